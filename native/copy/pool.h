@@ -1,0 +1,34 @@
+// The process-wide copy workers. One call runs the batches of one operation on the caller's thread and
+// on idle workers; a small operation (one batch) never leaves the caller's thread.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+
+#include "base/outcome.h"
+
+namespace ldd {
+
+// `run_batch(i)` is called once for each i in [0, count), from several threads at once, until one
+// call fails; run() returns after the last running call has returned, with the failure of the lowest
+// batch or the sum of moved_bytes. run_batch must not throw.
+class CopyPool {
+ public:
+  static CopyPool& instance();  // started at first use; a forked child starts its own
+
+  Outcome run(std::size_t count, const std::function<Outcome(std::size_t)>& run_batch);
+  // Number of threads of one operation, the caller's included; 0 = from the cores available.
+  void set_threads(std::size_t count);
+  [[nodiscard]] std::size_t threads() const;
+
+  CopyPool(const CopyPool&) = delete;
+  CopyPool& operator=(const CopyPool&) = delete;
+
+ private:
+  CopyPool();
+  ~CopyPool();
+  struct State;
+  State* state_;
+};
+
+}  // namespace ldd

@@ -1,0 +1,129 @@
+#include "memory/entries.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <thread>
+#include <utility>
+
+namespace ldd {
+
+namespace {
+
+std::vector<Range> joined(std::vector<Range> ranges) {
+  std::sort(ranges.begin(), ranges.end(),
+            [](const Range& a, const Range& b) { return a.begin < b.begin; });
+  std::vector<Range> result;
+  for (const Range& range : ranges) {
+    if (!result.empty() && range.begin <= result.back().end) {
+      result.back().end = std::max(result.back().end, range.end);
+    } else {
+      result.push_back(range);
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
+Entry::Entry(Published& published, Ref ref, std::vector<Range> ranges, bool accessible)
+    : published_(published),
+      index_(ref.index),
+      ranges_(joined(std::move(ranges))),
+      accessible_(accessible) {}
+
+bool Entry::contains(std::uint64_t address, std::uint64_t length) const {
+  auto after = std::upper_bound(
+      ranges_.begin(), ranges_.end(), address,
+      [](std::uint64_t value, const Range& range) { return value < range.begin; });
+  if (after == ranges_.begin()) {
+    return false;
+  }
+  const Range& range = *std::prev(after);
+  return address <= range.end && length <= range.end - address;
+}
+
+Use::Use(std::shared_ptr<Entry> entry, std::uint64_t value) : entry_(std::move(entry)) {
+  if (entry_ == nullptr) {
+    return;
+  }
+  // Counted first, checked second; close() kills first and looks at the count second. In the single
+  // order of these four operations one of the two sides always sees the other.
+  entry_->users_.fetch_add(1, std::memory_order_seq_cst);
+  if (entry_->published_.view().guard(entry_->index_) != value) {
+    release();
+  }
+}
+
+void Use::release() {
+  if (entry_ != nullptr) {
+    entry_->users_.fetch_sub(1, std::memory_order_seq_cst);
+    entry_.reset();
+  }
+}
+
+Ref Entries::open(std::vector<Range> ranges, bool accessible) {
+  for (const Range& range : ranges) {
+    if (range.end < range.begin) {
+      throw std::invalid_argument("an address range wraps around the address space");
+    }
+  }
+  const std::unique_lock lock(mutex_);
+  const Ref ref = published_.open_guard();
+  entries_.emplace(ref.index,
+                   std::make_shared<Entry>(published_, ref, std::move(ranges), accessible));
+  return ref;
+}
+
+bool Entries::kill_and_drain(Ref ref, const std::shared_ptr<Entry>& entry) {
+  if (!published_.kill_guard(ref)) {
+    return false;
+  }
+  while (entry->users_.load(std::memory_order_seq_cst) != 0) {
+    std::this_thread::yield();
+  }
+  return true;
+}
+
+bool Entries::close(Ref ref) {
+  const std::shared_ptr<Entry> entry = find(ref);
+  if (entry == nullptr || !kill_and_drain(ref, entry)) {
+    return false;
+  }
+  {
+    const std::unique_lock lock(mutex_);
+    entries_.erase(ref.index);
+  }
+  published_.free_guard(ref.index);
+  return true;
+}
+
+std::uint64_t Entries::reopen(Ref ref) {
+  const std::shared_ptr<Entry> entry = find(ref);
+  if (entry == nullptr || !kill_and_drain(ref, entry)) {
+    return 0;
+  }
+  return published_.revive_guard(ref.index);
+}
+
+std::shared_ptr<Entry> Entries::find(Ref ref) const {
+  const std::shared_lock lock(mutex_);
+  const auto found = entries_.find(ref.index);
+  if (found == entries_.end() || published_.view().guard(ref.index) != ref.value) {
+    return nullptr;
+  }
+  return found->second;
+}
+
+std::pair<std::shared_ptr<Entry>, std::uint64_t> Entries::find_holding(std::uint64_t address,
+                                                                       std::uint64_t length) const {
+  const std::shared_lock lock(mutex_);
+  for (const auto& [index, entry] : entries_) {
+    const std::uint64_t value = published_.view().guard(index);
+    if (entry->accessible() && (value & 1) != 0 && entry->contains(address, length)) {
+      return {entry, value};
+    }
+  }
+  return {nullptr, 0};
+}
+
+}  // namespace ldd

@@ -1,0 +1,92 @@
+// Entries: one registered cache each, as the native core sees it: a guard, address ranges, and
+// whether peers may touch them. A thread that is about to touch the memory of an entry takes a `Use`
+// for the length of one batch; closing an entry kills its guard first and then waits until no `Use`
+// is left. So closing is final and is bounded by the time of one batch, whatever any peer does.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <shared_mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "memory/published.h"
+
+namespace ldd {
+
+struct Range {
+  std::uint64_t begin = 0;
+  std::uint64_t end = 0;  // one past the last byte
+};
+
+class Entry {
+ public:
+  Entry(Published& published, Ref ref, std::vector<Range> ranges, bool accessible);
+
+  [[nodiscard]] bool accessible() const { return accessible_; }
+  [[nodiscard]] std::uint64_t index() const { return index_; }
+  // Whether [address, address + length) lies wholly inside one of the ranges; overflow-safe.
+  [[nodiscard]] bool contains(std::uint64_t address, std::uint64_t length) const;
+
+ private:
+  friend class Use;
+  friend class Entries;
+
+  Published& published_;
+  std::uint64_t index_;
+  std::atomic<std::uint64_t> users_{0};
+  std::vector<Range> ranges_;  // sorted by begin, overlapping ones joined
+  bool accessible_;
+};
+
+// Held while the memory of an entry is touched. False when the entry is not live at that value.
+class Use {
+ public:
+  Use() = default;
+  Use(std::shared_ptr<Entry> entry, std::uint64_t value);
+  Use(const Use&) = delete;
+  Use& operator=(const Use&) = delete;
+  Use(Use&& other) noexcept : entry_(std::move(other.entry_)) {}
+  Use& operator=(Use&& other) noexcept {
+    release();
+    entry_ = std::move(other.entry_);
+    return *this;
+  }
+  ~Use() { release(); }
+
+  explicit operator bool() const { return entry_ != nullptr; }
+  void release();
+
+ private:
+  std::shared_ptr<Entry> entry_;
+};
+
+class Entries {
+ public:
+  explicit Entries(Published& published) : published_(published) {}
+
+  // Throws std::length_error (no guard left) or std::invalid_argument (a range that wraps).
+  Ref open(std::vector<Range> ranges, bool accessible);
+  // Kills the guard, waits for users to leave, frees the slot. False when not live at that value.
+  bool close(Ref ref);
+  // Kills, waits, and brings the same entry back to life under a new value; 0 when it was not live.
+  std::uint64_t reopen(Ref ref);
+  // The live entry of `ref`, or null.
+  [[nodiscard]] std::shared_ptr<Entry> find(Ref ref) const;
+  // An accessible live entry (and its value now) that holds the whole range, for raw addresses.
+  [[nodiscard]] std::pair<std::shared_ptr<Entry>, std::uint64_t> find_holding(
+      std::uint64_t address, std::uint64_t length) const;
+
+ private:
+  [[nodiscard]] bool kill_and_drain(Ref ref, const std::shared_ptr<Entry>& entry);
+
+  Published& published_;
+  mutable std::shared_mutex mutex_;
+  std::unordered_map<std::uint64_t, std::shared_ptr<Entry>> entries_;
+};
+
+}  // namespace ldd

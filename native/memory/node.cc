@@ -1,0 +1,64 @@
+#include "memory/node.h"
+
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <system_error>
+#include <utility>
+
+namespace ldd {
+
+Node::Node(std::uint64_t incarnation, std::uint64_t guard_capacity, std::uint64_t log_capacity)
+    : incarnation_(incarnation),
+      published_(incarnation, guard_capacity, log_capacity),
+      entries_(published_),
+      self_(published_.open_guard()),
+      consumed_event_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  if (!consumed_event_.valid()) {
+    throw std::system_error(errno, std::generic_category(), "eventfd");
+  }
+}
+
+void Node::close() {
+  if (!closed_.exchange(true)) {
+    published_.kill_guard(self_);
+  }
+}
+
+Ref Node::open_key() {
+  const std::lock_guard lock(keys_mutex_);
+  const Ref key = published_.open_guard();
+  keys_.insert(key.index);
+  return key;
+}
+
+bool Node::close_key(Ref key) {
+  const std::lock_guard lock(keys_mutex_);
+  if (keys_.erase(key.index) == 0) {
+    return false;
+  }
+  const bool was_live = published_.kill_guard(key);
+  published_.free_guard(key.index);
+  return was_live;
+}
+
+bool Node::consume(Ref key) {
+  const std::lock_guard lock(keys_mutex_);
+  if (!keys_.contains(key.index) || !published_.kill_guard(key)) {
+    return false;
+  }
+  consumed_.push_back(key);
+  const std::uint64_t one = 1;
+  [[maybe_unused]] const auto written = ::write(consumed_event_.get(), &one, sizeof one);
+  return true;
+}
+
+std::vector<Ref> Node::take_consumed() {
+  const std::lock_guard lock(keys_mutex_);
+  std::uint64_t count = 0;
+  [[maybe_unused]] const auto got = ::read(consumed_event_.get(), &count, sizeof count);
+  return std::exchange(consumed_, {});
+}
+
+}  // namespace ldd
