@@ -1,0 +1,176 @@
+"""Bytes of a connection: the preamble, and control messages as length-prefixed msgpack.
+
+Every connection begins with the preamble, 8 bytes::
+
+    "LDD1" | kind u8 (1 control, 2 lane) | 0 0 0
+
+A control connection then carries frames: body length u32 little-endian, body (msgpack of one
+message). A lane carries the fixed messages of `lane_auth`.
+
+Any bytes either parse or raise `ProtocolError`; nothing else is ever raised for what a peer sent.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from functools import reduce
+from operator import or_
+from typing import Final
+
+import msgspec
+
+from llm_datadist._protocol.messages import (
+    Accept,
+    Complete,
+    Confirm,
+    Existing,
+    Hello,
+    Message,
+    Notify,
+    Ping,
+    Pong,
+    Ready,
+    Reject,
+    Reply,
+    Request,
+    Unlink,
+    Unlinked,
+    Welcome,
+    Yield,
+)
+
+__all__ = [
+    "HEADER_BYTES",
+    "MAX_FRAME_BYTES",
+    "MAX_GREETING_BYTES",
+    "PREAMBLE_BYTES",
+    "Kind",
+    "ProtocolError",
+    "decode_frame",
+    "decode_header",
+    "decode_message",
+    "decode_preamble",
+    "encode_frame",
+    "encode_message",
+    "encode_preamble",
+]
+
+PREAMBLE_BYTES: Final = 8
+HEADER_BYTES: Final = 4
+#: Largest body of a peer that has proved who it is, and of one that has not.
+MAX_FRAME_BYTES: Final = 1 << 20
+MAX_GREETING_BYTES: Final = 64 << 10
+
+_MAGIC: Final = b"LDD1"
+_PREAMBLE: Final = struct.Struct("<4sB3s")
+_HEADER: Final = struct.Struct("<I")
+_MESSAGES: Final[tuple[type[Message], ...]] = (
+    Accept,
+    Complete,
+    Confirm,
+    Existing,
+    Hello,
+    Notify,
+    Ping,
+    Pong,
+    Ready,
+    Reject,
+    Reply,
+    Request,
+    Unlink,
+    Unlinked,
+    Welcome,
+    Yield,
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(
+    reduce(or_, _MESSAGES),
+)
+
+
+class ProtocolError(Exception):
+    """The peer sent something that this protocol does not allow; its connection has to go."""
+
+
+class Kind(IntEnum):
+    """What a connection is for."""
+
+    CONTROL = 1
+    LANE = 2
+
+
+def encode_preamble(kind: Kind) -> bytes:
+    """Return the first bytes of a connection."""
+    return _PREAMBLE.pack(_MAGIC, kind, bytes(3))
+
+
+def decode_preamble(data: bytes) -> Kind:
+    """Return what the connection is for.
+
+    Raises:
+        ProtocolError: These are not the first bytes of a connection of this protocol.
+    """
+    if len(data) != PREAMBLE_BYTES:
+        raise ProtocolError(f"preamble of {len(data)} bytes, not {PREAMBLE_BYTES}")
+    magic, kind, zeros = _PREAMBLE.unpack(data)
+    if magic != _MAGIC or zeros != bytes(3) or kind not in tuple(Kind):
+        raise ProtocolError(f"not a connection of llm-datadist (it begins with {data!r})")
+    return Kind(kind)
+
+
+def encode_message(message: Message) -> bytes:
+    """Return the body of a message; equal messages give equal bytes."""
+    return _encoder.encode(message)
+
+
+def decode_message(body: bytes) -> Message:
+    """Return the message in a body.
+
+    Raises:
+        ProtocolError: It is none.
+    """
+    try:
+        return _decoder.decode(body)
+    except (ValueError, OverflowError, RecursionError, MemoryError) as error:
+        raise ProtocolError(f"malformed message of {len(body)} bytes: {error}") from error
+
+
+def encode_frame(message: Message) -> bytes:
+    """Return a message as it goes over the wire.
+
+    Raises:
+        ValueError: Its body is larger than MAX_FRAME_BYTES.
+    """
+    body = encode_message(message)
+    if len(body) > MAX_FRAME_BYTES:
+        kind = type(message).__name__
+        raise ValueError(f"{kind} of {len(body)} bytes; at most {MAX_FRAME_BYTES} fit")
+    return _HEADER.pack(len(body)) + body
+
+
+def decode_header(header: bytes, limit: int = MAX_FRAME_BYTES) -> int:
+    """Return the length of the body that follows.
+
+    Raises:
+        ProtocolError: It is 0 or beyond `limit`, or `header` is not HEADER_BYTES long.
+    """
+    if len(header) != HEADER_BYTES:
+        raise ProtocolError(f"frame header of {len(header)} bytes, not {HEADER_BYTES}")
+    (length,) = _HEADER.unpack(header)
+    if not 0 < length <= limit:
+        raise ProtocolError(f"frame of {length} bytes; 1 to {limit} are allowed")
+    return int(length)
+
+
+def decode_frame(data: bytes, limit: int = MAX_FRAME_BYTES) -> tuple[Message, bytes]:
+    """Return the first message in `data` and what is left of `data`.
+
+    Raises:
+        ProtocolError: `data` does not begin with one whole frame.
+    """
+    end = HEADER_BYTES + decode_header(data[:HEADER_BYTES], limit)
+    if len(data) < end:
+        raise ProtocolError(f"frame of {end} bytes, of which {len(data)} are there")
+    return decode_message(data[HEADER_BYTES:end]), data[end:]
