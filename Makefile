@@ -1,28 +1,159 @@
-# Two commands do everything on a fresh Debian machine with python3 and g++:
-#   make demo     build, install into .venv, run the prefill/decode demo
-#   make test     build, install into .venv, run the whole test suite
+# Two commands do everything on a fresh Debian machine with python3 (with venv), g++ and make:
+#   make demo     build, install into .venv, run the prefill/decode demo      (ARGS="--help" lists its options)
+#   make test     build, install into .venv, run the whole test suite         (ARGS="tests/unit -k plan" narrows it)
+# Every other check has a target too; .ci/run and .pre-commit-config.yaml only call these.
 PYTHON ?= python3
 VENV   ?= .venv
+JOBS   ?= 2
 BIN     = $(VENV)/bin
-STAMP   = $(VENV)/.installed
+export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test native lint clean
+NATIVE_SOURCES := $(shell find native -name '*.cc' -o -name '*.h')
+QUIETLY         = $(BIN)/python tools/quietly.py
+STUB            = src/llm_datadist/_native.pyi
+WHEEL_LIMIT     = 5M
 
-demo: $(STAMP)
+# A thread sanitizer of GCC 12 needs address space randomisation as older kernels had it.
+FIXED_ADDRESSES := $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setarch $$(uname -m) -R)
+
+.PHONY: demo test native lint format clean
+.PHONY: python-format python-lint native-format native-includes layers types spelling sizes conformance
+.PHONY: tidy stubs stubs-check native-tests tsan asan asan-native asan-python wheel demo-quick bench tools
+
+demo: $(VENV)/.installed
 	$(BIN)/llm-datadist demo $(ARGS)
 
-test: $(STAMP)
+test: $(VENV)/.installed $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
 
-native: $(STAMP)
-	$(BIN)/pip install -q --no-build-isolation --no-deps -e .
+# After an edit of the native sources; Python edits are live (editable install).
+native: $(VENV)/.tools
+	@echo "building the native core"
+	@$(BIN)/pip install -q --no-build-isolation --no-deps -e .
+	@touch $(VENV)/.installed
 
-$(STAMP): pyproject.toml CMakeLists.txt $(shell find native -name '*.cc' -o -name '*.h')
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q "scikit-build-core>=0.11" "nanobind>=2.9" "cmake>=3.25" ninja
-	$(BIN)/pip install -q --no-build-isolation -e ".[plot]"
-	$(BIN)/pip install -q "pytest>=8.2" "pytest-timeout>=2.3" "pytest-xdist>=3.6" "hypothesis>=6.100"
-	touch $@
+# ---- what the targets below stand on -------------------------------------------------------------
+
+$(VENV)/.tools: pyproject.toml
+	@echo "installing build tools into $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check "pip>=25.1"
+	@$(BIN)/pip install -q --group build
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.tools CMakeLists.txt $(NATIVE_SOURCES)
+	@echo "building and installing llm-datadist into $(VENV) (about a minute)"
+	@$(BIN)/pip install -q --no-build-isolation -e ".[plot]"
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.tools
+	@echo "installing test tools into $(VENV)"
+	@$(BIN)/pip install -q --group test
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.tools
+	@echo "installing linters into $(VENV)"
+	@$(BIN)/pip install -q --group lint
+	@touch $@
+
+tools: $(VENV)/.lint $(VENV)/.test $(VENV)/.installed
+
+# ---- static checks -------------------------------------------------------------------------------
+
+lint: python-format python-lint native-format native-includes layers types spelling sizes conformance
+
+python-format: $(VENV)/.lint
+	$(BIN)/ruff format --check --quiet .
+
+python-lint: $(VENV)/.lint
+	$(BIN)/ruff check --quiet .
+
+native-format: $(VENV)/.lint
+	git ls-files '*.cc' '*.h' | xargs -r $(BIN)/clang-format --dry-run -Werror
+
+native-includes: $(VENV)/.tools
+	$(BIN)/python tools/check_native_includes.py
+
+layers: $(VENV)/.lint $(VENV)/.installed
+	$(BIN)/lint-imports --no-logo
+
+types: $(VENV)/.lint $(VENV)/.installed $(VENV)/.test
+	$(BIN)/mypy
+
+spelling: $(VENV)/.lint
+	git ls-files | xargs -r $(BIN)/codespell
+
+sizes: $(VENV)/.tools
+	$(BIN)/python tools/check_file_sizes.py
+
+conformance: $(VENV)/.tools
+	$(BIN)/python tools/check_conformance.py
+
+# Rewrites what python-format, native-format and a part of python-lint only check.
+format: $(VENV)/.lint
+	$(BIN)/ruff format --quiet .
+	$(BIN)/ruff check --quiet --fix-only .
+	git ls-files '*.cc' '*.h' | xargs -r $(BIN)/clang-format -i
+
+tidy: $(VENV)/.lint
+	@$(QUIETLY) build/log/tidy-configure cmake -S . -B build/tidy -G Ninja -DLDD_TESTS=OFF
+	git ls-files 'native/*.cc' ':!native/bind' | \
+	  xargs -r -n 1 -P $(JOBS) $(BIN)/clang-tidy -p build/tidy --quiet
+
+# ---- the native module's stub --------------------------------------------------------------------
+
+stubs: $(VENV)/.lint $(VENV)/.installed
+	@$(BIN)/python -m nanobind.stubgen -q -m llm_datadist._native -o $(STUB)
+	@$(BIN)/ruff check --quiet --fix-only $(STUB) && $(BIN)/ruff format --quiet $(STUB)
+
+stubs-check: $(VENV)/.lint $(VENV)/.installed
+	@mkdir -p build/stubs
+	@$(BIN)/python -m nanobind.stubgen -q -m llm_datadist._native -o build/stubs/_native.pyi
+	@$(BIN)/ruff check --quiet --fix-only --no-respect-gitignore --config pyproject.toml build/stubs/_native.pyi
+	@$(BIN)/ruff format --quiet --no-respect-gitignore --config pyproject.toml build/stubs/_native.pyi
+	@diff -u $(STUB) build/stubs/_native.pyi || (echo "$(STUB) is stale: run 'make stubs'"; exit 1)
+
+# ---- native tests and sanitizers -----------------------------------------------------------------
+
+define native_programs
+	@$(QUIETLY) build/log/$(1)-configure cmake --preset $(1)
+	@$(QUIETLY) build/log/$(1)-build cmake --build --preset $(1) -j $(JOBS)
+	$(2) ctest --preset $(1) --output-on-failure --no-tests=error
+endef
+
+native-tests: $(VENV)/.tools
+	$(call native_programs,dev,)
+
+tsan: $(VENV)/.tools
+	$(call native_programs,tsan,$(FIXED_ADDRESSES))
+
+asan: asan-native asan-python
+
+asan-native: $(VENV)/.tools
+	$(call native_programs,asan,)
+
+# The Python suite's native part over a sanitized build of the module, in a virtual environment that
+# borrows the packages of $(VENV) but not its editable install.
+asan-python: $(VENV)/.installed $(VENV)/.test
+	tools/asan_suite.sh $(VENV) $(ARGS)
+
+# ---- packages, demo, benchmarks ------------------------------------------------------------------
+
+wheel: $(VENV)/.tools
+	@rm -rf build/dist build/wheel-venv
+	@$(QUIETLY) build/log/wheel $(BIN)/pip wheel -q --no-deps --no-build-isolation -w build/dist .
+	@find build/dist -name '*.whl' -size +$(WHEEL_LIMIT) | grep . && echo "wheel above $(WHEEL_LIMIT)" && exit 1 || true
+	@$(PYTHON) -m venv build/wheel-venv
+	@build/wheel-venv/bin/pip install -q --disable-pip-version-check build/dist/*.whl
+	@cd build && wheel-venv/bin/python -I ../tools/smoke_import.py
+	@build/wheel-venv/bin/llm-datadist --help >/dev/null
+	@ls -sh build/dist
+
+demo-quick: $(VENV)/.installed
+	$(BIN)/llm-datadist demo --quick $(ARGS)
+
+bench: $(VENV)/.installed
+	$(BIN)/llm-datadist bench $(ARGS)
 
 clean:
 	rm -rf build dist $(VENV)

@@ -1,0 +1,27 @@
+#!/bin/bash
+# Run a part of the Python suite over a module built with ASan and UBSan.
+# Usage: asan_suite.sh VENV [PYTEST ARGUMENTS]       (default: the native, conformance and link tests)
+set -euo pipefail
+venv=$(realpath "$1")
+shift
+if [ $# -eq 0 ]; then
+  set -- tests/unit/native tests/conformance
+fi
+build=$PWD/build/asan-python
+python=$build/venv/bin/python
+
+# A virtual environment without packages of its own: a path line reaches those of VENV, but not its
+# editable install, whose import hook would win over the sanitized module.
+test -x "$python" || "$venv/bin/python" -m venv --without-pip "$build/venv"
+site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+"$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >"$site/borrowed.pth"
+"$venv/bin/python" tools/quietly.py build/log/asan-python \
+  "$venv/bin/pip" install --no-deps --no-build-isolation --upgrade --target "$site" \
+  -C build-dir="$build/cmake" -C cmake.build-type=RelWithDebInfo -C install.strip=false \
+  -C cmake.define.LDD_SANITIZE=address,undefined .
+
+export LD_PRELOAD="$(gcc -print-file-name=libasan.so):$(gcc -print-file-name=libubsan.so)"
+# The interpreter keeps objects until its end, so leaks are not looked for here (the native programs do).
+export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:abort_on_error=1:handle_segv=1:detect_stack_use_after_return=0
+export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+exec "$python" -m pytest -p no:cacheprovider -o timeout=300 -o faulthandler_timeout=290 -q "$@"

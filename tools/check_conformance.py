@@ -1,0 +1,82 @@
+"""Check docs/conformance.md: one row per item of the API document's checklist, each with real tests.
+
+A row is `| number | what | tests |`; tests are `path::name` or `path::Class::name`, separated by
+commas, in backquotes. An item that is not implemented says so instead of naming tests; only the items
+of MAY_BE_MISSING may. The tests are looked up in the sources, so nothing needs to be built.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from functools import cache
+from pathlib import Path
+
+TABLE = Path("docs/conformance.md")
+ITEMS = range(1, 63)
+MAY_BE_MISSING = {62}
+NOT_IMPLEMENTED = "not implemented"
+ROW = re.compile(r"^\|\s*(\d+)\s*\|\s*(.+?)\s*\|\s*(.*?)\s*\|\s*$")
+REFERENCE = re.compile(r"`([^`]+)`")
+
+
+def rows_of(text: str) -> dict[int, str]:
+    """Item number -> its tests column."""
+    rows: dict[int, str] = {}
+    for line in text.splitlines():
+        match = ROW.match(line)
+        if match:
+            number = int(match[1])
+            if number in rows:
+                raise SystemExit(f"{TABLE}: item {number} has two rows")
+            rows[number] = match[3]
+    return rows
+
+
+@cache
+def tests_in(path: Path) -> frozenset[str]:
+    """The `name` and `Class::name` of every test function in a file."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.ClassDef):
+            names.update(
+                f"{node.name}::{inner.name}"
+                for inner in node.body
+                if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef)
+            )
+    return frozenset(name for name in names if name.split("::")[-1].startswith("test_"))
+
+
+def problem_of(reference: str) -> str | None:
+    file, _, name = reference.partition("::")
+    path = Path(file)
+    if not name:
+        return f"{reference}: write path::name"
+    if not path.is_file():
+        return f"{reference}: no file {file}"
+    if name not in tests_in(path):
+        return f"{reference}: no test {name} in {file}"
+    return None
+
+
+def main() -> int:
+    rows = rows_of(TABLE.read_text())
+    problems = [f"item {number}: no row" for number in ITEMS if number not in rows]
+    problems += [f"item {number}: not in the checklist" for number in rows if number not in ITEMS]
+    for number, tests in sorted(rows.items()):
+        references = REFERENCE.findall(tests)
+        if not references:
+            if NOT_IMPLEMENTED not in tests:
+                problems.append(f"item {number}: names no test")
+            elif number not in MAY_BE_MISSING:
+                problems.append(f"item {number}: must be implemented and tested")
+        problems += [f"item {number}: {text}" for text in map(problem_of, references) if text]
+    sys.stderr.writelines(f"{TABLE}: {line}\n" for line in problems)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
