@@ -1,0 +1,232 @@
+"""Caches as callers hold them.
+
+Source: api.md 5.2.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, final
+
+import numpy as np
+
+from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._types.addresses import check_addrs
+from llm_datadist._types.checks import check_instance, check_int
+from llm_datadist._types.desc import CacheDesc
+from llm_datadist._types.enums import DataType, Placement
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["NO_CACHE_ID", "Cache", "KvCache"]
+
+#: The id of a cache that is registered nowhere.
+NO_CACHE_ID: Final = -1
+
+# numpy has no bfloat16: its bits are shown as uint16.
+_DTYPES: dict[DataType, np.dtype[Any]] = {
+    DataType.DT_FLOAT: np.dtype(np.float32),
+    DataType.DT_FLOAT16: np.dtype(np.float16),
+    DataType.DT_INT8: np.dtype(np.int8),
+    DataType.DT_INT32: np.dtype(np.int32),
+    DataType.DT_UINT8: np.dtype(np.uint8),
+    DataType.DT_INT16: np.dtype(np.int16),
+    DataType.DT_UINT16: np.dtype(np.uint16),
+    DataType.DT_UINT32: np.dtype(np.uint32),
+    DataType.DT_INT64: np.dtype(np.int64),
+    DataType.DT_UINT64: np.dtype(np.uint64),
+    DataType.DT_DOUBLE: np.dtype(np.float64),
+    DataType.DT_BOOL: np.dtype(np.bool_),
+    DataType.DT_BF16: np.dtype(np.uint16),
+}
+
+
+@final
+class Cache:
+    """A set of equally shaped tensors: registered, allocated, or wrapped for `swap_blocks`.
+
+    Made by the methods of CacheManager and by `create_cpu_cache`, not by calling the class. The
+    memory of a registered cache is the caller's, who keeps it alive until `unregister_cache`
+    returns. Dropping this object releases nothing.
+
+    Args:
+        cache_id: Id at its instance; NO_CACHE_ID if it is registered nowhere.
+        cache_desc: Description; a copy is kept.
+        tensor_addrs: Address of each tensor, checked already.
+        is_blocks_cache: Whether dimension 0 counts blocks.
+        owner: Token of the instance that made it, compared by identity.
+        is_host_memory: Whether the addresses can be dereferenced by this process.
+
+    Source: api.md 5.2. Read-only.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_addrs",
+        "_cache_id",
+        "_desc",
+        "_is_blocks_cache",
+        "_is_host_memory",
+        "_owner",
+    )
+
+    def __init__(
+        self,
+        cache_id: int,
+        cache_desc: CacheDesc,
+        tensor_addrs: tuple[int, ...],
+        *,
+        is_blocks_cache: bool = False,
+        owner: object = None,
+        is_host_memory: bool = True,
+    ) -> None:
+        self._cache_id = cache_id
+        self._desc = cache_desc.copy()
+        self._addrs = tensor_addrs
+        self._is_blocks_cache = is_blocks_cache
+        self._owner = owner
+        self._is_host_memory = is_host_memory
+
+    @classmethod
+    def create_cpu_cache(cls, cache_desc: CacheDesc, addrs: list[int] | list[list[int]]) -> Cache:
+        """Wrap host memory of the caller, for `CacheManager.swap_blocks`.
+
+        Args:
+            cache_desc: Description; its placement is HOST.
+            addrs: Address of each tensor; or a list with one such list, for the one device there
+                is. The caller keeps the memory alive while the cache is in use.
+
+        Returns:
+            A cache without an id (its cache_id is -1), registered nowhere; to deallocate it does
+            nothing.
+        Raises:
+            AttributeError: cache_desc or addrs is None.
+            TypeError: A wrong type.
+            ValueError: An address outside uint64, or a tensor that wraps the address space.
+            LLMException: LLM_PARAM_INVALID: numbers and lists mixed in addrs ("should be
+                consistent"), lists for several devices, counts that differ, an address of 0, a
+                placement other than HOST, no tensors, or DT_STRING.
+        Source: api.md 5.2.
+        """
+        operation = "create_cpu_cache"
+        if cache_desc is None:
+            raise AttributeError("cache_desc is None; give a CacheDesc")
+        check_instance("cache_desc", cache_desc, CacheDesc)
+        cache_desc.check_usable(operation)
+        if cache_desc.placement is not Placement.HOST:
+            raise fail(
+                LLMStatusCode.LLM_PARAM_INVALID,
+                operation,
+                f"the placement of cache_desc is {cache_desc.placement}",
+                "describe host memory with placement=Placement.HOST",
+            )
+        flat = _flatten(operation, addrs)
+        return cls(NO_CACHE_ID, cache_desc, check_addrs(operation, cache_desc, flat))
+
+    @property
+    def cache_id(self) -> int:
+        """Id at its instance: 1, 2, ... since init; -1 for a cache that is registered nowhere."""
+        return self._cache_id
+
+    @property
+    def cache_desc(self) -> CacheDesc:
+        """Description at the time the cache was made; to change it has no effect on the cache."""
+        return self._desc.copy()
+
+    @property
+    def tensor_addrs(self) -> list[int]:
+        """Address of each tensor; a new list each time."""
+        return list(self._addrs)
+
+    @property
+    def per_device_tensor_addrs(self) -> list[list[int]]:
+        """Addresses by device; there is one device."""
+        return [list(self._addrs)]
+
+    @property
+    def is_blocks_cache(self) -> bool:
+        """Whether dimension 0 counts blocks."""
+        return self._is_blocks_cache
+
+    @property
+    def owner(self) -> object:
+        """Token of the instance that made the cache; None for create_cpu_cache *(internal)*."""
+        return self._owner
+
+    def tensor(self, index: int) -> NDArray[Any]:
+        """Return a tensor as a numpy array over the same memory, writable *(extension)*.
+
+        Args:
+            index: Which tensor, 0-based.
+
+        Returns:
+            An array of the shape and type of the description; DT_BF16 as the bits, uint16. It owns
+            nothing: to use it after the memory is gone (of an allocated cache: after it was freed)
+            is undefined.
+        Raises:
+            TypeError: index is not an integer.
+            ValueError: index is negative.
+            LLMException: LLM_PARAM_INVALID: no such tensor, or device memory that this process
+                cannot address.
+        Source: api.md 5.2.
+        """
+        index = check_int("index", index)
+        if index >= len(self._addrs):
+            raise fail(
+                LLMStatusCode.LLM_PARAM_INVALID,
+                "tensor",
+                f"index {index} of a cache with {len(self._addrs)} tensors",
+                f"give an index in [0, {len(self._addrs) - 1}]",
+            )
+        if not self._is_host_memory:
+            raise fail(
+                LLMStatusCode.LLM_PARAM_INVALID,
+                "tensor",
+                "the cache is in device memory, which numpy cannot address",
+                "copy it to a host cache with swap_blocks first",
+            )
+        desc = self._desc
+        return np.asarray(_Memory(self._addrs[index], desc.shape, _DTYPES[desc.data_type]))
+
+    def __repr__(self) -> str:
+        addresses = ", ".join(map(hex, self._addrs[:4]))
+        if len(self._addrs) > 4:
+            addresses += ", ..."
+        return (
+            f"Cache(cache_id={self._cache_id}, cache_desc={self._desc!r}, "
+            f"tensor_addrs=[{addresses}], is_blocks_cache={self._is_blocks_cache})"
+        )
+
+
+KvCache = Cache
+
+
+class _Memory:
+    """Memory in the form that numpy takes for the base of an array."""
+
+    def __init__(self, addr: int, shape: list[int], dtype: np.dtype[Any]) -> None:
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (addr, False),
+            "shape": tuple(shape),
+            "typestr": dtype.str,
+        }
+
+
+def _flatten(operation: str, addrs: object) -> object:
+    """Return addrs without the level of devices, if it has one; other mistakes are left to find."""
+    if not isinstance(addrs, (list, tuple)):
+        return addrs
+    nested = [isinstance(entry, (list, tuple)) for entry in addrs]
+    if not any(nested):
+        return addrs
+    if not all(nested):
+        problem = "addrs mixes addresses and lists of addresses; its entries should be consistent"
+    elif len(addrs) > 1:
+        problem = f"addrs has lists for {len(addrs)} devices; an instance has one"
+    else:
+        entry: object = addrs[0]
+        return entry
+    raise fail(
+        LLMStatusCode.LLM_PARAM_INVALID, operation, problem, "give one flat list of addresses"
+    )

@@ -1,0 +1,155 @@
+"""The outcome of a transfer that runs on its own.
+
+The engine holds the `TaskState`, fills it in and completes it; the caller holds the `CacheTask` and
+waits.
+
+Source: api.md 6.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import final
+
+from llm_datadist._errors import LLMStatusCode
+from llm_datadist._types.checks import UINT64_MAX, check_int
+
+__all__ = ["CacheTask", "TaskState"]
+
+
+class TaskState:
+    """What is known of a running transfer; thread-safe.
+
+    Args:
+        num_configs: Number of its destinations.
+    """
+
+    def __init__(self, num_configs: int) -> None:
+        self._changed = threading.Condition()
+        self._results: list[LLMStatusCode | None] = [None] * num_configs
+        self._complete = False
+        self._cancelled = False
+
+    def set_result(self, index: int, status: LLMStatusCode) -> None:
+        """Set the outcome of one destination.
+
+        A failure stays, and nothing changes after `complete`.
+        """
+        with self._changed:
+            if not self._complete and self._results[index] in {None, LLMStatusCode.LLM_SUCCESS}:
+                self._results[index] = status
+
+    def complete(self) -> None:
+        """Say that nothing more will happen; idempotent.
+
+        Destinations without an outcome stay None.
+        """
+        with self._changed:
+            self._complete = True
+            self._changed.notify_all()
+
+    def cancel(self) -> None:
+        """Ask for an early end; idempotent."""
+        with self._changed:
+            self._cancelled = True
+            self._changed.notify_all()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether an early end was asked for."""
+        return self._cancelled
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing more will happen."""
+        return self._complete
+
+    def results(self) -> list[LLMStatusCode | None]:
+        """Return the outcomes so far."""
+        with self._changed:
+            return list(self._results)
+
+    def wait(self, timeout_ms: int | None) -> bool:
+        """Wait until complete; return False when the time is over before."""
+        deadline = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
+        with self._changed:
+            while not self._complete:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                self._changed.wait(None if left is None else min(left, threading.TIMEOUT_MAX))
+            return True
+
+
+@final
+class CacheTask:
+    """A transfer that `transfer_cache_async` has started; made by it only.
+
+    Source: api.md 6. Every method may be called again and again, from any thread; the GIL is
+    released while waiting.
+    """
+
+    __slots__ = ("_state",)
+
+    def __init__(self, state: TaskState) -> None:
+        self._state = state
+
+    def synchronize(self, timeout_in_millis: int | None = None) -> LLMStatusCode:
+        """Wait for the end; never raises for a failed transfer.
+
+        Args:
+            timeout_in_millis: How long to wait; 0 only looks, None waits without limit.
+
+        Returns:
+            LLM_SUCCESS when every destination has all of its layers, else the first failure in the
+            order of the configs (LLM_FAILED when some were never started and none failed), or
+            LLM_WAIT_PROCESS_TIMEOUT when the wait expired; a later call may succeed.
+        Raises:
+            TypeError: timeout_in_millis is not an integer.
+            ValueError: It is negative.
+        """
+        if not self._state.wait(_timeout(timeout_in_millis)):
+            return LLMStatusCode.LLM_WAIT_PROCESS_TIMEOUT
+        results = self._state.results()
+        for status in results:
+            if status not in {None, LLMStatusCode.LLM_SUCCESS}:
+                assert status is not None
+                return status
+        return LLMStatusCode.LLM_FAILED if None in results else LLMStatusCode.LLM_SUCCESS
+
+    def get_results(self, timeout_in_millis: int | None = None) -> list[LLMStatusCode | None]:
+        """Wait for the end and return the outcome of each config, in their order.
+
+        Args:
+            timeout_in_millis: How long to wait; 0 only looks, None waits without limit.
+
+        Returns:
+            One status per config, None where nothing of it was started; LLM_WAIT_PROCESS_TIMEOUT in
+            every place when the wait expired.
+        Raises:
+            TypeError: timeout_in_millis is not an integer.
+            ValueError: It is negative.
+        """
+        complete = self._state.wait(_timeout(timeout_in_millis))
+        results = self._state.results()
+        if complete:
+            return results
+        return [LLMStatusCode.LLM_WAIT_PROCESS_TIMEOUT] * len(results)
+
+    def cancel(self) -> None:
+        """Ask for an early end *(extension)*: no further layer is sent.
+
+        Does not wait; idempotent.
+        """
+        self._state.cancel()
+
+    def __repr__(self) -> str:
+        complete = self._state.is_complete
+        return f"CacheTask(is_complete={complete}, results={self._state.results()})"
+
+
+def _timeout(timeout_in_millis: int | None) -> int | None:
+    if timeout_in_millis is None:
+        return None
+    return check_int("timeout_in_millis", timeout_in_millis, 0, UINT64_MAX)
