@@ -1,0 +1,43 @@
+"""Planning: layouts and block lists become three arrays of coalesced descriptors.
+
+A transfer is described by `(local address, remote address, length)` triples. They are made with
+numpy from the layouts of the two caches, so no Python code runs per descriptor; only a handful of
+descriptors (a one-block pull) takes a path in plain Python, which is quicker for them.
+
+Descriptors come in ascending order of tensor, then of destination block, and two neighbours in
+that order that touch on both sides are always one: also where one tensor ends at the address at
+which the next begins, and whatever the order in which the caller listed the blocks.
+
+`layout` says where caches lie, `indices` checks what callers give, `descriptors` makes the plans.
+Every function is pure. Those of `descriptors` expect indices that are known to be in range.
+
+Strided layouts (heads of another tensor-parallel size, other block sizes) will fit beside `Plan`
+as rows of (address, stride, count, length) that expand into its three arrays; nothing below the
+planner needs to know.
+"""
+
+from __future__ import annotations
+
+from llm_datadist._plan.descriptors import (
+    plan_block_copies,
+    plan_blocks,
+    plan_slot_to_blocks,
+    plan_slots,
+    slot_pieces,
+)
+from llm_datadist._plan.indices import blocks_array, copy_pairs, tensor_ranges
+from llm_datadist._plan.layout import Layout, Piece, Plan
+
+__all__ = [
+    "Layout",
+    "Piece",
+    "Plan",
+    "blocks_array",
+    "copy_pairs",
+    "plan_block_copies",
+    "plan_blocks",
+    "plan_slot_to_blocks",
+    "plan_slots",
+    "slot_pieces",
+    "tensor_ranges",
+]

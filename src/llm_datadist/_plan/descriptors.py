@@ -1,0 +1,310 @@
+"""From layouts and checked indices to plans."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from llm_datadist._plan.layout import Layout, Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    U64: TypeAlias = NDArray[np.uint64]
+    Blocks: TypeAlias = NDArray[np.int64]
+
+_U64 = np.dtype(np.uint64)
+_I64 = np.dtype(np.int64)
+
+_FEW = 8
+"""Up to this many descriptors plain Python is quicker than numpy's fixed costs."""
+
+
+def plan_blocks(
+    local: Layout,
+    local_blocks: Blocks,
+    local_tensors: range,
+    remote: Layout,
+    remote_blocks: Blocks,
+    remote_tensors: range,
+    *,
+    push: bool = False,
+) -> Plan:
+    """Plan block `remote_blocks[i]` against `local_blocks[i]`, for every tensor of the ranges.
+
+    Args:
+        local: Local blocks cache; its `unit_bytes` must equal the remote one's.
+        local_blocks: Local block indices, int64, in range.
+        local_tensors: Local tensors, step 1, as many as `remote_tensors`.
+        remote: Remote blocks cache (the source, for a copy within the process).
+        remote_blocks: Remote block indices, as many as `local_blocks`.
+        remote_tensors: Remote tensors.
+        push: The remote side is the destination. Decides only the order of the descriptors.
+    """
+    return _plan_units(
+        local, local_blocks, local_tensors, 0,
+        remote, remote_blocks, remote_tensors, 0,
+        local.unit_bytes, push=push,
+    )  # fmt: skip
+
+
+def plan_slots(
+    local: Layout,
+    local_slot: int,
+    local_tensors: range,
+    remote: Layout,
+    remote_slot: int,
+    remote_tensors: range,
+    size_bytes: int,
+    *,
+    offset_bytes: int = 0,
+) -> Plan:
+    """Plan `size_bytes` bytes of a slot against a slot, for every tensor of the ranges.
+
+    Args:
+        local: Local contiguous cache (the destination, for a copy within the process).
+        local_slot: Local slot.
+        local_tensors: Local tensors, step 1, as many as `remote_tensors`.
+        remote: Remote contiguous cache, or `Layout.raw` addresses with slot 0.
+        remote_slot: Remote slot.
+        remote_tensors: Remote tensors.
+        size_bytes: Bytes per tensor; with the offset they must fit in the slots of both sides.
+        offset_bytes: Where the bytes begin, counted from the start of the slot, on both sides.
+    """
+    local_offset = local_slot * local.unit_bytes + offset_bytes
+    remote_offset = remote_slot * remote.unit_bytes + offset_bytes
+    if len(local_tensors) <= _FEW:
+        pair = [(local_offset, remote_offset)]
+        return _plan_few(local, local_tensors, remote, remote_tensors, pair, size_bytes)
+    return _expand(
+        local.addrs[local_tensors.start : local_tensors.stop],
+        remote.addrs[remote_tensors.start : remote_tensors.stop],
+        np.array((local_offset,), _U64),
+        np.array((remote_offset,), _U64),
+        np.array((size_bytes,), _U64),
+        size_bytes * len(local_tensors),
+    )
+
+
+def plan_slot_to_blocks(
+    slots: Layout,
+    slot: int,
+    slot_tensors: range,
+    blocks: Layout,
+    block_indices: Blocks,
+    block_tensors: range,
+    *,
+    push: bool = False,
+) -> Plan:
+    """Plan consecutive pieces of a slot onto blocks: piece i lands in `block_indices[i]`.
+
+    A piece has the bytes of one block; `slot_pieces` says how many whole ones a slot has, and
+    there must be at least as many as blocks are given.
+
+    Args:
+        slots: Contiguous cache, the source: the remote side of a pull, the local one of a push.
+        slot: Slot of it.
+        slot_tensors: Tensors of it, step 1, as many as `block_tensors`.
+        blocks: Blocks cache, the destination.
+        block_indices: Destination blocks, int64, in range.
+        block_tensors: Tensors of the destination.
+        push: The blocks are the remote side.
+    """
+    pieces = np.arange(len(block_indices), dtype=_I64)
+    shift = slot * slots.unit_bytes
+    if push:
+        return _plan_units(
+            slots, pieces, slot_tensors, shift,
+            blocks, block_indices, block_tensors, 0,
+            blocks.unit_bytes, push=True,
+        )  # fmt: skip
+    return _plan_units(
+        blocks, block_indices, block_tensors, 0,
+        slots, pieces, slot_tensors, shift,
+        blocks.unit_bytes, push=False,
+    )  # fmt: skip
+
+
+def slot_pieces(slots: Layout, block_bytes: int) -> int:
+    """Whole pieces of `block_bytes` bytes into which one slot can be cut."""
+    return slots.unit_bytes // block_bytes
+
+
+def plan_block_copies(cache: Layout, sources: Blocks, destinations: Blocks) -> list[Plan]:
+    """Plan copies within one blocks cache, as if made one after the other.
+
+    The descriptors of one plan may run in any order; the plans must run in theirs. There is more
+    than one only where a block is both read and written, or written twice.
+
+    Args:
+        cache: Blocks cache.
+        sources: Block to read, per copy.
+        destinations: Block to write, per copy, as many as `sources`.
+    """
+    moves = sources != destinations
+    if not moves.all():
+        sources, destinations = sources[moves], destinations[moves]
+    tensors = cache.all_tensors
+    plans: list[Plan] = []
+    for first, last in _independent_spans(sources.tolist(), destinations.tolist()):
+        dst, src = destinations[first:last], sources[first:last]
+        plans.append(plan_blocks(cache, dst, tensors, cache, src, tensors))
+    return plans
+
+
+def _plan_units(
+    local: Layout,
+    local_blocks: Blocks,
+    local_tensors: range,
+    local_shift: int,
+    remote: Layout,
+    remote_blocks: Blocks,
+    remote_tensors: range,
+    remote_shift: int,
+    unit_bytes: int,
+    *,
+    push: bool,
+) -> Plan:
+    """Plan units of `unit_bytes` at index times `unit_bytes` plus the side's shift."""
+    count = len(local_blocks)
+    if count * len(local_tensors) <= _FEW:
+        if count == 1:
+            local_offset = local_shift + local_blocks.item() * unit_bytes
+            remote_offset = remote_shift + remote_blocks.item() * unit_bytes
+            pairs = [(local_offset, remote_offset)]
+        else:
+            pairs = [
+                (local_shift + here * unit_bytes, remote_shift + there * unit_bytes)
+                for here, there in zip(local_blocks.tolist(), remote_blocks.tolist(), strict=True)
+            ]
+            pairs.sort(key=operator.itemgetter(1 if push else 0))
+        return _plan_few(local, local_tensors, remote, remote_tensors, pairs, unit_bytes)
+    here, there, lengths = _runs(local_blocks, remote_blocks, push=push)
+    unit = np.uint64(unit_bytes)
+    return _expand(
+        local.addrs[local_tensors.start : local_tensors.stop],
+        remote.addrs[remote_tensors.start : remote_tensors.stop],
+        here * unit + np.uint64(local_shift),
+        there * unit + np.uint64(remote_shift),
+        lengths * unit,
+        count * unit_bytes * len(local_tensors),
+    )
+
+
+def _plan_few(
+    local: Layout,
+    local_tensors: range,
+    remote: Layout,
+    remote_tensors: range,
+    offsets: list[tuple[int, int]],
+    length: int,
+) -> Plan:
+    """Plan pieces of equal length at (local, remote) offsets in every tensor, in plain Python."""
+    locals_: list[int] = []
+    remotes: list[int] = []
+    lengths: list[int] = []
+    local_end = remote_end = -1
+    tensor_shift = remote_tensors.start - local_tensors.start
+    for tensor in local_tensors:
+        local_start = local.starts[tensor]
+        remote_start = remote.starts[tensor + tensor_shift]
+        for local_offset, remote_offset in offsets:
+            here = local_start + local_offset
+            there = remote_start + remote_offset
+            if here == local_end and there == remote_end:
+                lengths[-1] += length
+            else:
+                locals_.append(here)
+                remotes.append(there)
+                lengths.append(length)
+            local_end = here + length
+            remote_end = there + length
+    count = len(lengths)
+    joined = np.array(locals_ + remotes + lengths, _U64)  # one array costs less than three
+    return Plan(
+        joined[:count],
+        joined[count : 2 * count],
+        joined[2 * count :],
+        len(local_tensors) * len(offsets) * length,
+    )
+
+
+def _runs(local: Blocks, remote: Blocks, *, push: bool) -> tuple[U64, U64, U64]:
+    """Return first local block, first remote block and number of blocks of each maximal run.
+
+    Sorted by destination, which has no repetition, blocks that touch on both sides are neighbours.
+    """
+    destination = remote if push else local
+    if not (destination[1:] > destination[:-1]).all():
+        order = destination.argsort(kind="stable")
+        local, remote = local[order], remote[order]
+    local_step = local[1:] - local[:-1]
+    remote_step = remote[1:] - remote[:-1]
+    breaks = (local_step != 1) | (remote_step != 1)
+    starts = np.concatenate(([0], np.flatnonzero(breaks) + 1))
+    lengths = np.diff(starts, append=len(local))
+    return local[starts].view(_U64), remote[starts].view(_U64), lengths.view(_U64)
+
+
+def _expand(
+    local_addrs: U64,
+    remote_addrs: U64,
+    local_offsets: U64,
+    remote_offsets: U64,
+    lengths: U64,
+    total_bytes: int,
+) -> Plan:
+    """Repeat the runs of one tensor for every tensor, joining tensors that touch."""
+    num_tensors, num_runs = len(local_addrs), len(lengths)
+    # One block of memory: the allocator keeps it for the next plan, where three would be given
+    # back to the system and their pages faulted in again.
+    planes = np.empty((3, num_tensors, num_runs), _U64)
+    np.add.outer(local_addrs, local_offsets, out=planes[0])
+    np.add.outer(remote_addrs, remote_offsets, out=planes[1])
+    planes[2] = lengths
+    ends = planes[:2, :-1, -1] + lengths[-1]
+    touch = (planes[:2, 1:, 0] == ends).all(axis=0)
+    if touch.any():
+        planes = _join_rows(planes, touch)
+    local, remote, length = planes.reshape(3, -1)
+    return Plan(local, remote, length, total_bytes)
+
+
+def _join_rows(planes: U64, touch: NDArray[np.bool_]) -> U64:
+    """Join the last run of tensor t with the first of t + 1 wherever `touch[t]`."""
+    num_runs = planes.shape[2]
+    flat = planes.reshape(3, -1)
+    if num_runs == 1:  # any number of neighbours may become one
+        starts = np.flatnonzero(np.concatenate(([True], ~touch)))
+        joined = flat[:, starts]
+        joined[2] = np.add.reduceat(flat[2], starts)
+        return np.ascontiguousarray(joined)
+    planes[2, :-1, -1] += np.where(touch, planes[2, 1:, 0], np.uint64(0))
+    end = num_runs
+    for tensor, drop in enumerate(touch.tolist(), start=1):  # shifts rows: cheaper than a mask
+        start = tensor * num_runs + drop
+        count = num_runs - drop
+        flat[:, end : end + count] = flat[:, start : start + count]
+        end += count
+    return flat[:, :end]
+
+
+def _independent_spans(sources: list[int], destinations: list[int]) -> Iterator[tuple[int, int]]:
+    """Cut copies into consecutive spans in which no block that is written occurs again."""
+    first = 0
+    read: set[int] = set()
+    written: set[int] = set()
+    for place, (src, dst) in enumerate(zip(sources, destinations, strict=True)):
+        if src in written or dst in written or dst in read:
+            yield first, place
+            first = place
+            read.clear()
+            written.clear()
+        read.add(src)
+        written.add(dst)
+    if first < len(sources):
+        yield first, len(sources)

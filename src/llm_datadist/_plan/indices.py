@@ -1,0 +1,196 @@
+"""Checks of the indices that callers give: block lists, layer ranges.
+
+They raise what the API promises for each kind of mistake.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from llm_datadist._errors import LLMException, LLMStatusCode, fail
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    Blocks: TypeAlias = NDArray[np.int64]
+
+_I64 = np.dtype(np.int64)
+_DEFAULT_TENSORS_PER_LAYER = 2
+
+
+def copy_pairs(
+    operation: str, copies: Mapping[int, Sequence[int]], num_blocks: int
+) -> tuple[Blocks, Blocks]:
+    """Turn {block: [blocks to copy it onto]} into checked (sources, destinations) arrays.
+
+    Raises:
+        TypeError: A destination is not an integer.
+        ValueError: A block index is negative.
+        LLMException: LLM_PARAM_INVALID if an index is not below `num_blocks`.
+    """
+    keys = blocks_array(operation, "copy_block_info", list(copies), num_blocks)
+    flat = [block for onto in copies.values() for block in onto]
+    destinations = blocks_array(operation, "copy_block_info", flat, num_blocks)
+    return np.repeat(keys, [len(onto) for onto in copies.values()]), destinations
+
+
+def blocks_array(
+    operation: str,
+    name: str,
+    blocks: Sequence[int],
+    num_blocks: int | None,
+    *,
+    unique: bool = False,
+) -> Blocks:
+    """Check a list of block indices and return it as an int64 array.
+
+    Args:
+        operation: API call on whose behalf the check is made.
+        name: Name of the argument, for messages.
+        blocks: List or tuple of block indices.
+        num_blocks: Every index must be below it; None if the limit is not known here.
+        unique: No index may occur twice (destinations).
+
+    Raises:
+        TypeError: Not a list or tuple, or an element is not an integer (bool is none).
+        ValueError: An index is negative.
+        LLMException: LLM_PARAM_INVALID if an index is too large or repeated.
+    """
+    kind = type(blocks)
+    if kind is not list and kind is not tuple and not isinstance(blocks, list | tuple):
+        raise TypeError(f"{name} must be a list or tuple of int, got {kind.__name__}")
+    count = len(blocks)
+    if count == 1 and type(blocks[0]) is int:
+        block = blocks[0]
+        if block >= 0 and (num_blocks is None or block < num_blocks):
+            return np.array(blocks, _I64)
+    elif not set(map(type, blocks)) <= {int}:
+        blocks = [_index(name, place, block) for place, block in enumerate(blocks)]
+    try:
+        array = np.array(blocks, _I64)
+    except OverflowError:
+        array = None
+    if array is None or (
+        count and (array.min() < 0 or (num_blocks is not None and array.max() >= num_blocks))
+    ):
+        raise _out_of_range(operation, name, blocks, num_blocks)
+    if unique and len(set(blocks)) != count:
+        raise _repeated(operation, name, blocks)
+    return array
+
+
+def tensor_ranges(
+    operation: str,
+    src_layers: range | None,
+    dst_layers: range | None,
+    tensors_per_layer: int,
+    src_num_tensors: int,
+    dst_num_tensors: int,
+) -> tuple[range, range]:
+    """Turn the two layer ranges of a call into ranges of tensors, one per side.
+
+    Args:
+        operation: API call on whose behalf the check is made.
+        src_layers: Source layers, None for all.
+        dst_layers: Destination layers, None for all.
+        tensors_per_layer: Tensors per layer, in [0, 255].
+        src_num_tensors: Tensors of the source cache.
+        dst_num_tensors: Tensors of the destination cache.
+
+    Raises:
+        LLMException: LLM_PARAM_INVALID for ranges that are empty, stepped, beyond the last layer
+            or unequal, tensor counts that differ while all layers are meant, or a
+            `tensors_per_layer` that does not fit.
+    """
+    ranged = src_layers is not None or dst_layers is not None
+    fewest = min(src_num_tensors, dst_num_tensors)
+    fits = 0 < tensors_per_layer <= fewest
+    if not fits and (ranged or tensors_per_layer != _DEFAULT_TENSORS_PER_LAYER):
+        raise _invalid(
+            operation,
+            f"tensor_num_per_layer is {tensors_per_layer}",
+            f"give 1 to {fewest}, the number of tensors",
+        )
+    if not ranged:
+        if src_num_tensors != dst_num_tensors:
+            raise _invalid(
+                operation,
+                f"the source has {src_num_tensors} tensors, the destination {dst_num_tensors}",
+                "use caches of equal num_tensors, or give layer ranges",
+            )
+        return range(src_num_tensors), range(dst_num_tensors)
+    src = _layer_tensors(operation, "src", src_layers, tensors_per_layer, src_num_tensors)
+    dst = _layer_tensors(operation, "dst", dst_layers, tensors_per_layer, dst_num_tensors)
+    if len(src) != len(dst):
+        raise _invalid(
+            operation,
+            f"src_layer_range has {len(src) // tensors_per_layer} layers, dst_layer_range "
+            f"{len(dst) // tensors_per_layer} (None counts as all)",
+            "give ranges of equal length",
+        )
+    return src, dst
+
+
+def _layer_tensors(
+    operation: str, side: str, layers: range | None, tensors_per_layer: int, num_tensors: int
+) -> range:
+    num_layers, rest = divmod(num_tensors, tensors_per_layer)
+    if rest:
+        raise _invalid(
+            operation,
+            f"tensor_num_per_layer {tensors_per_layer} does not divide the {num_tensors} tensors "
+            f"of the {side} cache",
+            "give the number of tensors that one layer has",
+        )
+    if layers is None:
+        return range(num_tensors)
+    if layers.step != 1 or not 0 <= layers.start < layers.stop <= num_layers:
+        raise _invalid(
+            operation,
+            f"{side}_layer_range is {layers}, the cache has {num_layers} layers",
+            "give a range of step 1, not empty, within them",
+        )
+    return range(layers.start * tensors_per_layer, layers.stop * tensors_per_layer)
+
+
+def _index(name: str, place: int, block: object) -> int:
+    if not isinstance(block, bool):
+        try:
+            return operator.index(block)  # type: ignore[arg-type]  # the check itself
+        except TypeError:
+            pass
+    raise TypeError(f"{name}[{place}] must be int, got {type(block).__name__} ({block!r})")
+
+
+def _out_of_range(
+    operation: str, name: str, blocks: Sequence[int], num_blocks: int | None
+) -> Exception:
+    limit = 2**63 if num_blocks is None else num_blocks
+    for place, block in enumerate(blocks):
+        if block < 0:
+            return ValueError(f"{name}[{place}] must not be negative, got {block}")
+    place, block = next((at, block) for at, block in enumerate(blocks) if block >= limit)
+    return _invalid(
+        operation,
+        f"{name}[{place}] is {block}, the cache has {limit} blocks",
+        f"give indices below {limit}",
+    )
+
+
+def _repeated(operation: str, name: str, blocks: Sequence[int]) -> Exception:
+    seen: dict[int, int] = {}
+    for place, block in enumerate(blocks):
+        before = seen.setdefault(block, place)
+        if before != place:
+            problem = f"{name}[{place}] is {block} again, after {name}[{before}]"
+            return _invalid(operation, problem, "name each destination once")
+    raise AssertionError("a repetition was found before")
+
+
+def _invalid(operation: str, problem: str, remedy: str) -> LLMException:
+    return fail(LLMStatusCode.LLM_PARAM_INVALID, operation, problem, remedy)
