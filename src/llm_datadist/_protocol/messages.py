@@ -64,16 +64,19 @@ class DomainHello(Struct, frozen=True, kw_only=True):
         name: Name of the domain.
         ranks: Cluster id to rank, the whole map.
         rank: Rank of the dialer.
+        token: Random number of the dialer's call of `link`; it tells a domain from an earlier one
+            of the same name.
     """
 
     name: Annotated[str, Meta(min_length=1, max_length=127)]
     ranks: Annotated[dict[Uint64, Uint64], Meta(max_length=16)]
     rank: Uint64
+    token: Uint64 = 0
 
     @property
     def holder(self) -> str:
         """Name under which a link is held for this domain, on both ends."""
-        return f"domain:{self.name}"
+        return f"domain:{self.name}/{self.token:x}"
 
 
 class Hello(Message, frozen=True, kw_only=True):
