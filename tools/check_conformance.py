@@ -1,7 +1,7 @@
-"""Check docs/conformance.md: one row per item of the API document's checklist, each with real tests.
+"""Check docs/conformance.md: a row per item of the API document's checklist, each with real tests.
 
 A row is `| number | what | tests |`; tests are `path::name` or `path::Class::name`, separated by
-commas, in backquotes. An item that is not implemented says so instead of naming tests; only the items
+commas, in backquotes. An item that is not implemented says so instead of naming tests; only those
 of MAY_BE_MISSING may. The tests are looked up in the sources, so nothing needs to be built.
 """
 
