@@ -1,0 +1,232 @@
+"""One control connection: messages in and out, and the conversation on a link that is up.
+
+Everything here belongs to the control loop's thread. TLS can be put underneath by giving `ssl` to
+the two calls of `ControlConnection.open`; nothing above would change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from typing import TYPE_CHECKING, Final, final
+
+from llm_datadist._control.sockets import plain_address
+from llm_datadist._protocol.codec import (
+    HEADER_BYTES,
+    MAX_FRAME_BYTES,
+    MAX_GREETING_BYTES,
+    ProtocolError,
+    decode_header,
+    decode_message,
+    encode_frame,
+)
+from llm_datadist._protocol.messages import (
+    Message,
+    Notify,
+    Ping,
+    Pong,
+    Reply,
+    Request,
+    Unlink,
+    Unlinked,
+)
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Awaitable, Callable
+
+__all__ = ["ControlConnection", "Conversation", "PeerClosedError", "RemoteError"]
+
+
+_INBOX: Final = 64
+
+
+class PeerClosedError(ConnectionError):
+    """The connection is over: the peer closed it, died, or we did."""
+
+
+class RemoteError(Exception):
+    """The peer received a request and answered that it cannot do it."""
+
+
+@final
+class ControlConnection:
+    """Framed messages over one socket. Loop thread only. Make one with `open`."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sock: socket.socket
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._limit = MAX_GREETING_BYTES
+        self.peer_address = plain_address(sock.getpeername())
+        self.local_address = plain_address(sock.getsockname())
+
+    @staticmethod
+    async def open(sock: socket.socket) -> ControlConnection:
+        """Take over a connected socket, from either end; it is closed when that fails."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        try:
+            transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock)
+            return ControlConnection(
+                reader, asyncio.StreamWriter(transport, protocol, reader, loop), sock
+            )
+        except BaseException:
+            sock.close()
+            raise
+
+    def trust(self) -> None:
+        """Allow the larger frames of a peer that has proved who it is."""
+        self._limit = MAX_FRAME_BYTES
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether nothing more can be sent."""
+        return self._writer.transport.is_closing()
+
+    def send(self, message: Message) -> None:
+        """Queue a message; never blocks.
+
+        Raises:
+            PeerClosedError: The connection is over.
+            ValueError: The message is too large.
+        """
+        frame = encode_frame(message)
+        if self.is_closing:
+            raise PeerClosedError("the connection is closed")
+        self._writer.write(frame)
+
+    async def receive(self) -> Message:
+        """Return the next message.
+
+        Raises:
+            PeerClosedError: There is none; the connection is over.
+            ProtocolError: It is malformed or too large.
+        """
+        try:
+            header = await self._reader.readexactly(HEADER_BYTES)
+            body = await self._reader.readexactly(decode_header(header, self._limit))
+        except asyncio.IncompleteReadError:
+            raise PeerClosedError("the peer closed the connection") from None
+        except OSError as error:
+            raise PeerClosedError(f"the connection broke: {error.strerror or error}") from error
+        return decode_message(body)
+
+    async def wait_closed_by_peer(self) -> None:
+        """Wait until the peer closes; what it sends before is thrown away."""
+        with contextlib.suppress(OSError):
+            while await self._reader.read(4096):
+                pass
+
+    def close(self) -> None:
+        """Send what is queued, then close. Idempotent."""
+        self._writer.close()
+
+    def abort(self) -> None:
+        """Close at once and drop what is queued. Idempotent."""
+        self._writer.transport.abort()
+
+
+@final
+class Conversation:
+    """Questions and answers on a connection whose link is up. Loop thread only.
+
+    A Ping is answered at once, an Unlink or Unlinked goes to `on_signal` at once. Engine messages
+    go to `on_message` one at a time and in order; while 64 of them wait no more is read, which
+    holds the peer back instead of filling memory.
+
+    Args:
+        connection: Past its handshake.
+        on_message: Called with each Request and Notify; returns the Reply to a Request.
+        on_signal: Called with each Unlink and Unlinked.
+        on_closed: Called once with the reason when the connection is over, however it came about.
+    """
+
+    def __init__(
+        self,
+        connection: ControlConnection,
+        on_message: Callable[[Request | Notify], Awaitable[Reply | None]],
+        on_signal: Callable[[Message], None],
+        on_closed: Callable[[str], None],
+    ) -> None:
+        self.connection = connection
+        self._on_message = on_message
+        self._on_signal = on_signal
+        self._on_closed = on_closed
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[Pong | Reply]] = {}
+        self._inbox: asyncio.Queue[Request | Notify] = asyncio.Queue(_INBOX)
+
+    async def run(self) -> None:
+        """Converse until the connection is over."""
+        handling = asyncio.ensure_future(self._handle())
+        reason = "closed at this end"
+        try:
+            while True:
+                await self._receive(await self.connection.receive())
+        except (PeerClosedError, ProtocolError) as error:
+            reason = str(error)
+        finally:
+            handling.cancel()
+            self.connection.abort()
+            for answer in self._waiting.values():
+                if not answer.done():
+                    answer.set_exception(PeerClosedError(reason))
+            self._on_closed(reason)
+
+    async def ask(self, body: bytes) -> bytes:
+        """Send a Request and return the body of its Reply; the caller sets the time limit.
+
+        Raises:
+            PeerClosedError: The connection was over first.
+            RemoteError: The peer could not do it.
+            ValueError: The body is too large.
+        """
+        reply = await self._exchange(Request(id=next(self._ids), body=body))
+        if not isinstance(reply, Reply) or reply.error is not None:
+            raise RemoteError("no reply" if isinstance(reply, Pong) else reply.error)
+        return reply.body
+
+    async def ping(self) -> None:
+        """Return when the peer has answered; the caller sets the time limit.
+
+        Raises:
+            PeerClosedError: The connection was over first.
+        """
+        await self._exchange(Ping(id=next(self._ids)))
+
+    async def _exchange(self, question: Request | Ping) -> Pong | Reply:
+        answer: asyncio.Future[Pong | Reply] = asyncio.get_running_loop().create_future()
+        self._waiting[question.id] = answer
+        try:
+            self.connection.send(question)
+            return await answer
+        finally:
+            del self._waiting[question.id]
+
+    async def _receive(self, message: Message) -> None:
+        if isinstance(message, Ping):
+            self.connection.send(Pong(id=message.id))
+        elif isinstance(message, (Pong, Reply)):
+            answer = self._waiting.get(message.id)
+            if answer is not None and not answer.done():
+                answer.set_result(message)
+        elif isinstance(message, (Request, Notify)):
+            await self._inbox.put(message)
+        elif isinstance(message, (Unlink, Unlinked)):
+            self._on_signal(message)
+        else:
+            raise ProtocolError(f"{type(message).__name__} on a link that is up")
+
+    async def _handle(self) -> None:
+        while True:
+            message = await self._inbox.get()
+            try:
+                reply = await self._on_message(message)
+                if reply is not None:
+                    self.connection.send(reply)
+            except PeerClosedError:
+                return

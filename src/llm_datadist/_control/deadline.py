@@ -1,0 +1,41 @@
+"""Absolute deadlines on the monotonic clock."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, TypeVar, final
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+__all__ = ["Deadline"]
+
+_T = TypeVar("_T")
+
+
+@final
+class Deadline:
+    """A moment by which something has to be over.
+
+    Args:
+        seconds: From now.
+    """
+
+    __slots__ = ("seconds", "when")
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.when = time.monotonic() + seconds
+
+    def remaining(self) -> float:
+        """Return the seconds left; 0 when it has passed."""
+        return max(0.0, self.when - time.monotonic())
+
+    def at_most(self, seconds: float) -> Deadline:
+        """Return this deadline, or one `seconds` from now when that is earlier."""
+        return Deadline(min(seconds, self.remaining()))
+
+    async def limit(self, work: Awaitable[_T]) -> _T:
+        """Await `work`; past the deadline cancel it and raise asyncio.TimeoutError."""
+        return await asyncio.wait_for(work, self.remaining())

@@ -1,0 +1,101 @@
+"""Connecting to a peer: by name or literal, from a given source address, by a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import logging
+import socket
+from typing import TYPE_CHECKING, Any, Final
+
+from llm_datadist._control.sockets import plain_address, printed, resolve, tcp_socket, tune
+
+if TYPE_CHECKING:
+    from llm_datadist._control.deadline import Deadline
+    from llm_datadist._control.sockets import Address
+    from llm_datadist._control.workers import Workers
+
+__all__ = ["connect"]
+
+logger = logging.getLogger("llm_datadist")
+
+_BIND_ADDRESS_NO_PORT: Final = 24  # IP_BIND_ADDRESS_NO_PORT of ip(7)
+#: A source address that cannot reach the peer; it was a wish, so go without.
+_BAD_SOURCE: Final = frozenset(
+    {errno.EADDRNOTAVAIL, errno.EINVAL, errno.ENETUNREACH, errno.EHOSTUNREACH}
+)
+
+
+async def connect(
+    address: Address, deadline: Deadline, workers: Workers, source: str | None = None
+) -> socket.socket:
+    """Return a connected socket, ready for use on this loop.
+
+    A name that stands for several addresses is tried at each of them, sharing the time.
+
+    Args:
+        address: Of the peer.
+        deadline: When to give up.
+        workers: For the resolver.
+        source: Local ip to connect from; one that is not ours is ignored with a warning.
+
+    Raises:
+        OSError: Refused, unreachable, or not resolved.
+        asyncio.TimeoutError: No answer in time.
+    """
+    candidates = await deadline.limit(resolve(address, workers))
+    error: Exception = OSError(f"{printed(address)} stands for no address")
+    for place, (family, sockaddr) in enumerate(candidates):
+        share = deadline.at_most(deadline.remaining() / (len(candidates) - place))
+        try:
+            return await share.limit(_connect_one(family, sockaddr, source))
+        except (OSError, asyncio.TimeoutError) as failure:
+            error = failure
+    raise error
+
+
+async def _connect_one(family: int, sockaddr: tuple[Any, ...], source: str | None) -> socket.socket:
+    if source is not None and _unspecified(source):
+        source = None
+    try:
+        return await _attempt(family, sockaddr, source)
+    except OSError as error:
+        if source is None or error.errno not in _BAD_SOURCE:
+            raise
+        logger.warning(
+            "local ip %s cannot be the source of a connection to %s (%s); ignored",
+            source,
+            printed(plain_address(sockaddr)),
+            error.strerror or error,
+        )
+    return await _attempt(family, sockaddr, None)
+
+
+async def _attempt(family: int, sockaddr: tuple[Any, ...], source: str | None) -> socket.socket:
+    sock = tcp_socket(family)
+    try:
+        if source is not None:
+            _bind(sock, source)
+        await asyncio.get_running_loop().sock_connect(sock, sockaddr)
+        return tune(sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _bind(sock: socket.socket, source: str) -> None:
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
+    try:
+        sock.bind((source, 0))
+    except (OSError, UnicodeError) as error:  # another family, or no address
+        raise OSError(errno.EADDRNOTAVAIL, f"not an address of ours: {error}") from error
+
+
+def _unspecified(source: str) -> bool:
+    try:
+        return ipaddress.ip_address(source).is_unspecified
+    except ValueError:
+        return False

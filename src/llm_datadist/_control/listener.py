@@ -1,0 +1,169 @@
+"""Listening sockets and what comes in through them, up to the point where a peer has proved itself.
+
+Nobody is trusted here. A connection that is malformed, slow, or one of too many is closed, and
+nothing else happens: each has until the handshake deadline to prove itself, and when too many are
+unproven the oldest goes. Loop thread only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final, final
+
+from llm_datadist._control.connection import PeerClosedError
+from llm_datadist._control.sockets import plain_address, printed, receive_exactly, tune
+from llm_datadist._protocol.codec import PREAMBLE_BYTES, Kind, ProtocolError, decode_preamble
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from llm_datadist._control.loop import ControlLoop
+    from llm_datadist._control.sockets import Address
+
+__all__ = ["HANDSHAKE_SECONDS", "MAX_UNPROVEN", "Doorway", "Listener", "Visit"]
+
+logger = logging.getLogger("llm_datadist")
+
+HANDSHAKE_SECONDS: Final = 10.0
+MAX_UNPROVEN: Final = 256
+_ACCEPTS_AT_ONCE: Final = 64
+_PAUSE_SECONDS: Final = 0.1
+
+
+@final
+class Visit:
+    """An incoming connection until its peer has proved itself."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.peer = plain_address(sock.getpeername())
+        self.refusal: str | None = None
+        self._task = asyncio.current_task()
+        self._timer: asyncio.TimerHandle | None = None
+        self._leave: Callable[[Visit], object] | None = None
+
+    def begin(self, seconds: float, leave: Callable[[Visit], object]) -> None:
+        """Start the time that the peer has."""
+        reason = f"it did not prove itself within {seconds:g} s"
+        self._leave = leave
+        self._timer = asyncio.get_running_loop().call_later(seconds, self.refuse, reason)
+
+    def proven(self) -> None:
+        """The peer has proved itself: from here on it is only bound by what it does. Idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._leave is not None:
+            self._leave(self)
+
+    def refuse(self, reason: str) -> None:
+        """Break off, from outside the task that serves it."""
+        self.refusal = reason
+        if self._task is not None:
+            self._task.cancel()
+
+
+@final
+class Doorway:
+    """Takes connections from all listeners of an instance and passes them on by kind.
+
+    Args:
+        control: The instance's loop.
+        routes: Kind of connection to what serves it. It owns the visit's socket from the call on,
+            calls `Visit.proven` when it knows the peer, and may raise ProtocolError,
+            PeerClosedError, EOFError or OSError for what the peer does.
+    """
+
+    def __init__(
+        self, control: ControlLoop, routes: Mapping[Kind, Callable[[Visit], Awaitable[None]]]
+    ) -> None:
+        self._control = control
+        self._routes = routes
+        self._unproven: dict[Visit, None] = {}  # oldest first
+
+    def enter(self, sock: socket.socket) -> None:
+        """Serve a connection that has just been accepted."""
+        self._control.spawn(self._serve(sock))
+
+    @property
+    def unproven(self) -> int:
+        """Connections whose peer has yet to prove itself."""
+        return len(self._unproven)
+
+    async def _serve(self, sock: socket.socket) -> None:
+        try:
+            visit = Visit(tune(sock))
+        except OSError:  # gone before it was looked at
+            sock.close()
+            return
+        self._admit(visit)
+        try:
+            await self._route(visit)
+        except (ProtocolError, PeerClosedError, EOFError, OSError) as error:
+            logger.warning("connection from %s closed: %s", printed(visit.peer), error)
+        except asyncio.CancelledError:
+            if visit.refusal is None:
+                raise
+            logger.warning("connection from %s closed: %s", printed(visit.peer), visit.refusal)
+        finally:
+            visit.proven()
+
+    async def _route(self, visit: Visit) -> None:
+        try:
+            kind = decode_preamble(await receive_exactly(visit.sock, PREAMBLE_BYTES))
+        except EOFError:  # a port scan, a health check
+            logger.debug("connection from %s closed before it said anything", printed(visit.peer))
+            visit.sock.close()
+            return
+        except BaseException:
+            visit.sock.close()
+            raise
+        await self._routes[kind](visit)
+
+    def _admit(self, visit: Visit) -> None:
+        if len(self._unproven) >= MAX_UNPROVEN:
+            oldest = next(iter(self._unproven))
+            oldest.refuse(f"more than {MAX_UNPROVEN} connections have not proved themselves")
+            self._unproven.pop(oldest)
+        self._unproven[visit] = None
+        visit.begin(HANDSHAKE_SECONDS, lambda done: self._unproven.pop(done, None))
+
+
+@final
+class Listener:
+    """Accepts connections on one listening socket, from construction until `close`."""
+
+    def __init__(self, doorway: Doorway, sock: socket.socket) -> None:
+        self.address: Address = plain_address(sock.getsockname())
+        self._doorway = doorway
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(sock, self._accept)
+
+    def close(self) -> None:
+        """Stop accepting and free the port at once; what was accepted goes on. Idempotent."""
+        if self._sock.fileno() >= 0:
+            self._loop.remove_reader(self._sock)
+            self._sock.close()
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS_AT_ONCE):
+            try:
+                sock, _ = self._sock.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                logger.error("cannot accept connections on %s: %s", printed(self.address), error)
+                self._pause()
+                return
+            self._doorway.enter(sock)
+
+    def _pause(self) -> None:
+        """Wait for files or memory to come free instead of spinning on the same error."""
+        self._loop.remove_reader(self._sock)
+        self._loop.call_later(_PAUSE_SECONDS, self._resume)
+
+    def _resume(self) -> None:
+        if self._sock.fileno() >= 0:
+            self._loop.add_reader(self._sock, self._accept)

@@ -1,0 +1,128 @@
+"""The control thread of one instance: an asyncio loop in a daemon thread, called from any."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Final, TypeVar, final
+
+from llm_datadist._control.workers import Workers
+from llm_datadist._errors import LLMStatusCode, fail
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from llm_datadist._errors import LLMException
+
+__all__ = ["ControlLoop"]
+
+logger = logging.getLogger("llm_datadist")
+
+_T = TypeVar("_T")
+_STOP_SECONDS: Final = 2.0
+
+
+@final
+class ControlLoop:
+    """Runs coroutines on its own thread. Thread-safe unless said otherwise.
+
+    Args:
+        name: Of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.workers = Workers(name)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._submitting = threading.Lock()
+        self._open = False
+        self._pid = os.getpid()
+
+    def start(self) -> None:
+        """Start the thread. Once only."""
+        self._thread.start()
+        self._open = True
+
+    def run(self, work: Coroutine[Any, Any, _T], operation: str) -> _T:
+        """Run `work` on the loop and return what it returns; an interrupted wait cancels it.
+
+        Raises:
+            LLMException: LLM_ENGINE_FINALIZED: the loop stopped before or meanwhile; LLM_FAILED:
+                this is a forked child, which has no loop.
+        """
+        if os.getpid() != self._pid:
+            work.close()
+            raise fail(
+                LLMStatusCode.LLM_FAILED,
+                operation,
+                "this process was forked from the one that initialised the instance",
+                "initialise an instance of its own in the child",
+            )
+        with self._submitting:
+            if not self._open:
+                work.close()
+                raise _finalized(operation)
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise _finalized(operation) from None
+        except KeyboardInterrupt:
+            future.cancel()
+            raise
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run `work` in the background; an exception of it is logged. Loop thread only."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+        return task
+
+    def stop(self) -> None:
+        """Cancel everything that runs, end the thread, close the loop. Idempotent; bounded."""
+        if os.getpid() != self._pid:
+            return
+        with self._submitting:
+            if not self._open:
+                return
+            self._open = False
+            ending = asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop)
+        try:
+            ending.result(_STOP_SECONDS)
+        except concurrent.futures.TimeoutError:
+            logger.warning("%s: tasks that do not end are left behind", self._thread.name)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_STOP_SECONDS)
+        if not self._thread.is_alive():
+            self._loop.close()
+
+    async def _cancel_all(self) -> None:
+        own = asyncio.current_task()
+        while tasks := [task for task in asyncio.all_tasks() if task is not own]:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=_STOP_SECONDS / 4)
+        for _ in range(3):  # let transports finish closing
+            await asyncio.sleep(0)
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def _reap(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a task of the control plane failed: %r", error, exc_info=error)
+
+
+def _finalized(operation: str) -> LLMException:
+    return fail(
+        LLMStatusCode.LLM_ENGINE_FINALIZED,
+        operation,
+        "the instance was finalized",
+        "initialise it again",
+    )

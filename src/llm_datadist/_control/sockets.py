@@ -1,0 +1,145 @@
+"""Sockets of the control plane: options, addresses, exact reads, their end in a forked child."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import socket
+import weakref
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+if TYPE_CHECKING:
+    from llm_datadist._control.workers import Workers
+
+__all__ = [
+    "Address",
+    "listen_on",
+    "plain_address",
+    "printed",
+    "receive_exactly",
+    "resolve",
+    "resolve_now",
+    "tcp_socket",
+    "tune",
+]
+
+#: (host or ip, port)
+Address: TypeAlias = tuple[str, int]
+#: (family, address as the socket module wants it)
+Resolved: TypeAlias = tuple[int, tuple[Any, ...]]
+
+_BACKLOG: Final = 512
+_KEEPALIVE: Final = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+
+_tracked: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    """Close a forked child's copies: held, they would hide the parent's death from its peers."""
+    for sock in list(_tracked):
+        with contextlib.suppress(OSError):
+            os.close(sock.detach())
+    _tracked.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def tcp_socket(family: int) -> socket.socket:
+    """Return a new TCP socket: non-blocking, closed on exec and in forked children."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    _tracked.add(sock)
+    return sock
+
+
+def tune(sock: socket.socket) -> socket.socket:
+    """Set a connected socket's options: no delay, and notice a host that vanished within seconds.
+
+    A peer that is merely stopped still answers the kernel's probes and keeps its link.
+    """
+    sock.setblocking(False)
+    _tracked.add(sock)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return sock
+
+
+def resolve_now(
+    address: Address, *, numeric: bool = False, passive: bool = False
+) -> list[Resolved]:
+    """Return what an address stands for; may ask the resolver and block unless `numeric`.
+
+    Raises:
+        OSError: Nothing, or not numeric.
+    """
+    flags = (socket.AI_NUMERICHOST if numeric else 0) | (socket.AI_PASSIVE if passive else 0)
+    found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=flags)
+    return [(family, sockaddr) for family, _, _, _, sockaddr in found]
+
+
+async def resolve(address: Address, workers: Workers) -> list[Resolved]:
+    """Return what an address stands for, without blocking the loop; OSError when nothing."""
+    try:
+        return resolve_now(address, numeric=True)
+    except OSError:
+        return await workers.run(resolve_now, address)
+
+
+def plain_address(sockaddr: tuple[Any, ...]) -> Address:
+    """Return (ip, port) of a socket address; IPv4 inside IPv6 comes out as IPv4."""
+    host = str(sockaddr[0])
+    with contextlib.suppress(ValueError):
+        ip = ipaddress.ip_address(host)
+        if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+            host = str(ip.ipv4_mapped)
+    return host, int(sockaddr[1])
+
+
+def printed(address: Address) -> str:
+    """Return `ip:port`, `[v6]:port`."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def listen_on(address: Address) -> socket.socket:
+    """Return a listening socket; port 0 lets the system choose.
+
+    Raises:
+        OSError: The address is in use, not ours, or no address.
+    """
+    error: OSError = OSError(f"{printed(address)} is no address")
+    for family, sockaddr in resolve_now(address, passive=True):
+        sock = tcp_socket(family)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(sockaddr)
+            sock.listen(_BACKLOG)
+        except OSError as failure:
+            sock.close()
+            error = failure
+        else:
+            return sock
+    raise OSError(error.errno, f"cannot listen on {printed(address)}: {error.strerror or error}")
+
+
+async def receive_exactly(sock: socket.socket, size: int) -> bytes:
+    """Return the next `size` bytes of a non-blocking socket and not one more.
+
+    Raises:
+        EOFError: The peer closed before.
+        OSError: The connection broke.
+    """
+    loop = asyncio.get_running_loop()
+    data = bytearray(size)
+    view = memoryview(data)
+    while view:
+        received = await loop.sock_recv_into(sock, view)
+        if received == 0:
+            raise EOFError(f"closed after {size - len(view)} of {size} bytes")
+        view = view[received:]
+    return bytes(data)

@@ -1,0 +1,94 @@
+"""Daemon threads for calls that may block, so that the control loop never does.
+
+Not a `concurrent.futures.ThreadPoolExecutor`: its threads are joined before exit handlers run, and
+it refuses work from then on, while an instance finalizes itself in an exit handler; and a call
+stuck in a worker must never keep a process alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Workers"]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_IDLE_SECONDS: Final = 5.0
+
+
+@final
+class Workers:
+    """Runs calls on threads that come when needed and go when idle. Thread-safe.
+
+    Args:
+        name: Prefix of the threads' names.
+        limit: Threads at most; further calls queue.
+    """
+
+    def __init__(self, name: str, limit: int = 64) -> None:
+        self._name = name
+        self._limit = limit
+        self._changed = threading.Condition()
+        self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._threads = self._idle = self._busy = 0
+
+    def submit(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
+        """Queue a call; its outcome, an exception included, goes into the future."""
+        future: Future[_T] = Future()
+        with self._changed:
+            self._jobs.append((future, partial(call, *args, **kwargs)))
+            if len(self._jobs) > self._idle and self._threads < self._limit:
+                self._start_thread()
+            self._changed.notify_all()
+        return future
+
+    async def run(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Run a call and await it. Cancelling the wait does not stop a call that has begun."""
+        return await asyncio.wrap_future(self.submit(call, *args, **kwargs))
+
+    def wait_idle(self, seconds: float) -> bool:
+        """Wait until no call is queued or running; return False when that took too long."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._jobs and not self._busy, seconds)
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._serve, name=f"{self._name}-worker", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is shutting down, or no more threads can be had
+            if not self._threads:
+                self._jobs.pop()[0].set_exception(RuntimeError("cannot start a worker thread"))
+            return
+        self._threads += 1
+
+    def _serve(self) -> None:
+        while (job := self._take()) is not None:
+            future, call = job
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as error:  # belongs to whoever waits for the future
+                    future.set_exception(error)
+            del future, call, job
+            with self._changed:
+                self._busy -= 1
+                self._changed.notify_all()
+
+    def _take(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+        with self._changed:
+            self._idle += 1
+            found = self._changed.wait_for(lambda: bool(self._jobs), _IDLE_SECONDS)
+            self._idle -= 1
+            if not found:
+                self._threads -= 1
+                return None
+            self._busy += 1
+            return self._jobs.popleft()
