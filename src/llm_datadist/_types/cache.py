@@ -13,7 +13,7 @@ from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._types.addresses import check_addrs
 from llm_datadist._types.checks import check_instance, check_int
 from llm_datadist._types.desc import CacheDesc
-from llm_datadist._types.enums import DataType, Placement
+from llm_datadist._types.enums import DataType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -92,7 +92,7 @@ class Cache:
         """Wrap host memory of the caller, for `CacheManager.swap_blocks`.
 
         Args:
-            cache_desc: Description; its placement is HOST.
+            cache_desc: Description.
             addrs: Address of each tensor; or a list with one such list, for the one device there
                 is. The caller keeps the memory alive while the cache is in use.
 
@@ -104,8 +104,8 @@ class Cache:
             TypeError: A wrong type.
             ValueError: An address outside uint64, or a tensor that wraps the address space.
             LLMException: LLM_PARAM_INVALID: numbers and lists mixed in addrs ("should be
-                consistent"), lists for several devices, counts that differ, an address of 0, a
-                placement other than HOST, no tensors, or DT_STRING.
+                consistent"), lists for several devices, counts that differ, an address of 0,
+                no tensors, or DT_STRING.
         Source: api.md 5.2.
         """
         operation = "create_cpu_cache"
@@ -113,13 +113,6 @@ class Cache:
             raise AttributeError("cache_desc is None; give a CacheDesc")
         check_instance("cache_desc", cache_desc, CacheDesc)
         cache_desc.check_usable(operation)
-        if cache_desc.placement is not Placement.HOST:
-            raise fail(
-                LLMStatusCode.LLM_PARAM_INVALID,
-                operation,
-                f"the placement of cache_desc is {cache_desc.placement}",
-                "describe host memory with placement=Placement.HOST",
-            )
         flat = _flatten(operation, addrs)
         return cls(NO_CACHE_ID, cache_desc, check_addrs(operation, cache_desc, flat))
 

@@ -61,7 +61,7 @@ class CacheDesc:
         "_size",
     )
 
-    def __init__(  # noqa: PLR0917 (the API's signature)
+    def __init__(
         self,
         num_tensors: int,
         shape: Sequence[int],

@@ -1,0 +1,12 @@
+"""Options: what callers set (`LLMConfig`), and what the rest of the package reads (`Config`).
+
+The only reader of the option dictionary and of the environment.
+
+Source: api.md 3, 4.2.
+"""
+
+from llm_datadist._options.config import LLMConfig
+from llm_datadist._options.parse import parse_listen, parse_options
+from llm_datadist._options.settings import Backend, Config, Device, Pool
+
+__all__ = ["Backend", "Config", "Device", "LLMConfig", "Pool", "parse_listen", "parse_options"]

@@ -1,0 +1,207 @@
+"""The option dictionary and the environment become a `Config`.
+
+Source: api.md 3, 4.2.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar, get_args
+
+from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._options import keys
+from llm_datadist._options.json_options import (
+    check_global_resource_config,
+    check_local_comm_res,
+    parse_pool,
+)
+from llm_datadist._options.reader import OptionReader
+from llm_datadist._options.settings import Backend, Config, Device
+from llm_datadist._types.checks import INT32_MAX, INT64_MAX, UINT32_MAX, UINT64_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["parse_listen", "parse_options"]
+
+_T = TypeVar("_T")
+
+_DEVICE = re.compile("[0-9]{1,10}")
+
+
+def parse_options(options: dict[str, str], environ: Mapping[str, str] | None = None) -> Config:
+    """Return what the options of `LLMDataDist.init` say; the dictionary is only read.
+
+    Args:
+        options: Keys that are not known are ignored.
+        environ: Environment variables; None for those of the process.
+
+    Raises:
+        TypeError: options is not a dict, or a known option is not a str.
+        LLMException: LLM_PARAM_INVALID: an option is malformed or does not fit another;
+            LLM_FEATURE_NOT_ENABLED: the options ask for the first generation.
+    Source: api.md 3, 4.2.
+    """
+    reader = OptionReader(options, os.environ if environ is None else environ, "init")
+    flow_graph_size = reader.number(keys.FLOW_GRAPH_MEM_MAX_SIZE, 0, UINT64_MAX)
+    local_comm_res = reader.text(keys.LOCAL_COMM_RES)
+    if local_comm_res is not None:
+        check_local_comm_res(reader, local_comm_res)
+    cache_manager = reader.switch(keys.ENABLE_CACHE_MANAGER) or local_comm_res is not None
+    backend = _choice(reader, keys.TRANSFER_BACKEND, (*get_args(Backend), "hixl"), "auto")
+    if backend == "hixl":
+        _check_hixl(reader, cache_manager=cache_manager)
+    config = Config(
+        device_ids=_device_ids(reader),
+        sync_timeout_ms=_either(reader.number(keys.SYNC_KV_TIMEOUT, 1, UINT32_MAX), 1000),
+        listen=reader.listen(keys.LISTEN, several=not cache_manager),
+        cache_manager=cache_manager,
+        remote_accessible=_remote_accessible(reader, local_comm_res),
+        device_pool=parse_pool(reader, keys.MEM_POOL),
+        host_pool=parse_pool(reader, keys.HOST_MEM_POOL),
+        local_comm_res=local_comm_res,
+        link_total_time_s=_link_total_time(reader),
+        link_retry_count=_either(reader.number(keys.LINK_RETRY_COUNT, 1, 100), 1),
+        rdma_traffic_class=_either(
+            reader.any_number(keys.RDMA_TRAFFIC_CLASS),
+            reader.environment_number(keys.ENV_RDMA_TC, 0, UINT32_MAX),
+            132,
+        ),
+        rdma_service_level=_either(
+            reader.any_number(keys.RDMA_SERVICE_LEVEL),
+            reader.environment_number(keys.ENV_RDMA_SL, 0, UINT32_MAX),
+            4,
+        ),
+        backend="auto" if backend == "hixl" else backend,
+        is_hixl=backend == "hixl",
+        global_resource_config=reader.text(keys.GLOBAL_RESOURCE_CONFIG),
+        switch_role=reader.switch(keys.ENABLE_SWITCH_ROLE) or False,
+        max_registered_addrs=_either(reader.number(keys.MAX_REGISTERED_ADDRS, 1, INT64_MAX), 240),
+        link_base_port=_either(
+            reader.number(keys.LINK_BASE_PORT, 1024, 65000),
+            reader.environment_number(keys.ENV_BASE_PORT, 1024, 65520),
+            60000,
+        ),
+        secret=_secret(reader),
+        device=_choice(reader, keys.DEVICE, get_args(Device), "auto"),
+        transfer_threads=reader.number(keys.TRANSFER_THREADS, 1, 256),
+        lanes_per_link=_either(reader.number(keys.LANES_PER_LINK, 1, 64), 4),
+        flow_graph_mem_max_size=flow_graph_size,
+        mem_utilization=_mem_utilization(reader),
+    )
+    if not config.cache_manager:
+        raise fail(
+            LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
+            "init",
+            f"neither option {keys.ENABLE_CACHE_MANAGER} nor {keys.LOCAL_COMM_RES} is set, and the "
+            "first generation's kv_cache_manager is not available",
+            f'set {keys.ENABLE_CACHE_MANAGER} to "1" (LLMConfig.enable_cache_manager = True)',
+        )
+    return config
+
+
+def parse_listen(options: dict[str, str], operation: str = "switch_role") -> tuple[str, int] | None:
+    """Return the listen address in options, None when they have none; the rest is not looked at.
+
+    Raises:
+        TypeError: options is not a dict, or the address is not a str.
+        LLMException: LLM_PARAM_INVALID: the address is malformed.
+    Source: api.md 4.7.
+    """
+    return OptionReader(options, {}, operation).listen(keys.LISTEN)
+
+
+def _either(*values: _T | None) -> _T:
+    """Return the first value that is not None; the last one never is."""
+    return next(value for value in values if value is not None)
+
+
+def _choice(reader: OptionReader, key: str, choices: tuple[_T, ...], default: _T) -> _T:
+    text = reader.text(key)
+    if text is None:
+        return default
+    for choice in choices:
+        if choice == text:
+            return choice
+    raise reader.invalid(key, f"is {text!r}", f"give one of {', '.join(map(str, choices))}")
+
+
+def _check_hixl(reader: OptionReader, *, cache_manager: bool) -> None:
+    """Check what transfer_backend "hixl" asks of other options."""
+    wanted = f'and option {keys.TRANSFER_BACKEND} is "hixl"'
+    if not cache_manager:
+        remedy = 'set it to "1" (LLMConfig.enable_cache_manager = True)'
+        raise reader.invalid(keys.ENABLE_CACHE_MANAGER, f"is off {wanted}", remedy)
+    if reader.text(keys.LISTEN) is None:
+        remedy = "set it to ip:port (LLMConfig.listen_ip_info)"
+        raise reader.invalid(keys.LISTEN, f"is missing {wanted}", remedy)
+    if reader.switch(keys.ENABLE_REMOTE_CACHE_ACCESSIBLE) is False:
+        remedy = 'set it to "1" or leave it out'
+        raise reader.invalid(keys.ENABLE_REMOTE_CACHE_ACCESSIBLE, f"is off {wanted}", remedy)
+    check_global_resource_config(reader, reader.text(keys.GLOBAL_RESOURCE_CONFIG) or "")
+
+
+def _remote_accessible(reader: OptionReader, local_comm_res: str | None) -> bool:
+    given = reader.switch(keys.ENABLE_REMOTE_CACHE_ACCESSIBLE)
+    if given is None:
+        return local_comm_res is not None
+    if not given and local_comm_res is not None:
+        raise reader.invalid(
+            keys.ENABLE_REMOTE_CACHE_ACCESSIBLE,
+            f"is off and option {keys.LOCAL_COMM_RES} is set",
+            "leave one of them out",
+        )
+    return given
+
+
+def _device_ids(reader: OptionReader) -> tuple[int, ...]:
+    text = reader.text(keys.DEVICE_ID)
+    if text is None:
+        return (0,)
+    parts = text.split(";")
+    if not all(_DEVICE.fullmatch(part) and int(part) <= INT32_MAX for part in parts):
+        remedy = 'give device numbers, separated by semicolons: "0" or "0;1"'
+        raise reader.invalid(keys.DEVICE_ID, f"is {text!r}", remedy)
+    return tuple(map(int, parts))
+
+
+def _link_total_time(reader: OptionReader) -> int:
+    given = reader.number(keys.LINK_TOTAL_TIME, 0, UINT32_MAX)
+    return given or _either(reader.environment_number(keys.ENV_CONNECT_TIMEOUT, 1, UINT32_MAX), 120)
+
+
+def _mem_utilization(reader: OptionReader) -> float:
+    text = reader.text(keys.MEM_UTILIZATION)
+    if text is None:
+        return 0.95
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise reader.invalid(keys.MEM_UTILIZATION, f"is {text!r}", "give a fraction in [0, 1]")
+    return value
+
+
+def _secret(reader: OptionReader) -> bytes | None:
+    """Return the secret of the option, the environment or the file that it names."""
+    secret = reader.text(keys.LINK_SECRET)
+    if secret is not None:
+        if not secret:
+            raise reader.invalid(keys.LINK_SECRET, "is empty", "give a secret or leave it out")
+        return os.fsencode(secret)
+    if reader.environment(keys.ENV_SECRET):
+        return os.fsencode(reader.environment(keys.ENV_SECRET))
+    name = reader.environment(keys.ENV_SECRET_FILE)
+    if not name:
+        return None
+    source = f"{keys.LINK_SECRET} (file {name}, named by {keys.ENV_SECRET_FILE})"
+    try:
+        content = Path(name).read_bytes().rstrip(b"\r\n")
+    except (OSError, ValueError) as error:
+        raise reader.invalid(source, f"cannot be read: {error}", "name a file to read") from None
+    if not content:
+        raise reader.invalid(source, "is empty", "put the secret into the file")
+    return content

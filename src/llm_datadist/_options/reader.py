@@ -1,0 +1,118 @@
+"""Reads single options: typed, with texts that name the key.
+
+Source: api.md 3, 4.2.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import TYPE_CHECKING
+
+from llm_datadist._errors import LLMException, LLMStatusCode, fail
+from llm_datadist._types.checks import UINT64_MAX, wrong_type
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["OptionReader"]
+
+_DIGITS = re.compile(r"-?[0-9]{1,30}", re.ASCII)
+_ADDRESS = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[^:]+)):(?P<port>[0-9]{1,5})", re.ASCII)
+_PORT_MAX = 65535
+
+
+class OptionReader:
+    """The option dictionary of one call.
+
+    Args:
+        options: As the caller gave it.
+        environ: Environment variables.
+        operation: Named in texts of exceptions.
+
+    Raises:
+        TypeError: options is not a dict, or a key of it is not a str.
+    """
+
+    def __init__(self, options: object, environ: Mapping[str, str], operation: str) -> None:
+        if not isinstance(options, dict):
+            raise wrong_type("options", options, "dict of str to str")
+        for key in options:
+            if not isinstance(key, str):
+                raise wrong_type("a key of options", key, "str")
+        self._options = options
+        self._environ = environ
+        self.operation = operation
+
+    def invalid(self, key: str, problem: str, remedy: str) -> LLMException:
+        """Make the LLM_PARAM_INVALID exception for an option."""
+        problem = f"option {key} {problem}"
+        return fail(LLMStatusCode.LLM_PARAM_INVALID, self.operation, problem, remedy)
+
+    def text(self, key: str) -> str | None:
+        """Return the text of an option, None when absent; TypeError when it is not a str."""
+        value = self._options.get(key)
+        if key in self._options and not isinstance(value, str):
+            raise wrong_type(f"option {key}", value, "str")
+        return value
+
+    def number(self, key: str, low: int, high: int) -> int | None:
+        """Return a decimal integer in [low, high], None when absent."""
+        text = self.text(key)
+        return None if text is None else self._number(key, text, low, high)
+
+    def any_number(self, key: str) -> int | None:
+        """Return a decimal integer of any size, None when absent."""
+        return self.number(key, -UINT64_MAX, UINT64_MAX)
+
+    def environment_number(self, name: str, low: int, high: int) -> int | None:
+        """Return an environment variable as a decimal integer, None when unset or empty."""
+        text = self._environ.get(name, "").strip()
+        return self._number(f"(environment variable {name})", text, low, high) if text else None
+
+    def environment(self, name: str) -> str:
+        """Return an environment variable, "" when unset."""
+        return self._environ.get(name, "")
+
+    def _number(self, key: str, text: str, low: int, high: int) -> int:
+        if not _DIGITS.fullmatch(text) or not low <= int(text) <= high:
+            raise self.invalid(key, f"is {text!r}", f"give a decimal integer in [{low}, {high}]")
+        return int(text)
+
+    def switch(self, key: str) -> bool | None:
+        """Return whether an option is "1", not "0"; None when absent."""
+        text = self.text(key)
+        if text is None:
+            return None
+        if text not in {"0", "1"}:
+            raise self.invalid(key, f"is {text!r}", 'give "1" or "0"')
+        return text == "1"
+
+    def listen(self, key: str, *, several: bool = False) -> tuple[str, int] | None:
+        """Return a listen address, None when absent.
+
+        Args:
+            key: Which option.
+            several: Whether more may follow after semicolons; the first is returned.
+        """
+        text = self.text(key)
+        if text is None:
+            return None
+        parts = text.split(";") if several else [text]
+        first, *_ = [self._address(key, text, part) for part in parts]
+        return first
+
+    def _address(self, key: str, text: str, part: str) -> tuple[str, int]:
+        match = _ADDRESS.fullmatch(part)
+        if match and int(match["port"]) <= _PORT_MAX:
+            try:
+                if match["v6"]:
+                    return str(ipaddress.IPv6Address(match["v6"])), int(match["port"])
+                return str(ipaddress.IPv4Address(match["v4"])), int(match["port"])
+            except ValueError:
+                pass
+        raise self.invalid(
+            key,
+            f"is {text!r}",
+            "give ip:port or [v6]:port, the ip as a literal, the port in [0, 65535]",
+        )

@@ -1,0 +1,86 @@
+"""`Config`: the options of an instance, parsed and complete; read by everything above.
+
+Source: api.md 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, final
+
+__all__ = ["Backend", "Config", "Device", "Pool"]
+
+Backend: TypeAlias = Literal["auto", "host", "tcp", "nixl"]
+Device: TypeAlias = Literal["auto", "cpu", "cuda"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A memory pool.
+
+    Attributes:
+        memory_size: Bytes.
+        page_shift: Pages have 1 << page_shift bytes.
+    """
+
+    memory_size: int
+    page_shift: int = 16
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What the options and the environment say, with every default filled in.
+
+    Attributes:
+        device_ids: One or more devices.
+        sync_timeout_ms: Deadline of a transfer.
+        listen: Where to accept links, port 0 to choose one; None for a client.
+        cache_manager: Whether the cache manager is selected; False is the first generation.
+        remote_accessible: Whether peers' directories are kept.
+        device_pool: Pool for Placement.DEVICE.
+        host_pool: Pool for Placement.HOST.
+        local_comm_res: As given; None when absent, which "" is not.
+        link_total_time_s: Time limit of setting up a domain.
+        link_retry_count: Attempts to set up a domain.
+        rdma_traffic_class: For RDMA data paths.
+        rdma_service_level: For RDMA data paths.
+        backend: Data path.
+        is_hixl: Whether the backend was given as "hixl", which means auto and ties the port.
+        global_resource_config: As given; None when absent.
+        switch_role: Whether enable_switch_role was on.
+        max_registered_addrs: Addresses that all registered caches may have together.
+        link_base_port: First port of the listeners of domains.
+        secret: Shared secret; None for no authentication.
+        device: Where device memory is.
+        transfer_threads: Threads that move bytes; None for the number that suits the cores.
+        lanes_per_link: Data connections of a link in each direction.
+        flow_graph_mem_max_size: Bytes of the first generation's pool.
+        mem_utilization: Fraction of it that may be used.
+    """
+
+    device_ids: tuple[int, ...] = (0,)
+    sync_timeout_ms: int = 1000
+    listen: tuple[str, int] | None = None
+    cache_manager: bool = True
+    remote_accessible: bool = False
+    device_pool: Pool | None = None
+    host_pool: Pool | None = None
+    local_comm_res: str | None = None
+    link_total_time_s: int = 120
+    link_retry_count: int = 1
+    rdma_traffic_class: int = 132
+    rdma_service_level: int = 4
+    backend: Backend = "auto"
+    is_hixl: bool = False
+    global_resource_config: str | None = None
+    switch_role: bool = False
+    max_registered_addrs: int = 240
+    link_base_port: int = 60000
+    secret: bytes | None = field(default=None, repr=False)
+    device: Device = "auto"
+    transfer_threads: int | None = None
+    lanes_per_link: int = 4
+    flow_graph_mem_max_size: int | None = None
+    mem_utilization: float = 0.95
