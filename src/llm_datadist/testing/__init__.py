@@ -1,0 +1,38 @@
+"""Tools to test programs that use this package, and backends that serve it.
+
+`PeerGroup` runs bodies as peers of each other, `leaks` compares what a process holds before and
+after, `check_backend` is the executable form of the backend contract.
+"""
+
+from __future__ import annotations
+
+from llm_datadist.testing.exits import (
+    Exit,
+    Exited,
+    Finished,
+    GroupClosed,
+    Killed,
+    PeerFailed,
+    Raised,
+    TimedOut,
+)
+from llm_datadist.testing.here import Here
+from llm_datadist.testing.leaks import Snapshot, leaks_since, snapshot
+from llm_datadist.testing.peer_group import Peer, PeerGroup
+
+__all__ = [
+    "Exit",
+    "Exited",
+    "Finished",
+    "GroupClosed",
+    "Here",
+    "Killed",
+    "Peer",
+    "PeerFailed",
+    "PeerGroup",
+    "Raised",
+    "Snapshot",
+    "TimedOut",
+    "leaks_since",
+    "snapshot",
+]

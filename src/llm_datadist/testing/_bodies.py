@@ -1,0 +1,77 @@
+"""Naming a body so that a fresh interpreter finds it, without pickling code."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+Body: TypeAlias = "Callable[..., object] | str"
+"""A top-level function, or its name as `package.module:function`."""
+
+
+class BodyName(NamedTuple):
+    """Where a body is found: module, the file that must be behind it ("" = any), name in it."""
+
+    module: str
+    file: str
+    qualname: str
+
+    @classmethod
+    def of(cls, body: Body) -> BodyName:
+        """Name a body.
+
+        Raises:
+            ValueError: It is not at the top level of a module, or the string is malformed.
+        """
+        if isinstance(body, str):
+            module, colon, qualname = body.partition(":")
+            if not (module and colon and qualname):
+                raise ValueError(f"a body is named module:function, got {body!r}")
+            return cls(module, "", qualname)
+        qualname = body.__qualname__
+        if "<" in qualname:
+            raise ValueError(f"{qualname} is not at the top level of its module")
+        return cls(body.__module__, str(Path(inspect.getfile(body)).resolve()), qualname)
+
+    def load(self) -> Callable[..., object]:
+        """Import the module, by name where that leads to the same file, else from the file."""
+        found: object = self._module()
+        for part in self.qualname.split("."):
+            found = getattr(found, part)
+        if not callable(found):
+            raise TypeError(f"{self.module}:{self.qualname} is not a function")
+        return found
+
+    def _module(self) -> ModuleType:
+        loaded = sys.modules.get(self.module)
+        if loaded is not None and self._is_ours(getattr(loaded, "__file__", None)):
+            return loaded
+        try:
+            spec = importlib.util.find_spec(self.module)
+        except (ImportError, ValueError):
+            spec = None
+        if spec is not None and self._is_ours(spec.origin):
+            return importlib.import_module(self.module)
+        if not self.file:
+            raise ModuleNotFoundError(f"no module {self.module}", name=self.module)
+        name = "__peer_main__" if self.module == "__main__" else self.module
+        spec = importlib.util.spec_from_file_location(name, self.file)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{self.file} cannot be imported", name=name, path=self.file)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        return module
+
+    def _is_ours(self, file: str | None) -> bool:
+        if not self.file:
+            return True
+        return file is not None and str(Path(file).resolve()) == self.file

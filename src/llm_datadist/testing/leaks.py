@@ -1,0 +1,140 @@
+"""What this process holds of the operating system, to compare before and after.
+
+before = snapshot()
+...
+assert leaks_since(before) == []
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+_SHARED_MEMORY = Path("/dev/shm")
+_PROCESS = Path("/proc/self")
+_POLL_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Holdings of one process at one moment.
+
+    Attributes:
+        fds: Open descriptors and what each refers to.
+        threads: Thread ids and names; native threads too.
+        children: Child processes and their command names, zombies too.
+        mappings: Mapped memfds and shared memory, and how many mappings each has.
+        shared_memory: Files in /dev/shm of this user.
+    """
+
+    fds: frozenset[tuple[int, str]]
+    threads: frozenset[tuple[int, str]]
+    children: frozenset[tuple[int, str]]
+    mappings: Counter[str]
+    shared_memory: frozenset[str]
+
+
+def snapshot() -> Snapshot:
+    """Take stock of this process."""
+    return Snapshot(_fds(), _threads(), _children(), _mappings(), _shared_memory())
+
+
+def leaks_since(before: Snapshot, within_s: float = 2.0) -> list[str]:
+    """Return one line per thing that is held now and was not before; empty is good.
+
+    Things on their way out get time: a thread that is ending, a descriptor that the garbage
+    collector closes. Returns as soon as nothing is left over.
+
+    Args:
+        before: The state to come back to.
+        within_s: How long to wait for that.
+    """
+    deadline = time.monotonic() + within_s
+    leaks = _difference(before, snapshot())
+    if leaks:
+        gc.collect()
+    while leaks and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+        leaks = _difference(before, snapshot())
+    return leaks
+
+
+def _difference(before: Snapshot, after: Snapshot) -> list[str]:
+    lines = [f"descriptor {fd}: {target}" for fd, target in sorted(after.fds - before.fds)]
+    lines += [f"thread {tid}: {name}" for tid, name in sorted(after.threads - before.threads)]
+    lines += [f"process {pid}: {name}" for pid, name in sorted(after.children - before.children)]
+    lines += [
+        f"mapping of {name}, {count} more"
+        for name, count in sorted((after.mappings - before.mappings).items())
+    ]
+    lines += [
+        f"shared memory {name}" for name in sorted(after.shared_memory - before.shared_memory)
+    ]
+    return lines
+
+
+def _fds() -> frozenset[tuple[int, str]]:
+    found = set()
+    for link in (_PROCESS / "fd").iterdir():
+        try:
+            found.add((int(link.name), str(link.readlink())))
+        except OSError:  # the descriptor of the listing itself
+            continue
+    return frozenset(found)
+
+
+def _threads() -> frozenset[tuple[int, str]]:
+    found = set()
+    for task in (_PROCESS / "task").iterdir():
+        try:
+            found.add((int(task.name), (task / "comm").read_text().strip()))
+        except OSError:
+            continue
+    return frozenset(found)
+
+
+def _children() -> frozenset[tuple[int, str]]:
+    """Children by their parent's id in /proc/<pid>/stat; works without CONFIG_PROC_CHILDREN."""
+    own = str(os.getpid())
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            pid, _, rest = stat.read_text().partition(" ")
+        except OSError:
+            continue
+        name, _, fields = rest.rpartition(") ")
+        if fields.split()[1] == own:
+            found.add((int(pid), name.lstrip("(")))
+    return frozenset(found)
+
+
+def _mappings() -> Counter[str]:
+    """Path and inode of shared memory mappings; a mapping that was split counts once."""
+    found: Counter[str] = Counter()
+    last = ""
+    for line in (_PROCESS / "maps").read_text().splitlines():
+        fields = line.split(None, 5)
+        shared = len(fields) > 5 and fields[5].startswith(("/memfd:", "/dev/shm/"))
+        name = f"{fields[5]} inode {fields[4]}" if shared else ""
+        if name and name != last:
+            found[name] += 1
+        last = name
+    return found
+
+
+def _shared_memory() -> frozenset[str]:
+    if not _SHARED_MEMORY.is_dir():
+        return frozenset()
+    own = os.getuid()
+    found = set()
+    for path in _SHARED_MEMORY.iterdir():
+        try:
+            if path.stat().st_uid == own:
+                found.add(path.name)
+        except OSError:
+            continue
+    return frozenset(found)

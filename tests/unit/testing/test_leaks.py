@@ -1,0 +1,79 @@
+"""leaks: each kind of holding is seen, named, and forgiven once it is gone."""
+
+import mmap
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from llm_datadist.testing import leaks_since, snapshot
+
+NO_TIME = 0.0
+
+
+def test_nothing_done_nothing_leaked():
+    before = snapshot()
+    assert leaks_since(before, NO_TIME) == []
+
+
+def test_a_descriptor():
+    before = snapshot()
+    reader, writer = os.pipe()
+    leaks = leaks_since(before, NO_TIME)
+    assert len(leaks) == 2
+    assert leaks[0].startswith(f"descriptor {min(reader, writer)}: pipe:")
+    os.close(reader)
+    os.close(writer)
+    assert leaks_since(before, NO_TIME) == []
+
+
+def test_a_thread():
+    before = snapshot()
+    go_on = threading.Event()
+    thread = threading.Thread(target=go_on.wait)
+    thread.start()
+    (leak,) = leaks_since(before, NO_TIME)
+    assert leak.startswith(f"thread {thread.native_id}: ")
+    go_on.set()
+    assert leaks_since(before) == []
+    thread.join()
+
+
+def test_a_thread_that_is_ending_gets_time():
+    before = snapshot()
+    threading.Timer(0.05, lambda: None).start()
+    assert leaks_since(before) == []
+
+
+def test_a_child_process():
+    before = snapshot()
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    leaks = leaks_since(before, NO_TIME)
+    assert any(leak.startswith(f"process {child.pid}: ") for leak in leaks)
+    child.communicate()
+    assert leaks_since(before, NO_TIME) == []
+
+
+def test_a_mapping_outlives_its_descriptor():
+    before = snapshot()
+    fd = os.memfd_create("leaked")
+    os.ftruncate(fd, 4096)
+    mapping = mmap.mmap(fd, 4096)  # keeps a duplicate of the descriptor
+    os.close(fd)
+    leaks = leaks_since(before, NO_TIME)
+    assert any(leak.startswith("mapping of /memfd:leaked") for leak in leaks)
+    mapping.close()
+    assert leaks_since(before, NO_TIME) == []
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no /dev/shm")
+def test_a_shared_memory_file():
+    before = snapshot()
+    path = Path(f"/dev/shm/llm-datadist-test-{os.getpid()}")
+    path.write_bytes(b"x")
+    assert f"shared memory {path.name}" in leaks_since(before, NO_TIME)
+    path.unlink()
+    assert leaks_since(before, NO_TIME) == []
