@@ -1,6 +1,9 @@
 // The one nanobind module. bind_<subject>.cc files bind one subject each.
 #include <nanobind/nanobind.h>
 
+#include <exception>
+#include <system_error>
+
 namespace nb = nanobind;
 
 void bind_memory(nb::module_& module);  // Node, Segment
@@ -8,8 +11,24 @@ void bind_copy(nb::module_& module);    // copy, threads
 void bind_host(nb::module_& module);    // HostPeer
 void bind_lanes(nb::module_& module);   // Lanes, serving
 
+namespace {
+
+// A refused system call becomes OSError with errno; Python picks the subclass (PermissionError,
+// ...).
+void translate_system_error(const std::exception_ptr& error, void*) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const std::system_error& refused) {
+    const nb::object arguments = nb::make_tuple(refused.code().value(), refused.what());
+    PyErr_SetObject(PyExc_OSError, arguments.ptr());
+  }
+}
+
+}  // namespace
+
 NB_MODULE(_native, module) {
   module.doc() = "Native core of llm_datadist: bytes moving and threads serving peers. No policy.";
+  nb::register_exception_translator(translate_system_error);
   bind_memory(module);
   bind_copy(module);
   bind_host(module);

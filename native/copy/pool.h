@@ -1,5 +1,5 @@
-// The process-wide copy workers. One call runs the batches of one operation on the caller's thread and
-// on idle workers; a small operation (one batch) never leaves the caller's thread.
+// The process-wide copy workers. One call runs the batches of one operation on the caller's thread
+// and on idle workers; a small operation (one batch) never leaves the caller's thread.
 #pragma once
 
 #include <cstddef>
@@ -9,12 +9,13 @@
 
 namespace ldd {
 
-// `run_batch(i)` is called once for each i in [0, count), from several threads at once, until one
-// call fails; run() returns after the last running call has returned, with the failure of the lowest
-// batch or the sum of moved_bytes. run_batch must not throw.
+// `run_batch(i)` is called once for each i in [0, count), in rising order but from several threads
+// at once, until one call fails; run() returns after the last running call has returned, with the
+// failure of the lowest batch or the sum of moved_bytes. run_batch must not throw. Operations that
+// run at the same time share the workers batch by batch.
 class CopyPool {
  public:
-  static CopyPool& instance();  // started at first use; a forked child starts its own
+  static CopyPool& instance();  // workers start at first use; a forked child starts its own
 
   Outcome run(std::size_t count, const std::function<Outcome(std::size_t)>& run_batch);
   // Number of threads of one operation, the caller's included; 0 = from the cores available.
@@ -25,10 +26,8 @@ class CopyPool {
   CopyPool& operator=(const CopyPool&) = delete;
 
  private:
-  CopyPool();
-  ~CopyPool();
-  struct State;
-  State* state_;
+  CopyPool() = default;
+  ~CopyPool() = default;
 };
 
 }  // namespace ldd

@@ -1,0 +1,69 @@
+// Copies inside this process, the copy threads, and the outcome codes.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/shared_ptr.h>
+
+#include <cstdint>
+#include <memory>
+
+#include "bind/casters.h"
+#include "copy/local_copy.h"
+#include "copy/pool.h"
+
+namespace nb = nanobind;
+using nb::literals::operator""_a;
+
+namespace {
+
+using ldd::BorrowedU64;
+using ldd::Code;
+using ldd::Outcome;
+using ldd::Ref;
+
+Outcome copy(const BorrowedU64& destination, const BorrowedU64& source, const BorrowedU64& length,
+             ldd::Node* node, Ref destination_ref, Ref source_ref, std::int64_t deadline_ns) {
+  const nb::gil_scoped_release release;
+  return ldd::copy_batches(ldd::descriptors_of(destination, source, length),
+                           {node, destination_ref, source_ref, deadline_ns});
+}
+
+void bind_codes(nb::module_& module) {
+  module.attr("OK") = static_cast<int>(Code::kOk);
+  module.attr("GONE") = static_cast<int>(Code::kGone);
+  module.attr("LOCAL_GONE") = static_cast<int>(Code::kLocalGone);
+  module.attr("TIMEOUT") = static_cast<int>(Code::kTimeout);
+  module.attr("PEER_DEAD") = static_cast<int>(Code::kPeerDead);
+  module.attr("REMOTE_FAULT") = static_cast<int>(Code::kRemoteFault);
+  module.attr("LOCAL_FAULT") = static_cast<int>(Code::kLocalFault);
+  module.attr("DENIED") = static_cast<int>(Code::kDenied);
+  module.attr("STALE") = static_cast<int>(Code::kStale);
+  module.attr("CLOSED") = static_cast<int>(Code::kClosed);
+  module.attr("PROTOCOL") = static_cast<int>(Code::kProtocol);
+  module.attr("SYSTEM") = static_cast<int>(Code::kSystem);
+  module.attr("CANCELLED") = static_cast<int>(Code::kCancelled);
+}
+
+}  // namespace
+
+void bind_copy(nb::module_& module);
+void bind_copy(nb::module_& module) {
+  bind_codes(module);
+  module.def(
+      "copy", copy, "dst"_a, "src"_a, "length"_a, "node"_a.none(), "dst_ref"_a, "src_ref"_a,
+      "deadline_ns"_a,
+      "Copy length[i] bytes from address src[i] to dst[i], on several threads when it is worth "
+      "it.\n\n"
+      "Source and destination ranges must not overlap. With a node, dst_ref and src_ref name "
+      "entries "
+      "of it\nthat must stay live; (0, 0) checks nothing. Returns (code, errno, index, "
+      "moved_bytes): "
+      "OK, TIMEOUT,\nCLOSED, LOCAL_GONE or LOCAL_FAULT for the destination, GONE or REMOTE_FAULT "
+      "for "
+      "the source, with the\nindex of the pair. When it returns nothing is written any more.");
+  module.def(
+      "set_threads", [](std::size_t count) { ldd::CopyPool::instance().set_threads(count); },
+      "count"_a, nb::call_guard<nb::gil_scoped_release>(),
+      "Set the threads of one operation, the caller's included; 0 = from the cores, at most 8.");
+  module.def(
+      "threads", [] { return ldd::CopyPool::instance().threads(); },
+      "Threads of one operation, the caller's included.");
+}

@@ -1,0 +1,93 @@
+// HostPeer: a peer process on the same host.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/shared_ptr.h>
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "bind/casters.h"
+#include "host/peer.h"
+
+namespace nb = nanobind;
+using nb::literals::operator""_a;
+
+namespace {
+
+using ldd::BorrowedU64;
+using ldd::HostPeer;
+using ldd::Node;
+using ldd::Outcome;
+using ldd::Ref;
+
+void open_peer(HostPeer* self, std::shared_ptr<Node> node, int pid, std::uint64_t incarnation,
+               std::uint64_t nonce_address, int published_fd, std::uint64_t published_bytes) {
+  const nb::gil_scoped_release release;
+  new (self)
+      HostPeer(std::move(node), {pid, incarnation, nonce_address, published_fd, published_bytes});
+}
+
+Outcome read_ranges(HostPeer& peer, const BorrowedU64& local, const BorrowedU64& remote,
+                    const BorrowedU64& length, Ref local_ref, Ref link_ref, Ref cache_ref,
+                    Ref key_ref, std::int64_t deadline_ns) {
+  const nb::gil_scoped_release release;
+  ldd::ReadChecks checks{local_ref, link_ref, cache_ref, key_ref, deadline_ns, nullptr};
+  return peer.read(ldd::descriptors_of(local, remote, length), checks);
+}
+
+}  // namespace
+
+void bind_host(nb::module_& module);
+void bind_host(nb::module_& module) {
+  nb::class_<HostPeer>(
+      module, "HostPeer",
+      "A peer process on the same host, read without its help. Thread-safe; keeps the node alive.")
+      .def("__init__", open_peer, "node"_a, "pid"_a, "incarnation"_a, "nonce_address"_a,
+           "published_fd"_a, "published_bytes"_a,
+           "Map the peer's published page and prove that its memory can be read.\n\n"
+           "OSError, with the reason, when the page cannot be opened or mapped, is not the "
+           "incarnation's, or\nwhen process_vm_readv is refused or reaches another process.")
+      .def(
+          "map_segment",
+          [](HostPeer& peer, int fd, std::uint64_t remote_address, std::uint64_t size,
+             Ref guard_ref) {
+            const nb::gil_scoped_release release;
+            peer.map_segment(fd, remote_address, size, guard_ref);
+          },
+          "fd"_a, "remote_address"_a, "size"_a, "guard_ref"_a = nb::make_tuple(0, 0),
+          "Map pool memory of the peer; reads inside it become copies while guard_ref is live.\n\n"
+          "OSError when it cannot be mapped, could be shrunk, or is not at that address in the "
+          "peer.")
+      .def("unmap_range", &HostPeer::unmap_range, "remote_address"_a, "size"_a,
+           nb::call_guard<nb::gil_scoped_release>(),
+           "Read that range through process_vm_readv again: it is no longer the mapped file.")
+      .def(
+          "version", [](const HostPeer& peer) { return peer.view().version(); },
+          "The version of the peer's directory now.")
+      .def(
+          "guard",
+          [](const HostPeer& peer, std::uint64_t index) { return peer.view().guard(index); },
+          "index"_a, "The word of the peer's guard now; 0 outside its page.")
+      .def(
+          "read_log",
+          [](const HostPeer& peer, std::uint64_t offset, std::uint64_t size) {
+            const auto bytes = peer.view().read_log(offset, size);
+            return nb::bytes(bytes.data(), bytes.size());
+          },
+          "offset"_a, "size"_a,
+          "Directory bytes [offset, offset + size), clamped; valid if version() is the same after.")
+      .def(
+          "read", read_ranges, "local"_a, "remote"_a, "length"_a, "local_ref"_a, "link_ref"_a,
+          "cache_ref"_a, "key_ref"_a, "deadline_ns"_a,
+          "Copy length[i] bytes from the peer's remote[i] to local[i].\n\n"
+          "local_ref is an entry of the own node, the other refs are guards of the peer; (0, 0) "
+          "checks "
+          "nothing.\nThey are checked before every batch and after the last: OK means that all "
+          "were "
+          "live until the bytes\nhad arrived. Returns (code, errno, index, moved_bytes): OK, GONE, "
+          "LOCAL_GONE, TIMEOUT, PEER_DEAD,\nREMOTE_FAULT and LOCAL_FAULT with the descriptor's "
+          "index, "
+          "CLOSED, CANCELLED, or SYSTEM with errno.\nWhen it returns nothing is written any more.")
+      .def("close", &HostPeer::close, nb::call_guard<nb::gil_scoped_release>(),
+           "Running reads end with CANCELLED; returns when none is left. Idempotent.");
+}

@@ -1,0 +1,153 @@
+// Node and Segment.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/outcome.h"
+#include "bind/casters.h"
+#include "memory/node.h"
+#include "memory/segment.h"
+
+namespace nb = nanobind;
+using nb::literals::operator""_a;
+
+namespace {
+
+using ldd::BorrowedU64;
+using ldd::Node;
+using ldd::Ref;
+using ldd::Segment;
+
+std::span<const std::byte> bytes_of(const nb::bytes& bytes) {
+  return {static_cast<const std::byte*>(bytes.data()), bytes.size()};
+}
+
+Ref open_entry(Node& node, const BorrowedU64& addresses, const BorrowedU64& sizes,
+               bool accessible) {
+  const auto begins = addresses.span();
+  const auto lengths = sizes.span();
+  if (begins.size() != lengths.size()) {
+    throw nb::value_error("addresses and sizes differ in length");
+  }
+  std::vector<ldd::Range> ranges;
+  ranges.reserve(begins.size());
+  for (std::size_t i = 0; i < begins.size(); ++i) {
+    ranges.push_back({begins[i], begins[i] + lengths[i]});
+  }
+  return node.entries().open(std::move(ranges), accessible);
+}
+
+void bind_node(nb::module_& module) {
+  nb::class_<Node>(
+      module, "Node",
+      "One instance: its published page (guards, directory), its entries.\n\n"
+      "Thread-safe. A guard is (index, value): live while its word equals the odd value. "
+      "Peers on the\nsame host see guards and directory without asking this process.")
+      .def(nb::init<std::uint64_t, std::uint64_t, std::uint64_t>(), "incarnation"_a,
+           "guard_capacity"_a = std::uint64_t{1} << 20, "log_capacity"_a = std::uint64_t{64} << 20,
+           "Make the published page; OSError when the memory cannot be had.")
+      .def_prop_ro("incarnation", &Node::incarnation, "Random 64-bit name of this life.")
+      .def_prop_ro(
+          "published_fd", [](Node& node) { return node.published().fd(); },
+          "The sealed memory file that peers on the same host map read-only.")
+      .def_prop_ro(
+          "published_bytes", [](Node& node) { return node.published().size_bytes(); },
+          "Size of that file.")
+      .def_prop_ro(
+          "nonce_address", &Node::nonce_address,
+          "Address of a word holding the incarnation: what a peer reads to prove that it can.")
+      .def_prop_ro("consumed_fd", &Node::consumed_fd,
+                   "An eventfd, readable while consumed() has something to give.")
+      .def(
+          "version", [](const Node& node) { return node.view().version(); },
+          "The directory's version: era << 40 | bytes; the era is odd while it is rewritten.")
+      .def(
+          "append",
+          [](Node& node, const nb::bytes& record) {
+            const auto bytes = bytes_of(record);
+            const nb::gil_scoped_release release;
+            node.published().append(bytes);
+          },
+          "record"_a, "Append one directory record; ValueError when the log is full (rewrite it).")
+      .def(
+          "rewrite",
+          [](Node& node, const nb::bytes& records) {
+            const auto bytes = bytes_of(records);
+            const nb::gil_scoped_release release;
+            node.published().rewrite(bytes);
+          },
+          "records"_a, "Replace the whole directory; ValueError when it does not fit.")
+      .def(
+          "read_log",
+          [](const Node& node, std::uint64_t offset, std::uint64_t size) {
+            const auto bytes = node.view().read_log(offset, size);
+            return nb::bytes(bytes.data(), bytes.size());
+          },
+          "offset"_a, "size"_a, "Directory bytes [offset, offset + size), clamped to the log.")
+      .def("open_guard", &Node::open_key,
+           "Open a guard that names a key: one that a peer can consume. ValueError when none is "
+           "left.")
+      .def(
+          "close_guard",
+          [](Node& node, std::uint64_t index, std::uint64_t value) {
+            return node.close_key({index, value});
+          },
+          "index"_a, "value"_a, "Kill and free it; False when it was not live at that value.")
+      .def(
+          "guard", [](const Node& node, std::uint64_t index) { return node.view().guard(index); },
+          "index"_a, "The guard's word now; 0 outside the page.")
+      .def("open_entry", open_entry, "addresses"_a, "sizes"_a, "accessible"_a,
+           "Register the address ranges of a cache; ValueError when one wraps or no guard is left.")
+      .def(
+          "close_entry",
+          [](Node& node, std::uint64_t index, std::uint64_t value) {
+            return node.entries().close({index, value});
+          },
+          "index"_a, "value"_a, nb::call_guard<nb::gil_scoped_release>(),
+          "Kill the entry and wait (for at most one batch) until no own thread touches its "
+          "memory.\n\n"
+          "False when it was not live at that value.")
+      .def(
+          "reopen_entry",
+          [](Node& node, std::uint64_t index, std::uint64_t value) {
+            return node.entries().reopen({index, value});
+          },
+          "index"_a, "value"_a, nb::call_guard<nb::gil_scoped_release>(),
+          "Kill, wait, and make it live again; the new value, or 0 when it was not live.")
+      .def("consumed", &Node::take_consumed, "Keys that peers consumed since the last call.")
+      .def("close", &Node::close,
+           "Kill the instance's guard; operations of this instance end with CLOSED. Idempotent.");
+}
+
+void bind_segment(nb::module_& module) {
+  nb::class_<Segment>(module, "Segment",
+                      "Memory of a pool: a sealed memory file, mapped read-write.")
+      .def(
+          "__init__",
+          [](Segment* self, std::uint64_t size, const std::string& name) {
+            new (self) Segment(name, size);
+          },
+          "size"_a, "name"_a, "Pages are committed when first touched; OSError when refused.")
+      .def_prop_ro("fd", &Segment::fd, "The memory file, for peers on the same host.")
+      .def_prop_ro(
+          "address",
+          [](const Segment& segment) { return reinterpret_cast<std::uint64_t>(segment.data()); },
+          "Where it is mapped; 0 after close().")
+      .def_prop_ro("size", &Segment::size_bytes, "Bytes; 0 after close().")
+      .def("close", &Segment::close, "Unmap. Nothing may use the memory any more. Idempotent.");
+}
+
+}  // namespace
+
+void bind_memory(nb::module_& module);
+void bind_memory(nb::module_& module) {
+  bind_node(module);
+  bind_segment(module);
+}

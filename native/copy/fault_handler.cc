@@ -1,0 +1,168 @@
+#include "copy/fault_handler.h"
+
+#include <ucontext.h>
+
+#include <array>
+#include <atomic>
+#include <csignal>
+#include <cstddef>
+#include <cstring>
+#include <mutex>
+
+namespace ldd {
+
+namespace {
+
+// Initial-exec: the handler must not be the one that makes the loader allocate the variable.
+#define LDD_SIGNAL_SAFE_TLS thread_local __attribute__((tls_model("initial-exec")))
+
+LDD_SIGNAL_SAFE_TLS FaultCatcher* volatile catcher_now = nullptr;
+// How many handlers further down the signal being handled has been passed on already.
+LDD_SIGNAL_SAFE_TLS volatile int passing_depth = 0;
+// The last fault that was passed on, and how often it came back.
+LDD_SIGNAL_SAFE_TLS volatile std::uintptr_t passed_address = 0;
+LDD_SIGNAL_SAFE_TLS volatile int passed_times = 0;
+
+constexpr int kMostReturns = 16;
+constexpr std::size_t kMostHandlers = 8;
+
+// The handlers found when installing, oldest first. Grows only; the signal handler reads it while
+// another thread may append, so the count is published after the slot.
+struct Chain {
+  int signal;
+  std::array<struct sigaction, kMostHandlers> handlers{};
+  std::atomic<std::size_t> count{0};
+};
+std::array<Chain, 2> chains{Chain{SIGSEGV}, Chain{SIGBUS}};
+std::mutex install_mutex;
+
+bool is_function(const struct sigaction& action) {
+  return (action.sa_flags & SA_SIGINFO) != 0 ||
+         (action.sa_handler != SIG_DFL && action.sa_handler != SIG_IGN);
+}
+
+bool same_handler(const struct sigaction& one, const struct sigaction& other) {
+  return one.sa_sigaction == other.sa_sigaction &&
+         (one.sa_flags & SA_SIGINFO) == (other.sa_flags & SA_SIGINFO);
+}
+
+// The default action, by the kernel: at once for a raised signal, else when the faulting
+// instruction runs again after this handler has returned.
+void die_of(int signal, bool raised) {
+  struct sigaction action{};
+  action.sa_handler = SIG_DFL;
+  ::sigaction(signal, &action, nullptr);
+  if (raised) {
+    ::raise(signal);
+  }
+}
+
+void pass_on(int signal, siginfo_t* info, void* context) {
+  const bool raised = info->si_code <= 0;
+  const Chain& chain = signal == SIGSEGV ? chains[0] : chains[1];
+  const auto address = reinterpret_cast<std::uintptr_t>(info->si_addr);
+  // A handler that neither repairs the fault nor ends the process would come back here for ever.
+  if (!raised) {
+    passed_times = address == passed_address ? passed_times + 1 : 0;
+    passed_address = address;
+  }
+  const std::size_t count = chain.count.load(std::memory_order_acquire);
+  const auto depth = static_cast<std::size_t>(passing_depth);
+  if (depth >= count || passed_times > kMostReturns) {
+    die_of(signal, raised);
+    return;
+  }
+  const struct sigaction& next = chain.handlers[count - 1 - depth];
+  if (!is_function(next)) {
+    if (next.sa_handler == SIG_IGN && raised) {
+      return;
+    }
+    die_of(signal, raised);
+    return;
+  }
+  // Handlers such as Python's faulthandler report, put back what they found (us), and raise again;
+  // the depth sends that second round to the handler below them.
+  passing_depth = static_cast<int>(depth) + 1;
+  if ((next.sa_flags & SA_SIGINFO) != 0) {
+    next.sa_sigaction(signal, info, context);
+  } else {
+    next.sa_handler(signal);
+  }
+  passing_depth = static_cast<int>(depth);
+}
+
+bool writes([[maybe_unused]] const void* context) {
+#if defined(__x86_64__)
+  constexpr greg_t kWriteBit = 2;  // of the page-fault error code
+  return (static_cast<const ucontext_t*>(context)->uc_mcontext.gregs[REG_ERR] & kWriteBit) != 0;
+#else
+  return false;
+#endif
+}
+
+void on_fault(int signal, siginfo_t* info, void* context) {
+  FaultCatcher* catcher = catcher_now;
+  const bool from_kernel = info->si_code > 0;
+  // A raised signal counts too: a handler installed above this one after the copy began may have
+  // reported the fault and passed it on that way.
+  const bool raised_here = info->si_code == SI_TKILL;
+  if (catcher == nullptr || !(from_kernel || raised_here)) {
+    pass_on(signal, info, context);
+    return;
+  }
+  catcher_now = nullptr;
+  catcher->address = from_kernel ? reinterpret_cast<std::uintptr_t>(info->si_addr) : 0;
+  catcher->is_write = writes(context);
+  siglongjmp(catcher->landing, 1);
+}
+
+struct sigaction own_action() {
+  struct sigaction action{};
+  action.sa_sigaction = on_fault;
+  // Not deferred, because the handler is left by a jump that does not restore the signal mask.
+  action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+  ::sigemptyset(&action.sa_mask);
+  return action;
+}
+
+bool installed(int signal) {
+  struct sigaction now{};
+  ::sigaction(signal, nullptr, &now);
+  return now.sa_sigaction == on_fault && (now.sa_flags & SA_SIGINFO) != 0;
+}
+
+void install(Chain& chain) {
+  struct sigaction now{};
+  ::sigaction(chain.signal, nullptr, &now);
+  if (now.sa_sigaction == on_fault) {
+    return;
+  }
+  const std::size_t count = chain.count.load(std::memory_order_relaxed);
+  const bool known = count != 0 && same_handler(now, chain.handlers[count - 1]);
+  if (!known) {
+    if (count == kMostHandlers) {
+      return;  // others keep taking the signal; faults still reach this handler if they pass them
+               // on
+    }
+    chain.handlers[count] = now;
+    chain.count.store(count + 1, std::memory_order_release);
+  }
+  const struct sigaction action = own_action();
+  ::sigaction(chain.signal, &action, nullptr);
+}
+
+}  // namespace
+
+void install_fault_handlers() {
+  if (installed(SIGSEGV) && installed(SIGBUS)) {
+    return;
+  }
+  const std::lock_guard lock(install_mutex);
+  for (Chain& chain : chains) {
+    install(chain);
+  }
+}
+
+void catch_faults(FaultCatcher* catcher) { catcher_now = catcher; }
+
+}  // namespace ldd

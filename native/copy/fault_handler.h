@@ -1,0 +1,28 @@
+// The process's handlers of SIGSEGV and SIGBUS, chained over those of others.
+#pragma once
+
+#include <csetjmp>
+#include <cstdint>
+
+namespace ldd {
+
+// Where a fault of this thread is to be caught; lives on the stack of the function that catches it.
+struct FaultCatcher {
+  sigjmp_buf landing;
+  std::uintptr_t address = 0;  // 0 when the kernel does not know it
+  bool is_write = false;       // meaningful only where kFaultsTellWrites
+};
+
+#if defined(__x86_64__)
+inline constexpr bool kFaultsTellWrites = true;
+#else
+inline constexpr bool kFaultsTellWrites = false;
+#endif
+
+// Installs the handlers on top of those that are installed now, unless they are there already.
+void install_fault_handlers();
+
+// Faults of this thread jump to `catcher` (once) until this is called with null.
+void catch_faults(FaultCatcher* catcher);
+
+}  // namespace ldd

@@ -1,0 +1,64 @@
+#include "copy/guarded_copy.h"
+
+#include <atomic>
+#include <cstring>
+
+#include "copy/fault_handler.h"
+#include "copy/streaming.h"
+
+namespace ldd {
+
+namespace {
+
+std::uintptr_t value(const void* address) { return reinterpret_cast<std::uintptr_t>(address); }
+
+bool inside(std::uintptr_t address, const iovec& range) {
+  return address - value(range.iov_base) < range.iov_len;
+}
+
+FaultSide side_of(const FaultCatcher& catcher, const iovec& destination, const iovec& source) {
+  const bool in_destination = inside(catcher.address, destination);
+  const bool in_source = inside(catcher.address, source);
+  if (in_destination != in_source) {
+    return in_destination ? FaultSide::kDestination : FaultSide::kSource;
+  }
+  if (kFaultsTellWrites && catcher.address != 0) {
+    return catcher.is_write ? FaultSide::kDestination : FaultSide::kSource;
+  }
+  // No address: one that no user mapping can have, so the larger one is the culprit.
+  return value(destination.iov_base) > value(source.iov_base) ? FaultSide::kDestination
+                                                              : FaultSide::kSource;
+}
+
+}  // namespace
+
+void prepare_guarded_copies() { install_fault_handlers(); }
+
+CopyFault guarded_copy(const iovec* destination, const iovec* source, std::size_t count,
+                       CopyKind kind) {
+  FaultCatcher catcher;
+  volatile std::size_t piece = 0;
+  if (sigsetjmp(catcher.landing, 0) != 0) {
+    finish_streaming();  // what was stored before the fault lands now, not later
+    const std::size_t at = piece;
+    return {side_of(catcher, destination[at], source[at]), at};
+  }
+  catch_faults(&catcher);
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  for (std::size_t i = 0; i < count; ++i) {
+    piece = i;
+    if (kind == CopyKind::kStreaming) {
+      streaming_copy(destination[i].iov_base, source[i].iov_base, source[i].iov_len);
+    } else {
+      std::memcpy(destination[i].iov_base, source[i].iov_base, source[i].iov_len);
+    }
+  }
+  if (kind == CopyKind::kStreaming) {
+    finish_streaming();
+  }
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  catch_faults(nullptr);
+  return {};
+}
+
+}  // namespace ldd

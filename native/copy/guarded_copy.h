@@ -1,0 +1,35 @@
+// Copies that survive memory which is unmapped, protected or truncated: the fault ends the copy,
+// not the process.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace ldd {
+
+enum class FaultSide : std::uint8_t { kNone, kDestination, kSource };
+
+struct CopyFault {
+  FaultSide side = FaultSide::kNone;
+  std::size_t piece = 0;  // which pair was being copied
+
+  [[nodiscard]] bool none() const { return side == FaultSide::kNone; }
+};
+
+enum class CopyKind : std::uint8_t {
+  kCached,     // the copy will be read again soon, or is small
+  kStreaming,  // larger than the caches: stores go around them
+};
+
+// Puts the handlers of SIGSEGV and SIGBUS in place, on top of whatever is installed now; cheap when
+// they already are. To be called before an operation's copies, from any thread.
+void prepare_guarded_copies();
+
+// Copies `count` pairs of equally long ranges. On a fault the pair at which it met it is partly
+// copied and the later ones are not.
+CopyFault guarded_copy(const iovec* destination, const iovec* source, std::size_t count,
+                       CopyKind kind);
+
+}  // namespace ldd

@@ -1,0 +1,141 @@
+#include "host/peer.h"
+
+#include <sys/uio.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <stdexcept>
+#include <system_error>
+#include <utility>
+
+#include "host/read.h"
+#include "host/remote_file.h"
+
+namespace ldd {
+
+namespace {
+
+PublishedView view_of(const MappedRegion& page, std::uint64_t incarnation) {
+  try {
+    return {page.bytes(), incarnation};
+  } catch (const std::invalid_argument& error) {
+    throw std::system_error(EINVAL, std::generic_category(), error.what());
+  }
+}
+
+}  // namespace
+
+// Counts a read in and out, and takes the segments it may use.
+class HostPeer::Running {
+ public:
+  explicit Running(HostPeer& peer) : peer_(peer) {
+    const std::lock_guard lock(peer_.mutex_);
+    ++peer_.running_;
+    segments_ = peer_.segments_;
+  }
+  Running(const Running&) = delete;
+  Running& operator=(const Running&) = delete;
+  ~Running() {
+    const std::lock_guard lock(peer_.mutex_);
+    if (--peer_.running_ == 0 && peer_.closed()) {
+      peer_.left_.notify_all();
+    }
+  }
+  [[nodiscard]] const std::shared_ptr<const SegmentList>& segments() const { return segments_; }
+
+ private:
+  HostPeer& peer_;
+  std::shared_ptr<const SegmentList> segments_;
+};
+
+HostPeer::HostPeer(std::shared_ptr<Node> node, const PeerAddress& address)
+    : node_(std::move(node)),
+      address_(address),
+      page_(map_remote_file(address.pid, address.published_fd, address.published_bytes).mapping),
+      view_(view_of(page_, address.incarnation)) {
+  const Outcome proof = prove();
+  if (!proof.ok()) {
+    const int error_number = proof.sys_errno != 0 ? proof.sys_errno : ESRCH;
+    throw std::system_error(error_number, std::generic_category(),
+                            "cannot read the memory of process " + std::to_string(address.pid));
+  }
+}
+
+HostPeer::~HostPeer() { close(); }
+
+Outcome HostPeer::prove() const {
+  std::uint64_t nonce = 0;
+  const iovec local{&nonce, sizeof nonce};
+  const iovec remote{reinterpret_cast<void*>(address_.nonce_address), sizeof nonce};
+  if (::process_vm_readv(address_.pid, &local, 1, &remote, 1, 0) !=
+      static_cast<ssize_t>(sizeof nonce)) {
+    // No memory at the nonce's address: another program runs under that pid now.
+    const bool other = errno == ESRCH || errno == EFAULT;
+    return Outcome::failure(other ? Code::kPeerDead : Code::kSystem, errno);
+  }
+  return nonce == address_.incarnation ? Outcome{} : Outcome::failure(Code::kPeerDead);
+}
+
+void HostPeer::map_segment(int remote_fd, std::uint64_t remote_address, std::uint64_t size_bytes,
+                           Ref guard) {
+  RemoteFile file = map_remote_file(address_.pid, remote_fd, size_bytes);
+  if (!maps_file_at(address_.pid, file.fd.get(), remote_address, size_bytes)) {
+    throw std::system_error(EINVAL, std::generic_category(),
+                            "the peer's segment is not mapped where it was announced");
+  }
+  const std::uint64_t end = remote_address + size_bytes;
+  const auto mapping = std::make_shared<const MappedRegion>(std::move(file.mapping));
+  const std::lock_guard lock(mutex_);
+  SegmentList list = segments_outside(remote_address, end);
+  list.push_back({remote_address, end, guard, mapping, mapping->data()});
+  segments_ = std::make_shared<const SegmentList>(std::move(list));
+}
+
+void HostPeer::unmap_range(std::uint64_t remote_address, std::uint64_t size_bytes) {
+  const std::lock_guard lock(mutex_);
+  segments_ = std::make_shared<const SegmentList>(
+      segments_outside(remote_address, remote_address + size_bytes));
+}
+
+SegmentList HostPeer::segments_outside(std::uint64_t begin, std::uint64_t end) const {
+  SegmentList list;
+  if (segments_ == nullptr) {
+    return list;
+  }
+  for (const MappedSegment& known : *segments_) {
+    if (!view_.live(known.guard)) {
+      continue;
+    }
+    if (known.begin < begin) {
+      list.push_back(known);
+      list.back().end = std::min(known.end, begin);
+    }
+    if (known.end > end) {
+      list.push_back(known);
+      list.back().begin = std::max(known.begin, end);
+      list.back().data += list.back().begin - known.begin;
+    }
+  }
+  return list;
+}
+
+Outcome HostPeer::read(const Descriptors& work, const ReadChecks& checks) {
+  if (mark_.inherited()) {
+    return Outcome::failure(Code::kClosed);
+  }
+  const Running running(*this);
+  HostRead read(*this, work, checks, running.segments());
+  return read.run();
+}
+
+void HostPeer::close() {
+  if (mark_.inherited()) {
+    return;  // the parent's readers are not in this process, and its lock may be taken for ever
+  }
+  closed_.store(true, std::memory_order_release);
+  std::unique_lock lock(mutex_);
+  left_.wait(lock, [&] { return running_ == 0; });
+  segments_.reset();
+}
+
+}  // namespace ldd

@@ -1,0 +1,221 @@
+#include "host/read.h"
+
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+#include <vector>
+
+#include "base/clock.h"
+#include "copy/local_copy.h"
+#include "copy/pool.h"
+
+namespace ldd {
+
+namespace {
+
+constexpr std::size_t kDataIovecs = kMaxIovecs - 1;  // the last one of each call reads the nonce
+
+void* pointer(std::uint64_t address) { return reinterpret_cast<void*>(address); }
+
+Code code_of(int error_number) { return error_number == ESRCH ? Code::kPeerDead : Code::kSystem; }
+
+}  // namespace
+
+HostRead::HostRead(const HostPeer& peer, const Descriptors& work, const ReadChecks& checks,
+                   std::shared_ptr<const SegmentList> segments)
+    : peer_(peer),
+      work_(work),
+      checks_(checks),
+      segments_(std::move(segments)),
+      extent_(measure(work)) {
+  if (checks_.local.named()) {
+    local_entry_ = peer_.node_->entries().find(checks_.local);
+  }
+  mapped_ = all_mapped();
+  if (mapped_) {
+    prepare_guarded_copies();
+    kind_ = copy_kind(extent_.bytes);
+  }
+}
+
+Outcome HostRead::run() {
+  Outcome outcome;
+  CopyPool& pool = CopyPool::instance();
+  const Division division =
+      division_for(extent_, pool.threads(), mapped_ ? kMaxIovecs : kDataIovecs);
+  if (division.single) {
+    outcome = batch({0, 0, extent_.bytes});
+  } else {
+    const std::vector<Batch> batches = divide(work_, division.batch_bytes, division.batch_pieces);
+    outcome = pool.run(batches.size(), [&](std::size_t i) { return batch(batches[i]); });
+  }
+  if (outcome.ok() && mapped_) {
+    outcome.code = peer_.prove().code;  // a dead peer's mapping can still be read
+  }
+  if (outcome.ok() || outcome.code == Code::kRemoteFault) {
+    // An entry that was closed meanwhile explains a fault, and voids a success.
+    const Outcome after = guards();
+    if (!after.ok()) {
+      return after;
+    }
+  }
+  return outcome;
+}
+
+Outcome HostRead::guards() const {
+  const PublishedView& view = peer_.view_;
+  const bool live = view.live(checks_.link) && view.live(checks_.cache) && view.live(checks_.key);
+  return live ? Outcome{} : Outcome::failure(Code::kGone);
+}
+
+Outcome HostRead::before_batch() const {
+  if (peer_.node_->closed()) {
+    return Outcome::failure(Code::kClosed);
+  }
+  if (peer_.closed()) {
+    return Outcome::failure(Code::kCancelled);
+  }
+  if (checks_.more) {
+    const Outcome more = checks_.more();
+    if (!more.ok()) {
+      return more;
+    }
+  }
+  if (now_ns() >= checks_.deadline_ns) {
+    return Outcome::failure(Code::kTimeout);
+  }
+  return guards();
+}
+
+Outcome HostRead::batch(const Batch& batch) const {
+  const Outcome before = before_batch();
+  if (!before.ok()) {
+    return before;
+  }
+  const Use writing(local_entry_, checks_.local.value);
+  if (checks_.local.named() && !writing) {
+    return Outcome::failure(Code::kLocalGone);
+  }
+  return mapped_ ? copy_mapped(batch) : fetch(batch);
+}
+
+const MappedSegment* HostRead::segment_of(std::uint64_t address, std::uint64_t length) const {
+  for (const MappedSegment& segment : *segments_) {
+    if (segment.contains(address, length) && peer_.view_.live(segment.guard)) {
+      return &segment;
+    }
+  }
+  return nullptr;
+}
+
+bool HostRead::all_mapped() const {
+  if (segments_ == nullptr || segments_->empty()) {
+    return false;
+  }
+  const MappedSegment* last = nullptr;
+  for (std::size_t i = 0; i < work_.size(); ++i) {
+    if (last != nullptr && last->contains(work_.remote[i], work_.length[i])) {
+      continue;
+    }
+    last = segment_of(work_.remote[i], work_.length[i]);
+    if (last == nullptr) {
+      return false;
+    }
+  }
+  return true;
+}
+
+Outcome HostRead::copy_mapped(const Batch& batch) const {
+  iovec local[kMaxIovecs];
+  iovec remote[kMaxIovecs];
+  const std::size_t count = fill_iovecs(work_, batch, local, remote);
+  const MappedSegment* segment = nullptr;
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto address = reinterpret_cast<std::uint64_t>(remote[i].iov_base);
+    if (segment == nullptr || !segment->contains(address, remote[i].iov_len)) {
+      segment = segment_of(address, remote[i].iov_len);
+      if (segment == nullptr) {
+        return Outcome::failure(Code::kGone);
+      }
+    }
+    // Only ever read through; iovec has no const.
+    remote[i].iov_base = const_cast<std::byte*>(segment->data + (address - segment->begin));
+  }
+  const CopyFault fault = guarded_copy(local, remote, count, kind_);
+  if (!fault.none()) {
+    const Code code = fault.side == FaultSide::kSource ? Code::kRemoteFault : Code::kLocalFault;
+    return Outcome::failure(code, 0,
+                            static_cast<std::int64_t>(descriptor_of(work_, batch, fault.piece)));
+  }
+  return {Code::kOk, 0, -1, batch.bytes};
+}
+
+Outcome HostRead::fetch(const Batch& batch) const {
+  iovec local[kMaxIovecs];
+  iovec remote[kMaxIovecs];
+  const std::size_t count = fill_iovecs(work_, batch, local, remote);
+  std::uint64_t nonce = 0;
+  local[count] = {&nonce, sizeof nonce};
+  remote[count] = {pointer(peer_.address_.nonce_address), sizeof nonce};
+  const ssize_t moved =
+      ::process_vm_readv(peer_.address_.pid, local, count + 1, remote, count + 1, 0);
+  if (moved < 0 && errno != EFAULT) {
+    return Outcome::failure(code_of(errno), errno);
+  }
+  const std::uint64_t done = moved < 0 ? 0 : static_cast<std::uint64_t>(moved);
+  if (done != batch.bytes + sizeof nonce) {
+    return finish_singly(batch, local, remote, count, done);
+  }
+  if (nonce != peer_.address_.incarnation) {
+    return Outcome::failure(Code::kPeerDead);
+  }
+  return {Code::kOk, 0, -1, batch.bytes};
+}
+
+Outcome HostRead::finish_singly(const Batch& batch, const iovec* local, const iovec* remote,
+                                std::size_t count, std::uint64_t moved) const {
+  std::uint64_t passed = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    passed += local[i].iov_len;
+    if (passed <= moved) {
+      continue;
+    }
+    const ssize_t got = ::process_vm_readv(peer_.address_.pid, local + i, 1, remote + i, 1, 0);
+    if (got < 0 && errno != EFAULT) {
+      return Outcome::failure(code_of(errno), errno);
+    }
+    if (got >= 0 && static_cast<std::size_t>(got) == local[i].iov_len) {
+      continue;
+    }
+    const Outcome alive = peer_.prove();
+    if (!alive.ok()) {
+      return alive;
+    }
+    const Code code = remote_readable(remote[i]) ? Code::kLocalFault : Code::kRemoteFault;
+    return Outcome::failure(code, EFAULT,
+                            static_cast<std::int64_t>(descriptor_of(work_, batch, i)));
+  }
+  const Outcome alive = peer_.prove();
+  return alive.ok() ? Outcome{Code::kOk, 0, -1, batch.bytes} : alive;
+}
+
+bool HostRead::remote_readable(const iovec& range) const {
+  static const auto page_bytes = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<std::uint64_t>(range.iov_base);
+  const std::uint64_t end = begin + range.iov_len;
+  for (std::uint64_t address = begin; address < end;
+       address = (address / page_bytes + 1) * page_bytes) {
+    char byte = 0;
+    const iovec local{&byte, 1};
+    const iovec remote{pointer(address), 1};
+    if (::process_vm_readv(peer_.address_.pid, &local, 1, &remote, 1, 0) != 1) {
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace ldd

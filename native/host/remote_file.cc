@@ -1,0 +1,84 @@
+#include "host/remote_file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
+#include <cerrno>
+#include <cinttypes>
+#include <cstdio>
+#include <fstream>
+#include <string>
+#include <system_error>
+
+namespace ldd {
+
+namespace {
+
+[[noreturn]] void fail(int error_number, const std::string& what) {
+  throw std::system_error(error_number, std::generic_category(), what);
+}
+
+std::string proc_path(int pid, const char* name) {
+  return "/proc/" + std::to_string(pid) + "/" + name;
+}
+
+}  // namespace
+
+RemoteFile map_remote_file(int pid, int remote_fd, std::uint64_t size_bytes) {
+  const std::string path = proc_path(pid, "fd/") + std::to_string(remote_fd);
+  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd.valid()) {
+    fail(errno, "cannot open " + path);
+  }
+  const int seals = ::fcntl(fd.get(), F_GET_SEALS);
+  if (seals < 0 || (seals & F_SEAL_SHRINK) == 0) {
+    fail(EINVAL, path + " is no sealed memory file");
+  }
+  struct stat status{};
+  if (::fstat(fd.get(), &status) != 0) {
+    fail(errno, "cannot stat " + path);
+  }
+  if (size_bytes == 0 || static_cast<std::uint64_t>(status.st_size) < size_bytes) {
+    fail(EINVAL, path + " is smaller than announced");
+  }
+  MappedRegion mapping = MappedRegion::of_file(fd.get(), size_bytes, false);
+  return {std::move(fd), std::move(mapping)};
+}
+
+bool maps_file_at(int pid, int fd, std::uint64_t address, std::uint64_t size_bytes) {
+  struct stat status{};
+  if (::fstat(fd, &status) != 0) {
+    fail(errno, "fstat");
+  }
+  const std::string path = proc_path(pid, "maps");
+  std::ifstream maps(path);
+  if (!maps) {
+    fail(EACCES, "cannot read " + path);
+  }
+  std::uint64_t covered = address;  // one mapping may show as several neighbouring lines
+  for (std::string line; covered < address + size_bytes && std::getline(maps, line);) {
+    std::uint64_t begin = 0;
+    std::uint64_t end = 0;
+    std::uint64_t offset = 0;
+    std::uint64_t inode = 0;
+    unsigned major_number = 0;
+    unsigned minor_number = 0;
+    if (std::sscanf(line.c_str(), "%" SCNx64 "-%" SCNx64 " %*s %" SCNx64 " %x:%x %" SCNu64, &begin,
+                    &end, &offset, &major_number, &minor_number, &inode) != 6) {
+      continue;
+    }
+    if (end <= covered) {
+      continue;
+    }
+    const bool same_file = inode == status.st_ino && major_number == major(status.st_dev) &&
+                           minor_number == minor(status.st_dev);
+    if (begin > covered || !same_file || offset + (covered - begin) != covered - address) {
+      return false;
+    }
+    covered = end;
+  }
+  return covered >= address + size_bytes;
+}
+
+}  // namespace ldd
