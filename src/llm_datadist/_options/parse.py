@@ -24,7 +24,7 @@ from llm_datadist._types.checks import INT32_MAX, INT64_MAX, UINT32_MAX, UINT64_
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["parse_listen", "parse_options"]
+__all__ = ["parse_options", "parse_switch_options"]
 
 _T = TypeVar("_T")
 
@@ -102,15 +102,30 @@ def parse_options(options: dict[str, str], environ: Mapping[str, str] | None = N
     return config
 
 
-def parse_listen(options: dict[str, str], operation: str = "switch_role") -> tuple[str, int] | None:
-    """Return the listen address in options, None when they have none; the rest is not looked at.
+def parse_switch_options(config: Config, options: dict[str, str]) -> tuple[str, int] | None:
+    """Return the listen address in the options of `LLMDataDist.switch_role`, None without one.
+
+    Args:
+        config: Of the instance.
+        options: Everything else in them is ignored.
 
     Raises:
         TypeError: options is not a dict, or the address is not a str.
-        LLMException: LLM_PARAM_INVALID: the address is malformed.
+        LLMException: LLM_PARAM_INVALID: the address is malformed, or names another port than at
+            init and the backend is "hixl".
     Source: api.md 4.7.
     """
-    return OptionReader(options, {}, operation).listen(keys.LISTEN)
+    reader = OptionReader(options, {}, "switch_role")
+    listen = reader.listen(keys.LISTEN)
+    if listen is not None and config.is_hixl and config.listen is not None:
+        given, configured = listen[1], config.listen[1]
+        if given != configured:
+            raise reader.invalid(
+                keys.LISTEN,
+                f'has port {given}, and option {keys.TRANSFER_BACKEND} is "hixl"',
+                f"keep the port of init, {configured}",
+            )
+    return listen
 
 
 def _either(*values: _T | None) -> _T:

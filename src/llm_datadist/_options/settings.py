@@ -84,3 +84,8 @@ class Config:
     lanes_per_link: int = 4
     flow_graph_mem_max_size: int | None = None
     mem_utilization: float = 0.95
+
+    @property
+    def local_comm_res_given(self) -> bool:
+        """Whether local_comm_res was set, to "" as well."""
+        return self.local_comm_res is not None

@@ -97,6 +97,8 @@ def check_instance(name: str, value: object, kind: type[_T], kind2: type[_U], /)
 def check_instance(
     name: str, value: object, kind: type[_T], kind2: type[_U], kind3: type[_V], /
 ) -> _T | _U | _V: ...
+@overload
+def check_instance(name: str, value: object, /, *types: type) -> object: ...
 def check_instance(name: str, value: object, /, *types: type) -> object:
     """Return `value`; raise TypeError when it is an instance of none of `types`."""
     if not isinstance(value, types):
