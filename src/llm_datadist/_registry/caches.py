@@ -1,0 +1,438 @@
+"""The caches and keys of one instance.
+
+One lock guards the tables and the directory, and nothing slow happens under it. What may take the
+time of a batch, closing an entry, happens outside: a cache first leaves the tables (its keys and
+its id are free again), then its entry is closed (from there on its memory is final), then its
+guards and its directory record go, last its pages go back to their pool. Whoever asks for the same
+thing meanwhile waits for the end, so that every return means final.
+
+Peers consume keys without this process taking part; `reap` turns that into holds that are dropped.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, final
+
+from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._registry.layouts import cache_layout
+from llm_datadist._registry.local import LocalCache
+from llm_datadist._registry.pool import OutOfMemory
+from llm_datadist._registry.records import key_name
+from llm_datadist._registry.tables import Tables, Wanted
+from llm_datadist._types import Placement
+from llm_datadist._types.cache import NO_CACHE_ID
+from llm_datadist._types.keys import UNUSED
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from llm_datadist._errors import LLMException
+    from llm_datadist._registry.node import MemoryListener, Node
+    from llm_datadist._registry.pool import Pool
+    from llm_datadist._registry.records import KeyName
+    from llm_datadist._types import BlocksCacheKey, Cache, CacheDesc, CacheKey
+
+_POOL_OPTIONS = {
+    Placement.DEVICE: "mem_pool_cfg (llm.MemPoolConfig)",
+    Placement.HOST: "host_mem_pool_cfg (llm.HostMemPoolConfig)",
+}
+
+
+@final
+class CacheRegistry:
+    """Registers, allocates, names and forgets the caches of one instance.
+
+    Args:
+        node: The instance's native node.
+        max_registered_addrs: Limit of the sum of addresses over all registered caches.
+        pools: The pools there are, by placement.
+        device_is_host: Whether device memory is host memory, so that numpy can address it.
+        listener: Told of all memory before it is published and after it is final.
+        log_capacity: Bytes that the node's directory log can hold.
+
+    Argument types are the caller's duty. Thread-safe.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        *,
+        max_registered_addrs: int = 240,
+        pools: Mapping[Placement, Pool] | None = None,
+        device_is_host: bool = True,
+        listener: MemoryListener | None = None,
+        log_capacity: int = 64 << 20,
+    ) -> None:
+        self._node = node
+        self._pools = dict(pools or {})
+        self._listener = listener
+        self._lock = threading.Lock()
+        self._tables = Tables(
+            node,
+            max_registered_addrs=max_registered_addrs,
+            device_is_host=device_is_host,
+            log_capacity=log_capacity,
+        )
+        self._caches = self._tables.caches
+        self._closing = self._tables.closing
+        self._is_closed = False
+
+    # ---- registering
+
+    def register_cache(
+        self,
+        desc: CacheDesc,
+        addrs: Sequence[int],
+        cache_keys: Sequence[CacheKey] = (),
+        remote_accessible: bool | None = None,
+    ) -> Cache:
+        """Register a contiguous cache over memory of the caller.
+
+        Args:
+            desc: Its description, usable.
+            addrs: Address of each tensor, checked against `desc`.
+            cache_keys: Key i names slot i; placeholders and duplicates as the API says.
+            remote_accessible: None means: if it is device memory.
+
+        Raises:
+            LLMException: LLM_PARAM_INVALID: too many addresses registered or keys given, or a key
+                that a live cache has; LLM_OUT_OF_MEMORY: the directory is full.
+        """
+        operation = "register_cache"
+        slots = _key_slots(operation, desc, cache_keys)
+        if slots:
+            self.reap()
+        accessible = _accessible(desc, remote_accessible)
+        return self._publish(
+            Wanted(operation, desc, tuple(addrs), False, accessible, False, slots, None)
+        )
+
+    def register_blocks_cache(
+        self,
+        desc: CacheDesc,
+        addrs: Sequence[int],
+        blocks_cache_key: BlocksCacheKey | None = None,
+        remote_accessible: bool | None = None,
+    ) -> Cache:
+        """Register a blocks cache over memory of the caller; see `register_cache`.
+
+        A BlocksCacheKey that another cache has goes over to this one.
+        """
+        operation = "register_blocks_cache"
+        accessible = _accessible(desc, remote_accessible)
+        key = None if blocks_cache_key is None else blocks_cache_key.model_id
+        return self._publish(
+            Wanted(operation, desc, tuple(addrs), True, accessible, False, {}, key)
+        )
+
+    def unregister_cache(self, cache_id: int) -> None:
+        """Forget a registered cache; final when it returns. An unknown id is ignored.
+
+        Raises:
+            LLMException: LLM_PARAM_INVALID if the cache was allocated.
+        """
+        with self._lock:
+            local = self._caches.get(cache_id)
+            if local is not None and local.allocated:
+                raise _invalid(
+                    "unregister_cache",
+                    f"cache {cache_id} was allocated, not registered",
+                    "use deallocate_cache or deallocate_blocks_cache",
+                )
+            if local is not None:
+                self._tables.detach(local)
+            ending = self._closing.get(cache_id)
+        if local is not None:
+            self._finish(local)
+        elif ending is not None:
+            ending.closed.wait()
+
+    # ---- allocating
+
+    def allocate_cache(self, desc: CacheDesc, cache_keys: Sequence[CacheKey] = ()) -> Cache:
+        """Allocate a contiguous cache; it lives while its id or a key of it holds it.
+
+        Raises:
+            LLMException: LLM_FEATURE_NOT_ENABLED: no pool of that placement; LLM_OUT_OF_MEMORY: it
+                is full; LLM_PARAM_INVALID: too many keys, or one that a live cache has.
+        """
+        operation = "allocate_cache"
+        slots = _key_slots(operation, desc, cache_keys)
+        if slots:
+            self.reap()
+        return self._allocate(Wanted(operation, desc, (), False, True, True, slots, None))
+
+    def allocate_blocks_cache(
+        self, desc: CacheDesc, blocks_cache_key: BlocksCacheKey | None = None
+    ) -> Cache:
+        """Allocate a blocks cache; it lives until it is deallocated. See `allocate_cache`."""
+        key = None if blocks_cache_key is None else blocks_cache_key.model_id
+        return self._allocate(Wanted("allocate_blocks_cache", desc, (), True, True, True, {}, key))
+
+    def deallocate(self, operation: str, cache: Cache) -> None:
+        """Drop the id's hold of an allocated cache; freed, and final, if no key holds it.
+
+        Ignores what is gone already, and caches that are registered nowhere.
+
+        Raises:
+            LLMException: LLM_PARAM_INVALID: a cache of another instance, or a registered one.
+        """
+        if cache.cache_id == NO_CACHE_ID:
+            return
+        self._check_owner(operation, cache)
+        self.reap()
+        with self._lock:
+            local = self._caches.get(cache.cache_id)
+            ending = self._closing.get(cache.cache_id)
+            if local is not None:
+                if not local.allocated:
+                    raise _invalid(
+                        operation,
+                        f"cache {cache.cache_id} was registered, not allocated",
+                        "use unregister_cache",
+                    )
+                if not local.named:
+                    return
+                local.named = False
+                if local.is_held:
+                    self._tables.directory.unname(local.cache_id)
+                    return
+                self._tables.detach(local)
+        if local is not None:
+            self._finish(local)
+        elif ending is not None:
+            ending.closed.wait()
+
+    # ---- keys
+
+    def remove_cache_key(self, cache_key: CacheKey) -> None:
+        """Unbind a key and drop its hold; a key that is not bound is ignored."""
+        self.reap()
+        name = key_name(cache_key)
+        with self._lock:
+            local = self._tables.keys.get(name)
+            if local is None:
+                return
+            freed = self._tables.drop_key(local, name)
+        if freed:
+            self._finish(local)
+
+    def reap(self) -> int:
+        """Drop the holds of keys that peers have consumed; return how many there were."""
+        with self._lock:
+            refs = self._node.consumed()
+            freed = []
+            for index, value in refs:
+                found = self._tables.key_guards.get((index, value))
+                if found is not None and self._tables.drop_key(*found):
+                    freed.append(found[0])
+        for local in freed:
+            self._finish(local)
+        return len(refs)
+
+    # ---- looking up
+
+    def find(self, operation: str, cache: Cache) -> LocalCache:
+        """Return what is known of a caller's cache.
+
+        Raises:
+            LLMException: LLM_KV_CACHE_NOT_EXIST: it is unregistered or freed; LLM_PARAM_INVALID:
+                it is another instance's.
+        """
+        local = self._caches.get(cache.cache_id)
+        if local is not None and local.cache is cache and local.named:
+            return local
+        if cache.cache_id == NO_CACHE_ID:
+            return LocalCache.unregistered(cache)
+        self._check_owner(operation, cache)
+        if local is not None and local.named:
+            return local
+        raise fail(
+            LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
+            operation,
+            f"cache {cache.cache_id} of this instance is unregistered or freed",
+            "use a cache that is live",
+        )
+
+    def get(self, cache_id: int) -> LocalCache | None:
+        """Return the cache of that id, if it is live."""
+        return self._caches.get(cache_id)
+
+    def overlapping(
+        self, addr: int, size: int, placement: Placement | None = None
+    ) -> list[LocalCache]:
+        """Return the caches that have a byte in `[addr, addr + size)`, in order of id."""
+        with self._lock:
+            return [
+                local
+                for local in self._caches.values()
+                if placement in (None, local.desc.placement) and local.overlaps(addr, size)
+            ]
+
+    def covers(self, addr: int, size: int, placement: Placement | None = None) -> bool:
+        """Return whether every byte of `[addr, addr + size)` is in some cache."""
+        reached = addr
+        ranges = sorted(
+            (start, start + local.layout.tensor_bytes)
+            for local in self.overlapping(addr, size, placement)
+            for start in local.layout.starts
+        )
+        for begin, end in ranges:
+            if begin > reached:
+                break
+            reached = max(reached, end)
+        return reached >= addr + size
+
+    # ---- remapping and the end
+
+    def remap(self, caches: Sequence[LocalCache]) -> None:
+        """Give caches new entries, so that whatever peers hold of the old ones is void.
+
+        Args:
+            caches: Of this registry; those that ended meanwhile are passed over.
+        """
+        for local in caches:
+            with local.transition:
+                value = self._node.reopen_entry(*local.ref)
+                if value == 0:
+                    continue
+                with self._lock:
+                    local.ref = (local.ref[0], value)
+                    if local.cache_id in self._caches:
+                        self._tables.directory.remap(local.cache_id, value)
+
+    def close(self) -> None:
+        """Forget all caches; final when it returns. Nothing can be registered any more."""
+        with self._lock:
+            self._is_closed = True
+            ending = list(self._closing.values())
+            live = list(self._caches.values())
+            for local in live:
+                self._tables.detach(local)
+        for local in live:
+            self._finish(local)
+        for local in ending:
+            local.closed.wait()
+
+    def statistics(self) -> dict[str, int]:
+        """Return counts of what is live."""
+        with self._lock:
+            return {
+                "caches": len(self._caches),
+                "cache_keys": len(self._tables.keys),
+                "blocks_cache_keys": len(self._tables.blocks_keys),
+                "registered_addrs": self._tables.registered_addrs,
+                "directory_bytes": self._tables.directory.tail,
+            }
+
+    # ---- inside
+
+    def _allocate(self, wanted: Wanted) -> Cache:
+        desc = wanted.desc
+        pool = self._pools.get(desc.placement)
+        if pool is None:
+            raise fail(
+                LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
+                wanted.operation,
+                f"there is no pool of {desc.placement} memory",
+                f"set {_POOL_OPTIONS[desc.placement]} before init",
+            )
+        try:
+            try:
+                addrs = pool.allocate(desc.tensor_bytes, desc.num_tensors)
+            except OutOfMemory:
+                self._settle()
+                addrs = pool.allocate(desc.tensor_bytes, desc.num_tensors)
+        except OutOfMemory as error:
+            raise fail(
+                LLMStatusCode.LLM_OUT_OF_MEMORY,
+                wanted.operation,
+                f"the pool of {desc.placement} memory is full: {error}",
+                f"free caches or enlarge {_POOL_OPTIONS[desc.placement]}",
+            ) from None
+        try:
+            return self._publish(wanted._replace(addrs=addrs))
+        except BaseException:
+            pool.free(addrs)
+            raise
+
+    def _settle(self) -> None:
+        """Wait for all memory that is on its way back to a pool."""
+        self.reap()
+        with self._lock:
+            ending = list(self._closing.values())
+        for local in ending:
+            local.closed.wait()
+
+    def _publish(self, wanted: Wanted) -> Cache:
+        layout = cache_layout(wanted.desc, wanted.addrs, is_blocks=wanted.is_blocks)
+        placement = wanted.desc.placement
+        if self._listener is not None:
+            self._listener.register(layout, placement)
+        try:
+            with self._lock:
+                if self._is_closed:
+                    raise fail(
+                        LLMStatusCode.LLM_ENGINE_FINALIZED,
+                        wanted.operation,
+                        "the instance is finalized",
+                        "call init again",
+                    )
+                return self._tables.add(wanted, layout).cache
+        except BaseException:
+            if self._listener is not None:
+                self._listener.deregister(layout, placement)
+            raise
+
+    def _finish(self, local: LocalCache) -> None:
+        """Make the memory of a detached cache final and give it back."""
+        placement = local.desc.placement
+        try:
+            with local.transition:
+                self._node.close_entry(*local.ref)
+            for _, guard in local.keys.values():
+                self._node.close_guard(*guard)
+            if self._listener is not None:
+                self._listener.deregister(local.layout, placement)
+            with self._lock:
+                self._tables.directory.remove(local.cache_id)
+            if local.allocated:
+                self._pools[placement].free(local.layout.starts)
+        finally:
+            with self._lock:
+                self._closing.pop(local.cache_id, None)
+            local.closed.set()
+
+    def _check_owner(self, operation: str, cache: Cache) -> None:
+        if cache.owner is not self._tables.token:
+            raise _invalid(
+                operation,
+                f"cache {cache.cache_id} belongs to another instance",
+                "use the instance that made it",
+            )
+
+
+def _key_slots(
+    operation: str, desc: CacheDesc, cache_keys: Sequence[CacheKey]
+) -> dict[KeyName, int]:
+    """Return which slot each key names; the last of several equal keys counts."""
+    if not cache_keys:
+        return {}
+    if len(cache_keys) > desc.batch_size:
+        raise _invalid(
+            operation,
+            f"{len(cache_keys)} cache_keys for {desc.batch_size} slots",
+            "give at most one key per slot",
+        )
+    return {key_name(key): slot for slot, key in enumerate(cache_keys) if key.req_id != UNUSED}
+
+
+def _accessible(desc: CacheDesc, remote_accessible: bool | None) -> bool:
+    if remote_accessible is None:
+        return desc.placement is Placement.DEVICE
+    return remote_accessible
+
+
+def _invalid(operation: str, problem: str, remedy: str) -> LLMException:
+    return fail(LLMStatusCode.LLM_PARAM_INVALID, operation, problem, remedy)

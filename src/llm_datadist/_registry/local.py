@@ -1,0 +1,115 @@
+"""A cache of this instance as the library holds it."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+
+from llm_datadist._registry.layouts import cache_layout
+from llm_datadist._registry.node import NO_REF
+from llm_datadist._registry.records import Added, KeyRecord
+
+if TYPE_CHECKING:
+    from llm_datadist._plan import Layout
+    from llm_datadist._registry.node import Ref
+    from llm_datadist._registry.records import KeyName
+    from llm_datadist._types import Cache, CacheDesc
+
+
+@final
+class LocalCache:
+    """What the registry knows of one cache. Changed by the registry only.
+
+    Attributes:
+        cache: The object that the caller holds.
+        cache_id: Its id; NO_CACHE_ID for a cache that is registered nowhere.
+        desc: Its description (`cache.cache_desc` makes a copy at every access).
+        layout: Its tensors, divided into slots or blocks.
+        is_blocks: Whether it is a blocks cache.
+        accessible: Whether peers may touch it.
+        allocated: Whether its memory is from a pool of this instance.
+        ref: Its entry at the native node, `local_ref` of transfers; a remap changes the value.
+        named: Whether its id holds it; deallocate_cache ends that.
+        blocks_key: model_id of the BlocksCacheKey that names it now.
+        keys: Its CacheKeys that are live, with their slots and guards.
+        transition: Held while the entry is closed or reopened.
+        closed: Set when its memory is final: no transfer touches it any more.
+    """
+
+    __slots__ = (
+        "accessible",
+        "allocated",
+        "blocks_key",
+        "cache",
+        "cache_id",
+        "closed",
+        "desc",
+        "is_blocks",
+        "keys",
+        "layout",
+        "named",
+        "ref",
+        "transition",
+    )
+
+    def __init__(
+        self,
+        cache: Cache,
+        desc: CacheDesc,
+        layout: Layout,
+        *,
+        accessible: bool,
+        allocated: bool,
+    ) -> None:
+        self.cache = cache
+        self.cache_id = cache.cache_id
+        self.desc = desc
+        self.layout = layout
+        self.is_blocks = cache.is_blocks_cache
+        self.accessible = accessible
+        self.allocated = allocated
+        self.ref: Ref = NO_REF
+        self.named = True
+        self.blocks_key: int | None = None
+        self.keys: dict[KeyName, tuple[int, Ref]] = {}
+        self.transition = threading.Lock()
+        self.closed = threading.Event()
+
+    @classmethod
+    def unregistered(cls, cache: Cache) -> LocalCache:
+        """Describe a cache that `Cache.create_cpu_cache` made: there is nothing to check."""
+        desc = cache.cache_desc
+        layout = cache_layout(desc, cache.tensor_addrs, is_blocks=cache.is_blocks_cache)
+        return cls(cache, desc, layout, accessible=False, allocated=False)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether its id or a key holds it."""
+        return self.named or (self.allocated and bool(self.keys))
+
+    def record(self, blocks_key: int | None) -> Added:
+        """Return what peers are told of it; the addresses only if they may touch it."""
+        addrs = self.layout.addrs.astype(np.dtype("<u8")).tobytes() if self.accessible else b""
+        return Added(
+            cache_id=self.cache_id,
+            entry=self.ref,
+            is_blocks=self.is_blocks,
+            num_tensors=self.desc.num_tensors,
+            shape=tuple(self.desc.shape),
+            data_type=self.desc.data_type.value,
+            placement=self.desc.placement.value,
+            batch_dim_index=self.desc.batch_dim_index,
+            addrs=addrs,
+            accessible=self.accessible,
+            blocks_key=blocks_key,
+            keys=tuple(KeyRecord(*name, *key) for name, key in self.keys.items()),
+        )
+
+    def overlaps(self, addr: int, size: int) -> bool:
+        """Return whether a tensor shares a byte with `[addr, addr + size)`."""
+        tensor_bytes = self.layout.tensor_bytes
+        return any(
+            start < addr + size and addr < start + tensor_bytes for start in self.layout.starts
+        )

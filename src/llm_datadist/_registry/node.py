@@ -1,0 +1,65 @@
+"""What the registry needs from the native node, and the lasting facts about references."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from llm_datadist._plan import Layout
+    from llm_datadist._types import Placement
+
+#: (index, value) of a guard: a reader that remembers both notices every change of it.
+Ref: TypeAlias = tuple[int, int]
+
+#: Names nothing: there is no guard to check.
+NO_REF: Final[Ref] = (0, 0)
+
+
+class Log(Protocol):
+    """The published log of directory records; its version is `era << 40 | tail`."""
+
+    def version(self) -> int:
+        """Return the version; its era is odd while the log is being rewritten."""
+
+    def append(self, record: bytes, /) -> None:
+        """Append whole records; the tail moves by their length. Raises when the log is full."""
+
+    def rewrite(self, records: bytes, /) -> None:
+        """Replace the log; the era moves by two."""
+
+
+class Node(Log, Protocol):
+    """The part of the native node that the registry uses. Thread-safe."""
+
+    def open_entry(
+        self, addresses: NDArray[np.uint64], sizes: NDArray[np.uint64], accessible: bool, /
+    ) -> Ref:
+        """Make memory transferable. ValueError or MemoryError when no guard is left."""
+
+    def close_entry(self, index: int, value: int, /) -> bool:
+        """End that; when it returns no transfer touches the memory any more."""
+
+    def reopen_entry(self, index: int, value: int, /) -> int:
+        """End and begin it again; return the new value, 0 if it was not live."""
+
+    def open_guard(self) -> Ref:
+        """Make a key guard. ValueError or MemoryError when none is left."""
+
+    def close_guard(self, index: int, value: int, /) -> bool:
+        """End a key guard; False if a peer had consumed it. Exactly once per guard."""
+
+    def consumed(self) -> list[Ref]:
+        """Return the key guards that peers consumed since the last call."""
+
+
+class MemoryListener(Protocol):
+    """Told of memory that data paths must register by themselves (an RDMA engine, say)."""
+
+    def register(self, layout: Layout, placement: Placement) -> None:
+        """Memory is about to be published. An exception fails the registration."""
+
+    def deregister(self, layout: Layout, placement: Placement) -> None:
+        """Memory is not reachable any more; must not raise."""

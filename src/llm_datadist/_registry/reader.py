@@ -1,0 +1,303 @@
+"""A peer's directory as this instance knows it: parsed once, then kept up by version.
+
+When the version has not changed, a lookup costs one comparison and a dictionary access; when it
+has, the new records are fetched and parsed, or all of them where the owner compacted its log.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, final
+
+import numpy as np
+
+from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._registry.layouts import cache_layout
+from llm_datadist._registry.node import NO_REF
+from llm_datadist._registry.records import (
+    Added,
+    CorruptDirectory,
+    KeyName,
+    KeyRemoved,
+    Remapped,
+    Removed,
+    Unnamed,
+    decode_frames,
+)
+from llm_datadist._types import (
+    BlocksCacheKey,
+    CacheDesc,
+    CacheKey,
+    CacheKeyByIdAndIndex,
+    DataType,
+    Placement,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llm_datadist._plan import Layout
+    from llm_datadist._registry.node import Ref
+    from llm_datadist._registry.records import Record
+
+    AnyKey: TypeAlias = CacheKey | BlocksCacheKey | CacheKeyByIdAndIndex
+
+_TAIL_BITS = 40
+_TAIL_MASK = (1 << _TAIL_BITS) - 1
+_REWRITE_PAUSE_S = 0.0001
+
+
+class DirectorySource(Protocol):
+    """Where a peer's directory is read from. Deadlines are CLOCK_MONOTONIC nanoseconds.
+
+    What it raises (the peer died, the deadline passed) goes through to the caller of the reader.
+    """
+
+    def version(self, deadline_ns: int) -> int:
+        """Return the directory's version now."""
+
+    def read_log(self, offset: int, size: int, deadline_ns: int) -> bytes:
+        """Return that piece of the log."""
+
+
+@dataclass(slots=True, eq=False)
+class RemoteCache:
+    """A peer's cache.
+
+    Attributes:
+        cache_id: Its id at the peer.
+        ref: Its entry there; part of every request for it. A remap changes the value.
+        desc: Its description.
+        layout: Where its tensors lie in the peer's address space, in slots or blocks; without
+            tensors when it is not accessible.
+        is_blocks: Whether it is a blocks cache.
+        accessible: Whether peers may touch it.
+        named: Whether its id can be used in keys.
+    """
+
+    cache_id: int
+    ref: Ref
+    desc: CacheDesc
+    layout: Layout
+    is_blocks: bool
+    accessible: bool
+    named: bool
+    blocks_key: int | None = None
+    keys: dict[Ref, KeyName] = field(default_factory=dict)
+
+
+class Resolved(NamedTuple):
+    """What a key names.
+
+    Attributes:
+        cache: The peer's cache.
+        slot: The slot that the key names; 0 with a BlocksCacheKey.
+        key_ref: Guard of a CacheKey, which the pull must find live; NO_REF with other keys.
+    """
+
+    cache: RemoteCache
+    slot: int
+    key_ref: Ref
+
+
+@final
+class DirectoryReader:
+    """The directory of one peer.
+
+    Args:
+        source: Where to read it from.
+        cluster_id: The peer, for messages.
+
+    Thread-safe.
+    """
+
+    def __init__(self, source: DirectorySource, cluster_id: int) -> None:
+        self._source = source
+        self._cluster_id = cluster_id
+        self._lock = threading.Lock()
+        self._version = 0
+        self._tables = _Tables()
+
+    @property
+    def version(self) -> int:
+        """Version that the reader knows: a precondition for requests that go without a refresh."""
+        return self._version
+
+    def refresh(self, operation: str, deadline_ns: int) -> bool:
+        """Learn what changed at the peer; return whether anything did.
+
+        Raises:
+            LLMException: LLM_TIMEOUT if the peer was rewriting its directory until the deadline.
+            CorruptDirectory: What the peer published breaks the protocol.
+        """
+        version = self._source.version(deadline_ns)
+        if version == self._version:
+            return False
+        with self._lock:
+            while version != self._version:
+                if version >> _TAIL_BITS & 1:
+                    self._pause(operation, deadline_ns)
+                elif self._take(version, deadline_ns):
+                    return True
+                version = self._source.version(deadline_ns)
+        return True
+
+    def lookup(self, key: AnyKey) -> Resolved | None:
+        """Return what a key names as far as is known, without asking the peer."""
+        tables = self._tables
+        if isinstance(key, BlocksCacheKey):
+            return tables.blocks_keys.get(key.model_id)
+        if isinstance(key, CacheKey):
+            return tables.keys.get((key.req_id, key.model_id, key.prefix_id))
+        cache = tables.caches.get(key.cache_id)
+        if cache is None or not cache.named:
+            return None
+        return Resolved(cache, key.batch_index, NO_REF)
+
+    def resolve(self, operation: str, key: AnyKey, deadline_ns: int, *, fresh: bool) -> Resolved:
+        """Return what a key names, and that peers may touch it.
+
+        Args:
+            operation: API call on whose behalf this is done.
+            key: Any key with the peer's cluster id.
+            deadline_ns: Limit of what is asked of the peer.
+            fresh: Ask first; otherwise only when the key is not known.
+
+        Raises:
+            LLMException: LLM_KV_CACHE_NOT_EXIST if the peer has nothing of that name,
+                LLM_PARAM_INVALID if it keeps the cache to itself, LLM_TIMEOUT as in `refresh`.
+            CorruptDirectory: As in `refresh`.
+        """
+        if fresh:
+            self.refresh(operation, deadline_ns)
+        resolved = self.lookup(key)
+        if resolved is None and not fresh and self.refresh(operation, deadline_ns):
+            resolved = self.lookup(key)
+        if resolved is None:
+            raise fail(
+                LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
+                operation,
+                f"the peer has no cache under {key}",
+                "it was never registered there, or is unregistered, freed or consumed; recompute",
+                cluster_id=self._cluster_id,
+            )
+        if not resolved.cache.accessible:
+            raise fail(
+                LLMStatusCode.LLM_PARAM_INVALID,
+                operation,
+                f"cache {resolved.cache.cache_id}, named by {key}, is not remote-accessible",
+                "register it there with remote_accessible=True",
+                cluster_id=self._cluster_id,
+            )
+        return resolved
+
+    def caches(self) -> list[RemoteCache]:
+        """Return the caches that are known."""
+        return list(self._tables.caches.values())
+
+    def _take(self, version: int, deadline_ns: int) -> bool:
+        """Fetch and apply what leads to `version`; False if the log was rewritten meanwhile."""
+        era, tail = version >> _TAIL_BITS, version & _TAIL_MASK
+        known_era, known_tail = self._version >> _TAIL_BITS, self._version & _TAIL_MASK
+        same_era = era == known_era
+        if same_era and tail <= known_tail:
+            return True  # another thread got further
+        offset = known_tail if same_era else 0
+        log = self._source.read_log(offset, tail - offset, deadline_ns) if tail > offset else b""
+        if self._source.version(deadline_ns) >> _TAIL_BITS != era:
+            return False  # what was read may be of two logs
+        if len(log) != tail - offset:
+            raise CorruptDirectory(f"{len(log)} bytes of the log instead of {tail - offset}")
+        tables = self._tables if same_era else _Tables()
+        tables.apply(decode_frames(log))
+        self._tables = tables
+        self._version = version
+        return True
+
+    def _pause(self, operation: str, deadline_ns: int) -> None:
+        if time.monotonic_ns() >= deadline_ns:
+            raise fail(
+                LLMStatusCode.LLM_TIMEOUT,
+                operation,
+                "the peer was rewriting its directory until the deadline",
+                "retry, or check that the peer's process runs",
+                cluster_id=self._cluster_id,
+            )
+        time.sleep(_REWRITE_PAUSE_S)
+
+
+class _Tables:
+    """Everything that one era of a log says. Lookups need no lock."""
+
+    def __init__(self) -> None:
+        self.caches: dict[int, RemoteCache] = {}
+        self.blocks_keys: dict[int, Resolved] = {}
+        self.keys: dict[KeyName, Resolved] = {}
+
+    def apply(self, records: Iterator[Record]) -> None:
+        for record in records:
+            if isinstance(record, Added):
+                self._add(record)
+                continue
+            cache = self.caches.get(record.cache_id)
+            if cache is None:
+                raise CorruptDirectory(f"a record concerns cache {record.cache_id}, there is none")
+            if isinstance(record, Removed):
+                self._remove(cache)
+            elif isinstance(record, KeyRemoved):
+                self._remove_key(cache, record.guard)
+            elif isinstance(record, Unnamed):
+                cache.named = False
+            elif isinstance(record, Remapped):
+                cache.ref = (cache.ref[0], record.value)
+
+    def _add(self, record: Added) -> None:
+        cache = _remote_cache(record)
+        self.caches[record.cache_id] = cache
+        if record.blocks_key is not None:
+            self.blocks_keys[record.blocks_key] = Resolved(cache, 0, NO_REF)
+        for key in record.keys:
+            self.keys[key.name] = Resolved(cache, key.slot, key.guard)
+
+    def _remove(self, cache: RemoteCache) -> None:
+        del self.caches[cache.cache_id]
+        key = cache.blocks_key
+        if key is not None and key in self.blocks_keys and self.blocks_keys[key].cache is cache:
+            del self.blocks_keys[key]
+        for guard in list(cache.keys):
+            self._remove_key(cache, guard)
+
+    def _remove_key(self, cache: RemoteCache, guard: Ref) -> None:
+        name = cache.keys.pop(guard, None)
+        if name is not None and name in self.keys and self.keys[name].cache is cache:
+            del self.keys[name]
+
+
+def _remote_cache(record: Added) -> RemoteCache:
+    addrs = np.frombuffer(record.addrs, np.dtype("<u8")) if len(record.addrs) % 8 == 0 else None
+    if addrs is None or len(addrs) != (record.num_tensors if record.accessible else 0):
+        raise CorruptDirectory(f"cache {record.cache_id} has {len(record.addrs)} address bytes")
+    try:
+        desc = CacheDesc(
+            record.num_tensors,
+            record.shape,
+            DataType(record.data_type),
+            Placement(record.placement),
+            record.batch_dim_index,
+        )
+        layout = cache_layout(desc, addrs.astype(np.uint64), is_blocks=record.is_blocks)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CorruptDirectory(f"cache {record.cache_id} makes no sense: {error}") from error
+    return RemoteCache(
+        record.cache_id,
+        record.entry,
+        desc,
+        layout,
+        record.is_blocks,
+        record.accessible,
+        record.named,
+        record.blocks_key,
+        {key.guard: key.name for key in record.keys},
+    )

@@ -1,0 +1,143 @@
+"""Records of an instance's directory: what its peers know about its caches.
+
+The owner appends them to its published log, peers parse the log by version (`reader`). A log is a
+sequence of frames: a little-endian u32 length, then one msgpack record. A whole log, and every
+piece between two versions of one era, holds whole frames.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, TypeAlias
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llm_datadist._types import CacheKey
+
+#: (req_id, model_id, prefix_id): a CacheKey without its cluster id, which selects the directory.
+KeyName: TypeAlias = tuple[int, int, int]
+
+_LENGTH = struct.Struct("<I")
+
+
+class CorruptDirectory(Exception):
+    """A peer's directory cannot be parsed: it breaks the protocol, its link is of no use."""
+
+
+class KeyRecord(msgspec.Struct, array_like=True, frozen=True):
+    """One CacheKey of a cache.
+
+    Attributes:
+        req_id, model_id, prefix_id: The key.
+        slot: The slot that it names.
+        guard: Its guard at the owner; live until the key is consumed or removed.
+    """
+
+    req_id: int
+    model_id: int
+    prefix_id: int
+    slot: int
+    guard: tuple[int, int]
+
+    @property
+    def name(self) -> KeyName:
+        """The key's name."""
+        return self.req_id, self.model_id, self.prefix_id
+
+
+class Added(msgspec.Struct, array_like=True, frozen=True, tag=1):
+    """A cache exists. A later record with the same blocks key, or the same key, wins.
+
+    Attributes:
+        cache_id: Its id.
+        entry: Its guard at the owner.
+        is_blocks: Whether dimension 0 counts blocks.
+        num_tensors, shape, data_type, placement, batch_dim_index: Its description.
+        addrs: Address of each tensor, little-endian u64; empty when not accessible.
+        accessible: Whether peers may touch it.
+        named: Whether its id can be used in keys (not after deallocate_cache).
+        blocks_key: model_id of its BlocksCacheKey, if it has one.
+        keys: Its CacheKeys.
+    """
+
+    cache_id: int
+    entry: tuple[int, int]
+    is_blocks: bool
+    num_tensors: int
+    shape: tuple[int, ...]
+    data_type: int
+    placement: int
+    batch_dim_index: int
+    addrs: bytes
+    accessible: bool
+    named: bool = True
+    blocks_key: int | None = None
+    keys: tuple[KeyRecord, ...] = ()
+
+
+class Removed(msgspec.Struct, array_like=True, frozen=True, tag=2):
+    """A cache and all that names it are gone; its guards died before this was written."""
+
+    cache_id: int
+
+
+class KeyRemoved(msgspec.Struct, array_like=True, frozen=True, tag=3):
+    """A key of a cache is gone, consumed or removed."""
+
+    cache_id: int
+    guard: tuple[int, int]
+
+
+class Unnamed(msgspec.Struct, array_like=True, frozen=True, tag=4):
+    """The id of a cache is gone (deallocate_cache); its keys hold it still."""
+
+    cache_id: int
+
+
+class Remapped(msgspec.Struct, array_like=True, frozen=True, tag=5):
+    """The entry of a cache died and lives again under a new value."""
+
+    cache_id: int
+    value: int
+
+
+Record: TypeAlias = Added | Removed | KeyRemoved | Unnamed | Remapped
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Record).decode
+
+
+def key_name(key: CacheKey) -> KeyName:
+    """Return the name by which the owner of `key` files it."""
+    return key.req_id, key.model_id, key.prefix_id
+
+
+def encode_frame(record: Record) -> bytes:
+    """Return the frame of a record."""
+    body = _encode(record)
+    return _LENGTH.pack(len(body)) + body
+
+
+def decode_frames(log: bytes) -> Iterator[Record]:
+    """Yield the records of whole frames.
+
+    Raises:
+        CorruptDirectory: The bytes are not whole frames of valid records.
+    """
+    view = memoryview(log)
+    offset = 0
+    while offset < len(view):
+        begin = offset + _LENGTH.size
+        if begin > len(view):
+            raise CorruptDirectory(f"{len(view) - offset} bytes behind the last record")
+        offset = begin + _LENGTH.unpack_from(view, begin - _LENGTH.size)[0]
+        if offset > len(view):
+            raise CorruptDirectory(f"a record is cut off {offset - len(view)} bytes before its end")
+        try:
+            record: Record = _decode(view[begin:offset])
+        except msgspec.MsgspecError as error:
+            raise CorruptDirectory(f"a record cannot be read: {error}") from error
+        yield record

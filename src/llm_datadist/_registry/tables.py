@@ -1,0 +1,196 @@
+"""The tables of a registry: which caches there are, what holds and names them.
+
+Every method runs under the registry's lock and is quick; each keeps the published directory in step
+with the tables.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, NamedTuple, final
+
+import numpy as np
+
+from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._registry.local import LocalCache
+from llm_datadist._registry.writer import DirectoryFull, DirectoryWriter
+from llm_datadist._types import Cache, Placement
+
+if TYPE_CHECKING:
+    from llm_datadist._plan import Layout
+    from llm_datadist._registry.node import Node, Ref
+    from llm_datadist._registry.records import KeyName
+    from llm_datadist._types import CacheDesc
+
+_log = logging.getLogger("llm_datadist")
+
+
+class Wanted(NamedTuple):
+    """A cache that is about to be published.
+
+    Attributes:
+        operation: API call that asks for it.
+        desc, addrs, is_blocks: What it is.
+        accessible: Whether peers may touch it.
+        allocated: Whether its memory is from a pool.
+        slots: Its CacheKeys and the slots that they name.
+        blocks_key: model_id of its BlocksCacheKey.
+    """
+
+    operation: str
+    desc: CacheDesc
+    addrs: tuple[int, ...]
+    is_blocks: bool
+    accessible: bool
+    allocated: bool
+    slots: dict[KeyName, int]
+    blocks_key: int | None
+
+
+@final
+class Tables:
+    """The caches of one instance; not thread-safe.
+
+    Args:
+        node: The instance's native node.
+        max_registered_addrs: Limit of the sum of addresses over all registered caches.
+        device_is_host: Whether numpy can address device memory.
+        log_capacity: Bytes that the directory log can hold.
+
+    Attributes:
+        token: Identity of the instance, carried by its caches.
+        caches: Caches that are live, by id.
+        closing: Caches that have left the tables and whose memory is not final yet, by id.
+        keys: Caches by CacheKey.
+        key_guards: What each key guard stands for.
+        blocks_keys: Caches by BlocksCacheKey.
+        registered_addrs: Sum of addresses over all registered caches.
+        directory: What peers are told.
+    """
+
+    def __init__(
+        self, node: Node, *, max_registered_addrs: int, device_is_host: bool, log_capacity: int
+    ) -> None:
+        self._node = node
+        self._max_registered_addrs = max_registered_addrs
+        self._device_is_host = device_is_host
+        self.token = object()
+        self.caches: dict[int, LocalCache] = {}
+        self.closing: dict[int, LocalCache] = {}
+        self.keys: dict[KeyName, LocalCache] = {}
+        self.key_guards: dict[Ref, tuple[LocalCache, KeyName]] = {}
+        self.blocks_keys: dict[int, LocalCache] = {}
+        self.registered_addrs = 0
+        self.directory = DirectoryWriter(node, log_capacity)
+        self._last_id = 0
+
+    def add(self, wanted: Wanted, layout: Layout) -> LocalCache:
+        """Open the guards of a cache, tell the peers, file it: all or nothing.
+
+        Raises:
+            LLMException: LLM_PARAM_INVALID: too many addresses, or a key that is bound;
+                LLM_OUT_OF_MEMORY: no guards or no directory space left.
+        """
+        self._check_room(wanted)
+        cache = Cache(
+            self._last_id + 1,
+            wanted.desc,
+            wanted.addrs,
+            is_blocks_cache=wanted.is_blocks,
+            owner=self.token,
+            is_host_memory=self._device_is_host or wanted.desc.placement is Placement.HOST,
+        )
+        local = LocalCache(
+            cache,
+            cache.cache_desc,
+            layout,
+            accessible=wanted.accessible,
+            allocated=wanted.allocated,
+        )
+        try:
+            sizes = np.full(layout.num_tensors, layout.tensor_bytes, np.uint64)
+            local.ref = self._node.open_entry(layout.addrs, sizes, local.accessible)
+            for name, slot in wanted.slots.items():
+                local.keys[name] = (slot, self._node.open_guard())
+            self.directory.add(local.record(wanted.blocks_key))
+        except BaseException as error:
+            for _, guard in local.keys.values():
+                self._node.close_guard(*guard)
+            if local.ref[1]:
+                self._node.close_entry(*local.ref)
+            if isinstance(error, (MemoryError, ValueError, DirectoryFull)):
+                raise fail(
+                    LLMStatusCode.LLM_OUT_OF_MEMORY,
+                    wanted.operation,
+                    f"there is no room for another cache in the directory ({error})",
+                    "unregister caches that are not used any more",
+                ) from error
+            raise
+        self._file(local, wanted.blocks_key)
+        return local
+
+    def drop_key(self, local: LocalCache, name: KeyName) -> bool:
+        """Unbind a key; return whether the cache was detached, as nothing holds it now."""
+        _, guard = local.keys.pop(name)
+        del self.keys[name], self.key_guards[guard]
+        self._node.close_guard(*guard)  # also frees the guard of a key that a peer consumed
+        self.directory.remove_key(local.cache_id, guard)
+        if local.is_held:
+            return False
+        self.detach(local)
+        return True
+
+    def detach(self, local: LocalCache) -> None:
+        """Take a cache out of the tables; it must be finished outside the lock."""
+        del self.caches[local.cache_id]
+        self.closing[local.cache_id] = local
+        if not local.allocated:
+            self.registered_addrs -= local.layout.num_tensors
+        for name, (_, guard) in local.keys.items():
+            del self.keys[name], self.key_guards[guard]
+        if local.blocks_key is not None:
+            del self.blocks_keys[local.blocks_key]
+
+    def _check_room(self, wanted: Wanted) -> None:
+        total = self.registered_addrs + len(wanted.addrs)
+        if not wanted.allocated and total > self._max_registered_addrs:
+            raise fail(
+                LLMStatusCode.LLM_PARAM_INVALID,
+                wanted.operation,
+                f"the registered caches would have {total} addresses in sum, the limit is "
+                f"{self._max_registered_addrs}",
+                "unregister caches, or raise max_registered_addrs",
+            )
+        for name in wanted.slots:
+            bound = self.keys.get(name)
+            if bound is not None:
+                req_id, model_id, prefix_id = name
+                raise fail(
+                    LLMStatusCode.LLM_PARAM_INVALID,
+                    wanted.operation,
+                    f"the key req_id {req_id}, model_id {model_id}, prefix_id {prefix_id} is bound "
+                    f"by cache {bound.cache_id}",
+                    "remove it with remove_cache_key, or use another key",
+                )
+
+    def _file(self, local: LocalCache, blocks_key: int | None) -> None:
+        self._last_id = local.cache_id
+        self.caches[local.cache_id] = local
+        if not local.allocated:
+            self.registered_addrs += local.layout.num_tensors
+        for name, (_, guard) in local.keys.items():
+            self.keys[name] = local
+            self.key_guards[guard] = (local, name)
+        if blocks_key is not None:
+            loser = self.blocks_keys.get(blocks_key)
+            if loser is not None:
+                _log.warning(
+                    "the blocks cache key with model_id %d now names cache %d; cache %d is "
+                    "reachable by its id only",
+                    blocks_key,
+                    local.cache_id,
+                    loser.cache_id,
+                )
+                loser.blocks_key = None
+            local.blocks_key = blocks_key
+            self.blocks_keys[blocks_key] = local

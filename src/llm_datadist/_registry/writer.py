@@ -1,0 +1,127 @@
+"""The owner's side of its directory: appends records, and compacts the log."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+import msgspec
+
+from llm_datadist._registry.records import (
+    Added,
+    KeyRemoved,
+    Remapped,
+    Removed,
+    Unnamed,
+    encode_frame,
+)
+
+if TYPE_CHECKING:
+    from llm_datadist._registry.node import Log, Ref
+    from llm_datadist._registry.records import Record
+
+_SMALL_LOG = 256 << 10
+"""A log shorter than this is not worth compacting (bytes)."""
+
+_WASTE = 4
+"""A log is compacted when it is this many times as long as what is alive in it."""
+
+_GROWTH = 16
+"""By how many bytes a record may grow before it is compacted (its entry's value does)."""
+
+
+class DirectoryFull(Exception):
+    """The log has no room for another record, even when compacted; nothing was written."""
+
+
+@final
+class DirectoryWriter:
+    """Publishes changes of the caches; keeps what is alive, to compact the log.
+
+    Args:
+        log: Where to; written by nobody else.
+        capacity: Bytes that the log can hold.
+
+    Not thread-safe: the registry calls it under its lock.
+    """
+
+    def __init__(self, log: Log, capacity: int) -> None:
+        self._log = log
+        self._capacity = capacity
+        self._tail = 0
+        self._alive: dict[int, Added] = {}
+        self._sizes: dict[int, int] = {}
+        self._alive_bytes = 0
+        self._blocks_keys: dict[int, int] = {}
+
+    @property
+    def tail(self) -> int:
+        """Bytes of the log."""
+        return self._tail
+
+    def add(self, record: Added) -> None:
+        """Publish a cache.
+
+        Raises:
+            DirectoryFull: There is no room for it.
+        """
+        frame = encode_frame(record)
+        size = len(frame) + _GROWTH
+        if self._alive_bytes + size > self._capacity:
+            raise DirectoryFull
+        self._alive[record.cache_id] = record
+        self._sizes[record.cache_id] = size
+        self._alive_bytes += size
+        if record.blocks_key is not None:
+            loser = self._blocks_keys.get(record.blocks_key)
+            if loser is not None:
+                self._change(loser, blocks_key=None)
+            self._blocks_keys[record.blocks_key] = record.cache_id
+        self._write(frame)
+
+    def remove(self, cache_id: int) -> None:
+        """Publish that a cache is gone."""
+        record = self._alive.pop(cache_id)
+        self._alive_bytes -= self._sizes.pop(cache_id)
+        if record.blocks_key is not None:
+            self._blocks_keys.pop(record.blocks_key)
+        self._append(Removed(cache_id))
+
+    def remove_key(self, cache_id: int, guard: Ref) -> None:
+        """Publish that a key of a cache is gone."""
+        keys = self._alive[cache_id].keys
+        self._change(cache_id, keys=tuple(key for key in keys if key.guard != guard))
+        self._append(KeyRemoved(cache_id, guard))
+
+    def unname(self, cache_id: int) -> None:
+        """Publish that the id of a cache is gone."""
+        self._change(cache_id, named=False)
+        self._append(Unnamed(cache_id))
+
+    def remap(self, cache_id: int, value: int) -> None:
+        """Publish the new value of a cache's entry."""
+        self._change(cache_id, entry=(self._alive[cache_id].entry[0], value))
+        self._append(Remapped(cache_id, value))
+
+    def _change(self, cache_id: int, **fields: object) -> None:
+        self._alive[cache_id] = msgspec.structs.replace(self._alive[cache_id], **fields)
+
+    def _append(self, record: Record) -> None:
+        self._write(encode_frame(record))
+
+    def _write(self, frame: bytes) -> None:
+        tail = self._tail + len(frame)
+        full = tail > self._capacity
+        if full or (tail > _SMALL_LOG and tail > _WASTE * self._alive_bytes):
+            self._compact()
+        else:
+            self._log.append(frame)
+            self._tail = tail
+
+    def _compact(self) -> None:
+        """Write what is alive, which includes the change at hand."""
+        frames = {cache_id: encode_frame(record) for cache_id, record in self._alive.items()}
+        self._sizes = {cache_id: len(frame) + _GROWTH for cache_id, frame in frames.items()}
+        self._alive_bytes = sum(self._sizes.values())
+        log = b"".join(frames.values())
+        self._log.rewrite(log)
+        self._tail = len(log)
