@@ -1,0 +1,100 @@
+"""The paged KV cache: blocks of fixed size, and the block tables of requests.
+
+One tensor of keys and one of values per layer, each (num_blocks, block_size, kv_heads, head_dim)
+float32, in the order K0, V0, K1, V1, ... A request owns any blocks in any order; its block table
+says which block holds which part of it.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+Floats = NDArray[np.float32]
+BlockTable = NDArray[np.intp]
+
+
+def blocks_for(tokens: int, block_size: int) -> int:
+    """How many blocks hold that many tokens."""
+    return -(-tokens // block_size)
+
+
+class PagedKvCache:
+    """The tensors. They live as long as this object: keep it while they are registered."""
+
+    def __init__(
+        self, layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int
+    ) -> None:
+        self.block_size = block_size
+        self.shape = (num_blocks, block_size, kv_heads, head_dim)
+        self.tensors: list[Floats] = [np.zeros(self.shape, np.float32) for _ in range(2 * layers)]
+
+    @property
+    def addresses(self) -> list[int]:
+        """Where each tensor starts, as register_blocks_cache wants it."""
+        return [tensor.ctypes.data for tensor in self.tensors]
+
+    @property
+    def bytes_per_block(self) -> int:
+        """Bytes of one block id over all tensors."""
+        return sum(tensor[0].nbytes for tensor in self.tensors)
+
+    def write(
+        self, layer: int, table: BlockTable, position: int, keys: Floats, values: Floats
+    ) -> None:
+        """Put keys and values, (tokens, kv_heads, head_dim), at `position` of a request."""
+        positions = np.arange(position, position + len(keys))
+        blocks, offsets = table[positions // self.block_size], positions % self.block_size
+        self.tensors[2 * layer][blocks, offsets] = keys
+        self.tensors[2 * layer + 1][blocks, offsets] = values
+
+    def gather(self, layer: int, table: BlockTable, tokens: int) -> tuple[Floats, Floats]:
+        """Copy the keys and values of a request's first `tokens` positions out of its blocks."""
+        used = table[: blocks_for(tokens, self.block_size)]
+
+        def collect(tensor: Floats) -> Floats:
+            return tensor[used].reshape(-1, *self.shape[2:])[:tokens]
+
+        return collect(self.tensors[2 * layer]), collect(self.tensors[2 * layer + 1])
+
+    def fill(self, blocks: Sequence[int], source: np.random.Generator) -> None:
+        """Overwrite blocks with noise, in every tensor."""
+        index = np.asarray(blocks, np.intp)
+        for tensor in self.tensors:
+            tensor[index] = source.standard_normal((len(index), *self.shape[1:]), np.float32)
+
+    def checksums(self, blocks: Sequence[int]) -> list[bytes]:
+        """The bytes of blocks, condensed: one value per tensor, equal when nothing changed."""
+        index = np.asarray(blocks, np.intp)
+        words = (tensor[index].view(np.uint32) for tensor in self.tensors)
+        return [np.bitwise_xor.reduce(w, axis=None).tobytes() + w.sum().tobytes() for w in words]
+
+
+class BlockPool:
+    """Free block ids, handed out in the shuffled order of a server that has run for a while."""
+
+    def __init__(self, ids: Iterable[int], seed: int) -> None:
+        self._free = list(ids)
+        random.Random(seed).shuffle(self._free)
+
+    def take(self, count: int) -> list[int]:
+        """Take blocks out.
+
+        Raises:
+            MemoryError: There are fewer; nothing was taken.
+        """
+        if count > len(self._free):
+            raise MemoryError(f"the KV cache has {len(self._free)} free blocks, {count} are needed")
+        taken = self._free[len(self._free) - count :]
+        del self._free[len(self._free) - count :]
+        return taken
+
+    def give_back(self, ids: Iterable[int]) -> None:
+        """Return blocks that were taken."""
+        self._free.extend(ids)
