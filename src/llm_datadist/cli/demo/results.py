@@ -1,0 +1,88 @@
+"""What a run of the demo found out: the JSON that --json prints, and what the report shows."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from llm_datadist.cli.demo.messages import ALL_LAYERS, Mode
+from llm_datadist.cli.demo.model import ModelShape
+
+SpanKind = Literal["compute", "transfer", "decode"]
+
+
+class Span(msgspec.Struct, frozen=True):
+    """One bar of the timeline, in ms since the requests were submitted.
+
+    `layer` is None for something that covers all of them: a pull, a decode step.
+    """
+
+    request: int
+    kind: SpanKind
+    layer: int | None
+    start_ms: float
+    end_ms: float
+
+    @property
+    def duration_ms(self) -> float:
+        """Its length."""
+        return self.end_ms - self.start_ms
+
+
+class RequestResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One request.
+
+    `transfer_ms` adds up the time in which its blocks were under way; `exposed_ms` is the part of
+    the transfer that came after its prefill, all the rest hid behind computing.
+    `time_to_first_token_ms` runs from the submission of all requests to the moment at which the
+    decode process holds this request's cache and hands out its first token.
+    """
+
+    name: str
+    prompt_tokens: int
+    kv_bytes: int
+    blocks: int
+    source_blocks: list[int]
+    target_blocks: list[int]
+    prefill_ms: float
+    transfer_ms: float
+    exposed_ms: float
+    gb_per_s: float
+    time_to_first_token_ms: float
+    ms_per_token: float
+    tokens: list[int]
+    reference_tokens: list[int]
+    tokens_equal: bool
+    logits_equal: bool
+
+
+class DemoResult(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole run."""
+
+    version: str
+    mode: Mode
+    backend: str
+    link: str
+    seed: int
+    block_size: int
+    model: ModelShape
+    tokens_equal: bool
+    logits_equal: bool
+    residents_intact: bool
+    start_up_ms: float
+    serving_ms: float
+    reference_ms: float
+    requests: list[RequestResult]
+    timeline: list[Span]
+
+
+def span(request: int, kind: SpanKind, layer: int, start_ns: int, end_ns: int, zero: int) -> Span:
+    """A Span from clock readings; `zero` is the clock at submission."""
+    return Span(
+        request,
+        kind,
+        None if layer == ALL_LAYERS else layer,
+        (start_ns - zero) / 1e6,
+        (end_ns - zero) / 1e6,
+    )

@@ -1,0 +1,46 @@
+"""What a run of the demo is asked to do."""
+
+from __future__ import annotations
+
+import string
+
+import msgspec
+
+from llm_datadist.cli.demo.messages import Mode
+from llm_datadist.cli.demo.model import ModelShape
+from llm_datadist.cli.demo.paged_kv import blocks_for
+
+
+class DemoError(Exception):
+    """The demo cannot run or go on; the text is for the user."""
+
+
+class DemoSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """A run: the model, the prompts (tokens) and how their caches move."""
+
+    prompts: list[list[int]]
+    mode: Mode = "pull"
+    backend: str = "auto"
+    shape: ModelShape = ModelShape()
+    seed: int = 0
+    block_size: int = 16
+    max_new_tokens: int = 16
+    corrupt_block: bool = False
+
+    @property
+    def prompt_blocks(self) -> int:
+        """Blocks of all prompts: the size of the prefill cache."""
+        return sum(blocks_for(len(prompt), self.block_size) for prompt in self.prompts)
+
+    @property
+    def whole_blocks(self) -> int:
+        """Blocks of all requests, with what they generate."""
+        new = self.max_new_tokens
+        return sum(blocks_for(len(prompt) + new, self.block_size) for prompt in self.prompts)
+
+
+def request_name(index: int) -> str:
+    """A, B, ... Z, AA, AB, ..."""
+    letters = string.ascii_uppercase
+    name = letters[index % 26]
+    return name if index < 26 else request_name(index // 26 - 1) + name
