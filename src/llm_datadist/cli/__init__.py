@@ -1,0 +1,9 @@
+"""The command line: `llm-datadist demo`, `llm-datadist doctor`."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    # The demo's worker processes import this package too and need no command line.
+    from llm_datadist.cli.app import app  # noqa: PLC0415
+
+    app()

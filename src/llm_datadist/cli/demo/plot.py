@@ -1,0 +1,110 @@
+"""The timeline of a run as a picture; needs matplotlib (the extra `plot`)."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+from llm_datadist.cli.demo.settings import DemoError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+
+    from llm_datadist.cli.demo.results import DemoResult
+
+SUFFIXES = (".png", ".svg", ".pdf")
+_COLOURS = ("#2a9db5", "#5a9e4b", "#4a6fb5", "#a05195")
+_TRANSFER = "#f28e2b"
+
+
+def check_can_plot(path: Path) -> None:
+    """See before the run that the picture can be made after it.
+
+    Raises:
+        DemoError: matplotlib is missing, the directory is, or the kind of file is unknown.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise DemoError("--plot needs matplotlib: pip install 'llm-datadist[plot]'")
+    if path.suffix.lower() not in SUFFIXES:
+        raise DemoError(f"--plot {path}: the name must end in one of {', '.join(SUFFIXES)}")
+    if not path.absolute().parent.is_dir():
+        raise DemoError(f"--plot {path}: there is no directory {path.absolute().parent}")
+
+
+def plot(result: DemoResult, path: Path) -> None:
+    """Draw compute and transfer per layer, and decoding per request.
+
+    Raises:
+        DemoError: The file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  # an extra
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    rows = result.model.layers + len(result.requests) + (result.mode == "pull")
+    figure = Figure(figsize=(11, 1.6 + 0.32 * rows), layout="constrained", dpi=130)
+    FigureCanvasAgg(figure)
+    _draw(figure.add_subplot(), result)
+    try:
+        figure.savefig(path)
+    except OSError as problem:
+        raise DemoError(f"--plot {path}: {problem.strerror or problem}") from problem
+
+
+def _draw(axes: Axes, result: DemoResult) -> None:
+    layers = result.model.layers
+    labels = [f"layer {layer}" for layer in range(layers)]
+    pull_row = len(labels)
+    if result.mode == "pull":
+        labels.append("pull, all layers")
+    decode_row = len(labels)
+    labels += [f"decode {request.name}" for request in result.requests]
+    for span in result.timeline:
+        bar = [(span.start_ms, span.duration_ms)]
+        colour = _COLOURS[span.request % len(_COLOURS)]
+        if span.kind == "compute" and span.layer is not None:
+            axes.broken_barh(bar, (span.layer - 0.4, 0.45), facecolors=colour)
+        elif span.kind == "transfer":
+            # The line makes a transfer of a fraction of a millisecond visible at all.
+            row = pull_row if span.layer is None else span.layer
+            axes.broken_barh(
+                bar, (row + 0.08, 0.34), facecolors=_TRANSFER, edgecolors=_TRANSFER, linewidth=1.2
+            )
+        elif span.kind == "decode":
+            axes.broken_barh(
+                bar, (decode_row + span.request - 0.3, 0.6), facecolors=colour, alpha=0.55
+            )
+    for index, request in enumerate(result.requests):
+        first = min(s.start_ms for s in result.timeline if s.request == index)
+        text = f"{request.name}: {request.prompt_tokens} tokens"
+        colour = _COLOURS[index % len(_COLOURS)]
+        axes.text(first, -0.6, text, color=colour, fontsize=8, va="bottom", fontweight="bold")
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.set_ylim(len(labels) - 0.4, -1.4)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("ms since the requests were submitted")
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(_title(result), fontsize=10, loc="left")
+    _legend(axes)
+
+
+def _legend(axes: Axes) -> None:
+    from matplotlib.patches import Patch  # noqa: PLC0415
+
+    handles = [
+        Patch(color=_COLOURS[0], label="compute"),
+        Patch(color=_TRANSFER, label="KV blocks under way"),
+        Patch(color=_COLOURS[0], alpha=0.55, label="decode"),
+    ]
+    axes.legend(handles=handles, fontsize=8, loc="lower left", framealpha=0.9)
+
+
+def _title(result: DemoResult) -> str:
+    mebibytes = sum(request.kv_bytes for request in result.requests) / 2**20
+    equal = "tokens equal" if result.tokens_equal else "TOKENS DIFFER"
+    return (
+        f"llm-datadist demo, mode {result.mode}, backend {result.backend}: "
+        f"{len(result.requests)} requests, {mebibytes:.1f} MiB of KV cache, {equal}"
+    )

@@ -1,0 +1,130 @@
+"""The timeline of a run as text: one row per layer, time from left to right.
+
+The upper half of a row is computing, the lower half its transfer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from llm_datadist.cli.demo.results import DemoResult, Span
+
+COLOURS = ("cyan", "green", "blue", "magenta")
+TRANSFER_COLOUR = "dark_orange"
+_LABEL_WIDTH = 9
+
+
+class Glyphs(NamedTuple):
+    """Characters of a cell."""
+
+    compute: str
+    transfer: str
+    both: str
+
+
+UNICODE = Glyphs("▀", "▄", "█")
+ASCII = Glyphs("'", ".", ":")
+
+
+class Cell(NamedTuple):
+    """What happens in one cell: request numbers, None for nothing."""
+
+    compute: int | None = None
+    transfer: int | None = None
+
+
+def row_cells(spans: Iterable[Span], end_ms: float, width: int) -> list[Cell]:
+    """Lay spans over `width` cells; even the shortest marks one."""
+    computes: list[int | None] = [None] * width
+    transfers: list[int | None] = [None] * width
+    for span in spans:
+        first = min(width - 1, max(0, int(span.start_ms / end_ms * width)))
+        last = min(width - 1, max(first, int(span.end_ms / end_ms * width)))
+        target = transfers if span.kind == "transfer" else computes
+        target[first : last + 1] = [span.request] * (last + 1 - first)
+    return [Cell(*pair) for pair in zip(computes, transfers, strict=True)]
+
+
+def draw_row(cells: list[Cell], glyphs: Glyphs, *, colour: bool) -> Text:
+    """Cells as text; with colour, compute and transfer of one cell have their own halves."""
+    text = Text()
+    for compute, transfer in cells:
+        compute_colour = COLOURS[(compute or 0) % len(COLOURS)]
+        if compute is None and transfer is None:
+            text.append(" ")
+        elif transfer is None:
+            text.append(glyphs.compute, compute_colour)
+        elif compute is None:
+            text.append(glyphs.transfer, TRANSFER_COLOUR)
+        elif colour and glyphs is UNICODE:
+            text.append(glyphs.compute, f"{compute_colour} on {TRANSFER_COLOUR}")
+        else:
+            text.append(glyphs.both, TRANSFER_COLOUR)
+    return text
+
+
+def draw_timeline(result: DemoResult, width: int, glyphs: Glyphs, *, colour: bool) -> Text:
+    """The whole timeline, at most `width` columns wide."""
+    columns = max(20, width - _LABEL_WIDTH)
+    end_ms = max(span.end_ms for span in result.timeline) or 1.0
+    lines = [_heading(result, end_ms, columns)]
+    for layer in range(result.model.layers):
+        spans = [span for span in result.timeline if span.layer == layer]
+        cells = row_cells(spans, end_ms, columns)
+        lines.append(_labelled(f"layer {layer}", draw_row(cells, glyphs, colour=colour)))
+    pulls = [s for s in result.timeline if s.kind == "transfer" and s.layer is None]
+    if pulls:
+        cells = row_cells(pulls, end_ms, columns)
+        lines.append(_labelled("pull", draw_row(cells, glyphs, colour=colour)))
+    decoding = [span for span in result.timeline if span.kind == "decode"]
+    lines.append(_labelled("decode", Text(_counts(decoding, end_ms, columns), "dim")))
+    lines.append(_labelled("", Text(_axis(end_ms, columns), "dim")))
+    lines.append(_legend(glyphs, pulled=bool(pulls)))
+    return Text("\n").join(lines)
+
+
+def _labelled(label: str, row: Text) -> Text:
+    text = Text(f"{label:<{_LABEL_WIDTH}}", "dim").append_text(row)
+    text.rstrip()
+    return text
+
+
+def _heading(result: DemoResult, end_ms: float, columns: int) -> Text:
+    """Each request's name where its prefill starts, as far as there is room."""
+    text = Text(" " * _LABEL_WIDTH)
+    for index, request in enumerate(result.requests):
+        starts = [s.start_ms for s in result.timeline if s.kind == "compute" and s.request == index]
+        column = _LABEL_WIDTH + int(min(starts, default=end_ms) / end_ms * columns)
+        if len(text) <= column and column + len(request.name) <= _LABEL_WIDTH + columns:
+            text.append(" " * (column - len(text)))
+            text.append(request.name, f"bold {COLOURS[index % len(COLOURS)]}")
+    return text
+
+
+def _counts(spans: list[Span], end_ms: float, columns: int) -> str:
+    """How many requests are being decoded, digit by digit; + for ten and more."""
+    counts = [0] * columns
+    for span in spans:
+        for column, cell in enumerate(row_cells([span], end_ms, columns)):
+            counts[column] += cell.compute is not None
+    return "".join(" " if count == 0 else str(count) if count < 10 else "+" for count in counts)
+
+
+def _axis(end_ms: float, columns: int) -> str:
+    left, middle, right = "0", f"{end_ms / 2:,.0f}", f"{end_ms:,.0f} ms"
+    return left + middle.center(columns - len(left) - len(right)) + right
+
+
+def _legend(glyphs: Glyphs, *, pulled: bool) -> Text:
+    text = Text(" " * _LABEL_WIDTH, "dim")
+    text.append(glyphs.compute, COLOURS[0]).append(" compute   ", "dim")
+    text.append(glyphs.transfer, TRANSFER_COLOUR).append(" transfer   ", "dim")
+    if not pulled:
+        both = glyphs.both if glyphs is ASCII else glyphs.compute
+        text.append(both, f"{COLOURS[0]} on {TRANSFER_COLOUR}").append(" both at once   ", "dim")
+    return text.append("1 2 3 requests in decode", "dim")
