@@ -1,0 +1,212 @@
+"""The contract of a data path between a pair of instances.
+
+A backend belongs to one instance. Its life: `register` for every cache (before the cache can be
+named by anybody), `describe` when a link is made and again when `Capabilities.metadata_changes`,
+`connect` once per link, `close` once. A channel belongs to one link and one backend. Transfers are
+posted to a channel and waited for through a handle:
+
+    handle = channel.post(transfer)
+    outcome = handle.wait()          # or handle.poll() until it is not None
+    handle.release()                 # always, exactly once
+
+Rules that every backend keeps (`llm_datadist.testing.check_backend` is their executable form):
+
+* READ moves `length[i]` bytes from `remote[i]` of the peer to `local[i]`; WRITE the other way.
+* An outcome with code OK means applied: the bytes are in place, at the destination.
+* A read counts only if every guard it names was live, at its value, after the last byte had moved.
+* After an outcome other than OK no byte of the transfer lands any more, on either side. A backend
+  whose engine cannot cancel makes `wait` last until that is true, or replaces the engine.
+* `wait` returns by the transfer's deadline + 100 ms, whatever the peer does.
+* `post`, `poll`, `wait` may be called from many threads at once, for different transfers.
+* Nothing raises for a failed transfer: failures are outcomes. A bug raises.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from llm_datadist._backends.outcomes import NO_REF, Outcome, Ref
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from llm_datadist._backends.lanes import LinkLanes
+    from llm_datadist._types import Placement
+
+    U64Array = npt.NDArray[np.uint64]
+
+
+class Unavailable(Exception):
+    """A backend cannot serve this link; the text says why, in one clause. Not a failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend can do.
+
+    Attributes:
+        reads, writes: Directions.
+        metadata_changes: `describe` changes when memory is registered later; peers need updates.
+        cancels: A posted transfer can be stopped before its deadline.
+        placements: Kinds of memory it reaches, "host" and "device".
+    """
+
+    reads: bool = True
+    writes: bool = True
+    metadata_changes: bool = False
+    cancels: bool = True
+    placements: frozenset[str] = frozenset({"host"})
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Memory of one cache as a backend registers it.
+
+    Attributes:
+        addresses: First byte of each tensor.
+        sizes: Bytes of each tensor.
+        placement: Where the caller says the memory is.
+        device_id: Accelerator, for device memory.
+    """
+
+    addresses: U64Array
+    sizes: U64Array
+    placement: Placement
+    device_id: int = 0
+
+
+@dataclass(slots=True)
+class Transfer:
+    """One operation: descriptor arrays and what has to hold for it to count.
+
+    Attributes:
+        write: True moves local to remote.
+        local, remote, length: C-contiguous uint64 arrays of one length; borrowed until release.
+        local_ref: Entry of the own cache, so that unregistering it stops the transfer.
+        cache_ref: The peer's cache as the directory had it.
+        key_ref: The peer's key guard, for keys that a pull consumes.
+        version: Directory version that must still be current at the peer; 0 = no condition.
+        deadline_ns: Absolute CLOCK_MONOTONIC nanoseconds.
+    """
+
+    write: bool
+    local: U64Array
+    remote: U64Array
+    length: U64Array
+    local_ref: Ref
+    cache_ref: Ref
+    deadline_ns: int
+    key_ref: Ref = NO_REF
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PeerEndpoint:
+    """What a peer told about its data plane when the link was made.
+
+    Attributes:
+        cluster_id, incarnation: Who it is.
+        link_ref: Guard at the peer that lives as long as its end of this link.
+        metadata: Per backend name, what the peer's `describe` returned.
+    """
+
+    cluster_id: int
+    incarnation: int
+    link_ref: Ref
+    metadata: dict[str, bytes] = field(default_factory=dict)
+
+
+class Handle(ABC):
+    """A posted transfer."""
+
+    @abstractmethod
+    def poll(self) -> Outcome | None:
+        """Return the outcome, or None while the transfer runs. Never blocks."""
+
+    @abstractmethod
+    def wait(self) -> Outcome:
+        """Wait for the outcome, GIL released; bounded by the transfer's deadline + 100 ms."""
+
+    def release(self) -> None:  # noqa: B027 - most backends hold nothing
+        """Give back what the handle holds. Call once, after an outcome."""
+
+
+class Finished(Handle):
+    """The handle of a transfer that was carried out inside `post`."""
+
+    __slots__ = ("_outcome",)
+
+    def __init__(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+
+    def poll(self) -> Outcome:
+        return self._outcome
+
+    def wait(self) -> Outcome:
+        return self._outcome
+
+
+class Channel(ABC):
+    """One link's data path to one peer. Owned by the link; closed with it."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def post(self, transfer: Transfer) -> Handle:
+        """Start a transfer (or carry it out); its arrays stay borrowed until the release."""
+
+    def run(self, transfer: Transfer) -> Outcome:
+        """Post, wait, release: what the engine calls. Override when a handle costs too much."""
+        handle = self.post(transfer)
+        try:
+            return handle.wait()
+        finally:
+            handle.release()
+
+    def update(self, metadata: bytes) -> None:  # noqa: B027 - most backends hold no metadata
+        """Take the peer's new `describe` (only with Capabilities.metadata_changes)."""
+
+    def forget(self, address: int, size: int) -> None:  # noqa: B027 - most hold no mappings
+        """Drop what is held of that range of the peer's memory: it was remapped there."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, object]:
+        """Facts for describe_link."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End running transfers (they get CANCELLED) and return when none touches memory any more.
+
+        Idempotent.
+        """
+
+
+class Backend(ABC):
+    """One data path of one instance."""
+
+    name: ClassVar[str]
+    capabilities: ClassVar[Capabilities]
+
+    def register(self, region: Region) -> None:  # noqa: B027 - guards and entries suffice for most
+        """Make memory transferable. Called before the cache is published."""
+
+    def deregister(self, region: Region) -> None:  # noqa: B027
+        """Undo `register`. Called after the cache's entry was closed."""
+
+    @abstractmethod
+    def describe(self) -> bytes:
+        """What a peer needs to connect; carried by the link handshake, after authentication."""
+
+    @abstractmethod
+    def connect(self, peer: PeerEndpoint, lanes: LinkLanes) -> Channel:
+        """Make the channel of a new link.
+
+        Raises:
+            Unavailable: This pair cannot use this backend; the reason is shown by describe_link.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """Release everything; called after every channel is closed. Idempotent."""

@@ -1,0 +1,182 @@
+"""The same-host path: own threads read the peer's memory; the peer's threads carry out our pushes.
+
+Reads go through process_vm_readv, or are plain copies where the memory belongs to a pool that this
+process has mapped. A push rings a doorbell on a lane and the peer's native threads fetch the bytes,
+so that only a process's own threads ever write its memory.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from llm_datadist import _native
+from llm_datadist._backends.base import Backend, Capabilities, Channel, Finished, Unavailable
+from llm_datadist._backends.outcomes import Code, Outcome
+
+if TYPE_CHECKING:
+    from llm_datadist._backends.base import Handle, PeerEndpoint, Transfer
+    from llm_datadist._backends.lanes import LinkLanes
+    from llm_datadist._backends.node import Node
+    from llm_datadist._devices.cpu import PoolMemory
+
+
+class SegmentMetadata(msgspec.Struct, array_like=True, frozen=True):
+    """Pool memory that a peer may map read-only."""
+
+    fd: int
+    address: int
+    size: int
+
+
+class HostMetadata(msgspec.Struct, array_like=True, frozen=True):
+    """Where a peer on the same host finds this process's memory."""
+
+    boot_id: str
+    pid_namespace: str
+    pid: int
+    nonce_address: int
+    published_fd: int
+    published_bytes: int
+    segments: tuple[SegmentMetadata, ...] = ()
+
+
+def boot_id() -> str:
+    """Identity of this host since its boot; empty where /proc does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def pid_namespace() -> str:
+    """Identity of the process-id namespace; pids mean the same only inside one."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+class HostChannel(Channel):
+    """Reads from, and doorbells to, one peer process on this host."""
+
+    name = "host"
+
+    def __init__(self, peer: PeerEndpoint, reader: _native.HostPeer, lanes: LinkLanes) -> None:
+        self._peer = peer
+        self.reader = reader
+        self._lanes = lanes
+        self._link_ref = peer.link_ref
+        self._read = reader.read
+        self._pushes_refused = ""
+        self._mapped_bytes = 0
+
+    def map_segment(self, segment: SegmentMetadata) -> None:
+        """Map pool memory of the peer; where that is refused reads use process_vm_readv."""
+        try:
+            self.reader.map_segment(segment.fd, segment.address, segment.size)
+        except OSError:
+            return
+        self._mapped_bytes += segment.size
+
+    def run(self, transfer: Transfer) -> Outcome:
+        if transfer.write:
+            return self._push(transfer)
+        return Outcome(
+            *self._read(
+                transfer.local,
+                transfer.remote,
+                transfer.length,
+                transfer.local_ref,
+                self._link_ref,
+                transfer.cache_ref,
+                transfer.key_ref,
+                transfer.deadline_ns,
+            )
+        )
+
+    def post(self, transfer: Transfer) -> Handle:
+        return Finished(self.run(transfer))
+
+    def _push(self, transfer: Transfer) -> Outcome:
+        outcome = self._lanes.push(transfer)
+        if outcome.code == Code.SYSTEM and outcome.moved_bytes == 0:
+            # The peer may not read this process (a one-sided ptrace policy): send the bytes.
+            self._pushes_refused = os.strerror(outcome.sys_errno)
+            return self._lanes.write(transfer)
+        return outcome
+
+    def forget(self, address: int, size: int) -> None:
+        self.reader.unmap_range(address, size)
+
+    def describe(self) -> dict[str, object]:
+        pushes = "doorbell: the peer's threads fetch the bytes"
+        if self._pushes_refused:
+            pushes = f"over the lanes: the peer cannot read this process ({self._pushes_refused})"
+        return {
+            "reads": "process_vm_readv and mapped pools",
+            "pushes": pushes,
+            "mapped_pool_bytes": self._mapped_bytes,
+        }
+
+    def close(self) -> None:
+        self.reader.close()
+
+
+class HostBackend(Backend):
+    """See the module."""
+
+    name = "host"
+    capabilities = Capabilities(placements=frozenset({"host"}))
+
+    def __init__(self, node: Node, pools: tuple[PoolMemory, ...]) -> None:
+        self._node = node
+        self._pools = pools
+
+    def describe(self) -> bytes:
+        native = self._node.native
+        return msgspec.msgpack.encode(
+            HostMetadata(
+                boot_id=boot_id(),
+                pid_namespace=pid_namespace(),
+                pid=os.getpid(),
+                nonce_address=native.nonce_address,
+                published_fd=native.published_fd,
+                published_bytes=native.published_bytes,
+                segments=tuple(
+                    SegmentMetadata(pool.fd, pool.address, pool.size) for pool in self._pools
+                ),
+            )
+        )
+
+    def connect(self, peer: PeerEndpoint, lanes: LinkLanes) -> HostChannel:
+        metadata = peer.metadata.get(self.name)
+        if metadata is None:
+            raise Unavailable("the peer does not offer it")
+        try:
+            there = msgspec.msgpack.decode(metadata, type=HostMetadata)
+        except msgspec.DecodeError as error:
+            raise Unavailable(f"the peer's description cannot be read ({error})") from error
+        if not there.boot_id or there.boot_id != boot_id():
+            raise Unavailable("the peer runs on another host")
+        if there.pid_namespace != pid_namespace():
+            raise Unavailable("the peer lives in another process-id namespace")
+        try:
+            reader = _native.HostPeer(
+                self._node.native,
+                there.pid,
+                peer.incarnation,
+                there.nonce_address,
+                there.published_fd,
+                there.published_bytes,
+            )
+        except OSError as error:
+            raise Unavailable(f"its memory cannot be read: {error}") from error
+        channel = HostChannel(peer, reader, lanes)
+        for segment in there.segments:
+            channel.map_segment(segment)
+        lanes.attach_host(reader)
+        return channel

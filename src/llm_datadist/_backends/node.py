@@ -1,0 +1,69 @@
+"""One instance's end of the data plane, wrapped from the native core."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llm_datadist import _native
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llm_datadist._backends.base import U64Array
+    from llm_datadist._backends.outcomes import Ref
+
+
+class Node:
+    """Guards, entries, the published directory, and the threads that serve peers.
+
+    Args:
+        incarnation: Random 64-bit name of this life of the instance.
+
+    Raises:
+        OSError: The published page cannot be had.
+
+    Thread-safe. `close` ends every operation of the instance; the object stays usable for reads.
+    """
+
+    def __init__(self, incarnation: int) -> None:
+        self.incarnation = incarnation
+        self.native = _native.Node(incarnation)
+        self.lane_server = _native.LaneServer(self.native)
+        # The registry's hot calls go straight to the native object.
+        self.append = self.native.append
+        self.rewrite = self.native.rewrite
+        self.version = self.native.version
+        self.read_log = self.native.read_log
+        self.open_guard = self.native.open_guard
+        self.close_guard = self.native.close_guard
+        self.close_entry = self.native.close_entry
+        self.reopen_entry = self.native.reopen_entry
+        self.guard = self.native.guard
+        self.consumed = self.native.consumed
+
+    @property
+    def consumed_fd(self) -> int:
+        """Readable while `consumed()` has something to give."""
+        return self.native.consumed_fd
+
+    def open_entry(
+        self, addresses: U64Array | Sequence[int], sizes: U64Array | Sequence[int], accessible: bool
+    ) -> Ref:
+        """Open the entry of a cache; see `_native.Node.open_entry`."""
+        return self.native.open_entry(
+            np.ascontiguousarray(addresses, dtype=np.uint64),
+            np.ascontiguousarray(sizes, dtype=np.uint64),
+            accessible,
+        )
+
+    def close(self) -> None:
+        """Kill the instance's guard, end every operation, close every served lane. Idempotent."""
+        self.native.close()
+        self.lane_server.close()
+
+
+def set_threads(count: int) -> None:
+    """Set the process-wide number of copy threads (the caller's included); 0 = from the cores."""
+    _native.set_threads(count)

@@ -1,0 +1,48 @@
+"""The TCP path: the bytes themselves travel on the link's lanes, between sockets and tensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llm_datadist._backends.base import Backend, Capabilities, Channel, Finished, Unavailable
+
+if TYPE_CHECKING:
+    from llm_datadist._backends.base import Handle, PeerEndpoint, Transfer
+    from llm_datadist._backends.lanes import LinkLanes
+    from llm_datadist._backends.outcomes import Outcome
+
+
+class TcpChannel(Channel):
+    """Reads and writes over one link's lanes."""
+
+    name = "tcp"
+
+    def __init__(self, lanes: LinkLanes) -> None:
+        self._lanes = lanes
+
+    def run(self, transfer: Transfer) -> Outcome:
+        return self._lanes.write(transfer) if transfer.write else self._lanes.read(transfer)
+
+    def post(self, transfer: Transfer) -> Handle:
+        return Finished(self.run(transfer))
+
+    def describe(self) -> dict[str, object]:
+        return {"reads": "lanes", "pushes": "lanes"}
+
+    def close(self) -> None:
+        """The link closes its lanes, which ends what runs on them."""
+
+
+class TcpBackend(Backend):
+    """See the module."""
+
+    name = "tcp"
+    capabilities = Capabilities(placements=frozenset({"host"}))
+
+    def describe(self) -> bytes:
+        return b""
+
+    def connect(self, peer: PeerEndpoint, lanes: LinkLanes) -> TcpChannel:
+        if self.name not in peer.metadata:
+            raise Unavailable("the peer does not offer it")
+        return TcpChannel(lanes)

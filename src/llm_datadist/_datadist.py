@@ -1,0 +1,427 @@
+"""LLMDataDist: one instance and its links. Argument types are checked here; the work is below."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import threading
+import weakref
+from typing import TYPE_CHECKING, ClassVar, NoReturn
+
+from llm_datadist._cache_manager import CacheManager
+from llm_datadist._domains import Domains
+from llm_datadist._engine import Engine
+from llm_datadist._errors import LLMException, LLMStatusCode, fail
+from llm_datadist._options import parse_options, parse_switch_options
+from llm_datadist._types import LLMClusterInfo, LLMRole, RegisterMemStatus
+from llm_datadist._types.checks import (
+    check_bool,
+    check_instance,
+    check_int,
+    check_uint64,
+)
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from llm_datadist._links import LinkResult
+
+logger = logging.getLogger("llm_datadist")
+
+_MAX_CLUSTERS = 16
+_LinkStatuses = tuple[LLMStatusCode, list[LLMStatusCode]]
+
+
+class LLMDataDist:
+    """One instance: joins other instances by links and owns caches that move over them.
+
+    Args:
+        role: PROMPT, DECODER or MIX; a label with the cache manager.
+        cluster_id: uint64 name of this instance; should be unique among what is linked.
+
+    Raises:
+        TypeError: role is no LLMRole, or cluster_id no integer.
+        ValueError: cluster_id outside uint64.
+
+    Thread-safe. Any number of instances may live in a process. As a context manager it finalises at
+    the end of the block; every live instance is finalised when the interpreter exits.
+    Source: api.md 4.1.
+    """
+
+    llm_engine_instance: ClassVar[LLMDataDist | None] = None
+    """The most recently initialised instance, or None."""
+
+    def __init__(self, role: LLMRole, cluster_id: int) -> None:
+        check_instance("role", role, LLMRole)
+        self._role = role
+        self._cluster_id = check_uint64("cluster_id", cluster_id)
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+        self._domains: Domains | None = None
+        self._cache_manager: CacheManager | None = None
+
+    def __repr__(self) -> str:
+        state = "initialised" if self._engine is not None else "not initialised"
+        return f"LLMDataDist(role={self._role}, cluster_id={self._cluster_id}, {state})"
+
+    @property
+    def cluster_id(self) -> int:
+        """The id given to the constructor."""
+        return self._cluster_id
+
+    @property
+    def role(self) -> LLMRole:
+        """The present role; `switch_role` changes it. *(extension)*"""
+        return self._role
+
+    @property
+    def listen_address(self) -> tuple[str, int] | None:
+        """Address (ip, port) that is accepting links, or None. *(extension)*"""
+        return self._live("listen_address").links.listen_address
+
+    def init(self, options: dict[str, str]) -> None:
+        """Initialise with the options of `LLMConfig.generate_options()`.
+
+        Returns silently when already initialised. The dict is copied; unknown keys are ignored.
+        When it returns, the listener (if a listen address is given) accepts links.
+
+        Raises:
+            TypeError: options is no dict, or a value has a wrong type.
+            LLMException: LLM_PARAM_INVALID (a bad option, named), LLM_FEATURE_NOT_ENABLED
+                (first-generation mode), LLM_FAILED (listen address in use or not of this machine),
+                LLM_OUT_OF_MEMORY (a pool that cannot be had). Nothing is left behind.
+        Source: api.md 4.2.
+        """
+        check_instance("options", options, dict)
+        with self._lock:
+            if self._engine is not None:
+                return
+            config = parse_options(dict(options))
+            engine = Engine(self._cluster_id, config)
+            try:
+                engine.start()
+            except BaseException:
+                engine.close()
+                raise
+            self._engine = engine
+            self._domains = Domains(self._cluster_id, config, engine.links)
+            self._cache_manager = CacheManager(engine)
+            _live_instances.add(self)
+            LLMDataDist.llm_engine_instance = self
+
+    def finalize(self) -> None:
+        """End links, release caches, pools, listener and threads. No-op when not initialised.
+
+        Calls of other threads that are under way raise LLM_ENGINE_FINALIZED within a second. When
+        it returns no peer can read or write memory of this instance any more. Never hangs.
+        Source: api.md 4.3.
+        """
+        with self._lock:
+            engine, self._engine = self._engine, None
+            domains, self._domains = self._domains, None
+            self._cache_manager = None
+            if LLMDataDist.llm_engine_instance is self:
+                LLMDataDist.llm_engine_instance = None
+            _live_instances.discard(self)
+            if engine is None:
+                return
+            engine.begin_close()
+            if domains is not None:
+                domains.close()
+            engine.close()
+
+    def __enter__(self) -> LLMDataDist:  # noqa: PYI034 - Self needs Python 3.11
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.finalize()
+
+    def _live(self, operation: str) -> Engine:
+        engine = self._engine
+        if engine is None:
+            _not_initialised(operation)
+        return engine
+
+    def _live_domains(self, operation: str) -> Domains:
+        domains = self._domains
+        if domains is None:
+            _not_initialised(operation)
+        return domains
+
+    def link_clusters(
+        self, clusters: list[LLMClusterInfo] | tuple[LLMClusterInfo, ...], timeout: int = 3000
+    ) -> _LinkStatuses:
+        """Link to other instances, all of them at the same time.
+
+        Args:
+            clusters: At most 16; each with a remote address and one local address.
+            timeout: Milliseconds, > 0.
+
+        Returns:
+            (overall, one status per cluster in order); overall is LLM_SUCCESS only if all are, else
+            the first failure. The reasons of failures are in the log.
+        Raises:
+            TypeError: A wrong type.
+            LLMException: LLM_PARAM_INVALID: timeout, or a cluster without addresses.
+        Source: api.md 4.4.
+        """
+        operation = "link_clusters"
+        engine = self._live(operation)
+        infos = _cluster_infos(clusters)
+        timeout_ms = _timeout_ms(operation, timeout)
+        if len(infos) > _MAX_CLUSTERS:
+            return _too_many(operation, infos)
+        for position, info in enumerate(infos):
+            _check_addresses(
+                operation, position, info, local_needed=not engine.config.local_comm_res_given
+            )
+        return _statuses(operation, engine.links.link_clusters(infos, timeout_ms))
+
+    def unlink_clusters(
+        self,
+        clusters: list[LLMClusterInfo] | tuple[LLMClusterInfo, ...],
+        timeout: int = 3000,
+        force: bool = False,
+    ) -> _LinkStatuses:
+        """End links; when it returns no transfer of them touches memory any more.
+
+        Args:
+            clusters: At most 16; found by remote_cluster_id, else by remote address.
+            timeout: Milliseconds, > 0, for telling the peer.
+            force: Only the local end goes, at once, without telling the peer.
+
+        Returns:
+            (overall, one status per cluster); LLM_NOTIFY_PROMPT_UNLINK_FAILED where the peer could
+            not be told (the local end is gone all the same), LLM_SUCCESS where nothing was linked.
+        Raises:
+            TypeError: A wrong type.
+            LLMException: LLM_PARAM_INVALID: timeout, or a cluster without id and remote address.
+        Source: api.md 4.5.
+        """
+        operation = "unlink_clusters"
+        engine = self._live(operation)
+        infos = _cluster_infos(clusters)
+        timeout_ms = _timeout_ms(operation, timeout)
+        check_bool("force", force)
+        if len(infos) > _MAX_CLUSTERS:
+            return _too_many(operation, infos)
+        for position, info in enumerate(infos):
+            if info.remote_cluster_id is None and not info.remote_ip_info_list:
+                raise fail(
+                    LLMStatusCode.LLM_PARAM_INVALID,
+                    operation,
+                    f"clusters[{position}] has neither remote_cluster_id nor a remote address",
+                    "set remote_cluster_id or append_remote_ip_info",
+                )
+        return _statuses(operation, engine.links.unlink_clusters(infos, timeout_ms, force))
+
+    def link(self, comm_name: str, cluster_rank_info: dict[int, int], rank_table: str) -> int:
+        """Join a domain of 2 to 4 members that all call `link` alike; returns its id at once.
+
+        Args:
+            comm_name: 1..127 characters.
+            cluster_rank_info: Cluster id -> rank, ranks ascending, the own id among them.
+            rank_table: JSON text that tells where each rank is.
+
+        Returns:
+            A comm id for `query_register_mem_status` and `unlink`.
+        Raises:
+            TypeError: A wrong type.
+            LLMException: LLM_PARAM_INVALID, or LLM_CLUSTER_NUM_EXCEED_LIMIT beyond 512 domains.
+        Source: api.md 4.6.
+        """
+        return self._live_domains("link").link(comm_name, cluster_rank_info, rank_table)
+
+    def unlink(self, comm_id: int) -> None:
+        """Leave a domain (own end only); the pair's link goes with its last domain.
+
+        Raises:
+            TypeError: comm_id is no integer.
+            LLMException: LLM_PARAM_INVALID: unknown comm_id.
+        Source: api.md 4.6.
+        """
+        self._live_domains("unlink").unlink(comm_id)
+
+    def query_register_mem_status(self, comm_id: int) -> RegisterMemStatus:
+        """PREPARING until every pair of the domain is linked, then OK; FAILED is final.
+
+        Raises:
+            TypeError: comm_id is no integer.
+            LLMException: LLM_PARAM_INVALID: unknown comm_id.
+        Source: api.md 4.6.
+        """
+        return self._live_domains("query_register_mem_status").query_register_mem_status(comm_id)
+
+    def describe_domain(self, comm_id: int) -> dict[str, object]:
+        """Members, states and reasons of a domain. *(extension)*"""
+        return self._live_domains("describe_domain").describe_domain(comm_id)
+
+    def switch_role(self, role: LLMRole, switch_options: dict[str, str] | None = None) -> None:
+        """Take another role: a server with `llm.listenIpInfo` in the options, else a client.
+
+        Raises:
+            TypeError: A wrong type.
+            LLMException: LLM_EXIST_LINK while links are left, LLM_PARAM_INVALID for a bad address,
+                LLM_FAILED when it cannot be bound; the earlier state is kept.
+        Source: api.md 4.7.
+        """
+        operation = "switch_role"
+        engine = self._live(operation)
+        check_instance("role", role, LLMRole)
+        if switch_options is not None:
+            check_instance("switch_options", switch_options, dict)
+        with self._lock:
+            if engine.links.links():
+                raise fail(
+                    LLMStatusCode.LLM_EXIST_LINK,
+                    operation,
+                    f"{len(engine.links.links())} links are left",
+                    "unlink_clusters them first",
+                )
+            listen = parse_switch_options(engine.config, switch_options or {})
+            try:
+                engine.links.relisten(listen)
+            except OSError as error:
+                raise fail(
+                    LLMStatusCode.LLM_FAILED,
+                    operation,
+                    f"cannot listen on {listen}: {error}",
+                    "choose an address of this machine and a free port; the earlier state is kept",
+                ) from error
+            self._role = role
+
+    def check_link_status(self, remote_cluster_id: int) -> None:
+        """Return when the link answers within sync_kv_timeout.
+
+        Raises:
+            TypeError: remote_cluster_id is no integer.
+            LLMException: LLM_NOT_YET_LINK, LLM_TIMEOUT or LLM_LINK_FAILED.
+        Source: api.md 4.8.
+        """
+        engine = self._live("check_link_status")
+        peer_id = check_uint64("remote_cluster_id", remote_cluster_id)
+        engine.links.check(peer_id, engine.config.sync_timeout_ms)
+
+    def describe_link(self, cluster_id: int) -> dict[str, object]:
+        """Facts of one link: peer, incarnation, backend and why, lanes, counters. *(extension)*
+
+        Raises:
+            LLMException: LLM_NOT_YET_LINK.
+        Source: api.md 4.8.
+        """
+        engine = self._live("describe_link")
+        return engine.describe_link(check_uint64("cluster_id", cluster_id))
+
+    @property
+    def cache_manager(self) -> CacheManager:
+        """The CacheManager: the same object each time, until finalize.
+
+        Raises:
+            RuntimeError: Not initialised.
+        Source: api.md 4.8.
+        """
+        cache_manager = self._cache_manager
+        if cache_manager is None:
+            _not_initialised("cache_manager")
+        return cache_manager
+
+    @property
+    def kv_cache_manager(self) -> NoReturn:
+        """The first generation's cache calls; not to be had together with the cache manager.
+
+        Raises:
+            RuntimeError: Not initialised.
+            LLMException: LLM_FEATURE_NOT_ENABLED.
+        Source: api.md 4.8.
+        """
+        self._live("kv_cache_manager")
+        raise fail(
+            LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
+            "kv_cache_manager",
+            "this instance runs with the cache manager",
+            "use the cache_manager property",
+        )
+
+
+def _not_initialised(operation: str) -> NoReturn:
+    raise RuntimeError(
+        f"{operation}: the LLMDataDist instance is not initialised; call init() first"
+    )
+
+
+def _cluster_infos(clusters: object) -> list[LLMClusterInfo]:
+    check_instance("clusters", clusters, list, tuple)
+    infos = list(clusters)  # type: ignore[call-overload]
+    for position, info in enumerate(infos):
+        check_instance(f"clusters[{position}]", info, LLMClusterInfo)
+    return infos
+
+
+def _timeout_ms(operation: str, timeout: int) -> int:
+    timeout_ms = check_int("timeout", timeout)
+    if timeout_ms <= 0:
+        raise fail(
+            LLMStatusCode.LLM_PARAM_INVALID,
+            operation,
+            f"timeout is {timeout_ms}",
+            "give milliseconds, at least 1",
+        )
+    return timeout_ms
+
+
+def _check_addresses(
+    operation: str, position: int, info: LLMClusterInfo, *, local_needed: bool
+) -> None:
+    problem = ""
+    if not info.remote_ip_info_list:
+        problem = "remote_ip_info_list is empty"
+        remedy = "append_remote_ip_info(ip, port) with the peer's listen address"
+    elif local_needed and not info.local_ip_info_list:
+        problem = "local_ip_info_list is empty"
+        remedy = "append_local_ip_info(ip, port) with an address of this machine"
+    elif local_needed and len(info.local_ip_info_list) > 1:
+        problem = f"local_ip_info_list has {len(info.local_ip_info_list)} entries"
+        remedy = "give exactly one"
+    if problem:
+        raise fail(
+            LLMStatusCode.LLM_PARAM_INVALID, operation, f"clusters[{position}]: {problem}", remedy
+        )
+
+
+def _too_many(operation: str, infos: list[LLMClusterInfo]) -> _LinkStatuses:
+    logger.error(
+        "%s: %d clusters in one call, the limit is %d; split the call",
+        operation,
+        len(infos),
+        _MAX_CLUSTERS,
+    )
+    status = LLMStatusCode.LLM_CLUSTER_NUM_EXCEED_LIMIT
+    return status, [status] * len(infos)
+
+
+def _statuses(operation: str, results: list[LinkResult]) -> _LinkStatuses:
+    overall = LLMStatusCode.LLM_SUCCESS
+    for position, result in enumerate(results):
+        if result.status is not LLMStatusCode.LLM_SUCCESS:
+            logger.error(
+                "%s: clusters[%d]: %s: %s", operation, position, result.status, result.reason
+            )
+            if overall is LLMStatusCode.LLM_SUCCESS:
+                overall = result.status
+    return overall, [result.status for result in results]
+
+
+_live_instances: weakref.WeakSet[LLMDataDist] = weakref.WeakSet()
+
+
+@atexit.register
+def _finalize_all() -> None:
+    for instance in list(_live_instances):
+        with contextlib.suppress(LLMException):
+            instance.finalize()

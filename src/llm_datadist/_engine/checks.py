@@ -1,0 +1,178 @@
+"""Checks of caches before a transfer is planned; all raise LLM_PARAM_INVALID."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._plan import Layout, slot_pieces
+
+if TYPE_CHECKING:
+    from llm_datadist._plan.layout import Blocks
+    from llm_datadist._registry import LocalCache, Resolved
+    from llm_datadist._types import BlocksCacheKey, CacheDesc, CacheKey, CacheKeyByIdAndIndex
+
+    Key = BlocksCacheKey | CacheKey | CacheKeyByIdAndIndex
+    Layers = tuple[range | None, range | None, int]
+
+_INVALID = LLMStatusCode.LLM_PARAM_INVALID
+
+
+def slots_of(operation: str, local: LocalCache) -> Layout:
+    """The local cache divided into slots; refuses one whose slots are not one piece of memory."""
+    check_slots_contiguous(operation, local.desc, local.layout)
+    return local.layout
+
+
+def check_slots_contiguous(operation: str, desc: CacheDesc, layout: Layout) -> None:
+    """Refuse a cache whose batch is not the outermost dimension."""
+    if layout.num_units != 1 or desc.batch_size == 1:
+        return
+    raise fail(
+        _INVALID,
+        operation,
+        f"batch_dim_index {desc.batch_dim_index} of shape {list(desc.shape)} is not the outermost "
+        "dimension, so its slots are not contiguous",
+        "put the batch dimension first to address a slot",
+    )
+
+
+def blocks_of(local: LocalCache) -> Layout:
+    """The local cache divided into blocks along dimension 0, whatever it was registered as."""
+    return local.layout if local.is_blocks else local.layout.divided(local.desc.num_blocks)
+
+
+def slots_for(operation: str, local: LocalCache, slot: int, name: str) -> Layout:
+    """The local cache as slots, with `slot` in range."""
+    if local.is_blocks:
+        raise fail(
+            _INVALID,
+            operation,
+            f"cache {local.cache_id} is a blocks cache",
+            "use a contiguous cache (register_cache, allocate_cache), or the blocks call",
+        )
+    layout = slots_of(operation, local)
+    if slot >= layout.num_units:
+        raise fail(
+            _INVALID,
+            operation,
+            f"{name} is {slot}, cache {local.cache_id} has {layout.num_units} slots",
+            f"give 0 to {layout.num_units - 1}",
+        )
+    return layout
+
+
+def blocks_for(operation: str, local: LocalCache, name: str) -> Layout:
+    if not local.is_blocks:
+        raise fail(
+            _INVALID,
+            operation,
+            f"{name} is the contiguous cache {local.cache_id}",
+            "use a blocks cache (register_blocks_cache, allocate_blocks_cache)",
+        )
+    return local.layout
+
+
+def remote_slots(operation: str, remote: Resolved, key: Key) -> Layout:
+    """The peer's cache as slots, with the key's slot in range."""
+    if remote.cache.is_blocks:
+        raise fail(
+            _INVALID,
+            operation,
+            f"{key!r} names the blocks cache {remote.cache.cache_id} of the peer",
+            "name a contiguous cache, or use its BlocksCacheKey",
+            cluster_id=key.cluster_id,
+        )
+    layout = remote.cache.layout
+    check_slots_contiguous(operation, remote.cache.desc, layout)
+    if remote.slot >= layout.num_units:
+        raise fail(
+            _INVALID,
+            operation,
+            f"{key!r}: slot {remote.slot}, the peer's cache has {layout.num_units}",
+            f"give batch_index 0 to {layout.num_units - 1}",
+            cluster_id=key.cluster_id,
+        )
+    return layout
+
+
+def remote_blocks(
+    operation: str,
+    remote: Resolved,
+    key: Key,
+    local: Layout,
+    blocks: Blocks,
+    name: str,
+) -> Layout:
+    """The peer's blocks cache, with equal block bytes and every index in range."""
+    layout = remote.cache.layout
+    if layout.unit_bytes != local.unit_bytes:
+        raise fail(
+            _INVALID,
+            operation,
+            f"a block has {local.unit_bytes} bytes here and {layout.unit_bytes} at the peer",
+            "use caches of equal block shape and type",
+            cluster_id=key.cluster_id,
+        )
+    highest = int(blocks.max(initial=-1))
+    if highest >= layout.num_units:
+        raise fail(
+            _INVALID,
+            operation,
+            f"{name} has index {highest}, the peer's cache has {layout.num_units} blocks",
+            f"give indices 0 to {layout.num_units - 1}",
+            cluster_id=key.cluster_id,
+        )
+    return layout
+
+
+def check_size(operation: str, size: int) -> None:
+    if size == 0 or size < -1:
+        raise fail(
+            _INVALID, operation, f"size is {size}", "give the bytes per tensor, or -1 for the slot"
+        )
+
+
+def check_fits(operation: str, num_bytes: int, local: Layout, remote: Layout) -> None:
+    for side, layout in (("local", local), ("peer's", remote)):
+        if num_bytes > layout.unit_bytes:
+            raise fail(
+                _INVALID,
+                operation,
+                f"size is {num_bytes}, the {side} slot has {layout.unit_bytes} bytes",
+                "give at most the bytes of the smaller slot",
+            )
+
+
+def check_pieces(operation: str, source: Layout, local: Layout, count: int) -> None:
+    pieces = slot_pieces(source, local.unit_bytes)
+    if count > pieces:
+        raise fail(
+            _INVALID,
+            operation,
+            f"dst_blocks has {count} entries, the peer's slot of {source.unit_bytes} bytes holds "
+            f"{pieces} pieces of {local.unit_bytes} bytes",
+            "give at most that many blocks",
+        )
+
+
+def check_equal(operation: str, src: Blocks, dst: Blocks) -> None:
+    src_count, dst_count = len(src), len(dst)
+    if src_count != dst_count:
+        raise fail(
+            _INVALID,
+            operation,
+            f"src_blocks has {src_count} entries, dst_blocks {dst_count}",
+            "give lists of equal length",
+        )
+
+
+def check_same_layers(operation: str, layers: Layers) -> None:
+    src, dst, _ = layers
+    if src is not None and dst is not None and src != dst:
+        raise fail(
+            _INVALID,
+            operation,
+            f"src_layer_range {src} and dst_layer_range {dst} differ",
+            "a push sends layers to the same layers of the peer",
+        )

@@ -1,0 +1,237 @@
+"""The engine of one instance: puts registry, links and backends together."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from llm_datadist._backends.base import PeerEndpoint, Unavailable
+from llm_datadist._backends.lanes import LinkLanes
+from llm_datadist._backends.node import Node, set_threads
+from llm_datadist._backends.outcomes import NO_REF
+from llm_datadist._backends.select import make_backends, select_channel
+from llm_datadist._devices.cpu import PoolMemory
+from llm_datadist._engine.layerwise import Layerwise
+from llm_datadist._engine.link_data import LinkData
+from llm_datadist._engine.local import LocalCopies
+from llm_datadist._engine.remap import Remap
+from llm_datadist._engine.transfers import Transfers
+from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._links import LinkTable
+from llm_datadist._registry import CacheRegistry, Pool
+from llm_datadist._types import Placement
+
+if TYPE_CHECKING:
+    from llm_datadist._backends.outcomes import Ref
+    from llm_datadist._links import Peer
+    from llm_datadist._options import Config
+    from llm_datadist._options.settings import Pool as PoolConfig
+    from llm_datadist._types import MemInfo
+
+logger = logging.getLogger("llm_datadist")
+
+_OFFER_S = 600.0
+"""A link that was not made this long after its endpoint was asked for will not be made."""
+
+
+class Endpoint(msgspec.Struct, array_like=True, frozen=True):
+    """How the peer reaches this instance's memory over one link; sent after authentication."""
+
+    link_ref: tuple[int, int]
+    backends: dict[str, bytes]
+
+
+class Engine:
+    """One initialised instance. Thread-safe.
+
+    Args:
+        cluster_id: The instance's id.
+        config: Its parsed options.
+
+    Raises:
+        LLMException: LLM_OUT_OF_MEMORY: a pool or the published page cannot be had.
+    """
+
+    def __init__(self, cluster_id: int, config: Config) -> None:
+        self.cluster_id = cluster_id
+        self.config = config
+        self.closing = False
+        self.incarnation = secrets.randbits(63) | 1
+        if config.transfer_threads is not None:
+            set_threads(config.transfer_threads)
+        self._offered: dict[int, tuple[Ref, float]] = {}
+        self._offered_lock = threading.Lock()
+        self._memories: list[PoolMemory] = []
+        self._pools: dict[Placement, Pool] = {}
+        try:
+            self.node = Node(self.incarnation)
+        except OSError as error:
+            raise fail(
+                LLMStatusCode.LLM_OUT_OF_MEMORY,
+                "init",
+                f"the published directory cannot be had ({error})",
+                "free memory or address space",
+            ) from error
+        try:
+            self._add_pool(Placement.DEVICE, "mem_pool_cfg", config.device_pool)
+            self._add_pool(Placement.HOST, "host_mem_pool_cfg", config.host_pool)
+            self.registry = CacheRegistry(
+                self.node,
+                max_registered_addrs=config.max_registered_addrs,
+                pools=self._pools,
+            )
+            memories = tuple(self._memories)
+            try:
+                self.backends = make_backends(config.backend, self.node, memories)
+            except Unavailable as error:
+                raise fail(
+                    LLMStatusCode.LLM_PARAM_INVALID, "init", str(error), "set transfer_backend"
+                ) from error
+            self._remap = Remap(self)
+            self.links = LinkTable(cluster_id, config, self.incarnation, self)
+            self.links.hooks.on_request = self._remap.serve
+            self.transfers = Transfers(self)
+            self.layerwise = Layerwise(self)
+            self.local = LocalCopies(self)
+        except BaseException:
+            self._release_memory()
+            raise
+
+    def _add_pool(self, placement: Placement, option: str, pool: PoolConfig | None) -> None:
+        if pool is None:
+            return
+        try:
+            memory = PoolMemory(pool.memory_size, f"llm_datadist-{option}")
+        except MemoryError as error:
+            raise fail(
+                LLMStatusCode.LLM_OUT_OF_MEMORY,
+                "init",
+                f"{option} cannot be had: {error}",
+                "ask for a smaller memory_size",
+            ) from error
+        self._memories.append(memory)
+        self._pools[placement] = Pool(memory.address, pool.memory_size, pool.page_shift)
+
+    def start(self) -> None:
+        """Start the control thread and the listener.
+
+        Raises:
+            LLMException: LLM_FAILED: the listen address is in use or not of this machine.
+        """
+        listen = self.config.listen
+        try:
+            self.links.start(listen)
+        except OSError as error:
+            raise fail(
+                LLMStatusCode.LLM_FAILED,
+                "init",
+                f"cannot listen on {listen[0]}:{listen[1]}: {error}" if listen else str(error),
+                "choose an address of this machine and a free port in listen_ip_info",
+            ) from error
+
+    def check_open(self, operation: str) -> None:
+        """Raise RuntimeError when the instance was finalised."""
+        if self.closing:
+            raise RuntimeError(
+                f"{operation}: the LLMDataDist instance is not initialised any more; call init()"
+            )
+
+    def remap(self, mem_infos: tuple[MemInfo, ...]) -> None:
+        """See CacheManager.remap_registered_memory."""
+        self._remap.run(mem_infos)
+
+    def describe_link(self, cluster_id: int) -> dict[str, object]:
+        """See LLMDataDist.describe_link."""
+        link = self.links.get(cluster_id, "describe_link")
+        return {**self.links.describe(cluster_id), **link.data.describe()}
+
+    # The delegate of the link table; called on its executor threads.
+
+    def endpoint(self, link_id: int) -> bytes:
+        """What the peer of link `link_id` needs to reach this instance's memory."""
+        now = time.monotonic()
+        ref = self.node.open_guard()
+        with self._offered_lock:
+            for old, (old_ref, since) in list(self._offered.items()):
+                if now - since > _OFFER_S:
+                    del self._offered[old]
+                    self.node.close_guard(*old_ref)
+            self._offered[link_id] = ref, now
+        backends = {backend.name: backend.describe() for backend in self.backends}
+        return msgspec.msgpack.encode(Endpoint(ref, backends))
+
+    def connect(
+        self,
+        peer: Peer,
+        link_id: int,
+        endpoint: bytes,
+        client_fds: list[int],
+        server_fds: list[int],
+    ) -> LinkData:
+        """Make the data plane of a link.
+
+        Raises:
+            LLMException: LLM_LINK_FAILED: no backend can serve this pair.
+        """
+        lanes = LinkLanes(self.node, link_id, client_fds, server_fds)
+        with self._offered_lock:
+            own_ref, _ = self._offered.pop(link_id, (NO_REF, 0.0))
+        try:
+            there = msgspec.msgpack.decode(endpoint, type=Endpoint)
+            known = PeerEndpoint(peer.cluster_id, peer.incarnation, there.link_ref, there.backends)
+            selection = select_channel(self.backends, known, lanes)
+        except (Unavailable, msgspec.MsgspecError) as error:
+            lanes.close()
+            self.node.close_guard(*own_ref)
+            raise fail(
+                LLMStatusCode.LLM_LINK_FAILED,
+                "link_clusters",
+                f"no data path to the peer: {error}",
+                'set transfer_backend to "auto" on both sides',
+                cluster_id=peer.cluster_id,
+            ) from error
+        logger.info(
+            "link to cluster %d uses backend %s%s",
+            peer.cluster_id,
+            selection.channel.name,
+            "".join(f"; not {name}: {why}" for name, why in selection.reasons.items()),
+        )
+        lanes.serve()
+        return LinkData(
+            known,
+            lanes,
+            selection.channel,
+            selection.reasons,
+            own_ref,
+            keep_directory=self.config.remote_accessible,
+        )
+
+    def disconnect(self, data: LinkData) -> None:
+        """End the data plane of a link; when it returns no transfer of it touches memory."""
+        self.node.close_guard(*data.own_link_ref)
+        data.close()
+
+    def begin_close(self) -> None:
+        """Refuse new calls and make running ones end with LLM_ENGINE_FINALIZED."""
+        self.closing = True
+        self.layerwise.close()
+        self.node.close()
+
+    def close(self) -> None:
+        """End links, threads and memory. Idempotent; never hangs."""
+        self.begin_close()
+        self.links.close()
+        self.registry.close()
+        for backend in self.backends:
+            backend.close()
+        self._release_memory()
+
+    def _release_memory(self) -> None:
+        self.node.close()
+        for memory in self._memories:
+            memory.close()

@@ -1,0 +1,124 @@
+"""Turns outcomes of the data plane into the exceptions of the API (api.md 9), in one place."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llm_datadist._backends.outcomes import Code, Outcome
+from llm_datadist._errors import Fault, LLMException, LLMStatusCode, fail
+from llm_datadist._plan import Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_NOTHING = np.empty(0, np.uint64)
+NO_PLAN = Plan(_NOTHING, _NOTHING, _NOTHING, 0)
+"""For a failure before anything was planned."""
+
+
+@dataclass(slots=True)
+class Failure:
+    """What is known when a transfer ended badly.
+
+    Attributes:
+        operation: Public name of the call.
+        cluster_id: The peer.
+        peer: The peer in words, with its address.
+        timeout_ms: The deadline that was given.
+        plan: The descriptors, to name the range at fault.
+        remote_name: The peer's cache in words.
+        finalizing: Whether this instance is being finalised.
+        peer_alive: Whether the link is still up.
+        remote_fault: Makes the record of a range at fault in the peer's memory.
+        local_fault: The same for own memory.
+    """
+
+    operation: str
+    cluster_id: int
+    peer: str
+    timeout_ms: int
+    plan: Plan
+    remote_name: str
+    finalizing: bool
+    peer_alive: bool
+    remote_fault: Callable[[int, int], Fault]
+    local_fault: Callable[[int, int], Fault]
+
+
+def failure(outcome: Outcome, known: Failure) -> LLMException:
+    """Make the exception for an outcome that is not OK."""
+    code = outcome.code
+    errno_text = f" ({os.strerror(outcome.sys_errno)})" if outcome.sys_errno else ""
+    status = LLMStatusCode.LLM_FAILED
+    problem = f"the data path failed with {Code(code).name}{errno_text}"
+    remedy = "see the log of both sides"
+    faults: tuple[Fault, ...] = ()
+    if known.finalizing and code in (Code.CLOSED, Code.CANCELLED, Code.LOCAL_GONE, Code.GONE):
+        status = LLMStatusCode.LLM_ENGINE_FINALIZED
+        problem, remedy = "this instance was finalised during the call", "do not use it any more"
+    elif code == Code.TIMEOUT:
+        status = LLMStatusCode.LLM_TIMEOUT
+        problem = (
+            f"no result from {known.peer} within sync_kv_timeout = {known.timeout_ms} ms, "
+            f"{outcome.moved_bytes} of {known.plan.total_bytes} bytes were moved"
+        )
+        remedy = "retry, recompute, or raise sync_kv_timeout; the link stays usable"
+    elif code in (Code.PEER_DEAD, Code.CANCELLED) or (
+        code in (Code.GONE, Code.CLOSED) and not known.peer_alive
+    ):
+        status = LLMStatusCode.LLM_LINK_FAILED
+        problem = f"the link to {known.peer} ended during the call{errno_text}"
+        remedy = "link again when the peer is back"
+    elif code == Code.LOCAL_GONE:
+        status = LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
+        problem = "the local cache was unregistered, freed or remapped during the call"
+        remedy = "keep it registered until the call returns"
+    elif code in (Code.GONE, Code.STALE):
+        status = LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
+        problem = (
+            f"{known.remote_name} was unregistered, freed, consumed or changed during the call"
+        )
+        remedy = "retry if it exists again, else recompute"
+    elif code == Code.DENIED:
+        status = LLMStatusCode.LLM_PARAM_INVALID
+        problem = f"the peer refused: {_range(known.plan, outcome, remote=True)} is not registered"
+        problem += " and remote-accessible there"
+        remedy = "register that memory at the peer with remote_accessible=True"
+    elif code == Code.REMOTE_FAULT:
+        status = LLMStatusCode.LLM_SUSPECT_REMOTE_ERROR
+        problem = f"the peer's memory {_range(known.plan, outcome, remote=True)} cannot be read"
+        remedy = "recompute those blocks; the peer repairs the memory and remaps it"
+        faults = _faults(known.remote_fault, known.plan, outcome, remote=True)
+    elif code == Code.LOCAL_FAULT:
+        status = LLMStatusCode.LLM_DEVICE_MEM_ERROR
+        problem = f"own memory {_range(known.plan, outcome, remote=False)} cannot be accessed"
+        remedy = "repair it, then call remap_registered_memory"
+        faults = _faults(known.local_fault, known.plan, outcome, remote=False)
+    return fail(
+        status, known.operation, problem, remedy, cluster_id=known.cluster_id, faults=faults
+    )
+
+
+def _bounds(plan: Plan, outcome: Outcome, *, remote: bool) -> tuple[int, int] | None:
+    if not 0 <= outcome.index < len(plan.length):
+        return None
+    side = plan.remote if remote else plan.local
+    return int(side[outcome.index]), int(plan.length[outcome.index])
+
+
+def _range(plan: Plan, outcome: Outcome, *, remote: bool) -> str:
+    bounds = _bounds(plan, outcome, remote=remote)
+    if bounds is None:
+        return "at an unknown address"
+    return f"at {bounds[0]:#x}, {bounds[1]} bytes,"
+
+
+def _faults(
+    make: Callable[[int, int], Fault], plan: Plan, outcome: Outcome, *, remote: bool
+) -> tuple[Fault, ...]:
+    bounds = _bounds(plan, outcome, remote=remote)
+    return () if bounds is None else (make(*bounds),)

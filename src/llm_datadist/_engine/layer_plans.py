@@ -1,0 +1,356 @@
+"""What transfer_cache_async sends where: its arguments become one `Destination` per config."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from llm_datadist._engine.checks import blocks_of, slots_of
+from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._plan import (
+    Layout,
+    blocks_array,
+    plan_blocks,
+    plan_slot_to_blocks,
+    plan_slots,
+    slot_pieces,
+)
+from llm_datadist._types import BlocksCacheKey, TransferConfig, TransferWithCacheKeyConfig
+from llm_datadist._types.checks import check_int, wrong_type
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llm_datadist._engine.engine import Engine
+    from llm_datadist._plan import Plan
+    from llm_datadist._plan.layout import Blocks
+    from llm_datadist._registry import LocalCache, Resolved
+    from llm_datadist._types import Cache
+
+_TENSORS_PER_LAYER = 2
+_INVALID = LLMStatusCode.LLM_PARAM_INVALID
+_INT64_HIGH = 2**63 - 1
+
+
+@dataclass(slots=True)
+class Source:
+    """The local side: a cache as slots or as blocks.
+
+    Attributes:
+        operation: Public name of the call.
+        local: The cache.
+        layout: Its tensors, divided into slots or blocks.
+        is_blocks: Divided into blocks.
+        num_layers: Layers of two tensors.
+        blocks: Source blocks; None = all blocks, or a slot.
+        dst_blocks: Destination blocks; None = the same blocks, or a slot.
+        dst_block_bytes: Bytes of a destination block.
+    """
+
+    operation: str
+    local: LocalCache
+    layout: Layout
+    is_blocks: bool
+    num_layers: int
+    blocks: Blocks | None
+    dst_blocks: Blocks | None
+    dst_block_bytes: int
+
+    def tensors(self, layer: int) -> range:
+        first = layer * _TENSORS_PER_LAYER
+        return range(first, first + _TENSORS_PER_LAYER)
+
+    def plan(self, layer: int, slot: int, remote: Layout, dst: range, dst_slot: int) -> Plan:
+        """Plan one layer against the peer's tensors `dst`."""
+        src = self.tensors(layer)
+        if self.is_blocks:
+            assert self.blocks is not None
+            assert self.dst_blocks is not None
+            return plan_blocks(
+                self.layout, self.blocks, src, remote, self.dst_blocks, dst, push=True
+            )
+        if self.dst_blocks is not None:
+            return plan_slot_to_blocks(
+                self.layout, slot, src, remote, self.dst_blocks, dst, push=True
+            )
+        return plan_slots(self.layout, slot, src, remote, dst_slot, dst, self.layout.unit_bytes)
+
+
+class Destination(ABC):
+    """One config: which layers it takes and how one is sent."""
+
+    layers: range
+
+    @abstractmethod
+    def send(self, layer: int) -> None:
+        """Push one layer; raises LLMException."""
+
+
+class _RawDestination(Destination):
+    """A TransferConfig: bare addresses of the peer."""
+
+    def __init__(self, engine: Engine, source: Source, config: TransferConfig) -> None:
+        self._engine = engine
+        self._source = source
+        self._cluster_id = config.dst_cluster_id
+        self._slot = config.src_batch_index
+        self.layers = _source_layers(source, config.src_layer_range)
+        _check_slot(source, self._slot)
+        wanted = _TENSORS_PER_LAYER * len(self.layers)
+        self._addrs = config.dst_addrs
+        if len(self._addrs) != wanted:
+            _refuse(
+                source.operation,
+                f"dst_addrs has {len(self._addrs)} entries for {len(self.layers)} layers",
+                f"give 2 per layer, {wanted}",
+            )
+        self._unit_bytes = source.layout.unit_bytes
+        self._num_units = 1
+        if source.dst_blocks is not None:
+            self._unit_bytes = source.dst_block_bytes
+            self._num_units = int(source.dst_blocks.max(initial=0)) + 1
+
+    def send(self, layer: int) -> None:
+        first = (layer - self.layers.start) * _TENSORS_PER_LAYER
+        addrs = self._addrs[first : first + _TENSORS_PER_LAYER]
+        remote = Layout.raw(addrs, self._unit_bytes, self._num_units)
+        plan = self._source.plan(layer, self._slot, remote, remote.all_tensors, 0)
+        self._engine.transfers.push_raw(
+            self._source.operation, self._cluster_id, self._source.local, plan
+        )
+
+
+class _KeyDestination(Destination):
+    """A TransferWithCacheKeyConfig: a cache or a slot of the peer, looked up for every layer."""
+
+    def __init__(self, engine: Engine, source: Source, config: TransferWithCacheKeyConfig) -> None:
+        self._engine = engine
+        self._source = source
+        src, self._dst_layers = config.ranges(source.operation)
+        self.layers = _source_layers(source, src)
+        self._key = config.cache_key
+        self._slot = config.src_batch_index
+        _check_slot(source, self._slot)
+        is_blocks = isinstance(self._key, BlocksCacheKey)
+        if source.is_blocks and not is_blocks:
+            _refuse(
+                source.operation,
+                "transfer from blocks to cache is not supported",
+                "name a blocks cache with a BlocksCacheKey",
+            )
+        if is_blocks and source.dst_blocks is None:
+            _refuse(
+                source.operation,
+                "a contiguous source and a BlocksCacheKey without dst_block_indices",
+                "give dst_block_indices and dst_block_memory_size",
+            )
+        if not is_blocks and source.dst_blocks is not None:
+            _refuse(
+                source.operation,
+                f"dst_block_indices with the slot {self._key!r}",
+                "leave the lists out, or name a blocks cache with a BlocksCacheKey",
+            )
+
+    def send(self, layer: int) -> None:
+        dst_layer = self._dst_layers.start + layer - self.layers.start
+        first = dst_layer * _TENSORS_PER_LAYER
+        dst = range(first, first + _TENSORS_PER_LAYER)
+        source = self._source
+
+        def plan(remote: Resolved) -> Plan:
+            self._check_remote(remote, dst)
+            return source.plan(layer, self._slot, remote.cache.layout, dst, remote.slot)
+
+        self._engine.transfers.push_planned(source.operation, self._key, source.local, plan)
+
+    def _check_remote(self, remote: Resolved, dst: range) -> None:
+        layout, source = remote.cache.layout, self._source
+        problem = ""
+        if remote.cache.is_blocks is not isinstance(self._key, BlocksCacheKey):
+            problem = f"{self._key!r} names a cache of the other kind"
+        elif dst.stop > layout.num_tensors:
+            problem = f"dst_layer_range ends beyond the peer's {layout.num_tensors} tensors"
+        elif source.dst_blocks is not None:
+            highest = int(source.dst_blocks.max(initial=-1))
+            if layout.unit_bytes != source.dst_block_bytes:
+                problem = (
+                    f"a destination block has {source.dst_block_bytes} bytes here, "
+                    f"{layout.unit_bytes} at the peer"
+                )
+            elif highest >= layout.num_units:
+                problem = f"block {highest} of the peer's {layout.num_units}"
+        elif remote.slot >= layout.num_units:
+            problem = f"slot {remote.slot} of the peer's {layout.num_units}"
+        elif source.layout.unit_bytes > layout.unit_bytes:
+            problem = (
+                f"a slot has {source.layout.unit_bytes} bytes here, {layout.unit_bytes} at the peer"
+            )
+        if problem:
+            _refuse(source.operation, problem, "match the peer's cache", self._key.cluster_id)
+
+
+def destinations(
+    engine: Engine,
+    operation: str,
+    src_cache: Cache,
+    configs: Sequence[TransferConfig] | Sequence[TransferWithCacheKeyConfig],
+    src_blocks: Sequence[int] | None,
+    dst_blocks: Sequence[int] | None,
+    dst_block_bytes: int | None,
+) -> list[Destination]:
+    """Check the arguments of transfer_cache_async and make its destinations.
+
+    Raises:
+        TypeError, ValueError, LLMException: as CacheManager.transfer_cache_async.
+    """
+    if not configs:
+        _refuse(operation, "transfer_configs is empty", "give at least one")
+    by_key = _kind(operation, configs, keys_allowed=engine.config.remote_accessible)
+    local = engine.registry.find(operation, src_cache)
+    source = _source(
+        operation, local, src_blocks, dst_blocks, dst_block_bytes, all_blocks_allowed=by_key
+    )
+    result: list[Destination] = []
+    for config in configs:
+        if isinstance(config, TransferConfig):
+            result.append(_RawDestination(engine, source, config))
+        else:
+            result.append(_KeyDestination(engine, source, config))
+    return result
+
+
+def _kind(operation: str, configs: Sequence[object], *, keys_allowed: bool) -> bool:
+    kinds = (TransferConfig, TransferWithCacheKeyConfig)
+    for position, config in enumerate(configs):
+        if not isinstance(config, kinds):
+            wanted = "TransferConfig or TransferWithCacheKeyConfig"
+            raise wrong_type(f"transfer_configs[{position}]", config, wanted)
+    found = {type(config) for config in configs}
+    if len(found) > 1:
+        raise TypeError("transfer_configs mixes TransferConfig and TransferWithCacheKeyConfig")
+    by_key = found == {TransferWithCacheKeyConfig}
+    if by_key is not keys_allowed:
+        wanted = kinds[keys_allowed].__name__
+        state = "on" if keys_allowed else "off"
+        _refuse(
+            operation,
+            f"transfer_configs has a {kinds[by_key].__name__} and enable_remote_cache_accessible "
+            f"is {state}",
+            f"use {wanted}, or change the option",
+        )
+    return by_key
+
+
+def _source(
+    operation: str,
+    local: LocalCache,
+    src_blocks: Sequence[int] | None,
+    dst_blocks: Sequence[int] | None,
+    dst_block_bytes: int | None,
+    *,
+    all_blocks_allowed: bool,
+) -> Source:
+    size = 0
+    if dst_block_bytes is not None:
+        size = check_int("dst_block_memory_size", dst_block_bytes, 0, _INT64_HIGH)
+    layout = local.layout
+    is_blocks = local.is_blocks
+    if src_blocks is not None and len(src_blocks) and not is_blocks:
+        layout, is_blocks = blocks_of(local), True
+    num_layers = layout.num_tensors // _TENSORS_PER_LAYER
+    src = dst = None
+    if src_blocks is not None:
+        src = blocks_array(operation, "src_block_indices", src_blocks, layout.num_units)
+    if dst_blocks is not None:
+        dst = blocks_array(operation, "dst_block_indices", dst_blocks, None, unique=True)
+    if size and not len(dst_blocks or ()):
+        _refuse(
+            operation,
+            f"dst_block_memory_size is {size} and dst_block_indices is empty",
+            "give dst_block_indices",
+        )
+    if is_blocks:
+        src, dst = _block_pairs(operation, layout, src, dst, all_blocks_allowed)
+        if size not in {0, layout.unit_bytes}:
+            _refuse(
+                operation,
+                f"dst_block_memory_size is {size}, a source block has {layout.unit_bytes} bytes",
+                "blocks of both sides must be equal",
+            )
+        size = layout.unit_bytes
+    elif dst is not None and len(dst):
+        if not size:
+            _refuse(
+                operation,
+                "dst_block_indices without dst_block_memory_size and a contiguous source",
+                "give the bytes of one destination block",
+            )
+        pieces = slot_pieces(layout, size)
+        if len(dst) > pieces:
+            _refuse(
+                operation,
+                f"dst_block_indices has {len(dst)} entries, a slot of {layout.unit_bytes} bytes "
+                f"holds {pieces} pieces of {size} bytes",
+                "give at most that many",
+            )
+    else:
+        src = dst = None
+        slots_of(operation, local)
+    return Source(operation, local, layout, is_blocks, num_layers, src, dst, size)
+
+
+def _block_pairs(
+    operation: str,
+    layout: Layout,
+    src: Blocks | None,
+    dst: Blocks | None,
+    all_blocks_allowed: bool,
+) -> tuple[Blocks, Blocks]:
+    if src is None and dst is None:
+        if not all_blocks_allowed:
+            _refuse(
+                operation,
+                "transfer from blocks to cache is not supported",
+                "give src_block_indices and dst_block_indices",
+            )
+        every = blocks_array(operation, "src_block_indices", range_list(layout.num_units), None)
+        return every, every
+    if src is None or dst is None or len(src) != len(dst):
+        counts = [0 if blocks is None else len(blocks) for blocks in (src, dst)]
+        _refuse(
+            operation,
+            f"src_block_indices has {counts[0]} entries, dst_block_indices {counts[1]}",
+            "give lists of equal length",
+        )
+    return src, dst
+
+
+def range_list(count: int) -> list[int]:
+    """0 to count - 1."""
+    return list(range(count))
+
+
+def _source_layers(source: Source, layers: range | None) -> range:
+    if layers is None:
+        layers = range(source.num_layers)
+    if not layers or layers.stop > source.num_layers:
+        _refuse(
+            source.operation,
+            f"src_layer_range {layers} of a cache with {source.num_layers} layers of two tensors",
+            f"give a range inside range(0, {source.num_layers})",
+        )
+    return layers
+
+
+def _check_slot(source: Source, slot: int) -> None:
+    if not source.is_blocks and slot >= source.layout.num_units:
+        _refuse(
+            source.operation,
+            f"src_batch_index is {slot}, the cache has {source.layout.num_units} slots",
+            f"give 0 to {source.layout.num_units - 1}",
+        )
+
+
+def _refuse(operation: str, problem: str, remedy: str, cluster_id: int | None = None) -> NoReturn:
+    raise fail(_INVALID, operation, problem, remedy, cluster_id=cluster_id)

@@ -1,0 +1,154 @@
+"""What a link holds for the data plane: its channel, its lanes, the peer's directory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llm_datadist._backends.host import HostChannel
+from llm_datadist._backends.outcomes import Code, Outcome
+from llm_datadist._registry import DirectoryReader
+
+if TYPE_CHECKING:
+    from llm_datadist._backends.base import Channel, PeerEndpoint
+    from llm_datadist._backends.lanes import LinkLanes
+    from llm_datadist._backends.outcomes import Ref
+
+_OK = Outcome(Code.OK)
+
+
+class LookupFailedError(Exception):
+    """The peer's directory could not be read; `outcome` says why."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(Code(outcome.code).name)
+        self.outcome = outcome
+
+
+class _LaneDirectory:
+    """The peer's directory, read over the lanes: answered by the peer's native threads."""
+
+    def __init__(self, lanes: LinkLanes) -> None:
+        self._lanes = lanes
+
+    def version(self, deadline_ns: int) -> int:
+        outcome, version = self._lanes.version(deadline_ns)
+        if outcome.code != Code.OK:
+            raise LookupFailedError(outcome)
+        return version
+
+    def read_log(self, offset: int, size: int, deadline_ns: int) -> bytes:
+        outcome, data = self._lanes.read_log(offset, size, deadline_ns)
+        if outcome.code != Code.OK:
+            raise LookupFailedError(outcome)
+        return data
+
+
+class _HostDirectory:
+    """The peer's directory in its published page, which this process has mapped."""
+
+    def __init__(self, channel: HostChannel) -> None:
+        self._version = channel.reader.version
+        self._read_log = channel.reader.read_log
+
+    def version(self, _deadline_ns: int) -> int:
+        return self._version()
+
+    def read_log(self, offset: int, size: int, _deadline_ns: int) -> bytes:
+        return self._read_log(offset, size)
+
+
+class LinkData:
+    """The data plane of one link, as the engine uses it. Thread-safe.
+
+    Args:
+        peer: What the peer told about its end.
+        lanes: The link's lanes.
+        channel: The backend's connection for bulk data.
+        reasons: Backends that were passed over, and why.
+        own_link_ref: Own guard that lives as long as this end of the link.
+        keep_directory: enable_remote_cache_accessible: look at the directory again on a miss only.
+    """
+
+    def __init__(
+        self,
+        peer: PeerEndpoint,
+        lanes: LinkLanes,
+        channel: Channel,
+        reasons: dict[str, str],
+        own_link_ref: Ref,
+        *,
+        keep_directory: bool,
+    ) -> None:
+        self.peer = peer
+        self.lanes = lanes
+        self.channel = channel
+        self.reasons = reasons
+        self.own_link_ref = own_link_ref
+        self.failures = 0
+        self._reads = self._writes = 0
+        self._read_bytes = self._written_bytes = 0
+        self._keep_directory = keep_directory
+        self._host = channel if isinstance(channel, HostChannel) else None
+        source = _LaneDirectory(lanes) if self._host is None else _HostDirectory(self._host)
+        self.directory = DirectoryReader(source, peer.cluster_id)
+
+    @property
+    def published(self) -> bool:
+        """Whether the peer's directory is in reach without a message: then every lookup is fresh.
+
+        Over lanes the transfer itself carries the version (`required_version`), so that no round
+        trip is spent on asking whether a lookup is current.
+        """
+        return self._host is not None
+
+    def required_version(self) -> int:
+        """The directory version that the peer must still have for a transfer to count; 0 = any."""
+        if self._host is not None or self._keep_directory:
+            return 0
+        return self.directory.version
+
+    def verify(self, cache_ref: Ref, key_ref: Ref) -> Outcome:
+        """Check that a cache is still there, for transfers that move nothing."""
+        if self._host is None:
+            return _OK
+        guard = self._host.reader.guard
+        refs = (self.peer.link_ref, cache_ref, key_ref)
+        live = all(value == 0 or guard(index) == value for index, value in refs)
+        return _OK if live else Outcome(Code.GONE)
+
+    def peer_end_is_open(self) -> bool:
+        """Whether the peer's end of the link is open, as far as can be seen from here."""
+        if self._host is None:
+            return self.lanes.count > 0
+        index, value = self.peer.link_ref
+        return self._host.reader.guard(index) == value
+
+    def count(self, num_bytes: int, *, write: bool) -> None:
+        """Count a transfer; unlocked, so that totals may miss a few under contention."""
+        if write:
+            self._writes += 1
+            self._written_bytes += num_bytes
+        else:
+            self._reads += 1
+            self._read_bytes += num_bytes
+
+    def describe(self) -> dict[str, object]:
+        """Facts for describe_link."""
+        return {
+            "backend": {"host": self.channel.name, "device": self.channel.name},
+            "why": self.reasons or {self.channel.name: "the best path that both sides have"},
+            "channel": self.channel.describe(),
+            "lanes": self.lanes.count,
+            "counters": {
+                "pulls": self._reads,
+                "pulled_bytes": self._read_bytes,
+                "pushes": self._writes,
+                "pushed_bytes": self._written_bytes,
+                "failures": self.failures,
+            },
+        }
+
+    def close(self) -> None:
+        """End everything; returns when no transfer of the link touches memory."""
+        self.channel.close()
+        self.lanes.close()

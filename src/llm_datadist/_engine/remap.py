@@ -1,0 +1,88 @@
+"""remap_registered_memory: registers ranges anew and makes every peer drop the old mapping."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from llm_datadist._errors import LLMException, LLMStatusCode, fail
+from llm_datadist._types import Memtype
+
+if TYPE_CHECKING:
+    from llm_datadist._engine.engine import Engine
+    from llm_datadist._links import Link
+    from llm_datadist._types import MemInfo
+
+logger = logging.getLogger("llm_datadist")
+
+OPERATION = "remap_registered_memory"
+_INVALID = LLMStatusCode.LLM_PARAM_INVALID
+
+
+class Remapped(msgspec.Struct, array_like=True, frozen=True, tag="remapped"):
+    """To a peer: drop what you hold of these ranges (address, size)."""
+
+    ranges: tuple[tuple[int, int], ...]
+
+
+class Remap:
+    """The remap call of one instance, both ends of it. Thread-safe."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def run(self, mem_infos: tuple[MemInfo, ...]) -> None:
+        """See CacheManager.remap_registered_memory."""
+        if not mem_infos:
+            raise fail(_INVALID, OPERATION, "mem_infos is empty", "give at least one MemInfo")
+        ranges = tuple(self._range(position, info) for position, info in enumerate(mem_infos))
+        deadline_ns = time.monotonic_ns() + self._engine.config.sync_timeout_ms * 1_000_000
+        # New guards first: from here on nothing that was resolved before can succeed.
+        registry = self._engine.registry
+        touched = {
+            local.cache_id: local
+            for address, size in ranges
+            for local in registry.overlapping(address, size)
+        }
+        registry.remap(list(touched.values()))
+        body = msgspec.msgpack.encode(Remapped(ranges))
+        links = self._engine.links.links()
+        if links:
+            self._engine.links.request_all(links, body, deadline_ns, self._peer_is_silent)
+
+    def serve(self, link: Link, body: bytes) -> bytes:
+        """A peer has remapped: forget its ranges. Called on an executor thread."""
+        message = msgspec.msgpack.decode(body, type=Remapped)
+        for address, size in message.ranges:
+            link.data.channel.forget(address, size)
+        return b""
+
+    def _range(self, position: int, info: MemInfo) -> tuple[int, int]:
+        name = f"mem_infos[{position}]"
+        if info.mem_type is not Memtype.MEM_TYPE_DEVICE:
+            raise fail(
+                _INVALID, OPERATION, f"{name} is {info.mem_type}", "give MEM_TYPE_DEVICE memory"
+            )
+        if info.addr <= 0 or info.size <= 0:
+            raise fail(
+                _INVALID,
+                OPERATION,
+                f"{name} has addr {info.addr} and size {info.size}",
+                "give both greater than 0",
+            )
+        if not self._engine.registry.covers(info.addr, info.size):
+            raise fail(
+                _INVALID,
+                OPERATION,
+                f"{name}, {info.size} bytes at {info.addr:#x}, is not wholly inside memory "
+                "that this instance has registered",
+                "give a range inside registered or allocated caches",
+            )
+        return info.addr, info.size
+
+    def _peer_is_silent(self, link: Link, error: LLMException) -> None:
+        logger.warning("%s: cluster %d loses its link: %s", OPERATION, link.cluster_id, error)
+        self._engine.links.drop(link, f"no answer to {OPERATION}: {error}")
