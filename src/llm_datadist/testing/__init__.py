@@ -6,6 +6,7 @@ after, `check_backend` is the executable form of the backend contract.
 
 from __future__ import annotations
 
+from llm_datadist.testing.conformance import CHECKS, check_backend, run_check
 from llm_datadist.testing.exits import (
     Exit,
     Exited,
@@ -21,6 +22,7 @@ from llm_datadist.testing.leaks import Snapshot, leaks_since, snapshot
 from llm_datadist.testing.peer_group import Peer, PeerGroup
 
 __all__ = [
+    "CHECKS",
     "Exit",
     "Exited",
     "Finished",
@@ -33,6 +35,8 @@ __all__ = [
     "Raised",
     "Snapshot",
     "TimedOut",
+    "check_backend",
     "leaks_since",
+    "run_check",
     "snapshot",
 ]

@@ -1,0 +1,118 @@
+"""One end of a pair of instances that a backend connects: node, memory, lanes, channel."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from typing import TYPE_CHECKING, TypeAlias
+
+import msgspec
+
+from llm_datadist._backends.base import PeerEndpoint, Region
+from llm_datadist._backends.lanes import LinkLanes
+from llm_datadist._backends.node import Node
+from llm_datadist._backends.outcomes import Ref
+from llm_datadist._types import Placement
+from llm_datadist.testing._arena import Arena
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llm_datadist._backends.base import Backend, Channel
+    from llm_datadist.testing._bodies import BodyName
+
+    BackendMaker: TypeAlias = Callable[[Node], Backend]
+
+LINK_ID = 1
+LANES_PER_DIRECTION = 2
+
+
+class Introduction(msgspec.Struct, frozen=True):
+    """What one end tells the other, as a link's handshake would."""
+
+    incarnation: int
+    link_ref: Ref
+    metadata: dict[str, bytes]
+    addresses: list[int]
+    cache_ref: Ref
+    key_ref: Ref
+
+
+class BackendEnd:
+    """An instance's data plane for one link. `connect` first, `close` last.
+
+    Args:
+        maker: The function that makes the backend from a node, by name.
+    """
+
+    channel: Channel
+
+    def __init__(self, maker: BodyName) -> None:
+        self.arena = Arena()
+        self.node = Node(secrets.randbits(64))
+        self.backend: Backend = maker.load()(self.node)  # type: ignore[assignment]
+        self.region = Region(self.arena.addresses, self.arena.sizes, Placement.HOST)
+        self.backend.register(self.region)
+        self.cache_ref = self.node.open_entry(
+            self.arena.addresses, self.arena.sizes, accessible=True
+        )
+        self.link_ref = self.node.open_guard()
+        self.key_ref = self.node.open_guard()
+        self._lanes: LinkLanes | None = None
+
+    def introduction(self) -> Introduction:
+        """Describe this end to the other."""
+        return Introduction(
+            incarnation=self.node.incarnation,
+            link_ref=self.link_ref,
+            metadata={self.backend.name: self.backend.describe()},
+            addresses=[int(address) for address in self.arena.addresses],
+            cache_ref=self.cache_ref,
+            key_ref=self.key_ref,
+        )
+
+    def connect(
+        self, there: Introduction, client_fds: list[int], server_fds: list[int], cluster_id: int
+    ) -> None:
+        """Make the channel over connected sockets, whose ownership passes."""
+        self._lanes = LinkLanes(self.node, LINK_ID, client_fds, server_fds)
+        endpoint = PeerEndpoint(cluster_id, there.incarnation, there.link_ref, there.metadata)
+        self.channel = self.backend.connect(endpoint, self._lanes)
+
+    def close_link(self) -> None:
+        """End the link, in the order that the engine keeps. Idempotent."""
+        if self._lanes is None:
+            return
+        self.node.close_guard(*self.link_ref)
+        self.channel.close()
+        self._lanes.close()
+        self._lanes = None
+
+    def close(self) -> None:
+        """Unlink and release everything. Idempotent."""
+        self.close_link()
+        self.node.close_entry(*self.cache_ref)
+        self.backend.deregister(self.region)
+        self.backend.close()
+        self.node.close()
+
+
+def listen() -> socket.socket:
+    """A listener on a free port of the loopback device."""
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def accept_lanes(listener: socket.socket) -> tuple[list[int], list[int]]:
+    """Take the other end's lanes: (those we initiate on, those that we serve)."""
+    served = [listener.accept()[0].detach() for _ in range(LANES_PER_DIRECTION)]
+    client = [listener.accept()[0].detach() for _ in range(LANES_PER_DIRECTION)]
+    return client, served
+
+
+def dial_lanes(port: int) -> tuple[list[int], list[int]]:
+    """Open the lanes to the other end: (those we initiate on, those that we serve)."""
+    fds = [
+        socket.create_connection(("127.0.0.1", port)).detach()
+        for _ in range(2 * LANES_PER_DIRECTION)
+    ]
+    return fds[:LANES_PER_DIRECTION], fds[LANES_PER_DIRECTION:]
