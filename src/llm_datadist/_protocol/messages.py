@@ -66,12 +66,14 @@ class DomainHello(Struct, frozen=True, kw_only=True):
         rank: Rank of the dialer.
         token: Random number of the dialer's call of `link`; it tells a domain from an earlier one
             of the same name.
+        acceptor: Cluster id of the member that the dialer means to reach.
     """
 
     name: Annotated[str, Meta(min_length=1, max_length=127)]
     ranks: Annotated[dict[Uint64, Uint64], Meta(max_length=16)]
     rank: Uint64
     token: Uint64 = 0
+    acceptor: Uint64 | None = None
 
     @property
     def holder(self) -> str:
