@@ -1,0 +1,138 @@
+"""The public surface against the stored manifest (api.md checklist 1, 3, 5)."""
+
+import importlib
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+
+import llm_datadist
+
+MANIFEST = json.loads(Path(__file__).with_name("manifest.json").read_text())
+CLASSES = MANIFEST["classes"]
+METHODS = [
+    (name, method, parameters)
+    for name, entry in CLASSES.items()
+    for method, parameters in entry.get("methods", {}).items()
+]
+ATTRIBUTES = [
+    (name, attribute)
+    for name, entry in CLASSES.items()
+    for attribute in entry.get("attributes", [])
+]
+ENUMERATIONS = {
+    "DataType",
+    "LLMRole",
+    "LLMStatusCode",
+    "Memtype",
+    "Placement",
+    "RegisterMemStatus",
+}
+SAME_CLASS = {"KvCache": "Cache", "LlmConfig": "LLMConfig"}
+
+
+def shown(signature):
+    """Return a signature's parameters in the manifest's form."""
+    texts, keyword_only = [], False
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and not keyword_only:
+            keyword_only = True
+            if not any(text.startswith("*") for text in texts):
+                texts.append("*")
+        prefix = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind.name, "")
+        keyword_only = keyword_only or prefix == "*"
+        assert parameter.kind is not inspect.Parameter.POSITIONAL_ONLY
+        has_default = parameter.default is not inspect.Parameter.empty
+        default = f"={_text(parameter.default)}" if has_default else ""
+        texts.append(f"{prefix}{parameter.name}{default}")
+    return texts
+
+
+def _text(default):
+    return str(default) if type(default).__module__.startswith("llm_datadist") else repr(default)
+
+
+def test_all_has_exactly_the_names_of_the_api():
+    """api.md checklist 1."""
+    assert sorted(llm_datadist.__all__) == sorted(MANIFEST["all"])
+    assert len(set(llm_datadist.__all__)) == len(llm_datadist.__all__)
+
+
+@pytest.mark.parametrize("name", MANIFEST["all"])
+def test_a_public_name_can_be_imported(name):
+    """api.md checklist 1."""
+    assert inspect.isclass(getattr(llm_datadist, name))
+
+
+def test_a_star_import_gives_all():
+    """api.md checklist 1."""
+    names = {}
+    exec("from llm_datadist import *", names)
+    assert set(MANIFEST["all"]) <= set(names)
+
+
+def test_other_names_are_the_same_class():
+    """api.md checklist 1."""
+    for name, target in SAME_CLASS.items():
+        assert getattr(llm_datadist, name) is getattr(llm_datadist, target)
+
+
+def test_v2_list_names_the_cache_manager_generation():
+    """api.md checklist 1."""
+    assert set(llm_datadist.v2_list) == set(MANIFEST["all"]) - {"KvCache"}
+
+
+def test_an_unknown_attribute_is_an_attribute_error():
+    """api.md checklist 1."""
+    with pytest.raises(AttributeError, match="has no attribute"):
+        _ = llm_datadist.NoSuchName
+    with pytest.raises(ImportError):
+        from llm_datadist import NoSuchName  # noqa: F401
+
+
+@pytest.mark.parametrize(("module", "names"), MANIFEST["modules"].items())
+def test_a_module_re_exports_the_same_objects(module, names):
+    """api.md checklist 3."""
+    imported = importlib.import_module(module)
+    assert set(names) <= set(imported.__all__)
+    for name in imported.__all__:
+        assert getattr(imported, name) is getattr(llm_datadist, name)
+
+
+def test_the_manifest_describes_every_public_class():
+    described = set(CLASSES) | ENUMERATIONS | set(SAME_CLASS)
+    assert described == set(MANIFEST["all"])
+
+
+@pytest.mark.parametrize("name", [name for name, entry in CLASSES.items() if "signature" in entry])
+def test_a_constructor_has_the_documented_signature(name):
+    """api.md checklist 5."""
+    signature = inspect.signature(getattr(llm_datadist, name))
+    assert shown(signature) == CLASSES[name]["signature"]
+
+
+@pytest.mark.parametrize(("name", "method", "parameters"), METHODS)
+def test_a_method_has_the_documented_signature(name, method, parameters):
+    """api.md checklist 5."""
+    function = inspect.getattr_static(getattr(llm_datadist, name), method)
+    is_bound_to_class = isinstance(function, (classmethod, staticmethod))
+    signature = inspect.signature(getattr(getattr(llm_datadist, name), method))
+    assert shown(signature) == ([] if is_bound_to_class else ["self"]) + parameters
+
+
+@pytest.mark.parametrize(("name", "attribute"), ATTRIBUTES)
+def test_an_attribute_exists_and_is_no_method(name, attribute):
+    """api.md checklist 1."""
+    found = inspect.getattr_static(getattr(llm_datadist, name), attribute, None)
+    assert not inspect.isroutine(found)
+    assert attribute in dir(getattr(llm_datadist, name))
+
+
+@pytest.mark.parametrize("name", [name for name in MANIFEST["all"] if name not in ENUMERATIONS])
+def test_everything_public_is_documented(name):
+    kind = getattr(llm_datadist, name)
+    assert kind.__doc__
+    for member, value in vars(kind).items():
+        if not member.startswith("_") and member != "llm_engine_instance":
+            assert inspect.getdoc(value), f"{name}.{member}"
