@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llm_datadist._control.sockets import Address
     from llm_datadist._control.workers import Workers
 
-__all__ = ["connect"]
+__all__ = ["connect", "connect_resolved"]
 
 logger = logging.getLogger("llm_datadist")
 
@@ -50,13 +50,16 @@ async def connect(
     for place, (family, sockaddr) in enumerate(candidates):
         share = deadline.at_most(deadline.remaining() / (len(candidates) - place))
         try:
-            return await share.limit(_connect_one(family, sockaddr, source))
+            return await share.limit(connect_resolved(family, sockaddr, source))
         except (OSError, asyncio.TimeoutError) as failure:
             error = failure
     raise error
 
 
-async def _connect_one(family: int, sockaddr: tuple[Any, ...], source: str | None) -> socket.socket:
+async def connect_resolved(
+    family: int, sockaddr: tuple[Any, ...], source: str | None
+) -> socket.socket:
+    """Connect to one socket address, as `connect` does; the caller sets the time limit."""
     if source is not None and _unspecified(source):
         source = None
     try:

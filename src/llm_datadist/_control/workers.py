@@ -8,6 +8,7 @@ stuck in a worker must never keep a process alive.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from concurrent.futures import Future
@@ -51,8 +52,16 @@ class Workers:
         return future
 
     async def run(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Run a call and await it. Cancelling the wait does not stop a call that has begun."""
-        return await asyncio.wrap_future(self.submit(call, *args, **kwargs))
+        """Run a call and await it. Cancelling the wait does not stop the call."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[_T] = loop.create_future()
+
+        def deliver(done: Future[_T]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(_settle, waiter, done)
+
+        self.submit(call, *args, **kwargs).add_done_callback(deliver)
+        return await waiter
 
     def wait_idle(self, seconds: float) -> bool:
         """Wait until no call is queued or running; return False when that took too long."""
@@ -92,3 +101,13 @@ class Workers:
                 return None
             self._busy += 1
             return self._jobs.popleft()
+
+
+def _settle(waiter: asyncio.Future[_T], done: Future[_T]) -> None:
+    if waiter.done():
+        return
+    error = done.exception()
+    if error is not None:
+        waiter.set_exception(error)
+    else:
+        waiter.set_result(done.result())

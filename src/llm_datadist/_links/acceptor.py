@@ -1,0 +1,287 @@
+"""Setting up a link from the accepting end. Loop thread only."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, final
+
+from llm_datadist._control.connection import ControlConnection, PeerClosedError
+from llm_datadist._control.deadline import Deadline
+from llm_datadist._control.sockets import printed
+from llm_datadist._errors import LLMStatusCode
+from llm_datadist._links.context import CLUSTERS, SetupError
+from llm_datadist._links.delegate import Peer, Refusal
+from llm_datadist._links.lanes import LaneSession
+from llm_datadist._links.ledger import Setup
+from llm_datadist._links.link import Link, LinkState
+from llm_datadist._protocol.codec import ProtocolError
+from llm_datadist._protocol.handshake import Handshake, SecretMismatchError, Side, fresh_nonce
+from llm_datadist._protocol.messages import (
+    PROTOCOL_VERSION,
+    Accept,
+    Complete,
+    Confirm,
+    DomainHello,
+    Existing,
+    Hello,
+    Message,
+    Ready,
+    Reject,
+    Welcome,
+    Yield,
+)
+
+if TYPE_CHECKING:
+    from llm_datadist._control.listener import Visit
+    from llm_datadist._links.context import LinkContext
+    from llm_datadist._links.upkeep import Upkeep
+
+__all__ = ["receive_link"]
+
+logger = logging.getLogger("llm_datadist")
+
+_Kind = TypeVar("_Kind", bound=Message)
+_SETUP_SECONDS: Final = 30.0  # for a proven peer; it closes the connection when it gives up earlier
+_EARLIER_SECONDS: Final = 1.0
+_FAILED: Final = LLMStatusCode.LLM_LINK_FAILED
+#: A set-up that we are bound to, our own dial that goes first, or the link that there is already.
+_Verdict: TypeAlias = "Setup | Yield | Link"
+
+
+async def receive_link(context: LinkContext, upkeep: Upkeep, visit: Visit) -> None:
+    """Serve an incoming control connection until its link is up or it is refused.
+
+    Raises:
+        ProtocolError, PeerClosedError: What the peer did wrong.
+    """
+    connection = await ControlConnection.open(visit.sock)
+    inbound = _Inbound(context, upkeep, visit, connection)
+    try:
+        await Deadline(_SETUP_SECONDS).limit(inbound.run())
+    except SetupError as error:
+        logger.info(
+            "link from %s refused [%s]: %s", printed(visit.peer), error.status.name, error.reason
+        )
+        inbound.reject(error)
+    except asyncio.TimeoutError:
+        raise PeerClosedError(f"it did not complete a link in {_SETUP_SECONDS:g} s") from None
+    finally:
+        if not inbound.kept:
+            connection.close()
+
+
+@final
+class _Inbound:
+    """One incoming handshake."""
+
+    def __init__(
+        self, context: LinkContext, upkeep: Upkeep, visit: Visit, connection: ControlConnection
+    ) -> None:
+        self._context = context
+        self._ledger = context.ledger
+        self._upkeep = upkeep
+        self._visit = visit
+        self._connection = connection
+        self._shake = Handshake(Side.ACCEPTOR, context.secret)
+        self.kept = False
+
+    async def run(self) -> None:
+        """Go through with it; SetupError says what to tell the peer."""
+        hello = await self._hear(Hello)
+        self._check_hello(hello)
+        self._say(
+            self._shake.prove(
+                Welcome(
+                    cluster_id=self._context.cluster_id,
+                    incarnation=self._context.incarnation,
+                    nonce=fresh_nonce(),
+                )
+            )
+        )
+        try:
+            confirm = await self._hear(Confirm)
+        except SecretMismatchError:
+            raise ProtocolError("it has another secret") from None
+        self._visit.proven()
+        self._connection.trust()
+        await self._check_domain(hello)
+        verdict = await self._claim(hello)
+        if isinstance(verdict, Setup):
+            await self._set_up(verdict, hello, confirm)
+        elif isinstance(verdict, Link):
+            self._say(Existing())
+            await self._hold(verdict, hello)
+
+    def reject(self, error: SetupError) -> None:
+        """Tell the peer why not, as far as it still listens."""
+        with contextlib.suppress(ProtocolError, PeerClosedError):
+            self._say(Reject(status=int(error.status), reason=error.reason[:4000]))
+
+    def _say(self, message: Message) -> None:
+        self._shake.sent(message)
+        self._connection.send(message)
+
+    async def _hear(self, kind: type[_Kind]) -> _Kind:
+        message = await self._connection.receive()
+        self._shake.received(message)
+        if not isinstance(message, kind):
+            raise PeerClosedError(f"it gave up with {type(message).__name__}")
+        return message
+
+    def _check_hello(self, hello: Hello) -> None:
+        context = self._context
+        if hello.version != PROTOCOL_VERSION:
+            raise SetupError(
+                _FAILED,
+                f"protocol version {PROTOCOL_VERSION} here, {hello.version} at the dialer; install "
+                "the same llm-datadist on both sides",
+            )
+        if hello.has_secret is not (context.secret is not None):
+            has, has_not = ("the dialer", "the acceptor")[:: 1 if hello.has_secret else -1]
+            raise SetupError(
+                _FAILED,
+                f"{has} has a secret and {has_not} has none; configure the same link_secret on "
+                "both sides",
+            )
+        if hello.expected_cluster_id not in (None, context.cluster_id):
+            raise SetupError(
+                _FAILED,
+                f"expected cluster {hello.expected_cluster_id}, but the instance there is cluster "
+                f"{context.cluster_id}; correct remote_cluster_id or the address",
+            )
+
+    async def _check_domain(self, hello: Hello) -> None:
+        if hello.domain is None:
+            return
+        hook = self._context.hooks.on_domain_hello
+        answer: str | Refusal | None = "this instance has no domains"
+        if hook is not None:
+            answer = await self._context.workers.run(hook, hello.domain, hello.cluster_id)
+        if isinstance(answer, str):
+            answer = Refusal(_FAILED, answer)
+        if answer is not None:
+            raise SetupError(answer.status, answer.reason)
+
+    async def _claim(self, hello: Hello) -> _Verdict | None:
+        """Decide about the link once nothing else stands in its way, and bind this end to it.
+
+        Of two instances that dial each other at the same time the one with the lower incarnation
+        decides: it yields nothing once its own Confirm is out, and withdraws its own dial when it
+        has accepted the other's before. So exactly one of the two dials goes through.
+        """
+        cluster_id, incarnation = hello.cluster_id, hello.incarnation
+        earlier_deadline = Deadline(_EARLIER_SECONDS)
+        while True:
+            own_dial = self._ledger.dials.get(incarnation)
+            if own_dial is not None and self._context.incarnation < incarnation:
+                self._say(Yield())
+                await own_dial.over.wait()
+                return None
+            earlier = self._ledger.inbounds.get(incarnation)
+            rival = self._ledger.rival_setup(cluster_id, incarnation)
+            leaving = self._ledger.leaving_from(cluster_id)
+            link = self._ledger.links.get(cluster_id)
+            if earlier is not None:
+                await self._wait_for(earlier, earlier_deadline)
+            elif rival is not None:
+                await rival.over.wait()
+            elif leaving is not None:
+                await self._wait_gone(leaving, incarnation)
+            elif link is not None:
+                if await self._upkeep.is_alive(link):
+                    if link.incarnation == incarnation:
+                        return link
+                    raise SetupError(
+                        LLMStatusCode.LLM_ALREADY_LINK,
+                        f"cluster id {cluster_id} is linked to cluster {self._context.cluster_id} "
+                        f"by another live instance at {printed(link.address)}; give the instances "
+                        "different ids",
+                    )
+                await self._upkeep.drop(link, "it does not answer and was dialed again")
+            else:
+                setup = Setup(cluster_id, incarnation)
+                self._ledger.inbounds[incarnation] = setup
+                return setup
+
+    async def _wait_for(self, earlier: Setup, deadline: Deadline) -> None:
+        try:
+            await deadline.limit(earlier.over.wait())
+        except asyncio.TimeoutError:
+            raise SetupError(
+                LLMStatusCode.LLM_PROCESSING_LINK,
+                f"cluster {self._context.cluster_id} is still setting up the same link; retry soon",
+            ) from None
+
+    async def _wait_gone(self, leaving: Link, incarnation: int) -> None:
+        ours = leaving.state is LinkState.UNLINKING and not leaving.peer_unlinks
+        if ours and leaving.incarnation == incarnation:
+            raise SetupError(
+                LLMStatusCode.LLM_PROCESSING_LINK,
+                f"cluster {self._context.cluster_id} is taking the same link down; retry soon",
+            )
+        await leaving.gone.wait()
+
+    async def _set_up(self, setup: Setup, hello: Hello, confirm: Confirm) -> None:
+        context = self._context
+        session: LaneSession | None = None
+        try:
+            link_id = next(context.link_ids)
+            endpoint = await context.workers.run(context.delegate.endpoint, link_id)
+            num_lanes = min(context.num_lanes, hello.num_lanes)
+            session = self._accept(endpoint, num_lanes)
+            await self._hear(Complete)
+            await session.filled()
+            peer = self._peer(hello)
+            data = await context.connect(peer, link_id, confirm.endpoint, session.take())
+            link = self._upkeep.install(
+                peer, link_id, data, self._connection, _holder(hello), _listening_at(hello)
+            )
+            self.kept = True
+            self._say(Ready())
+        finally:
+            del self._ledger.inbounds[setup.incarnation]
+            setup.over.set()
+            if session is not None:
+                context.sessions.pop(session.session, None)
+                session.close()
+        await self._tell_domain(link, hello.domain)
+
+    def _accept(self, endpoint: bytes, num_lanes: int) -> LaneSession:
+        """Say Accept, and begin to wait for the lanes that it promises."""
+        session = LaneSession(num_lanes)
+        accept = Accept(session=session.session, num_lanes=num_lanes, endpoint=endpoint)
+        self._say(self._shake.prove(accept))
+        session.key = self._shake.lane_key()
+        self._context.sessions[session.session] = session
+        return session
+
+    def _peer(self, hello: Hello) -> Peer:
+        address = self._visit.peer
+        if hello.listen is not None:
+            address = (address[0], hello.listen[1])
+        return Peer(
+            cluster_id=hello.cluster_id,
+            incarnation=hello.incarnation,
+            address=address,
+            dialed=False,
+            is_self=hello.incarnation == self._context.incarnation,
+        )
+
+    async def _hold(self, link: Link, hello: Hello) -> None:
+        link.holders |= {_holder(hello)}
+        await self._tell_domain(link, hello.domain)
+
+    async def _tell_domain(self, link: Link, domain: DomainHello | None) -> None:
+        hook = self._context.hooks.on_domain_linked
+        if domain is not None and hook is not None:
+            await self._context.workers.run(hook, domain, link)
+
+
+def _holder(hello: Hello) -> str:
+    return CLUSTERS if hello.domain is None else hello.domain.holder
+
+
+def _listening_at(hello: Hello) -> list[tuple[str, int]]:
+    return [] if hello.listen is None else [hello.listen]

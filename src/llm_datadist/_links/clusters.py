@@ -1,0 +1,135 @@
+"""What `link_clusters` and `unlink_clusters` do for one cluster. Loop thread only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+from llm_datadist._control.sockets import plain_address, printed, resolve
+from llm_datadist._errors import LLMStatusCode
+from llm_datadist._links.delegate import LinkResult
+from llm_datadist._links.dialer import DialRequest, dial
+from llm_datadist._links.link import same_place
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llm_datadist._control.deadline import Deadline
+    from llm_datadist._control.sockets import Address
+    from llm_datadist._links.context import LinkContext
+    from llm_datadist._links.link import Link
+    from llm_datadist._links.upkeep import Upkeep
+    from llm_datadist._protocol.messages import DomainHello
+    from llm_datadist._types import LLMClusterInfo
+
+__all__ = ["Clusters"]
+
+_OK = LLMStatusCode.LLM_SUCCESS
+
+
+@final
+class Clusters:
+    """Links by the names that callers use for them: cluster ids and addresses."""
+
+    def __init__(self, context: LinkContext, upkeep: Upkeep) -> None:
+        self._context = context
+        self._upkeep = upkeep
+
+    async def link(self, info: LLMClusterInfo, deadline: Deadline, caller: object) -> LinkResult:
+        """Link to one cluster: at every address of it, all of which have to be of one instance."""
+        local = info.local_ip_info_list
+        link: Link | None = None
+        is_new = False
+        for address in info.remote_ip_info_list:
+            outcome = await dial(
+                self._context,
+                self._upkeep,
+                DialRequest(
+                    address=address,
+                    deadline=deadline,
+                    expected_cluster_id=info.remote_cluster_id,
+                    expected_incarnation=None if link is None else link.incarnation,
+                    source_ip=local[0][0] if local else None,
+                    caller=caller,
+                ),
+            )
+            if not outcome.result.is_ok:
+                if is_new and link is not None:
+                    await self._upkeep.unlink(link, deadline, tell=False)
+                return outcome.result
+            link = outcome.result.link
+            is_new |= outcome.is_new
+        return LinkResult(_OK, link=link)
+
+    async def dial_any(
+        self,
+        addresses: Sequence[Address],
+        deadline: Deadline,
+        expected_cluster_id: int | None,
+        source_ip: str | None,
+        domain: DomainHello | None,
+    ) -> LinkResult:
+        """Link at the first of the addresses that works, sharing the time among those left."""
+        failures: list[LinkResult] = []
+        for place, address in enumerate(addresses):
+            request = DialRequest(
+                address=address,
+                deadline=deadline.at_most(deadline.remaining() / (len(addresses) - place)),
+                expected_cluster_id=expected_cluster_id,
+                source_ip=source_ip,
+                domain=domain,
+            )
+            outcome = await dial(self._context, self._upkeep, request)
+            if outcome.result.is_ok:
+                return outcome.result
+            # What a peer says tells more than that nobody is there.
+            failures.insert(0 if outcome.answered else len(failures), outcome.result)
+        if not failures:
+            return LinkResult(LLMStatusCode.LLM_PARAM_INVALID, "no address to dial")
+        return LinkResult(failures[0].status, "; ".join(failure.reason for failure in failures))
+
+    async def unlink(self, info: LLMClusterInfo, deadline: Deadline, *, force: bool) -> LinkResult:
+        """Unlink one cluster, found by its id, else by its addresses."""
+        links = await self._find(info, self._all())
+        dead = await self._find(info, list(self._context.ledger.dead.values()))
+        for link in dead:
+            self._context.ledger.dead.pop(link.cluster_id, None)
+        if dead and not links and not force:
+            return LinkResult(
+                LLMStatusCode.LLM_NOTIFY_PROMPT_UNLINK_FAILED,
+                f"cluster {dead[0].cluster_id} at {printed(dead[0].address)} cannot be told, its "
+                f"link was lost before: {dead[0].reason}; this end is unlinked",
+            )
+        result = LinkResult(_OK)
+        for link in links:
+            outcome = await self._upkeep.unlink(link, deadline, tell=not force)
+            if not outcome.is_ok:
+                result = outcome
+        return result
+
+    def _all(self) -> list[Link]:
+        ledger = self._context.ledger
+        return [*ledger.links.values(), *(link for link in ledger.leaving if not link.is_mirror)]
+
+    async def _find(self, info: LLMClusterInfo, links: list[Link]) -> list[Link]:
+        """Return the links that are meant: by id, else by address as given, told or resolved."""
+        if info.remote_cluster_id is not None:
+            return [link for link in links if link.cluster_id == info.remote_cluster_id]
+        wanted = set(info.remote_ip_info_list)
+        found = _at(wanted, links)
+        if found or not links:
+            return found
+        for address in info.remote_ip_info_list:
+            try:
+                resolved = await resolve(address, self._context.workers)
+            except OSError:
+                continue
+            wanted |= {plain_address(sockaddr) for _, sockaddr in resolved}
+        return _at(wanted, links)
+
+
+def _at(wanted: set[Address], links: list[Link]) -> list[Link]:
+    return [
+        link
+        for link in links
+        if any(same_place(one, other) for one in link.addresses for other in wanted)
+    ]

@@ -1,0 +1,140 @@
+"""What the link table asks of the layer above, and what it tells it.
+
+Everything here is called on worker threads, never on the control loop, and may block; it must come
+to an end by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, final
+
+from llm_datadist._errors import LLMStatusCode
+from llm_datadist._protocol.messages import DomainHello
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llm_datadist._control.sockets import Address
+    from llm_datadist._links.link import Link
+
+__all__ = ["DomainHello", "Hooks", "LinkData", "LinkDelegate", "LinkResult", "Peer", "Refusal"]
+
+#: What a delegate keeps for a link; never looked into here.
+LinkData: TypeAlias = Any
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The other end of a link.
+
+    Attributes:
+        cluster_id: Its id; may equal our own.
+        incarnation: Random number of this life of it.
+        address: Where it listens, as far as known, else where it connected from.
+        dialed: Whether we opened the link.
+        is_self: Whether it is this very instance; its link has two ends here, each with its own
+        data.
+    """
+
+    cluster_id: int
+    incarnation: int
+    address: Address
+    dialed: bool
+    is_self: bool
+
+
+class LinkDelegate(Protocol):
+    """The data plane of links; implemented by the engine."""
+
+    def endpoint(self, link_id: int) -> bytes:
+        """Return what the peer needs to reach our memory over this link; at most 32 KiB.
+
+        A link that then does not come about is not heard of again.
+        """
+        ...
+
+    def connect(
+        self,
+        peer: Peer,
+        link_id: int,
+        endpoint: bytes,
+        client_fds: list[int],
+        server_fds: list[int],
+    ) -> LinkData:
+        """Make a link usable; an exception refuses it, and its text goes to both ends' callers.
+
+        Args:
+            peer: The other end.
+            link_id: Unique in this table; the two ends number a link each for itself.
+            endpoint: What the peer's delegate returned from `endpoint`.
+            client_fds: Connected non-blocking sockets of the lanes on which we ask.
+            server_fds: The same for the lanes on which the peer asks.
+
+        Ownership of all fds passes with the call, also when it raises. The peer may ask on its
+        lanes before its `connect` or ours has returned.
+        """
+        ...
+
+    def disconnect(self, data: LinkData) -> None:
+        """End a link; when it returns no transfer of that link touches memory. Once per connect."""
+        ...
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LinkResult:
+    """Outcome for one peer.
+
+    Attributes:
+        status: LLM_SUCCESS, or what failed.
+        reason: For a failure: the peer's address, what happened, what to do.
+        link: The link when there is one.
+    """
+
+    status: LLMStatusCode
+    reason: str = ""
+    link: Link | None = None
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether it is LLM_SUCCESS."""
+        return self.status is LLMStatusCode.LLM_SUCCESS
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a link for a domain is refused; the dialer's `LinkResult` carries both."""
+
+    status: LLMStatusCode
+    reason: str
+
+
+@final
+@dataclass(slots=True)
+class Hooks:
+    """Callbacks into the layers above; each may be left None. Set before `LinkTable.start`.
+
+    Attributes:
+        on_request: Answers a peer's `LinkTable.request`; an exception goes back as its text.
+        Requests
+            and notifications of one link come one at a time and in order.
+        on_notify: Takes a peer's `LinkTable.notify`.
+        on_domain_hello: Asked by the accepting end, with the dialer's proven cluster id: None
+        accepts;
+            text refuses with LLM_LINK_FAILED, a Refusal with its own status (LLM_NOT_YET_LINK for
+            "try again later"). Without the hook every domain is refused.
+        on_domain_linked: Told on the accepting end that a link now is held for that domain; also
+        when
+            the link was there before.
+        on_lost: Told once of every link that was lost or that the peer ended, after its data was
+            disconnected.
+    """
+
+    on_request: Callable[[Link, bytes], bytes] | None = None
+    on_notify: Callable[[Link, bytes], None] | None = None
+    on_domain_hello: Callable[[DomainHello, int], str | Refusal | None] | None = None
+    on_domain_linked: Callable[[DomainHello, Link], None] | None = None
+    on_lost: Callable[[Link], None] | None = None

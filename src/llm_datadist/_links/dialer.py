@@ -1,0 +1,389 @@
+"""Setting up a link from the dialing end. Loop thread only."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, final
+
+from llm_datadist._control.connection import ControlConnection, PeerClosedError
+from llm_datadist._control.dial import connect
+from llm_datadist._control.sockets import printed
+from llm_datadist._errors import LLMStatusCode
+from llm_datadist._links.context import CLUSTERS, SetupError
+from llm_datadist._links.delegate import LinkResult, Peer
+from llm_datadist._links.lanes import open_lanes
+from llm_datadist._links.ledger import Setup
+from llm_datadist._links.link import LinkState
+from llm_datadist._protocol.codec import Kind, ProtocolError, encode_preamble
+from llm_datadist._protocol.handshake import Handshake, SecretMismatchError, Side, fresh_nonce
+from llm_datadist._protocol.messages import (
+    PROTOCOL_VERSION,
+    Accept,
+    Complete,
+    Confirm,
+    Existing,
+    Hello,
+    Message,
+    Ready,
+    Reject,
+    Welcome,
+    Yield,
+)
+
+if TYPE_CHECKING:
+    import socket
+
+    from llm_datadist._control.deadline import Deadline
+    from llm_datadist._control.sockets import Address
+    from llm_datadist._links.context import LinkContext
+    from llm_datadist._links.lanes import LaneFds, LaneRoute
+    from llm_datadist._links.link import Link
+    from llm_datadist._links.upkeep import Upkeep
+    from llm_datadist._protocol.messages import DomainHello
+
+__all__ = ["DialRequest", "dial"]
+
+logger = logging.getLogger("llm_datadist")
+
+_Kind = TypeVar("_Kind", bound=Message)
+_MAX_ATTEMPTS: Final = 8
+_FAILED: Final = LLMStatusCode.LLM_LINK_FAILED
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialRequest:
+    """What to dial, and how.
+
+    Attributes:
+        address: Of the peer.
+        deadline: For all of it.
+        expected_cluster_id: Refuse any other peer; None takes any.
+        expected_incarnation: The same for its incarnation.
+        source_ip: Local ip to connect from; ignored with a warning when it is not ours. domain: Set
+        when the link is for a domain. Then a set-up or tear-down of the same link that is
+            under way is waited for; without, it is LLM_PROCESSING_LINK.
+        caller: Set-ups of one caller wait for each other in any case.
+    """
+
+    address: Address
+    deadline: Deadline
+    expected_cluster_id: int | None = None
+    expected_incarnation: int | None = None
+    source_ip: str | None = None
+    domain: DomainHello | None = None
+    caller: object = field(default_factory=object)
+
+    @property
+    def holder(self) -> str:
+        """What holds the link then."""
+        return CLUSTERS if self.domain is None else self.domain.holder
+
+
+@final
+@dataclass(slots=True)
+class DialOutcome:
+    """A `LinkResult`, whether the link is new, and whether the peer had a say in a failure."""
+
+    result: LinkResult
+    is_new: bool = False
+    answered: bool = True
+
+
+class _DialAgainError(Exception):
+    """Another set-up of the same link was under way; `first` is what to wait for before dialing."""
+
+    def __init__(self, first: asyncio.Event | None) -> None:
+        super().__init__()
+        self.first = first
+
+
+async def dial(context: LinkContext, upkeep: Upkeep, request: DialRequest) -> DialOutcome:
+    """Link to the instance at an address, or find that it is linked already. Never raises."""
+    attempt = _Dial(context, upkeep, request)
+    place = printed(request.address)
+    try:
+        link = await request.deadline.limit(attempt.run())
+    except SetupError as error:
+        result, answered = LinkResult(error.status, f"{place}: {error.reason}"), error.answered
+    except asyncio.TimeoutError:
+        result = LinkResult(
+            LLMStatusCode.LLM_TIMEOUT,
+            f"{place}: no answer within {request.deadline.seconds * 1000:.0f} ms while "
+            f"{attempt.step}; check that an instance listens there and is not frozen, or give it a "
+            "longer timeout",
+        )
+        answered = False
+    else:
+        return DialOutcome(LinkResult(LLMStatusCode.LLM_SUCCESS, link=link), attempt.is_new)
+    logger.info("dial failed [%s]: %s", result.status.name, result.reason)
+    return DialOutcome(result, answered=answered)
+
+
+@final
+class _Dial:
+    """One dial, over as many connections as it takes."""
+
+    def __init__(self, context: LinkContext, upkeep: Upkeep, request: DialRequest) -> None:
+        self._context = context
+        self._ledger = context.ledger
+        self._upkeep = upkeep
+        self._request = request
+        self.step = "connecting"
+        self.is_new = False
+
+    async def run(self) -> Link:
+        """Return the link; SetupError says why there is none."""
+        for _ in range(_MAX_ATTEMPTS):
+            try:
+                return await self._attempt()
+            except _DialAgainError as again:
+                self.step = "another set-up of the same link is under way"
+                if again.first is not None:
+                    await again.first.wait()
+        raise SetupError(_FAILED, "the link keeps changing while it is set up; link again")
+
+    async def _attempt(self) -> Link:
+        self.step = "connecting"
+        sock = await self._connect()
+        route = (sock.family, sock.getpeername(), self._request.source_ip)
+        connection = await ControlConnection.open(sock)
+        call = _Call(self._context, connection)
+        try:
+            return await self._shake_hands(call, route)
+        except SecretMismatchError:
+            raise SetupError(
+                _FAILED,
+                "the peer has another secret; configure the same link_secret on both sides",
+            ) from None
+        except ProtocolError as error:
+            raise SetupError(
+                _FAILED,
+                f"what answers is no llm-datadist of this version ({error}); check address and "
+                "versions",
+            ) from error
+        except PeerClosedError as error:
+            raise SetupError(
+                _FAILED,
+                f"{error} while {self.step}; see the peer's log, and check that an llm-datadist "
+                "instance listens there",
+            ) from error
+        finally:
+            if not call.kept:
+                connection.abort()
+
+    async def _connect(self) -> socket.socket:
+        request = self._request
+        try:
+            sock = await connect(
+                request.address, request.deadline, self._context.workers, request.source_ip
+            )
+        except OSError as error:
+            raise SetupError(
+                _FAILED,
+                f"cannot connect: {error.strerror or error}; check that the peer listens there and "
+                "that the network lets it through",
+                answered=False,
+            ) from error
+        try:
+            await asyncio.get_running_loop().sock_sendall(sock, encode_preamble(Kind.CONTROL))
+        except OSError as error:
+            sock.close()
+            raise SetupError(
+                _FAILED, f"closed at once: {error}; see the peer's log", answered=False
+            ) from error
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    async def _shake_hands(self, call: _Call, route: LaneRoute) -> Link:
+        self.step = "waiting for the peer's greeting"
+        call.say(self._hello())
+        welcome = await call.hear(Welcome)
+        self._check_identity(welcome)
+        link_id = next(self._context.link_ids)
+        endpoint = await self._context.workers.run(self._context.delegate.endpoint, link_id)
+        setup = await self._claim(welcome)
+        try:
+            self.step = "waiting for the peer's consent"
+            call.say(call.shake.prove(Confirm(endpoint=endpoint)))
+            answer = await call.hear(Accept, Existing, Yield)
+            if isinstance(answer, Accept):
+                peer = Peer(
+                    cluster_id=welcome.cluster_id,
+                    incarnation=welcome.incarnation,
+                    address=self._request.address,
+                    dialed=True,
+                    is_self=welcome.incarnation == self._context.incarnation,
+                )
+                return await self._complete(call, route, peer, link_id, answer)
+            if isinstance(answer, Yield):
+                self.step = "waiting for the peer, which is dialing us"
+                await call.connection.wait_closed_by_peer()
+                raise _DialAgainError(None)
+            return self._existing(welcome)
+        finally:
+            del self._ledger.dials[setup.incarnation]
+            setup.over.set()
+
+    def _hello(self) -> Hello:
+        context, request = self._context, self._request
+        return Hello(
+            version=PROTOCOL_VERSION,
+            cluster_id=context.cluster_id,
+            incarnation=context.incarnation,
+            nonce=fresh_nonce(),
+            expected_cluster_id=request.expected_cluster_id,
+            has_secret=context.secret is not None,
+            listen=context.listen_address,
+            num_lanes=context.num_lanes,
+            domain=request.domain,
+        )
+
+    def _check_identity(self, welcome: Welcome) -> None:
+        expected = self._request.expected_cluster_id
+        if expected is not None and welcome.cluster_id != expected:
+            raise SetupError(
+                _FAILED,
+                f"expected cluster {expected}, but the instance there is cluster "
+                f"{welcome.cluster_id}; correct remote_cluster_id or the address",
+            )
+        incarnation = self._request.expected_incarnation
+        if incarnation is not None and welcome.incarnation != incarnation:
+            raise SetupError(
+                _FAILED,
+                f"another instance (cluster {welcome.cluster_id}) than at the first of the "
+                "addresses; give the addresses of one instance",
+            )
+
+    async def _claim(self, welcome: Welcome) -> Setup:
+        """Bind this end to the set-up, once nothing else stands in its way."""
+        self.step = "waiting for an earlier link with the same cluster id to end"
+        cluster_id, incarnation = welcome.cluster_id, welcome.incarnation
+        while True:
+            self._yield_to_setups(incarnation)
+            rival = self._ledger.rival_setup(cluster_id, incarnation)
+            leaving = self._ledger.leaving_from(cluster_id)
+            link = self._ledger.links.get(cluster_id)
+            if rival is not None:
+                await rival.over.wait()
+            elif leaving is not None:
+                if self._request.domain is None and leaving.state is LinkState.UNLINKING:
+                    _processing(cluster_id, "taken down")
+                await leaving.gone.wait()
+            elif link is not None and link.incarnation != incarnation:
+                if await self._upkeep.is_alive(link):
+                    raise SetupError(
+                        LLMStatusCode.LLM_ALREADY_LINK,
+                        f"cluster id {cluster_id} is linked to another live instance at "
+                        f"{printed(link.address)}; unlink that one or give the instances "
+                        "different ids",
+                    )
+                await self._upkeep.drop(link, "it does not answer and another took its id")
+            else:
+                setup = Setup(cluster_id, incarnation, self._request.caller)
+                self._ledger.dials[incarnation] = setup
+                return setup
+
+    def _yield_to_setups(self, incarnation: int) -> None:
+        own = self._ledger.dials.get(incarnation)
+        if own is not None:
+            if self._request.domain is None and own.caller is not self._request.caller:
+                _processing(own.cluster_id, "set up by another call")
+            raise _DialAgainError(own.over)
+        inbound = self._ledger.inbounds.get(incarnation)
+        if inbound is not None and incarnation != self._context.incarnation:
+            raise _DialAgainError(inbound.over)
+
+    def _existing(self, welcome: Welcome) -> Link:
+        """The peer has just seen our link alive."""
+        link = self._ledger.links.get(welcome.cluster_id)
+        if link is None or link.incarnation != welcome.incarnation:
+            raise _DialAgainError(None)
+        link.holders |= {self._request.holder}
+        link.addresses.add(self._request.address)
+        return link
+
+    async def _complete(
+        self, call: _Call, route: LaneRoute, peer: Peer, link_id: int, accept: Accept
+    ) -> Link:
+        stale = self._ledger.links.get(peer.cluster_id)
+        if stale is not None:  # the peer, who would know, has none
+            await self._upkeep.drop(stale, "the peer no longer has this link")
+        self.step = "opening lanes"
+        fds = await self._open_lanes(call, route, accept)
+        self.step = "waiting for the peer to complete the link"
+        connecting = asyncio.ensure_future(
+            self._context.connect(peer, link_id, accept.endpoint, fds)
+        )
+        try:
+            call.say(Complete())
+            await call.hear(Ready)
+            data = await connecting
+        except BaseException:
+            self._context.control.spawn(self._undo(connecting))
+            raise
+        call.kept = True
+        self.is_new = True
+        resolved = (route[1][0], route[1][1])
+        return self._upkeep.install(
+            peer, link_id, data, call.connection, self._request.holder, [resolved]
+        )
+
+    async def _open_lanes(self, call: _Call, route: LaneRoute, accept: Accept) -> LaneFds:
+        try:
+            return await open_lanes(route, call.shake.lane_key(), accept.session, accept.num_lanes)
+        except (OSError, EOFError) as error:
+            raise SetupError(
+                _FAILED, f"a data lane broke while it was opened: {error}; see the peer's log"
+            ) from error
+
+    async def _undo(self, connecting: asyncio.Future[object]) -> None:
+        try:
+            data = await connecting
+        except (SetupError, asyncio.CancelledError):
+            return
+        await self._context.workers.run(self._context.delegate.disconnect, data)
+
+
+@final
+class _Call:
+    """A connection and the handshake on it."""
+
+    def __init__(self, context: LinkContext, connection: ControlConnection) -> None:
+        self.connection = connection
+        self.shake = Handshake(Side.DIALER, context.secret)
+        self.kept = False
+
+    def say(self, message: Message) -> None:
+        """Send a message of the handshake."""
+        self.shake.sent(message)
+        self.connection.send(message)
+
+    async def hear(self, *kinds: type[_Kind]) -> _Kind:
+        """Return the peer's next message, of one of these kinds; SetupError when it rejects."""
+        message = await self.connection.receive()
+        self.shake.received(message)
+        if isinstance(message, Reject):
+            raise SetupError(_status(message.status), message.reason)
+        if not isinstance(message, kinds):
+            raise ProtocolError(f"unexpected {type(message).__name__}")
+        return message
+
+
+def _status(number: int) -> LLMStatusCode:
+    try:
+        status = LLMStatusCode(number)
+    except ValueError:
+        return _FAILED
+    return _FAILED if status is LLMStatusCode.LLM_SUCCESS else status
+
+
+def _processing(cluster_id: int, what: str) -> NoReturn:
+    raise SetupError(
+        LLMStatusCode.LLM_PROCESSING_LINK,
+        f"the link to cluster {cluster_id} is being {what} right now; retry soon",
+    )

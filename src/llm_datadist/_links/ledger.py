@@ -1,0 +1,95 @@
+"""Which links there are, which are coming and which are going.
+
+Only the loop thread changes it, and never across an await; `links` may be read from any thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final, final
+
+if TYPE_CHECKING:
+    from llm_datadist._links.link import Link
+
+__all__ = ["Ledger", "Setup"]
+
+_MAX_REMEMBERED: Final = 1024
+
+
+@final
+class Setup:
+    """A link being set up, from the moment at which this end is bound to go through with it.
+
+    Attributes:
+        cluster_id: Of the peer.
+        incarnation: Of the peer.
+        caller: Whose call it belongs to; set-ups of one call wait for each other.
+        over: Set when it has come to its end, whichever.
+    """
+
+    def __init__(self, cluster_id: int, incarnation: int, caller: object = None) -> None:
+        self.cluster_id = cluster_id
+        self.incarnation = incarnation
+        self.caller = caller
+        self.over = asyncio.Event()
+
+
+@final
+class Ledger:
+    """The links of one instance.
+
+    Attributes:
+        links: Links that are up, by the peer's cluster id.
+        leaving: Links being torn down.
+        mirrors: The accepting ends of links of this instance with itself.
+        dead: By cluster id, the last link when it ended by the peer's death; forgotten when the id
+            is linked again or unlinked.
+        dials: Set-ups that we began, by the peer's incarnation.
+        inbounds: Set-ups that a peer began, by its incarnation.
+    """
+
+    def __init__(self) -> None:
+        self.links: dict[int, Link] = {}
+        self.leaving: set[Link] = set()
+        self.mirrors: set[Link] = set()
+        self.dead: dict[int, Link] = {}
+        self.dials: dict[int, Setup] = {}
+        self.inbounds: dict[int, Setup] = {}
+
+    def all_links(self) -> list[Link]:
+        """Return every end that has data of the delegate."""
+        return [*self.links.values(), *self.mirrors, *self.leaving]
+
+    def leaving_from(self, cluster_id: int) -> Link | None:
+        """Return a link to that id that is being torn down."""
+        return next((link for link in self.leaving if link.cluster_id == cluster_id), None)
+
+    def rival_setup(self, cluster_id: int, incarnation: int) -> Setup | None:
+        """Return a set-up with another instance of the same id."""
+        setups = (*self.dials.values(), *self.inbounds.values())
+        return next(
+            (s for s in setups if s.cluster_id == cluster_id and s.incarnation != incarnation), None
+        )
+
+    def add(self, link: Link) -> None:
+        """Take in a link that is up."""
+        if link.is_mirror:
+            self.mirrors.add(link)
+        else:
+            self.links[link.cluster_id] = link
+            self.dead.pop(link.cluster_id, None)
+
+    def remove(self, link: Link) -> None:
+        """Take a link out of use; it is leaving from here on."""
+        if self.links.get(link.cluster_id) is link:
+            del self.links[link.cluster_id]
+        self.mirrors.discard(link)
+        self.leaving.add(link)
+
+    def remember_death(self, link: Link) -> None:
+        """Note that the peer died, for the caller who will unlink it."""
+        if link.is_mirror:
+            return
+        if len(self.dead) >= _MAX_REMEMBERED:
+            del self.dead[next(iter(self.dead))]
+        self.dead[link.cluster_id] = link

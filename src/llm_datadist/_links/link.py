@@ -1,0 +1,147 @@
+"""One end of a link and its lifecycle."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import threading
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Final, final
+
+from llm_datadist._control.sockets import plain_address, printed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from llm_datadist._control.connection import Conversation
+    from llm_datadist._control.sockets import Address
+    from llm_datadist._links.delegate import LinkData, Peer
+
+__all__ = ["TRANSITIONS", "Link", "LinkState", "same_place"]
+
+
+class LinkState(Enum):
+    """Where a link is in its life."""
+
+    CONNECTING = auto()  # in the hands of a set-up, known to nobody else
+    LINKED = auto()
+    UNLINKING = auto()  # on the wish of either end
+    LOST = auto()  # the peer died, went silent, or was dropped
+    GONE = auto()  # no transfer of it touches memory any more
+
+
+#: Which state may follow which.
+TRANSITIONS: Final[Mapping[LinkState, frozenset[LinkState]]] = {
+    LinkState.CONNECTING: frozenset({LinkState.LINKED}),
+    LinkState.LINKED: frozenset({LinkState.UNLINKING, LinkState.LOST}),
+    LinkState.UNLINKING: frozenset({LinkState.GONE}),
+    LinkState.LOST: frozenset({LinkState.GONE}),
+    LinkState.GONE: frozenset(),
+}
+
+
+@final
+class Link:
+    """This instance's end of a link. Readable from any thread; only the table changes it.
+
+    Attributes:
+        peer: The other end.
+        link_id: What the delegate knows it by; unique in this table.
+        generation: Counts the links to this cluster id, from 1.
+        state: Where it is in its life.
+        data: What the delegate's `connect` returned.
+        holders: Names of what wants the link: "clusters", "domain:<name>".
+        lost: Set as soon as the link is no longer LINKED, before its data is taken down.
+        reason: Why it ended; empty while it lives.
+    """
+
+    def __init__(
+        self,
+        peer: Peer,
+        link_id: int,
+        generation: int,
+        data: LinkData,
+        conversation: Conversation,
+        addresses: Iterable[Address],
+    ) -> None:
+        self.peer = peer
+        self.link_id = link_id
+        self.generation = generation
+        self.data = data
+        self.state = LinkState.CONNECTING
+        self.holders: frozenset[str] = frozenset()
+        self.lost = threading.Event()
+        self.reason = ""
+        # Loop thread only from here on.
+        self.conversation = conversation
+        self.addresses = {peer.address, *addresses}
+        self.peer_unlinks = self.peer_unlinked = self.said_unlinked = False
+        self.answered = asyncio.Event()  # the peer has unlinked, or the connection is over
+        self.gone = asyncio.Event()
+
+    @property
+    def cluster_id(self) -> int:
+        """Id of the peer."""
+        return self.peer.cluster_id
+
+    @property
+    def incarnation(self) -> int:
+        """Incarnation of the peer."""
+        return self.peer.incarnation
+
+    @property
+    def address(self) -> Address:
+        """Address of the peer."""
+        return self.peer.address
+
+    @property
+    def is_mirror(self) -> bool:
+        """Whether this is the accepting end of a link with this very instance."""
+        return self.peer.is_self and not self.peer.dialed
+
+    @property
+    def alive(self) -> bool:
+        """Whether the link is up as far as is known."""
+        return self.state is LinkState.LINKED
+
+    def enter(self, state: LinkState, reason: str = "") -> None:
+        """Go on to the next state. Loop thread only."""
+        if state not in TRANSITIONS[self.state]:
+            raise AssertionError(f"link {self.link_id}: {self.state.name} to {state.name}")
+        self.state = state
+        if state not in (LinkState.LINKED, LinkState.GONE):
+            self.reason = reason
+            self.lost.set()
+
+    def describe(self) -> dict[str, object]:
+        """Return the facts of the link."""
+        return {
+            "cluster_id": self.cluster_id,
+            "peer": printed(self.address),
+            "incarnation": f"{self.incarnation:016x}",
+            "is_self": self.peer.is_self,
+            "opened_by": "this end" if self.peer.dialed else "the peer",
+            "state": self.state.name,
+            "link_id": self.link_id,
+            "generation": self.generation,
+            "holders": sorted(self.holders),
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"Link(cluster_id={self.cluster_id}, address={printed(self.address)!r}, "
+            f"link_id={self.link_id}, state={self.state.name})"
+        )
+
+
+def same_place(one: Address, other: Address) -> bool:
+    """Return whether two addresses are written for the same place; names are not resolved."""
+    return _canonical(one) == _canonical(other)
+
+
+def _canonical(address: Address) -> Address:
+    host, port = plain_address(address)
+    try:
+        return str(ipaddress.ip_address(host)), port
+    except ValueError:
+        return host.lower(), port

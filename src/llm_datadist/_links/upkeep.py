@@ -1,0 +1,225 @@
+"""Links that are up: what arrives on them, whether they live, how they end. Loop thread only."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Final, final
+
+from llm_datadist._control.connection import Conversation, PeerClosedError
+from llm_datadist._control.deadline import Deadline
+from llm_datadist._control.sockets import printed
+from llm_datadist._errors import LLMStatusCode
+from llm_datadist._links.delegate import LinkResult
+from llm_datadist._links.link import Link, LinkState
+from llm_datadist._protocol.messages import Notify, Reply, Request, Unlink, Unlinked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from llm_datadist._control.connection import ControlConnection
+    from llm_datadist._control.sockets import Address
+    from llm_datadist._links.context import LinkContext
+    from llm_datadist._links.delegate import LinkData, Peer
+    from llm_datadist._protocol.messages import Message
+
+__all__ = ["Upkeep"]
+
+logger = logging.getLogger("llm_datadist")
+
+_ALIVE_SECONDS: Final = 1.0
+_MAX_ERROR_TEXT: Final = 4000
+
+
+@final
+class Upkeep:
+    """Installs links and takes them down."""
+
+    def __init__(self, context: LinkContext) -> None:
+        self._context = context
+        self._ledger = context.ledger
+
+    def install(
+        self,
+        peer: Peer,
+        link_id: int,
+        data: LinkData,
+        connection: ControlConnection,
+        holder: str,
+        addresses: Iterable[Address] = (),
+    ) -> Link:
+        """Put a link into use and begin to listen to its peer."""
+        link: Link
+        conversation = Conversation(
+            connection,
+            lambda message: self._serve(link, message),
+            lambda message: self._signalled(link, message),
+            lambda reason: self._disconnected(link, reason),
+        )
+        self._context.generations[peer.cluster_id] += 1
+        generation = self._context.generations[peer.cluster_id]
+        link = Link(peer, link_id, generation, data, conversation, addresses)
+        link.holders |= {holder}
+        link.enter(LinkState.LINKED)
+        self._ledger.add(link)
+        self._context.control.spawn(conversation.run())
+        logger.info(
+            "linked to cluster %d at %s (incarnation %016x, link %d)",
+            peer.cluster_id,
+            printed(peer.address),
+            peer.incarnation,
+            link_id,
+        )
+        return link
+
+    async def is_alive(self, link: Link, seconds: float = _ALIVE_SECONDS) -> bool:
+        """Return whether the peer answers in time."""
+        try:
+            await Deadline(seconds).limit(link.conversation.ping())
+        except (PeerClosedError, asyncio.TimeoutError):
+            return False
+        return link.alive
+
+    async def drop(self, link: Link, reason: str) -> None:
+        """Give a link up as lost; return when no transfer of it touches memory."""
+        self._lose(link, reason)
+        await link.gone.wait()
+
+    async def unlink(self, link: Link, deadline: Deadline, *, tell: bool) -> LinkResult:
+        """Take a link down; return when no transfer of it touches memory here.
+
+        Args:
+            link: Any link of the table, or one that is on its way out already.
+            deadline: For the peer's answer.
+            tell: Whether to wait until the peer's end is gone as well.
+
+        Returns:
+            LLM_NOTIFY_PROMPT_UNLINK_FAILED when the peer did not answer; this end is gone all the
+            same.
+        """
+        if not link.alive:
+            await link.gone.wait()
+            return LinkResult(LLMStatusCode.LLM_SUCCESS)
+        self._leave(link, LinkState.UNLINKING, "unlinked at this end")
+        connection = link.conversation.connection
+        with contextlib.suppress(PeerClosedError):
+            connection.send(Unlink(reason="unlinked by the peer"))
+        try:
+            if tell:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await deadline.limit(link.answered.wait())
+            await link.gone.wait()
+        finally:
+            if link.peer_unlinks:
+                self._say_unlinked(link)
+            connection.close()
+        if not tell or link.peer_unlinks or link.peer_unlinked:
+            return LinkResult(LLMStatusCode.LLM_SUCCESS)
+        return LinkResult(
+            LLMStatusCode.LLM_NOTIFY_PROMPT_UNLINK_FAILED,
+            f"cluster {link.cluster_id} at {printed(link.address)} "
+            + (
+                "closed the connection without an answer"
+                if link.answered.is_set()
+                else f"did not answer within {deadline.seconds * 1000:.0f} ms"
+            )
+            + "; this end is unlinked, the peer has to unlink its own when it still runs",
+        )
+
+    def abandon_all(self, reason: str) -> list[Link]:
+        """Take every link out of use at once and close its connection, for good.
+
+        Returns:
+            The links whose data is still to be disconnected, by the caller.
+        """
+        for setup in (*self._ledger.dials.values(), *self._ledger.inbounds.values()):
+            setup.over.set()
+        links = [*self._ledger.links.values(), *self._ledger.mirrors]
+        for link in links:
+            self._ledger.remove(link)
+            link.enter(LinkState.UNLINKING, reason)
+            with contextlib.suppress(PeerClosedError):
+                link.conversation.connection.send(Unlink(reason="the peer was finalized"))
+            link.conversation.connection.close()
+        return links
+
+    def _lose(self, link: Link, reason: str) -> None:
+        if not link.alive:
+            return
+        self._leave(link, LinkState.LOST, reason, tell_hook=True)
+        self._ledger.remember_death(link)
+        link.conversation.connection.abort()
+        logger.warning(
+            "link to cluster %d at %s lost: %s", link.cluster_id, printed(link.address), reason
+        )
+
+    def _leave(self, link: Link, state: LinkState, reason: str, *, tell_hook: bool = False) -> None:
+        self._ledger.remove(link)
+        link.enter(state, reason)
+        self._context.control.spawn(self._dismantle(link, tell_hook=tell_hook))
+
+    async def _dismantle(self, link: Link, *, tell_hook: bool) -> None:
+        try:
+            await self._context.workers.run(self._context.delegate.disconnect, link.data)
+        except Exception:
+            logger.exception("taking down link %d to cluster %d", link.link_id, link.cluster_id)
+        link.enter(LinkState.GONE)
+        self._ledger.leaving.discard(link)
+        link.gone.set()
+        on_lost = self._context.hooks.on_lost
+        if tell_hook and on_lost is not None:
+            await self._context.workers.run(on_lost, link)
+
+    async def _follow(self, link: Link) -> None:
+        """The peer unlinks: take this end down and say so."""
+        await link.gone.wait()
+        self._say_unlinked(link)
+        link.conversation.connection.close()
+
+    async def _answer(self, link: Link) -> None:
+        """Both ends unlink: answer the peer while this end waits for the same answer."""
+        await link.gone.wait()
+        self._say_unlinked(link)
+
+    @staticmethod
+    def _say_unlinked(link: Link) -> None:
+        if not link.said_unlinked:
+            link.said_unlinked = True
+            with contextlib.suppress(PeerClosedError):
+                link.conversation.connection.send(Unlinked())
+
+    def _signalled(self, link: Link, message: Message) -> None:
+        if isinstance(message, Unlinked):
+            link.peer_unlinked = True
+            link.answered.set()
+        elif isinstance(message, Unlink):
+            link.peer_unlinks = True
+            if link.alive:
+                logger.info("cluster %d at %s unlinked", link.cluster_id, printed(link.address))
+                self._leave(link, LinkState.UNLINKING, message.reason, tell_hook=True)
+                self._context.control.spawn(self._follow(link))
+            else:
+                self._context.control.spawn(self._answer(link))
+
+    def _disconnected(self, link: Link, reason: str) -> None:
+        link.answered.set()
+        self._lose(link, reason)
+
+    async def _serve(self, link: Link, message: Request | Notify) -> Reply | None:
+        hooks, workers = self._context.hooks, self._context.workers
+        try:
+            if isinstance(message, Notify):
+                if hooks.on_notify is not None:
+                    await workers.run(hooks.on_notify, link, message.body)
+                return None
+            if hooks.on_request is None:
+                return Reply(id=message.id, error="this instance answers no requests")
+            return Reply(
+                id=message.id, body=await workers.run(hooks.on_request, link, message.body)
+            )
+        except Exception as error:
+            logger.warning("message of cluster %d failed", link.cluster_id, exc_info=True)
+            if isinstance(message, Notify):
+                return None
+            return Reply(id=message.id, error=f"{error}"[:_MAX_ERROR_TEXT])
