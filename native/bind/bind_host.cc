@@ -71,7 +71,10 @@ void bind_host(nb::module_& module) {
       .def(
           "read_log",
           [](const HostPeer& peer, std::uint64_t offset, std::uint64_t size) {
-            const auto bytes = peer.view().read_log(offset, size);
+            const auto bytes = [&] {
+              const nb::gil_scoped_release release;
+              return peer.view().read_log(offset, size);
+            }();
             return nb::bytes(bytes.data(), bytes.size());
           },
           "offset"_a, "size"_a,

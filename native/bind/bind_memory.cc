@@ -87,7 +87,10 @@ void bind_node(nb::module_& module) {
       .def(
           "read_log",
           [](const Node& node, std::uint64_t offset, std::uint64_t size) {
-            const auto bytes = node.view().read_log(offset, size);
+            const auto bytes = [&] {
+              const nb::gil_scoped_release release;
+              return node.view().read_log(offset, size);
+            }();
             return nb::bytes(bytes.data(), bytes.size());
           },
           "offset"_a, "size"_a, "Directory bytes [offset, offset + size), clamped to the log.")

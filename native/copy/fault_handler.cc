@@ -1,13 +1,16 @@
 #include "copy/fault_handler.h"
 
+#include <pthread.h>
 #include <ucontext.h>
 
 #include <array>
 #include <atomic>
 #include <csignal>
 #include <cstddef>
-#include <cstring>
 #include <mutex>
+#include <new>
+
+#include "base/clock.h"
 
 namespace ldd {
 
@@ -19,11 +22,13 @@ namespace {
 LDD_SIGNAL_SAFE_TLS FaultCatcher* volatile catcher_now = nullptr;
 // How many handlers further down the signal being handled has been passed on already.
 LDD_SIGNAL_SAFE_TLS volatile int passing_depth = 0;
-// The last fault that was passed on, and how often it came back.
+// The last fault that was passed on, and how often in a row it came back at once.
 LDD_SIGNAL_SAFE_TLS volatile std::uintptr_t passed_address = 0;
+LDD_SIGNAL_SAFE_TLS volatile std::int64_t passed_ns = 0;
 LDD_SIGNAL_SAFE_TLS volatile int passed_times = 0;
 
-constexpr int kMostReturns = 16;
+constexpr int kMostReturns = 10'000;
+constexpr std::int64_t kAtOnceNs = 1'000'000;
 constexpr std::size_t kMostHandlers = 8;
 
 // The handlers found when installing, oldest first. Grows only; the signal handler reads it while
@@ -35,6 +40,11 @@ struct Chain {
 };
 std::array<Chain, 2> chains{Chain{SIGSEGV}, Chain{SIGBUS}};
 std::mutex install_mutex;
+
+// The thread that held the lock when the parent forked does not exist in the child.
+void renew_install_mutex() { new (&install_mutex) std::mutex; }
+
+[[maybe_unused]] const int registered = ::pthread_atfork(nullptr, nullptr, renew_install_mutex);
 
 bool is_function(const struct sigaction& action) {
   return (action.sa_flags & SA_SIGINFO) != 0 ||
@@ -62,12 +72,18 @@ void pass_on(int signal, siginfo_t* info, void* context) {
   const Chain& chain = signal == SIGSEGV ? chains[0] : chains[1];
   const auto address = reinterpret_cast<std::uintptr_t>(info->si_addr);
   // A handler that neither repairs the fault nor ends the process would come back here for ever.
+  // Others (a garbage collector's, say) do repair the same address again and again, but not that
+  // often.
   if (!raised) {
-    passed_times = address == passed_address ? passed_times + 1 : 0;
+    const std::int64_t now = now_ns();
+    const bool again = address == passed_address && now - passed_ns < kAtOnceNs;
+    passed_times = again ? passed_times + 1 : 0;
     passed_address = address;
+    passed_ns = now;
   }
   const std::size_t count = chain.count.load(std::memory_order_acquire);
-  const auto depth = static_cast<std::size_t>(passing_depth);
+  const int depth_before = passing_depth;
+  const std::size_t depth = raised ? static_cast<std::size_t>(depth_before) : 0;
   if (depth >= count || passed_times > kMostReturns) {
     die_of(signal, raised);
     return;
@@ -80,15 +96,15 @@ void pass_on(int signal, siginfo_t* info, void* context) {
     die_of(signal, raised);
     return;
   }
-  // Handlers such as Python's faulthandler report, put back what they found (us), and raise again;
-  // the depth sends that second round to the handler below them.
+  // Handlers such as Python's faulthandler report, put back what they found (us), and raise the
+  // signal again; the depth sends that second round to the handler below them.
   passing_depth = static_cast<int>(depth) + 1;
   if ((next.sa_flags & SA_SIGINFO) != 0) {
     next.sa_sigaction(signal, info, context);
   } else {
     next.sa_handler(signal);
   }
-  passing_depth = static_cast<int>(depth);
+  passing_depth = depth_before;
 }
 
 bool writes([[maybe_unused]] const void* context) {
@@ -139,11 +155,7 @@ void install(Chain& chain) {
   }
   const std::size_t count = chain.count.load(std::memory_order_relaxed);
   const bool known = count != 0 && same_handler(now, chain.handlers[count - 1]);
-  if (!known) {
-    if (count == kMostHandlers) {
-      return;  // others keep taking the signal; faults still reach this handler if they pass them
-               // on
-    }
+  if (!known && count < kMostHandlers) {
     chain.handlers[count] = now;
     chain.count.store(count + 1, std::memory_order_release);
   }

@@ -173,6 +173,7 @@ Outcome Workers::run(Job& job) {
 }
 
 void Workers::serve(std::size_t place) {
+  ::pthread_setname_np(::pthread_self(), "ldd-copy");
   std::unique_lock lock(mutex_);
   for (;;) {
     Job* job = nullptr;

@@ -53,7 +53,10 @@ Outcome HostRead::run() {
     outcome = pool.run(batches.size(), [&](std::size_t i) { return batch(batches[i]); });
   }
   if (outcome.ok() && mapped_) {
-    outcome.code = peer_.prove().code;  // a dead peer's mapping can still be read
+    const Outcome alive = peer_.prove();  // a dead peer's mapping can still be read
+    if (!alive.ok()) {
+      return alive;
+    }
   }
   if (outcome.ok() || outcome.code == Code::kRemoteFault) {
     // An entry that was closed meanwhile explains a fault, and voids a success.

@@ -32,9 +32,9 @@ Entry::Entry(Published& published, Ref ref, std::vector<Range> ranges, bool acce
       accessible_(accessible) {}
 
 bool Entry::contains(std::uint64_t address, std::uint64_t length) const {
-  auto after = std::upper_bound(
-      ranges_.begin(), ranges_.end(), address,
-      [](std::uint64_t value, const Range& range) { return value < range.begin; });
+  auto after =
+      std::upper_bound(ranges_.begin(), ranges_.end(), address,
+                       [](std::uint64_t value, const Range& range) { return value < range.begin; });
   if (after == ranges_.begin()) {
     return false;
   }
@@ -67,6 +67,7 @@ Ref Entries::open(std::vector<Range> ranges, bool accessible) {
       throw std::invalid_argument("an address range wraps around the address space");
     }
   }
+  published_.require_owner();
   const std::unique_lock lock(mutex_);
   const Ref ref = published_.open_guard();
   entries_.emplace(ref.index,
@@ -106,6 +107,9 @@ std::uint64_t Entries::reopen(Ref ref) {
 }
 
 std::shared_ptr<Entry> Entries::find(Ref ref) const {
+  if (published_.inherited()) {
+    return nullptr;
+  }
   const std::shared_lock lock(mutex_);
   const auto found = entries_.find(ref.index);
   if (found == entries_.end() || published_.view().guard(ref.index) != ref.value) {
@@ -116,6 +120,9 @@ std::shared_ptr<Entry> Entries::find(Ref ref) const {
 
 std::pair<std::shared_ptr<Entry>, std::uint64_t> Entries::find_holding(std::uint64_t address,
                                                                        std::uint64_t length) const {
+  if (published_.inherited()) {
+    return {nullptr, 0};
+  }
   const std::shared_lock lock(mutex_);
   for (const auto& [index, entry] : entries_) {
     const std::uint64_t value = published_.view().guard(index);

@@ -1,7 +1,8 @@
 // Entries: one registered cache each, as the native core sees it: a guard, address ranges, and
-// whether peers may touch them. A thread that is about to touch the memory of an entry takes a `Use`
-// for the length of one batch; closing an entry kills its guard first and then waits until no `Use`
-// is left. So closing is final and is bounded by the time of one batch, whatever any peer does.
+// whether peers may touch them. A thread that is about to touch the memory of an entry takes a
+// `Use` for the length of one batch; closing an entry kills its guard first and then waits until no
+// `Use` is left. So closing is final and is bounded by the time of one batch, whatever any peer
+// does.
 #pragma once
 
 #include <atomic>

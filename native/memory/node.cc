@@ -27,6 +27,7 @@ void Node::close() {
 }
 
 Ref Node::open_key() {
+  published_.require_owner();
   const std::lock_guard lock(keys_mutex_);
   const Ref key = published_.open_guard();
   keys_.insert(key.index);
@@ -34,6 +35,9 @@ Ref Node::open_key() {
 }
 
 bool Node::close_key(Ref key) {
+  if (published_.inherited()) {
+    return false;
+  }
   const std::lock_guard lock(keys_mutex_);
   if (keys_.erase(key.index) == 0) {
     return false;
@@ -44,6 +48,9 @@ bool Node::close_key(Ref key) {
 }
 
 bool Node::consume(Ref key) {
+  if (published_.inherited()) {
+    return false;
+  }
   const std::lock_guard lock(keys_mutex_);
   if (!keys_.contains(key.index) || !published_.kill_guard(key)) {
     return false;
@@ -55,6 +62,9 @@ bool Node::consume(Ref key) {
 }
 
 std::vector<Ref> Node::take_consumed() {
+  if (published_.inherited()) {
+    return {};
+  }
   const std::lock_guard lock(keys_mutex_);
   std::uint64_t count = 0;
   [[maybe_unused]] const auto got = ::read(consumed_event_.get(), &count, sizeof count);

@@ -18,6 +18,10 @@ class Node {
   // Throws std::system_error when the published page cannot be had.
   Node(std::uint64_t incarnation, std::uint64_t guard_capacity, std::uint64_t log_capacity);
 
+  Node(const Node&) = delete;
+  Node& operator=(const Node&) = delete;
+  ~Node() { close(); }
+
   [[nodiscard]] std::uint64_t incarnation() const { return incarnation_; }
   // The address of a word that holds the incarnation: what a peer reads to prove that it can.
   [[nodiscard]] std::uint64_t nonce_address() const {
@@ -27,14 +31,18 @@ class Node {
   [[nodiscard]] const PublishedView& view() const { return published_.view(); }
   [[nodiscard]] Entries& entries() { return entries_; }
 
-  [[nodiscard]] bool closed() const { return closed_.load(std::memory_order_acquire); }
+  // True in a forked child too: an instance does not survive a fork.
+  [[nodiscard]] bool closed() const {
+    return closed_.load(std::memory_order_acquire) || published_.inherited();
+  }
   // Marks the instance closed and kills guard 0; the lane server and clients are closed by their
   // owners (bind/bind_node.cc) right after. Idempotent.
   void close();
 
   // Guards that name cache keys; only these can be consumed by peers.
   Ref open_key();
-  // False when the key was not live at that value (consumed before, say); its slot is free then too.
+  // False when the key was not live at that value (consumed before, say); its slot is free then
+  // too.
   bool close_key(Ref key);
   // A peer consumes a key: live -> dead exactly once. True for the one that did it.
   bool consume(Ref key);

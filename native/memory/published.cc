@@ -78,7 +78,16 @@ std::byte* Published::log() const {
   return mapping_.data() + sizeof(PublishedHeader) + guard_capacity_ * 8;
 }
 
+// Before any lock: in a child it may be held for ever by a thread that does not exist there.
+void Published::require_owner() const {
+  if (inherited()) {
+    throw std::logic_error(
+        "the instance belongs to the process that made it, not to a forked child");
+  }
+}
+
 Ref Published::open_guard() {
+  require_owner();
   const std::lock_guard lock(guards_mutex_);
   std::uint64_t index = 0;
   if (!free_guards_.empty()) {
@@ -94,20 +103,29 @@ Ref Published::open_guard() {
 
 bool Published::kill_guard(Ref ref) {
   std::uint64_t expected = ref.value;
-  return (expected & 1) != 0 && guard_word(ref.index).compare_exchange_strong(
-                                    expected, ref.value + 1, std::memory_order_seq_cst);
+  if ((expected & 1) == 0 || inherited() ||
+      !guard_word(ref.index).compare_exchange_strong(expected, ref.value + 1,
+                                                     std::memory_order_seq_cst)) {
+    return false;
+  }
+  // What the caller writes to the memory from now on is seen by peers only after the guard's death.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  return true;
 }
 
 std::uint64_t Published::revive_guard(std::uint64_t index) {
+  require_owner();
   return guard_word(index).fetch_add(1, std::memory_order_seq_cst) + 1;
 }
 
 void Published::free_guard(std::uint64_t index) {
+  require_owner();
   const std::lock_guard lock(guards_mutex_);
   free_guards_.push_back(index);
 }
 
 void Published::append(std::span<const std::byte> record) {
+  require_owner();
   const std::lock_guard lock(log_mutex_);
   auto& version = header().version;
   const std::uint64_t now = version.load(std::memory_order_relaxed);
@@ -120,6 +138,7 @@ void Published::append(std::span<const std::byte> record) {
 }
 
 void Published::rewrite(std::span<const std::byte> records) {
+  require_owner();
   const std::lock_guard lock(log_mutex_);
   if (records.size() > log_capacity_) {
     throw std::length_error("the directory does not fit its log");

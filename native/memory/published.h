@@ -1,9 +1,10 @@
-// The published page of an instance: a sealed memfd that the owner maps read-write and that peers on
-// the same host map read-only. It holds what a peer must be able to see without asking the owner's
-// interpreter: guards (is this registration still live?), the directory version and the directory log.
+// The published page of an instance: a sealed memfd that the owner maps read-write and that peers
+// on the same host map read-only. It holds what a peer must be able to see without asking the
+// owner's interpreter: guards (is this registration still live?), the directory version and the
+// directory log.
 //
-// A guard is one 64-bit word: odd = live, even = free or dead. Every opening and closing adds one, so
-// that a reader which remembers (index, value) notices any change, a reuse of the slot included.
+// A guard is one 64-bit word: odd = live, even = free or dead. Every opening and closing adds one,
+// so that a reader which remembers (index, value) notices any change, a reuse of the slot included.
 // Guard 0 belongs to the instance itself.
 //
 // The directory log grows by whole records. `version` is one word, era << 40 | tail: the tail moves
@@ -17,6 +18,7 @@
 #include <span>
 #include <vector>
 
+#include "base/fork.h"
 #include "base/mapped_region.h"
 #include "base/unique_fd.h"
 
@@ -29,7 +31,8 @@ struct Ref {
   [[nodiscard]] bool named() const { return value != 0; }
 };
 
-inline constexpr std::uint64_t kAnyEntry = 0xFFFFFFFF;  // raw-address requests: any accessible entry
+inline constexpr std::uint64_t kAnyEntry =
+    0xFFFFFFFF;  // raw-address requests: any accessible entry
 
 struct PublishedHeader {
   std::uint64_t magic;
@@ -68,7 +71,8 @@ class PublishedView {
   std::uint64_t log_capacity_ = 0;
 };
 
-// Owner's side. Thread-safe.
+// Owner's side. Thread-safe. A forked child shares the page with the owner but does not own it:
+// there nothing is changed, and what cannot say so by its result throws std::logic_error.
 class Published {
  public:
   // Throws std::system_error when the memory cannot be had.
@@ -77,6 +81,10 @@ class Published {
   [[nodiscard]] int fd() const { return fd_.get(); }
   [[nodiscard]] std::size_t size_bytes() const { return mapping_.size_bytes(); }
   [[nodiscard]] const PublishedView& view() const { return view_; }
+  // True in a forked child of the owner.
+  [[nodiscard]] bool inherited() const { return mark_.inherited(); }
+  // Throws std::logic_error there.
+  void require_owner() const;
 
   // Opens a guard; throws std::length_error when all are in use.
   Ref open_guard();
@@ -97,6 +105,7 @@ class Published {
   [[nodiscard]] std::atomic<std::uint64_t>& guard_word(std::uint64_t index) const;
   [[nodiscard]] std::byte* log() const;
 
+  ProcessMark mark_;
   std::uint64_t guard_capacity_;
   std::uint64_t log_capacity_;
   UniqueFd fd_;

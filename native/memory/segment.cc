@@ -31,6 +31,7 @@ Segment::Segment(const std::string& name, std::size_t size_bytes)
 }
 
 void Segment::close() {
+  const std::lock_guard lock(closing_);
   mapping_.reset();
   fd_.reset();
 }

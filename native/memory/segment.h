@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <mutex>
 #include <string>
 
 #include "base/mapped_region.h"
@@ -22,9 +23,11 @@ class Segment {
   [[nodiscard]] int fd() const { return fd_.get(); }
   [[nodiscard]] std::byte* data() const { return mapping_.data(); }
   [[nodiscard]] std::size_t size_bytes() const { return mapping_.size_bytes(); }
+  // Idempotent, from any thread.
   void close();
 
  private:
+  std::mutex closing_;
   UniqueFd fd_;
   MappedRegion mapping_;
 };
