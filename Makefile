@@ -29,7 +29,7 @@ test: $(VENV)/.installed $(VENV)/.test
 # After an edit of the native sources; Python edits are live (editable install).
 native: $(VENV)/.tools
 	@echo "building the native core"
-	@$(BIN)/pip install -q --no-build-isolation --no-deps -e .
+	@$(BIN)/pip install -qq --no-build-isolation --no-deps -e .
 	@touch $(VENV)/.installed
 
 # ---- what the targets below stand on -------------------------------------------------------------
@@ -37,23 +37,23 @@ native: $(VENV)/.tools
 $(VENV)/.tools: pyproject.toml
 	@echo "installing build tools into $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -q --disable-pip-version-check "pip>=25.1"
-	@$(BIN)/pip install -q --group build
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check "pip>=25.1"
+	@$(BIN)/pip install -qq --group build
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.tools CMakeLists.txt $(NATIVE_SOURCES)
 	@echo "building and installing llm-datadist into $(VENV) (about a minute)"
-	@$(BIN)/pip install -q --no-build-isolation -e ".[plot]"
+	@$(BIN)/pip install -qq --no-build-isolation -e ".[plot]"
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.tools
 	@echo "installing test tools into $(VENV)"
-	@$(BIN)/pip install -q --group test
+	@$(BIN)/pip install -qq --group test
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.tools
 	@echo "installing linters into $(VENV)"
-	@$(BIN)/pip install -q --group lint
+	@$(BIN)/pip install -qq --group lint
 	@touch $@
 
 tools: $(VENV)/.lint $(VENV)/.test $(VENV)/.installed
@@ -141,10 +141,10 @@ asan-python: $(VENV)/.installed $(VENV)/.test
 
 wheel: $(VENV)/.tools
 	@rm -rf build/dist build/wheel-venv
-	@$(QUIETLY) build/log/wheel $(BIN)/pip wheel -q --no-deps --no-build-isolation -w build/dist .
+	@$(QUIETLY) build/log/wheel $(BIN)/pip wheel -qq --no-deps --no-build-isolation -w build/dist .
 	@find build/dist -name '*.whl' -size +$(WHEEL_LIMIT) | grep . && echo "wheel above $(WHEEL_LIMIT)" && exit 1 || true
 	@$(PYTHON) -m venv build/wheel-venv
-	@build/wheel-venv/bin/pip install -q --disable-pip-version-check build/dist/*.whl
+	@build/wheel-venv/bin/pip install -qq --disable-pip-version-check build/dist/*.whl
 	@cd build && wheel-venv/bin/python -I ../tools/smoke_import.py
 	@build/wheel-venv/bin/llm-datadist --help >/dev/null
 	@ls -sh build/dist
