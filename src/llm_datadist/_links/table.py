@@ -258,6 +258,15 @@ class LinkTable:
             "link",
         )
 
+    def hold(self, link: Link, holder: str) -> bool:
+        """Hold a link at this end for one more holder; False when it is no longer up."""
+        return self._control.run(self._hold(link, holder), "link")
+
+    async def _hold(self, link: Link, holder: str) -> bool:
+        if link.alive:
+            link.holders |= {holder}
+        return link.alive
+
     def release(self, link: Link, holder: str) -> None:
         """Drop a holder of a link at this end; without any left the link is taken down. Idempotent.
 
