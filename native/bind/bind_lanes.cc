@@ -1,0 +1,116 @@
+// LaneServer and Lanes: the two sides of a link's data connections.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "bind/casters.h"
+#include "lanes/client.h"
+#include "lanes/server.h"
+
+namespace nb = nanobind;
+using nb::literals::operator""_a;
+
+namespace {
+
+using ldd::BorrowedU64;
+using ldd::Lanes;
+using ldd::LaneServer;
+using ldd::Outcome;
+using ldd::Ref;
+using Release = nb::call_guard<nb::gil_scoped_release>;
+
+Outcome read_ranges(Lanes& lanes, const BorrowedU64& local, const BorrowedU64& remote,
+                    const BorrowedU64& length, Ref local_ref, Ref cache_ref, Ref key_ref,
+                    std::uint64_t version, std::int64_t deadline_ns) {
+  const nb::gil_scoped_release release;
+  return lanes.read(ldd::descriptors_of(local, remote, length),
+                    {local_ref, cache_ref, key_ref, version, deadline_ns});
+}
+
+template <Outcome (Lanes::*operation)(const ldd::Descriptors&, const ldd::LaneChecks&)>
+Outcome send_ranges(Lanes& lanes, const BorrowedU64& local, const BorrowedU64& remote,
+                    const BorrowedU64& length, Ref local_ref, Ref cache_ref, std::uint64_t version,
+                    std::int64_t deadline_ns) {
+  const nb::gil_scoped_release release;
+  return (lanes.*operation)(ldd::descriptors_of(local, remote, length),
+                            {local_ref, cache_ref, {}, version, deadline_ns});
+}
+
+nb::object read_log(Lanes& lanes, std::uint64_t offset, std::uint64_t size,
+                    std::int64_t deadline_ns) {
+  std::pair<Outcome, std::vector<std::byte>> result;
+  {
+    const nb::gil_scoped_release release;
+    result = lanes.read_log(offset, size, deadline_ns);
+  }
+  return nb::make_tuple(result.first, nb::bytes(result.second.data(), result.second.size()));
+}
+
+void bind_server(nb::module_& module) {
+  nb::class_<LaneServer>(
+      module, "LaneServer",
+      "Serves the lanes of an instance's links with a few native threads. Thread-safe.")
+      .def(nb::init<std::shared_ptr<ldd::Node>>(), "node"_a, Release())
+      .def(
+          "serve", &LaneServer::serve, "fd"_a, "link_id"_a, Release(),
+          "Serve a connected, authenticated socket; its ownership passes, also when OSError comes.")
+      .def("attach_host", &LaneServer::attach_host, "link_id"_a, "host_peer"_a, Release(),
+           "Carry out that link's pushes by reading the peer's memory.")
+      .def("drop_link", &LaneServer::drop_link, "link_id"_a, Release(),
+           "Close the link's lanes; on return none of its operations touches memory any more.")
+      .def("link_lanes", &LaneServer::link_lanes, "link_id"_a, Release(),
+           "Number of open lanes of the link.")
+      .def("statistics", &LaneServer::statistics, Release(),
+           "Counts since the start: requests, refused, protocol_errors, bytes by kind; and lanes.")
+      .def("close", &LaneServer::close, Release(),
+           "Drop every link and serve no more. Idempotent.");
+}
+
+void bind_client(nb::module_& module) {
+  nb::class_<Lanes>(
+      module, "Lanes",
+      "The initiator's end of a link's lanes. Thread-safe; an operation runs on the calling "
+      "thread\n"
+      "and ends by deadline_ns (time.monotonic_ns); one that lets the peer write may take 80 ms\n"
+      "more to see it stop. Outcomes are (code, errno, index, moved_bytes).")
+      .def(nb::init<std::shared_ptr<ldd::Node>, std::uint64_t>(), "node"_a, "link_id"_a, Release())
+      .def("add", &Lanes::add, "fd"_a, Release(),
+           "Take over a connected, authenticated socket, also when OSError comes.")
+      .def("count", &Lanes::count, Release(), "Number of open lanes.")
+      .def("read", read_ranges, "local"_a, "remote"_a, "length"_a, "local_ref"_a, "cache_ref"_a,
+           "key_ref"_a, "version"_a, "deadline_ns"_a, "Read remote ranges into local ones.")
+      .def("write", send_ranges<&Lanes::write>, "local"_a, "remote"_a, "length"_a, "local_ref"_a,
+           "cache_ref"_a, "version"_a, "deadline_ns"_a,
+           "Write local ranges to remote ones; ok means applied there.")
+      .def("push", send_ranges<&Lanes::push>, "local"_a, "remote"_a, "length"_a, "local_ref"_a,
+           "cache_ref"_a, "version"_a, "deadline_ns"_a,
+           "As write, but the peer's threads fetch the bytes from this process (same host).")
+      .def(
+          "consume",
+          [](Lanes& lanes, std::uint64_t index, std::uint64_t value, std::int64_t deadline_ns) {
+            return lanes.consume({index, value}, deadline_ns);
+          },
+          "index"_a, "value"_a, "deadline_ns"_a, Release(),
+          "Consume a key of the peer; ok for exactly one of all callers.")
+      .def("version", &Lanes::version, "deadline_ns"_a, Release(),
+           "(outcome, version of the peer's directory).")
+      .def("read_log", read_log, "offset"_a, "size"_a, "deadline_ns"_a,
+           "(outcome, bytes of the peer's directory log), clamped to the log's capacity.")
+      .def("ping", &Lanes::ping, "deadline_ns"_a, Release(), "One round trip on a free lane.")
+      .def("close", &Lanes::close, Release(),
+           "End running operations (CANCELLED), wait for them, close the lanes. Idempotent.");
+}
+
+}  // namespace
+
+void bind_lanes(nb::module_& module);
+void bind_lanes(nb::module_& module) {
+  bind_server(module);
+  bind_client(module);
+}

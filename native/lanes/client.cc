@@ -1,0 +1,268 @@
+#include "lanes/client.h"
+
+#include <algorithm>
+#include <limits>
+#include <span>
+
+#include "base/clock.h"
+#include "lanes/drive.h"
+
+namespace ldd {
+
+namespace {
+
+constexpr std::uint64_t kMinStripeBytes = 1024 * 1024;
+constexpr std::uint64_t kMaxStripeBytes = 16 * 1024 * 1024;
+constexpr std::size_t kStripesPerLane = 4;
+constexpr std::size_t kStripeDescriptors = 16 * 1024;
+
+void set_deadline(wire::Request& request, std::int64_t deadline_ns) {
+  const auto whole = static_cast<std::uint64_t>(std::max<std::int64_t>(deadline_ns, 0));
+  const auto left = static_cast<std::uint64_t>(std::max<std::int64_t>(deadline_ns - now_ns(), 0));
+  request.deadline_ns = std::min(whole, wire::kMaxRemainingNs);
+  request.remaining_ns = std::min(left, wire::kMaxRemainingNs);
+}
+
+// The own entry that an operation reads or writes.
+class LocalGuard : public BatchGuard {
+ public:
+  LocalGuard(Node& node, Ref local) : named_(local.named()), value_(local.value) {
+    entry_ = named_ ? node.entries().find(local) : nullptr;
+  }
+  Outcome take(std::vector<Use>& uses) override {
+    if (!named_) {
+      return {};
+    }
+    return uses.emplace_back(entry_, value_) ? Outcome{} : Outcome::failure(Code::kLocalGone);
+  }
+  [[nodiscard]] bool live() const { return !named_ || entry_ != nullptr; }
+
+ private:
+  bool named_;
+  std::uint64_t value_;
+  std::shared_ptr<Entry> entry_;
+};
+
+class Call : public Parts {
+ public:
+  Call(wire::Kind kind, const wire::Request& request, std::int64_t deadline_ns,
+       const Cursor& payload, BatchGuard& guard)
+      : kind_(kind),
+        request_(request),
+        deadline_ns_(deadline_ns),
+        payload_(payload),
+        guard_(guard) {}
+
+  std::unique_ptr<Exchange> next(ClientLane& lane) override {
+    if (std::exchange(done_, true)) {
+      return nullptr;
+    }
+    set_deadline(request_, deadline_ns_);
+    return std::make_unique<Exchange>(lane, Ask{kind_, request_, {}, 0}, payload_, guard_);
+  }
+
+ private:
+  wire::Kind kind_;
+  wire::Request request_;
+  std::int64_t deadline_ns_;
+  Cursor payload_;
+  BatchGuard& guard_;
+  bool done_ = false;
+};
+
+class Stripes : public Parts {
+ public:
+  Stripes(wire::Kind kind, const Descriptors& work, const LaneChecks& checks,
+          std::vector<Batch> batches, BatchGuard& guard)
+      : kind_(kind), work_(work), checks_(checks), batches_(std::move(batches)), guard_(guard) {}
+
+  std::unique_ptr<Exchange> next(ClientLane& lane) override {
+    if (next_ == batches_.size()) {
+      return nullptr;
+    }
+    const Batch& batch = batches_[next_++];
+    const bool push = kind_ == wire::Kind::kPush;
+    const Cursor local =
+        push ? Cursor{} : Cursor(work_.local, work_.length, batch.first, batch.offset, batch.bytes);
+    return std::make_unique<Exchange>(lane, ask(batch), local, guard_);
+  }
+
+ private:
+  Ask ask(const Batch& batch) const {
+    Ask ask;
+    ask.kind = kind_;
+    ask.first_descriptor = batch.first;
+    std::size_t count = 0;
+    for (std::uint64_t left = batch.bytes, offset = batch.offset; left > 0; ++count, offset = 0) {
+      left -= std::min(left, work_.length[batch.first + count] - offset);
+    }
+    const bool push = kind_ == wire::Kind::kPush;
+    ask.words.resize(count * wire::words_per_descriptor(kind_));
+    const auto words = std::span(ask.words);
+    std::copy_n(work_.remote.begin() + static_cast<std::ptrdiff_t>(batch.first), count,
+                words.begin());
+    std::copy_n(work_.length.begin() + static_cast<std::ptrdiff_t>(batch.first), count,
+                words.begin() + static_cast<std::ptrdiff_t>(count));
+    if (push) {
+      std::copy_n(work_.local.begin() + static_cast<std::ptrdiff_t>(batch.first), count,
+                  words.begin() + static_cast<std::ptrdiff_t>(2 * count));
+    }
+    cut(words, count, batch);
+    wire::Request& request = ask.request;
+    set_deadline(request, checks_.deadline_ns);
+    request.version = checks_.version;
+    request.cache_index = checks_.cache.index;
+    request.cache_value = checks_.cache.value;
+    request.key_index = push ? checks_.local.index : checks_.key.index;
+    request.key_value = push ? checks_.local.value : checks_.key.value;
+    request.count = static_cast<std::uint32_t>(count);
+    return ask;
+  }
+
+  // Shortens the first and the last descriptor to the batch's bounds.
+  void cut(std::span<std::uint64_t> words, std::size_t count, const Batch& batch) const {
+    if (count == 0) {
+      return;
+    }
+    words[0] += batch.offset;
+    words[count] -= batch.offset;
+    if (kind_ == wire::Kind::kPush) {
+      words[2 * count] += batch.offset;
+    }
+    std::uint64_t before = 0;
+    for (std::size_t i = 0; i + 1 < count; ++i) {
+      before += words[count + i];
+    }
+    words[2 * count - 1] = batch.bytes - before;
+  }
+
+  wire::Kind kind_;
+  const Descriptors& work_;
+  const LaneChecks& checks_;
+  std::vector<Batch> batches_;
+  BatchGuard& guard_;
+  std::size_t next_ = 0;
+};
+
+// The same work without its empty descriptors, so that a request's caps count only what moves.
+struct Compact {
+  explicit Compact(const Descriptors& work) {
+    for (std::size_t i = 0; i < work.size(); ++i) {
+      if (work.length[i] != 0) {
+        local.push_back(work.local[i]);
+        remote.push_back(work.remote[i]);
+        length.push_back(work.length[i]);
+        origin.push_back(static_cast<std::int64_t>(i));
+      }
+    }
+  }
+  [[nodiscard]] Descriptors descriptors() const { return {local, remote, length}; }
+
+  std::vector<std::uint64_t> local;
+  std::vector<std::uint64_t> remote;
+  std::vector<std::uint64_t> length;
+  std::vector<std::int64_t> origin;
+};
+
+}  // namespace
+
+Outcome Lanes::transfer(wire::Kind kind, const Descriptors& work, const LaneChecks& checks) {
+  const LaneSet::Operation operation(lanes_);
+  const Extent extent = measure(work);
+  if (extent.pieces != work.size() && extent.pieces != 0) {
+    const Compact compact(work);
+    Outcome outcome = transfer(kind, compact.descriptors(), checks);
+    if (outcome.index >= 0) {
+      outcome.index = compact.origin[static_cast<std::size_t>(outcome.index)];
+    }
+    return outcome;
+  }
+  LocalGuard guard(*lanes_.node(), checks.local);
+  const Outcome state = lanes_.open();
+  if (!state.ok()) {
+    return state;
+  }
+  if (!guard.live()) {
+    return Outcome::failure(Code::kLocalGone);
+  }
+  const bool push = kind == wire::Kind::kPush;
+  std::size_t lanes = 1;
+  std::uint64_t stripe_bytes = kMaxTransferBytes;
+  if (!push && extent.bytes > kMinStripeBytes) {
+    lanes = std::max<std::size_t>(lanes_.count(), 1);
+    stripe_bytes =
+        std::clamp(extent.bytes / (lanes * kStripesPerLane), kMinStripeBytes, kMaxStripeBytes);
+  }
+  std::vector<Batch> batches = divide(work, stripe_bytes, kStripeDescriptors);
+  if (batches.empty()) {
+    batches.emplace_back();  // of no bytes: it asks whether the cache is there
+  }
+  Stripes stripes(kind, work, checks, std::move(batches), guard);
+  return drive(lanes_, stripes, {lanes, checks.deadline_ns, kind != wire::Kind::kRead});
+}
+
+Outcome Lanes::read(const Descriptors& work, const LaneChecks& checks) {
+  return transfer(wire::Kind::kRead, work, checks);
+}
+
+Outcome Lanes::write(const Descriptors& work, const LaneChecks& checks) {
+  return transfer(wire::Kind::kWrite, work, checks);
+}
+
+Outcome Lanes::push(const Descriptors& work, const LaneChecks& checks) {
+  return transfer(wire::Kind::kPush, work, checks);
+}
+
+Outcome Lanes::consume(Ref key, std::int64_t deadline_ns) {
+  const LaneSet::Operation operation(lanes_);
+  LocalGuard guard(*lanes_.node(), {});
+  wire::Request request;
+  request.key_index = key.index;
+  request.key_value = key.value;
+  Call call(wire::Kind::kConsume, request, deadline_ns, {}, guard);
+  return drive(lanes_, call, {1, deadline_ns, true});
+}
+
+std::pair<Outcome, std::uint64_t> Lanes::version(std::int64_t deadline_ns) {
+  const LaneSet::Operation operation(lanes_);
+  LocalGuard guard(*lanes_.node(), {});
+  Call call(wire::Kind::kDirectoryVersion, {}, deadline_ns, {}, guard);
+  std::uint64_t value = 0;
+  const Outcome outcome = drive(lanes_, call, {1, deadline_ns, false}, &value);
+  return {outcome, value};
+}
+
+std::pair<Outcome, std::vector<std::byte>> Lanes::read_log(std::uint64_t offset, std::uint64_t size,
+                                                           std::int64_t deadline_ns) {
+  const LaneSet::Operation operation(lanes_);
+  LocalGuard guard(*lanes_.node(), {});
+  std::vector<std::byte> log;
+  Outcome outcome;
+  while (log.size() < size) {
+    const std::uint64_t before = log.size();
+    const std::uint64_t part = std::min(size - before, wire::kMaxLogBytes);
+    log.resize(before + part);
+    const std::uint64_t address = reinterpret_cast<std::uint64_t>(log.data()) + before;
+    wire::Request request;
+    request.offset = offset + before;
+    request.size = part;
+    Call call(wire::Kind::kReadLog, request, deadline_ns,
+              Cursor({&address, 1}, {&part, 1}, 0, 0, part), guard);
+    outcome = drive(lanes_, call, {1, deadline_ns, false});
+    log.resize(before + outcome.moved_bytes);
+    if (!outcome.ok() || outcome.moved_bytes < part) {
+      break;
+    }
+  }
+  outcome.moved_bytes = log.size();
+  return {outcome, std::move(log)};
+}
+
+Outcome Lanes::ping(std::int64_t deadline_ns) {
+  const LaneSet::Operation operation(lanes_);
+  LocalGuard guard(*lanes_.node(), {});
+  Call call(wire::Kind::kPing, {}, deadline_ns, {}, guard);
+  return drive(lanes_, call, {1, deadline_ns, false});
+}
+
+}  // namespace ldd

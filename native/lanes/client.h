@@ -1,0 +1,59 @@
+// The initiator's side of a link's lanes: one-sided operations on the peer that serves them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "base/outcome.h"
+#include "copy/descriptors.h"
+#include "lanes/lane_set.h"
+
+namespace ldd {
+
+// What has to hold for an operation.
+struct LaneChecks {
+  Ref local;  // own entry that is read or written; unnamed = none
+  Ref cache;  // the peer's entry; index kAnyEntry = any that is accessible
+  Ref key;    // the peer's key, of a read
+  std::uint64_t version = 0;
+  std::int64_t deadline_ns = 0;
+};
+
+// Thread-safe; every operation runs on the thread that calls and ends by its deadline (those that
+// let the target act may take 80 ms more to see it stop).
+class Lanes {
+ public:
+  Lanes(std::shared_ptr<Node> node, std::uint64_t link_id)
+      : lanes_(std::move(node)), link_id_(link_id) {}
+
+  // Takes ownership of a connected, authenticated socket; throws std::system_error.
+  void add(int fd) { lanes_.add(std::make_unique<ClientLane>(fd)); }
+  [[nodiscard]] std::size_t count() const { return lanes_.count(); }
+  [[nodiscard]] std::uint64_t link_id() const { return link_id_; }
+
+  // Throw std::invalid_argument when the arrays are inconsistent (see measure()).
+  Outcome read(const Descriptors& work, const LaneChecks& checks);
+  Outcome write(const Descriptors& work, const LaneChecks& checks);
+  // The target's threads fetch the bytes from this process.
+  Outcome push(const Descriptors& work, const LaneChecks& checks);
+
+  Outcome consume(Ref key, std::int64_t deadline_ns);
+  std::pair<Outcome, std::uint64_t> version(std::int64_t deadline_ns);
+  std::pair<Outcome, std::vector<std::byte>> read_log(std::uint64_t offset, std::uint64_t size,
+                                                      std::int64_t deadline_ns);
+  Outcome ping(std::int64_t deadline_ns);
+
+  // Running operations end with kCancelled (or kClosed); waits for them.
+  void close() { lanes_.close(); }
+
+ private:
+  Outcome transfer(wire::Kind kind, const Descriptors& work, const LaneChecks& checks);
+
+  LaneSet lanes_;
+  std::uint64_t link_id_;
+};
+
+}  // namespace ldd

@@ -1,0 +1,75 @@
+// A position in a list of (address, length) pieces, for scatter/gather calls that stop anywhere.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+namespace ldd {
+
+class Cursor {
+ public:
+  Cursor() = default;
+  // `bytes` from byte `offset` of piece `first` on; the spans are borrowed. Lengths must not add up
+  // to less than that.
+  Cursor(std::span<const std::uint64_t> addresses, std::span<const std::uint64_t> lengths,
+         std::size_t first, std::uint64_t offset, std::uint64_t bytes)
+      : addresses_(addresses), lengths_(lengths), index_(first), offset_(offset), left_(bytes) {}
+
+  [[nodiscard]] std::uint64_t left() const { return left_; }
+  [[nodiscard]] bool done() const { return left_ == 0; }
+  // The piece at the position, empty pieces skipped.
+  [[nodiscard]] std::size_t index() const {
+    std::size_t at = index_;
+    while (at < lengths_.size() && lengths_[at] == (at == index_ ? offset_ : 0)) {
+      ++at;
+    }
+    return at;
+  }
+
+  struct Filled {
+    std::size_t pieces = 0;
+    std::uint64_t bytes = 0;
+  };
+  // Describes at most `limit` bytes from the position on, in as many iovecs as there are.
+  [[nodiscard]] Filled fill(std::span<iovec> out, std::uint64_t limit) const {
+    Filled filled;
+    std::size_t at = index_;
+    std::uint64_t offset = offset_;
+    const std::uint64_t wanted = std::min(limit, left_);
+    for (; filled.bytes < wanted && filled.pieces < out.size(); ++at) {
+      const std::uint64_t piece = std::min(lengths_[at] - offset, wanted - filled.bytes);
+      if (piece > 0) {
+        out[filled.pieces++] = {reinterpret_cast<void*>(addresses_[at] + offset), piece};
+        filled.bytes += piece;
+      }
+      offset = 0;
+    }
+    return filled;
+  }
+
+  void advance(std::uint64_t bytes) {
+    left_ -= bytes;
+    while (bytes > 0) {
+      const std::uint64_t piece = std::min(lengths_[index_] - offset_, bytes);
+      bytes -= piece;
+      offset_ += piece;
+      if (offset_ == lengths_[index_]) {
+        ++index_;
+        offset_ = 0;
+      }
+    }
+  }
+
+ private:
+  std::span<const std::uint64_t> addresses_;
+  std::span<const std::uint64_t> lengths_;
+  std::size_t index_ = 0;
+  std::uint64_t offset_ = 0;
+  std::uint64_t left_ = 0;
+};
+
+}  // namespace ldd

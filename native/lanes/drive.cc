@@ -1,0 +1,179 @@
+#include "lanes/drive.h"
+
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <array>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "base/clock.h"
+
+namespace ldd {
+
+namespace {
+
+constexpr std::int64_t kStopWaitNs = 80'000'000;
+constexpr int kLongestPollMs = 60'000;
+
+struct Active {
+  LaneSet::Lane lane;
+  std::unique_ptr<Exchange> exchange;
+};
+
+class Driver {
+ public:
+  Driver(LaneSet& lanes, Parts& parts, const DrivePlan& plan)
+      : lanes_(lanes), parts_(parts), plan_(plan) {}
+
+  Outcome run() {
+    std::vector<LaneSet::Lane> taken;
+    failure_ = lanes_.take(plan_.lanes, plan_.deadline_ns, taken);
+    for (LaneSet::Lane& lane : taken) {
+      start(std::move(lane));
+    }
+    while (!active_.empty()) {
+      step_all();
+      if (!active_.empty() && !wait()) {
+        break;
+      }
+    }
+    abandon();
+    failure_.moved_bytes = moved_bytes_;
+    return failure_;
+  }
+
+  [[nodiscard]] std::uint64_t value() const { return value_; }
+
+ private:
+  void start(LaneSet::Lane lane) {
+    std::unique_ptr<Exchange> exchange = failure_.ok() ? parts_.next(*lane) : nullptr;
+    if (exchange == nullptr) {
+      lanes_.give_back(std::move(lane));
+    } else {
+      active_.push_back({std::move(lane), std::move(exchange)});
+    }
+  }
+
+  void fail(const Outcome& why) {
+    if (failure_.ok()) {
+      failure_ = why;
+    }
+  }
+
+  void step_all() {
+    for (std::size_t i = 0; i < active_.size();) {
+      const Flow flow = active_[i].exchange->step();
+      if (flow == Flow::kWait) {
+        ++i;
+        continue;
+      }
+      Active done = std::move(active_[i]);
+      active_.erase(active_.begin() + static_cast<std::ptrdiff_t>(i));
+      moved_bytes_ += done.exchange->moved_bytes();
+      if (flow == Flow::kEnd) {
+        const Outcome outcome = done.exchange->outcome();
+        value_ = done.exchange->value();
+        if (!outcome.ok()) {
+          fail(outcome);
+        }
+        done.exchange.reset();
+        start(std::move(done.lane));
+      } else {
+        fail(Outcome::failure(flow == Flow::kMalformed ? Code::kProtocol : Code::kPeerDead));
+        lanes_.discard(std::move(done.lane));
+      }
+    }
+  }
+
+  // False when the operation has to end now.
+  bool wait() {
+    polled_.clear();
+    for (const Active& each : active_) {
+      polled_.push_back({each.exchange->fd(), each.exchange->events(), 0});
+    }
+    polled_.push_back({lanes_.wake_fd(), POLLIN, 0});
+    const int timeout_ms = remaining_ms(plan_.deadline_ns, kLongestPollMs);
+    ::poll(polled_.data(), polled_.size(), timeout_ms);
+    const Outcome state = lanes_.open();
+    if (!state.ok()) {
+      fail(state);
+      return false;
+    }
+    if (now_ns() >= plan_.deadline_ns) {
+      fail(Outcome::failure(Code::kTimeout));
+      return false;
+    }
+    return true;
+  }
+
+  // Gives up on what is still running. The target sees the end of the stream, stops, and closes;
+  // one that is frozen sees the reset, or the deadline, before it would touch anything.
+  void abandon() {
+    polled_.clear();
+    for (const Active& each : active_) {
+      moved_bytes_ += each.exchange->moved_bytes();
+      if (plan_.target_acts) {
+        ::shutdown(each.exchange->fd(), SHUT_WR);
+        polled_.push_back({each.exchange->fd(), POLLIN | POLLRDHUP, 0});
+      }
+    }
+    const std::int64_t until_ns = now_ns() + kStopWaitNs;
+    while (std::any_of(polled_.begin(), polled_.end(),
+                       [](const pollfd& each) { return each.fd >= 0; })) {
+      const int timeout_ms = remaining_ms(until_ns, kLongestPollMs);
+      if (timeout_ms == 0 || ::poll(polled_.data(), polled_.size(), timeout_ms) == 0) {
+        break;
+      }
+      for (pollfd& each : polled_) {
+        if (each.fd >= 0 && each.revents != 0 && drained(each.fd)) {
+          each.fd = -1;
+        }
+      }
+    }
+    const linger reset_at_once{1, 0};
+    for (Active& each : active_) {
+      ::setsockopt(each.exchange->fd(), SOL_SOCKET, SO_LINGER, &reset_at_once,
+                   sizeof reset_at_once);
+      each.exchange.reset();
+      lanes_.discard(std::move(each.lane));
+    }
+    active_.clear();
+  }
+
+  // Drops what has come; true at the end of the stream.
+  static bool drained(int fd) {
+    std::array<std::byte, 4096> nowhere;
+    for (;;) {
+      iovec piece{nowhere.data(), nowhere.size()};
+      const ssize_t got = receive_pieces(fd, {&piece, 1});
+      if (got < 0) {
+        return got != -EAGAIN;
+      }
+    }
+  }
+
+  LaneSet& lanes_;
+  Parts& parts_;
+  const DrivePlan& plan_;
+  std::vector<Active> active_;
+  std::vector<pollfd> polled_;
+  Outcome failure_;
+  std::uint64_t moved_bytes_ = 0;
+  std::uint64_t value_ = 0;
+};
+
+}  // namespace
+
+Outcome drive(LaneSet& lanes, Parts& parts, const DrivePlan& plan, std::uint64_t* value) {
+  Driver driver(lanes, parts, plan);
+  const Outcome outcome = driver.run();
+  if (value != nullptr) {
+    *value = driver.value();
+  }
+  return outcome;
+}
+
+}  // namespace ldd

@@ -1,0 +1,33 @@
+// Runs the exchanges of one operation over one or several lanes, on the calling thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "base/outcome.h"
+#include "lanes/exchange.h"
+#include "lanes/lane_set.h"
+
+namespace ldd {
+
+// The parts of one operation, handed out in order to whatever lane is free.
+class Parts {
+ public:
+  virtual ~Parts() = default;
+  // The next part as an exchange on `lane`; null when none is left.
+  virtual std::unique_ptr<Exchange> next(ClientLane& lane) = 0;
+};
+
+struct DrivePlan {
+  std::size_t lanes = 1;  // at most
+  std::int64_t deadline_ns = 0;
+  // Whether the target touches its memory for us: then the end of a failed operation waits, for a
+  // moment, until the target has stopped.
+  bool target_acts = false;
+};
+
+// The first failure, or ok; moved_bytes over all parts. `value` is the last reply's extra word.
+Outcome drive(LaneSet& lanes, Parts& parts, const DrivePlan& plan, std::uint64_t* value = nullptr);
+
+}  // namespace ldd

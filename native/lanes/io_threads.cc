@@ -1,0 +1,120 @@
+#include "lanes/io_threads.h"
+
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <system_error>
+#include <utility>
+
+#include "lanes/threads.h"
+
+namespace ldd {
+
+namespace {
+
+int checked(int fd, const char* what) {
+  if (fd < 0) {
+    throw std::system_error(errno, std::generic_category(), what);
+  }
+  return fd;
+}
+
+}  // namespace
+
+IoThread::IoThread()
+    : epoll_(checked(::epoll_create1(EPOLL_CLOEXEC), "epoll_create1")),
+      wake_(checked(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), "eventfd")) {
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.ptr = nullptr;
+  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wake_.get(), &event) != 0) {
+    throw std::system_error(errno, std::generic_category(), "epoll_ctl");
+  }
+  start_quiet_thread([this] { run(); });
+}
+
+void IoThread::post(std::function<void()> task) {
+  {
+    const std::lock_guard lock(mutex_);
+    tasks_.push_back(std::move(task));
+  }
+  const std::uint64_t one = 1;
+  [[maybe_unused]] const auto written = ::write(wake_.get(), &one, sizeof one);
+}
+
+bool IoThread::attach(std::shared_ptr<Served> served, std::uint32_t events) {
+  epoll_event event{};
+  event.events = events;
+  event.data.ptr = served.get();
+  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, served->fd(), &event) != 0) {
+    return false;
+  }
+  Served* const key = served.get();
+  served_.emplace(key, std::move(served));
+  return true;
+}
+
+void IoThread::change(Served& served, std::uint32_t events) {
+  epoll_event event{};
+  event.events = events;
+  event.data.ptr = &served;
+  ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, served.fd(), &event);
+}
+
+void IoThread::detach(Served& served) {
+  const auto found = served_.find(&served);
+  if (found != served_.end()) {
+    ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, served.fd(), nullptr);
+    detached_.push_back(std::move(found->second));
+    served_.erase(found);
+  }
+}
+
+void IoThread::run_tasks() {
+  std::uint64_t count = 0;
+  [[maybe_unused]] const auto got = ::read(wake_.get(), &count, sizeof count);
+  std::vector<std::function<void()>> tasks;
+  {
+    const std::lock_guard lock(mutex_);
+    tasks.swap(tasks_);
+  }
+  for (const auto& task : tasks) {
+    task();
+  }
+}
+
+void IoThread::run() noexcept {
+  std::array<epoll_event, 64> events{};
+  for (;;) {
+    const int count = ::epoll_wait(epoll_.get(), events.data(), events.size(), -1);
+    for (int i = 0; i < count; ++i) {
+      auto* const served = static_cast<Served*>(events[static_cast<std::size_t>(i)].data.ptr);
+      if (served == nullptr) {
+        run_tasks();
+      } else if (served_.contains(served)) {
+        served->on_events(events[static_cast<std::size_t>(i)].events);
+      }
+    }
+    detached_.clear();
+  }
+}
+
+IoThread& IoThreads::next() {
+  struct All {
+    std::array<IoThread*, kThreads> threads{};
+    std::size_t turn = 0;
+  };
+  static PerProcess<All> per_process;
+  return per_process.with([](All& all) -> IoThread& {
+    IoThread*& thread = all.threads[all.turn++ % kThreads];
+    if (thread == nullptr) {
+      thread = new IoThread;  // never ends: lanes come and go, and an idle thread costs nothing
+    }
+    return *thread;
+  });
+}
+
+}  // namespace ldd

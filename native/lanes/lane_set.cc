@@ -1,0 +1,109 @@
+#include "lanes/lane_set.h"
+
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <system_error>
+#include <utility>
+
+namespace ldd {
+
+LaneSet::LaneSet(std::shared_ptr<Node> node)
+    : node_(std::move(node)), wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  if (!wake_.valid()) {
+    throw std::system_error(errno, std::generic_category(), "eventfd");
+  }
+}
+
+void LaneSet::add(Lane lane) {
+  const std::lock_guard lock(mutex_);
+  if (closing_.load() || mark_.inherited()) {
+    throw std::system_error(ESHUTDOWN, std::generic_category(), "the lanes are closed");
+  }
+  free_.push_back(std::move(lane));
+  ++open_;
+  changed_.notify_one();
+}
+
+std::size_t LaneSet::count() const {
+  const std::lock_guard lock(mutex_);
+  return open_;
+}
+
+LaneSet::Operation::Operation(LaneSet& lanes) : lanes_(lanes) {
+  const std::lock_guard lock(lanes_.mutex_);
+  ++lanes_.operations_;
+}
+
+LaneSet::Operation::~Operation() {
+  const std::lock_guard lock(lanes_.mutex_);
+  --lanes_.operations_;
+  lanes_.changed_.notify_all();
+}
+
+Outcome LaneSet::open() const {
+  if (node_->closed()) {
+    return Outcome::failure(Code::kClosed);
+  }
+  return closing_.load() || mark_.inherited() ? Outcome::failure(Code::kCancelled) : Outcome{};
+}
+
+Outcome LaneSet::take(std::size_t wanted, std::int64_t deadline_ns, std::vector<Lane>& taken) {
+  const std::chrono::steady_clock::time_point deadline{std::chrono::nanoseconds(deadline_ns)};
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    const Outcome state = open();
+    if (!state.ok()) {
+      return state;
+    }
+    while (!free_.empty() && taken.size() < wanted) {
+      Lane lane = std::move(free_.back());
+      free_.pop_back();
+      if (hung_up(lane->socket.get())) {
+        --open_;  // it died while nobody used it
+      } else {
+        taken.push_back(std::move(lane));
+      }
+    }
+    if (!taken.empty()) {
+      return {};
+    }
+    if (open_ == 0) {
+      return Outcome::failure(Code::kPeerDead);
+    }
+    if (changed_.wait_until(lock, deadline) == std::cv_status::timeout && free_.empty()) {
+      return Outcome::failure(Code::kTimeout);
+    }
+  }
+}
+
+void LaneSet::give_back(Lane lane) {
+  const std::lock_guard lock(mutex_);
+  free_.push_back(std::move(lane));
+  changed_.notify_one();
+}
+
+void LaneSet::discard(Lane lane) {
+  lane.reset();
+  const std::lock_guard lock(mutex_);
+  --open_;
+  changed_.notify_all();
+}
+
+void LaneSet::close() {
+  if (mark_.inherited()) {
+    return;  // its threads, and perhaps the lock, stayed in the parent
+  }
+  closing_.store(true);
+  const std::uint64_t one = 1;
+  [[maybe_unused]] const auto written = ::write(wake_.get(), &one, sizeof one);
+  std::unique_lock lock(mutex_);
+  changed_.notify_all();
+  changed_.wait(lock, [this] { return operations_ == 0; });
+  open_ -= free_.size();
+  free_.clear();
+}
+
+}  // namespace ldd

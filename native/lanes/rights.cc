@@ -1,0 +1,93 @@
+#include "lanes/rights.h"
+
+#include <algorithm>
+
+#include "base/clock.h"
+
+namespace ldd {
+
+Outcome Rights::check(Node& node, const wire::Request& request, std::int64_t deadline_ns,
+                      bool key_is_foreign, std::span<const std::uint64_t> addresses,
+                      std::span<const std::uint64_t> lengths) {
+  reset();
+  node_ = &node;
+  deadline_ns_ = deadline_ns;
+  key_ = key_is_foreign ? Ref{} : Ref{request.key_index, request.key_value};
+  if (now_ns() >= deadline_ns) {
+    return Outcome::failure(Code::kTimeout);
+  }
+  if (request.version != 0 && request.version != node.view().version()) {
+    return Outcome::failure(Code::kStale);
+  }
+  if (!key_live()) {
+    return Outcome::failure(Code::kGone);
+  }
+  const Ref cache{request.cache_index, request.cache_value};
+  return cache.index == kAnyEntry ? check_any(addresses, lengths)
+                                  : check_named(cache, addresses, lengths);
+}
+
+Outcome Rights::check_named(Ref cache, std::span<const std::uint64_t> addresses,
+                            std::span<const std::uint64_t> lengths) {
+  std::shared_ptr<Entry> entry = node_->entries().find(cache);
+  if (entry == nullptr) {
+    return Outcome::failure(Code::kGone);
+  }
+  if (!entry->accessible()) {
+    return Outcome::failure(Code::kDenied);
+  }
+  for (std::size_t i = 0; i < addresses.size(); ++i) {
+    if (!entry->contains(addresses[i], lengths[i])) {
+      return Outcome::failure(Code::kDenied, 0, static_cast<std::int64_t>(i));
+    }
+  }
+  entries_.emplace_back(std::move(entry), cache.value);
+  return {};
+}
+
+Outcome Rights::check_any(std::span<const std::uint64_t> addresses,
+                          std::span<const std::uint64_t> lengths) {
+  holders_.reserve(addresses.size());
+  std::size_t last = 0;  // neighbours mostly lie in one entry
+  for (std::size_t i = 0; i < addresses.size(); ++i) {
+    const auto holds = [&](const auto& held) {
+      return held.first->contains(addresses[i], lengths[i]);
+    };
+    if (last >= entries_.size() || !holds(entries_[last])) {
+      const auto known = std::find_if(entries_.begin(), entries_.end(), holds);
+      last = static_cast<std::size_t>(known - entries_.begin());
+      if (known == entries_.end()) {
+        auto held = node_->entries().find_holding(addresses[i], lengths[i]);
+        if (held.first == nullptr) {
+          return Outcome::failure(Code::kDenied, 0, static_cast<std::int64_t>(i));
+        }
+        entries_.push_back(std::move(held));
+      }
+    }
+    holders_.push_back(static_cast<std::uint32_t>(last));
+  }
+  return {};
+}
+
+Outcome Rights::take(std::vector<Use>& uses) const {
+  if (now_ns() >= deadline_ns_) {
+    return Outcome::failure(Code::kTimeout);
+  }
+  if (!key_live()) {
+    return Outcome::failure(Code::kGone);
+  }
+  for (const auto& [entry, value] : entries_) {
+    if (!uses.emplace_back(entry, value)) {
+      return Outcome::failure(Code::kGone);
+    }
+  }
+  return {};
+}
+
+void Rights::reset() {
+  entries_.clear();
+  holders_.clear();
+  key_ = {};
+}
+
+}  // namespace ldd

@@ -1,0 +1,52 @@
+// What a request may touch: the entries of the own node that cover its descriptors, checked once,
+// and held for the length of each batch.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "base/outcome.h"
+#include "memory/node.h"
+#include "wire/frames.h"
+
+namespace ldd {
+
+class Rights {
+ public:
+  Rights() = default;
+
+  // Checks deadline, version, key (unless `key_is_foreign`) and every range; fills the rights when
+  // the outcome is ok.
+  Outcome check(Node& node, const wire::Request& request, std::int64_t deadline_ns,
+                bool key_is_foreign, std::span<const std::uint64_t> addresses,
+                std::span<const std::uint64_t> lengths);
+
+  // Takes every entry for one batch; kGone when one of them, or the key, is not live any more.
+  Outcome take(std::vector<Use>& uses) const;
+  // Whether the key is live: asked after the last byte too, since only then do the bytes count.
+  [[nodiscard]] bool key_live() const { return node_->view().live(key_); }
+  void reset();
+
+  // The entry that holds descriptor `i`.
+  [[nodiscard]] Ref entry_of(std::size_t i) const {
+    const auto& [entry, value] = entries_[holders_.empty() ? 0 : holders_[i]];
+    return {entry->index(), value};
+  }
+
+ private:
+  Outcome check_named(Ref cache, std::span<const std::uint64_t> addresses,
+                      std::span<const std::uint64_t> lengths);
+  Outcome check_any(std::span<const std::uint64_t> addresses,
+                    std::span<const std::uint64_t> lengths);
+
+  Node* node_ = nullptr;
+  Ref key_;
+  std::int64_t deadline_ns_ = 0;
+  std::vector<std::pair<std::shared_ptr<Entry>, std::uint64_t>> entries_;
+  std::vector<std::uint32_t> holders_;  // per descriptor, only when there are several entries
+};
+
+}  // namespace ldd

@@ -1,0 +1,282 @@
+#include "lanes/served_lane.h"
+
+#include <sys/epoll.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <limits>
+#include <utility>
+
+#include "base/clock.h"
+
+namespace ldd {
+
+namespace {
+
+constexpr int kTurns = 16;  // system calls for one lane before the others get their turn
+constexpr std::size_t kKeptWords = 8 * 1024;  // by an idle lane
+constexpr std::size_t kKeptOut = 4 * 1024;
+constexpr std::uint32_t kHangUp = EPOLLRDHUP | EPOLLHUP | EPOLLERR;
+
+std::int64_t deadline_of(const wire::Header& header, const wire::Request& request) {
+  const std::int64_t now = now_ns();
+  const auto most = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max() - now);
+  const std::int64_t by_duration =
+      now + static_cast<std::int64_t>(std::min(request.remaining_ns, most));
+  if ((header.flags & wire::kClocksShared) == 0) {
+    return by_duration;
+  }
+  return std::min(by_duration, static_cast<std::int64_t>(request.deadline_ns));
+}
+
+}  // namespace
+
+ServedLane::ServedLane(std::shared_ptr<ServedLinks> links, std::uint64_t link_id, LaneFd socket,
+                       IoThread& thread)
+    : links_(std::move(links)), link_id_(link_id), socket_(std::move(socket)), thread_(thread) {}
+
+void ServedLane::start() {
+  thread_.post([self = shared_from_this()] {
+    self->interest_ = EPOLLIN | EPOLLRDHUP;
+    if (self->state_ != State::kClosed && !self->thread_.attach(self, self->interest_)) {
+      self->close();
+    }
+  });
+}
+
+void ServedLane::shut() {
+  cancelled_.store(true);
+  thread_.post([self = shared_from_this()] {
+    if (self->state_ != State::kJob) {
+      self->close();
+    }
+  });
+}
+
+void ServedLane::close() {
+  if (state_ == State::kClosed) {
+    return;
+  }
+  state_ = State::kClosed;
+  const auto self = shared_from_this();
+  thread_.detach(*this);
+  rights_.reset();
+  socket_.reset();
+  links_->remove(link_id_, this);
+}
+
+void ServedLane::on_events(std::uint32_t events) noexcept {
+  if ((events & kHangUp) != 0) {
+    if (state_ == State::kJob) {
+      cancelled_.store(true);
+      thread_.detach(*this);  // the job holds the lane and closes it
+    } else {
+      close();
+    }
+    return;
+  }
+  try {
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const Progress progress = step();
+      if (progress == Progress::kClose) {
+        close();
+        return;
+      }
+      if (progress == Progress::kWait) {
+        break;
+      }
+    }
+    await_events();
+  } catch (...) {  // no memory
+    close();
+  }
+}
+
+void ServedLane::await_events() {
+  std::uint32_t wanted = EPOLLRDHUP;
+  if (state_ == State::kStream || state_ == State::kReply) {
+    wanted |= EPOLLOUT;
+  } else if (state_ != State::kJob) {
+    wanted |= EPOLLIN;
+  }
+  if (state_ != State::kClosed && wanted != interest_) {
+    interest_ = wanted;
+    thread_.change(*this, wanted);
+  }
+}
+
+ServedLane::Progress ServedLane::step() {
+  switch (state_) {
+    case State::kPrefix:
+      return read_prefix();
+    case State::kWords:
+      return read_words();
+    case State::kStream:
+      return stream();
+    case State::kPayload:
+      return payload();
+    case State::kReply:
+      return send_reply();
+    case State::kJob:
+    case State::kClosed:
+      break;
+  }
+  return Progress::kWait;
+}
+
+ServedLane::Progress ServedLane::read_prefix() {
+  iovec rest{prefix_.data() + prefix_filled_, prefix_.size() - prefix_filled_};
+  const ssize_t got = receive_pieces(socket_.get(), {&rest, 1});
+  if (got < 0) {
+    return got == -EAGAIN ? Progress::kWait : Progress::kClose;
+  }
+  prefix_filled_ += static_cast<std::size_t>(got);
+  const std::span<const std::byte, wire::kRequestFrameBytes> bytes(prefix_);
+  if (!header_ && prefix_filled_ >= wire::kHeaderBytes) {
+    header_ = wire::decode_header(bytes.first<wire::kHeaderBytes>());
+    if (!header_ || !wire::is_request(header_->kind)) {
+      return protocol_error();
+    }
+  }
+  if (prefix_filled_ < prefix_.size()) {
+    return Progress::kGoOn;
+  }
+  const auto request = wire::decode_request(*header_, bytes.last<wire::kRequestBytes>());
+  if (!request) {
+    return protocol_error();
+  }
+  request_ = *request;
+  words_.resize(request_.count * wire::words_per_descriptor(header_->kind));
+  words_filled_ = 0;
+  state_ = State::kWords;
+  return words_.empty() ? begin() : Progress::kGoOn;
+}
+
+ServedLane::Progress ServedLane::read_words() {
+  const std::span<std::byte> bytes = std::as_writable_bytes(std::span(words_));
+  iovec rest{bytes.data() + words_filled_, bytes.size() - words_filled_};
+  const ssize_t got = receive_pieces(socket_.get(), {&rest, 1});
+  if (got < 0) {
+    return got == -EAGAIN ? Progress::kWait : Progress::kClose;
+  }
+  words_filled_ += static_cast<std::size_t>(got);
+  if (words_filled_ < bytes.size()) {
+    return Progress::kGoOn;
+  }
+  wire::convert_words(words_);
+  return begin();
+}
+
+ServedLane::Progress ServedLane::begin() {
+  Node& node = links_->node();
+  if (node.closed()) {
+    return Progress::kClose;
+  }
+  links_->counts().requests.fetch_add(1, std::memory_order_relaxed);
+  deadline_ns_ = deadline_of(*header_, request_);
+  switch (header_->kind) {
+    case wire::Kind::kRead:
+      return begin_read();
+    case wire::Kind::kWrite:
+      return begin_write();
+    case wire::Kind::kPush:
+      return begin_push();
+    case wire::Kind::kConsume:
+      if (now_ns() >= deadline_ns_) {
+        return reply(Outcome::failure(Code::kTimeout));
+      }
+      return reply(node.consume({request_.key_index, request_.key_value})
+                       ? Outcome{}
+                       : Outcome::failure(Code::kGone));
+    case wire::Kind::kDirectoryVersion:
+      return reply({}, node.view().version());
+    case wire::Kind::kReadLog:
+      return reply_log();
+    case wire::Kind::kPing:
+      return reply({});
+    default:
+      return protocol_error();
+  }
+}
+
+ServedLane::Progress ServedLane::reply_log() {
+  const auto bytes = links_->node().view().read_log(request_.offset, request_.size);
+  Outcome outcome;
+  outcome.moved_bytes = bytes.size();
+  const Progress progress = reply(outcome);
+  if (!bytes.empty()) {
+    const auto header = wire::encode_header(
+        {wire::Kind::kChunk, 0, static_cast<std::uint32_t>(bytes.size()), header_->sequence});
+    out_.insert(out_.begin(), bytes.begin(), bytes.end());
+    out_.insert(out_.begin(), header.begin(), header.end());
+  }
+  return progress;
+}
+
+ServedLane::Progress ServedLane::reply(const Outcome& outcome, std::uint64_t value) {
+  if (!outcome.ok()) {
+    links_->counts().refused.fetch_add(1, std::memory_order_relaxed);
+  }
+  rights_.reset();
+  const auto frame = wire::encode_outcome(header_->sequence, {outcome, value});
+  out_.assign(frame.begin(), frame.end());
+  out_sent_ = 0;
+  after_reply_ = State::kPrefix;
+  state_ = State::kReply;
+  return Progress::kGoOn;
+}
+
+ServedLane::Progress ServedLane::send_reply() {
+  iovec rest{out_.data() + out_sent_, out_.size() - out_sent_};
+  const ssize_t sent = send_pieces(socket_.get(), {&rest, 1}, false);
+  if (sent < 0) {
+    return sent == -EAGAIN ? Progress::kWait : Progress::kClose;
+  }
+  out_sent_ += static_cast<std::size_t>(sent);
+  if (out_sent_ < out_.size()) {
+    return Progress::kGoOn;
+  }
+  if (out_.capacity() > kKeptOut) {
+    std::vector<std::byte>().swap(out_);
+  }
+  if (after_reply_ == State::kPrefix) {
+    return await_request();
+  }
+  state_ = after_reply_;
+  return Progress::kGoOn;
+}
+
+ServedLane::Progress ServedLane::await_request() {
+  prefix_filled_ = 0;
+  header_.reset();
+  if (words_.capacity() > kKeptWords) {
+    std::vector<std::uint64_t>().swap(words_);
+  }
+  state_ = State::kPrefix;
+  return Progress::kWait;  // nothing can have come yet, mostly: spare the call
+}
+
+ServedLane::Progress ServedLane::protocol_error() {
+  links_->counts().protocol_errors.fetch_add(1, std::memory_order_relaxed);
+  const std::uint32_t sequence = header_ ? header_->sequence : 0;
+  auto frame = wire::encode_outcome(sequence, {Outcome::failure(Code::kProtocol), 0});
+  iovec whole{frame.data(), frame.size()};
+  [[maybe_unused]] const ssize_t sent = send_pieces(socket_.get(), {&whole, 1}, false);
+  return Progress::kClose;
+}
+
+std::span<const std::uint64_t> ServedLane::column(std::size_t which) const {
+  return std::span(words_).subspan(which * request_.count, request_.count);
+}
+
+std::uint64_t ServedLane::requested_bytes() const {
+  std::uint64_t sum = 0;
+  for (const std::uint64_t length : column(1)) {
+    sum = length > std::numeric_limits<std::uint64_t>::max() - sum
+              ? std::numeric_limits<std::uint64_t>::max()
+              : sum + length;
+  }
+  return sum;
+}
+
+}  // namespace ldd

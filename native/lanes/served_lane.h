@@ -1,0 +1,100 @@
+// One lane, served: a state machine on an io thread. It reads a request, checks it against what the
+// node has registered, and moves the bytes straight between the socket and the registered memory,
+// holding the entries for one system call at a time.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "base/outcome.h"
+#include "lanes/chunks.h"
+#include "lanes/io_threads.h"
+#include "lanes/rights.h"
+#include "lanes/served_links.h"
+#include "lanes/socket.h"
+#include "wire/frames.h"
+
+namespace ldd {
+
+class ServedLane final : public Served,
+                         private BatchGuard,
+                         public std::enable_shared_from_this<ServedLane> {
+ public:
+  ServedLane(std::shared_ptr<ServedLinks> links, std::uint64_t link_id, LaneFd socket,
+             IoThread& thread);
+
+  // Begin serving, or end: the lane leaves its link once nothing of it touches memory. From any
+  // thread; take effect on the io thread.
+  void start();
+  void shut();
+
+  [[nodiscard]] int fd() const override { return socket_.get(); }
+  void on_events(std::uint32_t events) noexcept override;
+
+ private:
+  enum class State { kPrefix, kWords, kStream, kPayload, kJob, kReply, kClosed };
+  enum class Progress { kGoOn, kWait, kClose };
+
+  // served_lane.cc: requests and replies
+  Progress step();
+  Progress read_prefix();
+  Progress read_words();
+  Progress send_reply();
+  Progress begin();
+  Progress reply(const Outcome& outcome, std::uint64_t value = 0);
+  Progress await_request();
+  Progress protocol_error();
+  Progress reply_log();
+  void await_events();
+  void close();
+
+  // served_transfer.cc: READ and WRITE
+  Progress begin_read();
+  Progress stream();
+  Progress begin_write();
+  Progress payload();
+  Progress fail_write();
+  Progress end_write();
+  Outcome take(std::vector<Use>& uses) override;
+
+  // served_push.cc
+  Progress begin_push();
+  [[nodiscard]] Outcome run_push();
+  void end_push(const Outcome& outcome);
+
+  [[nodiscard]] std::span<const std::uint64_t> column(std::size_t which) const;
+  [[nodiscard]] std::uint64_t requested_bytes() const;  // saturates
+
+  std::shared_ptr<ServedLinks> links_;
+  std::uint64_t link_id_;
+  LaneFd socket_;
+  IoThread& thread_;
+  State state_ = State::kPrefix;
+  std::uint32_t interest_ = 0;
+  std::atomic<bool> cancelled_{false};  // read by a running push
+
+  wire::RequestFrame prefix_{};
+  std::size_t prefix_filled_ = 0;
+  std::optional<wire::Header> header_;
+  wire::Request request_;
+  std::int64_t deadline_ns_ = 0;
+  std::vector<std::uint64_t> words_;
+  std::size_t words_filled_ = 0;  // bytes
+
+  Rights rights_;
+  ChunkSender sender_;
+  ChunkReceiver receiver_;
+  bool answered_ = false;  // a write's outcome has been sent before its payload ended
+
+  std::vector<std::byte> out_;
+  std::size_t out_sent_ = 0;
+  State after_reply_ = State::kPrefix;
+};
+
+}  // namespace ldd

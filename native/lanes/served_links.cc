@@ -1,0 +1,93 @@
+#include "lanes/served_links.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "lanes/served_lane.h"
+
+namespace ldd {
+
+bool ServedLinks::add(std::uint64_t link_id, std::shared_ptr<ServedLane> lane) {
+  const std::lock_guard lock(mutex_);
+  if (closed_) {
+    return false;
+  }
+  links_[link_id].lanes.push_back(std::move(lane));
+  return true;
+}
+
+void ServedLinks::remove(std::uint64_t link_id, const ServedLane* lane) {
+  std::shared_ptr<ServedLane> last;  // destroyed outside the lock
+  const std::lock_guard lock(mutex_);
+  const auto link = links_.find(link_id);
+  if (link == links_.end()) {
+    return;
+  }
+  auto& lanes = link->second.lanes;
+  const auto found = std::find_if(lanes.begin(), lanes.end(),
+                                  [&](const auto& each) { return each.get() == lane; });
+  if (found != lanes.end()) {
+    last = std::move(*found);
+    lanes.erase(found);
+    lane_removed_.notify_all();
+  }
+}
+
+void ServedLinks::attach_host(std::uint64_t link_id, std::shared_ptr<HostPeer> host) {
+  const std::lock_guard lock(mutex_);
+  if (!closed_) {
+    links_[link_id].host = std::move(host);
+  }
+}
+
+std::shared_ptr<HostPeer> ServedLinks::host(std::uint64_t link_id) const {
+  const std::lock_guard lock(mutex_);
+  const auto link = links_.find(link_id);
+  return link == links_.end() ? nullptr : link->second.host;
+}
+
+std::size_t ServedLinks::count(std::uint64_t link_id) const {
+  const std::lock_guard lock(mutex_);
+  const auto link = links_.find(link_id);
+  return link == links_.end() ? 0 : link->second.lanes.size();
+}
+
+std::size_t ServedLinks::count() const {
+  const std::lock_guard lock(mutex_);
+  std::size_t sum = 0;
+  for (const auto& [link_id, link] : links_) {
+    sum += link.lanes.size();
+  }
+  return sum;
+}
+
+std::vector<std::shared_ptr<ServedLane>> ServedLinks::begin_drop(std::uint64_t link_id) {
+  const std::lock_guard lock(mutex_);
+  const auto link = links_.find(link_id);
+  if (link == links_.end()) {
+    return {};
+  }
+  link->second.host.reset();
+  return link->second.lanes;
+}
+
+void ServedLinks::wait_dropped(std::uint64_t link_id) {
+  std::unique_lock lock(mutex_);
+  lane_removed_.wait(lock, [&] {
+    const auto link = links_.find(link_id);
+    return link == links_.end() || link->second.lanes.empty();
+  });
+  links_.erase(link_id);
+}
+
+std::vector<std::uint64_t> ServedLinks::begin_close() {
+  const std::lock_guard lock(mutex_);
+  closed_ = true;
+  std::vector<std::uint64_t> ids;
+  for (const auto& [link_id, link] : links_) {
+    ids.push_back(link_id);
+  }
+  return ids;
+}
+
+}  // namespace ldd

@@ -1,0 +1,66 @@
+// The links that one instance serves: their open lanes and, for pushes, their peers on this host.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "host/peer.h"
+#include "memory/node.h"
+
+namespace ldd {
+
+class ServedLane;
+
+struct ServedCounts {
+  std::atomic<std::uint64_t> requests{0};
+  std::atomic<std::uint64_t> refused{0};          // requests that ended with another code than ok
+  std::atomic<std::uint64_t> protocol_errors{0};  // lanes closed for malformed frames
+  std::atomic<std::uint64_t> read_bytes{0};
+  std::atomic<std::uint64_t> written_bytes{0};
+  std::atomic<std::uint64_t> pushed_bytes{0};
+};
+
+// Thread-safe.
+class ServedLinks {
+ public:
+  explicit ServedLinks(std::shared_ptr<Node> node) : node_(std::move(node)) {}
+
+  [[nodiscard]] Node& node() const { return *node_; }
+  [[nodiscard]] ServedCounts& counts() { return counts_; }
+
+  // False once closed.
+  bool add(std::uint64_t link_id, std::shared_ptr<ServedLane> lane);
+  // The lane touches no memory any more.
+  void remove(std::uint64_t link_id, const ServedLane* lane);
+  void attach_host(std::uint64_t link_id, std::shared_ptr<HostPeer> host);
+  [[nodiscard]] std::shared_ptr<HostPeer> host(std::uint64_t link_id) const;
+  [[nodiscard]] std::size_t count(std::uint64_t link_id) const;
+  [[nodiscard]] std::size_t count() const;
+
+  // Takes the link's lanes for closing and forgets its host; a lane stays counted until remove().
+  std::vector<std::shared_ptr<ServedLane>> begin_drop(std::uint64_t link_id);
+  void wait_dropped(std::uint64_t link_id);
+  // No lane is added from now on; returns the links that there are.
+  std::vector<std::uint64_t> begin_close();
+
+ private:
+  struct Link {
+    std::vector<std::shared_ptr<ServedLane>> lanes;
+    std::shared_ptr<HostPeer> host;
+  };
+
+  std::shared_ptr<Node> node_;
+  ServedCounts counts_;
+  mutable std::mutex mutex_;
+  std::condition_variable lane_removed_;
+  std::unordered_map<std::uint64_t, Link> links_;
+  bool closed_ = false;
+};
+
+}  // namespace ldd

@@ -1,0 +1,128 @@
+// READ: the bytes go from registered memory to the socket, then comes the outcome.
+// WRITE: the payload goes from the socket straight into registered memory; the outcome is sent
+// after the last byte is in place.
+#include "lanes/served_lane.h"
+
+namespace ldd {
+
+// Before every batch the deadline and the entries are checked, and for a write the connection too:
+// a server that was frozen must apply nothing for an initiator that has given up meanwhile.
+Outcome ServedLane::take(std::vector<Use>& uses) {
+  const Outcome taken = rights_.take(uses);
+  if (taken.ok() && state_ == State::kPayload && hung_up(socket_.get())) {
+    return Outcome::failure(Code::kCancelled);
+  }
+  return taken;
+}
+
+ServedLane::Progress ServedLane::begin_read() {
+  const Outcome checked =
+      rights_.check(links_->node(), request_, deadline_ns_, false, column(0), column(1));
+  if (!checked.ok()) {
+    return reply(checked);
+  }
+  sender_.begin(header_->sequence, Cursor(column(0), column(1), 0, 0, requested_bytes()),
+                Code::kRemoteFault);
+  state_ = State::kStream;
+  return Progress::kGoOn;
+}
+
+ServedLane::Progress ServedLane::stream() {
+  switch (sender_.step(socket_.get(), *this)) {
+    case Flow::kGoOn:
+      return Progress::kGoOn;
+    case Flow::kWait:
+      return Progress::kWait;
+    case Flow::kEnd:
+      break;
+    default:
+      return Progress::kClose;
+  }
+  Outcome outcome = sender_.failure();
+  if (outcome.ok() && !rights_.key_live()) {
+    outcome = Outcome::failure(Code::kGone);
+  }
+  outcome.moved_bytes = requested_bytes() - sender_.left();
+  links_->counts().read_bytes.fetch_add(outcome.moved_bytes, std::memory_order_relaxed);
+  return reply(outcome);
+}
+
+ServedLane::Progress ServedLane::begin_write() {
+  const bool at_once = (header_->flags & wire::kInlinePayload) != 0;
+  const std::uint64_t bytes = requested_bytes();
+  if (at_once && bytes > wire::kMaxInlineBytes) {
+    return protocol_error();
+  }
+  const Outcome checked =
+      rights_.check(links_->node(), request_, deadline_ns_, false, column(0), column(1));
+  if (!at_once && !checked.ok()) {
+    return reply(checked);
+  }
+  answered_ = false;
+  receiver_.begin(header_->sequence, Cursor(column(0), column(1), 0, 0, bytes), Code::kRemoteFault);
+  if (!checked.ok()) {
+    receiver_.stop(checked);
+  }
+  state_ = State::kPayload;
+  if (!at_once) {
+    const auto go = wire::encode_header({wire::Kind::kGo, 0, 0, header_->sequence});
+    out_.assign(go.begin(), go.end());
+    out_sent_ = 0;
+    after_reply_ = State::kPayload;
+    state_ = State::kReply;
+  }
+  return Progress::kGoOn;
+}
+
+ServedLane::Progress ServedLane::payload() {
+  switch (receiver_.step(socket_.get(), *this)) {
+    case Flow::kGoOn:
+      return Progress::kGoOn;
+    case Flow::kWait:
+      return Progress::kWait;
+    case Flow::kFailed:
+      return fail_write();
+    case Flow::kEnd:
+      return end_write();
+    case Flow::kBroken:
+      return Progress::kClose;
+    default:
+      return protocol_error();
+  }
+}
+
+// Tells the initiator at once; it then ends the payload early.
+ServedLane::Progress ServedLane::fail_write() {
+  Outcome outcome = receiver_.failure();
+  if (outcome.code == Code::kCancelled) {
+    return Progress::kClose;
+  }
+  outcome.moved_bytes = requested_bytes() - receiver_.left();
+  links_->counts().refused.fetch_add(1, std::memory_order_relaxed);
+  rights_.reset();
+  answered_ = true;
+  // Nothing else is on its way to the initiator, so that this small frame always fits.
+  auto frame = wire::encode_outcome(header_->sequence, {outcome, 0});
+  iovec whole{frame.data(), frame.size()};
+  const ssize_t sent = send_pieces(socket_.get(), {&whole, 1}, false);
+  return sent == static_cast<ssize_t>(frame.size()) ? Progress::kGoOn : Progress::kClose;
+}
+
+ServedLane::Progress ServedLane::end_write() {
+  Outcome outcome = receiver_.reply().outcome;
+  if (outcome.ok() && receiver_.unread() != 0) {
+    return protocol_error();
+  }
+  const std::uint64_t moved_bytes = requested_bytes() - receiver_.left();
+  links_->counts().written_bytes.fetch_add(moved_bytes, std::memory_order_relaxed);
+  if (answered_) {
+    return await_request();
+  }
+  if (!receiver_.failure().ok()) {
+    outcome = receiver_.failure();
+  }
+  outcome.moved_bytes = moved_bytes;
+  return reply(outcome);
+}
+
+}  // namespace ldd

@@ -1,0 +1,164 @@
+#include "lanes/socket.h"
+
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <mutex>
+#include <system_error>
+#include <unordered_set>
+
+namespace ldd {
+
+namespace {
+
+constexpr int kUserTimeoutMs = 30'000;
+constexpr int kKeepIdleSeconds = 10;
+constexpr int kKeepIntervalSeconds = 5;
+constexpr int kKeepProbes = 3;
+
+// Never destroyed: threads may outlive static destructors.
+struct Registry {
+  std::mutex mutex;
+  std::unordered_set<int> fds;
+};
+
+Registry& registry() {
+  static Registry* const all = new Registry;
+  return *all;
+}
+
+void before_fork() { registry().mutex.lock(); }
+void after_fork_in_parent() { registry().mutex.unlock(); }
+void after_fork_in_child() {
+  // Only async-signal-safe calls; the set is intact because the fork happened under its lock.
+  const int nothing = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
+  for (const int fd : registry().fds) {
+    if (nothing >= 0) {
+      ::dup3(nothing, fd, O_CLOEXEC);
+    }
+  }
+  if (nothing >= 0) {
+    ::close(nothing);
+  }
+  registry().mutex.unlock();
+}
+
+[[maybe_unused]] const int registered =
+    ::pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+
+void set_option(int fd, int level, int name, int value) {
+  // A refusal (a Unix socket, an old kernel) costs latency or promptness, never correctness.
+  ::setsockopt(fd, level, name, &value, sizeof value);
+}
+
+}  // namespace
+
+LaneFd::LaneFd(int fd) : fd_(fd) {
+  if (fd_ >= 0) {
+    const std::lock_guard lock(registry().mutex);
+    registry().fds.insert(fd_);
+  }
+}
+
+void LaneFd::reset() {
+  if (fd_ >= 0) {
+    const std::lock_guard lock(registry().mutex);
+    registry().fds.erase(fd_);
+    ::close(fd_);
+  }
+  fd_ = -1;
+}
+
+LaneFd adopt_lane(int fd) {
+  LaneFd lane(fd);
+  int type = 0;
+  socklen_t size = sizeof type;
+  if (::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) != 0) {
+    throw std::system_error(errno, std::generic_category(), "a lane must be a socket");
+  }
+  if (type != SOCK_STREAM) {
+    throw std::system_error(EPROTOTYPE, std::generic_category(), "a lane must be a stream socket");
+  }
+  if (::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK) != 0 ||
+      ::fcntl(fd, F_SETFD, FD_CLOEXEC) != 0) {
+    throw std::system_error(errno, std::generic_category(), "fcntl");
+  }
+  set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+  set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, kUserTimeoutMs);
+  set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+  set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, kKeepIdleSeconds);
+  set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, kKeepIntervalSeconds);
+  set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, kKeepProbes);
+  return lane;
+}
+
+bool same_host(int fd) {
+  sockaddr_storage own{};
+  sockaddr_storage other{};
+  socklen_t own_size = sizeof own;
+  socklen_t other_size = sizeof other;
+  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&own), &own_size) != 0 ||
+      ::getpeername(fd, reinterpret_cast<sockaddr*>(&other), &other_size) != 0 ||
+      own.ss_family != other.ss_family) {
+    return false;
+  }
+  if (own.ss_family == AF_UNIX) {
+    return true;
+  }
+  if (own.ss_family == AF_INET) {
+    return reinterpret_cast<sockaddr_in*>(&own)->sin_addr.s_addr ==
+           reinterpret_cast<sockaddr_in*>(&other)->sin_addr.s_addr;
+  }
+  return own.ss_family == AF_INET6 &&
+         std::memcmp(&reinterpret_cast<sockaddr_in6*>(&own)->sin6_addr,
+                     &reinterpret_cast<sockaddr_in6*>(&other)->sin6_addr, sizeof(in6_addr)) == 0;
+}
+
+bool hung_up(int fd) {
+  pollfd one{fd, POLLRDHUP, 0};
+  return ::poll(&one, 1, 0) != 0 && (one.revents & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL)) != 0;
+}
+
+ssize_t send_pieces(int fd, std::span<iovec> pieces, bool more_follows) {
+  msghdr message{};
+  message.msg_iov = pieces.data();
+  message.msg_iovlen = pieces.size();
+  const int flags = MSG_DONTWAIT | MSG_NOSIGNAL | (more_follows ? MSG_MORE : 0);
+  for (;;) {
+    const ssize_t sent = ::sendmsg(fd, &message, flags);
+    if (sent >= 0) {
+      return sent;
+    }
+    if (errno != EINTR) {
+      return -errno;
+    }
+  }
+}
+
+ssize_t receive_pieces(int fd, std::span<iovec> pieces) {
+  msghdr message{};
+  message.msg_iov = pieces.data();
+  message.msg_iovlen = pieces.size();
+  for (;;) {
+    const ssize_t got = ::recvmsg(fd, &message, MSG_DONTWAIT);
+    if (got != 0) {
+      if (got > 0) {
+        return got;
+      }
+      if (errno != EINTR) {
+        return -errno;
+      }
+      continue;
+    }
+    return -EPIPE;
+  }
+}
+
+}  // namespace ldd

@@ -1,0 +1,70 @@
+#include "lanes/threads.h"
+
+#include <pthread.h>
+
+#include <condition_variable>
+#include <csignal>
+#include <cstddef>
+#include <deque>
+#include <memory>
+#include <thread>
+
+namespace ldd {
+
+namespace {
+
+constexpr std::size_t kJobThreads = 4;
+
+struct Jobs {
+  std::mutex mutex;
+  std::condition_variable ready;
+  std::deque<std::function<void()>> queue;
+  std::size_t threads = 0;
+  std::size_t idle = 0;
+};
+
+void serve_jobs(Jobs& jobs) {
+  std::unique_lock lock(jobs.mutex);
+  for (;;) {
+    ++jobs.idle;
+    jobs.ready.wait(lock, [&] { return !jobs.queue.empty(); });
+    --jobs.idle;
+    std::function<void()> job = std::move(jobs.queue.front());
+    jobs.queue.pop_front();
+    lock.unlock();
+    job();
+    job = nullptr;
+    lock.lock();
+  }
+}
+
+}  // namespace
+
+void start_quiet_thread(std::function<void()> body) {
+  sigset_t all;
+  sigset_t before;
+  ::sigfillset(&all);
+  ::pthread_sigmask(SIG_SETMASK, &all, &before);
+  try {
+    std::thread([run = std::move(body)]() noexcept { run(); }).detach();
+  } catch (...) {
+    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    throw;
+  }
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+void run_on_job_thread(std::function<void()> job) {
+  static PerProcess<Jobs*> per_process;
+  Jobs& jobs =
+      *per_process.with([](Jobs*& own) { return own != nullptr ? own : (own = new Jobs); });
+  const std::lock_guard lock(jobs.mutex);
+  if (jobs.idle <= jobs.queue.size() && jobs.threads < kJobThreads) {
+    start_quiet_thread([&jobs] { serve_jobs(jobs); });
+    ++jobs.threads;
+  }
+  jobs.queue.push_back(std::move(job));
+  jobs.ready.notify_one();
+}
+
+}  // namespace ldd

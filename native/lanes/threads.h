@@ -1,0 +1,57 @@
+// Threads of the process that never end, and what a forked child, which has none of them, starts
+// anew.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <utility>
+
+#include "base/fork.h"
+
+namespace ldd {
+
+// Starts a detached thread with every signal blocked: signals belong to the interpreter's threads.
+// Throws std::system_error.
+void start_quiet_thread(std::function<void()> body);
+
+// Runs `job` on one of a few threads kept for work that takes longer than an io thread may be away.
+// Jobs must not throw. Throws std::system_error when no thread can be had.
+void run_on_job_thread(std::function<void()> job);
+
+// A `T` per process: the forked child gets a fresh one and leaves the inherited one alone, since
+// its locks may be held and its threads do not exist.
+template <typename T>
+class PerProcess {
+ public:
+  template <typename Use>
+  decltype(auto) with(Use&& use) {
+    Slot* slot = current();
+    const std::lock_guard lock(slot->mutex);
+    return std::forward<Use>(use)(slot->value);
+  }
+
+ private:
+  struct Slot {
+    std::uint64_t generation = fork_generation();
+    std::mutex mutex;
+    T value{};
+  };
+
+  Slot* current() {
+    Slot* slot = slot_.load(std::memory_order_acquire);
+    while (slot == nullptr || slot->generation != fork_generation()) {
+      auto* const fresh = new Slot;  // kept for the life of the process
+      if (slot_.compare_exchange_strong(slot, fresh, std::memory_order_acq_rel)) {
+        return fresh;
+      }
+      delete fresh;
+    }
+    return slot;
+  }
+
+  std::atomic<Slot*> slot_{nullptr};
+};
+
+}  // namespace ldd

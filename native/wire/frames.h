@@ -1,0 +1,101 @@
+// Frames of a data lane: pure encoding and decoding, no I/O, no allocation.
+// docs/design/wire-format.md is the text of record. Every integer is little-endian; arrays of
+// descriptors travel as whole columns of 64-bit words, so that a receiver reads them straight into
+// the arrays that it works on.
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+
+#include "base/outcome.h"
+
+namespace ldd::wire {
+
+inline constexpr std::uint32_t kMagic = 0x4E4C444C;  // "LDLN"
+inline constexpr std::uint8_t kVersion = 1;
+
+inline constexpr std::size_t kHeaderBytes = 16;
+inline constexpr std::size_t kRequestBytes = 80;
+inline constexpr std::size_t kOutcomeBytes = 32;
+inline constexpr std::size_t kRequestFrameBytes = kHeaderBytes + kRequestBytes;
+inline constexpr std::size_t kOutcomeFrameBytes = kHeaderBytes + kOutcomeBytes;
+
+inline constexpr std::uint32_t kMaxDescriptors = 64 * 1024;   // of one request
+inline constexpr std::uint32_t kMaxChunkBytes = 1024 * 1024;  // payload of one chunk
+inline constexpr std::uint64_t kMaxInlineBytes = 64 * 1024;   // a write that needs no GO
+inline constexpr std::uint64_t kMaxLogBytes = 256 * 1024;     // of one READ_LOG
+inline constexpr std::uint64_t kMaxRemainingNs = std::uint64_t{1} << 62;
+
+enum class Kind : std::uint8_t {
+  kRead = 1,
+  kWrite = 2,
+  kPush = 3,
+  kConsume = 4,
+  kDirectoryVersion = 5,
+  kReadLog = 6,
+  kPing = 7,
+  kChunk = 16,
+  kOutcome = 17,
+  kGo = 18,
+};
+
+inline constexpr std::uint16_t kClocksShared = 1;   // deadline_ns is of the receiver's clock too
+inline constexpr std::uint16_t kInlinePayload = 2;  // WRITE: the payload follows at once
+
+struct Header {
+  Kind kind = Kind::kPing;
+  std::uint16_t flags = 0;
+  std::uint32_t body_bytes = 0;
+  std::uint32_t sequence = 0;  // of the request; its replies repeat it
+};
+
+struct Request {
+  std::uint64_t deadline_ns = 0;   // CLOCK_MONOTONIC of the sender
+  std::uint64_t remaining_ns = 0;  // until then, when the request was sent
+  std::uint64_t version = 0;       // directory version that must be current; 0 = any
+  std::uint64_t cache_index = 0;
+  std::uint64_t cache_value = 0;
+  std::uint64_t key_index = 0;  // READ, CONSUME: a key of the target; PUSH: the initiator's entry
+  std::uint64_t key_value = 0;
+  std::uint64_t offset = 0;  // READ_LOG
+  std::uint64_t size = 0;    // READ_LOG
+  std::uint32_t count = 0;   // descriptors
+};
+
+// An outcome and one more word (the version, for kDirectoryVersion).
+struct Reply {
+  Outcome outcome;
+  std::uint64_t value = 0;
+};
+
+using HeaderBytes = std::array<std::byte, kHeaderBytes>;
+using OutcomeFrame = std::array<std::byte, kOutcomeFrameBytes>;
+using RequestFrame = std::array<std::byte, kRequestFrameBytes>;
+
+[[nodiscard]] bool is_request(Kind kind);
+// 64-bit words per descriptor that follow a request of this kind; 0 = it has no descriptors.
+[[nodiscard]] std::size_t words_per_descriptor(Kind kind);
+
+[[nodiscard]] HeaderBytes encode_header(const Header& header);
+// The frame without its descriptor columns, which the sender appends; body_bytes counts them.
+[[nodiscard]] RequestFrame encode_request(Kind kind, std::uint16_t flags, std::uint32_t sequence,
+                                          const Request& request);
+[[nodiscard]] OutcomeFrame encode_outcome(std::uint32_t sequence, const Reply& reply);
+
+// Null when the bytes are no header that any party may send: magic, version, kind, flags and the
+// bounds of the body are checked.
+[[nodiscard]] std::optional<Header> decode_header(std::span<const std::byte, kHeaderBytes> bytes);
+// Null when the request does not fit its header or breaks a cap.
+[[nodiscard]] std::optional<Request> decode_request(
+    const Header& header, std::span<const std::byte, kRequestBytes> bytes);
+// Null when the code is unknown.
+[[nodiscard]] std::optional<Reply> decode_outcome(std::span<const std::byte, kOutcomeBytes> bytes);
+
+// Turns descriptor columns between wire and host order; nothing to do on little-endian machines.
+void convert_words(std::span<std::uint64_t> words);
+
+}  // namespace ldd::wire
