@@ -40,6 +40,7 @@ class Workers:
         self._changed = threading.Condition()
         self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._threads = self._idle = self._busy = 0
+        self._dismissed = False
 
     def submit(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         """Queue a call; its outcome, an exception included, goes into the future."""
@@ -68,6 +69,12 @@ class Workers:
         with self._changed:
             return self._changed.wait_for(lambda: not self._jobs and not self._busy, seconds)
 
+    def dismiss(self) -> None:
+        """Let threads go as soon as they have nothing to do. Calls may come all the same."""
+        with self._changed:
+            self._dismissed = True
+            self._changed.notify_all()
+
     def _start_thread(self) -> None:
         thread = threading.Thread(target=self._serve, name=f"{self._name}-worker", daemon=True)
         try:
@@ -94,9 +101,9 @@ class Workers:
     def _take(self) -> tuple[Future[Any], Callable[[], Any]] | None:
         with self._changed:
             self._idle += 1
-            found = self._changed.wait_for(lambda: bool(self._jobs), _IDLE_SECONDS)
+            self._changed.wait_for(lambda: bool(self._jobs) or self._dismissed, _IDLE_SECONDS)
             self._idle -= 1
-            if not found:
+            if not self._jobs:
                 self._threads -= 1
                 return None
             self._busy += 1
