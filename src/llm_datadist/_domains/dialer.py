@@ -1,0 +1,98 @@
+"""When to dial which peer: rounds, one at a time per peer, 16 peers at once, more queue."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Final, final
+
+from llm_datadist._control.workers import Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Dialer"]
+
+logger = logging.getLogger("llm_datadist")
+
+SETUPS_AT_ONCE: Final = 16
+_FIRST_PAUSE_SECONDS: Final = 0.02
+_LONGEST_PAUSE_SECONDS: Final = 0.5
+
+
+@final
+class Dialer:
+    """Runs rounds of dialing on threads of its own, which go when there is nothing to do.
+
+    A round takes all pending domains of one peer in turn, so that they share its link and an
+    unreachable peer costs one dial a round however many domains wait for it. Between two rounds of
+    a peer lies a pause that grows, which leaves the threads to other peers.
+
+    Args:
+        run_round: Called with a peer's cluster id; returns whether another round is wanted.
+    """
+
+    def __init__(self, run_round: Callable[[int], bool]) -> None:
+        self._run_round = run_round
+        self._workers = Workers("llm-datadist-domains", SETUPS_AT_ONCE)
+        self._changed = threading.Condition()
+        self._due: dict[int, float] = {}  # peers that wait for a round, and until when
+        self._pause: dict[int, float] = {}  # peers that are busy or waiting
+        self._busy: set[int] = set()
+        self._scheduling = False
+        self._closed = False
+
+    def wake(self, peer_id: int) -> None:
+        """Begin a round for this peer as soon as may be."""
+        with self._changed:
+            if self._closed:
+                return
+            self._pause[peer_id] = _FIRST_PAUSE_SECONDS
+            self._due[peer_id] = 0.0
+            if not self._scheduling:
+                threading.Thread(
+                    target=self._schedule, name="llm-datadist-domains", daemon=True
+                ).start()
+                self._scheduling = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Begin no round any more; one that runs ends by itself. Idempotent."""
+        with self._changed:
+            self._closed = True
+            self._due.clear()
+            self._changed.notify_all()
+        self._workers.dismiss()
+
+    def _schedule(self) -> None:
+        with self._changed:
+            while not self._closed and (self._due or self._busy):
+                now = time.monotonic()
+                waits = [due - now for peer, due in self._due.items() if peer not in self._busy]
+                if not waits or min(waits) > 0:
+                    self._changed.wait(min(waits, default=None))
+                    continue
+                for peer_id, due in list(self._due.items()):
+                    if due <= now and peer_id not in self._busy:
+                        del self._due[peer_id]
+                        self._busy.add(peer_id)
+                        self._workers.submit(self._serve, peer_id)
+            self._scheduling = False
+
+    def _serve(self, peer_id: int) -> None:
+        again = True
+        try:
+            again = not self._closed and self._run_round(peer_id)
+        except Exception:
+            logger.exception("a round of dialing cluster %d failed", peer_id)
+        finally:
+            with self._changed:
+                self._busy.discard(peer_id)
+                if again and not self._closed:
+                    pause = self._pause[peer_id]
+                    self._pause[peer_id] = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                    self._due.setdefault(peer_id, time.monotonic() + pause)
+                elif peer_id not in self._due:
+                    self._pause.pop(peer_id, None)
+                self._changed.notify_all()

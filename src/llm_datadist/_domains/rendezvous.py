@@ -1,0 +1,111 @@
+"""Meeting one peer: which of its addresses to dial, for how long, and what the outcome means."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Final, final
+
+from llm_datadist._errors import LLMStatusCode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llm_datadist._links import DomainHello, Link, LinkResult, LinkTable
+    from llm_datadist._protocol.rank_table import Address
+
+__all__ = ["Meeting", "Outcome", "Rendezvous"]
+
+_FIRST_SHARE_SECONDS: Final = 1.0
+_LONGEST_DIAL_SECONDS: Final = 10.0
+
+
+class Outcome(Enum):
+    """What a dial came to."""
+
+    LINKED = auto()
+    NOT_YET = auto()  # the peer is there, and has not called `link` alike so far
+    REFUSED = auto()  # the peer is there, and has said why this domain can never come about
+    UNREACHED = auto()  # nobody, or somebody else, or no link for a reason that may pass
+
+
+_NOT_YET: Final = frozenset({LLMStatusCode.LLM_NOT_YET_LINK, LLMStatusCode.LLM_PROCESSING_LINK})
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Outcome of dialing a peer, the link if there is one, else the reason."""
+
+    outcome: Outcome
+    reason: str = ""
+    link: Link | None = None
+
+
+@final
+class Rendezvous:
+    """Dials the peers of one instance's domains. One call at a time per peer.
+
+    A table may list addresses that lead nowhere from here (those of networks that this machine does
+    not have), and it does not tell at which one the peer could bind. So with several addresses each
+    dial is short at first, and longer in every later round; the address that answered comes first
+    from then on.
+
+    Args:
+        links: Does the dialing.
+        attempt_seconds: No dial is longer: link_total_time / link_retry_count.
+    """
+
+    def __init__(self, links: LinkTable, attempt_seconds: float) -> None:
+        self._links = links
+        self._longest = min(attempt_seconds, _LONGEST_DIAL_SECONDS)
+        self._answered: dict[int, Address] = {}
+        self._misses: Counter[int] = Counter()
+
+    def meet(
+        self, peer_id: int, addresses: Sequence[Address], hello: DomainHello, deadline: float
+    ) -> Meeting:
+        """Dial the peer at each of its addresses until one answers.
+
+        Args:
+            peer_id: Cluster id of the peer.
+            addresses: At least one.
+            hello: Says which domain it is about.
+            deadline: Moment on the clock of `time.monotonic` by which to be back.
+
+        Raises:
+            LLMException: LLM_ENGINE_FINALIZED.
+        """
+        longest = self._longest
+        if len(addresses) > 1:
+            longest = min(longest, _FIRST_SHARE_SECONDS * 2 ** min(self._misses[peer_id], 8))
+        misses = []
+        for address in self._in_order(peer_id, addresses):
+            seconds = min(longest, deadline - time.monotonic())
+            if seconds <= 0:
+                break
+            result = self._links.dial_peer([address], 1000 * seconds, domain=hello)
+            meeting = _judge(result)
+            if meeting.outcome is not Outcome.UNREACHED:
+                self._answered[peer_id] = address
+                del self._misses[peer_id]
+                return meeting
+            misses.append(meeting.reason)
+        self._misses[peer_id] += 1
+        return Meeting(Outcome.UNREACHED, "; ".join(misses) or "no time left to dial it")
+
+    def _in_order(self, peer_id: int, addresses: Sequence[Address]) -> list[Address]:
+        answered = self._answered.get(peer_id)
+        return sorted(addresses, key=lambda address: address != answered)
+
+
+def _judge(result: LinkResult) -> Meeting:
+    if result.is_ok:
+        return Meeting(Outcome.LINKED, link=result.link)
+    if result.status in _NOT_YET:
+        return Meeting(Outcome.NOT_YET, result.reason)
+    if result.status is LLMStatusCode.LLM_PARAM_INVALID:
+        return Meeting(Outcome.REFUSED, result.reason)
+    return Meeting(Outcome.UNREACHED, result.reason)

@@ -1,0 +1,105 @@
+"""Rounds of dialing: one at a time per peer, 16 peers at once, until no more is wanted."""
+
+import threading
+from collections import Counter
+
+import pytest
+
+from llm_datadist._domains.dialer import SETUPS_AT_ONCE, Dialer
+
+
+class Rounds:
+    """Counts rounds, and holds each back until told."""
+
+    def __init__(self, wanted=1):
+        self.changed = threading.Condition()
+        self.begun = Counter()
+        self.running = Counter()
+        self.most = 0
+        self.wanted = wanted
+        self.gate = threading.Event()
+
+    def __call__(self, peer_id):
+        with self.changed:
+            self.begun[peer_id] += 1
+            self.running[peer_id] += 1
+            self.most = max(self.most, sum(self.running.values()))
+            assert self.running[peer_id] == 1
+            self.changed.notify_all()
+        assert self.gate.wait(10)
+        with self.changed:
+            self.running[peer_id] -= 1
+            self.changed.notify_all()
+            return self.begun[peer_id] < self.wanted
+
+    def wait_for(self, condition):
+        with self.changed:
+            assert self.changed.wait_for(condition, 10)
+
+
+@pytest.fixture
+def dialing():
+    dialers = []
+
+    def start(rounds):
+        dialers.append(Dialer(rounds))
+        return dialers[-1]
+
+    yield start
+    for dialer in dialers:
+        dialer.close()
+
+
+def test_16_peers_are_dialed_at_once_and_more_queue(dialing):
+    rounds = Rounds()
+    dialer = dialing(rounds)
+    for peer_id in range(3 * SETUPS_AT_ONCE):
+        dialer.wake(peer_id)
+    rounds.wait_for(lambda: len(rounds.begun) == SETUPS_AT_ONCE)
+    rounds.gate.set()
+    rounds.wait_for(lambda: len(rounds.begun) == 3 * SETUPS_AT_ONCE)
+    rounds.wait_for(lambda: not sum(rounds.running.values()))
+    assert rounds.most == SETUPS_AT_ONCE
+
+
+def test_rounds_of_a_peer_go_on_while_wanted(dialing):
+    rounds = Rounds(wanted=4)
+    rounds.gate.set()
+    dialing(rounds).wake(1)
+    rounds.wait_for(lambda: rounds.begun[1] == 4)
+
+
+def test_a_peer_woken_during_its_round_gets_another(dialing):
+    rounds = Rounds(wanted=0)
+    dialer = dialing(rounds)
+    dialer.wake(1)
+    rounds.wait_for(lambda: rounds.begun[1] == 1)
+    dialer.wake(1)
+    dialer.wake(1)
+    rounds.gate.set()
+    rounds.wait_for(lambda: rounds.begun[1] == 2)
+
+
+@pytest.mark.expects_log("a round of dialing cluster 1 failed")
+def test_a_round_that_raises_is_followed_by_another(dialing, caplog):
+    begun = threading.Semaphore(0)
+
+    def broken(peer_id):
+        begun.release()
+        raise RuntimeError("broken round")
+
+    dialing(broken).wake(1)
+    assert all(begun.acquire(timeout=10) for _ in range(3))
+    assert "broken round" in caplog.text
+
+
+def test_no_round_begins_after_close(dialing):
+    rounds = Rounds(wanted=100)
+    dialer = dialing(rounds)
+    dialer.wake(1)
+    rounds.wait_for(lambda: rounds.begun[1] == 1)
+    dialer.close()
+    dialer.wake(2)
+    rounds.gate.set()
+    rounds.wait_for(lambda: not sum(rounds.running.values()))
+    assert dict(rounds.begun) == {1: 1}
