@@ -1,1 +1,86 @@
-"""LLM-DataDist for any Linux machine: moves KV caches between prefill and decode processes."""
+"""LLM-DataDist for any Linux machine: moves KV caches between prefill and decode processes.
+
+Start with `LLMDataDist`; `LLMConfig` makes its options, `LLMDataDist.cache_manager` moves caches.
+
+Source: api.md 1.
+"""
+
+from llm_datadist._cache_manager import CacheManager
+from llm_datadist._datadist import LLMDataDist
+from llm_datadist._errors import LLMException, LLMStatusCode, Status
+from llm_datadist._options import LLMConfig
+from llm_datadist._types import (
+    BlocksCacheKey,
+    Cache,
+    CacheDesc,
+    CacheKey,
+    CacheKeyByIdAndIndex,
+    CacheTask,
+    DataType,
+    KvCache,
+    LayerSynchronizer,
+    LLMClusterInfo,
+    LLMRole,
+    MemInfo,
+    Memtype,
+    Placement,
+    RegisterMemStatus,
+    TransferConfig,
+    TransferWithCacheKeyConfig,
+)
+
+LlmConfig = LLMConfig
+
+#: Names of the cache-manager generation; `KvCache` is the first generation's name of `Cache`.
+v2_list = [
+    "BlocksCacheKey",
+    "Cache",
+    "CacheDesc",
+    "CacheKey",
+    "CacheKeyByIdAndIndex",
+    "CacheManager",
+    "CacheTask",
+    "DataType",
+    "LLMClusterInfo",
+    "LLMConfig",
+    "LLMDataDist",
+    "LLMException",
+    "LLMRole",
+    "LLMStatusCode",
+    "LayerSynchronizer",
+    "LlmConfig",
+    "MemInfo",
+    "Memtype",
+    "Placement",
+    "RegisterMemStatus",
+    "Status",
+    "TransferConfig",
+    "TransferWithCacheKeyConfig",
+]
+
+__all__ = [
+    "BlocksCacheKey",
+    "Cache",
+    "CacheDesc",
+    "CacheKey",
+    "CacheKeyByIdAndIndex",
+    "CacheManager",
+    "CacheTask",
+    "DataType",
+    "KvCache",
+    "LLMClusterInfo",
+    "LLMConfig",
+    "LLMDataDist",
+    "LLMException",
+    "LLMRole",
+    "LLMStatusCode",
+    "LayerSynchronizer",
+    "LlmConfig",
+    "MemInfo",
+    "Memtype",
+    "Placement",
+    "RegisterMemStatus",
+    "Status",
+    "TransferConfig",
+    "TransferWithCacheKeyConfig",
+]
