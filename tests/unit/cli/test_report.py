@@ -46,7 +46,7 @@ def result(*requests, mode: Mode = "layerwise", timeline=(), **changes):
         "version": "1.2.3",
         "mode": mode,
         "backend": "host",
-        "link": "{}",
+        "link": {},
         "seed": 0,
         "block_size": 16,
         "model": SHAPE,

@@ -120,7 +120,8 @@ def demo(
             plot(result, plot_file)
             console.print(f"Timeline drawn in {escape(str(plot_file))}.", highlight=False)
     except DemoError as problem:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(problem))}", highlight=False)
+        text = f"[bold red]error:[/] {escape(str(problem))}"
+        Console(stderr=True).print(text, highlight=False, soft_wrap=True)
         raise typer.Exit(_USAGE) from None
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted; the processes of the demo have ended")

@@ -43,7 +43,7 @@ class Conductor:
         self._settings = settings
         self._watch = watch
         self._tracks = [_Track(prompt) for prompt in settings.prompts]
-        self._linked = m.Linked("", "")
+        self._linked = m.Linked("", {})
         self._residents_intact = False
 
     def run(self) -> DemoResult:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from llm_datadist import BlocksCacheKey, LLMClusterInfo, LLMRole, LLMStatusCode
@@ -107,7 +108,8 @@ class DecodeWorker:
         if status != LLMStatusCode.LLM_SUCCESS:
             raise RuntimeError(f"link_clusters to {ip}:{port} ended {each[0]}")
         description = self._instance.describe_link(PREFILL_CLUSTER)
-        self._channel.send(Linked(repr(description), str(description.get("backend", "?"))))
+        plain = msgspec.to_builtins(description, enc_hook=str, str_keys=True)
+        self._channel.send(Linked(str(plain.get("backend", "?")), plain))
 
     def _begin(self, message: Begin) -> None:
         request = message.request

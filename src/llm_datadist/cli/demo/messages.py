@@ -5,7 +5,7 @@ Times are CLOCK_MONOTONIC nanoseconds, which all processes of a machine share.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -107,8 +107,8 @@ class Ready(_Message, frozen=True):
 class Linked(_Message, frozen=True):
     """The link is up; `description` is what describe_link says."""
 
-    description: str
     backend: str
+    description: dict[str, Any]
 
 
 class Reserved(_Message, frozen=True):

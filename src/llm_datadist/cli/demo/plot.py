@@ -45,6 +45,7 @@ def plot(result: DemoResult, path: Path) -> None:
     rows = result.model.layers + len(result.requests) + (result.mode == "pull")
     figure = Figure(figsize=(11, 1.6 + 0.32 * rows), layout="constrained", dpi=130)
     FigureCanvasAgg(figure)
+    figure.suptitle(_title(result), fontsize=10, x=0.01, ha="left")
     _draw(figure.add_subplot(), result)
     try:
         figure.savefig(path)
@@ -59,7 +60,7 @@ def _draw(axes: Axes, result: DemoResult) -> None:
     if result.mode == "pull":
         labels.append("pull, all layers")
     decode_row = len(labels)
-    labels += [f"decode {request.name}" for request in result.requests]
+    labels += [f"decode {one.name}, {one.prompt_tokens} tokens" for one in result.requests]
     for span in result.timeline:
         bar = [(span.start_ms, span.duration_ms)]
         colour = _COLOURS[span.request % len(_COLOURS)]
@@ -67,26 +68,22 @@ def _draw(axes: Axes, result: DemoResult) -> None:
             axes.broken_barh(bar, (span.layer - 0.4, 0.45), facecolors=colour)
         elif span.kind == "transfer":
             # The line makes a transfer of a fraction of a millisecond visible at all.
-            row = pull_row if span.layer is None else span.layer
-            axes.broken_barh(
-                bar, (row + 0.08, 0.34), facecolors=_TRANSFER, edgecolors=_TRANSFER, linewidth=1.2
-            )
+            place = (pull_row - 0.17 if span.layer is None else span.layer + 0.08, 0.34)
+            axes.broken_barh(bar, place, facecolors=_TRANSFER, edgecolors=_TRANSFER, linewidth=1.2)
         elif span.kind == "decode":
             axes.broken_barh(
                 bar, (decode_row + span.request - 0.3, 0.6), facecolors=colour, alpha=0.55
             )
     for index, request in enumerate(result.requests):
         first = min(s.start_ms for s in result.timeline if s.request == index)
-        text = f"{request.name}: {request.prompt_tokens} tokens"
         colour = _COLOURS[index % len(_COLOURS)]
-        axes.text(first, -0.6, text, color=colour, fontsize=8, va="bottom", fontweight="bold")
+        axes.text(first, -0.5, request.name, color=colour, va="bottom", fontweight="bold")
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
-    axes.set_ylim(len(labels) - 0.4, -1.4)
+    axes.set_ylim(len(labels) - 0.4, -1.3)
     axes.set_xlim(left=0)
     axes.set_xlabel("ms since the requests were submitted")
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(_title(result), fontsize=10, loc="left")
     _legend(axes)
 
 
@@ -95,10 +92,17 @@ def _legend(axes: Axes) -> None:
 
     handles = [
         Patch(color=_COLOURS[0], label="compute"),
-        Patch(color=_TRANSFER, label="KV blocks under way"),
+        Patch(color=_TRANSFER, label="transfer of KV blocks"),
         Patch(color=_COLOURS[0], alpha=0.55, label="decode"),
     ]
-    axes.legend(handles=handles, fontsize=8, loc="lower left", framealpha=0.9)
+    axes.legend(
+        handles=handles,
+        fontsize=8,
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        ncols=3,
+        frameon=False,
+    )
 
 
 def _title(result: DemoResult) -> str:

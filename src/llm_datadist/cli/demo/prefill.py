@@ -39,7 +39,8 @@ from llm_datadist.cli.demo.paged_kv import BlockPool, PagedKvCache, blocks_for
 if TYPE_CHECKING:
     from llm_datadist.cli.demo.channel import Channel, Inbox
 
-_PUSH_TIMEOUT_MS = 20_000
+# Covers the computing of a long prompt, which the transfer waits for layer by layer.
+_PUSH_TIMEOUT_MS = 300_000
 _WARM_UP_TOKENS = 8
 
 
@@ -81,6 +82,31 @@ class LayerGate(LayerSynchronizer):
         return [LayerSpan(layer, start, end) for layer, (start, end) in enumerate(pairs)]
 
 
+class Push:
+    """Waits for a layerwise transfer, to know when it ended even while computing goes on."""
+
+    def __init__(self, task: CacheTask) -> None:
+        self.end_ns = 0
+        self._task = task
+        self._status: LLMStatusCode | None = None
+        self._thread = threading.Thread(target=self._wait, name="demo-push", daemon=True)
+        self._thread.start()
+
+    def wait(self, request: int) -> None:
+        """Wait for the end.
+
+        Raises:
+            RuntimeError: The transfer failed.
+        """
+        self._thread.join()
+        if self._status != LLMStatusCode.LLM_SUCCESS:
+            raise RuntimeError(f"the layerwise transfer of request {request} ended {self._status}")
+
+    def _wait(self) -> None:
+        self._status = self._task.synchronize(_PUSH_TIMEOUT_MS)
+        self.end_ns = time.monotonic_ns()
+
+
 class PrefillWorker:
     """State of the prefill process."""
 
@@ -111,7 +137,7 @@ class PrefillWorker:
         self._blocks[request] = blocks
         gate = LayerGate(self._setup.shape.layers)
         pushing = self._setup.mode == "layerwise"
-        task = self._push(gate, blocks, message.target_blocks) if pushing else None
+        push = Push(self._push(gate, blocks, message.target_blocks)) if pushing else None
         started_ns = time.monotonic_ns()
 
         def layer_done(layer: int) -> None:
@@ -126,14 +152,11 @@ class PrefillWorker:
         except BaseException:
             gate.abort()
             raise
-        if task is not None:
-            status = task.synchronize(_PUSH_TIMEOUT_MS)
-            if status != LLMStatusCode.LLM_SUCCESS:
-                raise RuntimeError(f"the layerwise transfer of request {request} ended {status}")
-        arrived_ns = time.monotonic_ns()
+        if push is not None:
+            push.wait(request)
         self._channel.send(Prefilled(request, greedy(logits), blocks))
-        if task is not None:
-            spans = gate.spans(arrived_ns)
+        if push is not None:
+            spans = gate.spans(push.end_ns)
             num_bytes = len(blocks) * self._kv.bytes_per_block
             self._channel.send(Moved(request, num_bytes, blocks, message.target_blocks, spans))
 

@@ -71,7 +71,7 @@ class ProgressView:
     def _begin_requests(self, linked: m.Linked) -> None:
         self._say(f"prefill and decode processes are linked, backend {linked.backend}")
         if self._verbose:
-            self._say(linked.description)
+            self._say(", ".join(f"{name} {fact}" for name, fact in linked.description.items()))
         self._progress.remove_task(self._start_up)
         steps = self._settings.shape.layers + self._settings.max_new_tokens
         for index, prompt in enumerate(self._settings.prompts):

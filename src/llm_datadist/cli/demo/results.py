@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -63,7 +63,7 @@ class DemoResult(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     mode: Mode
     backend: str
-    link: str
+    link: dict[str, Any]
     seed: int
     block_size: int
     model: ModelShape

@@ -1,0 +1,162 @@
+"""The real demo, as a user runs it: its own processes, real transfers, exit statuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "llm_datadist.cli", "demo"]
+QUICK = ["--layers", "2", "--requests", "3", "--prompt-tokens", "150", "--max-new-tokens", "6"]
+LONG = ["--layers", "2", "--requests", "2", "--prompt-tokens", "60", "--max-new-tokens", "512"]
+
+pytestmark = pytest.mark.slow
+
+
+def run_demo(*options, timeout=60):
+    return subprocess.run(
+        [*COMMAND, *QUICK, *options], capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def check_result(outcome, mode):
+    assert outcome.returncode == 0, outcome.stderr
+    result = json.loads(outcome.stdout)
+    assert result["mode"] == mode
+    assert result["tokens_equal"]
+    assert result["logits_equal"]
+    assert result["residents_intact"]
+    assert len(result["requests"]) == 3
+    assert len({tuple(one["tokens"]) for one in result["requests"]}) == 3
+    for one in result["requests"]:
+        assert one["tokens"] == one["reference_tokens"]
+        assert len(one["tokens"]) == 6
+        assert one["blocks"] == len(one["source_blocks"]) == -(-one["prompt_tokens"] // 16)
+        assert len(set(one["target_blocks"])) == one["blocks"]
+        assert not set(one["target_blocks"]) & set(one["source_blocks"])
+        assert one["kv_bytes"] == one["blocks"] * 16 * 2048
+        assert one["transfer_ms"] > 0
+    return result
+
+
+@pytest.mark.parametrize("backend", ["auto", "tcp"])
+def test_pull(backend):
+    result = check_result(run_demo("--json", "--backend", backend), "pull")
+    transfers = [span for span in result["timeline"] if span["kind"] == "transfer"]
+    assert [span["layer"] for span in transfers] == [None] * 3
+    if backend == "tcp":
+        assert result["backend"] == "tcp"
+
+
+@pytest.mark.parametrize("backend", ["auto", "tcp"])
+def test_layerwise_sends_each_layer_while_later_ones_are_computed(backend):
+    outcome = run_demo("--json", "--mode", "layerwise", "--backend", backend)
+    result = check_result(outcome, "layerwise")
+    for request in range(3):
+        spans = [span for span in result["timeline"] if span["request"] == request]
+        computes = {span["layer"]: span for span in spans if span["kind"] == "compute"}
+        transfers = {span["layer"]: span for span in spans if span["kind"] == "transfer"}
+        assert set(computes) == set(transfers) == {0, 1}
+        assert transfers[0]["start_ms"] >= computes[0]["start_ms"]
+        assert transfers[0]["start_ms"] < computes[1]["end_ms"]
+
+
+@pytest.mark.parametrize("mode", ["pull", "layerwise"])
+def test_a_spoiled_block_is_noticed(mode):
+    outcome = run_demo("--json", "--corrupt-block", "--mode", mode)
+    assert outcome.returncode == 1, outcome.stderr
+    result = json.loads(outcome.stdout)
+    assert [one["tokens_equal"] for one in result["requests"]] == [False, True, True]
+    assert not result["tokens_equal"]
+
+
+def test_what_a_person_sees(tmp_path):
+    pytest.importorskip("matplotlib")
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("It was a dark and stormy night. " * 20)
+    picture = tmp_path / "timeline.png"
+    outcome = run_demo("--prompt-file", str(prompt), "--plot", str(picture), "--seed", "3")
+    assert outcome.returncode == 0, outcome.stderr
+    text = " ".join(outcome.stdout.split())
+    assert "All 18 tokens of 3 requests equal" in text
+    assert "layer 1" in text
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_unreadable_prompt_file(tmp_path):
+    outcome = run_demo("--prompt-file", str(tmp_path / "none.txt"))
+    assert outcome.returncode == 2
+    assert "No such file" in outcome.stderr
+    assert outcome.stdout == ""
+
+
+def start_long(*options):
+    """Start a demo that runs for a while; wait until both of its workers are there."""
+    process = subprocess.Popen(
+        [*COMMAND, *LONG, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 30
+    while len(workers_of(process)) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process, workers_of(process)
+
+
+def workers_of(process):
+    """Process ids of a demo's workers, prefill first."""
+    try:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    except OSError:
+        return []
+    return [int(pid) for pid in children.split() if is_worker(int(pid))]
+
+
+def is_worker(pid):
+    try:
+        return b"demo.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def wait_gone(pids, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while left := [pid for pid in pids if is_worker(pid)]:
+        assert time.monotonic() < deadline, f"still there: {left}"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("index", "role"), [(0, "prefill"), (1, "decode")])
+def test_a_killed_worker_ends_the_demo(index, role):
+    process, workers = start_long()
+    os.kill(workers[index], signal.SIGKILL)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert f"the {role} process was ended by signal 9" in " ".join(errors.split())
+    wait_gone(workers)
+
+
+def test_ctrl_c_leaves_no_process():
+    process, workers = start_long()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    wait_gone(workers)
+
+
+def test_a_killed_demo_leaves_no_process():
+    process, workers = start_long()
+    process.kill()
+    process.communicate(timeout=20)
+    wait_gone(workers)
