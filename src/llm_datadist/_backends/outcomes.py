@@ -40,11 +40,11 @@ class Outcome(NamedTuple):
     Attributes:
         code: A `Code` (as a plain int on the hot path).
         sys_errno: errno behind the code, or 0.
-        index: Descriptor at fault, or -1.
+        descriptor: The one at fault, or -1.
         moved_bytes: Bytes that were moved; they stay moved after a failure.
     """
 
     code: int
     sys_errno: int = 0
-    index: int = -1
+    descriptor: int = -1
     moved_bytes: int = 0

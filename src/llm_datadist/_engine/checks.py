@@ -8,7 +8,7 @@ from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._plan import Layout, slot_pieces
 
 if TYPE_CHECKING:
-    from llm_datadist._plan.layout import Blocks
+    from llm_datadist._plan.indices import Blocks
     from llm_datadist._registry import LocalCache, Resolved
     from llm_datadist._types import BlocksCacheKey, CacheDesc, CacheKey, CacheKeyByIdAndIndex
 

@@ -104,10 +104,10 @@ def failure(outcome: Outcome, known: Failure) -> LLMException:
 
 
 def _bounds(plan: Plan, outcome: Outcome, *, remote: bool) -> tuple[int, int] | None:
-    if not 0 <= outcome.index < len(plan.length):
+    if not 0 <= outcome.descriptor < len(plan.length):
         return None
     side = plan.remote if remote else plan.local
-    return int(side[outcome.index]), int(plan.length[outcome.index])
+    return int(side[outcome.descriptor]), int(plan.length[outcome.descriptor])
 
 
 def _range(plan: Plan, outcome: Outcome, *, remote: bool) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from llm_datadist._engine.engine import Engine
     from llm_datadist._plan import Plan
-    from llm_datadist._plan.layout import Blocks
+    from llm_datadist._plan.indices import Blocks
     from llm_datadist._registry import LocalCache, Resolved
     from llm_datadist._types import Cache
 

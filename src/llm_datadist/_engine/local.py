@@ -146,7 +146,7 @@ class LocalCopies:
             )
         of_source = code == Code.REMOTE_FAULT
         cache, side = (src, plan.remote) if of_source else (dst, plan.local)
-        index = outcome.index if 0 <= outcome.index < len(side) else 0
+        index = outcome.descriptor if 0 <= outcome.descriptor < len(side) else 0
         addr, size = int(side[index]), int(plan.length[index])
         piece = next(iter(cache.layout.locate(addr, size)), None)
         fault = Fault(

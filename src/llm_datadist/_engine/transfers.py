@@ -305,7 +305,7 @@ class Transfers:
                 plan=plan,
                 remote_name=name,
                 finalizing=self._engine.closing,
-                peer_alive=link.alive and link.data.peer_end_is_open(),
+                peer_alive=not link.lost.is_set() and link.data.peer_end_is_open(),
                 remote_fault=remote_fault,
                 local_fault=local_fault,
             ),

@@ -106,7 +106,7 @@ def _expect_contained(pair: BackendPair, code: Code) -> None:
         direction = "write" if write else "read"
         outcome = pair.run(pair.transfer(BLOCKS, write=write))
         assert outcome.code == code, f"{direction}: {outcome}, expected {code.name}"
-        assert outcome.index == BAD_BLOCK, f"{direction}: {outcome} names another block"
+        assert outcome.descriptor == BAD_BLOCK, f"{direction}: {outcome} names another block"
         outcome = pair.run(pair.transfer(others, write=write))
         assert outcome.code == Code.OK, f"{direction} of the other blocks: {outcome}"
 

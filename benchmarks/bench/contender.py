@@ -1,0 +1,100 @@
+"""A contender: something that can do the work, with an owner process that holds the other memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import traceback
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from bench import work
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.connection import Connection
+
+    import numpy as np
+
+_spawn = multiprocessing.get_context("spawn")
+
+
+class Contender(ABC):
+    """Moves cases between a local buffer and an owner's buffer of the same size."""
+
+    name: str
+
+    def __init__(self, local: np.ndarray) -> None:
+        self.local = local
+        self.owner = Owner(self.owner_body(), len(local))
+
+    @staticmethod
+    @abstractmethod
+    def owner_body() -> Callable[[Connection, np.ndarray], None]:
+        """Function that runs in the owner process: sends what the other side needs, then serves."""
+
+    @abstractmethod
+    def prepare(self, case: work.Case) -> None:
+        """What users do once per cache, not once per transfer."""
+
+    @abstractmethod
+    def read(self, case: work.Case) -> None:
+        """One transfer from the owner's buffer to the local one, as users make it."""
+
+    def write(self, case: work.Case) -> None:
+        """One transfer to the owner's buffer."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self.owner.close()
+
+
+class Owner:
+    """The process that holds the other buffer; it answers small commands over a pipe."""
+
+    def __init__(self, body: Callable[[Connection, np.ndarray], None], size: int) -> None:
+        self._pipe, there = _spawn.Pipe()
+        self._process = _spawn.Process(target=_owner_main, args=(there, body, size), daemon=True)
+        self._process.start()
+        there.close()
+        self.hello: dict[str, Any] = self._receive()
+
+    def _receive(self) -> Any:
+        answer = self._pipe.recv()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def ask(self, command: str, argument: object = None) -> Any:
+        self._pipe.send((command, argument))
+        return self._receive()
+
+    def close(self) -> None:
+        self._pipe.send(("stop", None))
+        self._process.join(10)
+        if self._process.is_alive():
+            self._process.kill()
+
+
+def _owner_main(
+    pipe: Connection, body: Callable[[Connection, np.ndarray], None], size: int
+) -> None:
+    memory = work.buffer(size)
+    try:
+        body(pipe, memory)
+    except Exception as error:
+        pipe.send(RuntimeError(f"{error}\n{traceback.format_exc()}"))
+
+
+def serve(pipe: Connection, memory: np.ndarray, **commands: Callable[[Any], Any]) -> None:
+    """Answer commands until told to stop."""
+    while True:
+        command, argument = pipe.recv()
+        if command == "stop":
+            return
+        if command == "fill":
+            work.fill(memory, argument)
+            pipe.send(None)
+        elif command == "digest":
+            pipe.send(work.digest(memory[:argument]))
+        else:
+            pipe.send(commands[command](argument))
