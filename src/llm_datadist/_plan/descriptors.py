@@ -238,6 +238,8 @@ def _runs(local: Blocks, remote: Blocks, *, push: bool) -> tuple[U64, U64, U64]:
 
     Sorted by destination, which has no repetition, blocks that touch on both sides are neighbours.
     """
+    if len(local) == 1:
+        return local.view(_U64), remote.view(_U64), np.ones(1, _U64)
     destination = remote if push else local
     if not (destination[1:] > destination[:-1]).all():
         order = destination.argsort(kind="stable")

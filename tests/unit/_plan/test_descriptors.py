@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from llm_datadist._plan import (
+    Layout,
+    plan_block_copies,
+    plan_blocks,
+    plan_slot_to_blocks,
+    plan_slots,
+    slot_pieces,
+)
+
+
+def blocks(*values):
+    return np.array(values, np.int64)
+
+
+def rows(plan):
+    return list(zip(plan.local.tolist(), plan.remote.tolist(), plan.length.tolist(), strict=True))
+
+
+LOCAL = Layout.of([1_000, 3_000], 1_000, 10)
+REMOTE = Layout.of([50_000, 70_000], 2_000, 20)
+BOTH = range(2)
+
+
+def test_one_block():
+    plan = plan_blocks(LOCAL, blocks(3), range(1), REMOTE, blocks(7), range(1, 2))
+    assert rows(plan) == [(1_300, 70_700, 100)]
+    assert plan.total_bytes == 100
+
+
+def test_blocks_that_touch_on_both_sides_are_one():
+    plan = plan_blocks(LOCAL, blocks(1, 2, 4), BOTH, REMOTE, blocks(5, 6, 7), BOTH)
+    assert rows(plan) == [
+        (1_100, 50_500, 200),
+        (1_400, 50_700, 100),
+        (3_100, 70_500, 200),
+        (3_400, 70_700, 100),
+    ]
+
+
+@pytest.mark.parametrize("count", [3, 10])
+def test_order_of_the_lists_does_not_matter(count):
+    backward = blocks(*reversed(range(count)))
+    plan = plan_blocks(LOCAL, backward, range(1), REMOTE, backward, range(1))
+    assert rows(plan) == [(1_000, 50_000, 100 * count)]
+
+
+@pytest.mark.parametrize("count", [4, 40])
+def test_tensors_that_touch_on_both_sides_are_one(count):
+    here = Layout.of([1_000 + 200 * i for i in range(count)], 200, 2)
+    there = Layout.of([9_000 + 200 * i for i in range(count)], 200, 2)
+    span = range(count)
+    plan = plan_blocks(here, blocks(0, 1), span, there, blocks(0, 1), span)
+    assert rows(plan) == [(1_000, 9_000, 200 * count)]
+    plan = plan_blocks(here, blocks(1, 0), span, there, blocks(0, 1), span)
+    assert len(plan.length) == 2 * count
+
+
+def test_joins_only_the_tensors_that_touch():
+    starts = [0, 1_000, 5_000, 6_000, 7_000]
+    here = Layout.of(starts, 1_000, 10)
+    there = Layout.of([start + 100_000 for start in starts], 1_000, 10)
+    listed = blocks(0, 5, 9)
+    span = range(5)
+    plan = plan_blocks(here, listed, span, there, listed, span)
+    assert rows(plan) == [
+        (at, at + 100_000, length)
+        for at, length in [
+            (0, 100), (500, 100), (900, 200), (1_500, 100), (1_900, 100),
+            (5_000, 100), (5_500, 100), (5_900, 200), (6_500, 100), (6_900, 200),
+            (7_500, 100), (7_900, 100),
+        ]
+    ]  # fmt: skip
+    assert plan.total_bytes == plan.length.sum()
+
+
+def test_a_push_is_ordered_by_its_destination():
+    plan = plan_blocks(LOCAL, blocks(3, 3, 4, 4), range(1), REMOTE, blocks(0, 10, 1, 11),
+                       range(1), push=True)  # fmt: skip
+    assert rows(plan) == [(1_300, 50_000, 200), (1_300, 51_000, 200)]
+
+
+def test_no_blocks_is_an_empty_plan():
+    plan = plan_blocks(LOCAL, blocks(), BOTH, REMOTE, blocks(), BOTH)
+    assert rows(plan) == []
+    assert plan.total_bytes == 0
+    assert plan.local.dtype == np.uint64
+
+
+@pytest.mark.parametrize("num_tensors", [2, 30])
+def test_slots_of_different_size(num_tensors):
+    here = Layout.of([10_000 * i for i in range(1, num_tensors + 1)], 600, 3)
+    there = Layout.of([50_000 * i for i in range(1, num_tensors + 1)], 1_000, 2)
+    span = range(num_tensors)
+    plan = plan_slots(here, 2, span, there, 1, span, 150, offset_bytes=7)
+    assert rows(plan) == [
+        (10_000 * i + 407, 50_000 * i + 507, 150) for i in range(1, num_tensors + 1)
+    ]
+    assert plan.total_bytes == 150 * num_tensors
+
+
+def test_a_slot_onto_raw_addresses():
+    plan = plan_slots(LOCAL, 4, BOTH, Layout.raw([8_000, 9_000], 100), 0, BOTH, 100)
+    assert rows(plan) == [(1_400, 8_000, 100), (3_400, 9_000, 100)]
+
+
+def test_a_slot_cut_into_pieces():
+    slots = Layout.of([50_000], 700, 2)
+    assert slot_pieces(slots, LOCAL.unit_bytes) == 3
+    pulled = plan_slot_to_blocks(slots, 1, range(1), LOCAL, blocks(5, 6, 2), range(1))
+    assert rows(pulled) == [(1_200, 50_550, 100), (1_500, 50_350, 200)]
+    pushed = plan_slot_to_blocks(slots, 1, range(1), LOCAL, blocks(5, 6, 2), range(1), push=True)
+    assert rows(pushed) == [(50_550, 1_200, 100), (50_350, 1_500, 200)]
+
+
+def test_copies_within_a_cache_are_one_plan_unless_they_depend_on_each_other():
+    independent = plan_block_copies(LOCAL, blocks(0, 0, 1), blocks(5, 6, 7))
+    assert [rows(plan) for plan in independent] == [
+        [(1_500, 1_000, 100), (1_600, 1_000, 200), (3_500, 3_000, 100), (3_600, 3_000, 200)]
+    ]
+    chain = plan_block_copies(LOCAL, blocks(0, 1), blocks(1, 2))
+    assert [rows(plan)[0] for plan in chain] == [(1_100, 1_000, 100), (1_200, 1_100, 100)]
+
+
+def test_a_block_copied_onto_itself_is_nothing():
+    assert plan_block_copies(LOCAL, blocks(3), blocks(3)) == []

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import enum
+
+import numpy as np
+import pytest
+
+from llm_datadist._errors import LLMException, LLMStatusCode
+from llm_datadist._plan import blocks_array, copy_pairs, tensor_ranges
+
+CALL = "pull_blocks"
+INVALID = LLMStatusCode.LLM_PARAM_INVALID
+
+
+class Block(enum.IntEnum):
+    FIRST = 0
+    SECOND = 1
+
+
+def array(blocks, num_blocks=10, **options):
+    return blocks_array(CALL, "src_blocks", blocks, num_blocks, **options)
+
+
+@pytest.mark.parametrize(
+    "blocks", [[], (), [3], (3,), [1, 9, 0], [np.int32(4)], [np.uint64(4), 5], list(Block)]
+)
+def test_lists_and_tuples_of_integers(blocks):
+    result = array(blocks)
+    assert result.dtype == np.int64
+    assert result.tolist() == [int(block) for block in blocks]
+
+
+@pytest.mark.parametrize("blocks", [None, 3, "12", {1, 2}, range(3), np.arange(3), iter([1])])
+def test_other_containers_are_refused(blocks):
+    with pytest.raises(TypeError, match="src_blocks must be a list or tuple"):
+        array(blocks)
+
+
+@pytest.mark.parametrize("bad", [1.0, "1", True, None, np.bool_(True), np.float32(1)])
+def test_other_elements_are_refused(bad):
+    with pytest.raises(TypeError, match=r"src_blocks\[0\] must be int"):
+        array([bad])
+    with pytest.raises(TypeError, match=r"src_blocks\[2\] must be int"):
+        array((1, 2, bad))
+
+
+@pytest.mark.parametrize("blocks", [[-1], [3, -1], [-(2**70)], [10, -1]])
+def test_negative_indices(blocks):
+    with pytest.raises(ValueError, match="must not be negative"):
+        array(blocks)
+
+
+@pytest.mark.parametrize(("blocks", "place"), [([10], 0), ([3, 11, 12], 1), ([1, 2**70], 1)])
+def test_indices_beyond_the_last_block(blocks, place):
+    with pytest.raises(LLMException, match=rf"src_blocks\[{place}\] is .* below 10") as error:
+        array(blocks)
+    assert error.value.status_code is INVALID
+
+
+def test_without_a_limit():
+    assert array([2**40], None).tolist() == [2**40]
+    with pytest.raises(LLMException, match=r"src_blocks\[1\]"):
+        array([1, 2**63], None)
+
+
+def test_repeated_destinations():
+    assert array([1, 1]).tolist() == [1, 1]
+    with pytest.raises(LLMException, match=r"src_blocks\[2\] is 7 again, after src_blocks\[0\]"):
+        array([7, 1, 7], unique=True)
+
+
+def test_copy_pairs():
+    sources, destinations = copy_pairs("copy_blocks", {1: [2, 3], 4: [], 5: [6]}, 10)
+    assert sources.tolist() == [1, 1, 5]
+    assert destinations.tolist() == [2, 3, 6]
+    with pytest.raises(LLMException, match="below 10"):
+        copy_pairs("copy_blocks", {1: [10]}, 10)
+    assert copy_pairs("copy_blocks", {}, 10)[0].tolist() == []
+
+
+def spans(src=None, dst=None, per_layer=2, src_tensors=8, dst_tensors=8):
+    return tensor_ranges(CALL, src, dst, per_layer, src_tensors, dst_tensors)
+
+
+def test_layer_ranges_become_tensor_ranges():
+    assert spans() == (range(8), range(8))
+    assert spans(range(1, 3), range(2, 4)) == (range(2, 6), range(4, 8))
+    assert spans(range(4)) == (range(8), range(8))
+    assert spans(None, range(2, 4), src_tensors=4) == (range(4), range(4, 8))
+    assert spans(range(7, 8), range(1), per_layer=1) == (range(7, 8), range(1))
+
+
+def test_layer_size_is_not_looked_at_without_ranges():
+    assert spans(src_tensors=1, dst_tensors=1) == (range(1), range(1))
+    assert spans(per_layer=3) == (range(8), range(8))
+
+
+@pytest.mark.parametrize(
+    ("case", "text"),
+    [
+        ({"src": range(0)}, "src_layer_range"),
+        ({"dst": range(3, 1)}, "dst_layer_range"),
+        ({"src": range(0, 4, 2)}, "src_layer_range"),
+        ({"src": range(3, 0, -1)}, "src_layer_range"),
+        ({"src": range(-1, 2)}, "src_layer_range"),
+        ({"dst": range(2, 5)}, "the cache has 4 layers"),
+        ({"src": range(2)}, "src_layer_range has 2 layers, dst_layer_range 4"),
+        ({"src": range(1), "dst": range(1), "per_layer": 3}, "does not divide"),
+        ({"per_layer": 0}, "tensor_num_per_layer is 0"),
+        ({"per_layer": 9}, "give 1 to 8"),
+        ({"src": range(1), "src_tensors": 1, "dst_tensors": 1}, "tensor_num_per_layer is 2"),
+        ({"src_tensors": 6}, "6 tensors, the destination 8"),
+    ],
+)
+def test_layer_ranges_that_do_not_fit(case, text):
+    with pytest.raises(LLMException, match=text) as error:
+        spans(**case)
+    assert error.value.status_code is INVALID

@@ -1,0 +1,339 @@
+"""The writer and the reader of a directory, over a log in memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from llm_datadist._errors import LLMException, LLMStatusCode
+from llm_datadist._registry.node import NO_REF
+from llm_datadist._registry.reader import DirectoryReader
+from llm_datadist._registry.records import Added, CorruptDirectory, KeyRecord, encode_frame
+from llm_datadist._registry.writer import DirectoryFull, DirectoryWriter
+from llm_datadist._types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex, DataType
+from llm_datadist.testing.in_memory_node import InMemoryNode
+
+PEER = 9
+FAR = time.monotonic_ns() + 10**15
+UNUSED_PREFIX = 2**64 - 1
+
+
+class Source:
+    """A log as a reader sees it; counts what it is asked."""
+
+    def __init__(self, log):
+        self.log = log
+        self.version_calls = 0
+        self.reads = []
+
+    def version(self, _deadline_ns):
+        self.version_calls += 1
+        return self.log.version()
+
+    def read_log(self, offset, size, _deadline_ns):
+        self.reads.append((offset, size))
+        return self.log.read_log(offset, size)
+
+
+class Peer:
+    def __init__(self, capacity=1 << 20):
+        self.log = InMemoryNode(log_capacity=capacity)
+        self.writer = DirectoryWriter(self.log, capacity)
+        self.source = Source(self.log)
+        self.reader = DirectoryReader(self.source, PEER)
+
+    def refresh(self):
+        return self.reader.refresh("pull_blocks", FAR)
+
+    def resolve(self, key, fresh=False):
+        return self.reader.resolve("pull_blocks", key, FAR, fresh=fresh)
+
+
+@pytest.fixture
+def peer():
+    return Peer()
+
+
+def added(cache_id, *, is_blocks=True, shape=(4, 10), addrs=(4096, 8192), accessible=True, **more):
+    return Added(
+        cache_id=cache_id,
+        entry=(cache_id * 2, 5),
+        is_blocks=is_blocks,
+        num_tensors=len(addrs),
+        shape=shape,
+        data_type=DataType.DT_FLOAT16.value,
+        placement=1,
+        batch_dim_index=more.pop("batch_dim_index", 0),
+        addrs=np.array(addrs if accessible else [], "<u8").tobytes(),
+        accessible=accessible,
+        **more,
+    )
+
+
+def key_record(req_id, slot, guard):
+    return KeyRecord(req_id, 0, UNUSED_PREFIX, slot, guard)
+
+
+def by_id(cache_id, index=0):
+    return CacheKeyByIdAndIndex(PEER, cache_id, index)
+
+
+def missing(peer, key, fresh=True):
+    with pytest.raises(LLMException, match=r"peer cluster 9: the peer has no cache under") as error:
+        peer.resolve(key, fresh)
+    return error.value.status_code is LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
+
+
+def test_resolves_a_blocks_cache(peer):
+    peer.writer.add(added(1, blocks_key=3))
+    cache, slot, key_ref = peer.resolve(BlocksCacheKey(PEER, 3))
+    assert (cache.cache_id, cache.ref, slot, key_ref) == (1, (2, 5), 0, NO_REF)
+    assert cache.layout.starts == (4096, 8192)
+    assert (cache.layout.tensor_bytes, cache.layout.unit_bytes, cache.layout.num_units) == (
+        80,
+        20,
+        4,
+    )
+    assert peer.resolve(by_id(1, 2)) == (cache, 2, NO_REF)
+    assert missing(peer, BlocksCacheKey(PEER, 4))
+
+
+def test_resolves_slots(peer):
+    keys = (key_record(100, 0, (7, 1)), key_record(101, 2, (8, 1)))
+    peer.writer.add(added(1, is_blocks=False, shape=(5, 4), batch_dim_index=1, keys=keys))
+    cache, slot, key_ref = peer.resolve(CacheKey(PEER, 101))
+    assert (slot, key_ref) == (2, (8, 1))
+    assert cache.layout.num_units == 1  # the batch is not outermost: no slot is one piece
+    peer.writer.add(added(2, is_blocks=False, shape=(1, 4, 5), batch_dim_index=1))
+    assert peer.resolve(by_id(2)).cache.layout.unit_bytes == 10
+    peer.writer.remove_key(1, (8, 1))
+    assert missing(peer, CacheKey(PEER, 101))
+    assert peer.resolve(CacheKey(PEER, 100)).cache is cache
+
+
+def test_an_unchanged_directory_costs_one_comparison(peer):
+    peer.writer.add(added(1))
+    assert peer.refresh()
+    peer.source.version_calls, peer.source.reads = 0, []
+    assert not peer.refresh()
+    peer.resolve(by_id(1), fresh=True)
+    peer.resolve(by_id(1), fresh=False)
+    assert (peer.source.version_calls, peer.source.reads) == (2, [])
+
+
+def test_only_new_records_are_fetched(peer):
+    peer.writer.add(added(1))
+    peer.refresh()
+    tail = peer.writer.tail
+    peer.writer.add(added(2))
+    assert peer.refresh()
+    assert peer.source.reads[-1] == (tail, peer.writer.tail - tail)
+    assert {cache.cache_id for cache in peer.reader.caches()} == {1, 2}
+    assert peer.reader.version == peer.log.version()
+
+
+def test_a_miss_refreshes_and_a_hit_does_not(peer):
+    peer.writer.add(added(1))
+    peer.resolve(by_id(1))
+    peer.writer.remove(1)
+    assert peer.resolve(by_id(1)).cache.cache_id == 1  # stale until the peer refuses it
+    peer.writer.add(added(2))
+    peer.resolve(by_id(2))
+    assert missing(peer, by_id(1), fresh=False)
+
+
+def test_the_last_cache_of_a_blocks_key_wins(peer):
+    key = BlocksCacheKey(PEER)
+    peer.writer.add(added(1, blocks_key=0))
+    peer.writer.add(added(2, blocks_key=0))
+    assert peer.resolve(key).cache.cache_id == 2
+    peer.writer.remove(1)
+    assert peer.resolve(key, fresh=True).cache.cache_id == 2
+    peer.writer.add(added(3, blocks_key=0))
+    peer.writer.remove(3)
+    assert missing(peer, key)
+    assert peer.resolve(by_id(2)).cache.cache_id == 2
+
+
+def test_a_key_that_was_bound_again_survives_its_former_cache(peer):
+    peer.writer.add(added(1, is_blocks=False, keys=(key_record(100, 0, (7, 1)),)))
+    peer.writer.add(added(2, is_blocks=False, keys=(key_record(100, 1, (7, 3)),)))
+    peer.writer.remove_key(1, (7, 1))
+    peer.writer.remove(1)
+    assert peer.resolve(CacheKey(PEER, 100)).key_ref == (7, 3)
+
+
+def test_an_id_can_go_before_its_keys(peer):
+    peer.writer.add(added(1, is_blocks=False, keys=(key_record(100, 0, (7, 1)),)))
+    peer.writer.unname(1)
+    assert missing(peer, by_id(1))
+    assert peer.resolve(CacheKey(PEER, 100)).cache.cache_id == 1
+
+
+def test_a_remap_changes_the_entry(peer):
+    peer.writer.add(added(1))
+    cache = peer.resolve(by_id(1)).cache
+    peer.writer.remap(1, 7)
+    peer.refresh()
+    assert cache.ref == (2, 7)
+
+
+def test_a_cache_that_is_kept_local_is_named_in_the_refusal(peer):
+    peer.writer.add(added(6, accessible=False, blocks_key=1))
+    with pytest.raises(LLMException, match=r"cache 6, named by .* not remote-accessible") as error:
+        peer.resolve(BlocksCacheKey(PEER, 1))
+    assert error.value.status_code is LLMStatusCode.LLM_PARAM_INVALID
+    assert peer.reader.caches()[0].layout.starts == ()
+
+
+def test_a_long_log_is_compacted_and_read_again():
+    peer = Peer(capacity=4096)
+    keys = (key_record(100, 0, (7, 1)), key_record(101, 1, (8, 1)))
+    peer.writer.add(added(1, is_blocks=False, keys=keys, blocks_key=None))
+    peer.writer.add(added(2, blocks_key=0))
+    peer.writer.add(added(3, blocks_key=0))
+    peer.writer.remove_key(1, (7, 1))
+    peer.writer.remap(2, 9)
+    peer.refresh()
+    while peer.log.version() >> 40 == 0:
+        peer.writer.add(added(50))
+        peer.writer.remove(50)
+    assert peer.log.version() >> 40 == 2
+    assert peer.refresh()
+    assert {cache.cache_id for cache in peer.reader.caches()} - {50} == {1, 2, 3}
+    assert peer.resolve(by_id(2)).cache.ref == (4, 9)
+    assert peer.resolve(BlocksCacheKey(PEER)).cache.cache_id == 3
+    assert peer.resolve(CacheKey(PEER, 101)).slot == 1
+    assert missing(peer, CacheKey(PEER, 100))
+    peer.writer.remove(3)
+    assert missing(peer, BlocksCacheKey(PEER))
+
+
+def test_waste_is_compacted_long_before_the_log_is_full():
+    peer = Peer(capacity=1 << 30)
+    for cache_id in range(1, 6000):
+        peer.writer.add(added(cache_id))
+        peer.writer.remove(cache_id)
+    assert peer.writer.tail <= 256 << 10
+    peer.refresh()
+    assert peer.reader.caches() == []
+
+
+def test_a_log_that_is_full_of_live_caches_refuses_more():
+    peer = Peer(capacity=1024)
+    count = 0
+    with pytest.raises(DirectoryFull):
+        for cache_id in range(1, 100):
+            peer.writer.add(added(cache_id))
+            count = cache_id
+    assert count > 5
+    for cache_id in range(1, count + 1):
+        peer.writer.remap(cache_id, 2**64 - 1)
+    peer.refresh()
+    assert len(peer.reader.caches()) == count
+    peer.writer.remove(1)
+    peer.writer.add(added(count + 1))
+    peer.refresh()
+    assert {cache.cache_id for cache in peer.reader.caches()} == set(range(2, count + 2))
+
+
+class Rewriting(Source):
+    """A log that is being rewritten for the next few looks."""
+
+    odd_looks = 0
+
+    def version(self, deadline_ns):
+        version = super().version(deadline_ns)
+        if self.odd_looks:
+            self.odd_looks -= 1
+            return version + (1 << 40)
+        return version
+
+
+def test_waits_while_the_log_is_being_rewritten(peer):
+    peer.writer.add(added(1))
+    source = Rewriting(peer.log)
+    source.odd_looks = 3
+    reader = DirectoryReader(source, PEER)
+    assert reader.refresh("pull_blocks", FAR)
+    assert [cache.cache_id for cache in reader.caches()] == [1]
+
+
+def test_gives_up_at_the_deadline_when_the_peer_never_finishes(peer):
+    source = Rewriting(peer.log)
+    source.odd_looks = 10**9
+    reader = DirectoryReader(source, PEER)
+    with pytest.raises(LLMException, match="rewriting its directory") as error:
+        reader.refresh("pull_blocks", time.monotonic_ns() + 5_000_000)
+    assert error.value.status_code is LLMStatusCode.LLM_TIMEOUT
+
+
+def test_what_was_read_across_a_rewrite_is_thrown_away(peer):
+    class Torn(Source):
+        def read_log(self, offset, size, deadline_ns):
+            if not self.reads:
+                super().read_log(offset, size, deadline_ns)
+                self.log.rewrite(encode_frame(added(8)))
+                return b"\xff" * size
+            return super().read_log(offset, size, deadline_ns)
+
+    peer.writer.add(added(1))
+    reader = DirectoryReader(Torn(peer.log), PEER)
+    reader.refresh("pull_blocks", FAR)
+    assert [cache.cache_id for cache in reader.caches()] == [8]
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        b"\x01\x00\x00\x00\xc1",
+        b"\xff\xff\xff\xff",
+        encode_frame(added(1, addrs=(1, 2), shape=())),
+        encode_frame(added(1, addrs=(2**64 - 1,))),
+        encode_frame(Added(1, (1, 1), True, 2, (4,), 1, 1, 0, b"12345678", True)),
+        encode_frame(Added(1, (1, 1), True, 1, (4,), 5, 1, 0, b"12345678", True)),
+        encode_frame(Added(1, (1, 1), True, 1, (4,), 13, 1, 0, b"12345678", True)),
+        encode_frame(Added(1, (1, 1), True, 1, (2**60, 2**60), 1, 1, 0, b"12345678", True)),
+    ],
+)
+def test_nonsense_is_refused(peer, log):
+    peer.log.append(log)
+    with pytest.raises(CorruptDirectory):
+        peer.refresh()
+
+
+def test_a_record_about_nothing_is_refused(peer):
+    peer.writer.add(added(1))
+    peer.log.rewrite(b"")
+    peer.writer.remove(1)
+    with pytest.raises(CorruptDirectory, match="there is none"):
+        peer.refresh()
+
+
+def test_many_threads_refresh_at_once(peer):
+    failures = []
+    done = threading.Event()
+
+    def follow():
+        while not done.is_set():
+            try:
+                peer.refresh()
+            except Exception as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=follow) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for cache_id in range(1, 300):
+        peer.writer.add(added(cache_id, blocks_key=0))
+        if cache_id > 3:
+            peer.writer.remove(cache_id - 3)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    peer.refresh()
+    assert {cache.cache_id for cache in peer.reader.caches()} == {297, 298, 299}
