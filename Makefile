@@ -12,6 +12,7 @@ NATIVE_SOURCES := $(shell find native -name '*.cc' -o -name '*.h')
 QUIETLY         = $(BIN)/python tools/quietly.py
 STUB            = src/llm_datadist/_native.pyi
 WHEEL_LIMIT     = 5M
+QUICK_DEMO      = --requests 2 --max-new-tokens 8 --prompt-tokens 200 --layers 4
 
 # A thread sanitizer of GCC 12 needs address space randomisation as older kernels had it.
 FIXED_ADDRESSES := $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setarch $$(uname -m) -R)
@@ -150,7 +151,8 @@ wheel: $(VENV)/.tools
 	@ls -sh build/dist
 
 demo-quick: $(VENV)/.installed
-	$(BIN)/llm-datadist demo --quick $(ARGS)
+	$(BIN)/llm-datadist demo --mode pull $(QUICK_DEMO)
+	$(BIN)/llm-datadist demo --mode layerwise --backend tcp $(QUICK_DEMO)
 
 bench: $(VENV)/.installed
 	$(BIN)/llm-datadist bench $(ARGS)

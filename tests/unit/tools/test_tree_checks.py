@@ -1,0 +1,144 @@
+"""The tree's own checks in tools/: each passes a good tree and names what is wrong in a bad one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).parents[3] / "tools"
+CMAKE = """
+ldd_library(base SOURCES ${BASE_SOURCES})
+ldd_library(memory SOURCES ${MEMORY_SOURCES} USES ldd_base)
+ldd_library(host SOURCES ${HOST_SOURCES} USES ldd_memory)
+"""
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Writes files into an empty repository."""
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+
+    def write(files):
+        for name, text in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return tmp_path
+
+    return write
+
+
+def check(name, directory):
+    """Run a check; what it complains about, "" when it passes."""
+    result = subprocess.run(
+        [sys.executable, str(TOOLS / f"{name}.py")],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode == 0) == (result.stderr == ""), result
+    return result.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "include", "complaint"),
+    [
+        ("host/a.cc", '"base/b.h"', ""),
+        ("memory/a.cc", '"base/b.h"', ""),
+        ("bind/a.cc", '"host/c.h"', ""),
+        ("bind/a.cc", "<nanobind/nanobind.h>", ""),
+        ("memory/a.cc", '"host/c.h"', "memory may not include host"),
+        ("base/a.cc", '"bind/d.h"', "base may not include bind"),
+        ("base/a.cc", '"b.h"', "its path from native/"),
+        ("base/a.cc", '"base/missing.h"', "no such file"),
+        ("host/a.cc", "<nanobind/nanobind.h>", "only native/bind"),
+        ("host/a.cc", "<Python.h>", "only native/bind"),
+        ("stray/a.cc", "<vector>", "no ldd_library"),
+    ],
+)
+def test_native_includes(tree, path, include, complaint):
+    files = {f"native/{name}": "" for name in ("base/b.h", "host/c.h", "bind/d.h", "memory/e.h")}
+    files |= {"CMakeLists.txt": CMAKE, f"native/{path}": f"#include {include}\n"}
+    found = check("check_native_includes", tree(files))
+    assert complaint in found
+    assert bool(found) == bool(complaint)
+
+
+@pytest.mark.parametrize(
+    ("path", "lines", "fails"),
+    [
+        ("src/a.py", 500, False),
+        ("src/a.py", 501, True),
+        ("native/a.cc", 501, True),
+        ("tests/a.py", 600, False),
+        ("tests/a.py", 601, True),
+        ("Makefile", 501, True),
+        ("src/a.bin", 501, False),
+    ],
+)
+def test_file_sizes(tree, path, lines, fails):
+    found = check("check_file_sizes", tree({path: "x\n" * lines}))
+    assert bool(found) == fails
+    assert not fails or f"{path}: {lines} lines" in found
+
+
+TESTS = """
+def test_plain(): ...
+class TestGroup:
+    def test_inner(self): ...
+def helper(): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ("`tests/a.py::test_plain`, `tests/a.py::TestGroup::test_inner`", ""),
+        ("`tests/a.py::test_gone`", "item 1: tests/a.py::test_gone: no test test_gone"),
+        ("`tests/a.py::helper`", "no test helper"),
+        ("`tests/gone.py::test_plain`", "no file tests/gone.py"),
+        ("`tests/a.py`", "write path::name"),
+        ("", "item 1: names no test"),
+        ("not implemented", "item 1: must be implemented"),
+    ],
+)
+def test_conformance_table(tree, row, complaint):
+    good = "`tests/a.py::test_plain`"
+    rows = [row, *[good] * 60, "not implemented"]
+    table = "".join(f"| {number} | what | {tests} |\n" for number, tests in enumerate(rows, 1))
+    found = check("check_conformance", tree({"docs/conformance.md": table, "tests/a.py": TESTS}))
+    assert complaint in found
+    assert bool(found) == bool(complaint)
+
+
+def test_conformance_table_misses_an_item(tree):
+    files = {
+        "docs/conformance.md": "| 1 | what | `a.py::test_a` |\n",
+        "a.py": "def test_a(): ...\n",
+    }
+    assert "item 2: no row" in check("check_conformance", tree(files))
+
+
+def test_quietly_shows_the_output_of_a_failure_only(tmp_path):
+    def run(code):
+        return subprocess.run(
+            [
+                sys.executable,
+                str(TOOLS / "quietly.py"),
+                str(tmp_path / "logs" / "log"),
+                sys.executable,
+                "-c",
+                f"print('noise'); raise SystemExit({code})",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    good, bad = run(0), run(7)
+    assert (good.returncode, good.stdout + good.stderr) == (0, "")
+    assert bad.returncode == 1
+    assert "noise" in bad.stderr
+    assert "status 7" in bad.stderr
