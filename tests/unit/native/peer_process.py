@@ -1,0 +1,77 @@
+"""The other process of the same-host tests: does what it is told, line by line."""
+
+import ctypes
+import json
+import mmap
+import os
+import sys
+
+import numpy as np
+
+from llm_datadist import _native
+
+PAGE = mmap.PAGESIZE
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+def tell(answer):
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+def view(address, size):
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+
+def main():
+    size = int(sys.argv[1]) * PAGE
+    node = _native.Node(int.from_bytes(os.urandom(7), "little"), 1024, 1 << 16)
+    address = libc.mmap(None, size, 3, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    segment = _native.Segment(size, "test-segment")
+    pattern = (np.arange(size) // PAGE % 251).astype(np.uint8)
+    view(address, size)[:] = pattern
+    view(segment.address, size)[:] = pattern + np.uint8(1)
+
+    def entry(begin):
+        return node.open_entry(np.array([begin], np.uint64), np.array([size], np.uint64), True)
+
+    refs = {"entry": entry(address), "segment_entry": entry(segment.address)}
+    tell(
+        {
+            "incarnation": node.incarnation,
+            "nonce_address": node.nonce_address,
+            "published_fd": node.published_fd,
+            "published_bytes": node.published_bytes,
+            "address": address,
+            "size": size,
+            "segment": [segment.fd, segment.address, segment.size],
+            **refs,
+        }
+    )
+    for line in sys.stdin:
+        command, *arguments = json.loads(line)
+        if command == "unmap":
+            tell(libc.munmap(address + arguments[0] * PAGE, arguments[1] * PAGE))
+        elif command == "protect":
+            tell(libc.mprotect(address + arguments[0] * PAGE, arguments[1] * PAGE, arguments[2]))
+        elif command == "close_entry":
+            tell(node.close_entry(*arguments))
+        elif command == "reopen_entry":
+            tell(node.reopen_entry(*arguments))
+        elif command == "open_key":
+            tell(node.open_guard())
+        elif command == "close_key":
+            tell(node.close_guard(*arguments))
+        elif command == "append":
+            node.append(bytes(arguments[0]))
+            tell(node.version())
+        elif command == "close":
+            node.close()
+            tell(True)
+
+
+main()

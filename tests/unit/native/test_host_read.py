@@ -1,0 +1,379 @@
+"""Reads from another process on this host, and what ends them."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from llm_datadist import _native
+
+pytestmark = pytest.mark.slow  # each test starts a process
+
+INSTANCE = (0, 1)
+NO_REF = (0, 0)
+
+
+class Reading:
+    """A peer process, own memory as large as its entry, and the calls that tests make."""
+
+    def __init__(self, node, peer_process, pages, tools, count=64):
+        self.node = node
+        self.tools = tools
+        self.peer = peer_process(count)
+        self.host = self.peer.seen_from(node)
+        self.own = pages(count)
+        self.local_ref = node.open_entry(
+            tools.u64(self.own.address), tools.u64(self.own.size), True
+        )
+
+    def read(self, first=0, count=None, **changes):
+        count = self.own.count - first if count is None else count
+        page = self.own.page
+        steps = np.arange(first, first + count, dtype=np.uint64) * np.uint64(page)
+        refs = {
+            "local_ref": self.local_ref,
+            "link_ref": INSTANCE,
+            "cache_ref": self.peer.entry,
+            "key_ref": NO_REF,
+            "deadline_ns": self.tools.soon(),
+        } | {name: value for name, value in changes.items() if name != "base"}
+        return self.host.read(
+            steps + np.uint64(self.own.address),
+            steps + np.uint64(changes.get("base", self.peer.address)),
+            np.full(count, page, dtype=np.uint64),
+            **refs,
+        )
+
+    def expected(self, shift=0):
+        return (np.arange(self.own.size) // self.own.page % 251 + shift).astype(np.uint8)
+
+    def write_all(self, value):
+        self.own.bytes[:] = value
+
+
+@pytest.fixture
+def reading(node, peer_process, pages, tools):
+    made = []
+
+    def make(count=64):
+        made.append(Reading(node, peer_process, pages, tools, count))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.host.close()
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("pages_read", [1, 7, 1023, 1024, 1500, 4096])
+def test_a_read_brings_every_byte(reading, pages_read):
+    at = reading(pages_read)
+    assert at.read() == (_native.OK, 0, -1, at.own.size)
+    assert np.array_equal(at.own.bytes, at.expected())
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_mapped_segment_is_read_as_well(reading):
+    at = reading(3000)
+    at.host.map_segment(*at.peer.segment)
+    outcome = at.read(base=at.peer.segment[1], cache_ref=at.peer.segment_entry)
+    assert outcome == (_native.OK, 0, -1, at.own.size)
+    assert np.array_equal(at.own.bytes, at.expected(shift=1))
+    at.write_all(0)
+    at.host.unmap_range(at.peer.segment[1] + at.own.page, at.own.page)
+    outcome = at.read(base=at.peer.segment[1], cache_ref=at.peer.segment_entry)
+    assert outcome[0] == _native.OK
+    assert np.array_equal(at.own.bytes, at.expected(shift=1))
+
+
+def test_long_and_empty_and_unaligned_descriptors(reading, tools):
+    at = reading(2048)
+    outcome = at.host.read(
+        tools.u64(at.own.address, at.own.address, at.own.address + 3),
+        tools.u64(at.peer.address, at.peer.address, at.peer.address + 3),
+        tools.u64(3, 0, at.own.size - 3),
+        at.local_ref,
+        INSTANCE,
+        at.peer.entry,
+        NO_REF,
+        tools.soon(),
+    )
+    assert outcome == (_native.OK, 0, -1, at.own.size)
+    assert np.array_equal(at.own.bytes, at.expected())
+
+
+def test_nothing_to_read_is_ok_but_checked(reading):
+    at = reading(4)
+    assert at.read(count=0) == (_native.OK, 0, -1, 0)
+    assert at.read(count=0, cache_ref=(at.peer.entry[0], 99))[0] == _native.GONE
+
+
+def test_arrays_that_make_no_sense_are_refused(reading, tools):
+    at = reading(1)
+    rest = (at.local_ref, INSTANCE, at.peer.entry, NO_REF, tools.soon())
+    with pytest.raises(ValueError, match="differ in length"):
+        at.host.read(tools.u64(1, 2), tools.u64(1), tools.u64(1), *rest)
+    with pytest.raises(ValueError, match="wraps"):
+        at.host.read(tools.u64(2**64 - 1), tools.u64(1), tools.u64(2), *rest)
+    with pytest.raises(ValueError, match="16 TiB"):
+        at.host.read(tools.u64(1), tools.u64(1), tools.u64(1 << 45), *rest)
+
+
+def test_guards_of_the_peer_end_a_read_before_it_writes(reading):
+    at = reading(4)
+    key = tuple(at.peer.ask("open_key"))
+    assert at.read(key_ref=key)[0] == _native.OK
+    at.write_all(7)
+    assert at.peer.ask("close_key", *key)
+    assert at.read(key_ref=key)[0] == _native.GONE
+    value = at.peer.ask("reopen_entry", *at.peer.entry)
+    assert at.read()[0] == _native.GONE
+    assert (at.own.bytes == 7).all()
+    assert at.read(cache_ref=(at.peer.entry[0], value))[0] == _native.OK
+    assert at.peer.ask("close")
+    assert at.read(cache_ref=NO_REF)[0] == _native.GONE
+
+
+def test_a_local_entry_that_is_gone_is_not_written(reading):
+    at = reading(4)
+    assert at.node.close_entry(*at.local_ref)
+    assert at.read()[0] == _native.LOCAL_GONE
+    assert (at.own.bytes == 0).all()
+
+
+def test_the_deadline_ends_a_read(reading):
+    at = reading(4)
+    assert at.read(deadline_ns=time.monotonic_ns())[0] == _native.TIMEOUT
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("bad", [0, 3, 1022, 1023, 1999])
+def test_unreadable_memory_of_the_peer_is_named(reading, bad):
+    at = reading(2000)
+    at.peer.ask("unmap", bad, 1)
+    code, _, index, _ = at.read()
+    assert (code, index) == (_native.REMOTE_FAULT, bad)
+    if bad > 0:
+        assert at.read(count=bad)[0] == _native.OK
+
+
+def test_protected_memory_of_the_peer_is_contained_and_can_be_repaired(reading):
+    at = reading(8)
+    at.peer.ask("protect", 5, 1, 0)
+    code, _, index, _ = at.read()
+    assert (code, index) == (_native.REMOTE_FAULT, 5)
+    at.peer.ask("protect", 5, 1, 3)
+    assert at.read()[0] == _native.OK
+
+
+def test_a_fault_in_the_middle_of_a_descriptor_is_found(reading, tools):
+    at = reading(8)
+    at.peer.ask("unmap", 6, 1)
+    outcome = at.host.read(
+        tools.u64(at.own.address),
+        tools.u64(at.peer.address + 9),
+        tools.u64(at.own.size - 9),
+        at.local_ref,
+        INSTANCE,
+        at.peer.entry,
+        NO_REF,
+        tools.soon(),
+    )
+    assert (outcome[0], outcome[2]) == (_native.REMOTE_FAULT, 0)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("protection", [None, "PROT_NONE", "PROT_READ"])
+def test_unwritable_own_memory_is_named(reading, mapped, protection):
+    at = reading(8)
+    if mapped:
+        at.host.map_segment(*at.peer.segment)
+    if protection is None:
+        at.own.unmap(3)
+    else:
+        at.own.protect(3, getattr(at.tools, protection))
+    base = at.peer.segment[1] if mapped else at.peer.address
+    code, _, index, _ = at.read(base=base)
+    assert (code, index) == (_native.LOCAL_FAULT, 3)
+    assert at.read(first=4, base=base)[0] == _native.OK
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_killed_peer_is_dead(reading, mapped):
+    at = reading(8)
+    if mapped:
+        at.host.map_segment(*at.peer.segment)
+    at.peer.process.kill()
+    at.peer.process.wait()
+    base = at.peer.segment[1] if mapped else at.peer.address
+    assert at.read(base=base)[0] == _native.PEER_DEAD
+    at.peer.close()
+
+
+def test_another_process_is_not_taken_for_the_peer(node, peer_process):
+    peer = peer_process(1)
+    address = (peer.process.pid, peer.incarnation, peer.nonce_address)
+    file = (peer.published_fd, peer.published_bytes)
+    with pytest.raises(OSError, match="another instance"):
+        _native.HostPeer(node, address[0], peer.incarnation + 1, address[2], *file)
+    with pytest.raises(OSError, match="cannot read the memory"):
+        _native.HostPeer(node, address[0], address[1], peer.address, *file)
+    with pytest.raises(OSError, match="smaller than announced"):
+        _native.HostPeer(node, *address, file[0], file[1] + 1)
+    with pytest.raises(OSError, match="no sealed memory"):
+        _native.HostPeer(node, *address, 0, 64)
+    with pytest.raises(FileNotFoundError, match="cannot open"):
+        _native.HostPeer(node, *address, 999, 64)
+
+
+def test_a_segment_must_be_where_the_peer_says(reading):
+    at = reading(4)
+    fd, address, size = at.peer.segment
+    with pytest.raises(OSError, match="not mapped where"):
+        at.host.map_segment(fd, at.peer.address, size)
+    with pytest.raises(OSError, match="smaller than announced"):
+        at.host.map_segment(fd, address, size * 2)
+
+
+def test_a_segment_whose_guard_is_dead_is_not_used(reading):
+    at = reading(4)
+    guard = tuple(at.peer.ask("open_key"))
+    at.host.map_segment(*at.peer.segment, guard)
+    at.peer.ask("close_key", *guard)
+    at.peer.process.kill()
+    at.peer.process.wait()
+    outcome = at.read(base=at.peer.segment[1], cache_ref=at.peer.segment_entry)
+    assert outcome[:2] == (_native.PEER_DEAD, 3), "ESRCH: the read went to the process"
+
+
+def test_the_directory_of_the_peer_is_visible(reading):
+    at = reading(1)
+    version = at.peer.ask("append", [1, 2, 3])
+    assert at.host.version() == version == 3
+    assert at.host.read_log(0, 3) == b"\1\2\3"
+    assert at.host.guard(at.peer.entry[0]) == at.peer.entry[1]
+    assert at.host.guard(10**9) == 0
+
+
+def test_closing_ends_further_reads_and_keeps_the_view(reading):
+    at = reading(2)
+    at.host.close()
+    at.host.close()
+    assert at.read()[0] == _native.CANCELLED
+    assert at.host.version() == 0
+
+
+def test_closing_the_own_node_ends_reads(reading):
+    at = reading(2)
+    at.node.close()
+    assert at.read()[0] == _native.CLOSED
+
+
+def test_the_node_outlives_its_name(peer_process, pages, tools):
+    own = pages(1)
+    host = peer_process(1).seen_from(_native.Node(3, 16, 64))
+    assert host.version() == 0
+    assert own.bytes[0] == 0
+    host.close()
+
+
+class Background(threading.Thread):
+    """Repeats a large read until it fails."""
+
+    def __init__(self, at, **changes):
+        super().__init__()
+        self.at = at
+        self.changes = changes
+        self.began = threading.Event()
+        self.outcome = None
+        self.start()
+
+    def run(self):
+        while True:
+            self.outcome = self.at.read(**self.changes)
+            self.began.set()
+            if self.outcome[0] != _native.OK:
+                return
+
+    def ends_with(self):
+        self.join(10)
+        assert not self.is_alive()
+        return self.outcome[0]
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [
+        ("close peer object", _native.CANCELLED),
+        ("close own entry", _native.LOCAL_GONE),
+        ("close own node", _native.CLOSED),
+        ("close remote entry", _native.GONE),
+        ("kill", _native.PEER_DEAD),
+    ],
+)
+def test_a_running_read_is_stopped_and_then_writes_nothing(reading, how, code):
+    at = reading(8192)
+    running = Background(at)
+    assert running.began.wait(10)
+    if how == "close peer object":
+        at.host.close()
+    elif how == "close own entry":
+        assert at.node.close_entry(*at.local_ref)
+    elif how == "close own node":
+        at.node.close()
+    elif how == "close remote entry":
+        assert at.peer.ask("close_entry", *at.peer.entry)
+    else:
+        at.peer.process.kill()
+    if how in {"close peer object", "close own entry"}:
+        at.write_all(255)  # those calls return only when nothing is written any more
+    assert running.ends_with() == code
+    if how not in {"close peer object", "close own entry"}:
+        at.write_all(255)
+    assert (at.own.bytes == 255).all()
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_closing_an_entry_waits_for_one_batch_only(reading):
+    at = reading(16384)
+    running = Background(at)
+    assert running.began.wait(10)
+    before = time.monotonic()
+    assert at.node.close_entry(*at.local_ref)
+    assert time.monotonic() - before < 1.0
+    assert running.ends_with() == _native.LOCAL_GONE
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_many_threads_read_at_once(reading):
+    at = reading(512)
+    codes = []
+
+    def work():
+        for _ in range(20):
+            codes.append(at.read()[0])
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert codes == [_native.OK] * 80
+    assert np.array_equal(at.own.bytes, at.expected())
+
+
+def test_a_forked_child_cannot_use_the_parents_peer(reading):
+    at = reading(600)
+    assert at.read()[0] == _native.OK
+    child = os.fork()
+    if child == 0:
+        code = at.read()[0]
+        at.host.close()
+        os._exit(42 if code == _native.CLOSED else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+    assert at.read()[0] == _native.OK
