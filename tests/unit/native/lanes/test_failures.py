@@ -1,0 +1,243 @@
+"""Bad memory, vanishing caches, frozen and dead targets: typed ends, in time, quiet afterwards."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.slow
+SIZE = 8 << 20
+KINDS = ["read", "write", "push"]
+
+
+def lasting(link):
+    """Work that takes far longer than a test waits before it interferes."""
+    return link.whole(1 << 14) * 80
+
+
+def run_aside(function):
+    """Starts `function` on a thread; the returned callable waits for its result."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(function()))
+    thread.start()
+
+    def result():
+        thread.join(20)
+        assert not thread.is_alive()
+        return results[0]
+
+    return result
+
+
+def memory_of(link):
+    with Path(f"/proc/{link.process.pid}/mem").open("rb", buffering=0) as memory:
+        memory.seek(link.remote_address)
+        return np.frombuffer(memory.read(link.local.size), np.uint8)
+
+
+def page_ranges(pages, other, count):
+    """One descriptor per page; `pages` is the memory under test, `other` an ordinary array."""
+    page = pages.page
+    return [(i * page, pages.address + i * page - other, page) for i in range(count)]
+
+
+@pytest.mark.parametrize("operation", KINDS)
+def test_unmapped_memory_of_the_target_is_a_remote_fault_at_its_descriptor(
+    link, pages, code, operation
+):
+    one = link(lanes=1)
+    one.attach_host()
+    bad = pages(40)
+    entry = one.open_entry(bad.bytes)
+    ranges = [
+        (here, there % 2**64, length)
+        for here, there, length in page_ranges(bad, one.remote_address, 40)
+    ]
+    bad.unmap(23)
+    outcome = getattr(one, operation)(ranges, entry=entry)
+    assert (outcome.code, outcome.index) == (code.REMOTE_FAULT, 23)
+    del ranges[23]
+    assert getattr(one, operation)(ranges, entry=entry)[:3] == (code.OK, 0, -1)
+    assert one.lanes.count() == 1
+
+
+@pytest.mark.parametrize("operation", KINDS)
+@pytest.mark.parametrize("count", [3, 40])
+def test_unmapped_own_memory_is_a_local_fault_at_its_descriptor(
+    link, pages, code, operation, count
+):
+    one = link(lanes=1)
+    one.attach_host()
+    bad = pages(count)
+    base = one.local.ctypes.data
+    ranges = [
+        ((bad.at(i) - base) % 2**64, i * bad.page, bad.page if i != 1 else 100)
+        for i in range(count)
+    ]
+    bad.unmap(count - 1)
+    outcome = getattr(one, operation)(ranges)
+    assert (outcome.code, outcome.index) == (code.LOCAL_FAULT, count - 1)
+    assert getattr(one, operation)(ranges[:-1])[:3] == (code.OK, 0, -1)
+    assert one.lanes.count() == 1
+
+
+@pytest.mark.parametrize("operation", KINDS)
+def test_an_entry_of_the_target_closed_mid_stream_ends_it_and_nothing_more_lands(
+    link, code, operation
+):
+    one = link(size=SIZE)
+    one.attach_host()
+    result = run_aside(lambda: getattr(one, operation)(lasting(one)))
+    time.sleep(0.01)
+    one.target.close_entry(*one.entry)
+    after = one.remote.copy() if operation != "read" else None
+    assert result().code == code.GONE
+    if after is not None:
+        assert (one.remote == after).all()
+    assert one.ping() == code.OK
+    assert one.lanes.count() == 2
+
+
+@pytest.mark.parametrize("operation", KINDS)
+def test_an_own_entry_closed_mid_stream_ends_it_and_nothing_more_lands(link, code, operation):
+    one = link(size=SIZE)
+    one.attach_host()
+    own = one.node.open_entry(
+        np.array([one.local.ctypes.data], np.uint64), np.array([SIZE], np.uint64), False
+    )
+    result = run_aside(lambda: getattr(one, operation)(lasting(one), local_ref=own))
+    time.sleep(0.01)
+    one.node.close_entry(*own)
+    after = one.local.copy() if operation == "read" else None
+    assert result().code == code.LOCAL_GONE
+    if after is not None:
+        assert (one.local == after).all()
+    assert one.ping() == code.OK
+    assert one.lanes.count() == 2
+
+
+@pytest.mark.parametrize("operation", KINDS)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_target_that_dies_or_freezes_mid_transfer(remote_link, code, operation, number):
+    one = remote_link(size=SIZE)
+    one.attach_host()
+    one.local[:] = 7
+    began = time.monotonic()
+    result = run_aside(lambda: getattr(one, operation)(lasting(one), seconds=0.4))
+    time.sleep(0.015)
+    one.process.send_signal(number)
+    expected = code.PEER_DEAD if number == signal.SIGKILL else code.TIMEOUT
+    assert result().code == expected
+    assert time.monotonic() - began < 1.0
+    if number == signal.SIGSTOP:
+        before = memory_of(one)
+        own = one.local.copy()
+        one.process.send_signal(signal.SIGCONT)
+        assert one.ask("count", 5) >= 0
+        time.sleep(0.05)
+        assert (memory_of(one) == before).all()
+        assert (one.local == own).all()
+
+
+@pytest.mark.parametrize("operation", ["write", "push"])
+@pytest.mark.parametrize("size", [4096, 8 << 20])
+def test_a_frozen_target_applies_nothing_when_it_wakes(remote_link, code, operation, size):
+    one = remote_link(size=8 << 20)
+    one.attach_host()
+    one.signal(signal.SIGSTOP)
+    began = time.monotonic()
+    assert getattr(one, operation)([(0, 0, size)], seconds=0.1).code == code.TIMEOUT
+    assert time.monotonic() - began < 0.5
+    one.signal(signal.SIGCONT)
+    assert one.ask("count", 5) == 8 << 20
+    time.sleep(0.05)
+    assert one.ask("count", 5) == 8 << 20
+
+
+def test_cancelled_towards_a_frozen_target_applies_nothing_when_it_wakes(remote_link, code):
+    one = remote_link(size=8 << 20)
+    one.signal(signal.SIGSTOP)
+    result = run_aside(lambda: one.write([(0, 0, 4096)]))
+    time.sleep(0.05)
+    began = time.monotonic()
+    one.lanes.close()
+    assert time.monotonic() - began < 0.5
+    assert result().code == code.CANCELLED
+    one.signal(signal.SIGCONT)
+    assert one.ask("count", 5) == 8 << 20
+
+
+def test_a_killed_idle_target_is_noticed_by_the_next_operation(remote_link, code):
+    one = remote_link()
+    assert one.ping() == code.OK
+    one.process.kill()
+    one.process.wait()
+    assert one.read([(0, 0, 10)]).code == code.PEER_DEAD
+    assert one.lanes.count() == 0
+
+
+def test_the_death_of_an_initiator_frees_its_lanes_at_the_target(link):
+    one = link(lanes=3)
+    one.lanes.close()
+    deadline = time.monotonic() + 5
+    while one.server.link_lanes(7) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert one.server.link_lanes(7) == 0
+
+
+@pytest.mark.parametrize("operation", KINDS)
+def test_drop_link_ends_its_operations_and_touches_memory_no_more(link, code, operation):
+    one = link(size=SIZE)
+    one.attach_host()
+    result = run_aside(lambda: getattr(one, operation)(lasting(one)))
+    time.sleep(0.01)
+    one.server.drop_link(7)
+    after = one.remote.copy()
+    assert result().code == code.PEER_DEAD
+    assert (one.remote == after).all()
+    assert one.server.link_lanes(7) == 0
+    one.server.drop_link(7)
+    one.server.drop_link(8)
+
+
+@pytest.mark.parametrize("operation", KINDS)
+def test_close_ends_running_and_waiting_operations(link, code, operation):
+    one = link(size=SIZE, lanes=1)
+    one.attach_host()
+    results = [run_aside(lambda: getattr(one, operation)(lasting(one))) for _ in range(3)]
+    time.sleep(0.01)
+    one.lanes.close()
+    after = one.remote.copy()
+    assert {result().code for result in results} <= {code.CANCELLED, code.OK}
+    assert results[-1]().code == code.CANCELLED
+    assert (one.remote == after).all()
+    assert one.ping() == code.CANCELLED
+
+
+def test_operations_of_a_closed_instance_say_so(link, code):
+    one = link()
+    one.node.close()
+    assert one.ping() == code.CLOSED
+    assert one.read([(0, 0, 1)]).code == code.CLOSED
+
+
+def test_a_target_whose_instance_is_closed_serves_nothing(link, code):
+    one = link()
+    one.target.close()
+    assert one.read([(0, 0, 1)]).code == code.PEER_DEAD
+
+
+def test_waiting_for_a_free_lane_ends_by_the_deadline(remote_link, code):
+    one = remote_link(lanes=1)
+    one.signal(signal.SIGSTOP)
+    first = run_aside(lambda: one.ping(0.5))
+    time.sleep(0.05)
+    began = time.monotonic()
+    assert one.ping(0.1) == code.TIMEOUT
+    assert time.monotonic() - began < 0.3
+    assert first() == code.TIMEOUT
