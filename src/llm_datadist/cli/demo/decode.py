@@ -107,9 +107,11 @@ class DecodeWorker:
         status, each = self._instance.link_clusters([cluster], _LINK_TIMEOUT_MS)
         if status != LLMStatusCode.LLM_SUCCESS:
             raise RuntimeError(f"link_clusters to {ip}:{port} ended {each[0]}")
-        description = self._instance.describe_link(PREFILL_CLUSTER)
-        plain = msgspec.to_builtins(description, enc_hook=str, str_keys=True)
-        self._channel.send(Linked(str(plain.get("backend", "?")), plain))
+        description = msgspec.to_builtins(
+            self._instance.describe_link(PREFILL_CLUSTER), enc_hook=str, str_keys=True
+        )
+        # One backend per kind of memory; the caches here are host memory.
+        self._channel.send(Linked(description["backend"]["host"], description))
 
     def _begin(self, message: Begin) -> None:
         request = message.request

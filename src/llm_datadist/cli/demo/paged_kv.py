@@ -33,7 +33,11 @@ class PagedKvCache:
     ) -> None:
         self.block_size = block_size
         self.shape = (num_blocks, block_size, kv_heads, head_dim)
-        self.tensors: list[Floats] = [np.zeros(self.shape, np.float32) for _ in range(2 * layers)]
+        # Written once, so that every page is there: a server's cache is, and transfers into pages
+        # that are not would measure the kernel's page faults.
+        self.tensors: list[Floats] = [
+            np.full(self.shape, 0.0, np.float32) for _ in range(2 * layers)
+        ]
 
     @property
     def addresses(self) -> list[int]:
