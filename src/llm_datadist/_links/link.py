@@ -53,6 +53,7 @@ class Link:
         holders: Names of what wants the link: "clusters", "domain:<name>".
         lost: Set as soon as the link is no longer LINKED, before its data is taken down.
         reason: Why it ended; empty while it lives.
+        died: Whether it ended otherwise than by an unlink at either end.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Link:
         self.holders: frozenset[str] = frozenset()
         self.lost = threading.Event()
         self.reason = ""
+        self.died = False
         # Loop thread only from here on.
         self.conversation = conversation
         self.addresses = {peer.address, *addresses}
@@ -111,6 +113,7 @@ class Link:
         self.state = state
         if state not in (LinkState.LINKED, LinkState.GONE):
             self.reason = reason
+            self.died = state is LinkState.LOST
             self.lost.set()
 
     def describe(self) -> dict[str, object]:
