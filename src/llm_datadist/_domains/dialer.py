@@ -18,7 +18,9 @@ logger = logging.getLogger("llm_datadist")
 
 SETUPS_AT_ONCE: Final = 16
 _FIRST_PAUSE_SECONDS: Final = 0.02
+_NORMAL_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 0.5
+_PAUSE_PER_ROUND: Final = 4.0
 
 
 @final
@@ -26,8 +28,9 @@ class Dialer:
     """Runs rounds of dialing on threads of its own, which go when there is nothing to do.
 
     A round takes all pending domains of one peer in turn, so that they share its link and an
-    unreachable peer costs one dial a round however many domains wait for it. Between two rounds of
-    a peer lies a pause that grows, which leaves the threads to other peers.
+    unreachable peer costs one dial a round however many domains wait for it. The pause between two
+    rounds of a peer leaves the threads to other peers; it is short, because callers wait for the
+    domain, and longer where rounds take long.
 
     Args:
         run_round: Called with a peer's cluster id; returns whether another round is wanted.
@@ -82,17 +85,20 @@ class Dialer:
 
     def _serve(self, peer_id: int) -> None:
         again = True
+        begun = time.monotonic()
         try:
             again = not self._closed and self._run_round(peer_id)
         except Exception:
             logger.exception("a round of dialing cluster %d failed", peer_id)
         finally:
+            ended = time.monotonic()
             with self._changed:
                 self._busy.discard(peer_id)
                 if again and not self._closed:
                     pause = self._pause[peer_id]
-                    self._pause[peer_id] = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-                    self._due.setdefault(peer_id, time.monotonic() + pause)
+                    self._pause[peer_id] = min(2 * pause, _NORMAL_PAUSE_SECONDS)
+                    pause = max(pause, _PAUSE_PER_ROUND * (ended - begun))
+                    self._due.setdefault(peer_id, ended + min(pause, _LONGEST_PAUSE_SECONDS))
                 elif peer_id not in self._due:
                     self._pause.pop(peer_id, None)
                 self._changed.notify_all()

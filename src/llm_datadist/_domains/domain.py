@@ -58,6 +58,7 @@ class Pair:
 
     def describe(self) -> dict[str, object]:
         """Return the facts of this pair."""
+        gone = "" if self.link is None else self.link.reason
         return {
             "cluster_id": self.peer_id,
             "rank": self.rank,
@@ -65,7 +66,7 @@ class Pair:
             "addresses": list(self.addresses),
             "linked": self.link is not None and self.link.alive,
             "attempts": self.attempts,
-            "note": self.note,
+            "note": gone or self.note,
         }
 
 
@@ -114,8 +115,12 @@ class Domain:
         return [pair for pair in self.pairs.values() if pair.link is None]
 
     def status(self, now: float) -> RegisterMemStatus:
-        """Return where the domain stands; FAILED is final."""
-        self._notice_lost_links()
+        """Return where the domain stands; FAILED is final.
+
+        OK once every pair was linked: a member that leaves ends its own part only, and may do so
+        before this one has asked. The death of a peer is a failure.
+        """
+        self._notice_dead_links()
         unlinked = self.unlinked
         if unlinked and now >= self.deadline:
             notes = (f"cluster {pair.peer_id} (rank {pair.rank}): {pair.note}" for pair in unlinked)
@@ -124,11 +129,12 @@ class Domain:
             return RegisterMemStatus.FAILED
         return RegisterMemStatus.PREPARING if unlinked else RegisterMemStatus.OK
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, level: int = logging.ERROR) -> None:
         """Note and log why the domain has failed; the first reason stands."""
         if not self.failure:
             self.failure = reason
-            logger.error(
+            logger.log(
+                level,
                 "domain %r (comm id %d) of cluster %d failed: %s",
                 self.name,
                 self.comm_id,
@@ -165,7 +171,10 @@ class Domain:
             "peers": [pair.describe() for pair in self.pairs.values()],
         }
 
-    def _notice_lost_links(self) -> None:
+    def _notice_dead_links(self) -> None:
+        """Fail when a peer has died. One that has left after its work is done does no harm."""
         for pair in self.pairs.values():
-            if pair.link is not None and pair.link.lost.is_set():
-                self.fail(f"the link to cluster {pair.peer_id} is gone: {pair.link.reason}")
+            if pair.link is not None and pair.link.lost.is_set() and pair.link.died:
+                # The link table has warned of it.
+                reason = f"the link to cluster {pair.peer_id} is gone: {pair.link.reason}"
+                self.fail(reason, logging.INFO)

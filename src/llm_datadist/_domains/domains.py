@@ -157,7 +157,11 @@ class Domains:
         self._dialer.close()
 
     def _pairs(self, terms: Terms) -> tuple[list[Pair], tuple[Address, ...]]:
-        """Return the pairs of a domain, and where this member is to listen."""
+        """Return the pairs of a domain, and where this member may listen.
+
+        Where the table has members at the same place (device 0 of this host, say), the place is
+        left to the lower rank, which has to listen in any case.
+        """
         addresses = {
             rank: terms.table.addresses(rank, self._config.link_base_port)
             for rank in terms.ranks.values()
@@ -168,7 +172,8 @@ class Domains:
             for peer_id, rank in terms.ranks.items()
             if rank != own_rank
         ]
-        return pairs, addresses[own_rank]
+        taken = {address for pair in pairs if pair.dials for address in pair.addresses}
+        return pairs, tuple(place for place in addresses[own_rank] if place not in taken)
 
     def _check_admission(self, name: str) -> None:
         if self._closed:
@@ -240,6 +245,9 @@ class Domains:
             with self._lock:
                 domain.fail(f"the rank table has no address for rank {pair.rank}")
             return Outcome.REFUSED
+        if not pair.attempts:
+            places = ", ".join(f"{host} port {port}" for host, port in addresses)
+            pair.note = f"no answer so far from {places}"
         # Held beforehand, a link that is shared cannot go with an unlink of its last other domain
         # while the peer is already told that it will be used.
         held = {link for link in known if self._links.hold(link, hello.holder)}

@@ -56,7 +56,7 @@ class Listening:
             else:
                 logger.debug("domains are accepted at %s port %d", host, port)
                 return ""
-        return "; ".join(problems) or "the rank table has no address for this member's rank"
+        return "; ".join(problems) or "the rank table has no address for this member alone"
 
 
 def _serves(address: Address, wanted: Address) -> bool:

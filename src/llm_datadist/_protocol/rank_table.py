@@ -9,7 +9,6 @@ Source: api.md 4.6.
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import json
 import re
@@ -21,7 +20,7 @@ from llm_datadist._errors import LLMStatusCode, fail
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["Address", "RankTable", "domain_digest", "parse_rank_table"]
+__all__ = ["Address", "RankTable", "parse_rank_table"]
 
 Address = tuple[str, int]
 
@@ -109,12 +108,6 @@ def parse_rank_table(text: str) -> RankTable:
                 _refuse(f"{place}: rank_id {rank} is there twice")
             devices[rank] = _Device(device_id or 0, tuple(dict.fromkeys(hosts)))
     return RankTable(devices)
-
-
-def domain_digest(name: str, ranks: Mapping[int, int]) -> bytes:
-    """Return 32 bytes, equal for two members exactly when name and map (with its order) are."""
-    canonical = json.dumps([name, list(ranks.items())], separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).digest()
 
 
 def _loads(text: str) -> object:

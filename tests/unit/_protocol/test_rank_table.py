@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_datadist._errors import LLMException, LLMStatusCode
-from llm_datadist._protocol.rank_table import domain_digest, parse_rank_table
+from llm_datadist._protocol.rank_table import parse_rank_table
 
 TWO_SERVERS = {
     "version": "1.2",
@@ -156,19 +156,6 @@ def test_a_port_beyond_the_last_is_refused():
     assert table.addresses(0, 64000)
     with pytest.raises(LLMException, match="link_base_port"):
         table.addresses(0, 65000)
-
-
-def test_the_digest_tells_names_ids_ranks_and_order_apart():
-    digests = {
-        domain_digest("a", {1: 0, 2: 1}),
-        domain_digest("b", {1: 0, 2: 1}),
-        domain_digest("a", {1: 0, 3: 1}),
-        domain_digest("a", {1: 0, 2: 2}),
-        domain_digest("a", {2: 1, 1: 0}),
-        domain_digest("a", {1: 0, 2: 1, 3: 2}),
-    }
-    assert len(digests) == 6
-    assert domain_digest("a", {1: 0, 2: 1}) in digests
 
 
 def status(text: str) -> LLMStatusCode:
