@@ -129,13 +129,14 @@ void on_fault(int signal, siginfo_t* info, void* context) {
   catcher_now = nullptr;
   catcher->address = from_kernel ? reinterpret_cast<std::uintptr_t>(info->si_addr) : 0;
   catcher->is_write = writes(context);
+  catcher->mask = static_cast<const ucontext_t*>(context)->uc_sigmask;
   siglongjmp(catcher->landing, 1);
 }
 
 struct sigaction own_action() {
   struct sigaction action{};
   action.sa_sigaction = on_fault;
-  // Not deferred, because the handler is left by a jump that does not restore the signal mask.
+  // Not deferred: handlers below may raise the signal again and expect to be left at once.
   action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
   ::sigemptyset(&action.sa_mask);
   return action;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <csetjmp>
+#include <csignal>
 #include <cstdint>
 
 namespace ldd {
@@ -9,6 +10,7 @@ namespace ldd {
 // Where a fault of this thread is to be caught; lives on the stack of the function that catches it.
 struct FaultCatcher {
   sigjmp_buf landing;
+  sigset_t mask;  // the thread's signal mask at the fault, to be put back after landing
   std::uintptr_t address = 0;  // 0 when the kernel does not know it
   bool is_write = false;       // meaningful only where kFaultsTellWrites
 };

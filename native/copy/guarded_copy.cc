@@ -1,6 +1,7 @@
 #include "copy/guarded_copy.h"
 
 #include <atomic>
+#include <csignal>
 #include <cstring>
 
 #include "copy/fault_handler.h"
@@ -39,6 +40,8 @@ CopyFault guarded_copy(const iovec* destination, const iovec* source, std::size_
   FaultCatcher catcher;
   volatile std::size_t piece = 0;
   if (sigsetjmp(catcher.landing, 0) != 0) {
+    // Not by the jump: saving the mask before each copy would cost a system call.
+    ::pthread_sigmask(SIG_SETMASK, &catcher.mask, nullptr);
     finish_streaming();  // what was stored before the fault lands now, not later
     const std::size_t at = piece;
     return {side_of(catcher, destination[at], source[at]), at};

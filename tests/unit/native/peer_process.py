@@ -74,4 +74,5 @@ def main():
             tell(True)
 
 
-main()
+if __name__ == "__main__":
+    main()
