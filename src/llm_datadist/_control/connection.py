@@ -11,7 +11,7 @@ import contextlib
 import itertools
 from typing import TYPE_CHECKING, Final, final
 
-from llm_datadist._control.sockets import plain_address
+from llm_datadist._control.sockets import explained, limit_silence
 from llm_datadist._protocol.codec import (
     HEADER_BYTES,
     MAX_FRAME_BYTES,
@@ -54,26 +54,22 @@ class RemoteError(Exception):
 class ControlConnection:
     """Framed messages over one socket. Loop thread only. Make one with `open`."""
 
-    def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sock: socket.socket
-    ) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
         self._limit = MAX_GREETING_BYTES
-        self.peer_address = plain_address(sock.getpeername())
-        self.local_address = plain_address(sock.getsockname())
 
     @staticmethod
     async def open(sock: socket.socket) -> ControlConnection:
-        """Take over a connected socket, from either end; it is closed when that fails."""
+        """Take over a connected socket, from either end; OSError closes it."""
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(loop=loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         try:
+            limit_silence(sock)
             transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock)
-            return ControlConnection(
-                reader, asyncio.StreamWriter(transport, protocol, reader, loop), sock
-            )
+            writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+            return ControlConnection(reader, writer)
         except BaseException:
             sock.close()
             raise
@@ -112,7 +108,7 @@ class ControlConnection:
         except asyncio.IncompleteReadError:
             raise PeerClosedError("the peer closed the connection") from None
         except OSError as error:
-            raise PeerClosedError(f"the connection broke: {error.strerror or error}") from error
+            raise PeerClosedError(f"the connection broke: {explained(error)}") from error
         return decode_message(body)
 
     async def wait_closed_by_peer(self) -> None:
@@ -153,6 +149,7 @@ class Conversation:
         on_closed: Callable[[str], None],
     ) -> None:
         self.connection = connection
+        connection.trust()
         self._on_message = on_message
         self._on_signal = on_signal
         self._on_closed = on_closed
@@ -227,6 +224,12 @@ class Conversation:
             try:
                 reply = await self._on_message(message)
                 if reply is not None:
-                    self.connection.send(reply)
+                    self._send_reply(reply)
             except PeerClosedError:
                 return
+
+    def _send_reply(self, reply: Reply) -> None:
+        try:
+            self.connection.send(reply)
+        except ValueError as error:
+            self.connection.send(Reply(id=reply.id, error=f"the answer is too large: {error}"))

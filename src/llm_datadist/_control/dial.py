@@ -10,7 +10,14 @@ import logging
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
-from llm_datadist._control.sockets import plain_address, printed, resolve, tcp_socket, tune
+from llm_datadist._control.sockets import (
+    explained,
+    plain_address,
+    printed,
+    resolve,
+    tcp_socket,
+    tune,
+)
 
 if TYPE_CHECKING:
     from llm_datadist._control.deadline import Deadline
@@ -71,7 +78,7 @@ async def connect_resolved(
             "local ip %s cannot be the source of a connection to %s (%s); ignored",
             source,
             printed(plain_address(sockaddr)),
-            error.strerror or error,
+            explained(error),
         )
     return await _attempt(family, sockaddr, None)
 

@@ -100,7 +100,9 @@ class Doorway:
         self._admit(visit)
         try:
             await self._route(visit)
-        except (ProtocolError, PeerClosedError, EOFError, OSError) as error:
+        except (PeerClosedError, EOFError) as error:
+            logger.info("connection from %s closed: %s", printed(visit.peer), error)
+        except (ProtocolError, OSError) as error:
             logger.warning("connection from %s closed: %s", printed(visit.peer), error)
         except asyncio.CancelledError:
             if visit.refusal is None:

@@ -35,7 +35,7 @@ class ControlLoop:
 
     def __init__(self, name: str) -> None:
         self.workers = Workers(name)
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._submitting = threading.Lock()
@@ -44,7 +44,12 @@ class ControlLoop:
 
     def start(self) -> None:
         """Start the thread. Once only."""
-        self._thread.start()
+        self._loop = asyncio.new_event_loop()
+        try:
+            self._thread.start()
+        except BaseException:
+            self._loop.close()
+            raise
         self._open = True
 
     def run(self, work: Coroutine[Any, Any, _T], operation: str) -> _T:

@@ -40,6 +40,7 @@ class Workers:
         self._changed = threading.Condition()
         self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._threads = self._idle = self._busy = 0
+        self._retired = False
         self._dismissed = False
 
     def submit(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
@@ -54,6 +55,10 @@ class Workers:
 
     async def run(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Run a call and await it. Cancelling the wait does not stop the call."""
+        return await self.outcome(self.submit(call, *args, **kwargs))
+
+    async def outcome(self, future: Future[_T]) -> _T:
+        """Await a call that was submitted. Cancelling the wait does not stop the call."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[_T] = loop.create_future()
 
@@ -61,7 +66,7 @@ class Workers:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(_settle, waiter, done)
 
-        self.submit(call, *args, **kwargs).add_done_callback(deliver)
+        future.add_done_callback(deliver)
         return await waiter
 
     def wait_idle(self, seconds: float) -> bool:
@@ -73,6 +78,12 @@ class Workers:
         """Let threads go as soon as they have nothing to do. Calls may come all the same."""
         with self._changed:
             self._dismissed = True
+            self._changed.notify_all()
+
+    def retire(self) -> None:
+        """End idle threads at once from now on, instead of keeping them for the next call."""
+        with self._changed:
+            self._retired = True
             self._changed.notify_all()
 
     def _start_thread(self) -> None:

@@ -105,7 +105,6 @@ class _Inbound:
         except SecretMismatchError:
             raise ProtocolError("it has another secret") from None
         self._visit.proven()
-        self._connection.trust()
         await self._check_domain(hello)
         verdict = await self._claim(hello)
         if isinstance(verdict, Setup):
@@ -126,8 +125,10 @@ class _Inbound:
     async def _hear(self, kind: type[_Kind]) -> _Kind:
         message = await self._connection.receive()
         self._shake.received(message)
+        if isinstance(message, Reject):
+            raise PeerClosedError(f"it gave up: {message.reason}")
         if not isinstance(message, kind):
-            raise PeerClosedError(f"it gave up with {type(message).__name__}")
+            raise ProtocolError(f"unexpected {type(message).__name__}")
         return message
 
     def _check_hello(self, hello: Hello) -> None:
@@ -158,7 +159,11 @@ class _Inbound:
         hook = self._context.hooks.on_domain_hello
         answer: str | Refusal | None = "this instance has no domains"
         if hook is not None:
-            answer = await self._context.workers.run(hook, hello.domain, hello.cluster_id)
+            try:
+                answer = await self._context.workers.run(hook, hello.domain, hello.cluster_id)
+            except Exception as error:
+                logger.exception("the domain hello of cluster %d", hello.cluster_id)
+                raise SetupError(_FAILED, f"the domain is refused: {error}") from error
         if isinstance(answer, str):
             answer = Refusal(_FAILED, answer)
         if answer is not None:
@@ -172,6 +177,8 @@ class _Inbound:
         has accepted the other's before. So exactly one of the two dials goes through.
         """
         cluster_id, incarnation = hello.cluster_id, hello.incarnation
+        if incarnation == self._context.incarnation and incarnation not in self._ledger.dials:
+            raise SetupError(_FAILED, "it takes itself for this instance, which is not dialing")
         earlier_deadline = Deadline(_EARLIER_SECONDS)
         while True:
             own_dial = self._ledger.dials.get(incarnation)
@@ -228,13 +235,18 @@ class _Inbound:
         session: LaneSession | None = None
         try:
             link_id = next(context.link_ids)
-            endpoint = await context.workers.run(context.delegate.endpoint, link_id)
+            endpoint = await context.endpoint(link_id)
             num_lanes = min(context.num_lanes, hello.num_lanes)
             session = self._accept(endpoint, num_lanes)
             await self._hear(Complete)
             await session.filled()
             peer = self._peer(hello)
-            data = await context.connect(peer, link_id, confirm.endpoint, session.take())
+            connecting = context.begin_connect(peer, link_id, confirm.endpoint, session.take())
+            try:
+                data = await connecting.data()
+            except BaseException:
+                connecting.undo()
+                raise
             link = self._upkeep.install(
                 peer, link_id, data, self._connection, _holder(hello), _listening_at(hello)
             )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
-import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Final, final
 
@@ -13,10 +11,12 @@ from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.ledger import Ledger
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from llm_datadist._control.loop import ControlLoop
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.delegate import Hooks, LinkData, LinkDelegate, Peer
-    from llm_datadist._links.lanes import LaneSession
+    from llm_datadist._links.lanes import LaneFds, LaneSession
     from llm_datadist._options import Config
 
 __all__ = ["CLUSTERS", "Connecting", "LinkContext", "SetupError"]
@@ -70,69 +70,46 @@ class LinkContext:
         self.link_ids = itertools.count(1)
         self.generations: Counter[int] = Counter()
 
-    async def connect(
-        self,
-        peer: Peer,
-        link_id: int,
-        endpoint: bytes,
-        fds: tuple[list[int], list[int]],
-    ) -> LinkData:
-        """Have the delegate connect a link.
-
-        Cancelled meanwhile, what comes of it is undone.
-
-        Raises:
-            SetupError: The delegate refuses.
-        """
-        connecting = Connecting(self.delegate, peer, link_id, endpoint, fds)
+    async def endpoint(self, link_id: int) -> bytes:
+        """Have the delegate make the endpoint of a link; SetupError when it cannot."""
         try:
-            return await self.workers.run(connecting.call)
+            return await self.workers.run(self.delegate.endpoint, link_id)
         except Exception as error:
-            logger.warning("link to cluster %d refused here", peer.cluster_id, exc_info=True)
-            reason = f"cluster {self.cluster_id} cannot use the link: {error}"
+            logger.warning("no endpoint for link %d", link_id, exc_info=True)
+            reason = f"cluster {self.cluster_id} cannot offer its memory: {error}"
             raise SetupError(LLMStatusCode.LLM_LINK_FAILED, reason) from error
-        except BaseException:
-            self.workers.submit(connecting.abandon)
-            raise
+
+    def begin_connect(self, peer: Peer, link_id: int, endpoint: bytes, fds: LaneFds) -> Connecting:
+        """Have the delegate connect a link; it owns the fds from here on."""
+        return Connecting(self, peer, link_id, endpoint, fds)
 
 
 @final
 class Connecting:
-    """A call of the delegate's connect that may be given up while it runs. Thread-safe."""
+    """A call of the delegate's connect, under way on a worker from construction on."""
 
     def __init__(
-        self,
-        delegate: LinkDelegate,
-        peer: Peer,
-        link_id: int,
-        endpoint: bytes,
-        fds: tuple[list[int], list[int]],
+        self, context: LinkContext, peer: Peer, link_id: int, endpoint: bytes, fds: LaneFds
     ) -> None:
-        self._delegate = delegate
+        self._context = context
         self._peer = peer
-        self._link_id = link_id
-        self._endpoint = endpoint
-        self._fds = fds
-        self._calling = threading.Lock()
-        self._called = self._abandoned = False
-        self._data: list[LinkData] = []
+        call = context.delegate.connect
+        self._call = context.workers.submit(call, peer, link_id, endpoint, *fds)
 
-    def call(self) -> LinkData:
-        """Call connect, unless given up."""
-        with self._calling:
-            if self._abandoned:
-                raise RuntimeError("given up")
-            self._called = True
-            data = self._delegate.connect(self._peer, self._link_id, self._endpoint, *self._fds)
-            self._data.append(data)
-            return data
+    async def data(self) -> LinkData:
+        """Return what it returned; SetupError when the delegate refuses."""
+        try:
+            return await self._context.workers.outcome(self._call)
+        except Exception as error:
+            cluster_id = self._peer.cluster_id
+            logger.warning("link to cluster %d refused here", cluster_id, exc_info=True)
+            reason = f"cluster {self._context.cluster_id} cannot use the link: {error}"
+            raise SetupError(LLMStatusCode.LLM_LINK_FAILED, reason) from error
 
-    def abandon(self) -> None:
-        """Undo it, after the call has ended when it has begun. Blocks."""
-        with self._calling:
-            self._abandoned = True
-            if not self._called:
-                for fd in (*self._fds[0], *self._fds[1]):
-                    os.close(fd)
-            while self._data:
-                self._delegate.disconnect(self._data.pop())
+    def undo(self) -> None:
+        """Give it up: what it returned, or is still to return, is disconnected. Does not block."""
+        self._call.add_done_callback(self._undo)
+
+    def _undo(self, call: Future[LinkData]) -> None:
+        if call.exception() is None:
+            self._context.workers.submit(self._context.delegate.disconnect, call.result())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, final
 
 from llm_datadist._control.connection import ControlConnection, PeerClosedError
 from llm_datadist._control.dial import connect
-from llm_datadist._control.sockets import printed
+from llm_datadist._control.sockets import explained, printed
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.context import CLUSTERS, SetupError
 from llm_datadist._links.delegate import LinkResult, Peer
@@ -17,7 +18,13 @@ from llm_datadist._links.lanes import open_lanes
 from llm_datadist._links.ledger import Setup
 from llm_datadist._links.link import LinkState
 from llm_datadist._protocol.codec import Kind, ProtocolError, encode_preamble
-from llm_datadist._protocol.handshake import Handshake, SecretMismatchError, Side, fresh_nonce
+from llm_datadist._protocol.handshake import (
+    Handshake,
+    Phase,
+    SecretMismatchError,
+    Side,
+    fresh_nonce,
+)
 from llm_datadist._protocol.messages import (
     PROTOCOL_VERSION,
     Accept,
@@ -28,6 +35,7 @@ from llm_datadist._protocol.messages import (
     Message,
     Ready,
     Reject,
+    Unlink,
     Welcome,
     Yield,
 )
@@ -147,12 +155,17 @@ class _Dial:
 
     async def _attempt(self) -> Link:
         self.step = "connecting"
-        sock = await self._connect()
-        route = (sock.family, sock.getpeername(), self._request.source_ip)
+        sock, route = await self._connect()
         connection = await ControlConnection.open(sock)
         call = _Call(self._context, connection)
         try:
             return await self._shake_hands(call, route)
+        except SetupError as error:
+            call.give_up(error.status, error.reason)
+            raise
+        except _DialAgainError:
+            call.give_up(LLMStatusCode.LLM_PROCESSING_LINK, "another set-up of the link goes first")
+            raise
         except SecretMismatchError:
             raise SetupError(
                 _FAILED,
@@ -172,9 +185,10 @@ class _Dial:
             ) from error
         finally:
             if not call.kept:
-                connection.abort()
+                connection.close()
 
-    async def _connect(self) -> socket.socket:
+    async def _connect(self) -> tuple[socket.socket, LaneRoute]:
+        """Return a connection that is a control connection by its preamble, and the way it went."""
         request = self._request
         try:
             sock = await connect(
@@ -183,21 +197,26 @@ class _Dial:
         except OSError as error:
             raise SetupError(
                 _FAILED,
-                f"cannot connect: {error.strerror or error}; check that the peer listens there and "
+                f"cannot connect: {explained(error)}; check that the peer listens there and "
                 "that the network lets it through",
                 answered=False,
             ) from error
         try:
+            source = None if request.source_ip is None else sock.getsockname()[0]
+            route = (sock.family, sock.getpeername(), source)
             await asyncio.get_running_loop().sock_sendall(sock, encode_preamble(Kind.CONTROL))
         except OSError as error:
             sock.close()
             raise SetupError(
-                _FAILED, f"closed at once: {error}; see the peer's log", answered=False
+                _FAILED,
+                f"closed at once ({explained(error)}); see the peer's log, and check that an "
+                "llm-datadist instance listens there",
+                answered=False,
             ) from error
         except BaseException:
             sock.close()
             raise
-        return sock
+        return sock, route
 
     async def _shake_hands(self, call: _Call, route: LaneRoute) -> Link:
         self.step = "waiting for the peer's greeting"
@@ -205,7 +224,7 @@ class _Dial:
         welcome = await call.hear(Welcome)
         self._check_identity(welcome)
         link_id = next(self._context.link_ids)
-        endpoint = await self._context.workers.run(self._context.delegate.endpoint, link_id)
+        endpoint = await self._context.endpoint(link_id)
         setup = await self._claim(welcome)
         try:
             self.step = "waiting for the peer's consent"
@@ -316,15 +335,13 @@ class _Dial:
         self.step = "opening lanes"
         fds = await self._open_lanes(call, route, accept)
         self.step = "waiting for the peer to complete the link"
-        connecting = asyncio.ensure_future(
-            self._context.connect(peer, link_id, accept.endpoint, fds)
-        )
+        connecting = self._context.begin_connect(peer, link_id, accept.endpoint, fds)
         try:
             call.say(Complete())
-            await call.hear(Ready)
-            data = await connecting
+            await call.hear(Ready)  # first, because the peer has to be told differently after it
+            data = await connecting.data()
         except BaseException:
-            self._context.control.spawn(self._undo(connecting))
+            connecting.undo()
             raise
         call.kept = True
         self.is_new = True
@@ -341,13 +358,6 @@ class _Dial:
                 _FAILED, f"a data lane broke while it was opened: {error}; see the peer's log"
             ) from error
 
-    async def _undo(self, connecting: asyncio.Future[object]) -> None:
-        try:
-            data = await connecting
-        except (SetupError, asyncio.CancelledError):
-            return
-        await self._context.workers.run(self._context.delegate.disconnect, data)
-
 
 @final
 class _Call:
@@ -362,6 +372,17 @@ class _Call:
         """Send a message of the handshake."""
         self.shake.sent(message)
         self.connection.send(message)
+
+    def give_up(self, status: LLMStatusCode, reason: str) -> None:
+        """Tell the peer, as far as it still listens, that this dial ends here."""
+        linked = self.shake.phase is Phase.LINKED
+        message = (
+            Unlink(reason=reason[:4000])
+            if linked
+            else Reject(status=int(status), reason=reason[:4000])
+        )
+        with contextlib.suppress(ProtocolError, PeerClosedError):
+            self.say(message)
 
     async def hear(self, *kinds: type[_Kind]) -> _Kind:
         """Return the peer's next message, of one of these kinds; SetupError when it rejects."""

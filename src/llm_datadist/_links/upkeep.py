@@ -17,6 +17,7 @@ from llm_datadist._protocol.messages import Notify, Reply, Request, Unlink, Unli
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from concurrent.futures import Future
 
     from llm_datadist._control.connection import ControlConnection
     from llm_datadist._control.sockets import Address
@@ -157,11 +158,13 @@ class Upkeep:
     def _leave(self, link: Link, state: LinkState, reason: str, *, tell_hook: bool = False) -> None:
         self._ledger.remove(link)
         link.enter(state, reason)
-        self._context.control.spawn(self._dismantle(link, tell_hook=tell_hook))
+        # Not in the task: that one may be cancelled before it begins.
+        call = self._context.workers.submit(self._context.delegate.disconnect, link.data)
+        self._context.control.spawn(self._dismantled(link, call, tell_hook=tell_hook))
 
-    async def _dismantle(self, link: Link, *, tell_hook: bool) -> None:
+    async def _dismantled(self, link: Link, call: Future[None], *, tell_hook: bool) -> None:
         try:
-            await self._context.workers.run(self._context.delegate.disconnect, link.data)
+            await self._context.workers.outcome(call)
         except Exception:
             logger.exception("taking down link %d to cluster %d", link.link_id, link.cluster_id)
         link.enter(LinkState.GONE)

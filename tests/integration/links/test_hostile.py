@@ -1,0 +1,222 @@
+"""Peers that do not keep to the protocol lose their connection, and nobody else loses anything."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import socket
+
+import pytest
+
+from llm_datadist._control import listener
+from llm_datadist._protocol.codec import (
+    MAX_GREETING_BYTES,
+    Kind,
+    decode_frame,
+    encode_frame,
+    encode_preamble,
+)
+from llm_datadist._protocol.handshake import Handshake, Side, fresh_nonce
+from llm_datadist._protocol.lane_auth import LaneHello, check_answer, fresh_lane_nonce, prove_lane
+from llm_datadist._protocol.messages import Accept, Complete, Confirm, Hello, Ping, Reject, Welcome
+
+pytestmark = pytest.mark.expects_log("connection from .* closed")
+CONTROL, LANE = encode_preamble(Kind.CONTROL), encode_preamble(Kind.LANE)
+
+
+@pytest.fixture
+def linked(end):
+    """Two linked ends; they still are afterwards, and a third can join."""
+    a, b = end(1), end(2)
+    assert a.link(b)[0].is_ok
+    yield b
+    a.table.check(2, 2000)
+    b.table.check(1, 2000)
+    c = end(3)
+    assert c.link(b)[0].is_ok
+    assert len(a.plane.links) == 1
+
+
+def hello_frame(**fields):
+    given = {"version": 1, "cluster_id": 66, "incarnation": 66, "nonce": fresh_nonce()}
+    return encode_frame(Hello(**given | fields))
+
+
+def is_closed(sock):
+    """Wait until the peer has closed; what it says before is dropped."""
+    sock.settimeout(5)
+    with contextlib.suppress(ConnectionError):
+        while sock.recv(4096):
+            pass
+    return True
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n", id="http"),
+        pytest.param(b"LDD1\x09\0\0\0", id="unknown kind"),
+        pytest.param(CONTROL + b"\0\0\0\0", id="empty frame"),
+        pytest.param(CONTROL + b"\xff\xff\xff\xff", id="frame of 4 GiB"),
+        pytest.param(
+            CONTROL + (MAX_GREETING_BYTES + 1).to_bytes(4, "little"), id="large before proof"
+        ),
+        pytest.param(CONTROL + b"\x04\0\0\0\xff\xff\xff\xff", id="no msgpack"),
+        pytest.param(CONTROL + encode_frame(Ping(id=1)), id="out of order"),
+        pytest.param(CONTROL + encode_frame(Confirm(endpoint=b"")), id="confirm first"),
+        pytest.param(CONTROL + hello_frame() + encode_frame(Complete()), id="no confirm"),
+        pytest.param(LANE + bytes(36), id="lane of no session"),
+        pytest.param(LANE + b"\xff" * 36, id="malformed lane"),
+    ],
+)
+def test_malformed_connections_are_closed(linked, data):
+    with socket.create_connection(linked.address) as sock:
+        sock.sendall(data)
+        assert is_closed(sock)
+
+
+@pytest.mark.parametrize("size", [0, 3, 8, 10, 12, 40])
+def test_connections_that_end_in_the_middle(linked, size):
+    data = CONTROL + hello_frame()
+    with socket.create_connection(linked.address) as sock:
+        sock.sendall(data[:size])
+
+
+def test_random_bytes(linked):
+    for size in (1, 8, 9, 100, 5000):
+        for head in (b"", CONTROL, LANE):
+            with socket.create_connection(linked.address) as sock:
+                with contextlib.suppress(ConnectionError):
+                    sock.sendall(head + secrets.token_bytes(size))
+                    sock.shutdown(socket.SHUT_WR)
+                assert is_closed(sock)
+
+
+def test_slow_connections_are_closed_by_the_deadline(linked, monkeypatch):
+    monkeypatch.setattr(listener, "HANDSHAKE_SECONDS", 0.1)
+    starts = [b"", CONTROL[:3], CONTROL, CONTROL + hello_frame()[:9], LANE, CONTROL + hello_frame()]
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(socket.create_connection(linked.address)) for _ in starts]
+        for sock, start in zip(socks, starts, strict=True):
+            sock.sendall(start)
+        assert all(map(is_closed, socks))
+
+
+def test_of_too_many_unproven_connections_the_oldest_goes(linked, monkeypatch):
+    monkeypatch.setattr(listener, "MAX_UNPROVEN", 4)
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(socket.create_connection(linked.address)) for _ in range(9)]
+        assert all(map(is_closed, socks[:5]))
+
+
+class Intruder:
+    """Speaks the dialer's part by hand."""
+
+    def __init__(self, address):
+        self.address = address
+        self.sock = socket.create_connection(address)
+        self.sock.settimeout(5)
+        self.sock.sendall(CONTROL)
+        self.shake = Handshake(Side.DIALER, None)
+        self.data = b""
+
+    def say(self, message):
+        self.shake.sent(message)
+        self.sock.sendall(encode_frame(message))
+
+    def hear(self):
+        while True:
+            with contextlib.suppress(Exception):
+                message, self.data = decode_frame(self.data)
+                self.shake.received(message)
+                return message
+            part = self.sock.recv(4096)
+            assert part
+            self.data += part
+
+    def accepted(self, incarnation=66):
+        """Go as far as Accept."""
+        self.say(Hello(version=1, cluster_id=66, incarnation=incarnation, nonce=fresh_nonce()))
+        assert isinstance(self.hear(), Welcome)
+        self.say(Confirm(endpoint=b""))
+        answer = self.hear()
+        assert isinstance(answer, Accept)
+        return answer
+
+    def lane(self, key, hello, *, prove=True):
+        """Open one lane; return its socket."""
+        sock = socket.create_connection(self.address)
+        sock.settimeout(5)
+        sock.sendall(LANE + hello.pack())
+        answer = sock.recv(48, socket.MSG_WAITALL)
+        check_answer(self.shake.lane_key(), hello, answer)
+        sock.sendall(prove_lane(key, hello, answer) if prove else bytes(32))
+        return sock
+
+
+@pytest.fixture
+def intruder(linked):
+    one = Intruder(linked.address)
+    yield one
+    one.sock.close()
+
+
+def test_a_lane_without_the_key_is_closed(linked, intruder):
+    accept = intruder.accepted()
+    hello = LaneHello(accept.session, Side.ACCEPTOR, 0, fresh_lane_nonce())
+    with intruder.lane(bytes(32), hello) as sock:
+        assert is_closed(sock)
+
+
+def test_a_place_among_the_lanes_is_taken_once(linked, intruder):
+    accept = intruder.accepted()
+    hello = LaneHello(accept.session, Side.ACCEPTOR, 0, fresh_lane_nonce())
+    beyond = LaneHello(accept.session, Side.ACCEPTOR, accept.num_lanes, fresh_lane_nonce())
+    key = intruder.shake.lane_key()
+    with (
+        intruder.lane(key, hello),
+        intruder.lane(key, hello) as second,
+        intruder.lane(key, beyond) as third,
+    ):
+        assert is_closed(second)
+        assert is_closed(third)
+
+
+def test_lanes_of_a_set_up_that_ended_are_closed(linked, intruder):
+    accept = intruder.accepted()
+    key = intruder.shake.lane_key()
+    first = LaneHello(accept.session, Side.ACCEPTOR, 0, fresh_lane_nonce())
+    with intruder.lane(key, first) as lane:
+        intruder.sock.close()
+        assert is_closed(lane)
+    with socket.create_connection(linked.address) as sock:
+        sock.sendall(LANE + first.pack())
+        assert is_closed(sock)
+
+
+def test_the_same_peer_again_while_its_set_up_hangs(linked, intruder):
+    intruder.accepted()
+    second = Intruder(linked.address)
+    with second.sock:
+        second.say(Hello(version=1, cluster_id=66, incarnation=66, nonce=fresh_nonce()))
+        second.hear()
+        second.say(Confirm(endpoint=b""))
+        assert isinstance(second.hear(), Reject)
+
+
+@pytest.mark.expects_log("lost")
+def test_a_peer_that_breaks_the_protocol_on_its_link_loses_it(linked, intruder):
+    accept = intruder.accepted()
+    key = intruder.shake.lane_key()
+    with contextlib.ExitStack() as stack:
+        for side in Side:
+            for index in range(accept.num_lanes):
+                hello = LaneHello(accept.session, side, index, fresh_lane_nonce())
+                stack.enter_context(intruder.lane(key, hello))
+        intruder.say(Complete())
+        intruder.hear()
+        assert linked.linked() == [1, 66]
+        intruder.sock.sendall(encode_frame(Complete()))
+        assert is_closed(intruder.sock)
+    linked.plane.wait(1)
+    assert linked.linked() == [1]

@@ -1,0 +1,281 @@
+"""link_clusters between live instances."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+
+from llm_datadist._errors import LLMException, LLMStatusCode
+from llm_datadist._types import LLMClusterInfo
+
+OK = LLMStatusCode.LLM_SUCCESS
+FAILED = LLMStatusCode.LLM_LINK_FAILED
+
+
+def ok(*results):
+    assert [result.status for result in results] == [OK] * len(results), results
+    return results[0].link
+
+
+def test_both_ends_have_the_link_when_the_call_returns(end):
+    a, b = end(1), end(2)
+    link = ok(*a.link(b))
+    assert (a.linked(), b.linked()) == ([2], [1])
+    back = b.table.get(1)
+    assert (link.incarnation, back.incarnation) == (b.incarnation, a.incarnation)
+    assert (link.address, back.address) == (b.address, a.address)
+    assert link.alive
+    assert back.alive
+    a.table.check(2, 1000)
+    b.table.check(1, 1000)
+
+
+def test_the_delegates_get_each_others_endpoints_and_paired_lanes(end):
+    a, b = end(1, lanes_per_link=3), end(2, lanes_per_link=5)
+    ok(*a.link(b))
+    (peer_a, endpoint_a, clients_a, servers_a) = a.plane.only()
+    (peer_b, endpoint_b, clients_b, servers_b) = b.plane.only()
+    assert (peer_a.cluster_id, peer_b.cluster_id) == (2, 1)
+    assert (peer_a.dialed, peer_b.dialed) == (True, False)
+    assert endpoint_a.startswith(str(id(b.plane)).encode())
+    assert endpoint_b.startswith(str(id(a.plane)).encode())
+    for clients, servers in ((clients_a, servers_b), (clients_b, servers_a)):
+        assert len(clients) == len(servers) == 3
+        for index, (client, server) in enumerate(zip(clients, servers, strict=True)):
+            client.send(bytes([index]))
+            server.setblocking(True)
+            assert server.recv(8) == bytes([index])
+            assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert not client.get_inheritable()
+
+
+def test_linking_again_is_the_same_link(end):
+    a, b = end(1), end(2)
+    link = ok(*a.link(b, cluster_id=2))
+    assert ok(*a.link(b)) is link
+    assert b.link(a)[0].link is b.table.get(1)
+    assert len(a.plane.links) == len(b.plane.links) == 1
+
+
+@pytest.mark.parametrize("cluster_id", [0, 2**64 - 1])
+def test_ids_at_the_ends_of_their_range(end, cluster_id):
+    a, b = end(5), end(cluster_id)
+    ok(*a.link(b, cluster_id=cluster_id))
+    assert a.linked() == [cluster_id]
+    ok(*b.unlink(5))
+
+
+def test_another_id_than_expected_is_named_with_the_right_one(end):
+    a, b = end(1), end(222)
+    (result,) = a.link(b, cluster_id=111)
+    assert result.status is FAILED
+    assert "111" in result.reason
+    assert "222" in result.reason
+    assert a.linked() == b.linked() == []
+
+
+def test_an_unset_id_is_learned_and_is_not_zero(end):
+    a, b = end(1), end(7)
+    assert ok(*a.link(b)).cluster_id == 7
+    (result,) = a.link(b, cluster_id=0)
+    assert result.status is FAILED
+
+
+def test_both_sides_may_have_the_same_id(end):
+    a, b = end(9), end(9)
+    ok(*a.link(b))
+    assert a.table.get(9).incarnation == b.incarnation
+    assert b.table.get(9).incarnation == a.incarnation
+    ok(*b.unlink(9))
+    assert a.linked() == b.linked() == []
+
+
+def test_an_instance_links_to_itself(end):
+    a = end(4)
+    link = ok(*a.link(a))
+    assert link.peer.is_self
+    assert a.linked() == [4]
+    assert len(a.plane.links) == 2
+    assert ok(*a.link(a)) is link
+    a.table.check(4, 1000)
+    ok(*a.unlink(a))
+    assert a.linked() == []
+    a.plane.wait(0)
+    ok(*a.link(a))
+
+
+@pytest.mark.slow
+def test_mutual_linking_makes_one_link_every_time(end):
+    a, b = end(1), end(2)
+    for _ in range(30):
+        barrier = threading.Barrier(2)
+        results = {}
+
+        def link(one, other, results=results, barrier=barrier):
+            barrier.wait()
+            results[one] = one.link(other)[0]
+
+        threads = [
+            threading.Thread(target=link, args=pair, daemon=True) for pair in ((a, b), (b, a))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        ok(results[a], results[b])
+        assert results[a].link is a.table.get(2)
+        assert results[b].link is b.table.get(1)
+        assert len(a.plane.links) == len(b.plane.links) == 1
+        ok(*a.unlink(b))
+        b.plane.wait(0)
+
+
+def test_sixteen_clusters_at_once_in_order(end):
+    a = end(100, lanes_per_link=1)
+    others = [end(number, lanes_per_link=1) for number in range(16)]
+    results = a.link(*others)
+    ok(*results)
+    assert [result.link.cluster_id for result in results] == list(range(16))
+    ok(*a.unlink(*others))
+    assert a.linked() == []
+
+
+def test_one_failure_does_not_touch_the_others(end, refusing):
+    a, b, c = end(1), end(2), end(3)
+    results = a.link(b, refusing, c)
+    assert [result.status for result in results] == [OK, FAILED, OK]
+    assert a.linked() == [2, 3]
+
+
+def test_the_same_cluster_twice_in_one_call(end):
+    a, b = end(1), end(2)
+    first, second = a.link(b, b)
+    ok(first, second)
+    assert first.link is second.link
+
+
+def test_a_link_that_another_call_is_setting_up(end):
+    a, b = end(1), end(2)
+    a.plane.gate.clear()
+    linking = threading.Thread(target=a.link, args=(b,), daemon=True)
+    linking.start()
+    assert a.plane.entered.wait(5)
+    (result,) = a.link(b)
+    assert result.status is LLMStatusCode.LLM_PROCESSING_LINK
+    a.plane.gate.set()
+    linking.join(5)
+    ok(*a.link(b))
+
+
+def test_several_addresses_of_one_instance(end):
+    a, b = end(1), end(2)
+    extra = b.table.open_listener("127.0.0.2", 0)
+    ok(*a.link([b.address, extra]))
+    assert len(a.plane.links) == 1
+    ok(*a.unlink(extra))
+    assert b.linked() == []
+
+
+def test_addresses_of_two_instances_are_refused_and_nothing_is_left(end):
+    a, b, c = end(1), end(2), end(3)
+    (result,) = a.link([b.address, c.address])
+    assert result.status is FAILED
+    assert "cluster 3" in result.reason
+    assert a.linked() == c.linked() == []
+    b.plane.wait(0)
+
+
+@pytest.mark.parametrize("host", ["::1", "localhost"])
+def test_other_ways_to_write_a_host(end, host):
+    try:
+        b = end(2, listen=(host, 0))
+    except OSError:
+        pytest.skip(f"no {host} here")
+    a = end(1)
+    ok(*a.link((host, b.address[1]), local=None))
+    b.table.check(1, 1000)
+    ok(*a.unlink((host, b.address[1])))
+    assert b.linked() == []
+
+
+def test_the_local_ip_is_the_source_address(end):
+    a, b = end(1, listen=None), end(2)
+    ok(*a.link(b, local="127.0.0.3"))
+    assert b.table.get(1).address[0] == "127.0.0.3"
+
+
+@pytest.mark.expects_log("local ip .* cannot be the source")
+@pytest.mark.parametrize("local", ["203.0.113.7", "::1"])
+def test_a_local_ip_that_is_not_ours_is_ignored(end, local):
+    a, b = end(1), end(2)
+    ok(*a.link(b, local=local))
+
+
+@pytest.mark.parametrize("local", [None, "0.0.0.0"])
+def test_no_local_ip_in_particular(end, local):
+    a, b = end(1), end(2)
+    ok(*a.link(b, local=local))
+
+
+def test_a_cluster_without_address_is_refused_before_anything_is_done(end, info):
+    a, b = end(1), end(2)
+    with pytest.raises(LLMException, match=r"clusters\[1\]") as raised:
+        a.table.link_clusters([info(b), LLMClusterInfo()], 1000)
+    assert raised.value.status_code is LLMStatusCode.LLM_PARAM_INVALID
+    assert a.linked() == []
+
+
+@pytest.mark.expects_log("refused here")
+@pytest.mark.parametrize("refuses", ["dialer", "acceptor"])
+def test_a_data_plane_that_refuses(end, refuses):
+    a, b = end(1), end(2)
+    (a if refuses == "dialer" else b).plane.refusal = RuntimeError("no way to that memory")
+    (result,) = a.link(b)
+    assert result.status is FAILED
+    assert "no way to that memory" in result.reason
+    a.plane.wait(0)
+    b.plane.wait(0)
+    assert a.linked() == []
+    a.plane.refusal = b.plane.refusal = None
+    ok(*a.link(b))
+
+
+def test_an_id_of_another_live_peer_on_the_dialing_side(end):
+    a, b, c = end(1), end(2), end(2)
+    ok(*a.link(b))
+    (result,) = a.link(c)
+    assert result.status is LLMStatusCode.LLM_ALREADY_LINK
+    assert a.table.get(2).incarnation == b.incarnation
+    assert c.linked() == []
+
+
+def test_an_id_of_another_live_peer_on_the_accepting_side(end):
+    a, b, c = end(1), end(2), end(2)
+    ok(*a.link(b))
+    (result,) = c.link(a)
+    assert result.status is LLMStatusCode.LLM_ALREADY_LINK
+    assert a.table.get(2).incarnation == b.incarnation
+    ok(*a.unlink(b))
+    ok(*c.link(a))
+
+
+def test_links_are_counted_per_cluster_id(end):
+    a, b = end(1), end(2)
+    generations = []
+    for _ in range(3):
+        generations.append(ok(*a.link(b)).generation)
+        ok(*a.unlink(b))
+    assert generations == [1, 2, 3]
+
+
+def test_describe(end):
+    a, b = end(1), end(2)
+    ok(*a.link(b))
+    facts = a.table.describe(2)
+    assert facts["peer"] == "{}:{}".format(*b.address)
+    assert facts["holders"] == ["clusters"]
+    assert facts["state"] == "LINKED"
+    with pytest.raises(LLMException, match="no link"):
+        a.table.describe(3)

@@ -1,0 +1,123 @@
+"""link_clusters where no link can come about: the status tells why, the reason tells what to do."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+import pytest
+
+from llm_datadist._control.sockets import printed
+from llm_datadist._errors import LLMStatusCode
+from llm_datadist._protocol.codec import Kind, decode_frame, encode_frame, encode_preamble
+from llm_datadist._protocol.handshake import fresh_nonce
+from llm_datadist._protocol.messages import Hello, Reject
+
+FAILED = LLMStatusCode.LLM_LINK_FAILED
+TIMEOUT = LLMStatusCode.LLM_TIMEOUT
+
+
+def test_nobody_listens(end, refusing):
+    a = end(1)
+    (result,) = a.link(refusing)
+    assert result.status is FAILED
+    assert printed(refusing) in result.reason
+    assert "refused" in result.reason
+
+
+def test_a_name_that_does_not_resolve(end):
+    a = end(1)
+    (result,) = a.link(("no-such-host.invalid", 1))
+    assert result.status is FAILED
+    assert "no-such-host.invalid:1" in result.reason
+
+
+def test_nobody_answers(end, black_hole):
+    a = end(1)
+    began = time.monotonic()
+    (result,) = a.link(black_hole, timeout_ms=150)
+    assert result.status is TIMEOUT
+    assert 0.15 <= time.monotonic() - began < 0.4
+    assert printed(black_hole) in result.reason
+    assert "150 ms" in result.reason
+    assert "greeting" in result.reason
+
+
+@pytest.mark.slow
+def test_connections_that_are_not_even_completed_time_out(end):
+    with socket.socket() as full, socket.socket() as filler:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        filler.connect(full.getsockname())
+        (result,) = end(1).link(full.getsockname(), timeout_ms=150)
+        assert result.status is TIMEOUT
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.0 400 Bad\r\n\r\n", b"", bytes(100)], ids=len)
+def test_something_else_listens_there(end, answer):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            sock, _ = server.accept()
+            with sock:
+                sock.recv(1)
+                sock.sendall(answer)
+
+        serving = threading.Thread(target=serve, daemon=True)
+        serving.start()
+        (result,) = end(1).link(server.getsockname())
+        serving.join(5)
+    assert result.status is FAILED
+    assert "llm-datadist" in result.reason
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(b"one", b"two"), (b"one", None), (None, b"two")], ids=str
+)
+def test_secrets_that_differ(end, ours, theirs):
+    a, b = end(1, secret=ours), end(2, secret=theirs)
+    (result,) = a.link(b)
+    assert result.status is FAILED
+    assert "secret" in result.reason
+    assert "one" not in result.reason.split()
+    assert a.linked() == b.linked() == []
+    assert not a.plane.entered.is_set()
+    assert not b.plane.entered.is_set()
+
+
+def test_the_same_secret(end):
+    a, b = end(1, secret=b"same"), end(2, secret=b"same")
+    assert a.link(b)[0].is_ok
+    b.table.check(1, 1000)
+
+
+def test_another_protocol_version(end):
+    b = end(2)
+    with socket.create_connection(b.address) as sock:
+        hello = Hello(version=999, cluster_id=1, incarnation=1, nonce=fresh_nonce())
+        sock.sendall(encode_preamble(Kind.CONTROL) + encode_frame(hello))
+        answer, _ = decode_frame(_all_of(sock))
+    assert isinstance(answer, Reject)
+    assert answer.status == FAILED
+    assert "999" in answer.reason
+
+
+def _all_of(sock):
+    data = b""
+    while part := sock.recv(4096):
+        data += part
+    return data
+
+
+@pytest.mark.expects_log("lost: the peer closed")
+def test_a_dialer_that_gives_up_leaves_nothing_at_the_acceptor(end):
+    a, b = end(1), end(2)
+    b.plane.gate.clear()
+    (result,) = a.link(b, timeout_ms=300)
+    assert result.status is TIMEOUT
+    assert "complete the link" in result.reason
+    b.plane.gate.set()
+    assert a.linked() == []
+    assert a.link(b)[0].is_ok
+    assert len(b.plane.links) == len(a.plane.links) == 1

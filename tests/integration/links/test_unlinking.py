@@ -1,0 +1,200 @@
+"""unlink_clusters, from either end, with the peer in any state."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from llm_datadist._errors import LLMException, LLMStatusCode
+from llm_datadist._types import LLMClusterInfo
+
+OK = LLMStatusCode.LLM_SUCCESS
+NOT_TOLD = LLMStatusCode.LLM_NOTIFY_PROMPT_UNLINK_FAILED
+LOST = pytest.mark.expects_log("lost")
+
+
+def statuses(results):
+    return [result.status for result in results]
+
+
+@pytest.mark.parametrize("by", ["dialer", "acceptor"])
+@pytest.mark.parametrize("named", ["id", "address"])
+def test_both_ends_go(end, by, named):
+    a, b = end(1), end(2)
+    a.link(b)
+    link = a.table.get(2)
+    one, other, other_id = (a, b, 2) if by == "dialer" else (b, a, 1)
+    assert statuses(one.unlink(other if named == "address" else other_id)) == [OK]
+    assert a.linked() == b.linked() == []
+    assert not a.plane.links
+    assert not b.plane.links
+    assert link.lost.is_set()
+    assert not link.alive
+    assert one.lost == []
+    with pytest.raises(LLMException, match="LLM_NOT_YET_LINK"):
+        one.table.get(other_id)
+
+
+def test_a_client_is_found_by_id(end):
+    a, b = end(1, listen=None), end(2)
+    a.link(b)
+    assert statuses(b.unlink(1)) == [OK]
+    assert a.linked() == []
+
+
+def test_not_linked_is_a_success(end, refusing):
+    a = end(1)
+    assert statuses(a.unlink(77, refusing)) == [OK, OK]
+
+
+def test_an_id_alone_decides_even_with_the_address_of_another(end):
+    a, b, c = end(1), end(2), end(3)
+    a.link(b, c)
+    assert statuses(a.unlink(c, cluster_id=2)) == [OK]
+    assert a.linked() == [3]
+
+
+def test_neither_id_nor_address_is_refused_before_anything_is_done(end):
+    a, b = end(1), end(2)
+    a.link(b)
+    with pytest.raises(LLMException, match=r"clusters\[1\]") as raised:
+        a.unlink(2, LLMClusterInfo())
+    assert raised.value.status_code is LLMStatusCode.LLM_PARAM_INVALID
+    assert a.linked() == [2]
+
+
+def test_forced_does_not_wait_for_the_peer(end, child):
+    a, b = end(1), child(2)
+    a.link(b)
+    b.freeze()
+    began = time.monotonic()
+    assert statuses(a.unlink(2, timeout_ms=5000, force=True)) == [OK]
+    assert time.monotonic() - began < 1
+    assert not a.plane.links
+
+
+def test_forced_ends_the_other_end_soon(end):
+    a, b = end(1), end(2)
+    a.link(b)
+    assert statuses(a.unlink(2, force=True)) == [OK]
+    b.plane.wait(0)
+    assert b.linked() == []
+    assert a.link(b)[0].is_ok
+
+
+def test_a_frozen_peer_cannot_be_told_and_this_end_is_gone(end, child):
+    a, b = end(1), child(2)
+    a.link(b)
+    b.freeze()
+    began = time.monotonic()
+    (result,) = a.unlink(2, timeout_ms=200)
+    assert result.status is NOT_TOLD
+    assert 0.2 <= time.monotonic() - began < 1
+    assert "200 ms" in result.reason
+    assert a.linked() == []
+    assert not a.plane.links
+
+
+@LOST
+@pytest.mark.parametrize("named", ["id", "address"])
+@pytest.mark.parametrize("noticed", [False, True])
+def test_a_dead_peer_cannot_be_told_whether_its_death_was_noticed_or_not(
+    end, child, named, noticed
+):
+    a, b = end(1), child(2)
+    link = a.link(b)[0].link
+    b.kill()
+    if noticed:
+        assert link.lost.wait(5)
+        a.plane.wait(0)
+    target = b if named == "address" else 2
+    (result,) = a.unlink(target)
+    assert result.status is NOT_TOLD
+    assert a.linked() == []
+    assert statuses(a.unlink(target)) == [OK]
+
+
+@LOST
+def test_forced_of_a_dead_peer_is_a_success(end, child):
+    a, b = end(1), child(2)
+    link = a.link(b)[0].link
+    b.kill()
+    assert link.lost.wait(5)
+    assert statuses(a.unlink(2, force=True)) == [OK]
+    assert statuses(a.unlink(2)) == [OK]
+
+
+def test_a_peer_that_closed_is_simply_not_linked(end, eventually):
+    a, b = end(1), end(2)
+    link = a.link(b)[0].link
+    address = b.address
+    b.table.close()
+    assert link.lost.wait(5)
+    a.plane.wait(0)
+    assert statuses(a.unlink(2, address)) == [OK, OK]
+    eventually(lambda: a.lost == [link])
+
+
+@pytest.mark.slow
+def test_unlinks_that_cross_both_succeed(end):
+    a, b = end(1), end(2)
+    for _ in range(20):
+        a.link(b)
+        barrier = threading.Barrier(2)
+        results = []
+
+        def unlink(one, other, barrier=barrier, results=results):
+            barrier.wait()
+            results.extend(one.unlink(other))
+
+        threads = [
+            threading.Thread(target=unlink, args=pair, daemon=True) for pair in ((a, 2), (b, 1))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        assert statuses(results) == [OK, OK]
+        assert not a.plane.links
+        assert not b.plane.links
+
+
+def test_a_teardown_under_way_is_waited_for_by_unlink_and_refused_by_link(end):
+    a, b = end(1), end(2)
+    a.link(b)
+    holding, let_go = threading.Event(), threading.Event()
+    disconnect = a.plane.disconnect
+
+    def slow_disconnect(data):
+        holding.set()
+        assert let_go.wait(10)
+        disconnect(data)
+
+    a.plane.disconnect = slow_disconnect
+    results = {}
+
+    def unlink(name):
+        results[name] = a.unlink(2)
+
+    first = threading.Thread(target=unlink, args=("first",), daemon=True)
+    first.start()
+    assert holding.wait(5)
+    assert a.link(b)[0].status is LLMStatusCode.LLM_PROCESSING_LINK
+    second = threading.Thread(target=unlink, args=("second",), daemon=True)
+    second.start()
+    let_go.set()
+    first.join(5)
+    second.join(5)
+    assert statuses(results["first"]) == statuses(results["second"]) == [OK]
+    assert a.link(b)[0].is_ok
+
+
+def test_linking_right_after_unlinking_works_from_either_end(end):
+    a, b = end(1), end(2)
+    for one, other in ((a, b), (b, a)) * 5:
+        assert one.link(other)[0].is_ok
+        assert statuses(one.unlink(other)) == [OK]
+        assert other.link(one)[0].is_ok
+        assert statuses(one.unlink(other, force=True)) == [OK]
