@@ -154,6 +154,8 @@ class Conductor:
                 if isinstance(message, m.Stopped):
                     intact = intact and message.residents_intact
                     board.drop(worker)
+                    if written := worker.output():
+                        self._watch(worker.role, m.Note(f"{worker.role} wrote: {written}"))
                     workers.remove(worker)
         return intact
 

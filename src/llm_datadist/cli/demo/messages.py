@@ -166,7 +166,7 @@ class Note(_Message, frozen=True):
 
 
 class Failed(_Message, frozen=True):
-    """The worker gives up."""
+    """The worker gives up; `detail` is a traceback where the problem does not explain itself."""
 
     problem: str
     detail: str

@@ -95,11 +95,13 @@ class Worker:
             reason = "closed its channel"
         else:
             reason = f"was ended by signal {-status}" if status < 0 else f"ended, status {status}"
-        self._stderr.seek(0)
-        output = self._stderr.read().decode("utf-8", "replace").strip()
-        tail = "\n".join(output.splitlines()[-15:])
+        tail = "\n".join(self.output().splitlines()[-15:])
         said = f"; its last words:\n{tail}" if tail else ""
         return DemoError(f"the {self.role} process {reason} before its work was done{said}")
+
+    def output(self) -> str:
+        """All that the process has written to its standard output and error."""
+        return os.pread(self._stderr.fileno(), 1 << 20, 0).decode("utf-8", "replace").strip()
 
     def _end(self, patience_s: float) -> None:
         # Closing the channel ends a worker by itself; signals are for one that cannot run.
@@ -159,8 +161,8 @@ class Switchboard:
         if message is None:
             raise worker.ended()
         if isinstance(message, Failed):
-            hint = "" if "LLMException" in message.problem else f"\n{message.detail}"
-            raise DemoError(f"the {worker.role} process failed: {message.problem}{hint}")
+            detail = f"\n{message.detail}" if message.detail else ""
+            raise DemoError(f"the {worker.role} process failed: {message.problem}{detail}")
         if not isinstance(message, FromWorker):
             raise DemoError(f"the {worker.role} process said {message!r}")
         return worker, message

@@ -44,11 +44,13 @@ class ProgressView:
         self._left = [settings.max_new_tokens] * len(settings.prompts)
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        if self._console.is_terminal:
+            self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._console.is_terminal:
+            self._progress.stop()
 
     def __call__(self, role: str, message: m.FromWorker) -> None:
         """Show one message of a worker."""

@@ -25,7 +25,10 @@ def main() -> int:
             raise TypeError(f"expected Setup, got {setup!r}")
         _RUN[setup.role](setup, inbox, channel)
     except Exception as problem:
-        channel.send(Failed(f"{type(problem).__name__}: {problem}", traceback.format_exc()))
+        # LLMException is a RuntimeError; such errors explain themselves.
+        explained = isinstance(problem, RuntimeError | OSError | MemoryError)
+        detail = "" if explained else traceback.format_exc()
+        channel.send(Failed(f"{type(problem).__name__}: {problem}", detail))
         return 1
     return 0
 
