@@ -51,8 +51,8 @@ class Listening:
         for host, port in candidates:
             try:
                 self._opened.append(self._links.open_listener(host, port))
-            except OSError as error:
-                problems.append(f"{host} port {port}: {error.strerror or error}")
+            except (OSError, UnicodeError) as error:  # the latter for a malformed name
+                problems.append(f"{host} port {port}: {error}")
             else:
                 logger.debug("domains are accepted at %s port %d", host, port)
                 return ""

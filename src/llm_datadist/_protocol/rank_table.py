@@ -137,6 +137,10 @@ def _objects(
 
 def _server_hosts(server: dict[str, object], where: str) -> list[str]:
     host_ip = _text(server, "host_ip", where)
+    try:
+        host_ip.encode("idna")  # what the resolver does to it
+    except UnicodeError as error:
+        _refuse(f"{where}.host_ip {host_ip!r} is neither an IP address nor a host name ({error})")
     return [*([host_ip] if host_ip else []), *_literal(_text(server, "server_id", where))]
 
 

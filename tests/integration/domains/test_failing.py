@@ -68,7 +68,7 @@ def test_other_names_fail_at_the_time_limit_and_name_both(member):
     begun = time.monotonic()
     assert high.settled(high_id) is FAILED
     assert low.settled(low_id) is FAILED
-    assert 0.9 < time.monotonic() - begun < 3
+    assert 0.9 < time.monotonic() - begun < 8
     for facts in (low.describe(low_id), high.describe(high_id)):
         assert "'x'" in str(facts)
         assert "'y'" in str(facts)
@@ -106,7 +106,7 @@ def test_a_silent_acceptor_is_given_up_at_the_time_limit(member, base_port):
         begun = time.monotonic()
         high_id = high.link("x", PAIR, TABLE)
         assert high.settled(high_id) is FAILED
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 5
         assert f"no answer so far from 127.0.0.1 port {base_port}" in str(high.describe(high_id))
 
 

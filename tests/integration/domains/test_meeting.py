@@ -55,6 +55,12 @@ def test_host_ip_comes_first(pair, base_port):
     assert listening == ([("127.0.0.9", base_port)], [("127.0.0.9", base_port + 1)])
 
 
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "\x00", "256.256.256.256"])
+def test_a_host_that_is_unknown_is_passed_over(pair, base_port, host):
+    listening = both(pair, rank_table(host_ip=host))
+    assert listening == ([("127.0.0.1", base_port)], [("127.0.0.1", base_port + 1)])
+
+
 def test_loopback_is_the_last_resort_of_one_server(pair, base_port):
     table = rank_table(server_id="node-a", device=devices(ELSEWHERE, ELSEWHERE))
     listening = both(pair, table)

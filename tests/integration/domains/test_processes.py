@@ -156,7 +156,7 @@ def test_finalize_with_domains_that_prepare():
         instance.link(f"{number}", {1: 0, 2: 1}, rank_table(2))
     begun = time.monotonic()
     instance.finalize()
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 2
     with pytest.raises(RuntimeError):
         instance.link("x", {1: 0, 2: 1}, rank_table(2))
 
