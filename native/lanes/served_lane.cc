@@ -169,7 +169,7 @@ ServedLane::Progress ServedLane::read_words() {
 
 ServedLane::Progress ServedLane::begin() {
   Node& node = links_->node();
-  if (node.closed()) {
+  if (node.closed() || cancelled_.load()) {
     return Progress::kClose;
   }
   links_->counts().requests.fetch_add(1, std::memory_order_relaxed);

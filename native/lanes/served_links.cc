@@ -64,11 +64,7 @@ std::size_t ServedLinks::count() const {
 std::vector<std::shared_ptr<ServedLane>> ServedLinks::begin_drop(std::uint64_t link_id) {
   const std::lock_guard lock(mutex_);
   const auto link = links_.find(link_id);
-  if (link == links_.end()) {
-    return {};
-  }
-  link->second.host.reset();
-  return link->second.lanes;
+  return link == links_.end() ? std::vector<std::shared_ptr<ServedLane>>() : link->second.lanes;
 }
 
 void ServedLinks::wait_dropped(std::uint64_t link_id) {

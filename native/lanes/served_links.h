@@ -43,8 +43,9 @@ class ServedLinks {
   [[nodiscard]] std::size_t count(std::uint64_t link_id) const;
   [[nodiscard]] std::size_t count() const;
 
-  // Takes the link's lanes for closing and forgets its host; a lane stays counted until remove().
+  // The link's lanes, for closing; each stays counted until remove().
   std::vector<std::shared_ptr<ServedLane>> begin_drop(std::uint64_t link_id);
+  // Returns when all of them are removed, and forgets the link.
   void wait_dropped(std::uint64_t link_id);
   // No lane is added from now on; returns the links that there are.
   std::vector<std::uint64_t> begin_close();
