@@ -78,6 +78,7 @@ class BackendEnd:
         self._lanes = LinkLanes(self.node, LINK_ID, client_fds, server_fds)
         endpoint = PeerEndpoint(cluster_id, there.incarnation, there.link_ref, there.metadata)
         self.channel = self.backend.connect(endpoint, self._lanes)
+        self._lanes.serve()
 
     def close_link(self) -> None:
         """End the link, in the order that the engine keeps. Idempotent."""
