@@ -300,13 +300,7 @@ class LinkTable:
         if link is not None:
             return link
         if self._closed:
-            raise fail(
-                LLMStatusCode.LLM_ENGINE_FINALIZED,
-                operation,
-                "the instance was finalized",
-                "initialise it again",
-                cluster_id=cluster_id,
-            )
+            raise _finalized(operation, cluster_id)
         dead = self._context.ledger.dead.get(cluster_id)
         raise fail(
             LLMStatusCode.LLM_NOT_YET_LINK,
@@ -340,7 +334,7 @@ class LinkTable:
         except asyncio.TimeoutError:
             raise _timeout(operation, link, timeout_ms) from None
         except PeerClosedError as error:
-            raise _lost(operation, link, error) from error
+            raise self._lost(operation, link, error) from error
 
     # Engine messages
 
@@ -357,7 +351,7 @@ class LinkTable:
         try:
             link.conversation.connection.send(Notify(body=body))
         except PeerClosedError as error:
-            raise _lost("notify", link, error) from error
+            raise self._lost("notify", link, error) from error
 
     def request(self, link: Link, body: bytes, timeout_ms: float) -> bytes:
         """Send a message to the peer's `on_request` and return its answer.
@@ -376,7 +370,7 @@ class LinkTable:
         except asyncio.TimeoutError:
             raise _timeout(operation, link, timeout_ms) from None
         except PeerClosedError as error:
-            raise _lost(operation, link, error) from error
+            raise self._lost(operation, link, error) from error
         except RemoteError as error:
             raise fail(
                 LLMStatusCode.LLM_FAILED,
@@ -419,6 +413,17 @@ class LinkTable:
 
         return list(await asyncio.gather(*map(ask, links)))
 
+    def _lost(self, operation: str, link: Link, error: PeerClosedError) -> LLMException:
+        if self._closed:
+            return _finalized(operation, link.cluster_id)
+        return fail(
+            LLMStatusCode.LLM_LINK_FAILED,
+            operation,
+            f"the link to {printed(link.address)} ended ({link.reason or error})",
+            "link_clusters again",
+            cluster_id=link.cluster_id,
+        )
+
     # Incoming
 
     async def _receive_link(self, visit: Visit) -> None:
@@ -438,11 +443,11 @@ def _timeout(operation: str, link: Link, timeout_ms: float) -> LLMException:
     )
 
 
-def _lost(operation: str, link: Link, error: PeerClosedError) -> LLMException:
+def _finalized(operation: str, cluster_id: int) -> LLMException:
     return fail(
-        LLMStatusCode.LLM_LINK_FAILED,
+        LLMStatusCode.LLM_ENGINE_FINALIZED,
         operation,
-        f"the link to {printed(link.address)} ended ({link.reason or error})",
-        "link_clusters again",
-        cluster_id=link.cluster_id,
+        "the instance was finalized",
+        "initialise it again",
+        cluster_id=cluster_id,
     )
