@@ -148,7 +148,8 @@ def _send_one(target: Destination, layer: int) -> LLMStatusCode:
     try:
         target.send(layer)
     except LLMException as error:
-        logger.error("%s: layer %d: %s", OPERATION, layer, error)
+        if error.status_code is not LLMStatusCode.LLM_ENGINE_FINALIZED:
+            logger.error("%s: layer %d: %s", OPERATION, layer, str(error))
         return error.status_code
     except Exception:
         logger.exception("%s: layer %d failed", OPERATION, layer)
