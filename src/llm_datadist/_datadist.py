@@ -5,8 +5,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import math
 import threading
-import weakref
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 from llm_datadist._cache_manager import CacheManager
@@ -364,7 +364,7 @@ def _cluster_infos(clusters: object) -> list[LLMClusterInfo]:
 
 
 def _timeout_ms(operation: str, timeout: int) -> int:
-    timeout_ms = check_int("timeout", timeout)
+    timeout_ms = check_int("timeout", timeout, -math.inf)
     if timeout_ms <= 0:
         raise fail(
             LLMStatusCode.LLM_PARAM_INVALID,
@@ -417,7 +417,8 @@ def _statuses(operation: str, results: list[LinkResult]) -> _LinkStatuses:
     return overall, [result.status for result in results]
 
 
-_live_instances: weakref.WeakSet[LLMDataDist] = weakref.WeakSet()
+_live_instances: set[LLMDataDist] = set()
+"""Initialised ones, also those that the program has dropped: they serve peers until the end."""
 
 
 @atexit.register
