@@ -356,8 +356,7 @@ def _not_initialised(operation: str) -> NoReturn:
 
 
 def _cluster_infos(clusters: object) -> list[LLMClusterInfo]:
-    check_instance("clusters", clusters, list, tuple)
-    infos = list(clusters)  # type: ignore[call-overload]
+    infos: list[LLMClusterInfo] = list(check_instance("clusters", clusters, list, tuple))
     for position, info in enumerate(infos):
         check_instance(f"clusters[{position}]", info, LLMClusterInfo)
     return infos
