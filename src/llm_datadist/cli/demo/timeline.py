@@ -84,12 +84,12 @@ def draw_timeline(result: DemoResult, width: int, glyphs: Glyphs, *, colour: boo
     decoding = [span for span in result.timeline if span.kind == "decode"]
     lines.append(_labelled("decode", Text(_counts(decoding, end_ms, columns), "dim")))
     lines.append(_labelled("", Text(_axis(end_ms, columns), "dim")))
-    lines.append(_legend(glyphs, pulled=bool(pulls)))
+    lines.append(_legend(glyphs, pulled=bool(pulls), colour=colour))
     return Text("\n").join(lines)
 
 
 def _labelled(label: str, row: Text) -> Text:
-    text = Text(f"{label:<{_LABEL_WIDTH}}", "dim").append_text(row)
+    text = Text().append(f"{label:<{_LABEL_WIDTH}}", "dim").append_text(row)
     text.rstrip()
     return text
 
@@ -120,11 +120,11 @@ def _axis(end_ms: float, columns: int) -> str:
     return left + middle.center(columns - len(left) - len(right)) + right
 
 
-def _legend(glyphs: Glyphs, *, pulled: bool) -> Text:
-    text = Text(" " * _LABEL_WIDTH, "dim")
+def _legend(glyphs: Glyphs, *, pulled: bool, colour: bool) -> Text:
+    text = Text(" " * _LABEL_WIDTH)
     text.append(glyphs.compute, COLOURS[0]).append(" compute   ", "dim")
     text.append(glyphs.transfer, TRANSFER_COLOUR).append(" transfer   ", "dim")
     if not pulled:
-        both = glyphs.both if glyphs is ASCII else glyphs.compute
-        text.append(both, f"{COLOURS[0]} on {TRANSFER_COLOUR}").append(" both at once   ", "dim")
+        text.append_text(draw_row([Cell(0, 0)], glyphs, colour=colour))
+        text.append(" both at once   ", "dim")
     return text.append("1 2 3 requests in decode", "dim")
