@@ -67,7 +67,7 @@ python-format: $(VENV)/.lint
 	$(BIN)/ruff format --check --quiet .
 
 python-lint: $(VENV)/.lint
-	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff check --quiet --output-format concise .
 
 native-format: $(VENV)/.lint
 	git ls-files '*.cc' '*.h' | xargs -r $(BIN)/clang-format --dry-run -Werror
@@ -77,6 +77,7 @@ native-includes: $(VENV)/.tools
 
 layers: $(VENV)/.lint $(VENV)/.installed
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tools/check_python_imports.py
 
 types: $(VENV)/.lint $(VENV)/.installed $(VENV)/.test
 	$(BIN)/mypy

@@ -67,6 +67,27 @@ def test_native_includes(tree, path, include, complaint):
 
 
 @pytest.mark.parametrize(
+    ("path", "line", "complaint"),
+    [
+        ("_backends/a.py", "from llm_datadist import _native", ""),
+        ("_devices/a.py", "import llm_datadist._native", ""),
+        ("_engine/a.py", "from llm_datadist import _native", "use the native core"),
+        ("_engine/a.py", "from llm_datadist._native import Node", "use the native core"),
+        ("_options/a.py", "import os; os.environ.get('A')", ""),
+        ("_control/a.py", "import os; os.environ.get('A')", "only _options"),
+        ("_links.py", "import os; os.getenv('A')", "only _options"),
+        ("cli/a.py", "from llm_datadist import LLMConfig", ""),
+        ("cli/a.py", "from llm_datadist.cli.b import c", ""),
+        ("cli/a.py", "from llm_datadist._types import Cache", "public names only"),
+    ],
+)
+def test_python_imports(tree, path, line, complaint):
+    found = check("check_python_imports", tree({f"src/llm_datadist/{path}": line}))
+    assert complaint in found
+    assert bool(found) == bool(complaint)
+
+
+@pytest.mark.parametrize(
     ("path", "lines", "fails"),
     [
         ("src/a.py", 500, False),
