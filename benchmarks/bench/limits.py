@@ -98,9 +98,7 @@ class BigMemcpy:
     def copy(self, total: int) -> None:
         step = total // threads()
         jobs = [
-            self._pool.submit(
-                np.copyto, self._local[at : at + step], self._source[at : at + step]
-            )
+            self._pool.submit(np.copyto, self._local[at : at + step], self._source[at : at + step])
             for at in range(0, step * threads(), step)
         ]
         for job in jobs:

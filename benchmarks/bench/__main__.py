@@ -1,0 +1,40 @@
+"""Command line of the benchmarks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench import report
+from bench.same_host import SameHost
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+
+
+@app.callback()
+def main() -> None:
+    """Benchmarks of llm-datadist beside its rivals and the limits of the machine."""
+
+
+@app.command("same-host")
+def same_host(
+    rounds: Annotated[int, typer.Option(help="Rounds; each contender runs once in each.")] = 5,
+    scale: Annotated[float, typer.Option(help="Shrinks the totals (512 and 128 MiB).")] = 1.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here.")] = None,
+) -> None:
+    """Two processes on this host, beside NIXL (if `nixl-cu12` is installed) and bare system calls."""
+    comparison = SameHost(rounds, scale)
+    try:
+        comparison.run()
+    finally:
+        comparison.close()
+    report.settle(comparison.rows, comparison.goals)
+    report.show(comparison.rows, comparison.goals)
+    if json_file is not None:
+        report.write_json(json_file, comparison.rows, comparison.goals)
+
+
+if __name__ == "__main__":
+    app()
