@@ -58,6 +58,7 @@ class ControlConnection:
         self._reader = reader
         self._writer = writer
         self._limit = MAX_GREETING_BYTES
+        self._finished = False
 
     @staticmethod
     async def open(sock: socket.socket) -> ControlConnection:
@@ -81,7 +82,7 @@ class ControlConnection:
     @property
     def is_closing(self) -> bool:
         """Whether nothing more can be sent."""
-        return self._writer.transport.is_closing()
+        return self._finished or self._writer.transport.is_closing()
 
     def send(self, message: Message) -> None:
         """Queue a message; never blocks.
@@ -120,6 +121,20 @@ class ControlConnection:
     def close(self) -> None:
         """Send what is queued, then close. Idempotent."""
         self._writer.close()
+
+    def finish(self, seconds: float) -> None:
+        """Send nothing more, and close when the peer has, but after `seconds` anyway. Idempotent.
+
+        Unlike `close` it never costs the peer what was sent last: closing with data unread resets.
+        """
+        if self.is_closing:
+            return
+        self._finished = True
+        try:
+            self._writer.write_eof()
+        except (OSError, NotImplementedError):  # broken already; TLS has no half-closed state
+            self.close()
+        asyncio.get_running_loop().call_later(seconds, self.abort)
 
     def abort(self) -> None:
         """Close at once and drop what is queued. Idempotent."""
@@ -206,7 +221,8 @@ class Conversation:
 
     async def _receive(self, message: Message) -> None:
         if isinstance(message, Ping):
-            self.connection.send(Pong(id=message.id))
+            with contextlib.suppress(PeerClosedError):  # this end has finished, and reads on
+                self.connection.send(Pong(id=message.id))
         elif isinstance(message, (Pong, Reply)):
             answer = self._waiting.get(message.id)
             if answer is not None and not answer.done():

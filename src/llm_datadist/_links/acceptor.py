@@ -173,19 +173,23 @@ class _Inbound:
         """Decide about the link once nothing else stands in its way, and bind this end to it.
 
         Of two instances that dial each other at the same time the one with the lower incarnation
-        decides: it yields nothing once its own Confirm is out, and withdraws its own dial when it
-        has accepted the other's before. So exactly one of the two dials goes through.
+        decides: it lets the other wait once its own Confirm is out, and withdraws its own dial when
+        it has accepted the other's before. So exactly one of the two dials goes through.
         """
         cluster_id, incarnation = hello.cluster_id, hello.incarnation
-        if incarnation == self._context.incarnation and incarnation not in self._ledger.dials:
+        own = self._context.incarnation
+        if incarnation == own and incarnation not in self._ledger.dials:
             raise SetupError(_FAILED, "it takes itself for this instance, which is not dialing")
         earlier_deadline = Deadline(_EARLIER_SECONDS)
         while True:
             own_dial = self._ledger.dials.get(incarnation)
-            if own_dial is not None and self._context.incarnation < incarnation:
+            if own_dial is not None and own < incarnation:
                 self._say(Yield())
                 await own_dial.over.wait()
                 return None
+            if own_dial is not None and own_dial.accepted and incarnation != own:
+                await own_dial.over.wait()  # the other end has it already, and only verifies
+                continue
             earlier = self._ledger.inbounds.get(incarnation)
             rival = self._ledger.rival_setup(cluster_id, incarnation)
             leaving = self._ledger.leaving_from(cluster_id)

@@ -231,6 +231,7 @@ class _Dial:
             call.say(call.shake.prove(Confirm(endpoint=endpoint)))
             answer = await call.hear(Accept, Existing, Yield)
             if isinstance(answer, Accept):
+                setup.accepted = True
                 peer = Peer(
                     cluster_id=welcome.cluster_id,
                     incarnation=welcome.incarnation,
@@ -331,7 +332,7 @@ class _Dial:
     ) -> Link:
         stale = self._ledger.links.get(peer.cluster_id)
         if stale is not None:  # the peer, who would know, has none
-            await self._upkeep.drop(stale, "the peer no longer has this link")
+            await self._upkeep.drop(stale, "the peer no longer has this link", died=False)
         self.step = "opening lanes"
         fds = await self._open_lanes(call, route, accept)
         self.step = "waiting for the peer to complete the link"

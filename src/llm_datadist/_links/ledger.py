@@ -24,6 +24,7 @@ class Setup:
         cluster_id: Of the peer.
         incarnation: Of the peer.
         caller: Whose call it belongs to; set-ups of one call wait for each other.
+        accepted: Whether the acceptor has accepted it; set on the dialing end.
         over: Set when it has come to its end, whichever.
     """
 
@@ -31,6 +32,7 @@ class Setup:
         self.cluster_id = cluster_id
         self.incarnation = incarnation
         self.caller = caller
+        self.accepted = False
         self.over = asyncio.Event()
 
 

@@ -30,6 +30,7 @@ __all__ = ["Upkeep"]
 logger = logging.getLogger("llm_datadist")
 
 _ALIVE_SECONDS: Final = 1.0
+_FAREWELL_SECONDS: Final = 1.0
 _MAX_ERROR_TEXT: Final = 4000
 
 
@@ -82,9 +83,9 @@ class Upkeep:
             return False
         return link.alive
 
-    async def drop(self, link: Link, reason: str) -> None:
+    async def drop(self, link: Link, reason: str, *, died: bool = True) -> None:
         """Give a link up as lost; return when no transfer of it touches memory."""
-        self._lose(link, reason)
+        self._lose(link, reason, died=died)
         await link.gone.wait()
 
     async def unlink(self, link: Link, deadline: Deadline, *, tell: bool) -> LinkResult:
@@ -114,7 +115,7 @@ class Upkeep:
         finally:
             if link.peer_unlinks:
                 self._say_unlinked(link)
-            connection.close()
+            connection.finish(_FAREWELL_SECONDS)
         if not tell or link.peer_unlinks or link.peer_unlinked:
             return LinkResult(LLMStatusCode.LLM_SUCCESS)
         return LinkResult(
@@ -145,11 +146,12 @@ class Upkeep:
             link.conversation.connection.close()
         return links
 
-    def _lose(self, link: Link, reason: str) -> None:
+    def _lose(self, link: Link, reason: str, *, died: bool = True) -> None:
         if not link.alive:
             return
         self._leave(link, LinkState.LOST, reason, tell_hook=True)
-        self._ledger.remember_death(link)
+        if died:
+            self._ledger.remember_death(link)
         link.conversation.connection.abort()
         logger.warning(
             "link to cluster %d at %s lost: %s", link.cluster_id, printed(link.address), reason
@@ -178,7 +180,7 @@ class Upkeep:
         """The peer unlinks: take this end down and say so."""
         await link.gone.wait()
         self._say_unlinked(link)
-        link.conversation.connection.close()
+        link.conversation.connection.finish(_FAREWELL_SECONDS)
 
     async def _answer(self, link: Link) -> None:
         """Both ends unlink: answer the peer while this end waits for the same answer."""

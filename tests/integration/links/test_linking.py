@@ -132,6 +132,28 @@ def test_mutual_linking_makes_one_link_every_time(end):
         b.plane.wait(0)
 
 
+@pytest.mark.parametrize("incarnations", [(10, 20), (20, 10)])
+def test_the_accepting_end_dials_before_the_dialing_end_is_through(end, eventually, incarnations):
+    a, b = end(1, incarnation=incarnations[0]), end(2, incarnation=incarnations[1])
+    a.plane.gate.clear()
+    results = []
+    dialing = threading.Thread(target=lambda: results.extend(a.link(b)), daemon=True)
+    dialing.start()
+    eventually(lambda: b.linked() == [1])  # and at a it is still being connected
+    link = b.table.get(1)
+    back = threading.Thread(target=lambda: results.extend(b.link(a)), daemon=True)
+    back.start()
+    back.join(0.1)
+    a.plane.gate.set()
+    dialing.join(5)
+    back.join(5)
+    ok(*results)
+    assert len(results) == 2
+    assert b.table.get(1) is link
+    assert link.alive
+    assert len(a.plane.links) == len(b.plane.links) == 1
+
+
 def test_sixteen_clusters_at_once_in_order(end):
     a = end(100, lanes_per_link=1)
     others = [end(number, lanes_per_link=1) for number in range(16)]
