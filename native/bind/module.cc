@@ -28,6 +28,8 @@ void translate_system_error(const std::exception_ptr& error, void*) {
 
 NB_MODULE(_native, module) {
   module.doc() = "Native core of llm_datadist: bytes moving and threads serving peers. No policy.";
+  // Objects that daemon threads or a forked child hold at exit are no news for the user.
+  nb::set_leak_warnings(false);
   nb::register_exception_translator(translate_system_error);
   bind_memory(module);
   bind_copy(module);
