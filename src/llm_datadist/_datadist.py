@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import logging
 import math
+import os
 import threading
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 from llm_datadist._cache_manager import CacheManager
 from llm_datadist._domains import Domains
 from llm_datadist._engine import Engine
-from llm_datadist._errors import LLMException, LLMStatusCode, fail
+from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._options import parse_options, parse_switch_options
 from llm_datadist._types import LLMClusterInfo, LLMRole, RegisterMemStatus
 from llm_datadist._types.checks import (
@@ -45,7 +45,8 @@ class LLMDataDist:
         ValueError: cluster_id outside uint64.
 
     Thread-safe. Any number of instances may live in a process. As a context manager it finalises at
-    the end of the block; every live instance is finalised when the interpreter exits.
+    the end of the block; every live instance is finalised when the interpreter exits. An instance
+    does not survive a fork: in the child it is not initialised, and its parent's is undisturbed.
     Source: api.md 4.1.
     """
 
@@ -141,6 +142,14 @@ class LLMDataDist:
         traceback: TracebackType | None,
     ) -> None:
         self.finalize()
+
+    def _leave_to_parent(self) -> None:
+        """Become an instance that is not initialised; in a forked child."""
+        if self._engine is not None:
+            self._engine.closing = True
+            _inherited.append(self._engine)
+        self._engine = self._domains = self._cache_manager = None
+        self._lock = threading.Lock()
 
     def _live(self, operation: str) -> Engine:
         engine = self._engine
@@ -419,9 +428,24 @@ def _statuses(operation: str, results: list[LinkResult]) -> _LinkStatuses:
 _live_instances: set[LLMDataDist] = set()
 """Initialised ones, also those that the program has dropped: they serve peers until the end."""
 
+_inherited: list[Engine] = []
+"""Engines of a forked child's parent; kept, because to release them here is not this process's."""
+
 
 @atexit.register
 def _finalize_all() -> None:
     for instance in list(_live_instances):
-        with contextlib.suppress(LLMException):
+        try:
             instance.finalize()
+        except Exception:
+            logger.exception("finalising cluster %d at exit", instance.cluster_id)
+
+
+def _forget_in_child() -> None:
+    for instance in _live_instances:
+        instance._leave_to_parent()
+    _live_instances.clear()
+    LLMDataDist.llm_engine_instance = None
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
