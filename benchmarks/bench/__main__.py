@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import Annotated
 
 import typer
@@ -24,7 +24,7 @@ def same_host(
     scale: Annotated[float, typer.Option(help="Shrinks the totals (512 and 128 MiB).")] = 1.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here.")] = None,
 ) -> None:
-    """Two processes on this host, beside NIXL (if `nixl-cu12` is installed) and bare system calls."""
+    """Two processes on this host, beside NIXL (if installed) and bare system calls."""
     comparison = SameHost(rounds, scale)
     try:
         comparison.run()

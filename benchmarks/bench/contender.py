@@ -1,4 +1,4 @@
-"""A contender: something that can do the work, with an owner process that holds the other memory."""
+"""A contender: does the work, with an owner process that holds the other memory."""
 
 from __future__ import annotations
 

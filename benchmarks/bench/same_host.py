@@ -1,4 +1,4 @@
-"""Two processes on one host: pulls, pushes, small calls, local copies, beside NIXL and the limits."""
+"""Two processes on one host: pulls, pushes, small calls and local copies, beside the rivals."""
 
 from __future__ import annotations
 
