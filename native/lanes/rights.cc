@@ -6,6 +6,14 @@
 
 namespace ldd {
 
+namespace {
+
+// Values that a peer names may be anything; an even one would match a guard that is dead, between
+// the death of an entry and the end of its last user.
+bool may_be_live(Ref ref) { return (ref.value & 1) != 0; }
+
+}  // namespace
+
 Outcome Rights::check(Node& node, const wire::Request& request, std::int64_t deadline_ns,
                       bool key_is_foreign, std::span<const std::uint64_t> addresses,
                       std::span<const std::uint64_t> lengths) {
@@ -19,7 +27,7 @@ Outcome Rights::check(Node& node, const wire::Request& request, std::int64_t dea
   if (request.version != 0 && request.version != node.view().version()) {
     return Outcome::failure(Code::kStale);
   }
-  if (!key_live()) {
+  if (!key_live() || (key_.named() && !may_be_live(key_))) {
     return Outcome::failure(Code::kGone);
   }
   const Ref cache{request.cache_index, request.cache_value};
@@ -29,7 +37,7 @@ Outcome Rights::check(Node& node, const wire::Request& request, std::int64_t dea
 
 Outcome Rights::check_named(Ref cache, std::span<const std::uint64_t> addresses,
                             std::span<const std::uint64_t> lengths) {
-  std::shared_ptr<Entry> entry = node_->entries().find(cache);
+  std::shared_ptr<Entry> entry = may_be_live(cache) ? node_->entries().find(cache) : nullptr;
   if (entry == nullptr) {
     return Outcome::failure(Code::kGone);
   }

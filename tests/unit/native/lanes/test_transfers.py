@@ -135,6 +135,7 @@ def test_a_read_needs_its_key_alive(link, code):
     assert one.read(BLOCKS, key=key)[0] == code.OK
     one.target.close_guard(*key)
     assert one.read(BLOCKS, key=key)[0] == code.GONE
+    assert one.read(BLOCKS, key=(key[0], key[1] + 1))[0] == code.GONE  # what a dead guard shows
 
 
 @pytest.mark.parametrize("operation", ["read", "write", "push"])
