@@ -1,0 +1,83 @@
+"""Worker threads that come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from llm_datadist._control.workers import Workers
+
+
+@pytest.fixture
+def workers():
+    made = Workers("test", limit=3)
+    yield made
+    made.retire()
+    assert made.wait_idle(5)
+
+
+def test_a_call_runs_on_another_thread_and_its_outcome_comes_back(workers):
+    ident = workers.submit(threading.get_ident).result(5)
+    assert ident != threading.get_ident()
+    with pytest.raises(ValueError, match="invalid literal"):
+        workers.submit(int, "x").result(5)
+
+
+def test_calls_run_side_by_side_up_to_the_limit_and_queue_beyond(workers):
+    gate, running = threading.Event(), threading.Semaphore(0)
+
+    def call():
+        running.release()
+        return gate.wait(5)
+
+    futures = [workers.submit(call) for _ in range(5)]
+    for _ in range(3):
+        assert running.acquire(timeout=5)
+    assert not workers.wait_idle(0.01)
+    assert not running.acquire(blocking=False)
+    gate.set()
+    assert all(future.result(5) for future in futures)
+    assert workers.wait_idle(5)
+
+
+def test_an_idle_thread_is_used_again(workers):
+    first = workers.submit(threading.get_ident).result(5)
+    assert workers.wait_idle(5)
+    assert workers.submit(threading.get_ident).result(5) == first
+
+
+def test_retired_threads_go_at_once_and_calls_still_work():
+    workers = Workers("retired")
+    thread = workers.submit(threading.current_thread).result(5)
+    assert thread.daemon
+    workers.retire()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert workers.submit(int, "7").result(5) == 7
+
+
+def test_a_coroutine_awaits_a_call(workers):
+    async def work():
+        with pytest.raises(ValueError, match="invalid literal"):
+            await workers.run(int, "x")
+        return await workers.run(int, "7")
+
+    assert asyncio.run(work()) == 7
+
+
+def test_a_call_outlives_the_wait_for_it_and_the_loop(workers):
+    gate, done = threading.Event(), threading.Event()
+
+    def call():
+        assert gate.wait(5)
+        done.set()
+
+    async def give_up():
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(workers.run(call), 0.01)
+
+    asyncio.run(give_up())
+    gate.set()
+    assert done.wait(5)
