@@ -18,7 +18,7 @@ from llm_datadist.testing.here import run_peer
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from llm_datadist.testing._wire import Connection, Message
 
@@ -75,10 +75,12 @@ class LaunchedThread(Launched):
 class LaunchedProcess(Launched):
     """A peer that is a fresh interpreter."""
 
-    def __init__(self, sock: socket.socket, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, sock: socket.socket, env: Mapping[str, str], command_prefix: Sequence[str]
+    ) -> None:
         with sock:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _CHILD, str(sock.fileno())],
+                [*command_prefix, sys.executable, "-c", _CHILD, str(sock.fileno())],
                 pass_fds=[sock.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **env},

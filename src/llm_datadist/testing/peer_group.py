@@ -49,7 +49,7 @@ from llm_datadist.testing.exits import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
@@ -67,7 +67,13 @@ class Peer:
         exit: How it ended; None while it runs.
     """
 
-    def __init__(self, group: PeerGroup, start: Start, env: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        group: PeerGroup,
+        start: Start,
+        env: Mapping[str, str],
+        command_prefix: Sequence[str] = (),
+    ) -> None:
         self.name = start.name
         self.index = start.index
         self.exit: Exit | None = None
@@ -77,7 +83,7 @@ class Peer:
         self._launched: Launched = (
             LaunchedThread(sock, start.name)
             if group.kind == "thread"
-            else LaunchedProcess(sock, env)
+            else LaunchedProcess(sock, env, command_prefix)
         )
         self._signalled = False
         self._looked_at = False
@@ -206,14 +212,28 @@ class PeerGroup:
         """Whether `kill`, `freeze` and `thaw` work."""
         return self.kind == "process"
 
-    def start(self, body: Body, *args: Value, name: str | None = None) -> Peer:
+    def start(
+        self,
+        body: Body,
+        *args: Value,
+        name: str | None = None,
+        command_prefix: Sequence[str] = (),
+    ) -> Peer:
         """Run `body(here, *args)` as one more peer.
 
         Args:
             body: A top-level function, or "package.module:function".
             args: Plain data (see `exits.Value`).
             name: Default: the function's name and the peer's number.
+            command_prefix: What runs the interpreter, as `("ip", "netns", "exec", "host1")`; it
+                must pass descriptors on. Signals go to the process that it is: to the body itself
+                only when it replaces itself by what it runs.
+
+        Raises:
+            ValueError: A prefix for a thread.
         """
+        if command_prefix and self.kind == "thread":
+            raise ValueError("a thread runs under no command_prefix; use PeerGroup('process')")
         found = BodyName.of(body)
         with self._lock:
             index = len(self.peers)
@@ -225,7 +245,7 @@ class PeerGroup:
                 timeout_s=self._timeout_s,
                 sys_path=sys.path if self.kind == "process" else [],
             )
-            peer = Peer(self, start, self._env)
+            peer = Peer(self, start, self._env, command_prefix)
             for event, value in self._board.events.items():
                 peer._connection.send(EventSet(event, value))
             self.peers.append(peer)

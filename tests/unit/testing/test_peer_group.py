@@ -326,3 +326,19 @@ def test_local_functions_are_refused():
             group.start(lambda here: None)
         with pytest.raises(ValueError, match="module:function"):
             group.start("no-colon")
+
+
+def environment(here, name):
+    return os.environ.get(name)
+
+
+def test_a_command_runs_the_process():
+    with PeerGroup() as group:
+        peer = group.start(environment, "OF_PREFIX", command_prefix=("env", "OF_PREFIX=seen"))
+        plain = group.start(environment, "OF_PREFIX")
+        assert [peer.value(), plain.value()] == ["seen", None]
+
+
+def test_no_command_runs_a_thread():
+    with PeerGroup("thread") as group, pytest.raises(ValueError, match="command_prefix"):
+        group.start(identify, command_prefix=("env",))
