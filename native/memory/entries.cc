@@ -49,7 +49,7 @@ Use::Use(std::shared_ptr<Entry> entry, std::uint64_t value) : entry_(std::move(e
   // Counted first, checked second; close() kills first and looks at the count second. In the single
   // order of these four operations one of the two sides always sees the other.
   entry_->users_.fetch_add(1, std::memory_order_seq_cst);
-  if (entry_->published_.view().guard(entry_->index_) != value) {
+  if ((value & 1) == 0 || entry_->published_.view().guard(entry_->index_) != value) {
     release();
   }
 }
@@ -112,7 +112,7 @@ std::shared_ptr<Entry> Entries::find(Ref ref) const {
   }
   const std::shared_lock lock(mutex_);
   const auto found = entries_.find(ref.index);
-  if (found == entries_.end() || published_.view().guard(ref.index) != ref.value) {
+  if (found == entries_.end() || !ref.named() || !published_.view().live(ref)) {
     return nullptr;
   }
   return found->second;

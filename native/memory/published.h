@@ -59,7 +59,11 @@ class PublishedView {
   [[nodiscard]] std::uint64_t version() const;
   // The guard's word now; 0 when the index is outside the page (never live).
   [[nodiscard]] std::uint64_t guard(std::uint64_t index) const;
-  [[nodiscard]] bool live(Ref ref) const { return !ref.named() || guard(ref.index) == ref.value; }
+  // Whether nothing is named, or what is named lives. An even value names something dead, even
+  // while the guard holds that very value.
+  [[nodiscard]] bool live(Ref ref) const {
+    return !ref.named() || ((ref.value & 1) != 0 && guard(ref.index) == ref.value);
+  }
   // Copies log bytes [offset, offset + size) clamped to the log's capacity.
   [[nodiscard]] std::vector<std::byte> read_log(std::uint64_t offset, std::uint64_t size) const;
 
