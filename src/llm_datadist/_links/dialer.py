@@ -144,12 +144,15 @@ class _Dial:
 
     async def run(self) -> Link:
         """Return the link; SetupError says why there is none."""
-        for _ in range(_MAX_ATTEMPTS):
+        attempts = 0
+        while attempts < _MAX_ATTEMPTS:
             try:
                 return await self._attempt()
             except _DialAgainError as again:
                 self.step = "another set-up of the same link is under way"
-                if again.first is not None:
+                if again.first is None:
+                    attempts += 1
+                else:  # as many of those as there are; only the deadline bounds them
                     await again.first.wait()
         raise SetupError(_FAILED, "the link keeps changing while it is set up; link again")
 
