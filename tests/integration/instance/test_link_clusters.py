@@ -1,0 +1,317 @@
+"""LLMDataDist.link_clusters and what a link is good for (api.md 4.4).
+
+The table below it is tested in tests/integration/links.
+"""
+
+import time
+
+import numpy as np
+import pytest
+
+from llm_datadist import (
+    BlocksCacheKey,
+    CacheDesc,
+    CacheKey,
+    DataType,
+    LLMClusterInfo,
+    LLMRole,
+    LLMStatusCode,
+)
+
+S = LLMStatusCode
+OK = (S.LLM_SUCCESS, [S.LLM_SUCCESS])
+FAILS = pytest.mark.expects_log("link_clusters: ")
+
+
+@FAILS
+def test_one_status_per_cluster_in_order_and_the_first_failure_overall(
+    instance, info, refusing, black_hole
+):
+    """api.md checklist 15."""
+    one = instance(1)
+    two, three = instance(2), instance(3)
+    overall, each = one.link_clusters(
+        [info(two), info(black_hole), info(refusing), info(three)], 500
+    )
+    assert each == [S.LLM_SUCCESS, S.LLM_TIMEOUT, S.LLM_LINK_FAILED, S.LLM_SUCCESS]
+    assert overall is S.LLM_TIMEOUT
+    assert type(each) is list
+    assert all(type(status) is LLMStatusCode for status in each)
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_clusters_are_a_list_or_a_tuple(instance, info, kind):
+    """api.md checklist 15."""
+    one, two = instance(1), instance(2)
+    result = one.link_clusters(kind([info(two)]))
+    assert result == OK
+    assert type(result) is tuple
+    assert one.link_clusters(kind()) == (S.LLM_SUCCESS, [])
+
+
+def test_the_timeout_is_a_keyword_too(instance, info):
+    """api.md checklist 15."""
+    assert instance(1).link_clusters(clusters=[info(instance(2))], timeout=5000) == OK
+
+
+@pytest.mark.expects_log("17 clusters in one call, the limit is 16")
+def test_at_most_16_clusters(instance, info, failure):
+    """api.md checklist 16."""
+    one, two = instance(1), instance(2)
+    status = S.LLM_CLUSTER_NUM_EXCEED_LIMIT
+    assert one.link_clusters([info(two)] * 17) == (status, [status] * 17)
+    assert failure(one.describe_link, 2).status_code is S.LLM_NOT_YET_LINK
+    assert one.link_clusters([info(two)] * 16) == (S.LLM_SUCCESS, [S.LLM_SUCCESS] * 16)
+
+
+def test_a_missing_local_ip_is_named(instance, info, failure):
+    """api.md checklist 17."""
+    one, two = instance(1), instance(2)
+    error = failure(one.link_clusters, [info(two), info(two, local=None)])
+    assert error.status_code is S.LLM_PARAM_INVALID
+    assert "local_ip_info_list is empty" in str(error)
+    assert "clusters[1]" in str(error)
+    assert failure(one.describe_link, 2).status_code is S.LLM_NOT_YET_LINK
+
+
+def test_one_local_ip_and_no_more(instance, info, failure):
+    """api.md checklist 17."""
+    several = info(instance(2))
+    several.append_local_ip_info("127.0.0.1", 5)
+    error = failure(instance(1).link_clusters, [several])
+    assert error.status_code is S.LLM_PARAM_INVALID
+    assert "local_ip_info_list has 2 entries" in str(error)
+
+
+@pytest.mark.parametrize("value", ["", '{"version": "1.3"}'])
+def test_local_comm_res_does_without_local_ips(instance, info, value):
+    """api.md checklist 17."""
+    one = instance(1, local_comm_res=value)
+    assert one.link_clusters([info(instance(2), local=None)]) == OK
+
+
+def test_a_remote_address_is_needed(instance, failure):
+    """api.md checklist 17."""
+    without = LLMClusterInfo()
+    without.remote_cluster_id = 2
+    without.append_local_ip_info("127.0.0.1", 0)
+    error = failure(instance(1).link_clusters, [without])
+    assert error.status_code is S.LLM_PARAM_INVALID
+    assert "remote_ip_info_list is empty" in str(error)
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_addresses_as_text_or_as_numbers(instance, as_text):
+    """api.md checklist 18."""
+    one, two = instance(1), instance(2)
+    loopback = "127.0.0.1" if as_text else 127 + (1 << 24)
+    by = LLMClusterInfo()
+    by.append_remote_ip_info(loopback, two.listen_address[1])
+    by.append_local_ip_info(loopback, 65535)
+    assert one.link_clusters([by]) == OK
+
+
+def pulls(reader, key, blocks, value):
+    """Return whether the reader gets the value through the key."""
+    cache, memory = blocks(reader, 0, BlocksCacheKey(reader.cluster_id, 90 + int(value)))
+    reader.cache_manager.pull_blocks(key, cache, [1, 2], [5, 6])
+    return (memory[:, 5:7] == value).all() and (memory[:, :5] == 0).all()
+
+
+@pytest.mark.parametrize("cluster_id", [0, 1 << 40, 2**64 - 1])
+@pytest.mark.parametrize("given", [True, False])
+def test_an_id_is_learned_or_given(instance, info, blocks, cluster_id, given):
+    """api.md checklist 18."""
+    one, two = instance(5), instance(cluster_id)
+    blocks(two, 2)
+    blocks(one, 5)
+    assert one.link_clusters([info(two, cluster_id=cluster_id if given else None)]) == OK
+    assert one.describe_link(cluster_id)["cluster_id"] == cluster_id
+    assert pulls(one, BlocksCacheKey(cluster_id), blocks, 2)
+    assert pulls(two, BlocksCacheKey(5), blocks, 5)
+
+
+@pytest.mark.parametrize("expected", [0, 3])
+def test_another_id_than_given_fails_and_both_are_named(
+    instance, info, failure, caplog, request, expected
+):
+    """api.md checklist 18."""
+    request.applymarker(FAILS)
+    one, two = instance(1), instance(2)
+    assert one.link_clusters([info(two, cluster_id=expected)])[0] is S.LLM_LINK_FAILED
+    assert f"cluster {expected}" in caplog.text
+    assert "cluster 2" in caplog.text
+    for cluster_id in (2, expected):
+        assert failure(one.describe_link, cluster_id).status_code is S.LLM_NOT_YET_LINK
+
+
+def test_both_sides_may_have_the_same_id(instance, info, blocks):
+    """api.md checklist 18. Keys mean the linked peer then."""
+    one, two = instance(7), instance(7)
+    blocks(one, 1)
+    blocks(two, 2)
+    assert one.link_clusters([info(two)]) == OK
+    assert pulls(one, BlocksCacheKey(7), blocks, 2)
+    assert pulls(two, BlocksCacheKey(7), blocks, 1)
+    assert two.unlink_clusters([info(cluster_id=7)]) == OK
+
+
+def test_linking_again_keeps_the_link(pair, info):
+    """api.md checklist 19."""
+    near, far = pair
+    before = far.describe_link(1)
+    for _ in range(2):
+        assert far.link_clusters([info(near)]) == OK
+        assert far.link_clusters([info(near, cluster_id=1)] * 2)[0] is S.LLM_SUCCESS
+        assert near.link_clusters([info(far)]) == OK
+    after = far.describe_link(1)
+    assert (after["link_id"], after["generation"]) == (before["link_id"], before["generation"])
+
+
+def test_both_sides_at_the_same_moment(instance, info, blocks, background):
+    """api.md checklist 20."""
+    one, two = instance(1), instance(2)
+    blocks(one, 1)
+    blocks(two, 2)
+    for _ in range(5):
+        there = background(lambda: two.link_clusters([info(one)]))
+        assert one.link_clusters([info(two)]) == OK
+        assert there.result() == OK
+        assert one.describe_link(2)["generation"] == two.describe_link(1)["generation"]
+        cache = blocks(one, 0, BlocksCacheKey(1, 1)).cache
+        one.cache_manager.pull_blocks(BlocksCacheKey(2), cache, [0], [0])
+        one.cache_manager.unregister_cache(cache.cache_id)
+        assert two.unlink_clusters([info(cluster_id=1)]) == OK
+
+
+def test_an_instance_links_to_itself(instance, info, blocks):
+    """api.md checklist 20."""
+    one = instance(1)
+    blocks(one, 6)
+    assert one.link_clusters([info(one)]) == OK
+    assert one.describe_link(1)["is_self"] is True
+    one.check_link_status(1)
+    assert pulls(one, BlocksCacheKey(1), blocks, 6)
+    assert one.unlink_clusters([info(cluster_id=1)]) == OK
+
+
+@pytest.mark.slow
+@pytest.mark.expects_log("link to cluster 9 at .* lost")
+@pytest.mark.parametrize("noticed", [True, False])
+def test_a_dead_predecessor_is_replaced(
+    instance, info, blocks, remote, failure, eventually, noticed
+):
+    """api.md checklist 21."""
+    here = instance(1)
+    blocks(here, 1)
+    first = remote(9, 10.0)
+    assert here.link_clusters([info(first)]) == OK
+    assert pulls(here, BlocksCacheKey(9), blocks, 10)
+    first.kill()
+    if noticed:
+        eventually(lambda: not linked(here, 9), 1)
+    second = remote(9, 20.0)
+    assert here.link_clusters([info(second)]) == OK
+    assert pulls(here, BlocksCacheKey(9), blocks, 20)
+    second.kill()
+    third = remote(9, 30.0)
+    assert third.ask("link", *here.listen_address) == "LLM_SUCCESS"
+    assert pulls(here, BlocksCacheKey(9), blocks, 30)
+
+
+def linked(one, cluster_id):
+    return any(link.cluster_id == cluster_id for link in one._engine.links.links())
+
+
+@FAILS
+def test_the_id_of_another_live_peer_is_taken(pair, instance, info, blocks):
+    """api.md checklist 21."""
+    near, far = pair
+    blocks(near, 1)
+    impostor = instance(1)
+    assert far.link_clusters([info(impostor)]) == (S.LLM_ALREADY_LINK, [S.LLM_ALREADY_LINK])
+    assert impostor.link_clusters([info(far)])[0] is S.LLM_ALREADY_LINK
+    assert pulls(far, BlocksCacheKey(1), blocks, 1)
+
+
+@FAILS
+def test_nobody_answers_or_somebody_refuses(instance, info, refusing, black_hole):
+    """api.md checklist 22."""
+    one = instance(1)
+    started = time.monotonic()
+    assert one.link_clusters([info(refusing)], 5000)[0] is S.LLM_LINK_FAILED
+    assert time.monotonic() - started < 2
+    started = time.monotonic()
+    assert one.link_clusters([info(black_hole)], 300)[0] is S.LLM_TIMEOUT
+    assert 0.25 < time.monotonic() - started < 1.5
+
+
+@FAILS
+def test_a_frozen_peer_times_out_and_can_be_linked_later(instance, info, remote):
+    """api.md checklist 22."""
+    one, peer = instance(1), remote(9)
+    peer.peer.freeze()
+    assert one.link_clusters([info(peer)], 300) == (S.LLM_TIMEOUT, [S.LLM_TIMEOUT])
+    peer.peer.thaw()
+    assert one.link_clusters([info(peer)], 10_000) == OK
+
+
+@FAILS
+def test_several_addresses_must_all_work(instance, info, refusing, failure):
+    """api.md checklist 22."""
+    one, two, three = instance(1), instance(2), instance(3)
+    both = info(two)
+    both.append_remote_ip_info("localhost", two.listen_address[1])
+    assert one.link_clusters([both]) == OK
+    assert three.link_clusters([both]) == OK
+    partly = info(one)
+    partly.append_remote_ip_info(*refusing)
+    assert three.link_clusters([partly])[0] is S.LLM_LINK_FAILED
+    assert failure(three.describe_link, 1).status_code is S.LLM_NOT_YET_LINK
+
+
+ROLES = [
+    (LLMRole.PROMPT, LLMRole.DECODER),
+    (LLMRole.DECODER, LLMRole.PROMPT),
+    (LLMRole.DECODER, LLMRole.DECODER),
+]
+
+
+@pytest.mark.parametrize("backend", ["host", "tcp"])
+@pytest.mark.parametrize("roles", ROLES)
+def test_a_link_serves_both_sides_whatever_their_roles(instance, info, blocks, backend, roles):
+    """api.md checklist 24."""
+    one = instance(1, roles[0], transfer_backend=backend)
+    two = instance(2, roles[1], transfer_backend=backend, listen=None)
+    early = {1: blocks(one, 1), 2: blocks(two, 2)}
+    assert two.link_clusters([info(one)]) == OK
+    late = {
+        side.cluster_id: blocks(side, 0, BlocksCacheKey(side.cluster_id, 1)) for side in (one, two)
+    }
+    for side, other in ((one, 2), (two, 1)):
+        cache, memory = late[side.cluster_id]
+        manager = side.cache_manager
+        manager.pull_blocks(BlocksCacheKey(other), cache, [0], [3])
+        assert (memory[:, 3] == other).all()
+        memory[:, 4] = 50 + other
+        manager.push_blocks(BlocksCacheKey(other), cache, [4], [7])
+        assert (early[other].memory[:, 7] == 50 + other).all()
+        side.check_link_status(other)
+
+
+@pytest.mark.parametrize("backend", ["host", "tcp"])
+def test_keys_of_requests_travel_both_ways(instance, info, backend):
+    """api.md checklist 24."""
+    pool = '{"memory_size": 1048576}'
+    sides = [instance(number, transfer_backend=backend, mem_pool_cfg=pool) for number in (1, 2)]
+    assert sides[1].link_clusters([info(sides[0])]) == OK
+    desc = CacheDesc(2, [2, 64], DataType.DT_INT32)
+    for side in sides:
+        keys = [CacheKey(side.cluster_id, 100), CacheKey(side.cluster_id, 101)]
+        cache = side.cache_manager.allocate_cache(desc, keys)
+        for tensor in range(2):
+            cache.tensor(tensor)[:] = side.cluster_id
+    for side, other in (sides, reversed(sides)):
+        target = side.cache_manager.allocate_cache(desc)
+        side.cache_manager.pull_cache(CacheKey(other.cluster_id, 101), target, 1)
+        assert np.all(target.tensor(1)[1] == other.cluster_id)
