@@ -40,7 +40,6 @@ class Workers:
         self._changed = threading.Condition()
         self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._threads = self._idle = self._busy = 0
-        self._retired = False
         self._dismissed = False
 
     def submit(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
@@ -78,12 +77,6 @@ class Workers:
         """Let threads go as soon as they have nothing to do. Calls may come all the same."""
         with self._changed:
             self._dismissed = True
-            self._changed.notify_all()
-
-    def retire(self) -> None:
-        """End idle threads at once from now on, instead of keeping them for the next call."""
-        with self._changed:
-            self._retired = True
             self._changed.notify_all()
 
     def _start_thread(self) -> None:

@@ -150,7 +150,6 @@ class LinkTable:
                 logger.exception("taking down link %d", link.link_id)
         if not self._context.workers.wait_idle(_CLOSE_SECONDS):
             logger.warning("finalize: a call that tears a link down has not come to an end")
-        self._context.workers.retire()
         self._context.workers.dismiss()
 
     async def _shut(self) -> list[Link]:

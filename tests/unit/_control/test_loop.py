@@ -17,7 +17,7 @@ def loop():
     made.start()
     yield made
     made.stop()
-    made.workers.retire()
+    made.workers.dismiss()
 
 
 async def where():

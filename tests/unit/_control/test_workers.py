@@ -14,7 +14,7 @@ from llm_datadist._control.workers import Workers
 def workers():
     made = Workers("test", limit=3)
     yield made
-    made.retire()
+    made.dismiss()
     assert made.wait_idle(5)
 
 
@@ -48,11 +48,11 @@ def test_an_idle_thread_is_used_again(workers):
     assert workers.submit(threading.get_ident).result(5) == first
 
 
-def test_retired_threads_go_at_once_and_calls_still_work():
-    workers = Workers("retired")
+def test_dismissed_threads_go_at_once_and_calls_still_work():
+    workers = Workers("dismissed")
     thread = workers.submit(threading.current_thread).result(5)
     assert thread.daemon
-    workers.retire()
+    workers.dismiss()
     thread.join(5)
     assert not thread.is_alive()
     assert workers.submit(int, "7").result(5) == 7
