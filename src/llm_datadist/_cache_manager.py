@@ -11,14 +11,19 @@ from llm_datadist._types import (
     CacheKey,
     CacheKeyByIdAndIndex,
     LayerSynchronizer,
-    MemInfo,
 )
-from llm_datadist._types.addresses import check_addrs
+from llm_datadist._types.arguments import (
+    check_block_lists,
+    check_dict,
+    check_keys,
+    check_layers,
+    check_mem_infos,
+    check_registration,
+)
 from llm_datadist._types.checks import (
     check_bool,
     check_instance,
     check_int,
-    check_range,
     check_uint32,
     check_uint64,
 )
@@ -27,7 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llm_datadist._engine import Engine
-    from llm_datadist._types import CacheTask, TransferConfig, TransferWithCacheKeyConfig
+    from llm_datadist._errors import Fault
+    from llm_datadist._types import CacheTask, MemInfo, TransferConfig, TransferWithCacheKeyConfig
 
 _INT64_LOW = -(2**63)
 _INT64_HIGH = 2**63 - 1
@@ -75,8 +81,8 @@ class CacheManager:
         """
         operation = "register_cache"
         self._engine.check_open(operation)
-        checked = _check_registration(operation, cache_desc, addrs)
-        keys = _check_keys(cache_keys)
+        checked = check_registration(operation, cache_desc, addrs)
+        keys = check_keys(cache_keys)
         if remote_accessible is not None:
             check_bool("remote_accessible", remote_accessible)
         return self._registry.register_cache(cache_desc, checked, keys, remote_accessible)
@@ -105,7 +111,7 @@ class CacheManager:
         """
         operation = "register_blocks_cache"
         self._engine.check_open(operation)
-        checked = _check_registration(operation, cache_desc, addrs)
+        checked = check_registration(operation, cache_desc, addrs)
         if blocks_cache_key is not None:
             check_instance("blocks_cache_key", blocks_cache_key, BlocksCacheKey)
         if remote_accessible is not None:
@@ -140,7 +146,7 @@ class CacheManager:
         """
         self._engine.check_open("allocate_cache")
         check_instance("cache_desc", cache_desc, CacheDesc).check_usable("allocate_cache")
-        return self._registry.allocate_cache(cache_desc, _check_keys(cache_keys))
+        return self._registry.allocate_cache(cache_desc, check_keys(cache_keys))
 
     def deallocate_cache(self, cache: Cache) -> None:
         """Drop the id's hold of an allocated cache; its keys keep it alive. No-op when gone.
@@ -228,7 +234,7 @@ class CacheManager:
         check_instance("cache", cache, Cache)
         slot = check_uint32("batch_index", batch_index)
         num_bytes = check_int("size", size, _INT64_LOW, _INT64_HIGH)
-        layers = _check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
+        layers = check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
         self._transfers.pull_slot(operation, key, cache, slot, num_bytes, layers)
 
     def pull_blocks(
@@ -268,7 +274,7 @@ class CacheManager:
             "src_cache_key", src_cache_key, BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
         )
         check_instance("dst_cache", dst_cache, Cache)
-        layers = _check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
+        layers = check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
         self._transfers.pull_blocks(operation, key, dst_cache, src_blocks, dst_blocks, layers)
 
     def push_blocks(
@@ -302,7 +308,7 @@ class CacheManager:
         self._engine.check_open(operation)
         key = check_instance("dst_cache_key", dst_cache_key, BlocksCacheKey)
         check_instance("src_cache", src_cache, Cache)
-        layers = _check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
+        layers = check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
         self._transfers.push_blocks(operation, key, src_cache, src_blocks, dst_blocks, layers)
 
     def push_cache(
@@ -338,7 +344,7 @@ class CacheManager:
         check_instance("src_cache", src_cache, Cache)
         slot = check_uint32("src_batch_index", src_batch_index)
         num_bytes = check_int("size", size, _INT64_LOW, _INT64_HIGH)
-        layers = _check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
+        layers = check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
         self._transfers.push_slot(operation, key, src_cache, slot, num_bytes, layers)
 
     def transfer_cache_async(
@@ -435,13 +441,8 @@ class CacheManager:
         self._engine.check_open("copy_blocks")
         if not isinstance(cache, Cache):
             raise TypeError(f"cache only support Cache, got {type(cache).__name__}")
-        _check_dict("copy_block_info", copy_block_info)
-        for block, targets in copy_block_info.items():
-            if not isinstance(targets, list | tuple):
-                raise TypeError(
-                    f"copy_block_info[{block!r}] inner type only support list of int, "
-                    f"got {type(targets).__name__}"
-                )
+        check_dict("copy_block_info", copy_block_info)
+        check_block_lists("copy_block_info", copy_block_info)
         self._engine.local.copy_blocks(cache, copy_block_info)
 
     def swap_blocks(self, src_cache: Cache, dst_cache: Cache, src_to_dst: dict[int, int]) -> None:
@@ -462,7 +463,7 @@ class CacheManager:
             if cache is None:
                 raise AttributeError(f"{name} is None; give a Cache")
             check_instance(name, cache, Cache)
-        _check_dict("src_to_dst", src_to_dst)
+        check_dict("src_to_dst", src_to_dst)
         self._engine.local.swap_blocks(src_cache, dst_cache, src_to_dst)
 
     def remap_registered_memory(
@@ -484,46 +485,16 @@ class CacheManager:
         Source: api.md 7.9.
         """
         self._engine.check_open("remap_registered_memory")
-        if isinstance(mem_infos, MemInfo):
-            mem_infos = [mem_infos]
-        check_instance("mem_infos", mem_infos, list, tuple)
-        for position, info in enumerate(mem_infos):
-            check_instance(f"mem_infos[{position}]", info, MemInfo)
-        self._engine.remap(tuple(mem_infos))
+        self._engine.remap(check_mem_infos(mem_infos))
 
+    def faulted_ranges(self) -> tuple[Fault, ...]:
+        """Own memory that transfers could not access, as in `LLMException.faults` *(extension)*.
 
-LayerArguments = tuple["range | None", "range | None", int]
+        Own transfers that failed on it have marked it, or a peer has told of one of its own.
+        Transfers of this instance that touch a marked range raise LLM_DEVICE_MEM_ERROR at once; a
+        remap of any part of it takes the mark away, and so does the end of the cache.
 
-
-def _check_layers(src: object, dst: object, tensors_per_layer: object) -> LayerArguments:
-    if src is not None:
-        src = check_range("src_layer_range", src)
-    if dst is not None:
-        dst = check_range("dst_layer_range", dst)
-    return src, dst, check_int("tensor_num_per_layer", tensors_per_layer, 0, 255)
-
-
-def _check_registration(operation: str, cache_desc: object, addrs: object) -> tuple[int, ...]:
-    if cache_desc is None:
-        raise AttributeError("cache_desc is None; give a CacheDesc")
-    desc = check_instance("cache_desc", cache_desc, CacheDesc)
-    if addrs is None:
-        raise AttributeError("addrs is None; give a list with the address of each tensor")
-    desc.check_usable(operation)
-    return check_addrs(operation, desc, addrs)
-
-
-def _check_keys(cache_keys: object) -> tuple[CacheKey, ...]:
-    keys = check_instance("cache_keys", cache_keys, list, tuple)
-    for position, key in enumerate(keys):
-        check_instance(f"cache_keys[{position}]", key, CacheKey)
-    return tuple(keys)
-
-
-def _check_dict(name: str, value: object) -> None:
-    if not isinstance(value, dict):
-        raise TypeError(f"{name} only support dict, got {type(value).__name__}")
-    for key, item in value.items():
-        for number in (key, *(item if isinstance(item, list | tuple) else (item,))):
-            if isinstance(number, bool) or not hasattr(type(number), "__index__"):
-                raise TypeError(f"{name} inner type only support int, got {type(number).__name__}")
+        Source: api.md 7.9.
+        """
+        self._engine.check_open("faulted_ranges")
+        return self._engine.faults.ranges()

@@ -196,6 +196,12 @@ class Backend(ABC):
     def deregister(self, region: Region) -> None:  # noqa: B027
         """Undo `register`. Called after the cache's entry was closed."""
 
+    def remapped(self, address: int, size: int) -> None:  # noqa: B027 - most hold no mappings
+        """Own memory has other pages now: what peers were told of the old ones must not serve.
+
+        Called before the caches over the range get new entries; peers forget the range after that.
+        """
+
     @abstractmethod
     def describe(self) -> bytes:
         """What a peer needs to connect; carried by the link handshake, after authentication."""

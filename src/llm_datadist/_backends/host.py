@@ -8,6 +8,7 @@ so that only a process's own threads ever write its memory.
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,11 +26,12 @@ if TYPE_CHECKING:
 
 
 class SegmentMetadata(msgspec.Struct, array_like=True, frozen=True):
-    """Pool memory that a peer may map read-only."""
+    """Pool memory that a peer may map read-only, and use while the guard is live."""
 
     fd: int
     address: int
     size: int
+    guard: tuple[int, int]
 
 
 class HostMetadata(msgspec.Struct, array_like=True, frozen=True):
@@ -77,7 +79,7 @@ class HostChannel(Channel):
     def map_segment(self, segment: SegmentMetadata) -> None:
         """Map pool memory of the peer; where that is refused reads use process_vm_readv."""
         try:
-            self.reader.map_segment(segment.fd, segment.address, segment.size)
+            self.reader.map_segment(segment.fd, segment.address, segment.size, segment.guard)
         except OSError:
             return
         self._mapped_bytes += segment.size
@@ -134,10 +136,26 @@ class HostBackend(Backend):
 
     def __init__(self, node: Node, pools: tuple[PoolMemory, ...]) -> None:
         self._node = node
-        self._pools = pools
+        self._lock = threading.Lock()
+        self._segments = [
+            SegmentMetadata(pool.fd, pool.address, pool.size, node.open_guard()) for pool in pools
+        ]
+
+    def remapped(self, address: int, size: int) -> None:
+        """Withdraw a pool with other pages: its file is not its memory any more.
+
+        Reads of it go through process_vm_readv from now on, on old and on new links.
+        """
+        with self._lock:
+            for segment in list(self._segments):
+                if segment.address < address + size and address < segment.address + segment.size:
+                    self._segments.remove(segment)
+                    self._node.close_guard(*segment.guard)
 
     def describe(self) -> bytes:
         native = self._node.native
+        with self._lock:
+            segments = tuple(self._segments)
         return msgspec.msgpack.encode(
             HostMetadata(
                 boot_id=boot_id(),
@@ -146,9 +164,7 @@ class HostBackend(Backend):
                 nonce_address=native.nonce_address,
                 published_fd=native.published_fd,
                 published_bytes=native.published_bytes,
-                segments=tuple(
-                    SegmentMetadata(pool.fd, pool.address, pool.size) for pool in self._pools
-                ),
+                segments=segments,
             )
         )
 

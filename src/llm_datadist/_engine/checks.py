@@ -74,15 +74,11 @@ def blocks_for(operation: str, local: LocalCache, name: str) -> Layout:
 
 
 def remote_slots(operation: str, remote: Resolved, key: Key) -> Layout:
-    """The peer's cache as slots, with the key's slot in range."""
-    if remote.cache.is_blocks:
-        raise fail(
-            _INVALID,
-            operation,
-            f"{key!r} names the blocks cache {remote.cache.cache_id} of the peer",
-            "name a contiguous cache, or use its BlocksCacheKey",
-            cluster_id=key.cluster_id,
-        )
+    """The peer's cache as slots, with the key's slot in range.
+
+    An id may name a blocks cache, whose slots are its blocks: a cache that has lost its
+    BlocksCacheKey to another one stays reachable so.
+    """
     layout = remote.cache.layout
     check_slots_contiguous(operation, remote.cache.desc, layout)
     if remote.slot >= layout.num_units:

@@ -16,6 +16,7 @@ from llm_datadist._backends.node import Node, set_threads
 from llm_datadist._backends.outcomes import NO_REF
 from llm_datadist._backends.select import make_backends, select_channel
 from llm_datadist._devices.cpu import PoolMemory
+from llm_datadist._engine.faults import Faults
 from llm_datadist._engine.layerwise import Layerwise
 from llm_datadist._engine.link_data import LinkData
 from llm_datadist._engine.local import LocalCopies
@@ -92,9 +93,11 @@ class Engine:
                 raise fail(
                     LLMStatusCode.LLM_PARAM_INVALID, "init", str(error), "set transfer_backend"
                 ) from error
+            self.faults = Faults(self)
             self._remap = Remap(self)
             self.links = LinkTable(cluster_id, config, self.incarnation, self)
             self.links.hooks.on_request = self._remap.serve
+            self.links.hooks.on_notify = self.faults.receive
             self.transfers = Transfers(self)
             self.layerwise = Layerwise(self)
             self.local = LocalCopies(self)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from llm_datadist._backends.outcomes import Code, Outcome
+from llm_datadist._engine.faults import described
 from llm_datadist._errors import Fault, LLMException, LLMStatusCode, fail
 from llm_datadist._plan import Plan
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _NOTHING = np.empty(0, np.uint64)
 NO_PLAN = Plan(_NOTHING, _NOTHING, _NOTHING, 0)
@@ -33,8 +30,7 @@ class Failure:
         remote_name: The peer's cache in words.
         finalizing: Whether this instance is being finalised.
         peer_alive: Whether the link is still up.
-        remote_fault: Makes the record of a range at fault in the peer's memory.
-        local_fault: The same for own memory.
+        faults: The memory at fault, if the outcome is a fault.
     """
 
     operation: str
@@ -45,8 +41,7 @@ class Failure:
     remote_name: str
     finalizing: bool
     peer_alive: bool
-    remote_fault: Callable[[int, int], Fault]
-    local_fault: Callable[[int, int], Fault]
+    faults: tuple[Fault, ...] = ()
 
 
 def failure(outcome: Outcome, known: Failure) -> LLMException:
@@ -56,7 +51,6 @@ def failure(outcome: Outcome, known: Failure) -> LLMException:
     status = LLMStatusCode.LLM_FAILED
     problem = f"the data path failed with {Code(code).name}{errno_text}"
     remedy = "see the log of both sides"
-    faults: tuple[Fault, ...] = ()
     if known.finalizing and code in (Code.CLOSED, Code.CANCELLED, Code.LOCAL_GONE, Code.GONE):
         status = LLMStatusCode.LLM_ENGINE_FINALIZED
         problem, remedy = "this instance was finalised during the call", "do not use it any more"
@@ -85,40 +79,31 @@ def failure(outcome: Outcome, known: Failure) -> LLMException:
         remedy = "retry if it exists again, else recompute"
     elif code == Code.DENIED:
         status = LLMStatusCode.LLM_PARAM_INVALID
-        problem = f"the peer refused: {_range(known.plan, outcome, remote=True)} is not registered"
+        problem = f"the peer refused: its memory {_range(known.plan, outcome)} is not registered"
         problem += " and remote-accessible there"
         remedy = "register that memory at the peer with remote_accessible=True"
     elif code == Code.REMOTE_FAULT:
         status = LLMStatusCode.LLM_SUSPECT_REMOTE_ERROR
-        problem = f"the peer's memory {_range(known.plan, outcome, remote=True)} cannot be read"
-        remedy = "recompute those blocks; the peer repairs the memory and remaps it"
-        faults = _faults(known.remote_fault, known.plan, outcome, remote=True)
+        problem = f"the peer's memory cannot be accessed: {_described(known.faults)}"
+        remedy = "recompute what was there; the peer repairs the memory and remaps it"
     elif code == Code.LOCAL_FAULT:
         status = LLMStatusCode.LLM_DEVICE_MEM_ERROR
-        problem = f"own memory {_range(known.plan, outcome, remote=False)} cannot be accessed"
+        problem = f"own memory cannot be accessed: {_described(known.faults)}"
         remedy = "repair it, then call remap_registered_memory"
-        faults = _faults(known.local_fault, known.plan, outcome, remote=False)
     return fail(
-        status, known.operation, problem, remedy, cluster_id=known.cluster_id, faults=faults
+        status, known.operation, problem, remedy, cluster_id=known.cluster_id, faults=known.faults
     )
 
 
-def _bounds(plan: Plan, outcome: Outcome, *, remote: bool) -> tuple[int, int] | None:
-    if not 0 <= outcome.descriptor < len(plan.length):
-        return None
-    side = plan.remote if remote else plan.local
-    return int(side[outcome.descriptor]), int(plan.length[outcome.descriptor])
-
-
-def _range(plan: Plan, outcome: Outcome, *, remote: bool) -> str:
-    bounds = _bounds(plan, outcome, remote=remote)
-    if bounds is None:
+def _range(plan: Plan, outcome: Outcome) -> str:
+    index = outcome.descriptor
+    if not 0 <= index < len(plan.length):
         return "at an unknown address"
-    return f"at {bounds[0]:#x}, {bounds[1]} bytes,"
+    return f"at {int(plan.remote[index]):#x}, {int(plan.length[index])} bytes,"
 
 
-def _faults(
-    make: Callable[[int, int], Fault], plan: Plan, outcome: Outcome, *, remote: bool
-) -> tuple[Fault, ...]:
-    bounds = _bounds(plan, outcome, remote=remote)
-    return () if bounds is None else (make(*bounds),)
+def _described(faults: tuple[Fault, ...]) -> str:
+    if not faults:
+        return "the address is unknown"
+    more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+    return described(faults[0]) + more

@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_datadist._backends.host import HostChannel
-from llm_datadist._backends.outcomes import Code, Outcome
+from llm_datadist._backends.outcomes import Code
 from llm_datadist._registry import DirectoryReader
 
 if TYPE_CHECKING:
     from llm_datadist._backends.base import Channel, PeerEndpoint
     from llm_datadist._backends.lanes import LinkLanes
-    from llm_datadist._backends.outcomes import Ref
-
-_OK = Outcome(Code.OK)
+    from llm_datadist._backends.outcomes import Outcome, Ref
 
 
 class LookupFailedError(Exception):
@@ -106,15 +104,6 @@ class LinkData:
         if self._host is not None or self._keep_directory:
             return 0
         return self.directory.version
-
-    def verify(self, cache_ref: Ref, key_ref: Ref) -> Outcome:
-        """Check that a cache is still there, for transfers that move nothing."""
-        if self._host is None:
-            return _OK
-        guard = self._host.reader.guard
-        refs = (self.peer.link_ref, cache_ref, key_ref)
-        live = all(value == 0 or guard(index) == value for index, value in refs)
-        return _OK if live else Outcome(Code.GONE)
 
     def peer_end_is_open(self) -> bool:
         """Whether the peer's end of the link is open, as far as can be seen from here."""

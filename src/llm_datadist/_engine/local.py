@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._devices.cpu import copy
 from llm_datadist._engine.checks import blocks_of, slots_of
-from llm_datadist._errors import Fault, LLMStatusCode, fail
+from llm_datadist._engine.faults import described, fault_of, pieces_at_fault
+from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._plan import (
     blocks_array,
     copy_pairs,
@@ -124,9 +127,11 @@ class LocalCopies:
     def _copy(self, operation: str, plan: Plan, dst: LocalCache, src: LocalCache) -> None:
         if not len(plan.length):
             return
-        outcome = Outcome(
-            *copy(self._engine.node.native, plan.local, plan.remote, plan.length, dst.ref, src.ref)
-        )
+        marks = self._engine.faults
+        marks.check(operation, dst, plan, None, local=True)
+        marks.check(operation, src, plan, None, local=False)
+        node, dst_ref, src_ref = self._engine.node.native, dst.ref, src.ref
+        outcome = Outcome(*copy(node, plan.local, plan.remote, plan.length, dst_ref, src_ref))
         code = outcome.code
         if code == Code.OK:
             return
@@ -141,28 +146,27 @@ class LocalCopies:
             raise fail(
                 LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
                 operation,
-                "a cache was unregistered or freed during the call",
+                "a cache was unregistered, freed or remapped during the call",
                 "keep it registered until the call returns",
             )
+        index = max(outcome.descriptor, 0)
+        there, here = int(plan.local[index]), int(plan.remote[index])
+
+        def fails(offset: int, part: int) -> bool:
+            words = np.array((there + offset, here + offset, part), np.uint64)
+            probed = copy(node, words[:1], words[1:2], words[2:], dst_ref, src_ref)
+            return probed[0] == code
+
         of_source = code == Code.REMOTE_FAULT
-        cache, side = (src, plan.remote) if of_source else (dst, plan.local)
-        index = outcome.descriptor if 0 <= outcome.descriptor < len(side) else 0
-        addr, size = int(side[index]), int(plan.length[index])
-        piece = next(iter(cache.layout.locate(addr, size)), None)
-        fault = Fault(
-            cluster_id=self._engine.cluster_id,
-            cache_id=cache.cache_id,
-            tensor_index=piece.tensor_index if piece else None,
-            block=piece.unit_index if piece and cache.is_blocks else None,
-            slot=piece.unit_index if piece and not cache.is_blocks else None,
-            addr=addr,
-            size=size,
-        )
+        cache, ref, addr = (src, src_ref, here) if of_source else (dst, dst_ref, there)
+        pieces = pieces_at_fault(cache.layout, addr, int(plan.length[index]), fails)
+        faults = [fault_of(self._engine.cluster_id, cache, piece) for piece in pieces]
+        marks.mark(cache, ref, faults)
         raise fail(
             LLMStatusCode.LLM_DEVICE_MEM_ERROR,
             operation,
-            f"memory of the {'source' if of_source else 'destination'} at {addr:#x}, {size} bytes, "
-            "cannot be accessed",
+            f"memory of the {'source' if of_source else 'destination'} cannot be accessed: "
+            f"{described(faults[0])}",
             "repair it, then call remap_registered_memory",
-            faults=(fault,),
+            faults=faults,
         )

@@ -40,7 +40,10 @@ class Remap:
             raise fail(_INVALID, OPERATION, "mem_infos is empty", "give at least one MemInfo")
         ranges = tuple(self._range(position, info) for position, info in enumerate(mem_infos))
         deadline_ns = time.monotonic_ns() + self._engine.config.sync_timeout_ms * 1_000_000
-        # New guards first: from here on nothing that was resolved before can succeed.
+        for backend in self._engine.backends:
+            for address, size in ranges:
+                backend.remapped(address, size)
+        # New guards: from here on nothing that was resolved before can succeed.
         registry = self._engine.registry
         touched = {
             local.cache_id: local
@@ -48,6 +51,8 @@ class Remap:
             for local in registry.overlapping(address, size)
         }
         registry.remap(list(touched.values()))
+        for address, size in ranges:
+            self._engine.faults.clear(address, size)
         body = msgspec.msgpack.encode(Remapped(ranges))
         links = self._engine.links.links()
         if links:
@@ -84,5 +89,12 @@ class Remap:
         return info.addr, info.size
 
     def _peer_is_silent(self, link: Link, error: LLMException) -> None:
-        logger.warning("%s: cluster %d loses its link: %s", OPERATION, link.cluster_id, error)
+        if self._engine.closing:
+            raise fail(
+                LLMStatusCode.LLM_ENGINE_FINALIZED,
+                OPERATION,
+                "this instance was finalised during the call",
+                "do not use it any more",
+            )
+        logger.warning("%s: cluster %d loses its link: %s", OPERATION, link.cluster_id, str(error))
         self._engine.links.drop(link, f"no answer to {OPERATION}: {error}")

@@ -1,14 +1,16 @@
 """Pulls and pushes: resolve the key, plan, hand to the backend, wait, report.
 
-One transfer is one `_Call`. Its loop runs once, unless the peer's directory has moved on between
-the lookup and the transfer: then it looks again, and gives up when the key names nothing new.
+One transfer is one `_Call`. Its loop runs once, unless the peer's directory has moved on since it
+was looked at: then it looks again, and gives up when the key names nothing new.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
 
 from llm_datadist._backends.base import Transfer
 from llm_datadist._backends.outcomes import ANY_ENTRY, NO_REF, Code
@@ -24,6 +26,7 @@ from llm_datadist._engine.checks import (
     slots_for,
 )
 from llm_datadist._engine.failures import NO_PLAN, Failure, failure
+from llm_datadist._engine.faults import fault_of, pieces_at_fault
 from llm_datadist._engine.link_data import LookupFailedError
 from llm_datadist._errors import Fault, LLMException, LLMStatusCode, fail
 from llm_datadist._plan import (
@@ -44,27 +47,55 @@ if TYPE_CHECKING:
     from llm_datadist._engine.link_data import LinkData
     from llm_datadist._links import Link
     from llm_datadist._plan import Plan
-    from llm_datadist._registry import LocalCache, RemoteCache, Resolved
+    from llm_datadist._registry import DirectoryReader, LocalCache, RemoteCache, Resolved
     from llm_datadist._types import Cache
 
     Key = BlocksCacheKey | CacheKey | CacheKeyByIdAndIndex
     Layers = tuple[range | None, range | None, int]
     MakePlan = Callable[[Resolved], Plan]
 
-_CHANGED = frozenset({Code.GONE, Code.STALE})
+Answer = TypeVar("Answer")
+
 _INVALID = LLMStatusCode.LLM_PARAM_INVALID
+_NOT_EXIST = LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
+_FROM_DIRECTORY = frozenset({_INVALID, _NOT_EXIST})
+"""What a look at the peer's directory, or planning by it, can come to."""
 
 
 @dataclass(slots=True)
 class _Call:
-    """What stays the same over the attempts of one call."""
+    """What stays the same over the attempts of one call.
+
+    Attributes:
+        operation, key, local, write: What is moved where.
+        deadline_ns: When it has to be done.
+        pulled_layers: Which layers a pull takes, to tell whether it consumes its CacheKey.
+    """
 
     operation: str
     key: Key
     local: LocalCache
     write: bool
-    consume: bool
     deadline_ns: int
+    pulled_layers: Layers | None = None
+
+    def consumes(self, remote: Resolved) -> bool:
+        """Whether success ends the key: it pulls every layer of the source."""
+        if self.pulled_layers is None or remote.key_ref == NO_REF:
+            return False
+        src, _, tensors_per_layer = self.pulled_layers
+        return src is None or len(src) * tensors_per_layer == remote.cache.layout.num_tensors
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One try: what the key named, what was to be moved, under which references."""
+
+    remote: Resolved | None
+    plan: Plan
+    local_ref: Ref = NO_REF
+    cache_ref: Ref = ANY_ENTRY
+    version: int = 0
 
 
 class Transfers:
@@ -92,7 +123,7 @@ class Transfers:
             src, dst = tensor_ranges(operation, *layers, there.num_tensors, layout.num_tensors)
             return plan_slots(layout, slot, dst, there, remote.slot, src, num_bytes)
 
-        self._run(operation, key, local, plan, write=False, consume=_covers_all(layers))
+        self._run(operation, key, local, plan, write=False, layers=layers)
 
     def pull_blocks(
         self,
@@ -132,7 +163,7 @@ class Transfers:
                 check_pieces(operation, source, layout, len(there))
                 return plan_slot_to_blocks(source, remote.slot, src, layout, there, dst)
 
-        self._run(operation, key, local, plan, write=False, consume=_covers_all(layers))
+        self._run(operation, key, local, plan, write=False, layers=layers)
 
     def push_blocks(
         self,
@@ -189,14 +220,19 @@ class Transfers:
     def push_raw(self, operation: str, cluster_id: int, local: LocalCache, plan: Plan) -> None:
         """Push to bare addresses of the peer, which checks them against its accessible regions."""
         link = self._links.get(cluster_id, operation)
+        data: LinkData = link.data
         deadline_ns = time.monotonic_ns() + self._timeout_ns
-        transfer = Transfer(
-            True, plan.local, plan.remote, plan.length, local.ref, ANY_ENTRY, deadline_ns
+        call = _Call(operation, BlocksCacheKey(cluster_id), local, True, deadline_ns)
+        self._engine.faults.check(operation, local, plan, cluster_id, local=True)
+        ref = local.ref
+        outcome = data.channel.run(
+            Transfer(True, plan.local, plan.remote, plan.length, ref, ANY_ENTRY, deadline_ns)
         )
-        outcome = link.data.channel.run(transfer)
-        if outcome.code != Code.OK:
-            call = _Call(operation, BlocksCacheKey(cluster_id), local, True, False, deadline_ns)
-            raise self._failure(call, link, plan, None, outcome)
+        if outcome.code == Code.OK:
+            data.count(plan.total_bytes, write=True)
+            return
+        data.failures += 1
+        raise self._failure(call, link, _Attempt(None, plan, ref), outcome)
 
     def _run(
         self,
@@ -206,66 +242,99 @@ class Transfers:
         make_plan: MakePlan,
         *,
         write: bool,
-        consume: bool = False,
+        layers: Layers | None = None,
     ) -> None:
         deadline_ns = time.monotonic_ns() + self._timeout_ns
         link = self._links.get(key.cluster_id, operation)
         data: LinkData = link.data
-        call = _Call(
-            operation, key, local, write, consume and isinstance(key, CacheKey), deadline_ns
-        )
-        remote = self._lookup(call, link, fresh=data.published)
+        call = _Call(operation, key, local, write, deadline_ns, layers)
+        fresh = data.published
         while True:
-            ref = remote.cache.ref
-            plan = make_plan(remote)
-            outcome = self._attempt(call, data, remote, ref, plan)
+            try:
+                attempt = self._prepare(call, link, make_plan, fresh=fresh)
+            except LLMException as error:
+                if fresh or error.status_code not in _FROM_DIRECTORY:
+                    data.failures += 1
+                    raise
+                fresh = True  # the directory may be an old one
+                continue
+            if local.faulted:
+                self._engine.faults.check(
+                    operation, local, attempt.plan, key.cluster_id, local=True
+                )
+            outcome = self._attempt(call, data, attempt)
             if outcome.code == Code.OK:
-                data.count(plan.total_bytes, write=write)
+                data.count(attempt.plan.total_bytes, write=write)
                 return
-            if outcome.code in _CHANGED:
-                # Looks again at the peer's directory; a key that names the same as before, or
-                # nothing any more, ends the call.
-                newer = self._lookup(call, link, fresh=True)
-                if outcome.code == Code.STALE or newer.cache.ref != ref:
-                    remote = newer
-                    continue
+            fresh = True
+            if outcome.code == Code.STALE or (
+                outcome.code == Code.GONE and self._moved_on(call, link, attempt.cache_ref)
+            ):
+                continue
             data.failures += 1
-            raise self._failure(call, link, plan, remote, outcome)
+            raise self._failure(call, link, attempt, outcome)
 
-    def _attempt(
-        self, call: _Call, data: LinkData, remote: Resolved, ref: Ref, plan: Plan
-    ) -> Outcome:
-        if len(plan.length):
-            transfer = Transfer(
+    def _prepare(self, call: _Call, link: Link, make_plan: MakePlan, *, fresh: bool) -> _Attempt:
+        """Look the key up and plan.
+
+        The version is read before the lookup: what the lookup finds is of that version or newer, so
+        that a transfer on condition of the version never follows an older record.
+        """
+        data: LinkData = link.data
+        if fresh:
+            self._ask(call, link, data.directory.refresh)
+        version = data.required_version()
+        remote = self._lookup(call, link)
+        cache_ref = remote.cache.ref
+        return _Attempt(remote, make_plan(remote), call.local.ref, cache_ref, version)
+
+    def _moved_on(self, call: _Call, link: Link, ref: Ref) -> bool:
+        """Whether the key names another cache by now than the one that is gone."""
+        if not link.data.peer_end_is_open():
+            return False
+        self._ask(call, link, link.data.directory.refresh)
+        return self._lookup(call, link).cache.ref != ref
+
+    def _attempt(self, call: _Call, data: LinkData, attempt: _Attempt) -> Outcome:
+        plan, remote = attempt.plan, attempt.remote
+        assert remote is not None
+        outcome = data.channel.run(
+            Transfer(
                 call.write,
                 plan.local,
                 plan.remote,
                 plan.length,
-                call.local.ref,
-                ref,
+                attempt.local_ref,
+                attempt.cache_ref,
                 call.deadline_ns,
                 remote.key_ref,
-                data.required_version(),
+                attempt.version,
             )
-            outcome = data.channel.run(transfer)
-        else:
-            outcome = data.verify(ref, remote.key_ref)
-        if outcome.code == Code.OK and call.consume and remote.key_ref != NO_REF:
+        )
+        if outcome.code == Code.OK and call.consumes(remote):
             return data.lanes.consume(remote.key_ref, call.deadline_ns)
         return outcome
 
-    def _lookup(self, call: _Call, link: Link, *, fresh: bool) -> Resolved:
-        """What the key names at the peer.
+    def _lookup(self, call: _Call, link: Link) -> Resolved:
+        """What the key names at the peer, as far as is known; asks the peer when nothing is.
 
         Raises:
             LLMException: LLM_KV_CACHE_NOT_EXIST, LLM_PARAM_INVALID (not remote-accessible),
                 LLM_TIMEOUT, LLM_LINK_FAILED, LLM_FAILED (a directory that cannot be parsed).
         """
-        data: LinkData = link.data
+        directory: DirectoryReader = link.data.directory
+
+        def resolve(operation: str, deadline_ns: int) -> Resolved:
+            return directory.resolve(operation, call.key, deadline_ns, fresh=False)
+
+        return self._ask(call, link, resolve)
+
+    def _ask(self, call: _Call, link: Link, question: Callable[[str, int], Answer]) -> Answer:
+        """Ask the peer's directory something; its failures become the API's."""
         try:
-            return data.directory.resolve(call.operation, call.key, call.deadline_ns, fresh=fresh)
+            return question(call.operation, call.deadline_ns)
         except LookupFailedError as error:
-            raise self._failure(call, link, NO_PLAN, None, error.outcome) from error
+            raise self._failure(call, link, _Attempt(None, NO_PLAN), error.outcome) from error
         except CorruptDirectory as error:
             raise fail(
                 LLMStatusCode.LLM_FAILED,
@@ -276,25 +345,14 @@ class Transfers:
             ) from error
 
     def _failure(
-        self,
-        call: _Call,
-        link: Link,
-        plan: Plan,
-        remote: Resolved | None,
-        outcome: Outcome,
+        self, call: _Call, link: Link, attempt: _Attempt, outcome: Outcome
     ) -> LLMException:
         cluster_id = call.key.cluster_id
+        remote = attempt.remote
         if remote is None:
             name = "the peer's memory"
         else:
             name = f"cache {remote.cache.cache_id} of the peer ({call.key!r})"
-
-        def remote_fault(addr: int, size: int) -> Fault:
-            return _fault(cluster_id, remote.cache if remote else None, addr, size)
-
-        def local_fault(addr: int, size: int) -> Fault:
-            return _fault(self._engine.cluster_id, call.local, addr, size)
-
         return failure(
             outcome,
             Failure(
@@ -302,30 +360,54 @@ class Transfers:
                 cluster_id=cluster_id,
                 peer=f"cluster {cluster_id} at {link.address}",
                 timeout_ms=self._timeout_ms,
-                plan=plan,
+                plan=attempt.plan,
                 remote_name=name,
                 finalizing=self._engine.closing,
                 peer_alive=not link.lost.is_set() and link.data.peer_end_is_open(),
-                remote_fault=remote_fault,
-                local_fault=local_fault,
+                faults=self._faults(call, link, attempt, outcome),
             ),
         )
 
+    def _faults(
+        self, call: _Call, link: Link, attempt: _Attempt, outcome: Outcome
+    ) -> tuple[Fault, ...]:
+        """Name the memory of an outcome that is a fault, and let its owner remember it."""
+        plan, index = attempt.plan, outcome.descriptor
+        if outcome.code not in {Code.LOCAL_FAULT, Code.REMOTE_FAULT} or not (
+            0 <= index < len(plan.length)
+        ):
+            return ()
+        here, there = int(plan.local[index]), int(plan.remote[index])
+        size = int(plan.length[index])
 
-def _fault(cluster_id: int, cache: LocalCache | RemoteCache | None, addr: int, size: int) -> Fault:
-    piece = next(iter(cache.layout.locate(addr, size)), None) if cache is not None else None
-    if cache is None or piece is None:
-        return Fault(cluster_id=cluster_id, cache_id=None, tensor_index=None, addr=addr, size=size)
-    return Fault(
-        cluster_id=cluster_id,
-        cache_id=cache.cache_id,
-        tensor_index=piece.tensor_index,
-        block=piece.unit_index if cache.is_blocks else None,
-        slot=None if cache.is_blocks else piece.unit_index,
-        addr=addr,
-        size=size,
-    )
+        def fails(offset: int, part: int) -> bool:
+            words = np.array((here + offset, there + offset, part), np.uint64)
+            probe = Transfer(
+                call.write,
+                words[:1],
+                words[1:2],
+                words[2:],
+                attempt.local_ref,
+                attempt.cache_ref,
+                call.deadline_ns,
+            )
+            return bool(link.data.channel.run(probe).code == outcome.code)
 
-
-def _covers_all(layers: Layers) -> bool:
-    return layers[0] is None and layers[1] is None
+        if outcome.code == Code.LOCAL_FAULT:
+            owner, addr = self._engine.cluster_id, here
+            cache: LocalCache | RemoteCache | None = call.local
+        else:
+            owner, addr = call.key.cluster_id, there
+            cache = attempt.remote.cache if attempt.remote is not None else None
+        if cache is None:
+            faults: tuple[Fault, ...] = (
+                Fault(cluster_id=owner, cache_id=None, tensor_index=None, addr=addr, size=size),
+            )
+        else:
+            pieces = pieces_at_fault(cache.layout, addr, size, fails)
+            faults = tuple(fault_of(owner, cache, piece) for piece in pieces)
+        if outcome.code == Code.LOCAL_FAULT:
+            self._engine.faults.mark(call.local, attempt.local_ref, faults)
+        else:
+            self._engine.faults.report(link, faults)
+        return faults

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from llm_datadist._errors import LLMException
+    from llm_datadist._plan.layout import Piece
     from llm_datadist._registry.node import MemoryListener, Node
     from llm_datadist._registry.pool import Pool
     from llm_datadist._registry.records import KeyName
@@ -283,6 +284,36 @@ class CacheRegistry:
                 break
             reached = max(reached, end)
         return reached >= addr + size
+
+    # ---- memory at fault
+
+    def mark_faulted(self, addr: int, size: int, *, accessible_only: bool = False) -> bool:
+        """Mark what caches have of `[addr, addr + size)` as not accessible; False if nothing is."""
+        marked = False
+        for local in self.overlapping(addr, size):
+            if accessible_only and not local.accessible:
+                continue
+            found = tuple(local.layout.locate(addr, size))
+            with self._lock:
+                new = tuple(piece for piece in found if piece not in local.faulted)
+                local.faulted += new
+            marked = marked or bool(new)
+        return marked
+
+    def clear_faulted(self, addr: int, size: int) -> None:
+        """Forget the marks that touch `[addr, addr + size)`."""
+        for local in self.overlapping(addr, size):
+            with self._lock:
+                local.faulted = tuple(
+                    piece
+                    for piece in local.faulted
+                    if piece.addr >= addr + size or piece.addr + piece.size <= addr
+                )
+
+    def faulted(self) -> list[tuple[LocalCache, Piece]]:
+        """Return every mark there is."""
+        with self._lock:
+            return [(local, piece) for local in self._caches.values() for piece in local.faulted]
 
     # ---- remapping and the end
 

@@ -13,6 +13,7 @@ from llm_datadist._registry.records import Added, KeyRecord
 
 if TYPE_CHECKING:
     from llm_datadist._plan import Layout
+    from llm_datadist._plan.layout import Piece
     from llm_datadist._registry.node import Ref
     from llm_datadist._registry.records import KeyName
     from llm_datadist._types import Cache, CacheDesc
@@ -34,6 +35,7 @@ class LocalCache:
         named: Whether its id holds it; deallocate_cache ends that.
         blocks_key: model_id of the BlocksCacheKey that names it now.
         keys: Its CacheKeys that are live, with their slots and guards.
+        faulted: Slots or blocks that a transfer could not access, until a remap.
         transition: Held while the entry is closed or reopened.
         closed: Set when its memory is final: no transfer touches it any more.
     """
@@ -46,6 +48,7 @@ class LocalCache:
         "cache_id",
         "closed",
         "desc",
+        "faulted",
         "is_blocks",
         "keys",
         "layout",
@@ -74,6 +77,7 @@ class LocalCache:
         self.named = True
         self.blocks_key: int | None = None
         self.keys: dict[KeyName, tuple[int, Ref]] = {}
+        self.faulted: tuple[Piece, ...] = ()
         self.transition = threading.Lock()
         self.closed = threading.Event()
 
