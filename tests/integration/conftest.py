@@ -1,0 +1,53 @@
+"""A link per module and backend, whose caches end with each test."""
+
+import pytest
+from instances import BACKENDS, finalize, linked_sides
+
+from llm_datadist import LayerSynchronizer, TransferConfig
+
+_POOL = 16 << 20
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def backend(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def linked(backend):
+    """Two sides, clusters 1 and 2, linked for the whole module."""
+    sides = linked_sides(backend, pool=_POOL)
+    warm_up(*sides)
+    yield sides
+    finalize(*sides)
+
+
+@pytest.fixture
+def sides(linked):
+    """The module's two sides; caches that the test registers with them end with the test."""
+    yield linked
+    for side in linked:
+        side.clean()
+
+
+class _Ready(LayerSynchronizer):
+    def synchronize_layer(self, layer_index, timeout_in_millis):
+        return True
+
+
+def warm_up(here, there):
+    """Start the threads that start with the first use, so that no test seems to leak them."""
+    big = {"tensors": 2, "units": 64, "words": 8192}
+    source, target = here.blocks(key=0, **big), there.blocks(key=0, **big)
+    every = list(range(64))
+    here.manager.push_blocks(there.blocks_key(), source.cache, every, every)
+    here.manager.pull_blocks(there.blocks_key(), source.cache, every, every)
+    there.manager.pull_blocks(here.blocks_key(), target.cache, every, every)
+    for side, held, other in ((here, source, target), (there, target, source)):
+        addrs = [tensor.ctypes.data for tensor in other.data]
+        config = TransferConfig(other.side.id, addrs)
+        side.manager.transfer_cache_async(
+            held.cache, _Ready(), [config] * 2, [0], [0]
+        ).synchronize()
+    here.clean()
+    there.clean()

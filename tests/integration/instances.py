@@ -1,0 +1,248 @@
+"""Linked instances with caches over numpy arrays, for tests of caches and transfers.
+
+Test modules and the processes that they start import it (pytest's `pythonpath`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import mmap
+import time
+
+import numpy as np
+import pytest
+
+from llm_datadist import (
+    BlocksCacheKey,
+    CacheDesc,
+    CacheKeyByIdAndIndex,
+    DataType,
+    LLMClusterInfo,
+    LLMConfig,
+    LLMDataDist,
+    LLMException,
+    LLMRole,
+    LLMStatusCode,
+    Placement,
+)
+
+BACKENDS = ["host", "tcp"]
+PAGE = mmap.PAGESIZE
+
+
+def initialised(cluster_id, backend, *, listen=True, pool=0, page_shift=16, **options):
+    """Return an initialised instance; `options` are properties of LLMConfig."""
+    config = LLMConfig()
+    config.enable_cache_manager = True
+    config.transfer_backend = backend
+    if listen:
+        config.listen_ip_info = "127.0.0.1:0"
+    if pool:
+        text = json.dumps({"memory_size": pool, "page_shift": page_shift})
+        config.mem_pool_cfg = config.host_mem_pool_cfg = text
+    for name, value in options.items():
+        setattr(config, name, value)
+    instance = LLMDataDist(LLMRole.MIX, cluster_id)
+    instance.init(config.generate_options())
+    return instance
+
+
+def cluster_info(address=None, cluster_id=None):
+    info = LLMClusterInfo()
+    info.append_local_ip_info("127.0.0.1", 0)
+    if address is not None:
+        info.append_remote_ip_info(*address)
+    if cluster_id is not None:
+        info.remote_cluster_id = cluster_id
+    return info
+
+
+def link(instance, *addresses):
+    """Link an instance to the listen addresses of others."""
+    overall, each = instance.link_clusters([cluster_info(address) for address in addresses], 10000)
+    assert overall is LLMStatusCode.LLM_SUCCESS, each
+
+
+def pattern(shape, seed):
+    """Return words that differ everywhere, and between seeds."""
+    return np.arange(np.prod(shape), dtype=np.uint64).reshape(shape) + np.uint64(seed << 40)
+
+
+class Held:
+    """A cache and its memory: `data[tensor, slot or block, word]`."""
+
+    def __init__(self, side, cache, data):
+        self.side = side
+        self.cache = cache
+        self.data = data
+
+    @property
+    def id(self):
+        return self.cache.cache_id
+
+    def slot(self, index=0):
+        """The key of a slot."""
+        return CacheKeyByIdAndIndex(self.side.id, self.id, index)
+
+
+class Side:
+    """One instance and the caches that a test has made with it."""
+
+    def __init__(self, cluster_id, backend, **options):
+        self.id = cluster_id
+        self.instance = initialised(cluster_id, backend, **options)
+        self.manager = self.instance.cache_manager
+        self.held = []
+
+    @property
+    def address(self):
+        return self.instance.listen_address
+
+    def blocks_key(self, model_id=0):
+        return BlocksCacheKey(self.id, model_id)
+
+    def blocks(self, seed=0, key=None, **kwargs):
+        """Register a blocks cache; `key` is the model_id of its BlocksCacheKey."""
+        name = None if key is None else self.blocks_key(key)
+        return self._register(self.manager.register_blocks_cache, seed, name, **kwargs)
+
+    def slots(self, seed=0, keys=(), **kwargs):
+        """Register a contiguous cache."""
+        return self._register(self.manager.register_cache, seed, keys, **kwargs)
+
+    def _register(
+        self,
+        call,
+        seed,
+        names,
+        *,
+        tensors=4,
+        units=8,
+        words=128,
+        placement=Placement.DEVICE,
+        accessible=None,
+        data=None,
+    ):
+        if data is None:
+            data = pattern((tensors, units, words), seed) if seed else zeros(tensors, units, words)
+        desc = CacheDesc(len(data), list(data.shape[1:]), DataType.DT_UINT64, placement)
+        addrs = [tensor.ctypes.data for tensor in data]
+        held = Held(self, call(desc, addrs, names, accessible), data)
+        self.held.append(held)
+        return held
+
+    def clean(self):
+        """Unregister what the test has registered."""
+        for held in self.held:
+            self.manager.unregister_cache(held.id)
+        self.held.clear()
+
+
+def zeros(tensors, units, words):
+    return np.zeros((tensors, units, words), np.uint64)
+
+
+def linked_sides(backend, count=2, **options):
+    """Return sides with cluster ids 1, 2, ...; all others are linked to the first."""
+    sides = [Side(number, backend, **options) for number in range(1, count + 1)]
+    for side in sides[1:]:
+        link(side.instance, sides[0].address)
+    return sides
+
+
+def finalize(*sides):
+    for side in sides:
+        side.instance.finalize()
+
+
+@contextlib.contextmanager
+def failing(status, operation, *words, peer=None):
+    """Expect an LLMException whose text teaches: operation, status, peer, what is wrong, remedy."""
+    with pytest.raises(LLMException) as caught:
+        yield caught
+    error = caught.value
+    check_text(error, status, operation, *words, peer=peer)
+
+
+def check_text(error, status, operation, *words, peer=None):
+    text = str(error)
+    assert error.status_code is getattr(LLMStatusCode, status), text
+    assert error.operation == operation
+    assert text.startswith(f"{operation} failed [{status}]"), text
+    if peer is not None:
+        assert error.cluster_id == peer
+        assert f"peer cluster {peer}:" in text
+    problem, _, remedy = text.rpartition("; ")
+    assert problem
+    assert len(remedy) > 3, text
+    for word in words:
+        assert str(word) in text, (word, text)
+
+
+def eventually(condition, seconds=10.0):
+    """Wait for what nothing tells."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_MAP_FIXED = 0x10
+_NO_ACCESS = 0
+_READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
+
+
+class Pages:
+    """Private memory whose pages can go away and come back; 8 bytes per word, page by page."""
+
+    def __init__(self, tensors, units, pages_per_unit=1):
+        self.unit_bytes = pages_per_unit * PAGE
+        self.shape = (tensors, units, self.unit_bytes // 8)
+        self.size = tensors * units * self.unit_bytes
+        self.address = _mapped(None, self.size, 0)
+        memory = (ctypes.c_uint64 * (self.size // 8)).from_address(self.address)
+        self.data = np.frombuffer(memory, np.uint64).reshape(self.shape)
+
+    def at(self, tensor, unit):
+        """Address of a slot or block."""
+        return self.address + (tensor * self.shape[1] + unit) * self.unit_bytes
+
+    def unmap(self, tensor, unit):
+        _check(_libc.munmap(self.at(tensor, unit), self.unit_bytes))
+
+    def protect(self, tensor, unit, access=_NO_ACCESS):
+        _check(_libc.mprotect(self.at(tensor, unit), self.unit_bytes, access))
+
+    def replace(self, tensor, unit):
+        """Put new pages, all 0, where others were or are."""
+        replace(self.at(tensor, unit), self.unit_bytes)
+
+    def close(self):
+        _check(_libc.munmap(self.address, self.size))
+
+
+def replace(address, size):
+    """Put new pages, all 0, where others were or are."""
+    assert _mapped(address, size, _MAP_FIXED) == address
+
+
+def unmap(address, size):
+    _check(_libc.munmap(address, size))
+
+
+def _mapped(address, size, flags):
+    flags |= mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    found = _libc.mmap(address, size, _READ_WRITE, flags, -1, 0)
+    assert found != ctypes.c_void_p(-1).value, ctypes.get_errno()
+    return found
+
+
+def _check(result):
+    assert result == 0, ctypes.get_errno()

@@ -1,0 +1,384 @@
+"""Allocated caches and their keys at the public interface: checklist items 40 to 42."""
+
+import threading
+
+import numpy as np
+import pytest
+from instances import Side, failing, finalize, initialised, link
+
+from llm_datadist import (
+    BlocksCacheKey,
+    CacheDesc,
+    CacheKey,
+    CacheKeyByIdAndIndex,
+    DataType,
+    LLMException,
+    LLMStatusCode,
+    Placement,
+)
+
+PAGE = 1 << 16
+NUM_PAGES = 16
+UNUSED = 2**64 - 1
+
+
+def desc_of(pages=1, tensors=1, placement=Placement.DEVICE):
+    return CacheDesc(tensors, [1, pages * PAGE], DataType.DT_INT8, placement)
+
+
+def slots_of(slots, words=128, tensors=2, placement=Placement.DEVICE):
+    return CacheDesc(tensors, [slots, words], DataType.DT_UINT64, placement)
+
+
+@pytest.fixture
+def alone():
+    """An instance with pools of 16 pages of 64 KiB."""
+    with initialised(1, "auto", listen=False, pool=NUM_PAGES * PAGE) as instance:
+        yield instance
+
+
+@pytest.fixture
+def pair(linked):
+    """The module's owner and user; caches that the test allocates at the owner end with it."""
+    owner, user = linked
+    made = []
+
+    def allocate(desc, keys=()):
+        made.append((owner.manager.allocate_cache(desc, keys), keys))
+        return made[-1][0]
+
+    yield owner, user, allocate
+    for cache, keys in made:
+        owner.manager.deallocate_cache(cache)
+        for key in keys:
+            owner.manager.remove_cache_key(key)
+    user.clean()
+
+
+def fill(cache, value):
+    for tensor in range(cache.cache_desc.num_tensors):
+        cache.tensor(tensor)[:] = np.arange(cache.cache_desc.batch_size)[:, None] + value
+
+
+@pytest.mark.parametrize("placement", list(Placement))
+def test_sizes_round_up_to_pages_per_tensor(alone, placement):
+    """Item 40."""
+    pool = alone.cache_manager
+    small = CacheDesc(NUM_PAGES - 1, [1], DataType.DT_INT8, placement)
+    cache = pool.allocate_cache(small)
+    distances = np.diff(sorted(cache.tensor_addrs))
+    assert (distances >= PAGE).all()
+    assert all(address % 4096 == 0 for address in cache.tensor_addrs)
+    pool.allocate_cache(desc_of(placement=placement))
+    with failing("LLM_OUT_OF_MEMORY", "allocate_cache", PAGE, "0 free", "largest free run 0"):
+        pool.allocate_cache(CacheDesc(1, [1], DataType.DT_INT8, placement))
+
+
+def test_the_pools_of_both_placements_are_two(alone):
+    """Item 40."""
+    pool = alone.cache_manager
+    pool.allocate_cache(desc_of(NUM_PAGES, placement=Placement.DEVICE))
+    pool.allocate_cache(desc_of(NUM_PAGES, placement=Placement.HOST))
+
+
+def test_a_full_pool_says_what_it_has(alone):
+    """Item 40: what was asked, what is free, and the longest run."""
+    pool = alone.cache_manager
+    held = [pool.allocate_cache(desc_of()) for _ in range(NUM_PAGES)]
+    pool.deallocate_cache(held[3])
+    pool.deallocate_cache(held[8])
+    pool.deallocate_cache(held[9])
+    words = [f"{3 * PAGE} bytes asked", f"{3 * PAGE} free", f"largest free run {2 * PAGE}"]
+    with failing("LLM_OUT_OF_MEMORY", "allocate_blocks_cache", *words, "mem_pool_cfg"):
+        pool.allocate_blocks_cache(desc_of(3))
+    pool.allocate_cache(desc_of(1, tensors=3))  # the tensors of one cache may lie apart
+
+
+def test_neighbours_that_come_back_are_one_run(alone):
+    """Item 40: freed in any order."""
+    pool = alone.cache_manager
+    held = [pool.allocate_cache(desc_of()) for _ in range(NUM_PAGES)]
+    for index in (5, 0, 15, 7, 6, 1, 8, 14, 3, 2, 4, 9, 12, 10, 13, 11):
+        pool.deallocate_cache(held[index])
+    whole = pool.allocate_cache(desc_of(NUM_PAGES))
+    pool.deallocate_cache(whole)
+    halves = [pool.allocate_blocks_cache(desc_of(NUM_PAGES // 2)) for _ in range(2)]
+    for half in halves:
+        pool.deallocate_blocks_cache(half)
+    pool.allocate_cache(desc_of(NUM_PAGES // 4, tensors=4))
+
+
+def test_no_pool_names_the_option():
+    """Item 40: by placement."""
+    with initialised(1, "auto", listen=False) as instance:
+        manager = instance.cache_manager
+        for placement, option in ((Placement.DEVICE, "mem_pool"), (Placement.HOST, "host_mem")):
+            for call in (manager.allocate_cache, manager.allocate_blocks_cache):
+                with failing("LLM_FEATURE_NOT_ENABLED", call.__name__, option):
+                    call(desc_of(placement=placement))
+
+
+def test_wrong_arguments(alone):
+    """Items 5 and 41: types, and caches of others."""
+    pool = alone.cache_manager
+    for call in (pool.allocate_cache, pool.allocate_blocks_cache):
+        with pytest.raises(TypeError):
+            call("desc")
+        with pytest.raises(LLMException):
+            call(CacheDesc(0, [1], DataType.DT_INT8))
+    with pytest.raises(TypeError):
+        pool.allocate_cache(desc_of(), [BlocksCacheKey(1)])
+    with pytest.raises(TypeError):
+        pool.allocate_blocks_cache(desc_of(), CacheKey(1, 1))
+    for call in (pool.deallocate_cache, pool.deallocate_blocks_cache, pool.remove_cache_key):
+        for wrong in (1, None, "cache"):
+            with pytest.raises(TypeError):
+                call(wrong)
+    with initialised(1, "auto", listen=False, pool=PAGE) as other:
+        cache = other.cache_manager.allocate_cache(desc_of())
+        for call in (pool.deallocate_cache, pool.deallocate_blocks_cache):
+            with failing("LLM_PARAM_INVALID", call.__name__, "another instance"):
+                call(cache)
+
+
+def test_what_is_gone_is_ignored(alone):
+    """Item 41: deallocate and remove of something gone do nothing."""
+    pool = alone.cache_manager
+    cache = pool.allocate_cache(desc_of(), [CacheKey(1, 7)])
+    pool.remove_cache_key(CacheKey(1, 8))
+    for _ in range(2):
+        pool.remove_cache_key(CacheKey(1, 7))
+        pool.deallocate_cache(cache)
+    blocks = pool.allocate_blocks_cache(desc_of())
+    for _ in range(2):
+        pool.deallocate_blocks_cache(blocks)
+    pool.allocate_cache(desc_of(NUM_PAGES))
+
+
+def test_keys_and_id_each_hold_the_memory(alone):
+    """Item 41: freed by whatever is dropped last, the id or a key."""
+    pool = alone.cache_manager
+    whole = desc_of(NUM_PAGES)
+    keys = [CacheKey(1, 1)]
+    cache = pool.allocate_cache(whole, keys)
+    pool.deallocate_cache(cache)
+    with failing("LLM_OUT_OF_MEMORY", "allocate_cache"):
+        pool.allocate_cache(desc_of())
+    with failing("LLM_PARAM_INVALID", "allocate_cache", "req_id 1"):
+        pool.allocate_cache(desc_of(placement=Placement.HOST), keys)
+    pool.remove_cache_key(keys[0])
+    cache = pool.allocate_cache(whole, keys)
+    pool.remove_cache_key(keys[0])
+    with failing("LLM_OUT_OF_MEMORY", "allocate_cache"):
+        pool.allocate_cache(desc_of())
+    pool.deallocate_cache(cache)
+    pool.allocate_cache(whole)
+
+
+def test_allocated_memory_is_the_callers_to_write(alone):
+    """Item 40: every page of a cache; neighbours do not overlap."""
+    pool = alone.cache_manager
+    caches = [pool.allocate_cache(desc_of(2, tensors=2)) for _ in range(4)]
+    for number, cache in enumerate(caches):
+        for tensor in range(2):
+            cache.tensor(tensor)[:] = 10 * number + tensor
+    for number, cache in enumerate(caches):
+        for tensor in range(2):
+            assert (cache.tensor(tensor) == 10 * number + tensor).all()
+
+
+@pytest.mark.parametrize("placement", list(Placement))
+def test_allocated_caches_are_accessible(pair, placement):
+    """Item 40: of both placements, by all keys, and as targets of pushes."""
+    owner, user, allocate = pair
+    keys = [CacheKey(1, 1), CacheKey(1, 2)]
+    cache = allocate(slots_of(4, placement=placement), keys)
+    fill(cache, 10)
+    target = user.slots(tensors=2)
+    user.manager.pull_cache(keys[1], target.cache, 3)
+    assert (target.data[:, 3] == 11).all()
+    user.manager.pull_cache(CacheKeyByIdAndIndex(1, cache.cache_id, 2), target.cache, 0)
+    assert (target.data[:, 0] == 12).all()
+    target.data[:, 5] = 99
+    user.manager.push_cache(CacheKeyByIdAndIndex(1, cache.cache_id, 3), target.cache, 5)
+    assert (cache.tensor(1)[3] == 99).all()
+    blocks = owner.manager.allocate_blocks_cache(slots_of(8), BlocksCacheKey(1, 9))
+    fill(blocks, 50)
+    own = user.blocks(tensors=2)
+    user.manager.pull_blocks(BlocksCacheKey(1, 9), own.cache, [7, 0], [0, 1])
+    assert (own.data[:, 0] == 57).all()
+    assert (own.data[:, 1] == 50).all()
+    owner.manager.deallocate_blocks_cache(blocks)
+    with failing("LLM_KV_CACHE_NOT_EXIST", "pull_blocks", peer=1):
+        user.manager.pull_blocks(BlocksCacheKey(1, 9), own.cache, [7], [0])
+
+
+def test_a_key_outlives_deallocate_cache(pair):
+    """Item 41: callers deallocate at once and let the pull free the memory."""
+    owner, user, allocate = pair
+    keys = [CacheKey(1, number) for number in range(4)]
+    cache = allocate(slots_of(4), keys)
+    fill(cache, 30)
+    owner.manager.deallocate_cache(cache)
+    target = user.slots(tensors=2)
+    with failing("LLM_KV_CACHE_NOT_EXIST", "pull_cache", peer=1):  # the id is gone
+        user.manager.pull_cache(CacheKeyByIdAndIndex(1, cache.cache_id), target.cache)
+    for slot in (2, 0, 3, 1):
+        user.manager.pull_cache(keys[slot], target.cache, slot)
+        assert (target.data[:, slot] == 30 + slot).all()
+    with failing("LLM_KV_CACHE_NOT_EXIST", "pull_cache", peer=1):
+        user.manager.pull_cache(keys[0], target.cache)
+
+
+def test_pulls_free_memory_without_the_owner(pair):
+    """Item 41: a cycle of allocate, deallocate, pull that would fill the pool many times over."""
+    owner, user, allocate = pair
+    big = slots_of(1, words=512 << 10, tensors=2)  # half of the pool
+    target = user.slots(tensors=2, units=1, words=512 << 10)
+    for turn in range(6):
+        key = CacheKey(1, turn % 2)
+        cache = allocate(big, [key])
+        fill(cache, turn)
+        owner.manager.deallocate_cache(cache)
+        user.manager.pull_cache(key, target.cache)
+        assert (target.data == turn).all()
+
+
+def test_full_pulls_consume_the_key(pair):
+    """Item 42: by pull_cache and pull_blocks, whole or in part of the slot's bytes."""
+    _, user, allocate = pair
+    keys = [CacheKey(1, number) for number in range(3)]
+    allocate(slots_of(3, words=128, tensors=4), keys)
+    slots, blocks = user.slots(words=128), user.blocks(words=32)
+    user.manager.pull_cache(keys[0], slots.cache)
+    user.manager.pull_cache(keys[1], slots.cache, size=8)
+    user.manager.pull_blocks(keys[2], blocks.cache, [], [5])
+    for key in keys:
+        with failing("LLM_KV_CACHE_NOT_EXIST", "pull_cache", f"req_id={key.req_id}", peer=1):
+            user.manager.pull_cache(key, slots.cache)
+
+
+def test_pulls_of_some_layers_do_not_consume(pair):
+    """Item 42: until one that names all of the source's layers."""
+    _, user, allocate = pair
+    key = CacheKey(1, 5)
+    cache = allocate(slots_of(2, tensors=4), [key])
+    fill(cache, 60)
+    half, target = user.slots(tensors=2), user.slots(tensors=4)
+    for layer in (1, 0, 1):
+        user.manager.pull_cache(key, half.cache, src_layer_range=range(layer, layer + 1))
+    assert (half.data[:, 0] == 60).all()
+    layers = {"src_layer_range": range(2), "dst_layer_range": range(2)}
+    user.manager.pull_cache(key, target.cache, **layers)
+    with failing("LLM_KV_CACHE_NOT_EXIST", "pull_cache", peer=1):
+        user.manager.pull_cache(key, target.cache)
+
+
+def test_failed_pulls_do_not_consume(pair):
+    """Item 42."""
+    _, user, allocate = pair
+    key = CacheKey(1, 6)
+    fill(allocate(slots_of(2), [key]), 70)
+    small, target = user.slots(tensors=2, words=64), user.slots(tensors=2)
+    three = user.slots(tensors=3)
+    for cache, options in (
+        (small.cache, {"size": 1024}),
+        (target.cache, {"size": 1025}),
+        (target.cache, {"batch_index": 8}),
+        (three.cache, {}),
+    ):
+        with failing("LLM_PARAM_INVALID", "pull_cache"):
+            user.manager.pull_cache(key, cache, **options)
+    user.manager.pull_cache(key, target.cache)
+    assert (target.data[:, 0] == 70).all()
+
+
+def test_other_keys_and_pushes_consume_nothing(pair):
+    """Item 42."""
+    _, user, allocate = pair
+    key = CacheKey(1, 8)
+    cache = allocate(slots_of(2), [key])
+    target = user.slots(3, tensors=2)
+    for _ in range(3):
+        user.manager.pull_cache(CacheKeyByIdAndIndex(1, cache.cache_id), target.cache, 1)
+        user.manager.push_cache(CacheKeyByIdAndIndex(1, cache.cache_id), target.cache)
+    user.manager.pull_cache(key, target.cache, 2)
+    assert (target.data[:, 2] == target.data[:, 0]).all()
+
+
+def test_placeholders_and_duplicates(pair):
+    """Item 41: as for registered caches; a placeholder holds nothing."""
+    owner, user, allocate = pair
+    twice = CacheKey(1, 20)
+    cache = allocate(slots_of(4), [twice, CacheKey(1, UNUSED), twice])
+    fill(cache, 80)
+    target = user.slots(tensors=2)
+    owner.manager.deallocate_cache(cache)
+    user.manager.pull_cache(twice, target.cache)
+    assert (target.data[:, 0] == 82).all()
+    with failing("LLM_KV_CACHE_NOT_EXIST", "pull_cache", peer=1):
+        user.manager.pull_cache(twice, target.cache)
+
+
+def test_a_removed_key_cannot_be_pulled(pair):
+    """Item 41."""
+    owner, user, allocate = pair
+    key, other = CacheKey(1, 21), CacheKey(1, 22)
+    allocate(slots_of(2), [key, other])
+    owner.manager.remove_cache_key(key)
+    target = user.slots(tensors=2)
+    with failing("LLM_KV_CACHE_NOT_EXIST", "pull_cache", peer=1):
+        user.manager.pull_cache(key, target.cache)
+    user.manager.pull_cache(other, target.cache)
+
+
+def test_one_of_many_pullers_gets_a_key(backend):
+    """Item 42: several peers pull one key at once; exactly one of them has it."""
+    owner = Side(1, backend, pool=1 << 20)
+    users = [Side(number, backend) for number in (2, 3, 4)]
+    try:
+        for user in users:
+            link(user.instance, owner.address)
+        targets = [user.slots(tensors=2) for user in users]
+        for turn in range(20):
+            key = CacheKey(1, turn)
+            cache = owner.manager.allocate_cache(slots_of(1), [key])
+            owner.manager.deallocate_cache(cache)
+            fill(cache, turn)
+            winners, others = [], []
+            start = threading.Barrier(len(users))
+
+            def pull(index, key=key, winners=winners, others=others, start=start):
+                start.wait()
+                try:
+                    users[index].manager.pull_cache(key, targets[index].cache)
+                except LLMException as error:
+                    others.append(error.status_code)
+                else:
+                    winners.append(index)
+
+            threads = [threading.Thread(target=pull, args=(index,)) for index in range(len(users))]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert len(winners) == 1, (turn, winners, others)
+            assert set(others) == {LLMStatusCode.LLM_KV_CACHE_NOT_EXIST}
+            assert (targets[winners[0]].data[:, 0] == turn).all()
+    finally:
+        finalize(owner, *users)
+
+
+def test_deallocating_frees_the_memory_for_others(pair):
+    """Item 41: what is allocated next over the same pages is not seen under the old id."""
+    owner, user, allocate = pair
+    target = user.slots(tensors=2)
+    for turn in range(10):
+        cache = allocate(slots_of(2))
+        fill(cache, turn)
+        key = CacheKeyByIdAndIndex(1, cache.cache_id)
+        user.manager.pull_cache(key, target.cache)
+        assert (target.data[:, 0] == turn).all()
+        owner.manager.deallocate_cache(cache)
+        with failing("LLM_KV_CACHE_NOT_EXIST", "pull_cache"):
+            user.manager.pull_cache(key, target.cache)
