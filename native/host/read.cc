@@ -20,6 +20,22 @@ constexpr std::size_t kDataIovecs = kMaxIovecs - 1;  // the last one of each cal
 
 void* pointer(std::uint64_t address) { return reinterpret_cast<void*>(address); }
 
+// Joins ranges that touch: the kernel then pins the peer's pages in long stretches, while the local
+// side may stay scattered. Plans are ordered by source for this.
+std::size_t join_neighbours(const iovec* ranges, std::size_t count, iovec* stretches) {
+  std::size_t last = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    if (i != 0 && static_cast<std::byte*>(stretches[last].iov_base) + stretches[last].iov_len ==
+                      ranges[i].iov_base) {
+      stretches[last].iov_len += ranges[i].iov_len;
+      continue;
+    }
+    last += i != 0 ? 1 : 0;
+    stretches[last] = ranges[i];
+  }
+  return count == 0 ? 0 : last + 1;
+}
+
 Code code_of(int error_number) { return error_number == ESRCH ? Code::kPeerDead : Code::kSystem; }
 
 }  // namespace
@@ -159,12 +175,14 @@ Outcome HostRead::copy_mapped(const Batch& batch) const {
 Outcome HostRead::fetch(const Batch& batch) const {
   iovec local[kMaxIovecs];
   iovec remote[kMaxIovecs];
+  iovec stretches[kMaxIovecs];
   const std::size_t count = fill_iovecs(work_, batch, local, remote);
+  std::size_t joined = join_neighbours(remote, count, stretches);
   std::uint64_t nonce = 0;
   local[count] = {&nonce, sizeof nonce};
-  remote[count] = {pointer(peer_.address_.nonce_address), sizeof nonce};
+  stretches[joined++] = {pointer(peer_.address_.nonce_address), sizeof nonce};
   const ssize_t moved =
-      ::process_vm_readv(peer_.address_.pid, local, count + 1, remote, count + 1, 0);
+      ::process_vm_readv(peer_.address_.pid, local, count + 1, stretches, joined, 0);
   if (moved < 0 && errno != EFAULT) {
     return Outcome::failure(code_of(errno), errno);
   }

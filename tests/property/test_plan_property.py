@@ -98,7 +98,10 @@ def check(plan, pieces):
 @settings(max_examples=300, deadline=None)
 def test_blocks_are_moved_once_and_merged(case):
     local, here, local_tensors, remote, there, remote_tensors, push = case
-    order = sorted(zip(here, there, strict=True), key=lambda pair: pair[1 if push else 0])
+    source = 0 if push else 1
+    listed = list(zip(here, there, strict=True))
+    repeated = len({pair[source] for pair in listed}) != len(listed)
+    order = sorted(listed, key=lambda pair: pair[1 - source if repeated else source])
     unit = local.unit_bytes
     pieces = [
         (local.starts[a] + x * unit, remote.starts[b] + y * unit, unit)
@@ -151,7 +154,7 @@ def test_pieces_of_a_slot(data, push):
     plan = plan_slot_to_blocks(source, slot, tensors, target, blocks(indices), tensors, push=push)
     pieces = []
     for tensor in tensors:
-        for block, piece in sorted(zip(indices, range(len(indices)), strict=True)):
+        for piece, block in enumerate(indices):
             from_ = source.starts[tensor] + slot * slot_bytes + piece * block_bytes
             to = target.starts[tensor] + block * block_bytes
             pieces.append((from_, to, block_bytes) if push else (to, from_, block_bytes))

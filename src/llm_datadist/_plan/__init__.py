@@ -4,9 +4,10 @@ A transfer is described by `(local address, remote address, length)` triples. Th
 numpy from the layouts of the two caches, so no Python code runs per descriptor; only a handful of
 descriptors (a one-block pull) takes a path in plain Python, which is quicker for them.
 
-Descriptors come in ascending order of tensor, then of destination block, and two neighbours in
-that order that touch on both sides are always one: also where one tensor ends at the address at
-which the next begins, and whatever the order in which the caller listed the blocks.
+Descriptors come in ascending order of tensor, then of source block (of destination block where a
+source is listed twice), and two neighbours in that order that touch on both sides are always one:
+also where one tensor ends at the address at which the next begins, and whatever the order in which
+the caller listed the blocks.
 
 `layout` says where caches lie, `indices` checks what callers give, `descriptors` makes the plans.
 Every function is pure. Those of `descriptors` expect indices that are known to be in range.

@@ -10,7 +10,7 @@ import numpy as np
 from llm_datadist._plan.layout import Layout, Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -43,7 +43,7 @@ def plan_blocks(
         remote: Remote blocks cache (the source, for a copy within the process).
         remote_blocks: Remote block indices, as many as `local_blocks`.
         remote_tensors: Remote tensors.
-        push: The remote side is the destination. Decides only the order of the descriptors.
+        push: The local side is the source. Decides only the order of the descriptors.
     """
     return _plan_units(
         local, local_blocks, local_tensors, 0,
@@ -181,7 +181,7 @@ def _plan_units(
                 (local_shift + here * unit_bytes, remote_shift + there * unit_bytes)
                 for here, there in zip(local_blocks.tolist(), remote_blocks.tolist(), strict=True)
             ]
-            pairs.sort(key=operator.itemgetter(1 if push else 0))
+            pairs.sort(key=_few_order(pairs, push=push))
         return _plan_few(local, local_tensors, remote, remote_tensors, pairs, unit_bytes)
     here, there, lengths = _runs(local_blocks, remote_blocks, push=push)
     unit = np.uint64(unit_bytes)
@@ -193,6 +193,13 @@ def _plan_units(
         lengths * unit,
         count * unit_bytes * len(local_tensors),
     )
+
+
+def _few_order(pairs: list[tuple[int, int]], *, push: bool) -> Callable[[tuple[int, int]], int]:
+    """The order of `_runs`: by source, or by destination where a source is repeated."""
+    source = 0 if push else 1
+    repeated = len({pair[source] for pair in pairs}) != len(pairs)
+    return operator.itemgetter(1 - source if repeated else source)
 
 
 def _plan_few(
@@ -236,13 +243,17 @@ def _plan_few(
 def _runs(local: Blocks, remote: Blocks, *, push: bool) -> tuple[U64, U64, U64]:
     """Return first local block, first remote block and number of blocks of each maximal run.
 
-    Sorted by destination, which has no repetition, blocks that touch on both sides are neighbours.
+    Sorted by a side without repetition, blocks that touch on both sides are neighbours. The source
+    is preferred: readers of its memory then find long stretches (native/host).
     """
     if len(local) == 1:
         return local.view(_U64), remote.view(_U64), np.ones(1, _U64)
-    destination = remote if push else local
-    if not (destination[1:] > destination[:-1]).all():
-        order = destination.argsort(kind="stable")
+    source, destination = (local, remote) if push else (remote, local)
+    if not (source[1:] > source[:-1]).all():
+        order = source.argsort(kind="stable")
+        ordered = source[order]
+        if (ordered[1:] == ordered[:-1]).any():
+            order = destination.argsort(kind="stable")
         local, remote = local[order], remote[order]
     local_step = local[1:] - local[:-1]
     remote_step = remote[1:] - remote[:-1]

@@ -78,7 +78,7 @@ def test_joins_only_the_tensors_that_touch():
     assert plan.total_bytes == plan.length.sum()
 
 
-def test_a_push_is_ordered_by_its_destination():
+def test_a_repeated_source_leaves_the_order_to_the_destination():
     plan = plan_blocks(LOCAL, blocks(3, 3, 4, 4), range(1), REMOTE, blocks(0, 10, 1, 11),
                        range(1), push=True)  # fmt: skip
     assert rows(plan) == [(1_300, 50_000, 200), (1_300, 51_000, 200)]
@@ -112,9 +112,9 @@ def test_a_slot_cut_into_pieces():
     slots = Layout.of([50_000], 700, 2)
     assert slot_pieces(slots, LOCAL.unit_bytes) == 3
     pulled = plan_slot_to_blocks(slots, 1, range(1), LOCAL, blocks(5, 6, 2), range(1))
-    assert rows(pulled) == [(1_200, 50_550, 100), (1_500, 50_350, 200)]
+    assert rows(pulled) == [(1_500, 50_350, 200), (1_200, 50_550, 100)]
     pushed = plan_slot_to_blocks(slots, 1, range(1), LOCAL, blocks(5, 6, 2), range(1), push=True)
-    assert rows(pushed) == [(50_550, 1_200, 100), (50_350, 1_500, 200)]
+    assert rows(pushed) == [(50_350, 1_500, 200), (50_550, 1_200, 100)]
 
 
 def test_copies_within_a_cache_are_one_plan_unless_they_depend_on_each_other():
