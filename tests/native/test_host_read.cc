@@ -3,8 +3,11 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <span>
 
 #include "base/clock.h"
 #include "check.h"
@@ -23,6 +26,12 @@ using ldd_test::kPage;
 using ldd_test::Pages;
 
 constexpr std::size_t kCount = 2048;
+
+#if defined(__SANITIZE_THREAD__)
+constexpr bool kSeesRaces = true;  // also those that are meant to happen and to be noticed
+#else
+constexpr bool kSeesRaces = false;
+#endif
 
 struct Owner {
   std::shared_ptr<Node> node = std::make_shared<Node>(77, 256, 4096);
@@ -66,8 +75,12 @@ struct Reader {
   Ref open() {
     return node->entries().open({{own.address(), own.address() + own.size_bytes()}}, true);
   }
-  Outcome read(Ref to, Ref from) {
-    return peer.read({local, remote, length},
+  Outcome read(Ref to, Ref from) { return read_part(to, from, 0, 1); }
+  Outcome read_part(Ref to, Ref from, std::size_t part, std::size_t parts) {
+    const auto cut = [&](const std::vector<std::uint64_t>& all) {
+      return std::span(all).subspan(part * kCount / parts, kCount / parts);
+    };
+    return peer.read({cut(local), cut(remote), cut(length)},
                      {to, {0, 1}, from, {}, ldd::now_ns() + 60'000'000'000, nullptr});
   }
 };
@@ -124,6 +137,42 @@ void check_remote_close_voids_reads(bool mapped) {
   }
 }
 
+bool all_equal(const std::byte* bytes, std::size_t size_bytes, std::byte value) {
+  for (std::size_t i = 0; i < size_bytes; ++i) {
+    if (bytes[i] != value) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// The owner writes to its memory as soon as close() has returned; a read that got any of that must
+// fail.
+void check_no_success_with_bytes_from_after_close(bool mapped) {
+  Owner owner;
+  Reader reader(owner, mapped);
+  const Ref to = reader.open();
+  auto* memory = reinterpret_cast<std::byte*>(owner.begin(mapped));
+  for (int round = 0; round < 100; ++round) {
+    const Ref from = owner.open(mapped);
+    std::atomic<int> begun{0};
+    std::thread reading([&] {
+      while (reader.read(to, from).ok()) {
+        CHECK(all_equal(reader.own.data(), reader.own.size_bytes(), std::byte{5}));
+        begun.store(1);
+      }
+    });
+    while (begun.load() == 0) {
+      std::this_thread::yield();
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % 4000));
+    CHECK(owner.node->entries().close(from));
+    std::memset(memory, 6, kCount * kPage);
+    reading.join();
+    std::memset(memory, 5, kCount * kPage);
+  }
+}
+
 void check_closing_the_peer_ends_reads(bool mapped) {
   Owner owner;
   const Ref from = owner.open(mapped);
@@ -131,17 +180,22 @@ void check_closing_the_peer_ends_reads(bool mapped) {
     Reader reader(owner, mapped);
     const Ref to = reader.open();
     std::atomic<int> ended{0};
-    std::thread closing([&] { reader.peer.close(); });
-    ldd_test::on_threads(2, [&](std::size_t) {
+    std::thread closing([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(3));
+      reader.peer.close();
+      std::memset(reader.own.data(), 9, reader.own.size_bytes());
+    });
+    ldd_test::on_threads(2, [&](std::size_t i) {
       Outcome outcome;
       do {
-        outcome = reader.read(to, from);
+        outcome = reader.read_part(to, from, i, 2);
       } while (outcome.ok());
       CHECK(outcome.code == Code::kCancelled);
       ended.fetch_add(1);
     });
     closing.join();
     CHECK(ended.load() == 2);
+    CHECK(all_equal(reader.own.data(), reader.own.size_bytes(), std::byte{9}));
   }
 }
 
@@ -167,6 +221,9 @@ int main() {
     check_own_memory_is_free_after_close(mapped);
     check_remote_close_voids_reads(mapped);
     check_closing_the_peer_ends_reads(mapped);
+    if (!mapped || !kSeesRaces) {
+      check_no_success_with_bytes_from_after_close(mapped);
+    }
   }
   check_more_conditions_end_a_read();
   ldd::CopyPool::instance().set_threads(1);
