@@ -17,7 +17,7 @@ from llm_datadist._plan import (
     slot_pieces,
 )
 from llm_datadist._types import BlocksCacheKey, TransferConfig, TransferWithCacheKeyConfig
-from llm_datadist._types.checks import check_int, wrong_type
+from llm_datadist._types.checks import check_instance, check_int, wrong_type
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -256,7 +256,9 @@ def _source(
         size = check_int("dst_block_memory_size", dst_block_bytes, 0, _INT64_HIGH)
     layout = local.layout
     is_blocks = local.is_blocks
-    if src_blocks is not None and len(src_blocks) and not is_blocks:
+    if src_blocks is not None:
+        check_instance("src_block_indices", src_blocks, list, tuple)
+    if src_blocks and not is_blocks:
         layout, is_blocks = blocks_of(local), True
     num_layers = layout.num_tensors // _TENSORS_PER_LAYER
     src = dst = None
