@@ -114,12 +114,12 @@ class Remote:
         self.peer.wait()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def options():
     return options_of
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def info():
     return info_of
 
