@@ -156,7 +156,7 @@ demo-quick: $(VENV)/.installed
 	$(BIN)/llm-datadist demo --mode layerwise --backend tcp $(QUICK_DEMO)
 
 bench: $(VENV)/.installed
-	$(BIN)/llm-datadist bench $(ARGS)
+	cd benchmarks && ../$(BIN)/python -m bench $(or $(ARGS),same-host)
 
 clean:
 	rm -rf build dist $(VENV)

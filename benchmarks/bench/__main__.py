@@ -9,6 +9,7 @@ import typer
 
 from bench import report
 from bench.same_host import SameHost
+from bench.tcp import Tcp
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
@@ -25,7 +26,20 @@ def same_host(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here.")] = None,
 ) -> None:
     """Two processes on this host, beside NIXL (if installed) and bare system calls."""
-    comparison = SameHost(rounds, scale)
+    _run(SameHost(rounds, scale), json_file)
+
+
+@app.command("tcp")
+def tcp(
+    rounds: Annotated[int, typer.Option(help="Rounds; each contender runs once in each.")] = 5,
+    scale: Annotated[float, typer.Option(help="Shrinks the totals (512 and 128 MiB).")] = 1.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here.")] = None,
+) -> None:
+    """TCP lanes over loopback, beside NIXL on TCP, Mooncake and iperf3 (those installed)."""
+    _run(Tcp(rounds, scale), json_file)
+
+
+def _run(comparison: SameHost | Tcp, json_file: Path | None) -> None:
     try:
         comparison.run()
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import resource
 import traceback
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
@@ -94,6 +95,9 @@ def serve(pipe: Connection, memory: np.ndarray, **commands: Callable[[Any], Any]
         if command == "fill":
             work.fill(memory, argument)
             pipe.send(None)
+        elif command == "cpu":
+            usage = resource.getrusage(resource.RUSAGE_SELF)
+            pipe.send(usage.ru_utime + usage.ru_stime)
         elif command == "digest":
             pipe.send(work.digest(memory[:argument]))
         else:
