@@ -109,7 +109,8 @@ class Layerwise:
             ]
             if not wanted:
                 continue
-            if state.is_cancelled or not _synchronized(synchronizer, layer):
+            ready = not state.is_cancelled and _synchronized(synchronizer, layer)
+            if state.is_cancelled or not ready:
                 for index in wanted:
                     state.set_result(index, LLMStatusCode.LLM_FAILED)
                 return

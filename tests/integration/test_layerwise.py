@@ -1,0 +1,555 @@
+"""transfer_cache_async and CacheTask: checklist items 47 to 49."""
+
+import threading
+import time
+
+import pytest
+from instances import failing, finalize, linked_sides
+
+from llm_datadist import (
+    BlocksCacheKey,
+    CacheDesc,
+    CacheKeyByIdAndIndex,
+    DataType,
+    LayerSynchronizer,
+    LLMException,
+    LLMStatusCode,
+    Placement,
+    TransferConfig,
+    TransferWithCacheKeyConfig,
+)
+
+OPERATION = "transfer_cache_async"
+SUCCESS, FAILED = LLMStatusCode.LLM_SUCCESS, LLMStatusCode.LLM_FAILED
+EXPIRED = LLMStatusCode.LLM_WAIT_PROCESS_TIMEOUT
+GONE = LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
+
+
+class Layers(LayerSynchronizer):
+    """Says that layers are ready, and remembers when it was asked; sub-classes need no init."""
+
+    def __init__(self, ready=lambda layer: True):
+        self.asked = []
+        self.ready = ready
+
+    def synchronize_layer(self, layer_index, timeout_in_millis):
+        assert timeout_in_millis is None
+        self.asked.append(layer_index)
+        return self.ready(layer_index)
+
+
+class Gate(LayerSynchronizer):
+    """Lets layers through one by one; does not call super().__init__."""
+
+    def __init__(self):
+        self.open = threading.Semaphore(0)
+        self.entered = threading.Semaphore(0)
+
+    def synchronize_layer(self, layer_index, timeout_in_millis):
+        self.entered.release()
+        return self.open.acquire(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def keyed(backend):
+    """Two linked sides with enable_remote_cache_accessible, for transfers by key."""
+    sides = linked_sides(backend, enable_remote_cache_accessible=True)
+    source, target = sides[1].blocks(), sides[0].blocks(key=0)
+    config = by_key(target.side.blocks_key(), range(2))
+    sides[1].manager.transfer_cache_async(source.cache, Layers(), [config] * 16).synchronize()
+    for side in sides:
+        side.clean()
+    yield sides
+    finalize(*sides)
+
+
+@pytest.fixture
+def keys(keyed):
+    yield keyed
+    for side in keyed:
+        side.clean()
+
+
+def by_key(key, src, dst=None, slot=0):
+    return TransferWithCacheKeyConfig(key, src, src if dst is None else dst, slot)
+
+
+def addresses(held, layers, slot=0):
+    """The peer's addresses of layers' tensors, the slot's offset added, as callers do."""
+    slot_bytes = held.data[0, 0].nbytes
+    return [
+        held.data[tensor].ctypes.data + slot * slot_bytes
+        for layer in layers
+        for tensor in (2 * layer, 2 * layer + 1)
+    ]
+
+
+def run(side, cache, synchronizer, configs, *indices, **named):
+    task = side.manager.transfer_cache_async(cache, synchronizer, configs, *indices, **named)
+    status = task.synchronize(20000)
+    return status, task.get_results(0)
+
+
+def test_slots_to_slots_by_key(keys):
+    """Item 47: layers may land in other layers; the key names the slot."""
+    owner, user = keys
+    target, source = owner.slots(1, tensors=8), user.slots(2, tensors=8)
+    expected = target.data.copy()
+    synchronizer = Layers()
+    config = by_key(target.slot(3), range(1, 3), range(2), slot=5)
+    assert run(user, source.cache, synchronizer, [config]) == (SUCCESS, [SUCCESS])
+    expected[:4, 3] = source.data[2:6, 5]
+    assert (target.data == expected).all()
+    assert synchronizer.asked == [1, 2]
+
+
+def test_slots_to_slots_by_address(sides):
+    """Item 47: the caller has added the slot's offset; None is all layers."""
+    owner, user = sides
+    target, source = owner.slots(1, tensors=8), user.slots(2, tensors=8)
+    expected = target.data.copy()
+    synchronizer = Layers()
+    configs = [TransferConfig(1, addresses(target, range(4), 6), None, 7)]
+    assert run(user, source.cache, synchronizer, configs) == (SUCCESS, [SUCCESS])
+    expected[:, 6] = source.data[:, 7]
+    assert (target.data == expected).all()
+    assert synchronizer.asked == [0, 1, 2, 3]
+    configs = [TransferConfig(1, addresses(target, range(1, 3)), range(1, 3), 4)]
+    assert run(user, source.cache, Layers(), configs) == (SUCCESS, [SUCCESS])
+    expected[2:6, 0] = source.data[2:6, 4]
+    assert (target.data == expected).all()
+
+
+def test_blocks_to_blocks_by_key(keys):
+    """Item 47: both lists; or none, which is every block onto itself."""
+    owner, user = keys
+    target, source = owner.blocks(1, key=0), user.blocks(2)
+    expected = target.data.copy()
+    config = by_key(BlocksCacheKey(1), range(1, 2))
+    assert run(user, source.cache, Layers(), [config], [1, 2], [7, 0]) == (SUCCESS, [SUCCESS])
+    expected[2:, [7, 0]] = source.data[2:, [1, 2]]
+    assert (target.data == expected).all()
+    assert run(user, source.cache, Layers(), (config,))[0] is SUCCESS
+    expected[2:] = source.data[2:]
+    assert (target.data == expected).all()
+
+
+def test_blocks_to_blocks_by_address(sides):
+    """Item 47: addresses of the whole tensors; with and without the block's size."""
+    owner, user = sides
+    target, source = owner.blocks(1), user.blocks(2)
+    expected = target.data.copy()
+    configs = [TransferConfig(1, addresses(target, range(2)))]
+    for size in (None, 0, 1024):
+        assert run(user, source.cache, Layers(), configs, [3], [5], size)[0] is SUCCESS
+        expected[:, 5] = source.data[:, 3]
+        assert (target.data == expected).all()
+        target.data[:] = expected = expected + 1
+
+
+def test_slots_to_blocks_by_key(keys):
+    """Item 47: piece i of the slot onto dst_block_indices[i]."""
+    owner, user = keys
+    target, source = owner.blocks(1, key=0, words=32), user.slots(2, words=128)
+    expected = target.data.copy()
+    config = by_key(BlocksCacheKey(1), range(2))
+    status = run(
+        user,
+        source.cache,
+        Layers(),
+        [config],
+        dst_block_indices=[6, 1, 3],
+        dst_block_memory_size=256,
+    )
+    assert status == (SUCCESS, [SUCCESS])
+    for piece, block in enumerate([6, 1, 3]):
+        expected[:, block] = source.data[:, 0, 32 * piece : 32 * piece + 32]
+    assert (target.data == expected).all()
+
+
+def test_slots_to_blocks_by_address(sides):
+    """Item 47: of any slot of the source."""
+    owner, user = sides
+    target, source = owner.blocks(1, words=32), user.slots(2, words=128)
+    expected = target.data.copy()
+    configs = [TransferConfig(1, addresses(target, range(2)), None, 3)]
+    assert run(user, source.cache, Layers(), configs, None, [5, 2], 256)[0] is SUCCESS
+    for piece, block in enumerate([5, 2]):
+        expected[:, block] = source.data[:, 3, 32 * piece : 32 * piece + 32]
+    assert (target.data == expected).all()
+
+
+def test_a_contiguous_source_given_blocks_is_used_as_blocks(keys):
+    """Item 47: its dimension 0 are the blocks."""
+    owner, user = keys
+    target, source = owner.blocks(1, key=0), user.slots(2)
+    config = by_key(BlocksCacheKey(1), range(2))
+    assert run(user, source.cache, Layers(), [config], [4, 0], [1, 2], 1024)[0] is SUCCESS
+    assert (target.data[:, [1, 2]] == source.data[:, [4, 0]]).all()
+
+
+def test_allocated_caches_take_part(sides):
+    """Item 47: pools of both sides."""
+    owner, user = sides
+    for placement in Placement:
+        desc = CacheDesc(4, [2, 64], DataType.DT_UINT64, placement)
+        target = owner.manager.allocate_cache(desc)
+        source = user.manager.allocate_cache(desc)
+        for tensor in range(4):
+            source.tensor(tensor)[:] = tensor + 1
+        configs = [TransferConfig(1, target.tensor_addrs)]
+        assert run(user, source, Layers(), configs)[0] is SUCCESS
+        assert [int(target.tensor(tensor)[0, 5]) for tensor in range(4)] == [1, 2, 3, 4]
+        assert not target.tensor(0)[1].any()
+        owner.manager.deallocate_cache(target)
+        user.manager.deallocate_cache(source)
+
+
+def test_several_configs_with_different_layers(keys):
+    """Item 47: each layer that some config contains is asked for once, ascending."""
+    owner, user = keys
+    source = user.blocks(2, tensors=12)
+    targets = [owner.blocks(1, key=number, tensors=12) for number in range(3)]
+    ranges = [range(4, 6), range(2), range(1, 5)]
+    expected = [target.data.copy() for target in targets]
+    configs = [by_key(BlocksCacheKey(1, number), ranges[number]) for number in range(3)]
+    synchronizer = Layers()
+    assert run(user, source.cache, synchronizer, configs) == (SUCCESS, [SUCCESS] * 3)
+    assert synchronizer.asked == [0, 1, 2, 3, 4, 5]
+    for target, layers, want in zip(targets, ranges, expected, strict=True):
+        tensors = slice(2 * layers.start, 2 * layers.stop)
+        want[tensors] = source.data[tensors]
+        assert (target.data == want).all()
+
+
+def test_layers_are_sent_when_they_are_ready_not_before(keys):
+    """Item 48: what the caller writes before it says ready is what arrives."""
+    owner, user = keys
+    target, source = owner.blocks(key=0, tensors=8), user.blocks(tensors=8)
+
+    def compute(layer):
+        assert not target.data[2 * layer :].any()
+        source.data[2 * layer : 2 * layer + 2] = layer + 1
+        return True
+
+    config = by_key(BlocksCacheKey(1), range(4))
+    assert run(user, source.cache, Layers(compute), [config])[0] is SUCCESS
+    for layer in range(4):
+        assert (target.data[2 * layer : 2 * layer + 2] == layer + 1).all()
+
+
+def test_the_call_returns_at_once_and_waits_expire(keys):
+    """Items 48 and 49: a slow synchronizer; an expired wait is no end; any thread may wait."""
+    owner, user = keys
+    target, source = owner.blocks(key=0), user.blocks(3)
+    gate = Gate()
+    config = by_key(BlocksCacheKey(1), range(2))
+    task = user.manager.transfer_cache_async(source.cache, gate, [config])
+    assert gate.entered.acquire(timeout=10)
+    assert task.synchronize(0) is EXPIRED
+    start = time.monotonic()
+    assert task.synchronize(50) is EXPIRED
+    assert time.monotonic() - start >= 0.05
+    assert task.get_results(10) == [EXPIRED]
+    assert "is_complete=False" in repr(task)
+    results = []
+    waiters = [threading.Thread(target=lambda: results.append(task.synchronize())) for _ in "abc"]
+    for waiter in waiters:
+        waiter.start()
+    gate.open.release(2)
+    for waiter in waiters:
+        waiter.join(10)
+    assert results == [SUCCESS] * 3
+    for _ in range(2):
+        assert task.synchronize() is SUCCESS
+        assert task.get_results(1) == [SUCCESS]
+    assert (target.data == source.data).all()
+
+
+def test_wrong_waits(keys):
+    """Item 49: types and widths."""
+    owner, user = keys
+    owner.blocks(key=0)
+    config = by_key(BlocksCacheKey(1), range(2))
+    task = user.manager.transfer_cache_async(user.blocks().cache, Layers(), [config])
+    for wait in (task.synchronize, task.get_results):
+        for wrong in (1.5, "1", True):
+            with pytest.raises(TypeError):
+                wait(wrong)
+        with pytest.raises(ValueError, match="timeout_in_millis"):
+            wait(-1)
+    assert task.synchronize(timeout_in_millis=20000) is SUCCESS
+
+
+def raising(layer):
+    raise RuntimeError("the model has failed")
+
+
+@pytest.mark.expects_log("synchronize_layer")
+@pytest.mark.parametrize("refuse", [lambda layer: False, raising, lambda layer: None])
+def test_a_synchronizer_that_refuses(keys, refuse):
+    """Item 48: those configs fail, those not started stay None, no later layer is sent."""
+    owner, user = keys
+    source = user.blocks(2, tensors=8)
+    targets = [owner.blocks(1, key=number, tensors=8) for number in range(3)]
+    before = targets[0].data.copy()
+    synchronizer = Layers(lambda layer: True if layer == 0 else refuse(layer))
+    ranges = [range(4), range(1), range(2, 4)]
+    configs = [by_key(BlocksCacheKey(1, number), ranges[number]) for number in range(3)]
+    status, results = run(user, source.cache, synchronizer, configs)
+    assert status is FAILED
+    assert results == [FAILED, SUCCESS, None]
+    assert synchronizer.asked == [0, 1]
+    assert (targets[0].data[:2] == source.data[:2]).all()
+    assert (targets[0].data[2:] == before[2:]).all()
+    assert (targets[2].data == before).all()
+
+
+@pytest.mark.expects_log("layer 0")
+def test_a_config_that_fails_leaves_the_others_alone(keys):
+    """Items 47 and 49: the first failure is the task's status; a failure ends that config."""
+    owner, user = keys
+    source, target = user.blocks(2, tensors=8), owner.blocks(1, key=1, tensors=8)
+    configs = [
+        by_key(BlocksCacheKey(1, 77), range(4)),
+        by_key(BlocksCacheKey(1, 1), range(4)),
+        by_key(BlocksCacheKey(9, 1), range(4)),
+    ]
+    status, results = run(user, source.cache, Layers(), configs)
+    assert status is GONE
+    assert results == [GONE, SUCCESS, LLMStatusCode.LLM_NOT_YET_LINK]
+    assert (target.data == source.data).all()
+
+
+@pytest.mark.expects_log("layer 1")
+def test_a_target_that_goes_between_two_layers(keys):
+    """Items 47 and 55: what was sent stays; the rest is reported."""
+    owner, user = keys
+    source, target = user.blocks(2), owner.blocks(1, key=0)
+    before = target.data.copy()
+
+    def end(layer):
+        if layer == 1:
+            owner.clean()
+        return True
+
+    config = by_key(BlocksCacheKey(1), range(2))
+    assert run(user, source.cache, Layers(end), [config]) == (GONE, [GONE])
+    assert (target.data[:2] == source.data[:2]).all()
+    assert (target.data[2:] == before[2:]).all()
+
+
+@pytest.mark.expects_log("layer 1")
+def test_a_source_that_goes_between_two_layers(sides):
+    """Items 47 and 55."""
+    owner, user = sides
+    source, target = user.blocks(2), owner.blocks()
+
+    def end(layer):
+        if layer == 1:
+            user.clean()
+        return True
+
+    configs = [TransferConfig(1, addresses(target, range(2)))]
+    assert run(user, source.cache, Layers(end), configs, [0], [0]) == (GONE, [GONE])
+    assert not target.data[2:].any()
+
+
+def test_cancel(keys):
+    """Item 49: no further layer is sent; idempotent; after the end it does nothing."""
+    owner, user = keys
+    source, target = user.blocks(2, tensors=8), owner.blocks(key=0, tensors=8)
+    gate = Gate()
+    config = by_key(BlocksCacheKey(1), range(4))
+    task = user.manager.transfer_cache_async(source.cache, gate, [config])
+    gate.open.release()
+    assert gate.entered.acquire(timeout=10)
+    assert gate.entered.acquire(timeout=10)  # asked for layer 1: layer 0 was sent
+    for _ in range(2):
+        task.cancel()
+    gate.open.release()
+    assert task.synchronize(20000) is FAILED
+    assert task.get_results() == [FAILED]
+    assert (target.data[:2] == source.data[:2]).all()
+    assert not target.data[2:].any()
+    done = user.manager.transfer_cache_async(source.cache, Layers(), [config])
+    assert done.synchronize(20000) is SUCCESS
+    done.cancel()
+    assert done.get_results() == [SUCCESS]
+
+
+def test_several_tasks_at_once(keys):
+    """Items 47 and 51: each with a worker of its own; a blocked one blocks no other."""
+    owner, user = keys
+    source = user.blocks(2)
+    targets = [owner.blocks(key=number) for number in range(6)]
+    gate = Gate()
+    blocked = user.manager.transfer_cache_async(
+        source.cache, gate, [by_key(BlocksCacheKey(1, 0), range(2))]
+    )
+    tasks = [
+        user.manager.transfer_cache_async(
+            source.cache, Layers(), [by_key(BlocksCacheKey(1, number), range(2))]
+        )
+        for number in range(1, 6)
+    ]
+    assert [task.synchronize(20000) for task in tasks] == [SUCCESS] * 5
+    assert blocked.synchronize(0) is EXPIRED
+    gate.open.release(2)
+    assert blocked.synchronize(20000) is SUCCESS
+    for target in targets:
+        assert (target.data == source.data).all()
+
+
+def test_finalize_ends_tasks(backend):
+    """Items 13 and 49: LLM_ENGINE_FINALIZED, even though the synchronizer never returns."""
+    sides = linked_sides(backend, enable_remote_cache_accessible=True)
+    owner, user = sides
+    target, gate = owner.blocks(key=0), Gate()
+    try:
+        task = user.manager.transfer_cache_async(
+            user.blocks(2).cache, gate, [by_key(BlocksCacheKey(1), range(2))]
+        )
+        assert gate.entered.acquire(timeout=10)
+        finalize(user)
+        assert task.synchronize(5000) is LLMStatusCode.LLM_ENGINE_FINALIZED
+        assert task.get_results() == [LLMStatusCode.LLM_ENGINE_FINALIZED]
+    finally:
+        gate.open.release(4)
+        finalize(*sides)
+    assert not target.data.any()
+
+
+def test_kinds_of_configs(sides, keys):
+    """Item 47: addresses while remote-accessible is off, keys while it is on, never mixed."""
+    raw = TransferConfig(1, [4096] * 4)
+    key = by_key(BlocksCacheKey(1), range(2))
+    for user, refused in ((sides[1], key), (keys[1], raw)):
+        cache = user.blocks().cache
+        start = user.manager.transfer_cache_async
+        with failing("LLM_PARAM_INVALID", OPERATION, "enable_remote_cache_accessible"):
+            start(cache, Layers(), [refused], [0], [0])
+        for mixed in ([raw, key], [key, raw], [None], ["a"], "ab", None, {raw}):
+            with pytest.raises(TypeError):
+                start(cache, Layers(), mixed, [0], [0])
+        with failing("LLM_PARAM_INVALID", OPERATION, "transfer_configs"):
+            start(cache, Layers(), [], [0], [0])
+
+
+def test_wrong_types(sides):
+    """Item 47."""
+    owner, user = sides
+    target, cache = owner.blocks(), user.blocks().cache
+    configs = [TransferConfig(1, addresses(target, range(2)))]
+    start = user.manager.transfer_cache_async
+    for wrong in (None, "cache", 1):
+        with pytest.raises(TypeError, match="src_cache"):
+            start(wrong, Layers(), configs)
+        with pytest.raises(TypeError, match="layer_synchronizer"):
+            start(cache, wrong, configs)
+    for wrong in ([1.0], ["1"], [None], 1):
+        with pytest.raises(TypeError, match="block_indices"):
+            start(cache, Layers(), configs, wrong, [0])
+        with pytest.raises(TypeError, match="block_indices"):
+            start(cache, Layers(), configs, [0], wrong)
+    for wrong in (1.0, "1"):
+        with pytest.raises(TypeError, match="dst_block_memory_size"):
+            start(cache, Layers(), configs, [0], [0], wrong)
+    for indices in (([-1], [0]), ([0], [-1]), ([0], [0], -1)):
+        with pytest.raises(ValueError, match="_block_"):
+            start(cache, Layers(), configs, *indices)
+
+
+def test_combinations_that_do_not_exist(sides, keys):
+    """Item 47: refused before anything is sent."""
+    owner, user = sides
+    blocks, slots = user.blocks(), user.slots()
+    target = owner.blocks()
+    configs = [TransferConfig(1, addresses(target, range(2)))]
+    start = user.manager.transfer_cache_async
+    for cache, indices, words in (
+        (blocks, (), ["transfer from blocks to cache is not supported"]),
+        (blocks, ([0, 1], [0]), ["2", "1"]),
+        (blocks, ([0], None), ["src_block_indices has 1"]),
+        (blocks, ([8], [0]), ["src_block_indices[0] is 8"]),
+        (blocks, ([0], [0], 512), ["dst_block_memory_size is 512"]),
+        (blocks, ([0, 1], [3, 3]), ["dst_block_indices[1] is 3 again"]),
+        (slots, (None, [], 256), ["dst_block_memory_size is 256"]),
+        (slots, (None, None, 256), ["dst_block_memory_size is 256"]),
+        (slots, (None, [0]), ["dst_block_memory_size"]),
+        (slots, (None, [0, 1, 2, 3, 4], 256), ["5 entries", "4 pieces"]),
+    ):
+        with failing("LLM_PARAM_INVALID", OPERATION, *words):
+            start(cache.cache, Layers(), configs, *indices)
+    _, user = keys
+    slot = CacheKeyByIdAndIndex(1, 1)
+    cache = user.blocks().cache
+    with failing("LLM_PARAM_INVALID", OPERATION, "transfer from blocks to cache is not supported"):
+        user.manager.transfer_cache_async(cache, Layers(), [by_key(slot, range(2))], [0], [0])
+
+
+def test_wrong_layers_slots_and_addresses(sides, keys):
+    """Item 47: at use, before anything is sent."""
+    owner, user = sides
+    target, source = owner.slots(), user.slots()
+    start = user.manager.transfer_cache_async
+    four = addresses(target, range(2))
+    for config, words in (
+        (TransferConfig(1, four[:3]), ["dst_addrs has 3", "4"]),
+        (TransferConfig(1, four, range(1)), ["dst_addrs has 4", "2"]),
+        (TransferConfig(1, four, range(1, 3)), ["range(1, 3)", "2 layers"]),
+        (TransferConfig(1, four, None, 8), ["src_batch_index is 8", "8 slots"]),
+    ):
+        with failing("LLM_PARAM_INVALID", OPERATION, *words):
+            start(source.cache, Layers(), [config])
+    _, user = keys
+    source = user.slots()
+    slot = CacheKeyByIdAndIndex(1, 1)
+    for config, words in (
+        (TransferWithCacheKeyConfig(slot, range(1)), ["dst_layer_range"]),
+        (TransferWithCacheKeyConfig(slot, None, range(1)), ["src_layer_range"]),
+        (by_key(slot, range(1), range(2)), ["1 layers", "2"]),
+        (by_key(slot, range(3), range(3)), ["range(0, 3)"]),
+        (by_key(slot, range(1), slot=8), ["src_batch_index is 8"]),
+        (by_key(BlocksCacheKey(1), range(1), slot=1), ["src_batch_index is 1"]),
+        (by_key(BlocksCacheKey(1), range(1)), ["dst_block_indices"]),
+    ):
+        with failing("LLM_PARAM_INVALID", OPERATION, *words):
+            user.manager.transfer_cache_async(source.cache, Layers(), [config])
+
+
+@pytest.mark.expects_log("layer [01]")
+def test_targets_that_do_not_fit(keys):
+    """Item 47: what only a look at the peer's cache shows becomes the config's result."""
+    owner, user = keys
+    invalid = LLMStatusCode.LLM_PARAM_INVALID
+    blocks, slots = user.blocks(2), user.slots(2)
+    small = owner.blocks(key=0, units=4)
+    other = owner.slots(words=64)
+    thin = owner.blocks(key=1, words=64)
+    shallow = owner.blocks(key=2, tensors=2)
+    for cache, config, indices in (
+        (blocks, by_key(BlocksCacheKey(1, 0), range(2)), ([0], [4])),
+        (blocks, by_key(BlocksCacheKey(1, 1), range(2)), ([0], [0])),
+        (blocks, by_key(BlocksCacheKey(1, 2), range(2)), ([0], [0])),
+        (slots, by_key(other.slot(), range(2)), ()),
+        (slots, by_key(other.slot(8), range(2)), ()),
+        (slots, by_key(small.slot(), range(2)), ()),
+    ):
+        assert run(user, cache.cache, Layers(), [config], *indices) == (invalid, [invalid])
+    for held in (small, other, thin):
+        assert not held.data.any()
+    assert (shallow.data[:, 0] == blocks.data[:2, 0]).all()  # its only layer was layer 0
+
+
+def test_foreign_and_dead_sources(keys):
+    """Items 39 and 47."""
+    owner, user = keys
+    foreign, gone = owner.blocks(key=0), user.blocks()
+    user.manager.unregister_cache(gone.id)
+    config = by_key(BlocksCacheKey(1), range(2))
+    with failing("LLM_KV_CACHE_NOT_EXIST", OPERATION):
+        user.manager.transfer_cache_async(gone.cache, Layers(), [config])
+    with pytest.raises(LLMException) as caught:
+        user.manager.transfer_cache_async(foreign.cache, Layers(), [config])
+    assert caught.value.status_code is LLMStatusCode.LLM_PARAM_INVALID
