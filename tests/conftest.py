@@ -7,7 +7,6 @@ processes as they found them, unless marked `leaves_resources("why")`.
 
 from __future__ import annotations
 
-import faulthandler
 import logging
 import re
 import threading
@@ -21,9 +20,6 @@ LEAK_CHECKED = {"integration", "faults", "netns", "conformance"}
 TESTS = Path(__file__).parent
 CALL_FAILED = pytest.StashKey[bool]()
 MAX_NATIVE_WORKERS = 2 + 4 + 8  # io threads, job threads, copy workers
-
-if not faulthandler.is_enabled():
-    faulthandler.enable()
 
 
 class _Records(logging.Handler):
