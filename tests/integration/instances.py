@@ -153,8 +153,11 @@ def linked_sides(backend, count=2, **options):
 
 
 def finalize(*sides):
+    """Finalise sides, and let go of what keeps their published pages mapped."""
     for side in sides:
         side.instance.finalize()
+        side.manager = None
+        side.held.clear()
 
 
 @contextlib.contextmanager

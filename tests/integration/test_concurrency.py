@@ -208,9 +208,8 @@ def test_the_gil_is_released_while_bytes_move(backend):
             for operation in ("pull_blocks", "push_blocks"):
                 call = getattr(user.manager, operation)
                 call(BlocksCacheKey(1), held.cache, every, every)  # pages are there from now on
-                assert lets_others_run(
-                    lambda call=call: call(BlocksCacheKey(1), held.cache, every, every)
-                )
+                arguments = (BlocksCacheKey(1), held.cache, every, every)
+                assert lets_others_run(functools.partial(call, *arguments))
         finally:
             finalize(user)
 
