@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "bind/casters.h"
+#include "bind/released_gil.h"
 #include "copy/local_copy.h"
 #include "copy/pool.h"
 
@@ -21,7 +22,7 @@ using ldd::Ref;
 
 Outcome copy(const BorrowedU64& destination, const BorrowedU64& source, const BorrowedU64& length,
              ldd::Node* node, Ref destination_ref, Ref source_ref, std::int64_t deadline_ns) {
-  const nb::gil_scoped_release release;
+  const ReleasedGil release;
   return ldd::copy_batches(ldd::descriptors_of(destination, source, length),
                            {node, destination_ref, source_ref, deadline_ns});
 }
@@ -61,7 +62,7 @@ void bind_copy(nb::module_& module) {
       "the source, with the\nindex of the pair. When it returns nothing is written any more.");
   module.def(
       "set_threads", [](std::size_t count) { ldd::CopyPool::instance().set_threads(count); },
-      "count"_a, nb::call_guard<nb::gil_scoped_release>(),
+      "count"_a, nb::call_guard<ReleasedGil>(),
       "Set the threads of one operation, the caller's included; 0 = from the cores, at most 8.");
   module.def(
       "threads", [] { return ldd::CopyPool::instance().threads(); },

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "bind/casters.h"
+#include "bind/released_gil.h"
 #include "host/peer.h"
 
 namespace nb = nanobind;
@@ -22,7 +23,7 @@ using ldd::Ref;
 
 void open_peer(HostPeer* self, std::shared_ptr<Node> node, int pid, std::uint64_t incarnation,
                std::uint64_t nonce_address, int published_fd, std::uint64_t published_bytes) {
-  const nb::gil_scoped_release release;
+  const ReleasedGil release;
   new (self)
       HostPeer(std::move(node), {pid, incarnation, nonce_address, published_fd, published_bytes});
 }
@@ -30,7 +31,7 @@ void open_peer(HostPeer* self, std::shared_ptr<Node> node, int pid, std::uint64_
 Outcome read_ranges(HostPeer& peer, const BorrowedU64& local, const BorrowedU64& remote,
                     const BorrowedU64& length, Ref local_ref, Ref link_ref, Ref cache_ref,
                     Ref key_ref, std::int64_t deadline_ns) {
-  const nb::gil_scoped_release release;
+  const ReleasedGil release;
   ldd::ReadChecks checks{local_ref, link_ref, cache_ref, key_ref, deadline_ns, nullptr};
   return peer.read(ldd::descriptors_of(local, remote, length), checks);
 }
@@ -51,7 +52,7 @@ void bind_host(nb::module_& module) {
           "map_segment",
           [](HostPeer& peer, int fd, std::uint64_t remote_address, std::uint64_t size,
              Ref guard_ref) {
-            const nb::gil_scoped_release release;
+            const ReleasedGil release;
             peer.map_segment(fd, remote_address, size, guard_ref);
           },
           "fd"_a, "remote_address"_a, "size"_a, "guard_ref"_a = nb::make_tuple(0, 0),
@@ -59,7 +60,7 @@ void bind_host(nb::module_& module) {
           "OSError when it cannot be mapped, could be shrunk, or is not at that address in the "
           "peer.")
       .def("unmap_range", &HostPeer::unmap_range, "remote_address"_a, "size"_a,
-           nb::call_guard<nb::gil_scoped_release>(),
+           nb::call_guard<ReleasedGil>(),
            "Read that range through process_vm_readv again: it is no longer the mapped file.")
       .def(
           "version", [](const HostPeer& peer) { return peer.view().version(); },
@@ -72,7 +73,7 @@ void bind_host(nb::module_& module) {
           "read_log",
           [](const HostPeer& peer, std::uint64_t offset, std::uint64_t size) {
             const auto bytes = [&] {
-              const nb::gil_scoped_release release;
+              const ReleasedGil release;
               return peer.view().read_log(offset, size);
             }();
             return nb::bytes(bytes.data(), bytes.size());
@@ -91,6 +92,6 @@ void bind_host(nb::module_& module) {
           "LOCAL_GONE, TIMEOUT, PEER_DEAD,\nREMOTE_FAULT and LOCAL_FAULT with the descriptor's "
           "index, "
           "CLOSED, CANCELLED, or SYSTEM with errno.\nWhen it returns nothing is written any more.")
-      .def("close", &HostPeer::close, nb::call_guard<nb::gil_scoped_release>(),
+      .def("close", &HostPeer::close, nb::call_guard<ReleasedGil>(),
            "Running reads end with CANCELLED; returns when none is left. Idempotent.");
 }

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "bind/casters.h"
+#include "bind/released_gil.h"
 #include "lanes/client.h"
 #include "lanes/server.h"
 
@@ -23,12 +24,12 @@ using ldd::Lanes;
 using ldd::LaneServer;
 using ldd::Outcome;
 using ldd::Ref;
-using Release = nb::call_guard<nb::gil_scoped_release>;
+using Release = nb::call_guard<ReleasedGil>;
 
 Outcome read_ranges(Lanes& lanes, const BorrowedU64& local, const BorrowedU64& remote,
                     const BorrowedU64& length, Ref local_ref, Ref cache_ref, Ref key_ref,
                     std::uint64_t version, std::int64_t deadline_ns) {
-  const nb::gil_scoped_release release;
+  const ReleasedGil release;
   return lanes.read(ldd::descriptors_of(local, remote, length),
                     {local_ref, cache_ref, key_ref, version, deadline_ns});
 }
@@ -37,7 +38,7 @@ template <Outcome (Lanes::*operation)(const ldd::Descriptors&, const ldd::LaneCh
 Outcome send_ranges(Lanes& lanes, const BorrowedU64& local, const BorrowedU64& remote,
                     const BorrowedU64& length, Ref local_ref, Ref cache_ref, std::uint64_t version,
                     std::int64_t deadline_ns) {
-  const nb::gil_scoped_release release;
+  const ReleasedGil release;
   return (lanes.*operation)(ldd::descriptors_of(local, remote, length),
                             {local_ref, cache_ref, {}, version, deadline_ns});
 }
@@ -46,7 +47,7 @@ nb::object read_log(Lanes& lanes, std::uint64_t offset, std::uint64_t size,
                     std::int64_t deadline_ns) {
   std::pair<Outcome, std::vector<std::byte>> result;
   {
-    const nb::gil_scoped_release release;
+    const ReleasedGil release;
     result = lanes.read_log(offset, size, deadline_ns);
   }
   return nb::make_tuple(result.first, nb::bytes(result.second.data(), result.second.size()));

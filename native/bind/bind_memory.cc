@@ -12,6 +12,7 @@
 
 #include "base/outcome.h"
 #include "bind/casters.h"
+#include "bind/released_gil.h"
 #include "memory/node.h"
 #include "memory/segment.h"
 
@@ -72,7 +73,7 @@ void bind_node(nb::module_& module) {
           "append",
           [](Node& node, const nb::bytes& record) {
             const auto bytes = bytes_of(record);
-            const nb::gil_scoped_release release;
+            const ReleasedGil release;
             node.published().append(bytes);
           },
           "record"_a, "Append one directory record; ValueError when the log is full (rewrite it).")
@@ -80,7 +81,7 @@ void bind_node(nb::module_& module) {
           "rewrite",
           [](Node& node, const nb::bytes& records) {
             const auto bytes = bytes_of(records);
-            const nb::gil_scoped_release release;
+            const ReleasedGil release;
             node.published().rewrite(bytes);
           },
           "records"_a, "Replace the whole directory; ValueError when it does not fit.")
@@ -88,7 +89,7 @@ void bind_node(nb::module_& module) {
           "read_log",
           [](const Node& node, std::uint64_t offset, std::uint64_t size) {
             const auto bytes = [&] {
-              const nb::gil_scoped_release release;
+              const ReleasedGil release;
               return node.view().read_log(offset, size);
             }();
             return nb::bytes(bytes.data(), bytes.size());
@@ -113,7 +114,7 @@ void bind_node(nb::module_& module) {
           [](Node& node, std::uint64_t index, std::uint64_t value) {
             return node.entries().close({index, value});
           },
-          "index"_a, "value"_a, nb::call_guard<nb::gil_scoped_release>(),
+          "index"_a, "value"_a, nb::call_guard<ReleasedGil>(),
           "Kill the entry and wait (for at most one batch) until no own thread touches its "
           "memory.\n\n"
           "False when it was not live at that value.")
@@ -122,7 +123,7 @@ void bind_node(nb::module_& module) {
           [](Node& node, std::uint64_t index, std::uint64_t value) {
             return node.entries().reopen({index, value});
           },
-          "index"_a, "value"_a, nb::call_guard<nb::gil_scoped_release>(),
+          "index"_a, "value"_a, nb::call_guard<ReleasedGil>(),
           "Kill, wait, and make it live again; the new value, or 0 when it was not live.")
       .def("consumed", &Node::take_consumed, "Keys that peers consumed since the last call.")
       .def("close", &Node::close,

@@ -1,0 +1,28 @@
+// The GIL, let go for the length of a scope.
+#pragma once
+
+#include <cxxabi.h>
+#include <nanobind/nanobind.h>
+#include <unistd.h>
+
+// Like nb::gil_scoped_release, for daemon threads too. Before Python 3.14 a thread that asks for
+// the GIL of an interpreter that is ending gets pthread_exit instead, whose forced unwinding would
+// end the process in the first noexcept frame. Here such a thread rests until the process is gone,
+// as it does from Python 3.14 on.
+class ReleasedGil {
+ public:
+  ReleasedGil() : state_(PyEval_SaveThread()) {}
+  ReleasedGil(const ReleasedGil&) = delete;
+  ReleasedGil& operator=(const ReleasedGil&) = delete;
+
+  ~ReleasedGil() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (const abi::__forced_unwind&) {
+      for (;;) ::pause();
+    }
+  }
+
+ private:
+  PyThreadState* state_;
+};
