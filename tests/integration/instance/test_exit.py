@@ -82,14 +82,15 @@ ENDS = {
         instance = linked()
         instance.link("a", {9: 0, 12: 1}, '{"version": "1.0", "server_list": []}')
     """,
-    "while a thread pulls": """
+    "while threads pull": """
         instance = linked()
         cache, data = registered(instance, 0)
         def pull():
             while True:
                 instance.cache_manager.pull_blocks(BlocksCacheKey(1), cache, [0], [0])
         threading.excepthook = lambda args: None
-        threading.Thread(target=pull, daemon=True).start()
+        for _ in range(4):
+            threading.Thread(target=pull, daemon=True).start()
         time.sleep(0.1)
     """,
     "while a layer is waited for": """
