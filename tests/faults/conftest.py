@@ -1,0 +1,33 @@
+"""Two instances with a proxy between them."""
+
+import pytest
+from proxy import Proxy
+from rig import BLOCKS, TIMEOUT_MS, WORDS, Rig
+from station import OK, Station
+
+
+@pytest.fixture
+def make_rig(caplog):
+    """Make a rig; it ends with the test."""
+    made = []
+
+    def make(*, link=True, **options):
+        options = {"sync_kv_timeout": TIMEOUT_MS, "transfer_backend": "tcp"} | options
+        shape = {"blocks": options.pop("blocks", BLOCKS), "words": options.pop("words", WORDS)}
+        made.append(Station(1, **shape, **options))
+        made.append(Proxy(made[0].listen_address()))
+        made.append(Station(2, None, **shape, **options))
+        there, proxy, here = made
+        if link:
+            assert here.call("link", proxy.address).status == OK
+        return Rig(there, here, proxy)
+
+    yield make
+    for each in reversed(made):
+        each.close()
+    caplog.get_records("call").clear()  # they keep exceptions, and what those hold
+
+
+@pytest.fixture
+def rig(make_rig):
+    return make_rig()

@@ -1,0 +1,66 @@
+"""Two instances with a proxy between them, and what has to hold after any fault."""
+
+import time
+
+from station import OK, digest, pattern
+
+BLOCKS, WORDS = 16, 2048  # of each of 4 tensors: 1 MiB in all
+EVERY = list(range(BLOCKS))
+TIMEOUT_MS = 400
+LATE_S = 0.1  # how long after its deadline a call may end
+NOISE_S = 0.3  # what a busy machine adds
+QUIET_S = 0.3  # how long nothing may move
+HEAL_S = 3.0  # until when links must have healed
+
+
+class Rig:
+    """`here` has linked `there` through `proxy`, and makes the calls."""
+
+    def __init__(self, there, here, proxy):
+        self.there = there
+        self.here = here
+        self.proxy = proxy
+        here.fill(1)
+        there.fill(2)
+
+    def memory(self):
+        return self.here.data.copy(), self.there.data.copy()
+
+    def is_quiet(self, seconds=QUIET_S):
+        """Return whether nothing changes in either memory."""
+        before = self.memory()
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            time.sleep(0.02)
+            if any((old != new).any() for old, new in zip(before, self.memory(), strict=True)):
+                return False
+        return True
+
+    def transfer_works(self, seconds=HEAL_S):
+        """Pull and push until both come through, without linking again; check every byte."""
+        deadline = time.monotonic() + seconds
+        for operation, source, target in (
+            ("pull", self.there, self.here),
+            ("push", self.here, self.there),
+        ):
+            source.fill(7)
+            target.fill(8)
+            while (answer := self.here.call(operation, 1, EVERY, EVERY)).status != OK:
+                assert time.monotonic() < deadline, answer
+                time.sleep(0.02)
+            assert digest(target.data) == digest(pattern(7, BLOCKS, WORDS))
+        return True
+
+    def recover(self):
+        """Let bytes pass again, and wait until the link works by itself."""
+        self.proxy.heal()
+        assert self.transfer_works()
+        assert self.is_quiet(0.05)
+
+    def all_lanes_are_back(self, count, seconds=HEAL_S):
+        deadline = time.monotonic() + seconds
+        while self.here.describe(1)["lanes"] != count:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True

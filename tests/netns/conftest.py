@@ -1,0 +1,55 @@
+"""Networks that end with the test, and stations on their hosts."""
+
+import pytest
+from hosts import Network, unavailable
+from station import RemoteStation
+
+from llm_datadist.testing import PeerGroup
+
+TRANSFER_MS = 5000
+
+
+@pytest.fixture(autouse=True)
+def _namespaces():
+    if reason := unavailable():
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def network():
+    """Make networks of so many hosts."""
+    made = []
+
+    def make(count):
+        made.append(Network(count))
+        return made[-1].hosts
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def group(network):  # processes end before their hosts
+    with PeerGroup(timeout_s=60) as made:
+        yield made
+
+
+@pytest.fixture
+def station(group):
+    """Make a station in a process on a host."""
+
+    def make(host, cluster_id, *, ip="4", listen=True, **options):
+        address = host.ip4 if ip == "4" else host.ip6
+        printed = address if ip == "4" else f"[{address}]"
+        options = {"sync_kv_timeout": TRANSFER_MS, "local_ip": address} | options
+        prefix = options.pop("command_prefix", host.command_prefix)
+        return RemoteStation(
+            group,
+            cluster_id,
+            f"{printed}:0" if listen else None,
+            command_prefix=prefix,
+            **options,
+        )
+
+    return make

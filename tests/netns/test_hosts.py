@@ -1,0 +1,167 @@
+"""Instances on different hosts, which share a kernel but no network device."""
+
+import json
+
+import pytest
+from station import OK, TENSORS, digest, pattern
+
+BLOCKS, WORDS = 16, 1024  # a station's own
+EVERY = list(range(BLOCKS))
+LAYER_COUNT = TENSORS // 2
+
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
+
+
+def linked(station, hosts, **options):
+    """Return two stations on two hosts, the second linked to the first."""
+    there, here = station(hosts[0], 1, **options), station(hosts[1], 2, listen=False, **options)
+    assert here.call("link", there.address).status == OK
+    return there, here
+
+
+def whole(seed):
+    return digest(pattern(seed, BLOCKS, WORDS))
+
+
+@pytest.mark.parametrize("ip", ["4", "6"])
+def test_pull_and_push_both_ways(network, station, ip):
+    there, here = linked(station, network(2), ip=ip, transfer_backend="tcp")
+    for one, other in ((here, there), (there, here)):
+        one.value("fill", 1)
+        other.value("fill", 2)
+        one.value("pull", other.cluster_id, EVERY[::-1], EVERY[::-1])
+        assert one.value("digest") == whole(2)
+        one.value("fill", 3)
+        one.value("push", other.cluster_id, EVERY, EVERY)
+        assert other.value("digest") == whole(3)
+        described = one.value("describe", other.cluster_id)
+        assert described["backend"] == {"host": "tcp", "device": "tcp"}
+        assert described["counters"]["pulls"] == described["counters"]["pushes"] == 1
+
+
+def test_bytes_travel_over_the_wire(network, station):
+    """Lanes run between the hosts' addresses, and carry what is moved."""
+    hosts = network(2)
+    there, here = linked(station, hosts, transfer_backend="tcp")
+    before = here.value("received_bytes", "eth0")
+    here.value("pull", 1, EVERY, EVERY)
+    moved = TENSORS * BLOCKS * WORDS * 8
+    assert here.value("received_bytes", "eth0") - before > moved
+    assert here.value("describe", 1)["peer"] == f"{hosts[0].ip4}:{there.address[1]}"
+
+
+@pytest.mark.parametrize("backend", ["auto", "tcp"])
+def test_layer_by_layer(network, station, backend):
+    there, here = linked(station, network(2), transfer_backend=backend)
+    here.value("fill", 4)
+    addrs = there.value("tensor_addrs")
+    assert here.call("layerwise", 1, addrs, EVERY, EVERY).status == OK
+    assert there.value("digest") == whole(4)
+
+
+def test_a_key_is_consumed(network, station):
+    there, here = linked(station, network(2), transfer_backend="tcp")
+    there.value("offer", 5, 6)
+    here.value("take", 1, 5)
+    assert here.value("digest") == whole(6)
+    assert here.call("take", 1, 5).status == "LLM_KV_CACHE_NOT_EXIST"
+
+
+def test_a_peer_that_leaves_and_comes_back(network, station):
+    there, here = linked(station, network(2), transfer_backend="tcp")
+    here.value("unlink", 1)
+    assert here.call("pull", 1, [0], [0]).status == "LLM_NOT_YET_LINK"
+    here.value("link", there.address)
+    here.value("pull", 1, [0], [0])
+
+
+def test_an_address_where_nobody_listens(network, station):
+    hosts = network(3)
+    here = station(hosts[0], 1)
+    assert here.call("link", [hosts[1].ip4, 9]).status == "LLM_LINK_FAILED"
+    hosts[2].down()
+    answer = here.call("link", [hosts[2].ip4, 9], 300)
+    assert answer.status in {"LLM_TIMEOUT", "LLM_LINK_FAILED"}
+    assert answer.seconds < 1.3
+
+
+def rank_table(hosts):
+    """Return a table of one server for each host, with one device."""
+    servers = [
+        {
+            "server_id": f"server {rank}",
+            "host_ip": host.ip4,
+            "device": [{"device_id": "0", "device_ip": "", "rank_id": f"{rank}"}],
+        }
+        for rank, host in enumerate(hosts)
+    ]
+    return json.dumps({"version": "1.0", "status": "completed", "server_list": servers})
+
+
+def test_rank_table_links(network, station):
+    hosts = network(3)
+    members = [station(host, 10 + rank, listen=False) for rank, host in enumerate(hosts)]
+    ranks = {member.cluster_id: rank for rank, member in enumerate(members)}
+    for member in members:
+        member.value("fill", member.cluster_id)
+        member.send("join", "all", ranks, rank_table(hosts))
+    joined = [member.answer().value for member in members]
+    assert joined == [[1, "OK"]] * 3
+    for member in members:
+        for other in members:
+            if other is not member:
+                member.value("pull", other.cluster_id, [0], [other.cluster_id - 9])
+                described = pattern(other.cluster_id, BLOCKS, WORDS)[:, [0]]
+                assert member.value("digest", [other.cluster_id - 9]) == digest(described)
+    for member in members:
+        member.value("leave", 1)
+
+
+def test_switch_role(network, station):
+    hosts = network(2)
+    there, here = linked(station, hosts)
+    assert there.call("switch_role", "DECODER").status == "LLM_EXIST_LINK"
+    here.value("unlink", 1)
+    there.value("switch_role", "DECODER")
+    assert there.value("listen_address") is None
+    assert here.call("link", there.address).status == "LLM_LINK_FAILED"
+    here.value("switch_role", "PROMPT", f"{hosts[1].ip4}:0")
+    assert there.call("link", here.value("listen_address")).status == OK
+    here.value("fill", 5)
+    there.value("pull", 2, EVERY, EVERY)
+    assert there.value("digest") == whole(5)
+
+
+def test_a_mesh_of_prefill_and_decode(network, station):
+    """Each of 3 decoders links each of 3 prefillers; all pull, then all are pushed to, at once."""
+    hosts = network(6)
+    prefill = [
+        station(host, 1 + rank, transfer_backend="tcp") for rank, host in enumerate(hosts[:3])
+    ]
+    decode = [
+        station(host, 11 + rank, listen=False, transfer_backend="tcp")
+        for rank, host in enumerate(hosts[3:])
+    ]
+    for each in prefill + decode:
+        each.value("fill", each.cluster_id)
+    for decoder in decode:
+        for prefiller in prefill:
+            decoder.value("link", prefiller.address)
+    for turn in range(3):
+        for rank, decoder in enumerate(decode):
+            peer = prefill[(rank + turn) % 3].cluster_id
+            decoder.send("pull", peer, [0, 1, 2], [peer, peer + 3, peer + 6])
+        assert [decoder.answer().status for decoder in decode] == [OK] * 3
+    for decoder in decode:
+        for peer in (1, 2, 3):
+            got = decoder.value("digest", [peer, peer + 3, peer + 6])
+            assert got == digest(pattern(peer, BLOCKS, WORDS)[:, :3])
+    for turn in range(3):
+        for rank, prefiller in enumerate(prefill):
+            peer = decode[(rank + turn) % 3].cluster_id
+            prefiller.send("push", peer, [14, 15], [8 + 2 * rank, 9 + 2 * rank])
+        assert [prefiller.answer().status for prefiller in prefill] == [OK] * 3
+    for decoder in decode:
+        for rank, prefiller in enumerate(prefill):
+            got = decoder.value("digest", [8 + 2 * rank, 9 + 2 * rank])
+            assert got == digest(pattern(prefiller.cluster_id, BLOCKS, WORDS)[:, [14, 15]])

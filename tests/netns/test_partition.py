@@ -1,0 +1,83 @@
+"""The network is cut under a transfer: no reset, no end, only silence."""
+
+import time
+
+import pytest
+from rig import LATE_S, NOISE_S
+from station import OK, digest, pattern
+
+BLOCKS, WORDS = 64, 65536  # 128 MiB
+EVERY = list(range(BLOCKS))
+TIMEOUT_S = 1.0
+
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
+
+
+@pytest.fixture
+def pair(network, station):
+    """Two hosts, a station on each; the second has linked the first."""
+    hosts = network(2)
+    options = {
+        "transfer_backend": "tcp",
+        "blocks": BLOCKS,
+        "words": WORDS,
+        "sync_kv_timeout": int(TIMEOUT_S * 1000),
+    }
+    there = station(hosts[0], 1, **options)
+    here = station(hosts[1], 2, listen=False, **options)
+    assert here.call("link", there.address).status == OK
+    here.value("fill", 1)
+    there.value("fill", 2)
+    return hosts, there, here
+
+
+def cut_during(operation, hosts, here):
+    """Cut the network once an operation has moved something; return how it ended."""
+    while True:
+        here.send("repeat", operation, 1, EVERY, EVERY, 20.0)
+        time.sleep(0.3)
+        hosts[0].down()
+        answer = here.answer()
+        assert answer.status != OK
+        return answer
+
+
+@pytest.mark.parametrize("operation", ["pull", "push"])
+def test_the_call_ends_and_nothing_follows(pair, operation):
+    hosts, there, here = pair
+    answer = cut_during(operation, hosts, here)
+    assert answer.status == "LLM_TIMEOUT", answer
+    assert TIMEOUT_S <= answer.value < TIMEOUT_S + LATE_S + NOISE_S
+    before = [here.value("digest"), there.value("digest")]
+    time.sleep(0.5)
+    assert [here.value("digest"), there.value("digest")] == before
+    hosts[0].up()
+    time.sleep(1.0)  # what was under way arrives now
+    assert [here.value("digest"), there.value("digest")] == before
+
+
+@pytest.mark.parametrize("operation", ["pull", "push"])
+def test_the_next_transfer_works(pair, operation):
+    hosts, there, here = pair
+    cut_during(operation, hosts, here)
+    time.sleep(0.2)
+    hosts[0].up()
+    source, target = (there, here) if operation == "pull" else (here, there)
+    source.value("fill", 5)
+    deadline = time.monotonic() + 10
+    while (answer := here.call(operation, 1, EVERY, EVERY)).status != OK:
+        assert time.monotonic() < deadline, answer
+        time.sleep(0.05)
+    assert target.value("digest") == digest(pattern(5, BLOCKS, WORDS))
+
+
+def test_a_link_over_a_cut_network(pair):
+    hosts, there, here = pair
+    hosts[0].down()
+    here.value("unlink_forced", 1)
+    answer = here.call("link", there.address, 500)
+    assert answer.status == "LLM_TIMEOUT"
+    assert answer.seconds < 1.0
+    hosts[0].up()
+    assert here.call("link", there.address, 8000).status == OK
+    here.value("pull", 1, [0], [0])

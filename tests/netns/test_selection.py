@@ -1,0 +1,84 @@
+"""Which data path a pair takes, given what the kernel lets them share, and that they can tell."""
+
+import pytest
+from station import OK, digest, pattern
+
+BLOCKS, WORDS = 16, 1024
+EVERY = list(range(BLOCKS))
+PID_NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+USER_NAMESPACE = ("unshare", "--user", "--map-root-user")
+
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
+
+
+def moves_right(here, there):
+    """Check a pull and a push, and the other way round, byte for byte."""
+    for one, other in ((here, there), (there, here)):
+        one.value("fill", 1)
+        other.value("fill", 2)
+        one.value("pull", other.cluster_id, EVERY, EVERY)
+        assert one.value("digest") == digest(pattern(2, BLOCKS, WORDS))
+        one.value("fill", 3)
+        one.value("push", other.cluster_id, EVERY, EVERY)
+        assert other.value("digest") == digest(pattern(3, BLOCKS, WORDS))
+
+
+def paths(here, there):
+    """Return what both ends say about the path: (backend, why) each."""
+    for one, other in ((here, there), (there, here)):
+        described = one.value("describe", other.cluster_id)
+        yield described["backend"]["device"], described["why"]
+
+
+def test_hosts_that_share_a_kernel_share_memory(network, station):
+    """Another network namespace hides nothing of the process: the same-host path serves."""
+    hosts = network(2)
+    there, here = station(hosts[0], 1), station(hosts[1], 2)
+    assert here.call("link", there.address).status == OK
+    for backend, why in paths(here, there):
+        assert backend == "host"
+        assert "best" in why["host"]
+    before = here.value("received_bytes", "eth0")
+    moves_right(here, there)
+    assert here.value("received_bytes", "eth0") - before < 512 * 1024  # of 3 MiB and more
+
+
+@pytest.mark.parametrize("backends", [("tcp", "tcp"), ("tcp", "auto"), ("auto", "tcp")])
+def test_lanes_when_either_side_insists(network, station, backends):
+    hosts = network(2)
+    there = station(hosts[0], 1, transfer_backend=backends[0])
+    here = station(hosts[1], 2, transfer_backend=backends[1])
+    assert here.call("link", there.address).status == OK
+    assert [backend for backend, _ in paths(here, there)] == ["tcp", "tcp"]
+    moves_right(here, there)
+
+
+def test_a_host_path_that_cannot_be_had_fails_the_link(network, station):
+    hosts = network(2)
+    there = station(hosts[0], 1, transfer_backend="tcp")
+    here = station(hosts[1], 2, transfer_backend="host")
+    assert here.call("link", there.address).status == "LLM_LINK_FAILED"
+
+
+def test_another_pid_namespace_falls_back_to_lanes(network, station):
+    hosts = network(2)
+    there = station(hosts[0], 1)
+    here = station(hosts[1], 2, command_prefix=(*hosts[1].command_prefix, *PID_NAMESPACE))
+    assert here.call("link", there.address).status == OK
+    for backend, why in paths(here, there):
+        assert backend == "tcp"
+        assert "process-id namespace" in why["host"]
+    moves_right(here, there)
+
+
+def test_another_user_namespace_falls_back_where_it_may_not_read(network, station):
+    """Root outside may read root inside, not the other way round: each end has its own path."""
+    hosts = network(2)
+    there = station(hosts[0], 1)
+    here = station(hosts[1], 2, command_prefix=(*hosts[1].command_prefix, *USER_NAMESPACE))
+    assert here.call("link", there.address).status == OK
+    (inside, why_inside), (outside, _) = paths(here, there)
+    assert inside == "tcp"
+    assert "cannot be read" in why_inside["host"]
+    assert outside in {"host", "tcp"}
+    moves_right(here, there)
