@@ -89,10 +89,11 @@ class Clusters:
 
     async def unlink(self, info: LLMClusterInfo, deadline: Deadline, *, force: bool) -> LinkResult:
         """Unlink one cluster, found by its id, else by its addresses."""
-        links = await self._find(info, self._all())
         dead = await self._find(info, list(self._context.ledger.dead.values()))
+        links = [link for link in await self._find(info, self._all()) if link not in dead]
         for link in dead:
             self._context.ledger.dead.pop(link.cluster_id, None)
+            await link.gone.wait()
         if dead and not links and not force:
             return LinkResult(
                 LLMStatusCode.LLM_NOTIFY_PROMPT_UNLINK_FAILED,
