@@ -12,7 +12,7 @@ std::atomic<std::uint64_t> generation{0};
 
 void count_child() { generation.fetch_add(1, std::memory_order_relaxed); }
 
-[[maybe_unused]] const int registered = ::pthread_atfork(nullptr, nullptr, count_child);
+[[maybe_unused]] const int kRegistered = ::pthread_atfork(nullptr, nullptr, count_child);
 
 }  // namespace
 

@@ -44,7 +44,7 @@ std::mutex install_mutex;
 // The thread that held the lock when the parent forked does not exist in the child.
 void renew_install_mutex() { new (&install_mutex) std::mutex; }
 
-[[maybe_unused]] const int registered = ::pthread_atfork(nullptr, nullptr, renew_install_mutex);
+[[maybe_unused]] const int kRegistered = ::pthread_atfork(nullptr, nullptr, renew_install_mutex);
 
 bool is_function(const struct sigaction& action) {
   return (action.sa_flags & SA_SIGINFO) != 0 ||

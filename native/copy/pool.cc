@@ -9,6 +9,7 @@
 #include <csignal>
 #include <cstdint>
 #include <list>
+#include <memory>
 #include <mutex>
 #include <system_error>
 #include <thread>
@@ -212,17 +213,16 @@ std::atomic<Workers*> current{nullptr};  // never freed: threads may run until t
 // The parent's workers do not exist here and its locks may be held by threads that do not either.
 void forget_workers() { current.store(nullptr, std::memory_order_relaxed); }
 
-[[maybe_unused]] const int registered = ::pthread_atfork(nullptr, nullptr, forget_workers);
+[[maybe_unused]] const int kRegistered = ::pthread_atfork(nullptr, nullptr, forget_workers);
 
 Workers& workers() {
   Workers* found = current.load(std::memory_order_acquire);
   if (found == nullptr) {
     const std::size_t wanted = requested_threads.load(std::memory_order_relaxed);
-    auto* fresh = new Workers(wanted != 0 ? wanted : default_threads());
-    if (current.compare_exchange_strong(found, fresh, std::memory_order_acq_rel)) {
-      return *fresh;
+    auto fresh = std::make_unique<Workers>(wanted != 0 ? wanted : default_threads());
+    if (current.compare_exchange_strong(found, fresh.get(), std::memory_order_acq_rel)) {
+      return *fresh.release();
     }
-    delete fresh;  // another thread was first; nothing was started in this one
   }
   return *found;
 }
@@ -230,8 +230,8 @@ Workers& workers() {
 }  // namespace
 
 CopyPool& CopyPool::instance() {
-  static auto* pool = new CopyPool;
-  return *pool;
+  static CopyPool pool;
+  return pool;
 }
 
 Outcome CopyPool::run(std::size_t count, const std::function<Outcome(std::size_t)>& run_batch) {

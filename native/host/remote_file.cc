@@ -5,11 +5,11 @@
 #include <sys/sysmacros.h>
 
 #include <cerrno>
-#include <cinttypes>
-#include <cstdio>
 #include <fstream>
+#include <sstream>
 #include <string>
 #include <system_error>
+#include <utility>
 
 namespace ldd {
 
@@ -21,6 +21,31 @@ namespace {
 
 std::string proc_path(int pid, const char* name) {
   return "/proc/" + std::to_string(pid) + "/" + name;
+}
+
+// One line of /proc/<pid>/maps; all zero when it cannot be read.
+struct MapsLine {
+  std::uint64_t begin = 0;
+  std::uint64_t end = 0;
+  std::uint64_t offset = 0;
+  dev_t device = 0;
+  std::uint64_t inode = 0;
+};
+
+MapsLine parse(const std::string& text) {
+  MapsLine line;
+  std::string permissions;
+  char separator = 0;
+  unsigned major_number = 0;
+  unsigned minor_number = 0;
+  std::istringstream in(text);
+  in >> std::hex >> line.begin >> separator >> line.end >> permissions >> line.offset >>
+      major_number >> separator >> minor_number >> std::dec >> line.inode;
+  if (!in) {
+    return {};
+  }
+  line.device = makedev(major_number, minor_number);
+  return line;
 }
 
 }  // namespace
@@ -58,25 +83,16 @@ bool maps_file_at(int pid, int fd, std::uint64_t address, std::uint64_t size_byt
   }
   std::uint64_t covered = address;  // one mapping may show as several neighbouring lines
   for (std::string line; covered < address + size_bytes && std::getline(maps, line);) {
-    std::uint64_t begin = 0;
-    std::uint64_t end = 0;
-    std::uint64_t offset = 0;
-    std::uint64_t inode = 0;
-    unsigned major_number = 0;
-    unsigned minor_number = 0;
-    if (std::sscanf(line.c_str(), "%" SCNx64 "-%" SCNx64 " %*s %" SCNx64 " %x:%x %" SCNu64, &begin,
-                    &end, &offset, &major_number, &minor_number, &inode) != 6) {
+    const MapsLine mapped = parse(line);
+    if (mapped.end <= covered) {
       continue;
     }
-    if (end <= covered) {
-      continue;
-    }
-    const bool same_file = inode == status.st_ino && major_number == major(status.st_dev) &&
-                           minor_number == minor(status.st_dev);
-    if (begin > covered || !same_file || offset + (covered - begin) != covered - address) {
+    const bool same_file = mapped.inode == status.st_ino && mapped.device == status.st_dev;
+    if (mapped.begin > covered || !same_file ||
+        mapped.offset + (covered - mapped.begin) != covered - address) {
       return false;
     }
-    covered = end;
+    covered = mapped.end;
   }
   return covered >= address + size_bytes;
 }

@@ -32,7 +32,7 @@ Entry::Entry(Published& published, Ref ref, std::vector<Range> ranges, bool acce
       accessible_(accessible) {}
 
 bool Entry::contains(std::uint64_t address, std::uint64_t length) const {
-  auto after =
+  const auto after =
       std::upper_bound(ranges_.begin(), ranges_.end(), address,
                        [](std::uint64_t value, const Range& range) { return value < range.begin; });
   if (after == ranges_.begin()) {

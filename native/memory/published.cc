@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
-#include <new>
+#include <memory>
 #include <stdexcept>
 
 #include "memory/segment.h"
@@ -54,7 +54,7 @@ Published::Published(std::uint64_t incarnation, std::uint64_t guard_capacity,
   const std::size_t size_bytes = sizeof(PublishedHeader) + guard_capacity_ * 8 + log_capacity_;
   fd_ = make_sealed_memory("llm_datadist-directory", size_bytes);
   mapping_ = MappedRegion::of_file(fd_.get(), size_bytes, true);
-  auto* fresh = new (mapping_.data()) PublishedHeader{};
+  auto* fresh = std::construct_at(reinterpret_cast<PublishedHeader*>(mapping_.data()));
   fresh->magic = kPublishedMagic;
   fresh->incarnation = incarnation;
   fresh->guard_capacity = guard_capacity_;
