@@ -184,6 +184,17 @@ def check_text(error, status, operation, *words, peer=None):
         assert str(word) in text, (word, text)
 
 
+def succeeds_or(status, call, *arguments):
+    """Return whether a call succeeds; it may fail with that status only."""
+    try:
+        call(*arguments)
+    except LLMException as error:
+        if error.status_code is not getattr(LLMStatusCode, status):
+            raise
+        return False
+    return True
+
+
 def eventually(condition, seconds=10.0):
     """Wait for what nothing tells."""
     deadline = time.monotonic() + seconds
