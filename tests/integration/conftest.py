@@ -3,7 +3,7 @@
 import pytest
 from instances import BACKENDS, finalize, linked_sides
 
-from llm_datadist import LayerSynchronizer, TransferConfig
+from llm_datadist import LayerSynchronizer, MemInfo, Memtype, TransferConfig
 
 _POOL = 16 << 20
 
@@ -44,6 +44,8 @@ def warm_up(here, there):
     here.manager.pull_blocks(there.blocks_key(), source.cache, every, every)
     there.manager.pull_blocks(here.blocks_key(), target.cache, every, every)
     for side, held, other in ((here, source, target), (there, target, source)):
+        own = MemInfo(Memtype.MEM_TYPE_DEVICE, held.data.ctypes.data, 1)
+        side.manager.remap_registered_memory(own)
         addrs = [tensor.ctypes.data for tensor in other.data]
         config = TransferConfig(other.side.id, addrs)
         side.manager.transfer_cache_async(

@@ -6,10 +6,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
+import numpy as np
+
 from llm_datadist._engine.checks import blocks_of, slots_of
 from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._plan import (
     Layout,
+    Plan,
     blocks_array,
     plan_blocks,
     plan_slot_to_blocks,
@@ -23,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llm_datadist._engine.engine import Engine
-    from llm_datadist._plan import Plan
     from llm_datadist._plan.indices import Blocks
     from llm_datadist._registry import LocalCache, Resolved
     from llm_datadist._types import Cache
@@ -61,9 +63,8 @@ class Source:
         first = layer * _TENSORS_PER_LAYER
         return range(first, first + _TENSORS_PER_LAYER)
 
-    def plan(self, layer: int, slot: int, remote: Layout, dst: range, dst_slot: int) -> Plan:
-        """Plan one layer against the peer's tensors `dst`."""
-        src = self.tensors(layer)
+    def plan(self, src: range, slot: int, remote: Layout, dst: range, dst_slot: int) -> Plan:
+        """Plan own tensors `src` against the peer's tensors `dst`."""
         if self.is_blocks:
             assert self.blocks is not None
             assert self.dst_blocks is not None
@@ -98,27 +99,39 @@ class _RawDestination(Destination):
         self.layers = _source_layers(source, config.src_layer_range)
         _check_slot(source, self._slot)
         wanted = _TENSORS_PER_LAYER * len(self.layers)
-        self._addrs = config.dst_addrs
-        if len(self._addrs) != wanted:
+        addrs = config.dst_addrs
+        if len(addrs) != wanted:
             _refuse(
                 source.operation,
-                f"dst_addrs has {len(self._addrs)} entries for {len(self.layers)} layers",
+                f"dst_addrs has {len(addrs)} entries for {len(self.layers)} layers",
                 f"give 2 per layer, {wanted}",
             )
-        self._unit_bytes = source.layout.unit_bytes
-        self._num_units = 1
+        unit_bytes, num_units = source.layout.unit_bytes, 1
         if source.dst_blocks is not None:
-            self._unit_bytes = source.dst_block_bytes
-            self._num_units = int(source.dst_blocks.max(initial=0)) + 1
+            unit_bytes = source.dst_block_bytes
+            num_units = int(source.dst_blocks.max(initial=0)) + 1
+        self._remotes = [Layout.raw([addr], unit_bytes, num_units) for addr in addrs]
 
     def send(self, layer: int) -> None:
+        source = self._source
         first = (layer - self.layers.start) * _TENSORS_PER_LAYER
-        addrs = self._addrs[first : first + _TENSORS_PER_LAYER]
-        remote = Layout.raw(addrs, self._unit_bytes, self._num_units)
-        plan = self._source.plan(layer, self._slot, remote, remote.all_tensors, 0)
-        self._engine.transfers.push_raw(
-            self._source.operation, self._cluster_id, self._source.local, plan
+        # Tensor by tensor: where two of them touch they may be of different caches, and the peer
+        # refuses a descriptor that does not lie in one.
+        plans = [
+            source.plan(range(tensor, tensor + 1), self._slot, remote, range(1), 0)
+            for tensor, remote in zip(
+                source.tensors(layer),
+                self._remotes[first : first + _TENSORS_PER_LAYER],
+                strict=True,
+            )
+        ]
+        plan = Plan(
+            np.concatenate([plan.local for plan in plans]),
+            np.concatenate([plan.remote for plan in plans]),
+            np.concatenate([plan.length for plan in plans]),
+            sum(plan.total_bytes for plan in plans),
         )
+        self._engine.transfers.push_raw(source.operation, self._cluster_id, source.local, plan)
 
 
 class _KeyDestination(Destination):
@@ -160,7 +173,8 @@ class _KeyDestination(Destination):
 
         def plan(remote: Resolved) -> Plan:
             self._check_remote(remote, dst)
-            return source.plan(layer, self._slot, remote.cache.layout, dst, remote.slot)
+            src = source.tensors(layer)
+            return source.plan(src, self._slot, remote.cache.layout, dst, remote.slot)
 
         self._engine.transfers.push_planned(source.operation, self._key, source.local, plan)
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_ADDRESS_SPACE = 2**64
+_ADDRESS_SPACE = 2**64 - 1  # the end of a range is an address, too
 
 
 class Plan(NamedTuple):

@@ -48,7 +48,7 @@ def check_addrs(operation: str, desc: CacheDesc, addrs: object) -> tuple[int, ..
             "give the address of memory that exists",
         )
     highest = max(checked)
-    if highest + desc.tensor_bytes - 1 > UINT64_MAX:
+    if highest + desc.tensor_bytes > UINT64_MAX:
         raise ValueError(
             f"addrs[{checked.index(highest)}] {highest:#x} plus the {desc.tensor_bytes} bytes of a "
             "tensor wraps the address space"

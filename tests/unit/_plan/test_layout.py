@@ -16,9 +16,9 @@ def test_describes_tensors():
 
 
 def test_takes_addresses_of_all_64_bits():
-    assert Layout.of([2**64 - 8], 8, 1).starts == (2**64 - 8,)
+    assert Layout.of([2**64 - 9], 8, 1).starts == (2**64 - 9,)
     with pytest.raises(ValueError, match="wrap"):
-        Layout.of([5, 2**64 - 8], 9, 1)
+        Layout.of([5, 2**64 - 8], 8, 1)
 
 
 def test_raw_addresses_are_tensors_of_the_given_units():

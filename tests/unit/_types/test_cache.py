@@ -103,9 +103,9 @@ def test_there_is_one_address_per_tensor():
 
 
 def test_a_tensor_must_not_wrap_the_address_space():
-    assert check_addrs("x", DESC, [1, 2**64 - 48]) == (1, 2**64 - 48)
+    assert check_addrs("x", DESC, [1, 2**64 - 49]) == (1, 2**64 - 49)
     with pytest.raises(ValueError, match=r"addrs\[1\].*wraps"):
-        check_addrs("x", DESC, [1, 2**64 - 47])
+        check_addrs("x", DESC, [1, 2**64 - 48])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,367 @@
+"""Memory that cannot be read or written: checklist item 58."""
+
+import mmap
+import time
+
+import numpy as np
+import pytest
+from instances import PAGE, Pages, Side, eventually, failing, finalize, link, pattern, unmap
+
+from llm_datadist import (
+    BlocksCacheKey,
+    CacheDesc,
+    CacheKeyByIdAndIndex,
+    DataType,
+    LayerSynchronizer,
+    LLMStatusCode,
+    MemInfo,
+    Memtype,
+    TransferConfig,
+)
+from llm_datadist.testing import PeerGroup
+
+LOCAL, REMOTE = "LLM_DEVICE_MEM_ERROR", "LLM_SUSPECT_REMOTE_ERROR"
+UNITS = 8
+WORDS = PAGE // 8
+READ_ONLY = mmap.PROT_READ
+
+pytestmark = pytest.mark.expects_log("met a fault in own memory")
+
+
+@pytest.fixture
+def pages(sides):
+    """Make caches with one page a slot or block; what was done to the pages is undone."""
+    made = []
+
+    def make(side, *, slots=False, **kwargs):
+        memory = Pages(2, UNITS)
+        memory.data[:] = pattern(memory.shape, side.id)
+        register = side.slots if slots else side.blocks
+        made.append(memory)
+        return register(data=memory.data, **kwargs), memory
+
+    yield make
+    for side in sides:
+        side.clean()
+    for memory in made:
+        for tensor in range(2):
+            for unit in range(UNITS):
+                memory.replace(tensor, unit)
+        memory.close()
+
+
+def break_page(memory, tensor, unit, how):
+    if how == "unmapped":
+        memory.unmap(tensor, unit)
+    else:
+        memory.protect(tensor, unit)
+
+
+def check_fault(error, held, tensor, unit, *, is_blocks=True):
+    """One record that names the cache, tensor, and block or slot."""
+    (fault,) = [fault for fault in error.value.faults if fault.tensor_index == tensor]
+    assert fault.cluster_id == held.side.id
+    assert fault.cache_id == held.id
+    assert (fault.block, fault.slot) == ((unit, None) if is_blocks else (None, unit))
+    assert fault.size == PAGE
+    assert fault.addr == held.cache.tensor_addrs[tensor] + unit * PAGE
+    assert f"{fault.addr:#x}" in str(error.value)
+
+
+def good_blocks_still_move(owner, user, theirs, mine, bad):
+    """Blocks other than the bad one are unaffected, in both directions, on the same link."""
+    good = [unit for unit in range(UNITS) if unit != bad]
+    user.manager.pull_blocks(BlocksCacheKey(1), mine.cache, good, good)
+    assert (mine.data[:, good] == theirs.data[:, good]).all()
+    user.manager.push_blocks(BlocksCacheKey(1), mine.cache, good, good)
+    assert user.instance.describe_link(owner.id)["state"] == "LINKED"
+
+
+@pytest.mark.parametrize("how", ["unmapped", "protected"])
+@pytest.mark.parametrize("operation", ["pull_blocks", "push_blocks"])
+@pytest.mark.parametrize("side", [LOCAL, REMOTE])
+def test_a_bad_block(sides, pages, side, operation, how):
+    """Item 58: status by side, record by block, in a call of one block and in one of many; other
+    blocks are unaffected; after repair and remap it works again."""
+    owner, user = sides
+    theirs, their_pages = pages(owner, key=0)
+    mine, my_pages = pages(user)
+    held, memory = (mine, my_pages) if side == LOCAL else (theirs, their_pages)
+    call = getattr(user.manager, operation)
+    break_page(memory, 1, 5, how)
+    for blocks in ([5], [2, 5, 7], list(range(UNITS))):
+        with failing(side, operation, f"cache {held.id}, tensor 1, block 5", peer=1) as error:
+            call(BlocksCacheKey(1), mine.cache, blocks, blocks)
+        check_fault(error, held, 1, 5)
+    good = [unit for unit in range(UNITS) if unit != 5]
+    user.manager.pull_blocks(BlocksCacheKey(1), mine.cache, good, good)
+    assert (mine.data[:, good] == theirs.data[:, good]).all()
+    user.manager.push_blocks(BlocksCacheKey(1), mine.cache, good, good)
+    memory.replace(1, 5)
+    held.side.manager.remap_registered_memory(
+        MemInfo(Memtype.MEM_TYPE_DEVICE, memory.at(1, 5), PAGE)
+    )
+    call(BlocksCacheKey(1), mine.cache, [5], [5])
+    assert (mine.data[:, 5] == theirs.data[:, 5]).all()
+
+
+def test_several_bad_blocks_of_one_run(sides, pages):
+    """Item 58: each is named, those between are not."""
+    owner, user = sides
+    theirs, memory = pages(owner, key=0)
+    mine, _ = pages(user)
+    for unit in (2, 3, 6):
+        memory.unmap(0, unit)
+    every = list(range(UNITS))
+    with failing(REMOTE, "pull_blocks", "and 2 more", peer=1) as error:
+        user.manager.pull_blocks(BlocksCacheKey(1), mine.cache, every, every)
+    assert [fault.block for fault in error.value.faults] == [2, 3, 6]
+    assert {fault.cache_id for fault in error.value.faults} == {theirs.id}
+
+
+def test_memory_that_can_only_be_read(sides, pages):
+    """Item 58: a fault for who writes it, none for who reads it."""
+    owner, user = sides
+    theirs, their_pages = pages(owner, key=0)
+    mine, my_pages = pages(user)
+    their_pages.protect(0, 3, READ_ONLY)
+    my_pages.protect(1, 4, READ_ONLY)
+    user.manager.pull_blocks(BlocksCacheKey(1), mine.cache, [3], [3])
+    user.manager.push_blocks(BlocksCacheKey(1), mine.cache, [4], [4])
+    with failing(REMOTE, "push_blocks", peer=1) as error:
+        user.manager.push_blocks(BlocksCacheKey(1), mine.cache, [3], [3])
+    check_fault(error, theirs, 0, 3)
+    with failing(LOCAL, "pull_blocks", peer=1) as error:
+        user.manager.pull_blocks(BlocksCacheKey(1), mine.cache, [4], [4])
+    check_fault(error, mine, 1, 4)
+    both = mmap.PROT_READ | mmap.PROT_WRITE
+    their_pages.protect(0, 3, both)
+    my_pages.protect(1, 4, both)
+
+
+def test_slots(sides, pages):
+    """Item 58: pull_cache and push_cache; the record names the slot."""
+    owner, user = sides
+    theirs, their_pages = pages(owner, slots=True)
+    mine, my_pages = pages(user, slots=True)
+    their_pages.unmap(1, 2)
+    with failing(REMOTE, "pull_cache", "slot 2", peer=1) as error:
+        user.manager.pull_cache(theirs.slot(2), mine.cache)
+    check_fault(error, theirs, 1, 2, is_blocks=False)
+    with failing(REMOTE, "push_cache", "slot 2", peer=1) as error:
+        user.manager.push_cache(theirs.slot(2), mine.cache)
+    check_fault(error, theirs, 1, 2, is_blocks=False)
+    my_pages.unmap(0, 6)
+    with failing(LOCAL, "pull_cache", "slot 6", peer=1) as error:
+        user.manager.pull_cache(theirs.slot(3), mine.cache, 6)
+    check_fault(error, mine, 0, 6, is_blocks=False)
+    user.manager.pull_cache(theirs.slot(3), mine.cache, 5)
+    assert (mine.data[:, 5] == theirs.data[:, 3]).all()
+
+
+def test_the_owner_remembers_own_faults(sides, pages):
+    """Item 58: further transfers that touch the block fail at once, until it is remapped."""
+    owner, user = sides
+    pages(owner, key=0)
+    mine, memory = pages(user)
+    assert user.manager.faulted_ranges() == ()
+    memory.unmap(1, 5)
+    pull = user.manager.pull_blocks
+    with failing(LOCAL, "pull_blocks", peer=1) as error:
+        pull(BlocksCacheKey(1), mine.cache, [5, 6], [5, 6])
+    assert user.manager.faulted_ranges() == error.value.faults
+    memory.replace(1, 5)
+    for operation, blocks in (("pull_blocks", [4, 5]), ("push_blocks", [5])):
+        with failing(LOCAL, operation, "found at fault before", "remap", peer=1) as error:
+            getattr(user.manager, operation)(BlocksCacheKey(1), mine.cache, blocks, blocks)
+        assert error.value.faults == user.manager.faulted_ranges()
+    with failing(LOCAL, "copy_blocks", "found at fault before"):
+        user.manager.copy_blocks(mine.cache, {5: [1]})
+    pull(BlocksCacheKey(1), mine.cache, [4, 6], [4, 6])
+    # A remap of a part of the range is enough: the pages at fault may be fewer than the block has.
+    user.manager.remap_registered_memory(MemInfo(Memtype.MEM_TYPE_DEVICE, memory.at(1, 5) + 64, 64))
+    assert user.manager.faulted_ranges() == ()
+    pull(BlocksCacheKey(1), mine.cache, [5], [5])
+
+
+def test_marks_go_with_the_cache(sides, pages):
+    """Item 58: memory that is registered again is taken as good."""
+    owner, user = sides
+    pages(owner, key=0)
+    mine, memory = pages(user)
+    memory.unmap(0, 0)
+    with failing(LOCAL, "pull_blocks", peer=1):
+        user.manager.pull_blocks(BlocksCacheKey(1), mine.cache, [0], [0])
+    user.manager.unregister_cache(mine.id)
+    assert user.manager.faulted_ranges() == ()
+    memory.replace(0, 0)
+    again = user.blocks(data=memory.data)
+    user.manager.pull_blocks(BlocksCacheKey(1), again.cache, [0], [0])
+
+
+def test_the_owner_learns_of_faults_that_peers_meet(sides, pages):
+    """Item 58: reads by a peer fail without the owner's knowledge, so that it is told."""
+    owner, user = sides
+    theirs, memory = pages(owner, key=0)
+    mine, _ = pages(user)
+    memory.unmap(0, 3)
+    with failing(REMOTE, "pull_blocks", peer=1) as error:
+        user.manager.pull_blocks(BlocksCacheKey(1), mine.cache, [3], [3])
+    eventually(lambda: owner.manager.faulted_ranges() == error.value.faults)
+    with failing(LOCAL, "copy_blocks", "found at fault before"):
+        owner.manager.copy_blocks(theirs.cache, {3: [4]})
+    memory.replace(0, 3)
+    owner.manager.remap_registered_memory(MemInfo(Memtype.MEM_TYPE_DEVICE, memory.at(0, 3), PAGE))
+    assert owner.manager.faulted_ranges() == ()
+    user.manager.pull_blocks(BlocksCacheKey(1), mine.cache, [3], [3])
+
+
+def test_local_copies(sides, pages):
+    """Item 58: bad sources and bad destinations."""
+    side = sides[0]
+    first, memory = pages(side)
+    second, _ = pages(side)
+    slots, slot_pages = pages(side, slots=True)
+    memory.unmap(1, 2)
+    with failing(LOCAL, "copy_blocks", "source", "block 2") as error:
+        side.manager.copy_blocks(first.cache, {2: [3]})
+    check_fault(error, first, 1, 2)
+    memory.unmap(0, 7)
+    with failing(LOCAL, "copy_blocks", "destination", "block 7") as error:
+        side.manager.copy_blocks(first.cache, {1: [7]})
+    check_fault(error, first, 0, 7)
+    with failing(LOCAL, "swap_blocks", "block 2"):
+        side.manager.swap_blocks(first.cache, second.cache, {2: 0})
+    side.manager.swap_blocks(first.cache, second.cache, {1: 0})
+    assert (second.data[:, 0] == first.data[:, 1]).all()
+    slot_pages.protect(0, 4)
+    with failing(LOCAL, "copy_cache", "slot 4") as error:
+        side.manager.copy_cache(slots.cache, slots.cache, 1, 4)
+    check_fault(error, slots, 0, 4, is_blocks=False)
+    assert len(side.manager.faulted_ranges()) == 3
+
+
+class Ready(LayerSynchronizer):
+    def synchronize_layer(self, layer_index, timeout_in_millis):
+        return True
+
+
+@pytest.mark.expects_log("LLM_DEVICE_MEM_ERROR|LLM_SUSPECT_REMOTE_ERROR")
+def test_layer_wise_pushes(sides, pages):
+    """Item 58: the status is the config's result."""
+    owner, user = sides
+    theirs, their_pages = pages(owner)
+    mine, my_pages = pages(user)
+    config = TransferConfig(1, theirs.cache.tensor_addrs)
+
+    def run(blocks):
+        task = user.manager.transfer_cache_async(mine.cache, Ready(), [config], blocks, blocks)
+        return task.synchronize(20000)
+
+    their_pages.unmap(0, 1)
+    assert run([1]) is LLMStatusCode.LLM_SUSPECT_REMOTE_ERROR
+    my_pages.unmap(1, 2)
+    assert run([2]) is LLMStatusCode.LLM_DEVICE_MEM_ERROR
+    assert run([2]) is LLMStatusCode.LLM_DEVICE_MEM_ERROR
+    assert run([3]) is LLMStatusCode.LLM_SUCCESS
+    assert (theirs.data[:, 3] == mine.data[:, 3]).all()
+
+
+@pytest.mark.parametrize("operation", ["pull_blocks", "push_blocks"])
+def test_one_bad_page_in_a_large_transfer(sides, operation):
+    """Item 58: found in 16 MiB that several threads move."""
+    owner, user = sides
+    memory = Pages(1, 64, 64)
+    theirs = owner.blocks(data=memory.data, key=0)
+    mine = user.blocks(1, tensors=1, units=64, words=64 * WORDS)
+    every = list(range(64))
+    bad = memory.at(0, 41) + 17 * PAGE
+    unmap(bad, PAGE)
+    call = getattr(user.manager, operation)
+    with failing(REMOTE, operation, "block 41", peer=1) as error:
+        call(BlocksCacheKey(1), mine.cache, every, every)
+    assert [fault.block for fault in error.value.faults] == [41]
+    good = [unit for unit in every if unit != 41]
+    call(BlocksCacheKey(1), mine.cache, good, good)
+    assert (mine.data[:, good] == theirs.data[:, good]).all()
+    owner.clean()
+    memory.replace(0, 41)
+    memory.close()
+
+
+def own_pages(here, backend):
+    """Body: own a cache, break pages of it when told, answer that it lives."""
+    side = Side(1, backend, pool=1 << 20)
+    memory = Pages(2, UNITS)
+    memory.data[:] = pattern(memory.shape, 1)
+    desc = CacheDesc(2, [UNITS, WORDS], DataType.DT_UINT64)
+    side.manager.register_blocks_cache(
+        desc, [tensor.ctypes.data for tensor in memory.data], BlocksCacheKey(1)
+    )
+    pooled = side.manager.allocate_cache(CacheDesc(2, [1, 16 * WORDS], DataType.DT_UINT64))
+    pooled.tensor(0)[:], pooled.tensor(1)[:] = 5, 6
+    here.set_event("address", [list(side.address), pooled.cache_id])
+    while (order := here.receive()) is not None:
+        if order == "break":
+            memory.unmap(1, 5)
+            unmap(pooled.tensor_addrs[1], 16 * PAGE)
+        elif order == "repair":
+            memory.replace(1, 5)
+            memory.data[1, 5] = 55
+            infos = [MemInfo(Memtype.MEM_TYPE_DEVICE, memory.at(1, 5), PAGE)]
+            side.manager.remap_registered_memory(infos)
+        here.send(len(side.manager.faulted_ranges()))
+    finalize(side)
+
+
+def test_across_processes(backend):
+    """Item 58: neither process crashes; the owner goes on serving, repairs, and is pulled from."""
+    with PeerGroup() as group:
+        peer = group.start(own_pages, backend)
+        user = Side(2, backend)
+        try:
+            address, pooled_id = group.wait_for("address")
+            link(user.instance, address)
+            mine = user.blocks(tensors=2, units=UNITS, words=WORDS)
+            peer.send("break")
+            peer.receive()
+            every = list(range(UNITS))
+            for _ in range(3):
+                for operation in ("pull_blocks", "push_blocks"):
+                    call = getattr(user.manager, operation)
+                    with failing(REMOTE, operation, "tensor 1, block 5", peer=1) as error:
+                        call(BlocksCacheKey(1), mine.cache, every, every)
+                    assert [fault.block for fault in error.value.faults] == [5]
+            good = every[:5] + every[6:]
+            user.manager.pull_blocks(BlocksCacheKey(1), mine.cache, good, good)
+            asked = time.monotonic()
+            while time.monotonic() - asked < 10:
+                peer.send("look")
+                if peer.receive() == 1:
+                    break
+            peer.send("repair")
+            assert peer.receive() == 0
+            user.manager.pull_blocks(BlocksCacheKey(1), mine.cache, [5], [5])
+            assert (mine.data[1, 5] == 55).all()
+            assert pooled_id
+            peer.send(None)
+        finally:
+            finalize(user)
+
+
+@pytest.mark.leaves_resources("a pool of which a part is unmapped")
+def test_pool_memory_that_its_owner_has_unmapped():
+    """Item 58: where peers map the pool they read its file on; over TCP it is a fault."""
+    owner, user = Side(1, "tcp", pool=1 << 20), Side(2, "tcp")
+    try:
+        link(user.instance, owner.address)
+        cache = owner.manager.allocate_cache(CacheDesc(2, [1, 16 * WORDS], DataType.DT_UINT64))
+        target = user.slots(tensors=2, units=1, words=16 * WORDS)
+        key = CacheKeyByIdAndIndex(1, cache.cache_id)
+        user.manager.pull_cache(key, target.cache)
+        unmap(cache.tensor_addrs[1], 16 * PAGE)
+        with failing(REMOTE, "pull_cache", "tensor 1", peer=1):
+            user.manager.pull_cache(key, target.cache)
+        assert np.count_nonzero(target.data) == 0
+    finally:
+        finalize(owner, user)
