@@ -1,5 +1,6 @@
 // The result of one data-plane operation. Codes are grouped by what has to be rebuilt: the request,
-// the link, or the instance. Python maps them to LLMStatusCode in one place (_backends/outcomes.py).
+// the link, or the instance. Python maps them to LLMStatusCode in one place
+// (_backends/outcomes.py).
 #pragma once
 
 #include <cstdint>
@@ -20,6 +21,7 @@ enum class Code : std::int32_t {
   kProtocol = 10,    // the peer sent something that the wire format does not allow
   kSystem = 11,      // any other system call failure, errno in sys_errno
   kCancelled = 12,   // the link was closed during the operation
+  kNoLane = 13,      // the initiator has no lane left, so nothing was asked; never on the wire
 };
 
 struct [[nodiscard]] Outcome {

@@ -41,6 +41,7 @@ void bind_codes(nb::module_& module) {
   module.attr("PROTOCOL") = static_cast<int>(Code::kProtocol);
   module.attr("SYSTEM") = static_cast<int>(Code::kSystem);
   module.attr("CANCELLED") = static_cast<int>(Code::kCancelled);
+  module.attr("NO_LANE") = static_cast<int>(Code::kNoLane);
 }
 
 }  // namespace

@@ -43,14 +43,14 @@ Outcome send_ranges(Lanes& lanes, const BorrowedU64& local, const BorrowedU64& r
                             {local_ref, cache_ref, {}, version, deadline_ns});
 }
 
-nb::object read_log(Lanes& lanes, std::uint64_t offset, std::uint64_t size,
-                    std::int64_t deadline_ns) {
+std::pair<Outcome, nb::bytes> read_log(Lanes& lanes, std::uint64_t offset, std::uint64_t size,
+                                       std::int64_t deadline_ns) {
   std::pair<Outcome, std::vector<std::byte>> result;
   {
     const ReleasedGil release;
     result = lanes.read_log(offset, size, deadline_ns);
   }
-  return nb::make_tuple(result.first, nb::bytes(result.second.data(), result.second.size()));
+  return {result.first, nb::bytes(result.second.data(), result.second.size())};
 }
 
 void bind_server(nb::module_& module) {
@@ -79,11 +79,14 @@ void bind_client(nb::module_& module) {
       "The initiator's end of a link's lanes. Thread-safe; an operation runs on the calling "
       "thread\n"
       "and ends by deadline_ns (time.monotonic_ns); one that lets the peer write may take 80 ms\n"
-      "more to see it stop. Outcomes are (code, errno, index, moved_bytes).")
+      "more to see it stop. Outcomes are (code, errno, index, moved_bytes); NO_LANE: none is\n"
+      "left, so nothing was asked.")
       .def(nb::init<std::shared_ptr<ldd::Node>, std::uint64_t>(), "node"_a, "link_id"_a, Release())
       .def("add", &Lanes::add, "fd"_a, Release(),
            "Take over a connected, authenticated socket, also when OSError comes.")
       .def("count", &Lanes::count, Release(), "Number of open lanes.")
+      .def("prune", &Lanes::prune, Release(),
+           "Close idle lanes that the peer has closed; number of open lanes after that.")
       .def("read", read_ranges, "local"_a, "remote"_a, "length"_a, "local_ref"_a, "cache_ref"_a,
            "key_ref"_a, "version"_a, "deadline_ns"_a, "Read remote ranges into local ones.")
       .def("write", send_ranges<&Lanes::write>, "local"_a, "remote"_a, "length"_a, "local_ref"_a,

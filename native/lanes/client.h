@@ -32,6 +32,7 @@ class Lanes {
   // Takes ownership of a connected, authenticated socket; throws std::system_error.
   void add(int fd) { lanes_.add(std::make_unique<ClientLane>(fd)); }
   [[nodiscard]] std::size_t count() const { return lanes_.count(); }
+  std::size_t prune() { return lanes_.prune(); }
   [[nodiscard]] std::uint64_t link_id() const { return link_id_; }
 
   // Throw std::invalid_argument when the arrays are inconsistent (see measure()).

@@ -32,6 +32,20 @@ std::size_t LaneSet::count() const {
   return open_;
 }
 
+std::size_t LaneSet::prune() {
+  if (mark_.inherited()) {
+    return 0;
+  }
+  const std::lock_guard lock(mutex_);
+  const std::size_t dead =
+      std::erase_if(free_, [](const Lane& lane) { return hung_up(lane->socket.get()); });
+  if (dead > 0) {
+    open_ -= dead;
+    changed_.notify_all();
+  }
+  return open_;
+}
+
 LaneSet::Operation::Operation(LaneSet& lanes) : lanes_(lanes) {
   const std::lock_guard lock(lanes_.mutex_);
   ++lanes_.operations_;
@@ -71,7 +85,7 @@ Outcome LaneSet::take(std::size_t wanted, std::int64_t deadline_ns, std::vector<
       return {};
     }
     if (open_ == 0) {
-      return Outcome::failure(Code::kPeerDead);
+      return Outcome::failure(Code::kNoLane);
     }
     if (changed_.wait_until(lock, deadline) == std::cv_status::timeout && free_.empty()) {
       return Outcome::failure(Code::kTimeout);

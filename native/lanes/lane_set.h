@@ -27,6 +27,8 @@ class LaneSet {
 
   void add(Lane lane);  // throws std::system_error when closed
   [[nodiscard]] std::size_t count() const;
+  // Closes free lanes that the other end has closed; how many are open then, taken ones included.
+  std::size_t prune();
 
   // One operation, from its first lane to its last; the set waits for it when it closes.
   class Operation {
@@ -41,7 +43,7 @@ class LaneSet {
   };
 
   // Takes at least one free lane and at most `wanted`, waiting for the first; not ok when there is
-  // none by the deadline, no lane is left, or everything is being closed.
+  // none by the deadline, no lane is left (kNoLane), or everything is being closed.
   Outcome take(std::size_t wanted, std::int64_t deadline_ns, std::vector<Lane>& taken);
   void give_back(Lane lane);
   // The lane has failed: it is closed and not counted any more.

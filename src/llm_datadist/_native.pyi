@@ -144,6 +144,8 @@ SYSTEM: int = 11
 
 CANCELLED: int = 12
 
+NO_LANE: int = 13
+
 def copy(
     dst: numpy.typing.NDArray[numpy.uint64],
     src: numpy.typing.NDArray[numpy.uint64],
@@ -276,7 +278,8 @@ class Lanes:
     """
     The initiator's end of a link's lanes. Thread-safe; an operation runs on the calling thread
     and ends by deadline_ns (time.monotonic_ns); one that lets the peer write may take 80 ms
-    more to see it stop. Outcomes are (code, errno, index, moved_bytes).
+    more to see it stop. Outcomes are (code, errno, index, moved_bytes); NO_LANE: none is
+    left, so nothing was asked.
     """
 
     def __init__(self, node: Node, link_id: int) -> None: ...
@@ -285,6 +288,11 @@ class Lanes:
 
     def count(self) -> int:
         """Number of open lanes."""
+
+    def prune(self) -> int:
+        """
+        Close idle lanes that the peer has closed; number of open lanes after that.
+        """
 
     def read(
         self,
@@ -331,7 +339,9 @@ class Lanes:
     def version(self, deadline_ns: int) -> tuple[tuple[int, int, int, int], int]:
         """(outcome, version of the peer's directory)."""
 
-    def read_log(self, offset: int, size: int, deadline_ns: int) -> object:
+    def read_log(
+        self, offset: int, size: int, deadline_ns: int
+    ) -> tuple[tuple[int, int, int, int], bytes]:
         """
         (outcome, bytes of the peer's directory log), clamped to the log's capacity.
         """

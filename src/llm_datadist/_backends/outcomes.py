@@ -32,6 +32,7 @@ class Code(IntEnum):
     PROTOCOL = 10
     SYSTEM = 11
     CANCELLED = 12
+    NO_LANE = 13
 
 
 class Outcome(NamedTuple):

@@ -39,6 +39,7 @@ class Code(enum.IntEnum):
     PROTOCOL = 10
     SYSTEM = 11
     CANCELLED = 12
+    NO_LANE = 13
 
 
 class Outcome(NamedTuple):
