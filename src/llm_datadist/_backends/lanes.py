@@ -2,21 +2,32 @@
 
 Each link has some, whatever moves its bulk data: lookups in the peer's directory, consumption of
 keys and the doorbells of same-host pushes travel on them, served by the peer's native threads.
+
+An operation that ends badly on a lane costs that lane. The layer above opens new ones; an operation
+that finds none left waits for them.
 """
 
 from __future__ import annotations
 
 import os
+import threading
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from llm_datadist import _native
-from llm_datadist._backends.outcomes import Outcome, Ref
+from llm_datadist._backends.outcomes import Code, Outcome, Ref
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Sequence
 
     from llm_datadist._backends.base import Transfer
     from llm_datadist._backends.node import Node
+
+_LOSSES = frozenset({Code.TIMEOUT, Code.PEER_DEAD, Code.PROTOCOL, Code.CANCELLED, Code.NO_LANE})
+"""Outcomes that may have cost a lane."""
+
+_LONGEST_WAIT_S = 0.25
 
 
 class LinkLanes:
@@ -27,15 +38,30 @@ class LinkLanes:
         link_id: Names the link in the native core; unique within the instance.
         client_fds: Connected sockets on which the peer serves us; ownership passes.
         server_fds: Connected sockets on which our native threads serve the peer; ownership passes.
+        on_loss: Called when lanes on which we ask are missing, on the thread of the operation that
+            finds it; it must not block, and has `add` called in the end. None when nobody opens new
+            ones: then a link without lanes is as good as dead.
 
     Thread-safe.
     """
 
     def __init__(
-        self, node: Node, link_id: int, client_fds: Iterable[int], server_fds: Iterable[int]
+        self,
+        node: Node,
+        link_id: int,
+        client_fds: Sequence[int],
+        server_fds: Sequence[int],
+        on_loss: Callable[[], None] | None = None,
     ) -> None:
         self.node = node
         self.link_id = link_id
+        self.answers = 0
+        """Operations that went well; unlocked, so that it may miss a few."""
+        self._client_lanes = len(client_fds)
+        self._server_lanes = len(server_fds)
+        self._on_loss = on_loss
+        self._changed = threading.Condition()  # also: nothing is added once it is closed
+        self._closed = False
         self._client = _native.Lanes(node.native, link_id)
         for fd in client_fds:
             self._client.add(fd)
@@ -51,68 +77,137 @@ class LinkLanes:
         """Open lanes on which this side is the initiator."""
         return self._client.count()
 
+    def missing(self) -> tuple[int, int]:
+        """How many lanes fewer there are than at first: on which we ask, and which we serve.
+
+        Negative when there are more. Lanes of either kind that the peer has closed do not count.
+        """
+        served = self.node.lane_server.link_lanes(self.link_id)
+        return self._client_lanes - self._client.prune(), self._server_lanes - served
+
+    def add(self, client_fds: Sequence[int], server_fds: Sequence[int]) -> None:
+        """Put further lanes into use; ownership passes. Never blocks.
+
+        A link or an instance that has been closed meanwhile closes them.
+        """
+        with self._changed:
+            if self._closed:
+                for fd in (*client_fds, *server_fds):
+                    os.close(fd)
+                return
+            for fd in client_fds:
+                with suppress(OSError):  # the instance is closed, and the socket now, too
+                    self._client.add(fd)
+            for fd in server_fds:
+                with suppress(OSError):
+                    self.node.lane_server.serve(fd, self.link_id)
+            self._changed.notify_all()
+
     def attach_host(self, host: _native.HostPeer) -> None:
         """Let pushes of the peer be carried out by own threads that read from the peer's memory."""
         self.node.lane_server.attach_host(self.link_id, host)
 
     def read(self, transfer: Transfer) -> Outcome:
-        return Outcome(
-            *self._client.read(
-                transfer.local,
-                transfer.remote,
-                transfer.length,
-                transfer.local_ref,
-                transfer.cache_ref,
-                transfer.key_ref,
-                transfer.version,
-                transfer.deadline_ns,
-            )
+        return self._run(
+            transfer.deadline_ns,
+            self._client.read,
+            transfer.local,
+            transfer.remote,
+            transfer.length,
+            transfer.local_ref,
+            transfer.cache_ref,
+            transfer.key_ref,
+            transfer.version,
         )
 
     def write(self, transfer: Transfer) -> Outcome:
-        return Outcome(
-            *self._client.write(
-                transfer.local,
-                transfer.remote,
-                transfer.length,
-                transfer.local_ref,
-                transfer.cache_ref,
-                transfer.version,
-                transfer.deadline_ns,
-            )
+        return self._run(
+            transfer.deadline_ns,
+            self._client.write,
+            transfer.local,
+            transfer.remote,
+            transfer.length,
+            transfer.local_ref,
+            transfer.cache_ref,
+            transfer.version,
         )
 
     def push(self, transfer: Transfer) -> Outcome:
         """As `write`, but the peer's threads fetch the bytes from our memory (same host)."""
-        return Outcome(
-            *self._client.push(
-                transfer.local,
-                transfer.remote,
-                transfer.length,
-                transfer.local_ref,
-                transfer.cache_ref,
-                transfer.version,
-                transfer.deadline_ns,
-            )
+        return self._run(
+            transfer.deadline_ns,
+            self._client.push,
+            transfer.local,
+            transfer.remote,
+            transfer.length,
+            transfer.local_ref,
+            transfer.cache_ref,
+            transfer.version,
         )
 
     def consume(self, key_ref: Ref, deadline_ns: int) -> Outcome:
-        return Outcome(*self._client.consume(key_ref[0], key_ref[1], deadline_ns))
+        return self._run(deadline_ns, self._client.consume, *key_ref)
 
     def ping(self, deadline_ns: int) -> Outcome:
-        return Outcome(*self._client.ping(deadline_ns))
+        return self._run(deadline_ns, self._client.ping)
 
     def version(self, deadline_ns: int) -> tuple[Outcome, int]:
-        outcome, version = self._client.version(deadline_ns)
-        return Outcome(*outcome), version
+        version = 0
+
+        def ask(deadline_ns: int) -> tuple[int, int, int, int]:
+            nonlocal version
+            outcome, version = self._client.version(deadline_ns)
+            return outcome
+
+        return self._run(deadline_ns, ask), version
 
     def read_log(self, offset: int, size: int, deadline_ns: int) -> tuple[Outcome, bytes]:
-        outcome, data = self._client.read_log(offset, size, deadline_ns)
-        return Outcome(*outcome), data
+        data = b""
+
+        def ask(deadline_ns: int) -> tuple[int, int, int, int]:
+            nonlocal data
+            outcome, data = self._client.read_log(offset, size, deadline_ns)
+            return outcome
+
+        return self._run(deadline_ns, ask), data
 
     def close(self) -> None:
         """Close both directions; returns when no operation of this link touches memory."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
         while self._server_fds:
             os.close(self._server_fds.pop())
         self._client.close()
         self.node.lane_server.drop_link(self.link_id)
+
+    def _run(
+        self,
+        deadline_ns: int,
+        operation: Callable[..., tuple[int, int, int, int]],
+        *arguments: object,
+    ) -> Outcome:
+        """Carry out a native operation, which takes the deadline last, once there is a lane."""
+        while True:
+            outcome = Outcome(*operation(*arguments, deadline_ns))
+            if outcome.code not in _LOSSES:
+                self.answers += outcome.code == Code.OK
+                return outcome
+            if self._on_loss is None:
+                return Outcome(Code.PEER_DEAD) if outcome.code == Code.NO_LANE else outcome
+            if self._client.count() < self._client_lanes:
+                self._on_loss()
+            if outcome.code != Code.NO_LANE:
+                return outcome
+            if time.monotonic_ns() >= deadline_ns:
+                return Outcome(Code.TIMEOUT)
+            self._wait_for_lane(deadline_ns)
+
+    def _wait_for_lane(self, deadline_ns: int) -> None:
+        """Wait, a moment at most, until there are lanes again or never will be."""
+        left_s = (deadline_ns - time.monotonic_ns()) / 1e9
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed or self._client.count() > 0,
+                min(max(left_s, 0.0), _LONGEST_WAIT_S),
+            )
