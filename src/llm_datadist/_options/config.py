@@ -148,6 +148,21 @@ class LLMConfig:
         high=64,
     )
 
+    heartbeat_ms = Int(
+        keys.HEARTBEAT,
+        "How often to see whether an idle link is alive, in ms, in [0, 3600000], 0 for never "
+        "*(extension)*. Unset: 1000, or half of peer_timeout_ms when that is less.",
+        high=3_600_000,
+    )
+    peer_timeout_ms = Int(
+        keys.PEER_TIMEOUT,
+        "How long a peer may be silent before its link is dropped as a dead peer's, in ms, in "
+        "[100, 86400000], at least twice heartbeat_ms; without heartbeats silence is not noticed "
+        "*(extension)*. Unset: 10000, or twice heartbeat_ms when that is more.",
+        low=100,
+        high=86_400_000,
+    )
+
     def __init__(self) -> None:
         self._ge_options: dict[str, str] = {}
 

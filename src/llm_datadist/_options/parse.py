@@ -28,6 +28,7 @@ __all__ = ["parse_options", "parse_switch_options"]
 
 _T = TypeVar("_T")
 
+_HOUR_MS = 3_600_000
 _DEVICE = re.compile("[0-9]{1,10}")
 
 
@@ -53,6 +54,7 @@ def parse_options(options: dict[str, str], environ: Mapping[str, str] | None = N
     backend = _choice(reader, keys.TRANSFER_BACKEND, (*get_args(Backend), "hixl"), "auto")
     if backend == "hixl":
         _check_hixl(reader, cache_manager=cache_manager)
+    heartbeat_ms, peer_timeout_ms = _heartbeat(reader)
     config = Config(
         device_ids=_device_ids(reader),
         sync_timeout_ms=_either(reader.number(keys.SYNC_KV_TIMEOUT, 1, UINT32_MAX), 1000),
@@ -88,6 +90,8 @@ def parse_options(options: dict[str, str], environ: Mapping[str, str] | None = N
         device=_choice(reader, keys.DEVICE, get_args(Device), "auto"),
         transfer_threads=reader.number(keys.TRANSFER_THREADS, 1, 256),
         lanes_per_link=_either(reader.number(keys.LANES_PER_LINK, 1, 64), 4),
+        heartbeat_ms=heartbeat_ms,
+        peer_timeout_ms=peer_timeout_ms,
         flow_graph_mem_max_size=flow_graph_size,
         mem_utilization=_mem_utilization(reader),
     )
@@ -185,6 +189,22 @@ def _device_ids(reader: OptionReader) -> tuple[int, ...]:
 def _link_total_time(reader: OptionReader) -> int:
     given = reader.number(keys.LINK_TOTAL_TIME, 0, UINT32_MAX)
     return given or _either(reader.environment_number(keys.ENV_CONNECT_TIMEOUT, 1, UINT32_MAX), 120)
+
+
+def _heartbeat(reader: OptionReader) -> tuple[int, int]:
+    """Return how often to look whether a peer is alive, and how long it may be silent."""
+    given = reader.number(keys.HEARTBEAT, 0, _HOUR_MS)
+    timeout = _either(
+        reader.number(keys.PEER_TIMEOUT, 100, 24 * _HOUR_MS), max(10_000, 2 * (given or 0))
+    )
+    heartbeat = _either(given, min(1000, timeout // 2))
+    if timeout < 2 * heartbeat:
+        raise reader.invalid(
+            keys.PEER_TIMEOUT,
+            f"is {timeout}, and option {keys.HEARTBEAT} is {heartbeat}",
+            "give a peer at least two heartbeats of time",
+        )
+    return heartbeat, timeout
 
 
 def _mem_utilization(reader: OptionReader) -> float:

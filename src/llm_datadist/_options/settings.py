@@ -56,6 +56,8 @@ class Config:
         device: Where device memory is.
         transfer_threads: Threads that move bytes; None for the number that suits the cores.
         lanes_per_link: Data connections of a link in each direction.
+        heartbeat_ms: How often to see whether an idle link is alive; 0 for never.
+        peer_timeout_ms: How long a peer may be silent; at least twice heartbeat_ms.
         flow_graph_mem_max_size: Bytes of the first generation's pool.
         mem_utilization: Fraction of it that may be used.
     """
@@ -82,6 +84,8 @@ class Config:
     device: Device = "auto"
     transfer_threads: int | None = None
     lanes_per_link: int = 4
+    heartbeat_ms: int = 1000
+    peer_timeout_ms: int = 10_000
     flow_graph_mem_max_size: int | None = None
     mem_utilization: float = 0.95
 

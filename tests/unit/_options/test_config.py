@@ -38,6 +38,8 @@ INTEGERS = {
     "rdma_service_level": ("llm.RdmaServiceLevel", None, None),
     "transfer_threads": ("llm.TransferThreads", 1, 256),
     "lanes_per_link": ("llm.LanesPerLink", 1, 64),
+    "heartbeat_ms": ("llm.HeartbeatMs", 0, 3_600_000),
+    "peer_timeout_ms": ("llm.PeerTimeoutMs", 100, 86_400_000),
 }
 OTHERS = {"device_id", "sync_kv_timeout", "mem_utilization"}
 EVERY = {*STRINGS, *SWITCHES, *INTEGERS, *OTHERS}
@@ -280,7 +282,7 @@ def test_what_a_config_generates_parses():
     config.local_comm_res = config.global_resource_config = ""
     config.mem_utilization = 1e-5
     config.transfer_backend, config.device, config.link_secret = "tcp", "cpu", "s"
-    for name, value in zip(INTEGERS, (7, 9, 241, 2000, 8, 3, 5, 6), strict=True):
+    for name, value in zip(INTEGERS, (7, 9, 241, 2000, 8, 3, 5, 6, 70, 200), strict=True):
         setattr(config, name, value)
     parsed = parse_options(config.generate_options(), {})
     assert (parsed.device_ids, parsed.sync_timeout_ms) == ((2, 3), 5000)
@@ -292,4 +294,5 @@ def test_what_a_config_generates_parses():
     assert (parsed.max_registered_addrs, parsed.link_base_port) == (241, 2000)
     assert (parsed.rdma_traffic_class, parsed.rdma_service_level) == (8, 3)
     assert (parsed.transfer_threads, parsed.lanes_per_link) == (5, 6)
+    assert (parsed.heartbeat_ms, parsed.peer_timeout_ms) == (70, 200)
     assert parsed.mem_utilization == 1e-5

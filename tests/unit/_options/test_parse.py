@@ -50,6 +50,8 @@ def test_nothing_set_means_the_documented_defaults():
         device="auto",
         transfer_threads=None,
         lanes_per_link=4,
+        heartbeat_ms=1000,
+        peer_timeout_ms=10_000,
         flow_graph_mem_max_size=None,
         mem_utilization=0.95,
     )
@@ -223,6 +225,8 @@ def test_other_text_is_no_listen_address(text):
         ("LinkBasePort", "link_base_port", 1024, 65000),
         ("TransferThreads", "transfer_threads", 1, 256),
         ("LanesPerLink", "lanes_per_link", 1, 64),
+        ("HeartbeatMs", "heartbeat_ms", 0, 3_600_000),
+        ("PeerTimeoutMs", "peer_timeout_ms", 100, 86_400_000),
     ],
 )
 def test_a_number_is_decimal_and_in_range(key, field, low, high):
@@ -234,6 +238,32 @@ def test_a_number_is_decimal_and_in_range(key, field, low, high):
         wrong += [str(high + 1), "-1"]
     for text in wrong:
         refused(MANAGED | {f"llm.{key}": text}, f"llm.{key}", repr(text))
+
+
+@pytest.mark.parametrize(
+    ("heartbeat", "timeout", "expected"),
+    [
+        ("0", None, (0, 10_000)),
+        ("5000", None, (5000, 10_000)),
+        ("5001", None, (5001, 10_002)),
+        (None, "100", (50, 100)),
+        (None, "1999", (999, 1999)),
+        (None, "2000", (1000, 2000)),
+        (None, "60000", (1000, 60_000)),
+        ("0", "100", (0, 100)),
+        ("50", "100", (50, 100)),
+    ],
+)
+def test_heartbeat_and_peer_timeout_fit_each_other(heartbeat, timeout, expected):
+    given = {"HeartbeatMs": heartbeat, "PeerTimeoutMs": timeout}
+    config = parse(**{key: text for key, text in given.items() if text is not None})
+    assert (config.heartbeat_ms, config.peer_timeout_ms) == expected
+
+
+@pytest.mark.parametrize(("heartbeat", "timeout"), [("51", "100"), ("3600000", "10000")])
+def test_a_peer_has_the_time_of_two_heartbeats(heartbeat, timeout):
+    options = {"llm.HeartbeatMs": heartbeat, "llm.PeerTimeoutMs": timeout}
+    refused(MANAGED | options, "llm.HeartbeatMs", "llm.PeerTimeoutMs", heartbeat, timeout)
 
 
 @pytest.mark.parametrize(
