@@ -11,7 +11,6 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final, final
 
-from llm_datadist._control.connection import PeerClosedError
 from llm_datadist._control.sockets import plain_address, printed, receive_exactly, tune
 from llm_datadist._protocol.codec import PREAMBLE_BYTES, Kind, ProtocolError, decode_preamble
 
@@ -100,7 +99,7 @@ class Doorway:
         self._admit(visit)
         try:
             await self._route(visit)
-        except (PeerClosedError, EOFError) as error:
+        except (ConnectionError, EOFError) as error:  # PeerClosedError is one, too
             logger.info("connection from %s closed: %s", printed(visit.peer), error)
         except (ProtocolError, OSError) as error:
             logger.warning("connection from %s closed: %s", printed(visit.peer), error)
