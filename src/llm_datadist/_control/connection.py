@@ -26,6 +26,7 @@ from llm_datadist._protocol.messages import (
     Notify,
     Ping,
     Pong,
+    Reopen,
     Reply,
     Request,
     Unlink,
@@ -61,13 +62,18 @@ class ControlConnection:
         self._finished = False
 
     @staticmethod
-    async def open(sock: socket.socket) -> ControlConnection:
-        """Take over a connected socket, from either end; OSError closes it."""
+    async def open(sock: socket.socket, silence_ms: int = 20_000) -> ControlConnection:
+        """Take over a connected socket, from either end; OSError closes it.
+
+        Args:
+            sock: Connected, non-blocking.
+            silence_ms: How long the peer's host may leave data unacknowledged.
+        """
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(loop=loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         try:
-            limit_silence(sock)
+            limit_silence(sock, silence_ms)
             transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock)
             writer = asyncio.StreamWriter(transport, protocol, reader, loop)
             return ControlConnection(reader, writer)
@@ -145,15 +151,18 @@ class ControlConnection:
 class Conversation:
     """Questions and answers on a connection whose link is up. Loop thread only.
 
-    A Ping is answered at once, an Unlink or Unlinked goes to `on_signal` at once. Engine messages
-    go to `on_message` one at a time and in order; while 64 of them wait no more is read, which
-    holds the peer back instead of filling memory.
+    A Ping is answered at once; Unlink, Unlinked and Reopen go to `on_signal` at once. Engine
+    messages go to `on_message` one at a time and in order; while 64 of them wait no more is read,
+    which holds the peer back instead of filling memory.
 
     Args:
         connection: Past its handshake.
         on_message: Called with each Request and Notify; returns the Reply to a Request.
-        on_signal: Called with each Unlink and Unlinked.
+        on_signal: Called with each Unlink, Unlinked and Reopen; may raise ProtocolError.
         on_closed: Called once with the reason when the connection is over, however it came about.
+
+    Attributes:
+        heard: Messages that have come.
     """
 
     def __init__(
@@ -164,6 +173,7 @@ class Conversation:
         on_closed: Callable[[str], None],
     ) -> None:
         self.connection = connection
+        self.heard = 0
         connection.trust()
         self._on_message = on_message
         self._on_signal = on_signal
@@ -178,7 +188,9 @@ class Conversation:
         reason = "closed at this end"
         try:
             while True:
-                await self._receive(await self.connection.receive())
+                message = await self.connection.receive()
+                self.heard += 1
+                await self._receive(message)
         except (PeerClosedError, ProtocolError) as error:
             reason = str(error)
         finally:
@@ -210,6 +222,11 @@ class Conversation:
         """
         await self._exchange(Ping(id=next(self._ids)))
 
+    def beat(self) -> None:
+        """Send a Ping whose answer nobody waits for; it counts as heard."""
+        with contextlib.suppress(PeerClosedError):
+            self.connection.send(Ping(id=0))
+
     async def _exchange(self, question: Request | Ping) -> Pong | Reply:
         answer: asyncio.Future[Pong | Reply] = asyncio.get_running_loop().create_future()
         self._waiting[question.id] = answer
@@ -229,7 +246,7 @@ class Conversation:
                 answer.set_result(message)
         elif isinstance(message, (Request, Notify)):
             await self._inbox.put(message)
-        elif isinstance(message, (Unlink, Unlinked)):
+        elif isinstance(message, (Unlink, Unlinked, Reopen)):
             self._on_signal(message)
         else:
             raise ProtocolError(f"{type(message).__name__} on a link that is up")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import os
 import threading
@@ -13,7 +14,7 @@ from llm_datadist._control.workers import Workers
 from llm_datadist._errors import LLMStatusCode, fail
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from llm_datadist._errors import LLMException
 
@@ -86,6 +87,12 @@ class ControlLoop:
         self._tasks.add(task)
         task.add_done_callback(self._reap)
         return task
+
+    def post(self, call: Callable[..., object], *arguments: object) -> None:
+        """Have the loop call something soon, if it runs. Never blocks or raises. Thread-safe."""
+        if self._open and os.getpid() == self._pid:
+            with contextlib.suppress(RuntimeError):  # it was closed just now
+                self._loop.call_soon_threadsafe(call, *arguments)
 
     def stop(self) -> None:
         """Cancel everything that runs, end the thread, close the loop. Idempotent; bounded."""

@@ -34,7 +34,9 @@ Resolved: TypeAlias = tuple[int, tuple[Any, ...]]
 
 _BACKLOG: Final = 512
 _KEEPALIVE: Final = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
-_SILENCE_MS: Final = 20_000
+_TCP_THIN_LINEAR_TIMEOUTS: Final = 16
+_TCP_RTO_MAX_MS: Final = 44  # since Linux 6.15
+_RETRANSMIT_MS: Final = 1000
 
 _tracked: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
@@ -79,13 +81,19 @@ def tune(sock: socket.socket) -> socket.socket:
     return sock
 
 
-def limit_silence(sock: socket.socket) -> None:
+def limit_silence(sock: socket.socket, silence_ms: int) -> None:
     """Break a connection whose data the peer's host leaves unacknowledged; for small messages only.
 
     Probes are not sent while data is under way, so that alone a host that vanished just then would
-    be noticed after a quarter of an hour.
+    be noticed after a quarter of an hour. The limit holds for unanswered probes, too.
+
+    What was sent while the network was cut goes out again within about a second of its return,
+    where the kernel can do that; by itself it would wait as long again as the cut has lasted.
     """
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENCE_MS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, silence_ms)
+    for option, value in ((_TCP_THIN_LINEAR_TIMEOUTS, 1), (_TCP_RTO_MAX_MS, _RETRANSMIT_MS)):
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def resolve_now(

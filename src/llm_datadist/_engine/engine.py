@@ -6,6 +6,7 @@ import logging
 import secrets
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,7 +14,7 @@ import msgspec
 from llm_datadist._backends.base import PeerEndpoint, Unavailable
 from llm_datadist._backends.lanes import LinkLanes
 from llm_datadist._backends.node import Node, set_threads
-from llm_datadist._backends.outcomes import NO_REF
+from llm_datadist._backends.outcomes import NO_REF, Code
 from llm_datadist._backends.select import make_backends, select_channel
 from llm_datadist._devices.cpu import PoolMemory
 from llm_datadist._engine.faults import Faults
@@ -181,7 +182,8 @@ class Engine:
         Raises:
             LLMException: LLM_LINK_FAILED: no backend can serve this pair.
         """
-        lanes = LinkLanes(self.node, link_id, client_fds, server_fds)
+        heal = partial(self.links.heal, link_id)
+        lanes = LinkLanes(self.node, link_id, client_fds, server_fds, heal)
         with self._offered_lock:
             own_ref, _ = self._offered.pop(link_id, (NO_REF, 0.0))
         try:
@@ -213,6 +215,19 @@ class Engine:
             own_ref,
             keep_directory=self.config.remote_accessible,
         )
+
+    def missing_lanes(self, data: LinkData) -> tuple[int, int]:
+        """How many lanes fewer there are than at first: on which we ask, and which we serve."""
+        return data.lanes.missing()
+
+    def add_lanes(self, data: LinkData, client_fds: list[int], server_fds: list[int]) -> None:
+        """Put new lanes of a link into use."""
+        data.lanes.add(client_fds, server_fds)
+
+    def answers(self, data: LinkData, deadline_ns: int) -> bool:
+        """Whether the peer's native threads answer, or have just done so."""
+        before = data.lanes.answers
+        return data.lanes.ping(deadline_ns).code == Code.OK or data.lanes.answers != before
 
     def disconnect(self, data: LinkData) -> None:
         """End the data plane of a link; when it returns no transfer of it touches memory."""

@@ -13,7 +13,7 @@ from llm_datadist._control.sockets import printed
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.context import CLUSTERS, SetupError
 from llm_datadist._links.delegate import Peer, Refusal
-from llm_datadist._links.lanes import LaneSession
+from llm_datadist._links.lanes import LaneSession, LaneTerms
 from llm_datadist._links.ledger import Setup
 from llm_datadist._links.link import Link, LinkState
 from llm_datadist._protocol.codec import ProtocolError
@@ -56,7 +56,7 @@ async def receive_link(context: LinkContext, upkeep: Upkeep, visit: Visit) -> No
     Raises:
         ProtocolError, PeerClosedError: What the peer did wrong.
     """
-    connection = await ControlConnection.open(visit.sock)
+    connection = await ControlConnection.open(visit.sock, context.silence_ms)
     inbound = _Inbound(context, upkeep, visit, connection)
     try:
         await Deadline(_SETUP_SECONDS).limit(inbound.run())
@@ -251,8 +251,9 @@ class _Inbound:
             except BaseException:
                 connecting.undo()
                 raise
+            terms = LaneTerms(num_lanes, session.session, session.key)
             link = self._upkeep.install(
-                peer, link_id, data, self._connection, _holder(hello), _listening_at(hello)
+                peer, link_id, data, self._connection, terms, _holder(hello), _listening_at(hello)
             )
             self.kept = True
             self._say(Ready())
@@ -260,7 +261,8 @@ class _Inbound:
             del self._ledger.inbounds[setup.incarnation]
             setup.over.set()
             if session is not None:
-                context.sessions.pop(session.session, None)
+                if context.sessions.get(session.session) is session:  # there is no link
+                    del context.sessions[session.session]
                 session.close()
         await self._tell_domain(link, hello.domain)
 

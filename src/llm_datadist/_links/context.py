@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections import Counter
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Final, final
 
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.ledger import Ledger
+from llm_datadist._types.checks import INT32_MAX
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from llm_datadist._control.loop import ControlLoop
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.delegate import Hooks, LinkData, LinkDelegate, Peer
-    from llm_datadist._links.lanes import LaneFds, LaneSession
+    from llm_datadist._links.lanes import LaneFds, LaneSink
     from llm_datadist._options import Config
 
 __all__ = ["CLUSTERS", "Connecting", "LinkContext", "SetupError"]
@@ -25,6 +26,8 @@ logger = logging.getLogger("llm_datadist")
 
 #: Holder of links that `link_clusters` made.
 CLUSTERS: Final = "clusters"
+_MAX_ENDED: Final = 256
+_SILENCE_MS: Final = 20_000
 
 
 class SetupError(Exception):
@@ -60,12 +63,16 @@ class LinkContext:
         self.incarnation = incarnation
         self.secret = config.secret
         self.num_lanes = config.lanes_per_link
+        self.heartbeat_seconds = config.heartbeat_ms / 1000
+        self.peer_timeout_seconds = config.peer_timeout_ms / 1000
+        self.silence_ms = _silence_ms(config)
         self.delegate = delegate
         self.hooks = hooks
         self.control = control
         self.workers = control.workers
         self.ledger = Ledger()
-        self.sessions: dict[bytes, LaneSession] = {}
+        self.sessions: dict[bytes, LaneSink] = {}
+        self.ended_sessions: deque[bytes] = deque(maxlen=_MAX_ENDED)
         self.listen_address: Address | None = None
         self.link_ids = itertools.count(1)
         self.generations: Counter[int] = Counter()
@@ -82,6 +89,16 @@ class LinkContext:
     def begin_connect(self, peer: Peer, link_id: int, endpoint: bytes, fds: LaneFds) -> Connecting:
         """Have the delegate connect a link; it owns the fds from here on."""
         return Connecting(self, peer, link_id, endpoint, fds)
+
+
+def _silence_ms(config: Config) -> int:
+    """Return how long the kernel bears with a control connection that gets no acknowledgements.
+
+    Longer than the heartbeats do, which know better: they hear the peer's native threads, too. The
+    kernel is for instances without heartbeats.
+    """
+    longer = 2 * config.peer_timeout_ms if config.heartbeat_ms else 0
+    return min(max(_SILENCE_MS, longer), INT32_MAX)
 
 
 @final

@@ -1,7 +1,7 @@
 """What the link table asks of the layer above, and what it tells it.
 
-Everything here is called on worker threads, never on the control loop, and may block; it must come
-to an end by itself.
+Unless it says otherwise, all is called on worker threads, never on the control loop, and may block;
+it must come to an end by itself.
 """
 
 from __future__ import annotations
@@ -75,6 +75,24 @@ class LinkDelegate(Protocol):
         Ownership of all fds passes with the call, also when it raises. The peer may ask on its
         lanes before its `connect` or ours has returned.
         """
+        ...
+
+    def missing_lanes(self, data: LinkData) -> tuple[int, int]:
+        """Return how many lanes fewer there are than `connect` got: (on which we ask, we serve).
+
+        Negative for more. Called on the control thread: must not block.
+        """
+        ...
+
+    def add_lanes(self, data: LinkData, client_fds: list[int], server_fds: list[int]) -> None:
+        """Put further lanes into use, or close them when the link has ended; see `connect`.
+
+        Called on the control thread: must not block.
+        """
+        ...
+
+    def answers(self, data: LinkData, deadline_ns: int) -> bool:
+        """Ask the peer's data plane for a sign of life, until the deadline."""
         ...
 
     def disconnect(self, data: LinkData) -> None:

@@ -14,7 +14,7 @@ from llm_datadist._control.sockets import explained, printed
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.context import CLUSTERS, SetupError
 from llm_datadist._links.delegate import LinkResult, Peer
-from llm_datadist._links.lanes import open_lanes
+from llm_datadist._links.lanes import LaneTerms, all_places, open_lanes
 from llm_datadist._links.ledger import Setup
 from llm_datadist._links.link import LinkState
 from llm_datadist._protocol.codec import Kind, ProtocolError, encode_preamble
@@ -159,7 +159,7 @@ class _Dial:
     async def _attempt(self) -> Link:
         self.step = "connecting"
         sock, route = await self._connect()
-        connection = await ControlConnection.open(sock)
+        connection = await ControlConnection.open(sock, self._context.silence_ms)
         call = _Call(self._context, connection)
         try:
             return await self._shake_hands(call, route)
@@ -337,7 +337,8 @@ class _Dial:
         if stale is not None:  # the peer, who would know, has none
             await self._upkeep.drop(stale, "the peer no longer has this link", died=False)
         self.step = "opening lanes"
-        fds = await self._open_lanes(call, route, accept)
+        terms = LaneTerms(accept.num_lanes, accept.session, call.shake.lane_key(), route)
+        fds = await self._open_lanes(route, terms)
         self.step = "waiting for the peer to complete the link"
         connecting = self._context.begin_connect(peer, link_id, accept.endpoint, fds)
         try:
@@ -351,12 +352,13 @@ class _Dial:
         self.is_new = True
         resolved = (route[1][0], route[1][1])
         return self._upkeep.install(
-            peer, link_id, data, call.connection, self._request.holder, [resolved]
+            peer, link_id, data, call.connection, terms, self._request.holder, [resolved]
         )
 
-    async def _open_lanes(self, call: _Call, route: LaneRoute, accept: Accept) -> LaneFds:
+    @staticmethod
+    async def _open_lanes(route: LaneRoute, terms: LaneTerms) -> LaneFds:
         try:
-            return await open_lanes(route, call.shake.lane_key(), accept.session, accept.num_lanes)
+            return await open_lanes(route, terms, all_places(terms.num_lanes))
         except (OSError, EOFError) as error:
             raise SetupError(
                 _FAILED, f"a data lane broke while it was opened: {error}; see the peer's log"

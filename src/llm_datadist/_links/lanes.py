@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import socket
-from typing import TYPE_CHECKING, Any, TypeAlias, final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, final
 
+from llm_datadist._control.connection import PeerClosedError
 from llm_datadist._control.dial import connect_resolved
 from llm_datadist._control.sockets import receive_exactly
 from llm_datadist._protocol.codec import Kind, ProtocolError, encode_preamble
@@ -25,16 +26,64 @@ from llm_datadist._protocol.lane_auth import (
 from llm_datadist._protocol.messages import SESSION_BYTES
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterable
+
     from llm_datadist._control.listener import Visit
     from llm_datadist._links.context import LinkContext
 
-__all__ = ["LaneFds", "LaneRoute", "LaneSession", "open_lanes", "receive_lane"]
+__all__ = [
+    "LaneFds",
+    "LanePlace",
+    "LaneRoute",
+    "LaneSession",
+    "LaneSink",
+    "LaneTerms",
+    "all_places",
+    "open_lanes",
+    "receive_lane",
+]
 
 #: (lanes on which we ask, lanes on which the peer asks): detached file descriptors
 LaneFds: TypeAlias = tuple[list[int], list[int]]
-_Place: TypeAlias = tuple[Side, int]
+#: (which end serves, index)
+LanePlace: TypeAlias = tuple[Side, int]
 #: (family, socket address, source ip or None)
 LaneRoute: TypeAlias = tuple[int, tuple[Any, ...], str | None]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LaneTerms:
+    """What the two ends of a link agreed about its lanes; good for as long as it lives.
+
+    Attributes:
+        num_lanes: In each direction.
+        session: Number that the lanes name.
+        key: What they have to prove.
+        route: How the dialing end reaches the other; None on the accepting end.
+    """
+
+    num_lanes: int
+    session: bytes
+    key: bytes = field(repr=False)
+    route: LaneRoute | None = None
+
+
+class LaneSink(Protocol):
+    """Where lanes of one session go, on the accepting end."""
+
+    @property
+    def key(self) -> bytes:
+        """What they have to prove."""
+
+    def fill(self, place: LanePlace, sock: socket.socket) -> None:
+        """Take a proven lane; an exception refuses it."""
+
+
+def all_places(num_lanes: int) -> list[LanePlace]:
+    """Return the places of the lanes of a new link."""
+    return [(side, index) for side in Side for index in range(num_lanes)]
 
 
 @final
@@ -52,11 +101,11 @@ class LaneSession:
     def __init__(self, num_lanes: int) -> None:
         self.session = secrets.token_bytes(SESSION_BYTES)
         self.key = b""
-        self._missing = {(side, index) for side in Side for index in range(num_lanes)}
-        self._lanes: dict[_Place, socket.socket] = {}
+        self._missing = set(all_places(num_lanes))
+        self._lanes: dict[LanePlace, socket.socket] = {}
         self._filled = asyncio.Event()
 
-    def fill(self, place: _Place, sock: socket.socket) -> None:
+    def fill(self, place: LanePlace, sock: socket.socket) -> None:
         """Take a proven lane.
 
         Raises:
@@ -90,71 +139,83 @@ async def receive_lane(context: LinkContext, visit: Visit) -> None:
     """Serve an incoming lane connection until it has its place in a session.
 
     Raises:
-        ProtocolError: It belongs to no link being set up, or does not prove the key.
+        ProtocolError: It belongs to no link, or does not prove the key.
+        PeerClosedError: Its link has ended, or needs no lane.
         EOFError, OSError: It broke.
     """
     sock = visit.sock
     try:
         hello = LaneHello.unpack(await receive_exactly(sock, LANE_HELLO_BYTES))
-        session = context.sessions.get(hello.session)
-        if session is None:
+        sink = context.sessions.get(hello.session)
+        if sink is None:
+            if hello.session in context.ended_sessions:
+                raise PeerClosedError("lane of a link that has ended")
             raise ProtocolError("lane of a link that is not being set up")
-        answer = answer_lane(session.key, hello)
+        answer = answer_lane(sink.key, hello)
         await asyncio.get_running_loop().sock_sendall(sock, answer)
-        check_proof(session.key, hello, answer, await receive_exactly(sock, LANE_PROOF_BYTES))
-        session.fill((hello.server, hello.index), sock)
+        check_proof(sink.key, hello, answer, await receive_exactly(sock, LANE_PROOF_BYTES))
+        sink.fill((hello.server, hello.index), sock)
     except BaseException:
         sock.close()
         raise
 
 
-async def open_lanes(route: LaneRoute, key: bytes, session: bytes, num_lanes: int) -> LaneFds:
-    """Open all lanes of a link, from the dialing end. All or none; the caller sets the time limit.
+async def open_lanes(
+    route: LaneRoute,
+    terms: LaneTerms,
+    places: Iterable[LanePlace],
+    connect_seconds: float | None = None,
+) -> LaneFds:
+    """Open lanes of a link, from the dialing end. All or none; the caller sets the time limit.
 
     Args:
         route: Where to, and from where.
-        key: The link's lane key.
-        session: From the Accept.
-        num_lanes: In each direction.
+        terms: The link's.
+        places: Which lanes.
+        connect_seconds: Limit for the connections alone.
 
     Raises:
         ProtocolError: The other end does not prove the key.
         EOFError, OSError: A connection broke.
+        asyncio.TimeoutError: No connection in time.
     """
     opening = {
-        (side, index): asyncio.ensure_future(
-            _open_lane(route, key, LaneHello(session, side, index, fresh_lane_nonce()))
-        )
-        for side in Side
-        for index in range(num_lanes)
+        place: asyncio.ensure_future(_open_lane(route, terms, place, connect_seconds))
+        for place in places
     }
     try:
         await asyncio.gather(*opening.values())
     except BaseException:
-        for task in opening.values():
+        for task in opening.values():  # without waiting, which might be cancelled as well
             task.cancel()
-        for lane in await asyncio.gather(*opening.values(), return_exceptions=True):
-            if isinstance(lane, socket.socket):
-                lane.close()
+            task.add_done_callback(_close_lane)
         raise
     return _detach({place: task.result() for place, task in opening.items()}, Side.DIALER)
 
 
-async def _open_lane(route: LaneRoute, key: bytes, hello: LaneHello) -> socket.socket:
+async def _open_lane(
+    route: LaneRoute, terms: LaneTerms, place: LanePlace, connect_seconds: float | None
+) -> socket.socket:
     loop = asyncio.get_running_loop()
-    sock = await connect_resolved(*route)
+    hello = LaneHello(terms.session, *place, fresh_lane_nonce())
+    sock = await asyncio.wait_for(connect_resolved(*route), connect_seconds)
     try:
         await loop.sock_sendall(sock, encode_preamble(Kind.LANE) + hello.pack())
         answer = await receive_exactly(sock, LANE_ANSWER_BYTES)
-        check_answer(key, hello, answer)
-        await loop.sock_sendall(sock, prove_lane(key, hello, answer))
+        check_answer(terms.key, hello, answer)
+        await loop.sock_sendall(sock, prove_lane(terms.key, hello, answer))
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-def _detach(lanes: dict[_Place, socket.socket], own_side: Side) -> LaneFds:
+def _close_lane(opened: asyncio.Task[socket.socket]) -> None:
+    if not opened.cancelled() and opened.exception() is None:
+        opened.result().close()
+
+
+def _detach(lanes: dict[LanePlace, socket.socket], own_side: Side) -> LaneFds:
     def served_by(side: Side) -> list[int]:
         places = sorted((place for place in lanes if place[0] is side), key=lambda place: place[1])
         return [lanes[place].detach() for place in places]

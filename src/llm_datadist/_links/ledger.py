@@ -42,6 +42,7 @@ class Ledger:
 
     Attributes:
         links: Links that are up, by the peer's cluster id.
+        ends: Ends of links that are up, mirrors included, by link id.
         leaving: Links being torn down.
         mirrors: The accepting ends of links of this instance with itself.
         dead: By cluster id, the last link when it ended by the peer's death; forgotten when the id
@@ -52,6 +53,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.links: dict[int, Link] = {}
+        self.ends: dict[int, Link] = {}
         self.leaving: set[Link] = set()
         self.mirrors: set[Link] = set()
         self.dead: dict[int, Link] = {}
@@ -75,6 +77,7 @@ class Ledger:
 
     def add(self, link: Link) -> None:
         """Take in a link that is up."""
+        self.ends[link.link_id] = link
         if link.is_mirror:
             self.mirrors.add(link)
         else:
@@ -83,6 +86,7 @@ class Ledger:
 
     def remove(self, link: Link) -> None:
         """Take a link out of use; it is leaving from here on."""
+        self.ends.pop(link.link_id, None)
         if self.links.get(link.cluster_id) is link:
             del self.links[link.cluster_id]
         self.mirrors.discard(link)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import threading
+import time
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final, final
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from llm_datadist._control.connection import Conversation
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.delegate import LinkData, Peer
+    from llm_datadist._links.lanes import LaneTerms
 
 __all__ = ["TRANSITIONS", "Link", "LinkState", "same_place"]
 
@@ -41,6 +43,25 @@ TRANSITIONS: Final[Mapping[LinkState, frozenset[LinkState]]] = {
 
 
 @final
+class Pulse:
+    """What the heartbeat knows of one link.
+
+    Attributes:
+        heard: Messages that had come by the last look.
+        looked: When that was.
+        silence: Seconds that nothing has been heard for, as far as this end was awake to hear.
+        beaten: Whether a Ping has gone out since.
+        asking: Whether the lanes are being asked.
+    """
+
+    def __init__(self) -> None:
+        self.heard = 0
+        self.looked = time.monotonic()
+        self.silence = 0.0
+        self.beaten = self.asking = False
+
+
+@final
 class Link:
     """This instance's end of a link. Readable from any thread; only the table changes it.
 
@@ -51,6 +72,7 @@ class Link:
         state: Where it is in its life.
         data: What the delegate's `connect` returned.
         holders: Names of what wants the link: "clusters", "domain:<name>".
+        terms: What the ends agreed about its lanes.
         lost: Set as soon as the link is no longer LINKED, before its data is taken down.
         reason: Why it ended; empty while it lives.
         died: Whether it ended otherwise than by an unlink at either end.
@@ -63,12 +85,14 @@ class Link:
         generation: int,
         data: LinkData,
         conversation: Conversation,
+        terms: LaneTerms,
         addresses: Iterable[Address],
     ) -> None:
         self.peer = peer
         self.link_id = link_id
         self.generation = generation
         self.data = data
+        self.terms = terms
         self.state = LinkState.CONNECTING
         self.holders: frozenset[str] = frozenset()
         self.lost = threading.Event()
@@ -80,6 +104,7 @@ class Link:
         self.peer_unlinks = self.peer_unlinked = self.said_unlinked = False
         self.answered = asyncio.Event()  # the peer has unlinked, or the connection is over
         self.gone = asyncio.Event()
+        self.pulse = Pulse()
 
     @property
     def cluster_id(self) -> int:

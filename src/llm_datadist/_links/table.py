@@ -20,6 +20,7 @@ from llm_datadist._links.acceptor import receive_link
 from llm_datadist._links.clusters import Clusters
 from llm_datadist._links.context import LinkContext
 from llm_datadist._links.delegate import Hooks, LinkResult
+from llm_datadist._links.heartbeat import Heartbeat
 from llm_datadist._links.lanes import receive_lane
 from llm_datadist._links.listening import Listening
 from llm_datadist._links.upkeep import Upkeep
@@ -49,7 +50,8 @@ class LinkTable:
 
     A link joins two instances and serves both. It is known by the peer's cluster id, so there is
     one per id, and it lives while `link_clusters` or a domain holds it at either end. The death of
-    a peer is noticed at once through the link's connection.
+    a peer is noticed at once through the link's connection, its silence by heartbeats. Lanes that
+    are lost while the peer lives are opened anew.
 
     Every call on a table that was closed, or is being closed, raises LLMException with
     LLM_ENGINE_FINALIZED.
@@ -95,11 +97,16 @@ class LinkTable:
         """
         with self._changing:
             self._control.start()
+            if self._context.heartbeat_seconds:
+                self._control.post(self._begin_heartbeat)
             try:
                 self._listening.move(listen, "init")
             except BaseException:
                 self._control.stop()
                 raise
+
+    def _begin_heartbeat(self) -> None:
+        self._control.spawn(Heartbeat(self._context, self._upkeep).run())
 
     @property
     def listen_address(self) -> Address | None:
@@ -279,6 +286,10 @@ class LinkTable:
         link.holders -= {holder}
         if not link.holders:
             await self._upkeep.unlink(link, Deadline(0), tell=False)
+
+    def heal(self, link_id: int) -> None:
+        """Have lost lanes of a link opened anew, in the background. Never blocks; any thread."""
+        self._control.post(self._upkeep.healing.begin, link_id)
 
     def drop(self, link: Link, reason: str) -> None:
         """Give a link up as lost, because its peer does not do what it has to. Idempotent.

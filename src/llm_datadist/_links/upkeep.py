@@ -12,8 +12,16 @@ from llm_datadist._control.deadline import Deadline
 from llm_datadist._control.sockets import printed
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.delegate import LinkResult
+from llm_datadist._links.healing import Healing
 from llm_datadist._links.link import Link, LinkState
-from llm_datadist._protocol.messages import Notify, Reply, Request, Unlink, Unlinked
+from llm_datadist._protocol.messages import (
+    Notify,
+    Reopen,
+    Reply,
+    Request,
+    Unlink,
+    Unlinked,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,6 +31,7 @@ if TYPE_CHECKING:
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.context import LinkContext
     from llm_datadist._links.delegate import LinkData, Peer
+    from llm_datadist._links.lanes import LaneTerms
     from llm_datadist._protocol.messages import Message
 
 __all__ = ["Upkeep"]
@@ -41,6 +50,7 @@ class Upkeep:
     def __init__(self, context: LinkContext) -> None:
         self._context = context
         self._ledger = context.ledger
+        self.healing = Healing(context)
 
     def install(
         self,
@@ -48,6 +58,7 @@ class Upkeep:
         link_id: int,
         data: LinkData,
         connection: ControlConnection,
+        terms: LaneTerms,
         holder: str,
         addresses: Iterable[Address] = (),
     ) -> Link:
@@ -61,10 +72,11 @@ class Upkeep:
         )
         self._context.generations[peer.cluster_id] += 1
         generation = self._context.generations[peer.cluster_id]
-        link = Link(peer, link_id, generation, data, conversation, addresses)
+        link = Link(peer, link_id, generation, data, conversation, terms, addresses)
         link.holders |= {holder}
         link.enter(LinkState.LINKED)
         self._ledger.add(link)
+        self.healing.admit(link)
         self._context.control.spawn(conversation.run())
         logger.info(
             "linked to cluster %d at %s (incarnation %016x, link %d)",
@@ -85,7 +97,7 @@ class Upkeep:
 
     async def drop(self, link: Link, reason: str, *, died: bool = True) -> None:
         """Give a link up as lost; return when no transfer of it touches memory."""
-        self._lose(link, reason, died=died)
+        self.lose(link, reason, died=died)
         await link.gone.wait()
 
     async def unlink(self, link: Link, deadline: Deadline, *, tell: bool) -> LinkResult:
@@ -141,12 +153,14 @@ class Upkeep:
         for link in links:
             self._ledger.remove(link)
             link.enter(LinkState.UNLINKING, reason)
+            self.healing.end(link)
             with contextlib.suppress(PeerClosedError):
                 link.conversation.connection.send(Unlink(reason="the peer was finalized"))
             link.conversation.connection.close()
         return links
 
-    def _lose(self, link: Link, reason: str, *, died: bool = True) -> None:
+    def lose(self, link: Link, reason: str, *, died: bool = True) -> None:
+        """Give a link up as lost, if it is up, without waiting for the end of its transfers."""
         if not link.alive:
             return
         self._leave(link, LinkState.LOST, reason, tell_hook=True)
@@ -160,6 +174,7 @@ class Upkeep:
     def _leave(self, link: Link, state: LinkState, reason: str, *, tell_hook: bool = False) -> None:
         self._ledger.remove(link)
         link.enter(state, reason)
+        self.healing.end(link)
         # Not in the task: that one may be cancelled before it begins.
         call = self._context.workers.submit(self._context.delegate.disconnect, link.data)
         self._context.control.spawn(self._dismantled(link, call, tell_hook=tell_hook))
@@ -206,10 +221,12 @@ class Upkeep:
                 self._context.control.spawn(self._follow(link))
             else:
                 self._context.control.spawn(self._answer(link))
+        elif isinstance(message, Reopen):
+            self.healing.asked(link, message.num_lanes)
 
     def _disconnected(self, link: Link, reason: str) -> None:
         link.answered.set()
-        self._lose(link, reason)
+        self.lose(link, reason)
 
     async def _serve(self, link: Link, message: Request | Notify) -> Reply | None:
         hooks, workers = self._context.hooks, self._context.workers

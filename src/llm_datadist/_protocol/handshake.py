@@ -43,6 +43,7 @@ from llm_datadist._protocol.messages import (
     Pong,
     Ready,
     Reject,
+    Reopen,
     Reply,
     Request,
     Unlink,
@@ -105,7 +106,7 @@ _HANDSHAKE: Final[_Rules] = {
 _CONVERSATION: Final[_Rules] = {
     (Phase.LINKED, kind): (_EITHER, Phase.LINKED)
     for kind in (Ping, Pong, Request, Reply, Notify, Unlink, Unlinked)
-}
+} | {(Phase.LINKED, Reopen): (_ACCEPTOR, Phase.LINKED)}
 #: (phase, message) -> (who may send it, phase after it). What is not in it is a violation.
 TRANSITIONS: Final = MappingProxyType(_HANDSHAKE | _CONVERSATION)
 

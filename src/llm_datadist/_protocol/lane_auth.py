@@ -7,8 +7,9 @@
 
 Proofs are HMAC-SHA256 with the link's lane key over the sender's side, the hello and the acceptor's
 nonce. Both ends prove the key, because either may be the one that serves requests on the lane. The
-acceptor's nonce is fresh for each connection, so that a recorded lane opens nothing; a place
-(index, who serves) of a session is taken once.
+acceptor's nonce is fresh for each connection, so that a recorded lane opens nothing. While the link
+is set up a place (index, who serves) of its session is taken once. Later the session takes lanes
+that replace lost ones, as many as are missing; an index then only tells apart those of one attempt.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ __all__ = [
     "Pong",
     "Ready",
     "Reject",
+    "Reopen",
     "Reply",
     "Request",
     "Unlink",
@@ -124,7 +125,10 @@ class Confirm(Message, frozen=True, kw_only=True):
 
 
 class Accept(Message, frozen=True, kw_only=True):
-    """The acceptor wants the link. Lanes name `session`; `num_lanes` go each way."""
+    """The acceptor wants the link. Lanes name `session`; `num_lanes` go each way.
+
+    Lanes that replace lost ones name it too: the session lasts as long as the link.
+    """
 
     session: Session
     num_lanes: Annotated[int, Meta(ge=1, le=MAX_LANES)]
@@ -156,7 +160,7 @@ class Ready(Message, frozen=True, kw_only=True):
 
 
 class Ping(Message, frozen=True, kw_only=True):
-    """Asks for a Pong, to see that the link is alive."""
+    """Asks for a Pong, to see that the link is alive; as a heartbeat with id 0."""
 
     id: Uint64
 
@@ -165,6 +169,12 @@ class Pong(Message, frozen=True, kw_only=True):
     """Answer to the Ping of that id."""
 
     id: Uint64
+
+
+class Reopen(Message, frozen=True, kw_only=True):
+    """The acceptor has lost lanes on which it asks: the dialer, who can, opens that many anew."""
+
+    num_lanes: Annotated[int, Meta(ge=1, le=MAX_LANES)]
 
 
 class Request(Message, frozen=True, kw_only=True):

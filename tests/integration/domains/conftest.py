@@ -29,6 +29,12 @@ class Nothing:
             os.close(fd)
         self.calls["connect"] += 1
 
+    def missing_lanes(self, data):
+        return 0, 0
+
+    def answers(self, data, deadline_ns):
+        return False
+
     def disconnect(self, data):
         self.calls["disconnect"] += 1
 
