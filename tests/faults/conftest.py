@@ -2,7 +2,7 @@
 
 import pytest
 from proxy import Proxy
-from rig import BLOCKS, TIMEOUT_MS, WORDS, Rig
+from rig import BLOCKS, TIMEOUT_MS, WORDS, Rig, forget
 from station import OK, Station
 
 
@@ -25,7 +25,7 @@ def make_rig(caplog):
     yield make
     for each in reversed(made):
         each.close()
-    caplog.get_records("call").clear()  # they keep exceptions, and what those hold
+    forget(caplog)
 
 
 @pytest.fixture

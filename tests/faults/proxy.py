@@ -190,6 +190,10 @@ class Connection:
         await asyncio.gather(*self._tasks)
         self.end(reset=False)
 
+    def inject(self, data):
+        """Send bytes to the listening side that its peer has not sent. Any thread."""
+        self.loop.call_soon_threadsafe(self.pumps[0].put, data)
+
     async def _head(self):
         """Receive the preamble, or what there is of it; it tells the kind."""
         head = b""
@@ -244,6 +248,11 @@ class Pump:
 
     def wake(self):
         self._changed.set()
+
+    def put(self, data):
+        """Queue bytes that are due at once."""
+        self._queue.append((0.0, data))
+        self.wake()
 
     @property
     def _closed(self):

@@ -8,7 +8,9 @@ Both answer alike, so that a test does not care which it has:
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import random
 import threading
 import time
 from pathlib import Path
@@ -219,6 +221,8 @@ class Station:
         return digest(self.data if blocks is None else self.data[:, blocks])
 
     def fds(self):
+        """Count descriptors; not those that the next collection of garbage closes."""
+        gc.collect()
         return len(list(Path("/proc/self/fd").iterdir()))
 
     def received_bytes(self, device):
@@ -237,6 +241,35 @@ class Station:
             answer = self.call(name, *args)
             if answer.status != OK:
                 return Failed(answer.status, answer.seconds)
+        return None
+
+    def load(self, peer, seed, seconds):
+        """Pull, push and pull back all the time, and look at every byte; until a call fails.
+
+        Of both ends the first half of the blocks is the pattern of its cluster id, and read; the
+        second half is written.
+
+        Returns:
+            How the call ended that failed; None when the time was over.
+        """
+        half = self.data.shape[1] // 2
+        read, written = list(range(half)), list(range(half, 2 * half))
+        theirs = pattern(peer, *self.data.shape[1:])[:, read]
+        chance = random.Random(seed)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            count = chance.choice([1, half])
+            source, target = chance.sample(read, count), chance.sample(written, count)
+            back = chance.choice([False, True])
+            calls = [("pull", peer, source, target)]
+            if back:
+                calls = [("push", peer, source, target), ("pull", peer, target, target)]
+            for call in calls:
+                answer = self.call(*call)
+                if answer.status != OK:
+                    return Failed(answer.status, answer.seconds)
+            right = self.data[:, source] if back else theirs[:, source]
+            assert (self.data[:, target] == right).all(), "a call that succeeded moved other bytes"
         return None
 
     def begin(self, name, *args):

@@ -1,0 +1,175 @@
+"""Either side killed or frozen at random moments under load; `LDD_LONG=1` for many more moments."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rig import LATE_S, NOISE_S
+from station import OK, TENSORS, RemoteStation, digest
+
+from llm_datadist.testing import Killed, PeerGroup
+
+MOMENTS = 200 if os.environ.get("LDD_LONG") else 2
+SEED = int(os.environ.get("LDD_SEED", "1"))
+BLOCKS, WORDS = 16, 32768
+TIMEOUT_S = 0.5
+DEAD_PEER_S = 1.0
+NEXT_WORKS_S = 5.0
+GONE = {"LLM_LINK_FAILED", "LLM_NOT_YET_LINK"}
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120 + 10 * MOMENTS)]
+
+
+class Scene:
+    """A station that listens and one that has linked it and makes the calls."""
+
+    def __init__(self, group, backend):
+        self.group = group
+        self.options = {
+            "transfer_backend": backend,
+            "sync_kv_timeout": int(TIMEOUT_S * 1000),
+            "blocks": BLOCKS,
+            "words": WORDS,
+        }
+        self.there = self.station(1)
+        self.here = self.station(2)
+        self.link()
+
+    def station(self, cluster_id):
+        made = RemoteStation(self.group, cluster_id, **self.options)
+        made.value("fill", cluster_id)
+        return made
+
+    def link(self):
+        answer = self.here.call("link", self.there.address)
+        assert answer.status == OK, answer
+
+    def load(self, seed):
+        """Let `here` make calls until one fails; `here.answer` tells."""
+        self.here.send("load", 1, seed, 5.0)
+
+    def works(self):
+        """Wait until calls come through again, without linking."""
+        deadline = time.monotonic() + NEXT_WORKS_S
+        while (answer := self.here.call("load", 1, 0, 0.05)).status != OK:
+            assert time.monotonic() < deadline, answer
+            time.sleep(0.02)
+
+    @property
+    def addrs(self):
+        return self.there.value("tensor_addrs")
+
+
+def memory_of(station, addrs):
+    """Digest a station's cache from outside its process."""
+    size = BLOCKS * WORDS * 8
+    with Path(f"/proc/{station.peer.pid}/mem").open("rb", buffering=0) as memory:
+        parts = []
+        for addr in addrs:
+            memory.seek(addr)
+            parts.append(memory.read(size))
+    assert [len(part) for part in parts] == [size] * TENSORS
+    return [digest_of(part) for part in parts]
+
+
+def digest_of(data):
+    return digest(np.frombuffer(data, np.uint8))
+
+
+@pytest.fixture(params=["host", "tcp"])
+def scene(request):
+    with PeerGroup(timeout_s=60) as group:
+        yield Scene(group, request.param)
+
+
+def moments(test, low, high):
+    """Yield seconds to wait, the same for the same LDD_SEED."""
+    chance = random.Random(f"{SEED} {test}")
+    for number in range(MOMENTS):
+        print(f"moment {number}")
+        yield chance.uniform(low, high)
+
+
+def test_the_target_is_killed(scene):
+    for moment in moments("kill target", 0.0, 0.2):
+        scene.load(SEED)
+        time.sleep(moment)
+        killed = time.monotonic()
+        scene.there.peer.kill()
+        assert scene.there.peer.wait() == Killed(signal.SIGKILL)
+        answer = scene.here.answer()
+        assert time.monotonic() - killed < DEAD_PEER_S + NOISE_S
+        assert answer.status in GONE, answer
+        scene.there = scene.station(1)  # its successor, under the same id
+        scene.link()
+        scene.works()
+
+
+def test_the_initiator_is_killed(scene):
+    fds = []
+    for moment in moments("kill initiator", 0.0, 0.2):
+        scene.load(SEED)
+        time.sleep(moment)
+        scene.here.peer.kill()
+        assert scene.here.peer.wait() == Killed(signal.SIGKILL)
+        deadline = time.monotonic() + DEAD_PEER_S + NOISE_S
+        while scene.there.call("describe", 2).status == OK:
+            assert time.monotonic() < deadline, "the dead peer's link is still there"
+        before = scene.there.value("digest")
+        time.sleep(0.1)
+        assert scene.there.value("digest") == before
+        fds.append(scene.there.value("fds"))
+        scene.here = scene.station(2)
+        scene.link()
+        scene.works()
+    assert max(fds) <= fds[0] + 1, "the dead peers' descriptors were left behind"
+
+
+def test_the_target_is_frozen(scene):
+    """Reads of a frozen process of this host go on; all else ends by its deadline."""
+    addrs = scene.addrs
+    for moment in moments("freeze target", 0.0, 0.2):
+        scene.load(SEED)
+        time.sleep(moment)
+        scene.there.peer.freeze()
+        try:
+            answer = scene.here.answer()
+            assert answer.status == "LLM_TIMEOUT", answer
+            assert TIMEOUT_S <= answer.value < TIMEOUT_S + LATE_S + NOISE_S, answer
+            before = memory_of(scene.there, addrs)
+        finally:
+            scene.there.peer.thaw()
+        time.sleep(0.2)
+        assert memory_of(scene.there, addrs) == before, "bytes landed after the call had raised"
+        scene.works()
+
+
+def test_the_target_is_frozen_for_a_moment(scene):
+    """Less than the deadline: nobody notices more than a delay."""
+    for moment in moments("blink target", 0.0, 0.2):
+        scene.here.send("load", 1, SEED, 0.6)
+        time.sleep(moment)
+        scene.there.peer.freeze()
+        time.sleep(0.2)
+        scene.there.peer.thaw()
+        assert scene.here.answer().status == OK
+
+
+def test_the_initiator_is_frozen(scene):
+    """It wakes up after its call's deadline: the call ends at once, and what follows works."""
+    addrs = scene.addrs
+    for moment in moments("freeze initiator", 0.0, 0.2):
+        scene.here.send("load", 1, SEED, 1.0)
+        time.sleep(moment)
+        scene.here.peer.freeze()
+        time.sleep(TIMEOUT_S + 0.3)
+        before = memory_of(scene.there, addrs)
+        time.sleep(0.1)
+        assert memory_of(scene.there, addrs) == before, "a frozen peer's transfer goes on"
+        scene.here.peer.thaw()
+        assert scene.here.answer().status in {OK, "LLM_TIMEOUT"}
+        scene.works()
