@@ -139,6 +139,16 @@ asan-native: $(VENV)/.tools
 asan-python: $(VENV)/.installed $(VENV)/.test
 	tools/asan_suite.sh $(VENV) $(ARGS)
 
+# ---- long forms of tests that `make test` runs in short ------------------------------------------
+
+.PHONY: faults-long chaos
+faults-long: $(VENV)/.installed $(VENV)/.test
+	LDD_LONG=1 LDD_MOMENTS=10 $(BIN)/python -m pytest tests/faults tests/netns $(ARGS)
+
+# 200 peers killed or frozen in each of 10 ways; LDD_SEED=2 chooses other moments.
+chaos: $(VENV)/.installed $(VENV)/.test
+	LDD_LONG=1 $(BIN)/python -m pytest tests/faults/test_kill_freeze.py $(ARGS)
+
 # ---- packages, demo, benchmarks ------------------------------------------------------------------
 
 wheel: $(VENV)/.tools

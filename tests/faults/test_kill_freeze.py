@@ -1,4 +1,8 @@
-"""Either side killed or frozen at random moments under load; `LDD_LONG=1` for many more moments."""
+"""Either side killed or frozen at random moments under load.
+
+The long form (`LDD_LONG=1`, `make chaos`) tries 200 moments, and LDD_MOMENTS any number; LDD_SEED
+chooses others.
+"""
 
 import os
 import random
@@ -13,7 +17,7 @@ from station import OK, TENSORS, RemoteStation, digest
 
 from llm_datadist.testing import Killed, PeerGroup
 
-MOMENTS = 200 if os.environ.get("LDD_LONG") else 2
+MOMENTS = int(os.environ.get("LDD_MOMENTS", "200" if os.environ.get("LDD_LONG") else "2"))
 SEED = int(os.environ.get("LDD_SEED", "1"))
 BLOCKS, WORDS = 16, 32768
 TIMEOUT_S = 0.5
