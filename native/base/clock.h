@@ -1,9 +1,8 @@
 // Deadlines are absolute nanoseconds of CLOCK_MONOTONIC, the clock of Python's time.monotonic_ns().
 #pragma once
 
-#include <ctime>
-
 #include <cstdint>
+#include <ctime>
 
 namespace ldd {
 

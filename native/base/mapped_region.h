@@ -12,7 +12,8 @@ namespace ldd {
 class MappedRegion {
  public:
   MappedRegion() = default;
-  MappedRegion(void* address, std::size_t size_bytes) : address_(address), size_bytes_(size_bytes) {}
+  MappedRegion(void* address, std::size_t size_bytes)
+      : address_(address), size_bytes_(size_bytes) {}
   MappedRegion(const MappedRegion&) = delete;
   MappedRegion& operator=(const MappedRegion&) = delete;
   MappedRegion(MappedRegion&& other) noexcept

@@ -21,11 +21,14 @@ using ldd::Node;
 using ldd::Outcome;
 using ldd::Ref;
 
-void open_peer(HostPeer* self, std::shared_ptr<Node> node, int pid, std::uint64_t incarnation,
-               std::uint64_t nonce_address, int published_fd, std::uint64_t published_bytes) {
+// Owned by its shared_ptr alone, as Node is (bind_memory.cc).
+std::shared_ptr<HostPeer> open_peer(std::shared_ptr<Node> node, int pid, std::uint64_t incarnation,
+                                    std::uint64_t nonce_address, int published_fd,
+                                    std::uint64_t published_bytes) {
   const ReleasedGil release;
-  new (self)
-      HostPeer(std::move(node), {pid, incarnation, nonce_address, published_fd, published_bytes});
+  return std::make_shared<HostPeer>(
+      std::move(node),
+      ldd::PeerAddress{pid, incarnation, nonce_address, published_fd, published_bytes});
 }
 
 Outcome read_ranges(HostPeer& peer, const BorrowedU64& local, const BorrowedU64& remote,
@@ -43,7 +46,7 @@ void bind_host(nb::module_& module) {
   nb::class_<HostPeer>(
       module, "HostPeer",
       "A peer process on the same host, read without its help. Thread-safe; keeps the node alive.")
-      .def("__init__", open_peer, "node"_a, "pid"_a, "incarnation"_a, "nonce_address"_a,
+      .def(nb::new_(&open_peer), "node"_a, "pid"_a, "incarnation"_a, "nonce_address"_a,
            "published_fd"_a, "published_bytes"_a,
            "Map the peer's published page and prove that its memory can be read.\n\n"
            "OSError, with the reason, when the page cannot be opened or mapped, is not the "

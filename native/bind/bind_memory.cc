@@ -45,14 +45,21 @@ Ref open_entry(Node& node, const BorrowedU64& addresses, const BorrowedU64& size
   return node.entries().open(std::move(ranges), accessible);
 }
 
+// Owned by its shared_ptr alone: were it owned by its Python object, the last native thread that
+// lets go of it would need the GIL, and would wait for a busy interpreter or end with the process.
+std::shared_ptr<Node> make_node(std::uint64_t incarnation, std::uint64_t guard_capacity,
+                                std::uint64_t log_capacity) {
+  return std::make_shared<Node>(incarnation, guard_capacity, log_capacity);
+}
+
 void bind_node(nb::module_& module) {
   nb::class_<Node>(
       module, "Node",
       "One instance: its published page (guards, directory), its entries.\n\n"
       "Thread-safe. A guard is (index, value): live while its word equals the odd value. "
       "Peers on the\nsame host see guards and directory without asking this process.")
-      .def(nb::init<std::uint64_t, std::uint64_t, std::uint64_t>(), "incarnation"_a,
-           "guard_capacity"_a = std::uint64_t{1} << 20, "log_capacity"_a = std::uint64_t{64} << 20,
+      .def(nb::new_(&make_node), "incarnation"_a, "guard_capacity"_a = std::uint64_t{1} << 20,
+           "log_capacity"_a = std::uint64_t{64} << 20,
            "Make the published page; OSError when the memory cannot be had.")
       .def_prop_ro("incarnation", &Node::incarnation, "Random 64-bit name of this life.")
       .def_prop_ro(

@@ -50,6 +50,9 @@ CopyFault guarded_copy(const iovec* destination, const iovec* source, std::size_
   std::atomic_signal_fence(std::memory_order_seq_cst);
   for (std::size_t i = 0; i < count; ++i) {
     piece = i;
+    if (source[i].iov_len == 0) {
+      continue;
+    }
     if (kind == CopyKind::kStreaming) {
       streaming_copy(destination[i].iov_base, source[i].iov_base, source[i].iov_len);
     } else {

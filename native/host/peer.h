@@ -56,7 +56,7 @@ struct MappedSegment {
 };
 using SegmentList = std::vector<MappedSegment>;
 
-class HostPeer {
+class HostPeer : public std::enable_shared_from_this<HostPeer> {
  public:
   // Opens and maps the peer's published page through /proc/<pid>/fd and proves by reading the nonce
   // that process_vm_readv reaches this very process; throws std::system_error with a reason.

@@ -80,6 +80,7 @@ std::vector<std::uint64_t> ServedLinks::begin_close() {
   const std::lock_guard lock(mutex_);
   closed_ = true;
   std::vector<std::uint64_t> ids;
+  ids.reserve(links_.size());
   for (const auto& [link_id, link] : links_) {
     ids.push_back(link_id);
   }

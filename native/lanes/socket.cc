@@ -30,7 +30,7 @@ struct Registry {
 };
 
 Registry& registry() {
-  static Registry* const all = new Registry;
+  static Registry* const all = new Registry;  // NOLINT(cppcoreguidelines-owning-memory)
   return *all;
 }
 
@@ -50,7 +50,7 @@ void after_fork_in_child() {
   registry().mutex.unlock();
 }
 
-[[maybe_unused]] const int registered =
+[[maybe_unused]] const int kRegistered =
     ::pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 
 void set_option(int fd, int level, int name, int value) {

@@ -56,8 +56,12 @@ void start_quiet_thread(std::function<void()> body) {
 
 void run_on_job_thread(std::function<void()> job) {
   static PerProcess<Jobs*> per_process;
-  Jobs& jobs =
-      *per_process.with([](Jobs*& own) { return own != nullptr ? own : (own = new Jobs); });
+  Jobs& jobs = *per_process.with([](Jobs*& own) {
+    if (own == nullptr) {
+      own = new Jobs;  // NOLINT(cppcoreguidelines-owning-memory): threads may outlive statics
+    }
+    return own;
+  });
   const std::lock_guard lock(jobs.mutex);
   if (jobs.idle <= jobs.queue.size() && jobs.threads < kJobThreads) {
     start_quiet_thread([&jobs] { serve_jobs(jobs); });

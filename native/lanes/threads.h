@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <utility>
 
@@ -42,11 +43,10 @@ class PerProcess {
   Slot* current() {
     Slot* slot = slot_.load(std::memory_order_acquire);
     while (slot == nullptr || slot->generation != fork_generation()) {
-      auto* const fresh = new Slot;  // kept for the life of the process
-      if (slot_.compare_exchange_strong(slot, fresh, std::memory_order_acq_rel)) {
-        return fresh;
+      auto fresh = std::make_unique<Slot>();
+      if (slot_.compare_exchange_strong(slot, fresh.get(), std::memory_order_acq_rel)) {
+        return fresh.release();  // kept for the life of the process
       }
-      delete fresh;
     }
     return slot;
   }

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <unordered_set>
 #include <vector>
@@ -13,7 +14,7 @@
 
 namespace ldd {
 
-class Node {
+class Node : public std::enable_shared_from_this<Node> {
  public:
   // Throws std::system_error when the published page cannot be had.
   Node(std::uint64_t incarnation, std::uint64_t guard_capacity, std::uint64_t log_capacity);

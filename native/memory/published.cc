@@ -43,7 +43,9 @@ std::vector<std::byte> PublishedView::read_log(std::uint64_t offset, std::uint64
   const std::uint64_t begin = std::min(offset, log_capacity_);
   const std::uint64_t count = std::min(size, log_capacity_ - begin);
   std::vector<std::byte> bytes(count);
-  std::memcpy(bytes.data(), log_ + begin, count);
+  if (count != 0) {
+    std::memcpy(bytes.data(), log_ + begin, count);
+  }
   std::atomic_thread_fence(std::memory_order_acquire);
   return bytes;
 }
