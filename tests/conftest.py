@@ -8,6 +8,7 @@ processes as they found them, unless marked `leaves_resources("why")`.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
 from pathlib import Path
@@ -88,20 +89,34 @@ def leaked_resources(request):
     yield
     if request.node.stash.get(CALL_FAILED, True):
         return  # its traceback keeps things alive
-    leaks = _without_workers(leaks_since(before))
+    leaks = [leak for leak in _without_workers(leaks_since(before)) if not _is_foreign(leak)]
     if leaks:
         pytest.fail("left behind:\n" + "\n".join(leaks), pytrace=False)
 
 
 def _without_workers(leaks):
-    """Leave out the native core's workers: a bounded number, started as there is work for them."""
-    python_threads = {thread.native_id for thread in threading.enumerate()}
+    """Leave out workers, which start as there is work: the native core's, of a bounded number, and
+    those of instances that live on (of a module's fixture)."""
+    names = {thread.native_id: thread.name for thread in threading.enumerate()}
+    python_threads = set(names)
     kept = [
         leak
         for leak in leaks
-        if not leak.startswith("thread ") or int(leak.split()[1][:-1]) in python_threads
+        if not leak.startswith("thread ") or _is_leak(names.get(int(leak.split()[1][:-1])), names)
     ]
     native_threads = len(snapshot().threads) - len(python_threads)
     if native_threads > MAX_NATIVE_WORKERS:
         kept.append(f"{native_threads} native threads, more than all workers together")
     return kept
+
+
+def _is_leak(name, names):
+    """Whether a thread is one: of Python, and no worker of an instance that lives."""
+    if name is None:
+        return False
+    return not name.endswith("-worker") or name.removesuffix("-worker") not in names.values()
+
+
+def _is_foreign(leak):
+    """Whether another worker of pytest-xdist may have made it: /dev/shm belongs to all."""
+    return leak.startswith("shared memory ") and "PYTEST_XDIST_WORKER" in os.environ

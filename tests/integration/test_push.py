@@ -156,8 +156,9 @@ def check_what_arrives(here, backend, kwargs):
         here.set_event("address", [list(instance.listen_address), cache.cache_id])
         while (turn := here.receive()) is not None:
             want = pattern(data.shape, turn)[:, ::-1]
-            here.send(bool((data == want).all()))
+            arrived = bool((data == want).all())
             data[:] = 0
+            here.send(arrived)
 
 
 @pytest.mark.parametrize("kwargs", [{"tensors": 2, "units": 4, "words": 16}, BIG])

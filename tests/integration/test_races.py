@@ -4,6 +4,7 @@ Every word of what an owner publishes in one turn tells the turn. A pull that re
 brought one turn only, and none that was over when the pull began.
 """
 
+import operator
 import threading
 import time
 
@@ -47,16 +48,21 @@ def alternate(change, turns):
         turns.stop.set()
 
 
-def pull_all_the_time(pull, data, turns):
-    """Pull until the time is over; return how often it brought bytes and how often it raised."""
+def pull_all_the_time(pull, data, turns, fewest):
+    """Pull until the time is over; return how often it brought bytes and how often it raised.
+
+    Goes on for longer on a busy machine, until there are `fewest` of both.
+    """
     brought = raised = 0
     until = time.monotonic() + DURATION_S
     most = until + 15
-    while (now := time.monotonic()) < until or (not brought and now < most):
+    while (now := time.monotonic()) < until or (
+        (brought < fewest[0] or raised < fewest[1]) and now < most
+    ):
         over = turns.over
         data[:] = 0
         if not succeeds_or(GONE, pull):
-            raised += 1
+            raised += bool(brought)  # before, there may have been nothing yet
             continue
         turn = data.flat[0]
         assert (data == turn).all(), f"torn: {np.unique(data)}"
@@ -66,18 +72,18 @@ def pull_all_the_time(pull, data, turns):
     return brought, raised
 
 
-def race(sides, change, make_pull):
+def race(sides, change, make_pull, fewest=(1, 1)):
     """Let the owner change in a thread of its own while the user pulls; return the counts."""
     turns = Turns()
     target = sides[1].blocks(tensors=2, units=BLOCKS, words=WORDS)
     changer = threading.Thread(target=alternate, args=(change, turns))
     changer.start()
     try:
-        counts = pull_all_the_time(make_pull(target), target.data, turns)
+        counts = pull_all_the_time(make_pull(target), target.data, turns, fewest)
     finally:
         turns.stop.set()
         changer.join()
-    assert counts[0], counts
+    assert all(map(operator.ge, counts, fewest)), counts
     return counts
 
 
@@ -108,8 +114,7 @@ def test_unregistering(sides, pull_blocks):
         data[:] = POISON
         turns.over = turn
 
-    _, raised = race(sides, change, pull_blocks)
-    assert raised
+    race(sides, change, pull_blocks)
 
 
 @pytest.mark.expects_log("now names cache")
@@ -133,8 +138,8 @@ def test_registering_another_under_the_same_key(sides, pull_blocks):
             buffers[(turn + 1) % 2][:] = POISON
 
     try:
-        _, raised = race(sides, change, pull_blocks)
-        assert raised <= 2, "the key always named a cache"
+        _, raised = race(sides, change, pull_blocks, (10, 0))
+        assert not raised, "the key always named a cache"
     finally:
         for cache_id in registered:
             owner.manager.unregister_cache(cache_id)
@@ -199,7 +204,7 @@ def test_remapping(sides, pull_blocks):
         turns.over = turn
 
     try:
-        race(sides, change, pull_blocks)
+        race(sides, change, pull_blocks, (1, 0))
     finally:
         pages.close()
 
@@ -238,7 +243,7 @@ def test_pushes_while_the_target_is_unregistered(sides):
     pusher.start()
     try:
         until = time.monotonic() + DURATION_S
-        while time.monotonic() < until or not counts["done"]:
+        while time.monotonic() < until or not all(counts.values()):
             cache = owner.manager.register_blocks_cache(
                 DESC, [tensor.ctypes.data for tensor in data], BlocksCacheKey(1)
             )
@@ -250,7 +255,6 @@ def test_pushes_while_the_target_is_unregistered(sides):
     finally:
         stop.set()
         pusher.join()
-    assert counts["raised"]
 
 
 def test_local_caches_that_go_during_a_pull(sides):
@@ -276,7 +280,7 @@ def test_local_caches_that_go_during_a_pull(sides):
     puller.start()
     try:
         until = time.monotonic() + DURATION_S
-        while time.monotonic() < until or not counts["done"]:
+        while time.monotonic() < until or not all(counts.values()):
             cache = user.manager.register_blocks_cache(
                 DESC, [tensor.ctypes.data for tensor in data]
             )
@@ -289,7 +293,6 @@ def test_local_caches_that_go_during_a_pull(sides):
     finally:
         stop.set()
         puller.join()
-    assert counts["raised"]
 
 
 def change_for_ever(here, backend):
@@ -299,9 +302,11 @@ def change_for_ever(here, backend):
     here.wait_for("linked")
     pages = Pages(2, BLOCKS, WORDS * 8 // PAGE)
     addrs = [tensor.ctypes.data for tensor in pages.data]
+    enough = threading.Event()
+    waiter = threading.Thread(target=lambda: here.wait_for("enough") or enough.set())
+    waiter.start()
     turn = 0
-    until = time.monotonic() + DURATION_S
-    while time.monotonic() < until:
+    while not enough.is_set():
         turn += 1
         pages.data[:] = turn
         cache = side.manager.register_blocks_cache(DESC, addrs, BlocksCacheKey(1))
@@ -313,6 +318,7 @@ def change_for_ever(here, backend):
         for tensor in range(2):
             for unit in range(BLOCKS):
                 pages.replace(tensor, unit)
+    waiter.join()
     here.set_event("done", turn)
     here.wait_end()
     finalize(side)
@@ -333,7 +339,7 @@ def test_memory_that_is_unmapped_after_the_unregister(backend):
             counts = {"pulled": 0, "gone": 0}
             last = 0
             until = time.monotonic() + DURATION_S
-            while time.monotonic() < until:
+            while time.monotonic() < until or not all(counts.values()):
                 arguments = (BlocksCacheKey(1), target.cache, every, every)
                 if not succeeds_or(GONE, user.manager.pull_blocks, *arguments):
                     counts["gone"] += 1
@@ -343,8 +349,7 @@ def test_memory_that_is_unmapped_after_the_unregister(backend):
                 assert turn >= last
                 last = turn
                 counts["pulled"] += 1
-            assert counts["pulled"]
-            assert counts["gone"]
+            group.set_event("enough")
             assert group.wait_for("done") > 1
             with failing(GONE, "push_blocks", peer=1):
                 user.manager.push_blocks(BlocksCacheKey(1), source.cache, every, every)

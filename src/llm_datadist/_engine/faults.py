@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from llm_datadist._backends.outcomes import ANY_ENTRY
 from llm_datadist._errors import Fault, LLMException, LLMStatusCode, fail
 
 if TYPE_CHECKING:
@@ -36,8 +37,13 @@ _MOST_REPORTED = 1024
 
 
 class Faulted(msgspec.Struct, array_like=True, frozen=True, tag="faulted"):
-    """To the owner of memory: these ranges (address, size) could not be accessed."""
+    """To the owner of a cache: these ranges (address, size) of it could not be accessed.
 
+    The entry tells which life of the cache it was, so that a notice that is late, after a remap,
+    does not blame the new memory.
+    """
+
+    entry: tuple[int, int]
     ranges: tuple[tuple[int, int], ...]
 
 
@@ -125,10 +131,7 @@ class Faults:
     def mark(self, cache: LocalCache, ref: Ref, faults: Sequence[Fault]) -> None:
         """Remember own memory that failed in a transfer that used the cache's entry `ref`."""
         for fault in faults:
-            self._registry.mark_faulted(fault.addr, fault.size)
-        if cache.ref != ref:  # remapped meanwhile: what failed was the memory before
-            for fault in faults:
-                self.clear(fault.addr, fault.size)
+            self._mark(cache, ref, fault.addr, fault.size)
 
     def clear(self, addr: int, size: int) -> None:
         """Forget the marks that touch a range."""
@@ -141,18 +144,32 @@ class Faults:
             for cache, piece in self._registry.faulted()
         )
 
-    def report(self, link: Link, faults: Sequence[Fault]) -> None:
-        """Tell the owner of memory that it failed; nothing happens when it cannot be told."""
+    def report(self, link: Link, entry: Ref, faults: Sequence[Fault]) -> None:
+        """Tell the owner of a cache that its memory failed; nothing happens when it cannot be told.
+
+        Args:
+            link: To the owner.
+            entry: The cache as the transfer knew it.
+            faults: What failed.
+        """
         ranges = tuple((fault.addr, fault.size) for fault in faults[:_MOST_REPORTED])
-        if ranges:
+        if ranges and entry != ANY_ENTRY:
             with suppress(LLMException):
-                self._engine.links.notify(link, msgspec.msgpack.encode(Faulted(ranges)))
+                self._engine.links.notify(link, msgspec.msgpack.encode(Faulted(entry, ranges)))
 
     def receive(self, link: Link, body: bytes) -> None:
         """Take a peer's notice; only memory that peers may touch gets a mark by it."""
         message = msgspec.msgpack.decode(body, type=Faulted)
         for addr, size in message.ranges[:_MOST_REPORTED]:
-            if self._registry.mark_faulted(addr, size, accessible_only=True):
+            caches = self._registry.overlapping(addr, size)
+            cache = next((c for c in caches if c.accessible and c.ref == message.entry), None)
+            if cache is None:
+                continue
+            marked = [
+                self._mark(cache, message.entry, piece.addr, piece.size)
+                for piece in cache.layout.locate(addr, size)
+            ]
+            if any(marked):
                 logger.warning(
                     "cluster %d met a fault in own memory, %d bytes at %#x; repair it and call "
                     "remap_registered_memory",
@@ -160,3 +177,11 @@ class Faults:
                     size,
                     addr,
                 )
+
+    def _mark(self, cache: LocalCache, ref: Ref, addr: int, size: int) -> bool:
+        """Mark a range; False if it was marked, or what failed was the memory before a remap."""
+        marked = self._registry.mark_faulted(addr, size)
+        if cache.ref != ref:
+            self.clear(addr, size)
+            return False
+        return marked

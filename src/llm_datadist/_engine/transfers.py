@@ -409,5 +409,5 @@ class Transfers:
         if outcome.code == Code.LOCAL_FAULT:
             self._engine.faults.mark(call.local, attempt.local_ref, faults)
         else:
-            self._engine.faults.report(link, faults)
+            self._engine.faults.report(link, attempt.cache_ref, faults)
         return faults

@@ -287,12 +287,10 @@ class CacheRegistry:
 
     # ---- memory at fault
 
-    def mark_faulted(self, addr: int, size: int, *, accessible_only: bool = False) -> bool:
+    def mark_faulted(self, addr: int, size: int) -> bool:
         """Mark what caches have of `[addr, addr + size)` as not accessible; False if nothing is."""
         marked = False
         for local in self.overlapping(addr, size):
-            if accessible_only and not local.accessible:
-                continue
             found = tuple(local.layout.locate(addr, size))
             with self._lock:
                 new = tuple(piece for piece in found if piece not in local.faulted)
