@@ -4,10 +4,14 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <stdexcept>
 #include <utility>
+#include <vector>
 
 #include "bind/casters.h"
 #include "bind/released_gil.h"
@@ -41,6 +45,14 @@ Outcome send_ranges(Lanes& lanes, const BorrowedU64& local, const BorrowedU64& r
   const ReleasedGil release;
   return (lanes.*operation)(ldd::descriptors_of(local, remote, length),
                             {local_ref, cache_ref, {}, version, deadline_ns});
+}
+
+std::vector<Outcome> ping_all(const std::vector<Lanes*>& links, std::int64_t deadline_ns) {
+  if (std::find(links.begin(), links.end(), nullptr) != links.end()) {
+    throw std::invalid_argument("links must be Lanes, got None");
+  }
+  const nb::gil_scoped_release release;
+  return Lanes::ping_all(links, deadline_ns);
 }
 
 std::pair<Outcome, nb::bytes> read_log(Lanes& lanes, std::uint64_t offset, std::uint64_t size,
@@ -117,4 +129,8 @@ void bind_lanes(nb::module_& module);
 void bind_lanes(nb::module_& module) {
   bind_server(module);
   bind_client(module);
+  module.def(
+      "ping_all", ping_all, "links"_a, "deadline_ns"_a,
+      "Ping the peers of many links at once, on one free lane each: their outcomes, in order.\n"
+      "A link whose lanes are all in use gets TIMEOUT at once.");
 }

@@ -4,8 +4,8 @@
 #include <limits>
 #include <span>
 
-#include "base/clock.h"
 #include "lanes/drive.h"
+#include "lanes/ping_all.h"
 
 namespace ldd {
 
@@ -15,13 +15,6 @@ constexpr std::uint64_t kMinStripeBytes = 1024 * 1024;
 constexpr std::uint64_t kMaxStripeBytes = 16 * 1024 * 1024;
 constexpr std::size_t kStripesPerLane = 4;
 constexpr std::size_t kStripeDescriptors = 16 * 1024;
-
-void set_deadline(wire::Request& request, std::int64_t deadline_ns) {
-  const auto whole = static_cast<std::uint64_t>(std::max<std::int64_t>(deadline_ns, 0));
-  const auto left = static_cast<std::uint64_t>(std::max<std::int64_t>(deadline_ns - now_ns(), 0));
-  request.deadline_ns = std::min(whole, wire::kMaxRemainingNs);
-  request.remaining_ns = std::min(left, wire::kMaxRemainingNs);
-}
 
 // The own entry that an operation reads or writes.
 class LocalGuard : public BatchGuard {
@@ -256,6 +249,15 @@ std::pair<Outcome, std::vector<std::byte>> Lanes::read_log(std::uint64_t offset,
   }
   outcome.moved_bytes = log.size();
   return {outcome, std::move(log)};
+}
+
+std::vector<Outcome> Lanes::ping_all(std::span<Lanes* const> links, std::int64_t deadline_ns) {
+  std::vector<LaneSet*> sets;
+  sets.reserve(links.size());
+  for (Lanes* link : links) {
+    sets.push_back(&link->lanes_);
+  }
+  return ldd::ping_all(sets, deadline_ns);
 }
 
 Outcome Lanes::ping(std::int64_t deadline_ns) {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -46,6 +47,8 @@ class Lanes {
   std::pair<Outcome, std::vector<std::byte>> read_log(std::uint64_t offset, std::uint64_t size,
                                                       std::int64_t deadline_ns);
   Outcome ping(std::int64_t deadline_ns);
+  // Each of these links once, all at the same time; see ldd::ping_all.
+  static std::vector<Outcome> ping_all(std::span<Lanes* const> links, std::int64_t deadline_ns);
 
   // Running operations end with kCancelled (or kClosed); waits for them.
   void close() { lanes_.close(); }

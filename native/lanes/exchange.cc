@@ -8,7 +8,16 @@
 #include <span>
 #include <utility>
 
+#include "base/clock.h"
+
 namespace ldd {
+
+void set_deadline(wire::Request& request, std::int64_t deadline_ns) {
+  const auto whole = static_cast<std::uint64_t>(std::max<std::int64_t>(deadline_ns, 0));
+  const auto left = static_cast<std::uint64_t>(std::max<std::int64_t>(deadline_ns - now_ns(), 0));
+  request.deadline_ns = std::min(whole, wire::kMaxRemainingNs);
+  request.remaining_ns = std::min(left, wire::kMaxRemainingNs);
+}
 
 Exchange::Exchange(ClientLane& lane, Ask ask, const Cursor& payload, BatchGuard& guard)
     : lane_(lane), ask_(std::move(ask)), guard_(guard), payload_bytes_(payload.left()) {

@@ -31,6 +31,9 @@ struct Ask {
   std::size_t first_descriptor = 0;  // of the transfer that this is a part of
 };
 
+// Fills in when the request's time is over.
+void set_deadline(wire::Request& request, std::int64_t deadline_ns);
+
 class Exchange {
  public:
   // `payload` is the local memory that is read or written; `guard` is asked before it is touched.

@@ -2,6 +2,8 @@
 Native core of llm_datadist: bytes moving and threads serving peers. No policy.
 """
 
+from collections.abc import Sequence
+
 import numpy
 import numpy.typing
 
@@ -353,3 +355,9 @@ class Lanes:
         """
         End running operations (CANCELLED), wait for them, close the lanes. Idempotent.
         """
+
+def ping_all(links: Sequence[Lanes], deadline_ns: int) -> list[tuple[int, int, int, int]]:
+    """
+    Ping the peers of many links at once, on one free lane each: their outcomes, in order.
+    A link whose lanes are all in use gets TIMEOUT at once.
+    """

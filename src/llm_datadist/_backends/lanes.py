@@ -171,6 +171,19 @@ class LinkLanes:
 
         return self._run(deadline_ns, ask), data
 
+    @staticmethod
+    def ping_all(links: Sequence[LinkLanes], deadline_ns: int) -> list[bool]:
+        """Ping the peers of many links at once; which of them answered, in order.
+
+        Unlike `ping` it waits for no lane: without one that is free a link has not answered.
+        """
+        found = _native.ping_all([link._client for link in links], deadline_ns)
+        for link, raw in zip(links, found, strict=True):
+            if raw[0] in _LOSSES and link._on_loss is not None:
+                if link._client.count() < link._client_lanes:
+                    link._on_loss()
+        return [raw[0] == Code.OK for raw in found]
+
     def close(self) -> None:
         """Close both directions; returns when no operation of this link touches memory."""
         with self._changed:

@@ -14,7 +14,7 @@ import msgspec
 from llm_datadist._backends.base import PeerEndpoint, Unavailable
 from llm_datadist._backends.lanes import LinkLanes
 from llm_datadist._backends.node import Node, set_threads
-from llm_datadist._backends.outcomes import NO_REF, Code
+from llm_datadist._backends.outcomes import NO_REF
 from llm_datadist._backends.select import make_backends, select_channel
 from llm_datadist._devices.cpu import PoolMemory
 from llm_datadist._engine.faults import Faults
@@ -29,6 +29,8 @@ from llm_datadist._registry import CacheRegistry, Pool
 from llm_datadist._types import Placement
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llm_datadist._backends.outcomes import Ref
     from llm_datadist._links import Peer
     from llm_datadist._options import Config
@@ -224,10 +226,13 @@ class Engine:
         """Put new lanes of a link into use."""
         data.lanes.add(client_fds, server_fds)
 
-    def answers(self, data: LinkData, deadline_ns: int) -> bool:
-        """Whether the peer's native threads answer, or have just done so."""
-        before = data.lanes.answers
-        return data.lanes.ping(deadline_ns).code == Code.OK or data.lanes.answers != before
+    def traffic(self, data: LinkData) -> int:
+        """How many operations the peer's native threads have answered."""
+        return data.lanes.answers
+
+    def ping_all(self, links: Sequence[LinkData], deadline_ns: int) -> list[bool]:
+        """Which of these peers' native threads answer."""
+        return LinkLanes.ping_all([data.lanes for data in links], deadline_ns)
 
     def disconnect(self, data: LinkData) -> None:
         """End the data plane of a link; when it returns no transfer of it touches memory."""

@@ -13,7 +13,7 @@ from llm_datadist._errors import LLMStatusCode
 from llm_datadist._protocol.messages import DomainHello
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.link import Link
@@ -91,8 +91,18 @@ class LinkDelegate(Protocol):
         """
         ...
 
-    def answers(self, data: LinkData, deadline_ns: int) -> bool:
-        """Ask the peer's data plane for a sign of life, until the deadline."""
+    def traffic(self, data: LinkData) -> int:
+        """Return a number that changes with each answer of the peer's data plane.
+
+        Called on the control thread: must not block.
+        """
+        ...
+
+    def ping_all(self, links: Sequence[LinkData], deadline_ns: int) -> list[bool]:
+        """Ask many peers' data planes for a sign of life, all at once; return who gave one.
+
+        Some of the links may have ended meanwhile.
+        """
         ...
 
     def disconnect(self, data: LinkData) -> None:

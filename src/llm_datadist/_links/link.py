@@ -47,18 +47,19 @@ class Pulse:
     """What the heartbeat knows of one link.
 
     Attributes:
-        heard: Messages that had come by the last look.
+        heard: What had come by the last look: messages, and answers on lanes.
         looked: When that was.
         silence: Seconds that nothing has been heard for, as far as this end was awake to hear.
-        beaten: Whether a Ping has gone out since.
-        asking: Whether the lanes are being asked.
+        asked: Silence after which the lanes are asked.
+        asking: Whether they are being asked.
+        beaten: Whether a Ping has gone out as well since something was heard.
     """
 
     def __init__(self) -> None:
-        self.heard = 0
+        self.heard = (0, 0)
         self.looked = time.monotonic()
-        self.silence = 0.0
-        self.beaten = self.asking = False
+        self.silence = self.asked = 0.0
+        self.asking = self.beaten = False
 
 
 @final

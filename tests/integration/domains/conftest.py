@@ -32,8 +32,11 @@ class Nothing:
     def missing_lanes(self, data):
         return 0, 0
 
-    def answers(self, data, deadline_ns):
-        return False
+    def traffic(self, data):
+        return 0
+
+    def ping_all(self, links, deadline_ns):
+        return [False] * len(links)
 
     def disconnect(self, data):
         self.calls["disconnect"] += 1
