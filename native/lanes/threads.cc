@@ -58,7 +58,7 @@ void run_on_job_thread(std::function<void()> job) {
   static PerProcess<Jobs*> per_process;
   Jobs& jobs = *per_process.with([](Jobs*& own) {
     if (own == nullptr) {
-      own = new Jobs;  // NOLINT(cppcoreguidelines-owning-memory): threads may outlive statics
+      own = new Jobs;  // NOLINT(cppcoreguidelines-owning-memory): threads outlive it
     }
     return own;
   });

@@ -179,9 +179,9 @@ class LinkLanes:
         """
         found = _native.ping_all([link._client for link in links], deadline_ns)
         for link, raw in zip(links, found, strict=True):
-            if raw[0] in _LOSSES and link._on_loss is not None:
-                if link._client.count() < link._client_lanes:
-                    link._on_loss()
+            lost = raw[0] in _LOSSES and link._client.count() < link._client_lanes
+            if lost and link._on_loss is not None:
+                link._on_loss()
         return [raw[0] == Code.OK for raw in found]
 
     def close(self) -> None:
