@@ -58,6 +58,7 @@ class LLMDataDist:
         self._role = role
         self._cluster_id = check_uint64("cluster_id", cluster_id)
         self._lock = threading.Lock()
+        self._bound_port: int | None = None
         self._engine: Engine | None = None
         self._domains: Domains | None = None
         self._cache_manager: CacheManager | None = None
@@ -105,6 +106,8 @@ class LLMDataDist:
             except BaseException:
                 engine.close()
                 raise
+            listen = engine.links.listen_address
+            self._bound_port = listen[1] if listen else None
             self._engine = engine
             self._domains = Domains(self._cluster_id, config, engine.links)
             self._cache_manager = CacheManager(engine)
@@ -293,7 +296,7 @@ class LLMDataDist:
                     f"{len(engine.links.links())} links are left",
                     "unlink_clusters them first",
                 )
-            listen = parse_switch_options(engine.config, switch_options or {})
+            listen = parse_switch_options(engine.config, switch_options or {}, self._bound_port)
             try:
                 engine.links.relisten(listen)
             except OSError as error:

@@ -106,12 +106,15 @@ def parse_options(options: dict[str, str], environ: Mapping[str, str] | None = N
     return config
 
 
-def parse_switch_options(config: Config, options: dict[str, str]) -> tuple[str, int] | None:
+def parse_switch_options(
+    config: Config, options: dict[str, str], bound_port: int | None = None
+) -> tuple[str, int] | None:
     """Return the listen address in the options of `LLMDataDist.switch_role`, None without one.
 
     Args:
         config: Of the instance.
         options: Everything else in them is ignored.
+        bound_port: What port 0 of init became; backend "hixl" keeps it.
 
     Raises:
         TypeError: options is not a dict, or the address is not a str.
@@ -122,13 +125,14 @@ def parse_switch_options(config: Config, options: dict[str, str]) -> tuple[str, 
     reader = OptionReader(options, {}, "switch_role")
     listen = reader.listen(keys.LISTEN)
     if listen is not None and config.is_hixl and config.listen is not None:
-        given, configured = listen[1], config.listen[1]
-        if given != configured:
+        given, kept = listen[1], config.listen[1] or bound_port or 0
+        if given not in {kept, config.listen[1]}:
             raise reader.invalid(
                 keys.LISTEN,
                 f'has port {given}, and option {keys.TRANSFER_BACKEND} is "hixl"',
-                f"keep the port of init, {configured}",
+                f"keep the port of init, {kept}",
             )
+        return listen[0], kept
     return listen
 
 

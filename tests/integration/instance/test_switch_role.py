@@ -166,6 +166,21 @@ def test_hixl_keeps_its_port(options, failure, free_address):
         assert one.listen_address == free_address
 
 
+def test_hixl_keeps_the_port_that_was_chosen_for_port_0(options, failure):
+    """api.md checklist 30. Also after a time as a client, and by the options of init again."""
+    with LLMDataDist(LLMRole.MIX, 1) as one:
+        given = options(transfer_backend="hixl")
+        one.init(given)
+        address = one.listen_address
+        other = {"llm.listenIpInfo": f"127.0.0.1:{address[1] ^ 1}"}
+        assert str(address[1]) in str(failure(one.switch_role, LLMRole.PROMPT, other))
+        for same in (listen_at(address), given):
+            one.switch_role(LLMRole.DECODER)
+            assert one.listen_address is None
+            one.switch_role(LLMRole.PROMPT, same)
+            assert one.listen_address == address
+
+
 def test_it_is_not_an_option_with_the_cache_manager(instance):
     """api.md checklist 30. enable_switch_role is accepted and ignored."""
     for enabled in (True, False):
