@@ -303,7 +303,7 @@ class LLMDataDist:
                 raise fail(
                     LLMStatusCode.LLM_FAILED,
                     operation,
-                    f"cannot listen on {listen}: {error}",
+                    error.strerror or str(error),
                     "choose an address of this machine and a free port; the earlier state is kept",
                 ) from error
             self._role = role

@@ -136,7 +136,7 @@ class Engine:
             raise fail(
                 LLMStatusCode.LLM_FAILED,
                 "init",
-                f"cannot listen on {listen[0]}:{listen[1]}: {error}" if listen else str(error),
+                error.strerror or str(error),
                 "choose an address of this machine and a free port in listen_ip_info",
             ) from error
 
