@@ -58,10 +58,18 @@ class Engine:
         config: Its parsed options.
 
     Raises:
-        LLMException: LLM_OUT_OF_MEMORY: a pool or the published page cannot be had.
+        LLMException: LLM_OUT_OF_MEMORY: a pool or the published page cannot be had;
+            LLM_FEATURE_NOT_ENABLED: the options ask for memory of an accelerator.
     """
 
     def __init__(self, cluster_id: int, config: Config) -> None:
+        if config.device == "cuda":
+            raise fail(
+                LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
+                "init",
+                'option llm.Device is "cuda", and memory of an accelerator is not supported yet',
+                'set it to "auto" or "cpu": Placement.DEVICE is host memory then',
+            )
         self.cluster_id = cluster_id
         self.config = config
         self.closing = False

@@ -126,6 +126,13 @@ def test_a_port_in_use(instance, options, failure, holder):
         assert leaks_since(before) == []
 
 
+def test_memory_of_an_accelerator_is_not_pretended(options, failure):
+    """api.md checklist 11. A device that cannot be served is refused, not replaced in silence."""
+    error = failure(LLMDataDist(LLMRole.MIX, 1).init, options(device="cuda"))
+    assert error.status_code is S.LLM_FEATURE_NOT_ENABLED
+    assert "llm.Device" in str(error)
+
+
 def test_the_listener_accepts_when_init_returns(instance):
     """api.md checklist 11."""
     assert connects(instance().listen_address)
