@@ -46,8 +46,11 @@ class OptionReader:
 
     def invalid(self, key: str, problem: str, remedy: str) -> LLMException:
         """Make the LLM_PARAM_INVALID exception for an option."""
-        problem = f"option {key} {problem}"
-        return fail(LLMStatusCode.LLM_PARAM_INVALID, self.operation, problem, remedy)
+        return self._invalid(f"option {key}", problem, remedy)
+
+    def _invalid(self, source: str, problem: str, remedy: str) -> LLMException:
+        text = f"{source} {problem}"
+        return fail(LLMStatusCode.LLM_PARAM_INVALID, self.operation, text, remedy)
 
     def text(self, key: str) -> str | None:
         """Return the text of an option, None when absent; TypeError when it is not a str."""
@@ -59,7 +62,7 @@ class OptionReader:
     def number(self, key: str, low: int, high: int) -> int | None:
         """Return a decimal integer in [low, high], None when absent."""
         text = self.text(key)
-        return None if text is None else self._number(key, text, low, high)
+        return None if text is None else self._number(f"option {key}", text, low, high)
 
     def any_number(self, key: str) -> int | None:
         """Return a decimal integer of any size, None when absent."""
@@ -68,15 +71,16 @@ class OptionReader:
     def environment_number(self, name: str, low: int, high: int) -> int | None:
         """Return an environment variable as a decimal integer, None when unset or empty."""
         text = self._environ.get(name, "").strip()
-        return self._number(f"(environment variable {name})", text, low, high) if text else None
+        return self._number(f"environment variable {name}", text, low, high) if text else None
 
     def environment(self, name: str) -> str:
         """Return an environment variable, "" when unset."""
         return self._environ.get(name, "")
 
-    def _number(self, key: str, text: str, low: int, high: int) -> int:
+    def _number(self, source: str, text: str, low: int, high: int) -> int:
         if not _DIGITS.fullmatch(text) or not low <= int(text) <= high:
-            raise self.invalid(key, f"is {text!r}", f"give a decimal integer in [{low}, {high}]")
+            remedy = f"give a decimal integer in [{low}, {high}]"
+            raise self._invalid(source, f"is {text!r}", remedy)
         return int(text)
 
     def switch(self, key: str) -> bool | None:

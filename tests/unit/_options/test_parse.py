@@ -292,7 +292,7 @@ def test_an_environment_variable_fills_in_for_an_option(name, key, field, defaul
     assert getattr(parse({name: str(value)}), field) == value
     assert getattr(parse({name: ""}), field) == default
     assert getattr(parse({name: str(value)}, **{key: "2000"}), field) == 2000
-    refused(MANAGED, name, environ={name: "many"})
+    refused(MANAGED, f": environment variable {name} is 'many'", environ={name: "many"})
 
 
 def test_a_link_total_time_of_0_asks_the_environment():
