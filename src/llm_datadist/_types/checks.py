@@ -7,6 +7,7 @@ Source: api.md 1.1 (integers are anything with `__index__` except bool).
 
 from __future__ import annotations
 
+import math
 import operator
 from reprlib import Repr
 from typing import SupportsIndex, TypeVar, cast, overload
@@ -61,7 +62,8 @@ def check_int(name: str, value: object, low: float = 0, high: float = UINT64_MAX
         except TypeError:
             raise wrong_type(name, value, "int") from None
     if not low <= value <= high:
-        raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
+        bounds = f"in [{low}, {high}]" if low > -math.inf else f"at most {high}"
+        raise ValueError(f"{name} must be {bounds}, got {value}")
     return value
 
 

@@ -1,5 +1,7 @@
 """Argument checks (api.md 1.1, checklist 5)."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,11 @@ def test_a_type_error_shows_the_type_and_the_value():
     with pytest.raises(TypeError) as caught:
         checks.check_int("n", "a" * 1000)
     assert len(str(caught.value)) < 120
+
+
+def test_a_text_names_no_infinite_bound():
+    with pytest.raises(ValueError, match=r"^x must be at most 5, got 6$"):
+        checks.check_int("x", 6, -math.inf, 5)
 
 
 @pytest.mark.parametrize(
