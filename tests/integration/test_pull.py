@@ -105,6 +105,13 @@ def test_the_batch_must_be_outermost_to_address_a_slot(sides):
             user.manager.pull_cache(CacheKeyByIdAndIndex(1, there.cache_id), here)
         with failing("LLM_PARAM_INVALID", "pull_cache", "batch_dim_index 1"):
             user.manager.pull_cache(CacheKeyByIdAndIndex(1, ones.cache_id), inner_here)
+        nowhere = CacheDesc(2, [4, 8], DataType.DT_UINT64, batch_dim_index=7)
+        with failing("LLM_PARAM_INVALID", "register_cache", "batch_dim_index 7"):
+            user.manager.register_cache(nowhere, own, [CacheKey(2, 1)])
+        lost = user.manager.register_cache(nowhere, own)
+        with failing("LLM_PARAM_INVALID", "pull_cache", "batch_dim_index 7"):
+            user.manager.pull_cache(CacheKeyByIdAndIndex(1, ones.cache_id), lost)
+        user.manager.unregister_cache(lost.cache_id)
         user.manager.pull_cache(CacheKeyByIdAndIndex(1, ones.cache_id), here)
         assert (target == data).all()
     finally:

@@ -26,7 +26,7 @@ def slots_of(operation: str, local: LocalCache) -> Layout:
 
 def check_slots_contiguous(operation: str, desc: CacheDesc, layout: Layout) -> None:
     """Refuse a cache whose batch is not the outermost dimension."""
-    if layout.num_units != 1 or desc.batch_size == 1:
+    if layout.num_units != 1 or desc.check_batch(operation) == 1:
         return
     raise fail(
         _INVALID,

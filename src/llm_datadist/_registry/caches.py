@@ -448,10 +448,11 @@ def _key_slots(
     """Return which slot each key names; the last of several equal keys counts."""
     if not cache_keys:
         return {}
-    if len(cache_keys) > desc.batch_size:
+    num_slots = desc.check_batch(operation)
+    if len(cache_keys) > num_slots:
         raise _invalid(
             operation,
-            f"{len(cache_keys)} cache_keys for {desc.batch_size} slots",
+            f"{len(cache_keys)} cache_keys for {num_slots} slots",
             "give at most one key per slot",
         )
     return {key_name(key): slot for slot, key in enumerate(cache_keys) if key.req_id != UNUSED}

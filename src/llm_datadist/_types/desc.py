@@ -146,11 +146,20 @@ class CacheDesc:
         Raises:
             LLMException: LLM_PARAM_INVALID: batch_dim_index is not a dimension of the shape.
         """
+        return self.check_batch("CacheDesc")
+
+    def check_batch(self, operation: str) -> int:
+        """Return batch_size *(internal)*.
+
+        Raises:
+            LLMException: LLM_PARAM_INVALID: batch_dim_index is not a dimension of the shape.
+        """
         if not 0 <= self._batch_dim_index < len(self._shape):
             raise self._unusable(
                 f"batch_dim_index {self._batch_dim_index} is not a dimension of shape "
                 f"{list(self._shape)}",
                 "give the index of the batch dimension",
+                operation,
             )
         return self._shape[self._batch_dim_index]
 
