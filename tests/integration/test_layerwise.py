@@ -285,8 +285,12 @@ def raising(layer):
     raise RuntimeError("the model has failed")
 
 
+def leaving(layer):
+    raise SystemExit(1)
+
+
 @pytest.mark.expects_log("synchronize_layer")
-@pytest.mark.parametrize("refuse", [lambda layer: False, raising, lambda layer: None])
+@pytest.mark.parametrize("refuse", [lambda layer: False, raising, leaving, lambda layer: None])
 def test_a_synchronizer_that_refuses(keys, refuse):
     """Item 48: those configs fail, those not started stay None, no later layer is sent."""
     owner, user = keys
@@ -469,8 +473,9 @@ def test_combinations_that_do_not_exist(sides, keys):
     start = user.manager.transfer_cache_async
     for cache, indices, words in (
         (blocks, (), ["transfer from blocks to cache is not supported"]),
+        (blocks, ([0],), ["transfer from blocks to cache is not supported"]),
         (blocks, ([0, 1], [0]), ["2", "1"]),
-        (blocks, ([0], None), ["src_block_indices has 1"]),
+        (blocks, (None, [0]), ["src_block_indices has 0", "1"]),
         (blocks, ([8], [0]), ["src_block_indices[0] is 8"]),
         (blocks, ([0], [0], 512), ["dst_block_memory_size is 512"]),
         (blocks, ([0, 1], [3, 3]), ["dst_block_indices[1] is 3 again"]),

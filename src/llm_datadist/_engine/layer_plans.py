@@ -332,11 +332,18 @@ def _block_pairs(
             )
         every = blocks_array(operation, "src_block_indices", range_list(layout.num_units), None)
         return every, every
-    if src is None or dst is None or len(src) != len(dst):
-        counts = [0 if blocks is None else len(blocks) for blocks in (src, dst)]
+    if dst is None:
         _refuse(
             operation,
-            f"src_block_indices has {counts[0]} entries, dst_block_indices {counts[1]}",
+            "transfer from blocks to cache is not supported: src_block_indices without "
+            "dst_block_indices",
+            "give dst_block_indices",
+        )
+    if src is None or len(src) != len(dst):
+        _refuse(
+            operation,
+            f"src_block_indices has {0 if src is None else len(src)} entries, dst_block_indices "
+            f"{len(dst)}",
             "give lists of equal length",
         )
     return src, dst

@@ -137,7 +137,7 @@ class Layerwise:
 def _synchronized(synchronizer: LayerSynchronizer, layer: int) -> bool:
     try:
         done = synchronizer.synchronize_layer(layer, None)
-    except Exception:
+    except BaseException:  # SystemExit too: it would end this thread without a word
         logger.exception("%s: synchronize_layer(%d) raised", OPERATION, layer)
         return False
     if not done:
