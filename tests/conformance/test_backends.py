@@ -2,6 +2,8 @@
 
 import pytest
 
+from llm_datadist._backends.fault import FaultBackend
+from llm_datadist._backends.fault_policy import FaultPolicy
 from llm_datadist._backends.host import HostBackend
 from llm_datadist._backends.tcp import TcpBackend
 from llm_datadist.testing.conformance import CHECKS, NEEDS_PROCESS, run_check
@@ -15,16 +17,30 @@ def make_tcp(node):
     return TcpBackend()
 
 
-BACKENDS = {"host": make_host, "tcp": make_tcp}
+def make_fault_over_host(node):
+    return FaultBackend(HostBackend(node, ()), node, FaultPolicy())
+
+
+def make_fault_over_tcp(node):
+    return FaultBackend(TcpBackend(), node, FaultPolicy())
+
+
+BACKENDS = {
+    "host": (make_host, ("process", "thread")),
+    "tcp": (make_tcp, ("process", "thread")),
+    # Decorated by a policy that never strikes; between them each kind of target, once.
+    "fault over host": (make_fault_over_host, ("process",)),
+    "fault over tcp": (make_fault_over_tcp, ("thread",)),
+}
 CASES = [
-    (kind, check)
-    for kind in ("process", "thread")
+    (backend, kind, check)
+    for backend, (_, kinds) in BACKENDS.items()
+    for kind in kinds
     for check in CHECKS
     if kind == "process" or check not in NEEDS_PROCESS
 ]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("kind", "check"), CASES)
+@pytest.mark.parametrize(("backend", "kind", "check"), CASES)
 def test_backend_keeps_the_contract(backend, kind, check):
-    run_check(check, BACKENDS[backend], kind)
+    run_check(check, BACKENDS[backend][0], kind)

@@ -154,6 +154,11 @@ class Channel(ABC):
 
     name: ClassVar[str]
 
+    @property
+    def innermost(self) -> Channel:
+        """The channel that moves the bytes: this one, unless it decorates another."""
+        return self
+
     @abstractmethod
     def post(self, transfer: Transfer) -> Handle:
         """Start a transfer (or carry it out); its arrays stay borrowed until the release."""

@@ -44,12 +44,22 @@ class Failure:
     faults: tuple[Fault, ...] = ()
 
 
+def complete(outcome: Outcome, plan: Plan) -> Outcome:
+    """Take a success for one only if every byte was moved; a data path may be wrong about it."""
+    if outcome.code == Code.OK and outcome.moved_bytes != plan.total_bytes:
+        return outcome._replace(code=Code.PROTOCOL)
+    return outcome
+
+
 def failure(outcome: Outcome, known: Failure) -> LLMException:
     """Make the exception for an outcome that is not OK."""
     code = outcome.code
     errno_text = f" ({os.strerror(outcome.sys_errno)})" if outcome.sys_errno else ""
     status = LLMStatusCode.LLM_FAILED
-    problem = f"the data path failed with {Code(code).name}{errno_text}"
+    problem = (
+        f"the data path failed with {Code(code).name}{errno_text}, "
+        f"{outcome.moved_bytes} of {known.plan.total_bytes} bytes were moved"
+    )
     remedy = "see the log of both sides"
     if known.finalizing and code in (Code.CLOSED, Code.CANCELLED, Code.LOCAL_GONE, Code.GONE):
         status = LLMStatusCode.LLM_ENGINE_FINALIZED

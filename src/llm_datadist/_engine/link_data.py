@@ -86,7 +86,8 @@ class LinkData:
         self._reads = self._writes = 0
         self._read_bytes = self._written_bytes = 0
         self._keep_directory = keep_directory
-        self._host = channel if isinstance(channel, HostChannel) else None
+        innermost = channel.innermost
+        self._host = innermost if isinstance(innermost, HostChannel) else None
         source = _LaneDirectory(lanes) if self._host is None else _HostDirectory(self._host)
         self.directory = DirectoryReader(source, peer.cluster_id)
 

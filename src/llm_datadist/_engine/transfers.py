@@ -25,7 +25,7 @@ from llm_datadist._engine.checks import (
     remote_slots,
     slots_for,
 )
-from llm_datadist._engine.failures import NO_PLAN, Failure, failure
+from llm_datadist._engine.failures import NO_PLAN, Failure, complete, failure
 from llm_datadist._engine.faults import fault_of, pieces_at_fault
 from llm_datadist._engine.link_data import LookupFailedError
 from llm_datadist._errors import Fault, LLMException, LLMStatusCode, fail
@@ -225,9 +225,8 @@ class Transfers:
         call = _Call(operation, BlocksCacheKey(cluster_id), local, True, deadline_ns)
         self._engine.faults.check(operation, local, plan, cluster_id, local=True)
         ref = local.ref
-        outcome = data.channel.run(
-            Transfer(True, plan.local, plan.remote, plan.length, ref, ANY_ENTRY, deadline_ns)
-        )
+        transfer = Transfer(True, plan.local, plan.remote, plan.length, ref, ANY_ENTRY, deadline_ns)
+        outcome = complete(data.channel.run(transfer), plan)
         if outcome.code == Code.OK:
             data.count(plan.total_bytes, write=True)
             return
@@ -298,19 +297,18 @@ class Transfers:
     def _attempt(self, call: _Call, data: LinkData, attempt: _Attempt) -> Outcome:
         plan, remote = attempt.plan, attempt.remote
         assert remote is not None
-        outcome = data.channel.run(
-            Transfer(
-                call.write,
-                plan.local,
-                plan.remote,
-                plan.length,
-                attempt.local_ref,
-                attempt.cache_ref,
-                call.deadline_ns,
-                remote.key_ref,
-                attempt.version,
-            )
+        transfer = Transfer(
+            call.write,
+            plan.local,
+            plan.remote,
+            plan.length,
+            attempt.local_ref,
+            attempt.cache_ref,
+            call.deadline_ns,
+            remote.key_ref,
+            attempt.version,
         )
+        outcome = complete(data.channel.run(transfer), plan)
         if outcome.code == Code.OK and call.consumes(remote):
             return data.lanes.consume(remote.key_ref, call.deadline_ns)
         return outcome

@@ -1,11 +1,13 @@
 """Tools to test programs that use this package, and backends that serve it.
 
 `PeerGroup` runs bodies as peers of each other, `leaks` compares what a process holds before and
-after, `check_backend` is the executable form of the backend contract.
+after, `check_backend` is the executable form of the backend contract, `inject_faults` makes
+transfers fail as a `FaultPolicy` says.
 """
 
 from __future__ import annotations
 
+from llm_datadist._backends.fault_policy import Decision, FaultPolicy, FaultRule
 from llm_datadist.testing.conformance import CHECKS, check_backend, run_check
 from llm_datadist.testing.exits import (
     Exit,
@@ -17,14 +19,18 @@ from llm_datadist.testing.exits import (
     Raised,
     TimedOut,
 )
+from llm_datadist.testing.faults import inject_faults
 from llm_datadist.testing.here import Here
 from llm_datadist.testing.leaks import Snapshot, leaks_since, snapshot
 from llm_datadist.testing.peer_group import Peer, PeerGroup
 
 __all__ = [
     "CHECKS",
+    "Decision",
     "Exit",
     "Exited",
+    "FaultPolicy",
+    "FaultRule",
     "Finished",
     "GroupClosed",
     "Here",
@@ -36,6 +42,7 @@ __all__ = [
     "Snapshot",
     "TimedOut",
     "check_backend",
+    "inject_faults",
     "leaks_since",
     "run_check",
     "snapshot",

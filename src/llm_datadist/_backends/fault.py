@@ -1,0 +1,301 @@
+"""A decorator over any backend that makes transfers fail as a policy says.
+
+It keeps the contract of `base.py`, except where the policy makes it lie (short with code OK,
+corrupt): a transfer completes exactly once, in time, and moves nothing after that.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llm_datadist._backends.base import Backend, Channel, Handle
+from llm_datadist._backends.outcomes import NO_REF, Code, Outcome
+from llm_datadist._devices.cpu import copy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llm_datadist._backends.base import PeerEndpoint, Region, Transfer, U64Array
+    from llm_datadist._backends.fault_policy import Decision, FaultPolicy
+    from llm_datadist._backends.lanes import LinkLanes
+    from llm_datadist._backends.node import Node
+
+    DropLink = Callable[[int], None]
+
+
+class FaultChannel(Channel):
+    """A channel whose transfers fail as the policy says.
+
+    Args:
+        inner: The channel that moves the bytes.
+        node: The instance's data plane.
+        cluster_id: The peer.
+        policy: Decides.
+        drop_link: Called with the peer's id to drop its link; None: only this channel is closed.
+    """
+
+    def __init__(
+        self,
+        inner: Channel,
+        node: Node,
+        cluster_id: int,
+        policy: FaultPolicy,
+        drop_link: DropLink | None = None,
+    ) -> None:
+        self.name = inner.name  # type: ignore[misc]  # the decorated one's
+        self.inner = inner
+        self.node = node
+        self.policy = policy
+        self.ended = threading.Event()
+        self._cluster_id = cluster_id
+        self._drop_link = drop_link
+        self._dropped = False
+
+    @property
+    def innermost(self) -> Channel:
+        return self.inner.innermost
+
+    def post(self, transfer: Transfer) -> Handle:
+        decision = self.policy.decide(write=transfer.write, cluster_id=self._cluster_id)
+        if decision is not None and decision.action == "drop":
+            self.drop()
+        return FaultHandle(self, transfer, None if self._dropped else decision)
+
+    def drop(self) -> None:
+        """End the link, as if the peer had died."""
+        self._dropped = True
+        self.close()
+        if self._drop_link is not None:
+            self._drop_link(self._cluster_id)
+
+    def begin(self, transfer: Transfer) -> Outcome | Handle:
+        """Start a transfer on the channel beneath, unless the link was dropped."""
+        return Outcome(Code.PEER_DEAD) if self._dropped else self.inner.post(transfer)
+
+    def update(self, metadata: bytes) -> None:
+        self.inner.update(metadata)
+
+    def forget(self, address: int, size: int) -> None:
+        self.inner.forget(address, size)
+
+    def describe(self) -> dict[str, object]:
+        return {**self.inner.describe(), "faults": repr(self.policy)}
+
+    def close(self) -> None:
+        self.ended.set()
+        self.inner.close()
+
+
+class FaultHandle(Handle):
+    """A transfer with what goes wrong with it. Completes exactly once, whoever asks."""
+
+    def __init__(
+        self, channel: FaultChannel, transfer: Transfer, decision: Decision | None
+    ) -> None:
+        self._channel = channel
+        self._transfer = transfer
+        self._decision = decision
+        self._action = "" if decision is None else decision.action
+        delay_ns = int(decision.delay_ms * 1e6) if decision and self._action == "delay" else 0
+        self._due_ns = min(time.monotonic_ns() + delay_ns, transfer.deadline_ns) if delay_ns else 0
+        self._begun: Handle | None = None
+        self._other_byte: _OtherByte | None = None
+        self._outcome: Outcome | None = None
+        self._lock = threading.Lock()
+
+    def poll(self) -> Outcome | None:
+        if self._due_ns > time.monotonic_ns() and not self._channel.ended.is_set():
+            return None
+        if not self._lock.acquire(blocking=False):
+            return None  # another thread waits for it
+        try:
+            self._begin()
+            if self._outcome is None and self._begun is not None:
+                outcome = self._begun.poll()
+                if outcome is not None:
+                    self._complete(outcome)
+            return self._outcome
+        finally:
+            self._lock.release()
+
+    def wait(self) -> Outcome:
+        left_s = (self._due_ns - time.monotonic_ns()) / 1e9 if self._due_ns else 0.0
+        if left_s > 0:
+            self._channel.ended.wait(left_s)
+        with self._lock:
+            self._begin()
+            if self._outcome is None:
+                assert self._begun is not None
+                self._complete(self._begun.wait())
+            assert self._outcome is not None
+            return self._outcome
+
+    def release(self) -> None:
+        if self._begun is not None:
+            self._begun.release()
+
+    def _begin(self) -> None:
+        if self._begun is not None or self._outcome is not None:
+            return
+        decision, transfer = self._decision, self._transfer
+        if decision is not None and decision.action == "refuse":
+            self._complete(Outcome(Code[decision.code]))
+            return
+        if decision is not None and decision.action == "short":
+            transfer = _shortened(transfer, decision.place)
+        elif decision is not None and decision.action == "corrupt" and transfer.length.sum():
+            self._other_byte = _OtherByte(self._channel.node, transfer, decision.place)
+            outcome = self._other_byte.before()
+            if outcome.code != Code.OK:
+                self._complete(outcome)
+                return
+            transfer = self._other_byte.transfer
+        begun = self._channel.begin(transfer)
+        if isinstance(begun, Handle):
+            self._begun = begun
+        else:
+            self._complete(begun)
+
+    def _complete(self, outcome: Outcome) -> None:
+        assert self._outcome is None, "a transfer completes once"
+        if self._other_byte is not None:
+            outcome = self._other_byte.after(outcome)
+        if self._action in {"fail", "short"} and outcome.code == Code.OK:
+            assert self._decision is not None
+            outcome = outcome._replace(code=Code[self._decision.code])
+        self._outcome = outcome
+        self._channel.policy.completed()
+
+
+def _shortened(transfer: Transfer, place: float) -> Transfer:
+    """The first part of a transfer, cut at any byte but the end."""
+    ends = np.cumsum(transfer.length)
+    total = int(ends[-1]) if len(ends) else 0
+    keep = int(place * total)
+    count = int(np.searchsorted(ends, keep, side="right"))
+    rest = keep - (int(ends[count - 1]) if count else 0)
+    length = transfer.length[: count + bool(rest)].copy()
+    if rest:
+        length[-1] = rest
+    return replace(
+        transfer,
+        local=transfer.local[: len(length)],
+        remote=transfer.remote[: len(length)],
+        length=length,
+    )
+
+
+class _OtherByte:
+    """One byte of a transfer that goes by way of a byte of its own, and is another one then.
+
+    The caller's memory is only touched by native copies that hold its entry, so that a cache that
+    goes during the transfer is safe here too.
+    """
+
+    def __init__(self, node: Node, transfer: Transfer, place: float) -> None:
+        self._node = node
+        self._whole = transfer
+        ends = np.cumsum(transfer.length)
+        position = int(place * int(ends[-1]))
+        index = int(np.searchsorted(ends, position, side="right"))
+        offset = position - (int(ends[index - 1]) if index else 0)
+        self._index = index
+        self._byte = np.zeros(1, np.uint8)
+        self._address = np.array([int(transfer.local[index]) + offset], np.uint64)
+        parts = [(0, offset), (offset, 1), (offset + 1, int(transfer.length[index]) - offset - 1)]
+        self.transfer = replace(
+            transfer,
+            local=self._split(transfer.local, parts, own=True),
+            remote=self._split(transfer.remote, parts, own=False),
+            length=self._joined(transfer.length, [size for _, size in parts]),
+        )
+
+    def before(self) -> Outcome:
+        """Fetch the byte that a write sends, and make it another one."""
+        if not self._whole.write:
+            return Outcome(Code.OK)
+        outcome = self._copy(self._own, self._address, NO_REF, self._whole.local_ref)
+        self._byte ^= 0xFF
+        here = {Code.GONE: Code.LOCAL_GONE, Code.REMOTE_FAULT: Code.LOCAL_FAULT}
+        return outcome._replace(code=here.get(Code(outcome.code), outcome.code), descriptor=-1)
+
+    def after(self, outcome: Outcome) -> Outcome:
+        """Put the byte that a read brought in its place, as another one; number descriptors back.
+
+        Args:
+            outcome: Of the transfer that was split.
+        """
+        number = outcome.descriptor
+        if number > self._index:
+            outcome = outcome._replace(descriptor=max(number - 2, self._index))
+        if self._whole.write or outcome.code != Code.OK:
+            return outcome
+        self._byte ^= 0xFF
+        put = self._copy(self._address, self._own, self._whole.local_ref, NO_REF)
+        return outcome if put.code == Code.OK else put._replace(descriptor=self._index)
+
+    @property
+    def _own(self) -> U64Array:
+        return np.array([self._byte.ctypes.data], np.uint64)
+
+    def _copy(
+        self, dst: U64Array, src: U64Array, dst_ref: tuple[int, int], src_ref: tuple[int, int]
+    ) -> Outcome:
+        one = np.ones(1, np.uint64)
+        return Outcome(*copy(self._node.native, dst, src, one, dst_ref, src_ref))
+
+    def _split(self, column: U64Array, parts: list[tuple[int, int]], *, own: bool) -> U64Array:
+        begin = int(column[self._index])
+        addresses = [begin + offset for offset, _ in parts]
+        if own:
+            addresses[1] = self._byte.ctypes.data
+        return self._joined(column, addresses)
+
+    def _joined(self, column: U64Array, middle: list[int]) -> U64Array:
+        replaced = np.array(middle, np.uint64)
+        return np.concatenate([column[: self._index], replaced, column[self._index + 1 :]])
+
+
+class FaultBackend(Backend):
+    """A backend whose channels fail as the policy says.
+
+    Args:
+        inner: The backend that moves the bytes; peers see it under its own name.
+        node: The instance's data plane.
+        policy: Decides.
+        drop_link: See FaultChannel.
+    """
+
+    def __init__(
+        self, inner: Backend, node: Node, policy: FaultPolicy, drop_link: DropLink | None = None
+    ) -> None:
+        self.name = inner.name  # type: ignore[misc]  # the decorated one's
+        self.capabilities = inner.capabilities  # type: ignore[misc]
+        self.inner = inner
+        self.policy = policy
+        self._node = node
+        self._drop_link = drop_link
+
+    def register(self, region: Region) -> None:
+        self.inner.register(region)
+
+    def deregister(self, region: Region) -> None:
+        self.inner.deregister(region)
+
+    def remapped(self, address: int, size: int) -> None:
+        self.inner.remapped(address, size)
+
+    def describe(self) -> bytes:
+        return self.inner.describe()
+
+    def connect(self, peer: PeerEndpoint, lanes: LinkLanes) -> FaultChannel:
+        channel = self.inner.connect(peer, lanes)
+        return FaultChannel(channel, self._node, peer.cluster_id, self.policy, self._drop_link)
+
+    def close(self) -> None:
+        self.inner.close()

@@ -1,0 +1,170 @@
+"""What goes wrong, when: rules, a seed, and a record of every decision."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llm_datadist._backends.outcomes import Code
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from typing_extensions import Self
+
+logger = logging.getLogger("llm_datadist")
+
+ACTIONS = ("refuse", "fail", "delay", "short", "corrupt", "drop")
+
+
+@dataclass(frozen=True, slots=True)
+class FaultRule:
+    """What happens to which transfers.
+
+    Attributes:
+        action: refuse: nothing is moved, and the transfer fails with `code`.
+            fail: everything is moved, and the transfer fails with `code` all the same.
+            delay: the transfer begins `delay_ms` later; at its deadline it ends in any case.
+            short: the bytes up to a random place are moved, and the transfer ends with `code`. With
+            code "OK" the data path lies.
+            corrupt: everything is moved, and one random byte arrives as another.
+            drop: nothing is moved, the link is dropped, and the transfer fails with PEER_DEAD.
+        nth: Of the transfers that the rule fits, only this one, counted from 1; None = each.
+        chance: How probable it is for each of them.
+        write: True: only writes (pushes). False: only reads (pulls). None: both.
+        cluster_id: Only transfers with this peer; None = all.
+        code: Name of a `Code`, for refuse, fail and short.
+        delay_ms: For delay.
+    """
+
+    action: str
+    nth: int | None = None
+    chance: float = 1.0
+    write: bool | None = None
+    cluster_id: int | None = None
+    code: str = "SYSTEM"
+    delay_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.action not in ACTIONS:
+            raise ValueError(f"action is {self.action!r}; use one of {', '.join(ACTIONS)}")
+        if self.code not in Code.__members__:
+            raise ValueError(f"code is {self.code!r}; use one of {', '.join(Code.__members__)}")
+        if self.code == "OK" and self.action in {"refuse", "fail"}:
+            raise ValueError(f"{self.action} with code OK is no fault; use short or corrupt")
+
+    def fits(self, *, write: bool, cluster_id: int) -> bool:
+        """Whether a transfer is one that the rule is about."""
+        return self.write in {None, write} and self.cluster_id in {None, cluster_id}
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A fault that one transfer got.
+
+    Attributes:
+        post: Number of the transfer, counted from 1 over all links and directions.
+        write, cluster_id: Which transfer that was.
+        action, code, delay_ms: As in the rule.
+        place: Where in the transfer's bytes, from 0 to 1, for short and corrupt.
+    """
+
+    post: int
+    write: bool
+    cluster_id: int
+    action: str
+    code: str
+    delay_ms: float
+    place: float
+
+
+class FaultPolicy:
+    """Decides for each transfer whether something goes wrong with it. Thread-safe.
+
+    What transfer number n gets depends on the rules, the seed and the transfers before it, and on
+    nothing else: the same transfers in the same order get the same faults again. Where the order of
+    several threads is not the same, `replay` repeats what was decided in an earlier run.
+
+    Args:
+        rules: The first one that applies to a transfer decides; none: nothing goes wrong.
+        seed: Of every random choice.
+    """
+
+    def __init__(self, rules: Iterable[FaultRule] = (), seed: int = 0) -> None:
+        self.rules = tuple(rules)
+        self.seed = seed
+        self._lock = threading.Lock()
+        self._fitted: Counter[int] = Counter()
+        self._decisions: list[Decision] = []
+        self._replayed: dict[int, Decision] | None = None
+        self._posts = 0
+        self._completions = 0
+
+    @classmethod
+    def replay(cls, decisions: Iterable[Decision]) -> Self:
+        """Make a policy that does to the nth transfer what was done to it before."""
+        policy = cls()
+        policy._replayed = {decision.post: decision for decision in decisions}
+        return policy
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """The faults so far, in order."""
+        with self._lock:
+            return tuple(self._decisions)
+
+    @property
+    def posts(self) -> int:
+        """Transfers that were posted."""
+        return self._posts
+
+    @property
+    def completions(self) -> int:
+        """Transfers that got their outcome."""
+        return self._completions
+
+    def decide(self, *, write: bool, cluster_id: int) -> Decision | None:
+        """Count a transfer and say what goes wrong with it."""
+        with self._lock:
+            self._posts += 1
+            if self._replayed is not None:
+                decision = self._replayed.get(self._posts)
+            else:
+                decision = self._choose(write, cluster_id)
+            if decision is not None:
+                self._decisions.append(decision)
+        if decision is not None:
+            logger.info("injects %s (seed %d)", decision, self.seed)
+        return decision
+
+    def completed(self) -> None:
+        """Count an outcome."""
+        with self._lock:
+            self._completions += 1
+
+    def _choose(self, write: bool, cluster_id: int) -> Decision | None:
+        chosen = None
+        for index, rule in enumerate(self.rules):
+            if not rule.fits(write=write, cluster_id=cluster_id):
+                continue
+            self._fitted[index] += 1
+            chance = random.Random(f"{self.seed} {self._posts} {index}")
+            wanted = rule.nth in {None, self._fitted[index]} and chance.random() < rule.chance
+            if wanted and chosen is None:
+                chosen = Decision(
+                    self._posts,
+                    write,
+                    cluster_id,
+                    rule.action,
+                    rule.code,
+                    rule.delay_ms,
+                    chance.random(),
+                )
+        return chosen
+
+    def __repr__(self) -> str:
+        return f"FaultPolicy(rules={self.rules!r}, seed={self.seed})"

@@ -1,0 +1,66 @@
+"""Transfers of an instance that fail on purpose.
+
+policy = FaultPolicy([FaultRule("fail", nth=3, write=False, code="TIMEOUT")], seed=7)
+with inject_faults(instance, policy):
+    ...                                    # the third pull raises LLM_TIMEOUT
+assert [each.post for each in policy.decisions] == [3]
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+from llm_datadist._backends.fault import FaultBackend, FaultChannel
+from llm_datadist._errors import LLMException
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llm_datadist._backends.fault_policy import FaultPolicy
+    from llm_datadist._datadist import LLMDataDist
+    from llm_datadist._engine import Engine
+
+
+@contextmanager
+def inject_faults(instance: LLMDataDist, policy: FaultPolicy) -> Iterator[FaultPolicy]:
+    """Have the transfers that an instance initiates fail as a policy says, while this is open.
+
+    Links that there are and links that are made meanwhile are meant alike. What peers initiate is
+    theirs to spoil. Lookups of keys and the consumption of CacheKeys are no transfers.
+
+    Args:
+        instance: Initialised; it may be finalised inside.
+        policy: Records what it decides.
+
+    Raises:
+        RuntimeError: The instance is not initialised.
+    """
+    engine = instance._engine
+    if engine is None:
+        raise RuntimeError("inject_faults: the LLMDataDist instance is not initialised")
+    drop_link = partial(_drop_link, engine)
+    backends = engine.backends
+    engine.backends = tuple(
+        FaultBackend(backend, engine.node, policy, drop_link) for backend in backends
+    )
+    for link in engine.links.links():
+        channel = link.data.channel
+        if not (isinstance(channel, FaultChannel) and channel.policy is policy):
+            link.data.channel = FaultChannel(
+                channel, engine.node, link.cluster_id, policy, drop_link
+            )
+    try:
+        yield policy
+    finally:
+        engine.backends = backends
+        for link in engine.links.links():
+            channel = link.data.channel
+            if isinstance(channel, FaultChannel) and channel.policy is policy:
+                link.data.channel = channel.inner
+
+
+def _drop_link(engine: Engine, cluster_id: int) -> None:
+    with suppress(LLMException):  # it is gone already
+        engine.links.drop(engine.links.get(cluster_id, "drop"), "dropped by a fault policy")
