@@ -24,7 +24,7 @@ def cases(scale: float) -> list[work.Case]:
     """1 MiB and 32 KiB blocks of 512 MiB, 4 KiB blocks of 128 MiB; `scale` shrinks the totals."""
     sizes = ((MIB, 512), (32 << 10, 512), (4 << 10, 128))
     return [
-        work.Case(_size(block), block, max(block * 2, int(total * MIB * scale) // block * block))
+        work.Case(_size(block), block, max(block * 2, work.whole_mib(total * MIB * scale)))
         for block, total in sizes
     ]
 
@@ -40,7 +40,9 @@ class SameHost:
         self.rounds, self.scale = rounds, scale
         self.rows: list[Row] = []
         self.goals: list[Goal] = []
-        self.local = work.buffer(int(512 * MIB * scale))
+        self.local = work.buffer(
+            max(work.whole_mib(512 * MIB * scale), 8 * MIB)
+        )  # 8: the small calls
         self.ours, self.pool, self.bare = (
             Ours(self.local),
             OursPool(self.local),
@@ -168,7 +170,7 @@ class SameHost:
         ]
 
     def _local_copies(self) -> None:
-        total = int(256 * MIB * self.scale)
+        total = work.whole_mib(256 * MIB * self.scale)
         block = 64 << 10
         manager = self.ours.instance.cache_manager
         first = register(self.ours.instance, work.address(self.local), total, block)

@@ -37,7 +37,7 @@ class Tcp:
         self.rows: list[Row] = []
         self.goals: list[Goal] = []
         os.environ["UCX_TLS"] = "tcp"  # before the first agent of this process
-        self.local = work.buffer(int(512 * work.MIB * scale))
+        self.local = work.buffer(work.whole_mib(512 * work.MIB * scale))
         self.ours = OursTcp(self.local)
         self.nixl: Contender | None = None
         self.mooncake: Contender | None = None

@@ -36,6 +36,11 @@ def buffer(size: int) -> np.ndarray:
     return memory
 
 
+def whole_mib(size: float) -> int:
+    """`size` bytes rounded to MiB, one at least."""
+    return max(1, round(size / MIB)) * MIB
+
+
 def address(memory: np.ndarray) -> int:
     return int(memory.ctypes.data)
 
