@@ -133,6 +133,7 @@ def test_an_attribute_exists_and_is_no_method(name, attribute):
 def test_everything_public_is_documented(name):
     kind = getattr(llm_datadist, name)
     assert kind.__doc__
-    for member, value in vars(kind).items():
+    own = [base for base in kind.__mro__ if base.__module__.startswith("llm_datadist")]
+    for member, value in (item for base in own for item in vars(base).items()):
         if not member.startswith("_") and member != "llm_engine_instance":
             assert inspect.getdoc(value), f"{name}.{member}"

@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import types
 
 import numpy as np
 import pytest
@@ -397,8 +396,8 @@ MISTAKES = {
 METHODS = [
     (kind, name)
     for kind in (LLMDataDist, CacheManager)
-    for name, value in vars(kind).items()
-    if isinstance(value, types.FunctionType) and not name.startswith("_")
+    for name, _ in inspect.getmembers(kind, inspect.isfunction)
+    if not name.startswith("_")
 ]
 KEEPS_WORKERS = pytest.mark.leaves_resources("threads of the module's instances wait for more")
 

@@ -1,0 +1,25 @@
+"""CacheManager: the cache calls of the API. Argument types are checked here; the work is below.
+
+One module per group of calls.
+"""
+
+from __future__ import annotations
+
+from llm_datadist._cache_manager.caches import CacheCalls
+from llm_datadist._cache_manager.local import LocalCalls
+from llm_datadist._cache_manager.memory import MemoryCalls
+from llm_datadist._cache_manager.transfers import TransferCalls
+
+__all__ = ["CacheManager"]
+
+
+class CacheManager(CacheCalls, TransferCalls, LocalCalls, MemoryCalls):
+    """Registers, allocates and moves caches of one instance. Got from LLMDataDist.cache_manager.
+
+    Thread-safe; several transfers may run at once, on one link too. The GIL is released while bytes
+    move and while a call waits. After `LLMDataDist.finalize` every method raises RuntimeError.
+    Source: api.md 5 and 7.
+    """
+
+    def __repr__(self) -> str:
+        return f"CacheManager(cluster_id={self._engine.cluster_id})"

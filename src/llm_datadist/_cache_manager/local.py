@@ -1,0 +1,96 @@
+"""Copies within one instance."""
+
+from __future__ import annotations
+
+from llm_datadist._cache_manager.calls import Calls
+from llm_datadist._types import Cache
+from llm_datadist._types.arguments import check_block_lists, check_dict
+from llm_datadist._types.checks import (
+    INT64_MAX,
+    check_instance,
+    check_int,
+    check_uint32,
+    check_uint64,
+)
+
+_INT64_LOW = -(2**63)
+
+
+class LocalCalls(Calls):
+    """Calls that copy between own caches. Source: api.md 7.7."""
+
+    def copy_cache(
+        self,
+        dst: Cache,
+        src: Cache,
+        dst_batch_index: int = 0,
+        src_batch_index: int = 0,
+        offset: int = 0,
+        size: int = -1,
+        req_id: int | None = None,
+    ) -> None:
+        """Copy one slot of every tensor between own contiguous caches.
+
+        Args:
+            dst: Destination.
+            src: Source, with as many tensors and equal slots.
+            dst_batch_index: Slot of the destination.
+            src_batch_index: Slot of the source.
+            offset: Bytes from the slot's start, on both sides.
+            size: Bytes per tensor; -1 = the rest of the slot.
+            req_id: Carried for the log only.
+
+        Raises:
+            TypeError: A wrong type.
+            ValueError: A number outside its width.
+            LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST (freed), LLM_DEVICE_MEM_ERROR.
+        Source: api.md 7.7.
+        """
+        operation = "copy_cache"
+        self._engine.check_open(operation)
+        check_instance("dst", dst, Cache)
+        check_instance("src", src, Cache)
+        dst_slot = check_uint32("dst_batch_index", dst_batch_index)
+        src_slot = check_uint32("src_batch_index", src_batch_index)
+        offset_bytes = check_int("offset", offset, 0, INT64_MAX)
+        num_bytes = check_int("size", size, _INT64_LOW, INT64_MAX)
+        if req_id is not None:
+            check_uint64("req_id", req_id)
+        self._engine.local.copy_slot(dst, src, dst_slot, src_slot, offset_bytes, num_bytes)
+
+    def copy_blocks(self, cache: Cache, copy_block_info: dict[int, list[int]]) -> None:
+        """Copy blocks within one own blocks cache: each key's block onto every listed block.
+
+        Raises:
+            TypeError: A wrong type.
+            ValueError: A negative index.
+            LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST, LLM_DEVICE_MEM_ERROR.
+        Source: api.md 7.7.
+        """
+        self._engine.check_open("copy_blocks")
+        if not isinstance(cache, Cache):
+            raise TypeError(f"cache only support Cache, got {type(cache).__name__}")
+        check_dict("copy_block_info", copy_block_info)
+        check_block_lists("copy_block_info", copy_block_info)
+        self._engine.local.copy_blocks(cache, copy_block_info)
+
+    def swap_blocks(self, src_cache: Cache, dst_cache: Cache, src_to_dst: dict[int, int]) -> None:
+        """Copy blocks between two own caches: block key of the source onto block value.
+
+        Meant for a DEVICE blocks cache and a HOST one (`Cache.create_cpu_cache`), either direction;
+        any placements work.
+
+        Raises:
+            AttributeError: A cache is None.
+            TypeError: A wrong type, or caches whose type or tensor count differ.
+            ValueError: A negative index, or caches whose block bytes differ.
+            LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST, LLM_DEVICE_MEM_ERROR.
+        Source: api.md 7.7.
+        """
+        self._engine.check_open("swap_blocks")
+        for name, cache in (("src_cache", src_cache), ("dst_cache", dst_cache)):
+            if cache is None:
+                raise AttributeError(f"{name} is None; give a Cache")
+            check_instance(name, cache, Cache)
+        check_dict("src_to_dst", src_to_dst)
+        self._engine.local.swap_blocks(src_cache, dst_cache, src_to_dst)

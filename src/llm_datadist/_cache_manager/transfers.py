@@ -1,0 +1,220 @@
+"""Transfers between an own cache and a peer's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llm_datadist._cache_manager.calls import Calls
+from llm_datadist._types import (
+    BlocksCacheKey,
+    Cache,
+    CacheKey,
+    CacheKeyByIdAndIndex,
+    LayerSynchronizer,
+)
+from llm_datadist._types.arguments import check_layers
+from llm_datadist._types.checks import INT64_MAX, check_instance, check_int, check_uint32
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llm_datadist._types import CacheTask, TransferConfig, TransferWithCacheKeyConfig
+
+_INT64_LOW = -(2**63)
+
+
+class TransferCalls(Calls):
+    """Calls that move bytes between instances. Source: api.md 7.2 to 7.6, 7.8."""
+
+    def pull_cache(
+        self,
+        cache_key: CacheKey | CacheKeyByIdAndIndex,
+        cache: Cache,
+        batch_index: int = 0,
+        size: int = -1,
+        *,
+        src_layer_range: range | None = None,
+        dst_layer_range: range | None = None,
+        tensor_num_per_layer: int = 2,
+    ) -> None:
+        """Pull one slot of a peer's contiguous cache into a slot of an own one.
+
+        Args:
+            cache_key: The peer's slot; a CacheKey is consumed by a pull of all its layers.
+            cache: Own contiguous cache.
+            batch_index: Slot of `cache` that is written.
+            size: Bytes per tensor from the slot's start; -1 = the local slot's bytes.
+            src_layer_range: The peer's layers, step 1; None = all.
+            dst_layer_range: Own layers, equally many; None = all.
+            tensor_num_per_layer: Tensors of one layer.
+
+        Raises:
+            TypeError: A wrong type.
+            ValueError: A number outside its width.
+            LLMException: LLM_PARAM_INVALID (sizes, slots, layers), LLM_NOT_YET_LINK,
+                LLM_KV_CACHE_NOT_EXIST, LLM_TIMEOUT after sync_kv_timeout, LLM_LINK_FAILED,
+                LLM_SUSPECT_REMOTE_ERROR, LLM_DEVICE_MEM_ERROR, LLM_ENGINE_FINALIZED.
+        After a failure blocks that were moved stay moved and nothing lands any more.
+        Source: api.md 7.2, 7.8.
+        """
+        operation = "pull_cache"
+        self._engine.check_open(operation)
+        key = check_instance("cache_key", cache_key, CacheKey, CacheKeyByIdAndIndex)
+        check_instance("cache", cache, Cache)
+        slot = check_uint32("batch_index", batch_index)
+        num_bytes = check_int("size", size, _INT64_LOW, INT64_MAX)
+        layers = check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
+        self._transfers.pull_slot(operation, key, cache, slot, num_bytes, layers)
+
+    def pull_blocks(
+        self,
+        src_cache_key: BlocksCacheKey | CacheKey | CacheKeyByIdAndIndex,
+        dst_cache: Cache,
+        src_blocks: Sequence[int] = (),
+        dst_blocks: Sequence[int] = (),
+        *,
+        src_layer_range: range | None = None,
+        dst_layer_range: range | None = None,
+        tensor_num_per_layer: int = 2,
+    ) -> None:
+        """Pull blocks of a peer's cache into blocks of an own one.
+
+        Args:
+            src_cache_key: BlocksCacheKey: block src_blocks[i] lands in dst_blocks[i]. CacheKey or
+                CacheKeyByIdAndIndex: the slot is cut into pieces of the destination's block_bytes,
+                piece i lands in dst_blocks[i]; src_blocks stays empty.
+            dst_cache: Own blocks cache of equal block_bytes and tensor count.
+            src_blocks: The peer's blocks, 0-based.
+            dst_blocks: Own blocks, no duplicates.
+            src_layer_range: The peer's layers, step 1; None = all.
+            dst_layer_range: Own layers, equally many; None = all.
+            tensor_num_per_layer: Tensors of one layer.
+
+        Raises:
+            TypeError: A wrong type (a float, str or bool among the blocks, say).
+            ValueError: A negative index.
+            LLMException: as `pull_cache`; LLM_PARAM_INVALID names the index at fault.
+        After a failure blocks that were moved stay moved and nothing lands any more.
+        Source: api.md 7.3, 7.8.
+        """
+        operation = "pull_blocks"
+        self._engine.check_open(operation)
+        key = check_instance(
+            "src_cache_key", src_cache_key, BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
+        )
+        check_instance("dst_cache", dst_cache, Cache)
+        layers = check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
+        self._transfers.pull_blocks(operation, key, dst_cache, src_blocks, dst_blocks, layers)
+
+    def push_blocks(
+        self,
+        dst_cache_key: BlocksCacheKey,
+        src_cache: Cache,
+        src_blocks: Sequence[int] = (),
+        dst_blocks: Sequence[int] = (),
+        src_layer_range: range | None = None,
+        dst_layer_range: range | None = None,
+        tensor_num_per_layer: int = 2,
+    ) -> None:
+        """Push blocks of an own cache into blocks of a peer's; visible there when it returns.
+
+        Args:
+            dst_cache_key: The peer's blocks cache.
+            src_cache: Own blocks cache of equal block_bytes and tensor count.
+            src_blocks: Own blocks, 0-based.
+            dst_blocks: The peer's blocks, no duplicates.
+            src_layer_range: Layers, step 1; None = all. Must equal dst_layer_range.
+            dst_layer_range: Layers of the peer.
+            tensor_num_per_layer: Tensors of one layer.
+
+        Raises:
+            TypeError: A wrong type.
+            ValueError: A negative index.
+            LLMException: as `pull_blocks`.
+        Source: api.md 7.4, 7.8.
+        """
+        operation = "push_blocks"
+        self._engine.check_open(operation)
+        key = check_instance("dst_cache_key", dst_cache_key, BlocksCacheKey)
+        check_instance("src_cache", src_cache, Cache)
+        layers = check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
+        self._transfers.push_blocks(operation, key, src_cache, src_blocks, dst_blocks, layers)
+
+    def push_cache(
+        self,
+        dst_cache_key: CacheKeyByIdAndIndex,
+        src_cache: Cache,
+        src_batch_index: int = 0,
+        src_layer_range: range | None = None,
+        dst_layer_range: range | None = None,
+        size: int = -1,
+        tensor_num_per_layer: int = 2,
+    ) -> None:
+        """Push one slot of an own contiguous cache into the peer's slot that the key names.
+
+        Args:
+            dst_cache_key: The peer's cache and slot.
+            src_cache: Own contiguous cache.
+            src_batch_index: Slot of `src_cache`.
+            src_layer_range: Layers, step 1; None = all. Must equal dst_layer_range.
+            dst_layer_range: Layers of the peer.
+            size: -1 = the whole local slot; > 0 = bytes per tensor *(extension)*.
+            tensor_num_per_layer: Tensors of one layer.
+
+        Raises:
+            TypeError: A wrong type.
+            ValueError: A number outside its width.
+            LLMException: as `pull_cache`.
+        Source: api.md 7.5, 7.8.
+        """
+        operation = "push_cache"
+        self._engine.check_open(operation)
+        key = check_instance("dst_cache_key", dst_cache_key, CacheKeyByIdAndIndex)
+        check_instance("src_cache", src_cache, Cache)
+        slot = check_uint32("src_batch_index", src_batch_index)
+        num_bytes = check_int("size", size, _INT64_LOW, INT64_MAX)
+        layers = check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
+        self._transfers.push_slot(operation, key, src_cache, slot, num_bytes, layers)
+
+    def transfer_cache_async(
+        self,
+        src_cache: Cache,
+        layer_synchronizer: LayerSynchronizer,
+        transfer_configs: Sequence[TransferConfig] | Sequence[TransferWithCacheKeyConfig],
+        src_block_indices: Sequence[int] | None = None,
+        dst_block_indices: Sequence[int] | None = None,
+        dst_block_memory_size: int | None = None,
+    ) -> CacheTask:
+        """Push a cache layer by layer, each as soon as the synchronizer says that it is complete.
+
+        Args:
+            src_cache: Own cache; two tensors per layer.
+            layer_synchronizer: Asked once per layer, ascending, on a thread of the library.
+            transfer_configs: Destinations: all TransferConfig while remote-accessible is off, all
+                TransferWithCacheKeyConfig while it is on.
+            src_block_indices: Blocks of the source.
+            dst_block_indices: Blocks of the destination.
+            dst_block_memory_size: Bytes of a destination block, for a contiguous source.
+
+        Returns:
+            At once, a CacheTask with one result per config.
+        Raises:
+            TypeError: A wrong type, or kinds of configs mixed.
+            ValueError: A negative index or size.
+            LLMException: LLM_PARAM_INVALID: combinations that do not exist ("transfer from blocks
+                to cache is not supported"), unequal lists, layers out of range.
+        Source: api.md 7.6.
+        """
+        operation = "transfer_cache_async"
+        self._engine.check_open(operation)
+        check_instance("src_cache", src_cache, Cache)
+        check_instance("layer_synchronizer", layer_synchronizer, LayerSynchronizer)
+        check_instance("transfer_configs", transfer_configs, list, tuple)
+        return self._engine.layerwise.start(
+            src_cache,
+            layer_synchronizer,
+            transfer_configs,
+            src_block_indices,
+            dst_block_indices,
+            dst_block_memory_size,
+        )
