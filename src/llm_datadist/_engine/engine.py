@@ -21,6 +21,7 @@ from llm_datadist._engine.faults import Faults
 from llm_datadist._engine.layerwise import Layerwise
 from llm_datadist._engine.link_data import LinkData
 from llm_datadist._engine.local import LocalCopies
+from llm_datadist._engine.messages import Faulted, Inbox, Remapped
 from llm_datadist._engine.remap import Remap
 from llm_datadist._engine.transfers import Transfers
 from llm_datadist._errors import LLMStatusCode, fail
@@ -107,8 +108,9 @@ class Engine:
             self.faults = Faults(self)
             self._remap = Remap(self)
             self.links = LinkTable(cluster_id, config, self.incarnation, self)
-            self.links.hooks.on_request = self._remap.serve
-            self.links.hooks.on_notify = self.faults.receive
+            inbox = Inbox({Remapped: self._remap.serve}, {Faulted: self.faults.receive})
+            self.links.hooks.on_request = inbox.on_request
+            self.links.hooks.on_notify = inbox.on_notify
             self.transfers = Transfers(self)
             self.layerwise = Layerwise(self)
             self.local = LocalCopies(self)

@@ -12,10 +12,10 @@ from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 
 from llm_datadist._backends.outcomes import ANY_ENTRY
+from llm_datadist._engine.messages import Faulted, encode
 from llm_datadist._errors import Fault, LLMException, LLMStatusCode, fail
 
 if TYPE_CHECKING:
@@ -34,17 +34,6 @@ _MOST_PIECES = 4096
 """Slots or blocks of one descriptor that are tried one by one when it fails."""
 
 _MOST_REPORTED = 1024
-
-
-class Faulted(msgspec.Struct, array_like=True, frozen=True, tag="faulted"):
-    """To the owner of a cache: these ranges (address, size) of it could not be accessed.
-
-    The entry tells which life of the cache it was, so that a notice that is late, after a remap,
-    does not blame the new memory.
-    """
-
-    entry: tuple[int, int]
-    ranges: tuple[tuple[int, int], ...]
 
 
 def pieces_at_fault(
@@ -155,11 +144,10 @@ class Faults:
         ranges = tuple((fault.addr, fault.size) for fault in faults[:_MOST_REPORTED])
         if ranges and entry != ANY_ENTRY:
             with suppress(LLMException):
-                self._engine.links.notify(link, msgspec.msgpack.encode(Faulted(entry, ranges)))
+                self._engine.links.notify(link, encode(Faulted(entry, ranges)))
 
-    def receive(self, link: Link, body: bytes) -> None:
+    def receive(self, link: Link, message: Faulted) -> None:
         """Take a peer's notice; only memory that peers may touch gets a mark by it."""
-        message = msgspec.msgpack.decode(body, type=Faulted)
         for addr, size in message.ranges[:_MOST_REPORTED]:
             caches = self._registry.overlapping(addr, size)
             cache = next((c for c in caches if c.accessible and c.ref == message.entry), None)

@@ -6,8 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-import msgspec
-
+from llm_datadist._engine.messages import Remapped, encode
 from llm_datadist._errors import LLMException, LLMStatusCode, fail
 from llm_datadist._types import Memtype
 
@@ -20,12 +19,6 @@ logger = logging.getLogger("llm_datadist")
 
 OPERATION = "remap_registered_memory"
 _INVALID = LLMStatusCode.LLM_PARAM_INVALID
-
-
-class Remapped(msgspec.Struct, array_like=True, frozen=True, tag="remapped"):
-    """To a peer: drop what you hold of these ranges (address, size)."""
-
-    ranges: tuple[tuple[int, int], ...]
 
 
 class Remap:
@@ -53,14 +46,13 @@ class Remap:
         registry.remap(list(touched.values()))
         for address, size in ranges:
             self._engine.faults.clear(address, size)
-        body = msgspec.msgpack.encode(Remapped(ranges))
+        body = encode(Remapped(ranges))
         links = self._engine.links.links()
         if links:
             self._engine.links.request_all(links, body, deadline_ns, self._peer_is_silent)
 
-    def serve(self, link: Link, body: bytes) -> bytes:
+    def serve(self, link: Link, message: Remapped) -> bytes:
         """A peer has remapped: forget its ranges. Called on an executor thread."""
-        message = msgspec.msgpack.decode(body, type=Remapped)
         for address, size in message.ranges:
             link.data.channel.forget(address, size)
         return b""
