@@ -298,6 +298,14 @@ class LinkTable:
         """
         self._control.run(self._upkeep.drop(link, reason), "drop")
 
+    def after(self, seconds: float, call: Callable[[], object]) -> None:
+        """Have a worker call something in some time, if the table is open then. Never blocks."""
+        self._control.post(self._wait_for, seconds, call)
+
+    def _wait_for(self, seconds: float, call: Callable[[], object]) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_later(seconds, self._context.workers.submit, call)
+
     # Questions
 
     def get(self, cluster_id: int, operation: str = "get") -> Link:
@@ -363,7 +371,9 @@ class LinkTable:
         except PeerClosedError as error:
             raise self._lost("notify", link, error) from error
 
-    def request(self, link: Link, body: bytes, timeout_ms: float) -> bytes:
+    def request(
+        self, link: Link, body: bytes, timeout_ms: float, operation: str = "request"
+    ) -> bytes:
         """Send a message to the peer's `on_request` and return its answer.
 
         Raises:
@@ -371,10 +381,11 @@ class LinkTable:
                 peer's hook raised, with its text.
             ValueError: The body is larger than a message may be.
         """
-        return self._control.run(self._request(link, body, timeout_ms), "request")
+        return self._control.run(self._request(link, body, timeout_ms, operation), operation)
 
-    async def _request(self, link: Link, body: bytes, timeout_ms: float) -> bytes:
-        operation = "request"
+    async def _request(
+        self, link: Link, body: bytes, timeout_ms: float, operation: str = "request"
+    ) -> bytes:
         try:
             return await Deadline(timeout_ms / 1000).limit(link.conversation.ask(body))
         except asyncio.TimeoutError:

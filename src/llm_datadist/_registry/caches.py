@@ -20,19 +20,20 @@ from llm_datadist._registry.local import LocalCache
 from llm_datadist._registry.pool import OutOfMemory
 from llm_datadist._registry.records import key_name
 from llm_datadist._registry.tables import Tables, Wanted
-from llm_datadist._types import Placement
+from llm_datadist._types import CacheKey, Placement
 from llm_datadist._types.cache import NO_CACHE_ID
 from llm_datadist._types.keys import UNUSED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from llm_datadist._errors import LLMException
     from llm_datadist._plan.layout import Piece
     from llm_datadist._registry.node import MemoryListener, Node
     from llm_datadist._registry.pool import Pool
     from llm_datadist._registry.records import KeyName
-    from llm_datadist._types import BlocksCacheKey, Cache, CacheDesc, CacheKey
+    from llm_datadist._registry.tables import Named
+    from llm_datadist._types import BlocksCacheKey, Cache, CacheDesc, CacheKeyByIdAndIndex
 
 _POOL_OPTIONS = {
     Placement.DEVICE: "mem_pool_cfg (llm.MemPoolConfig)",
@@ -51,6 +52,9 @@ class CacheRegistry:
         device_is_host: Whether device memory is host memory, so that numpy can address it.
         listener: Told of all memory before it is published and after it is final.
         log_capacity: Bytes that the node's directory log can hold.
+
+    Attributes:
+        on_gone: Told the id of each cache that has ended, once it is final; must not block.
 
     Argument types are the caller's duty. Thread-safe.
     """
@@ -78,6 +82,7 @@ class CacheRegistry:
         self._caches = self._tables.caches
         self._closing = self._tables.closing
         self._is_closed = False
+        self.on_gone: Callable[[int], None] | None = None
 
     # ---- registering
 
@@ -256,6 +261,13 @@ class CacheRegistry:
             "use a cache that is live",
         )
 
+    def named(self, key: BlocksCacheKey | CacheKey | CacheKeyByIdAndIndex) -> Named | None:
+        """Return the live cache that a key of this instance names, and the slot of it."""
+        if isinstance(key, CacheKey):
+            self.reap()
+        with self._lock:
+            return self._tables.named(key)
+
     def get(self, cache_id: int) -> LocalCache | None:
         """Return the cache of that id, if it is live."""
         return self._caches.get(cache_id)
@@ -432,6 +444,8 @@ class CacheRegistry:
             with self._lock:
                 self._closing.pop(local.cache_id, None)
             local.closed.set()
+            if self.on_gone is not None:
+                self.on_gone(local.cache_id)
 
     def _check_owner(self, operation: str, cache: Cache) -> None:
         if cache.owner is not self._tables.token:

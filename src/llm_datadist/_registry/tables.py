@@ -7,22 +7,26 @@ with the tables.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, NamedTuple, final
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, final
 
 import numpy as np
 
 from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._registry.local import LocalCache
+from llm_datadist._registry.records import key_name
 from llm_datadist._registry.writer import DirectoryFull, DirectoryWriter
-from llm_datadist._types import Cache, Placement
+from llm_datadist._types import BlocksCacheKey, Cache, CacheKey, Placement
 
 if TYPE_CHECKING:
     from llm_datadist._plan import Layout
     from llm_datadist._registry.node import Node, Ref
     from llm_datadist._registry.records import KeyName
-    from llm_datadist._types import CacheDesc
+    from llm_datadist._types import CacheDesc, CacheKeyByIdAndIndex
 
 _log = logging.getLogger("llm_datadist")
+
+
+Named: TypeAlias = tuple[LocalCache, int]
 
 
 class Wanted(NamedTuple):
@@ -128,6 +132,18 @@ class Tables:
             raise
         self._file(local, wanted.blocks_key)
         return local
+
+    def named(self, key: BlocksCacheKey | CacheKey | CacheKeyByIdAndIndex) -> Named | None:
+        """Return the live cache that a key of this instance names, and the slot of it."""
+        if isinstance(key, BlocksCacheKey):
+            local = self.blocks_keys.get(key.model_id)
+            return None if local is None else (local, 0)
+        if isinstance(key, CacheKey):
+            name = key_name(key)
+            local = self.keys.get(name)
+            return None if local is None else (local, local.keys[name][0])
+        local = self.caches.get(key.cache_id)
+        return None if local is None or not local.named else (local, key.batch_index)
 
     def drop_key(self, local: LocalCache, name: KeyName) -> bool:
         """Unbind a key; return whether the cache was detached, as nothing holds it now."""
