@@ -33,6 +33,7 @@ from llm_datadist import (
     TransferConfig,
     TransferWithCacheKeyConfig,
 )
+from llm_datadist.leases import Lease, LeaseEnd
 
 if TYPE_CHECKING:
     import numpy as np
@@ -190,6 +191,25 @@ def move(manager: CacheManager, cache: Cache) -> None:
     assert_type(manager.remap_registered_memory([region]), None)
     for fault in manager.faulted_ranges():
         assert_type((fault.cluster_id, fault.addr, fault.size), tuple[int, int, int])
+
+
+def lease(manager: CacheManager, cache: Cache) -> None:
+    with manager.lease(BlocksCacheKey(2), [0, 1], ttl_ms=1000) as held:
+        assert_type(held, Lease)
+        assert_type((held.cluster_id, held.active), tuple[int, bool])
+        assert_type(held.blocks, tuple[int, ...] | None)
+        assert_type(held.renew(ttl_ms=1000), None)
+    assert_type(manager.lease(CacheKey(2, req_id=7)).release(), None)
+    assert_type(manager.leased_blocks(cache), frozenset[int])
+
+    def ended(end: LeaseEnd) -> None:
+        assert_type((end.cluster_id, end.cache_id), tuple[int, int])
+        assert_type(end.blocks, tuple[int, ...])
+        print(end.reason == "released")
+
+    assert_type(manager.on_lease_end(ended), None)
+    manager.on_lease_end(None)
+    manager.lease(BlocksCacheKey(2), None, 1000)  # type: ignore[call-arg]
 
 
 def move_layers(manager: CacheManager, cache: Cache) -> None:

@@ -6,6 +6,7 @@ One module per group of calls.
 from __future__ import annotations
 
 from llm_datadist._cache_manager.caches import CacheCalls
+from llm_datadist._cache_manager.leases import LeaseCalls
 from llm_datadist._cache_manager.local import LocalCalls
 from llm_datadist._cache_manager.memory import MemoryCalls
 from llm_datadist._cache_manager.transfers import TransferCalls
@@ -13,7 +14,7 @@ from llm_datadist._cache_manager.transfers import TransferCalls
 __all__ = ["CacheManager"]
 
 
-class CacheManager(CacheCalls, TransferCalls, LocalCalls, MemoryCalls):
+class CacheManager(CacheCalls, TransferCalls, LocalCalls, MemoryCalls, LeaseCalls):
     """Registers, allocates and moves caches of one instance. Got from LLMDataDist.cache_manager.
 
     Thread-safe; several transfers may run at once, on one link too. The GIL is released while bytes

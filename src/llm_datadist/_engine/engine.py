@@ -19,9 +19,11 @@ from llm_datadist._backends.select import make_backends, select_channel
 from llm_datadist._devices.cpu import PoolMemory
 from llm_datadist._engine.faults import Faults
 from llm_datadist._engine.layerwise import Layerwise
+from llm_datadist._engine.leases import Leases
+from llm_datadist._engine.lending import Lending
 from llm_datadist._engine.link_data import LinkData
 from llm_datadist._engine.local import LocalCopies
-from llm_datadist._engine.messages import Faulted, Inbox, Remapped
+from llm_datadist._engine.messages import Faulted, Inbox, Lend, Release, Remapped, Renew
 from llm_datadist._engine.remap import Remap
 from llm_datadist._engine.transfers import Transfers
 from llm_datadist._errors import LLMStatusCode, fail
@@ -108,7 +110,16 @@ class Engine:
             self.faults = Faults(self)
             self._remap = Remap(self)
             self.links = LinkTable(cluster_id, config, self.incarnation, self)
-            inbox = Inbox({Remapped: self._remap.serve}, {Faulted: self.faults.receive})
+            self.lending = Lending(self)
+            self.leases = Leases(self)
+            inbox = Inbox(
+                {
+                    Remapped: self._remap.serve,
+                    Lend: self.lending.lend,
+                    Renew: self.lending.renew,
+                },
+                {Faulted: self.faults.receive, Release: self.lending.release},
+            )
             self.links.hooks.on_request = inbox.on_request
             self.links.hooks.on_notify = inbox.on_notify
             self.transfers = Transfers(self)
@@ -248,6 +259,7 @@ class Engine:
         """End the data plane of a link; when it returns no transfer of it touches memory."""
         self.node.close_guard(*data.own_link_ref)
         data.close()
+        self.lending.link_ended(data.lanes.link_id)
 
     def begin_close(self) -> None:
         """Refuse new calls and make running ones end with LLM_ENGINE_FINALIZED."""

@@ -124,6 +124,9 @@ class World:
             "swap_blocks": {"src_cache": blocks, "dst_cache": self.host, "src_to_dst": {0: 1}},
             "remap_registered_memory": {"mem_infos": [MemInfo(DEVICE, self.addrs[0][0], 8)]},
             "faulted_ranges": {},
+            "lease": {"cache_key": key, "blocks": [0, 1], "ttl_ms": 1000},
+            "leased_blocks": {"cache": blocks},
+            "on_lease_end": {"callback": None},
         }
         self.slots, self.blocks = slots, blocks
 
@@ -392,6 +395,13 @@ MISTAKES = {
             (P, MemInfo(DEVICE, 4096, -1)),
         ],
     },
+    "lease": {
+        "cache_key": [*NO_KEY, (T, BlocksCacheKey)],
+        "blocks": [mistake for mistake in NO_BLOCKS if mistake not in [*NONE, (P, [0])]],
+        "ttl_ms": [*NO_UINT32, *NONE, (P, 0)],
+    },
+    "leased_blocks": {"cache": NO_CACHE},
+    "on_lease_end": {"callback": [(T, 1), (T, "f"), (T, [print])]},
 }
 METHODS = [
     (kind, name)

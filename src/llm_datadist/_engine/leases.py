@@ -1,0 +1,218 @@
+"""The reader's side of leases: asks the owner of a cache to keep blocks as they are for a while."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeAlias, final
+
+import msgspec
+import numpy as np
+
+from llm_datadist._engine.messages import Lend, Refused, Release, Renew, decode_answer, encode
+from llm_datadist._errors import LLMException, LLMStatusCode, fail
+from llm_datadist._plan import blocks_array
+from llm_datadist._types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
+from llm_datadist._types.checks import UINT32_MAX, check_uint32
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from llm_datadist._engine.engine import Engine
+    from llm_datadist._links import Link
+
+Key: TypeAlias = BlocksCacheKey | CacheKey | CacheKeyByIdAndIndex
+
+MOST_BLOCKS = 200_000
+"""Of one lease that lists them: it has to fit one message."""
+
+_INVALID = LLMStatusCode.LLM_PARAM_INVALID
+_STATUSES = frozenset({_INVALID, LLMStatusCode.LLM_KV_CACHE_NOT_EXIST}) | {
+    LLMStatusCode.LLM_OUT_OF_MEMORY
+}
+"""With which an owner may refuse."""
+
+
+@final
+class Lease:
+    """Blocks of a peer's cache that its owner was asked not to reuse; made by `CacheManager.lease`.
+
+    As a context manager it is released at the end of the block. It ends by itself when its time is
+    over, when either process or the link ends, and with the cache. Thread-safe.
+
+    Attributes:
+        cluster_id: The owner.
+        cache_key: The key that was leased.
+        blocks: Its blocks, None for all that the key names.
+    """
+
+    __slots__ = (
+        "_expires_ns",
+        "_lease_id",
+        "_leases",
+        "_link",
+        "_released",
+        "_ttl_ms",
+        "blocks",
+        "cache_key",
+        "cluster_id",
+    )
+
+    def __init__(
+        self,
+        leases: Leases,
+        link: Link,
+        lease_id: int,
+        cache_key: Key,
+        blocks: tuple[int, ...] | None,
+        ttl_ms: int,
+        asked_ns: int,
+    ) -> None:
+        self._leases = leases
+        self._link = link
+        self._lease_id = lease_id
+        self._ttl_ms = ttl_ms
+        self._expires_ns = asked_ns + ttl_ms * 1_000_000
+        self._released = False
+        self.cluster_id = cache_key.cluster_id
+        self.cache_key = cache_key
+        self.blocks = blocks
+
+    @property
+    def active(self) -> bool:
+        """Whether the lease holds, as far as is known here without asking.
+
+        Its time is counted here from before the owner began to count, so that it is over here
+        first. That the cache has gone is not known here: a transfer finds out.
+        """
+        return not self._released and self._link.alive and time.monotonic_ns() < self._expires_ns
+
+    def renew(self, ttl_ms: int | None = None) -> None:
+        """Count the time anew, from now on.
+
+        Args:
+            ttl_ms: How long; None = as long as before.
+
+        Raises:
+            TypeError, ValueError: ttl_ms is no uint32.
+            LLMException: LLM_KV_CACHE_NOT_EXIST: the lease has expired or its cache is gone;
+                LLM_PARAM_INVALID: ttl_ms is 0, or the lease was released here; LLM_LINK_FAILED,
+                LLM_TIMEOUT (sync_kv_timeout), LLM_ENGINE_FINALIZED.
+        """
+        ttl = self._ttl_ms if ttl_ms is None else check_ttl("renew", ttl_ms)
+        if self._released:
+            raise fail(
+                _INVALID,
+                "renew",
+                "the lease was released",
+                "lease the blocks again",
+                cluster_id=self.cluster_id,
+            )
+        asked_ns = time.monotonic_ns()
+        self._leases.ask("renew", self._link, Renew(self._lease_id, ttl))
+        self._ttl_ms = ttl
+        self._expires_ns = asked_ns + ttl * 1_000_000
+
+    def release(self) -> None:
+        """End the lease; the owner is told without waiting for it. Idempotent, never raises."""
+        if not self._released:
+            self._released = True
+            self._leases.tell_released(self._link, self._lease_id)
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        return (
+            f"Lease(cluster_id={self.cluster_id}, cache_key={self.cache_key!r}, "
+            f"blocks={self.blocks}, active={self.active})"
+        )
+
+
+@final
+class Leases:
+    """Makes leases on peers' caches. Thread-safe."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._links = engine.links
+        self._timeout_ms = engine.config.sync_timeout_ms
+        self._ids = itertools.count(1)
+
+    def lease(self, key: Key, blocks: Sequence[int] | None, ttl_ms: int) -> Lease:
+        """See CacheManager.lease."""
+        operation = "lease"
+        ttl = check_ttl(operation, ttl_ms)
+        listed, words = None, None
+        if blocks is not None:
+            array = blocks_array(operation, "blocks", blocks, UINT32_MAX)
+            if len(array) > MOST_BLOCKS:
+                raise fail(
+                    _INVALID,
+                    operation,
+                    f"blocks has {len(array)} entries",
+                    f"give at most {MOST_BLOCKS}, or None for the whole cache",
+                )
+            listed, words = tuple(array.tolist()), array.astype(np.dtype("<u4")).tobytes()
+        link = self._links.get(key.cluster_id, operation)
+        lease_id, asked_ns = next(self._ids), time.monotonic_ns()
+        try:
+            self.ask(operation, link, Lend(lease_id, _numbers(key), words, ttl))
+        except LLMException as error:
+            if error.status_code is LLMStatusCode.LLM_TIMEOUT:
+                self.tell_released(link, lease_id)  # it may be granted yet
+            raise
+        return Lease(self, link, lease_id, key, listed, ttl, asked_ns)
+
+    def ask(self, operation: str, link: Link, message: Lend | Renew) -> None:
+        """Send a request to an owner; raise what it answers unless it agrees."""
+        body = self._links.request(link, encode(message), self._timeout_ms, operation)
+        try:
+            answer = decode_answer(body)
+        except msgspec.MsgspecError as error:
+            raise fail(
+                LLMStatusCode.LLM_FAILED,
+                operation,
+                f"the peer's answer cannot be read ({error})",
+                "use the same version on both sides",
+                cluster_id=link.cluster_id,
+            ) from error
+        if isinstance(answer, Refused):
+            known = answer.status in _STATUSES
+            raise fail(
+                LLMStatusCode(answer.status) if known else LLMStatusCode.LLM_FAILED,
+                operation,
+                answer.problem,
+                answer.remedy,
+                cluster_id=link.cluster_id,
+            )
+
+    def tell_released(self, link: Link, lease_id: int) -> None:
+        """Tell an owner, as far as it can be told."""
+        with suppress(LLMException):
+            self._links.notify(link, encode(Release(lease_id)))
+
+
+def check_ttl(operation: str, ttl_ms: object) -> int:
+    """Return a time to live that is one."""
+    ttl = check_uint32("ttl_ms", ttl_ms)
+    if ttl == 0:
+        raise fail(_INVALID, operation, "ttl_ms is 0", "give the milliseconds that it may last")
+    return ttl
+
+
+def _numbers(key: Key) -> tuple[int, ...]:
+    if isinstance(key, BlocksCacheKey):
+        return (key.model_id,)
+    if isinstance(key, CacheKey):
+        return key.req_id, key.model_id, key.prefix_id
+    return key.cache_id, key.batch_index

@@ -1,0 +1,214 @@
+"""The owner's side of leases: grants them, watches their time, tells when they end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+
+from llm_datadist._engine.lease_book import MOST_BLOCKS, MOST_LEASES, BookFull, LeaseBook
+from llm_datadist._engine.messages import Granted, Refused, encode
+from llm_datadist._errors import LLMStatusCode
+from llm_datadist._types import BlocksCacheKey, Cache, CacheKey, CacheKeyByIdAndIndex
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llm_datadist._engine.engine import Engine
+    from llm_datadist._engine.lease_book import Blocks
+    from llm_datadist._engine.messages import Lend, Release, Renew
+    from llm_datadist._links import Link
+    from llm_datadist._registry import LocalCache
+    from llm_datadist._types.lease import LeaseEnd
+
+logger = logging.getLogger("llm_datadist")
+
+_INVALID = LLMStatusCode.LLM_PARAM_INVALID
+_NOT_EXIST = LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
+_KEYS = {1: BlocksCacheKey, 2: CacheKeyByIdAndIndex, 3: CacheKey}
+
+
+class _RefusedError(Exception):
+    """The lease cannot be granted; the arguments are those of `Refused`."""
+
+
+@final
+class Lending:
+    """Leases on the caches of one instance. Thread-safe.
+
+    A lease takes part in nothing: it is what the owner's scheduler is told before it reuses blocks.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._registry = engine.registry
+        self._registry.on_gone = self._cache_gone
+        self._book = LeaseBook(time.monotonic_ns)
+        self._lock = threading.Lock()
+        self._alarm_ns: int | None = None
+        self._callback: Callable[[LeaseEnd], object] | None = None
+        self._untold: deque[LeaseEnd] = deque()
+        self._telling = False
+
+    def leased_blocks(self, cache: Cache) -> frozenset[int]:
+        """See CacheManager.leased_blocks."""
+        return self._book.leased(self._registry.find("leased_blocks", cache).cache_id)
+
+    def on_end(self, callback: Callable[[LeaseEnd], object] | None) -> None:
+        """See CacheManager.on_lease_end."""
+        self._callback = callback
+
+    # What peers ask; on worker threads.
+
+    def lend(self, link: Link, message: Lend) -> bytes:
+        """Grant a lease, or say why not."""
+        try:
+            self._lend(link, message)
+        except _RefusedError as refusal:
+            return encode(Refused(*refusal.args))
+        return encode(Granted())
+
+    def renew(self, link: Link, message: Renew) -> bytes:
+        """Lengthen a lease, or say that it is over."""
+        if self._book.renew((link.link_id, message.lease_id), message.ttl_ms * 1_000_000):
+            self._watch()
+            return encode(Granted())
+        return encode(
+            Refused(
+                _NOT_EXIST,
+                "the lease is over: it has expired, or its cache is gone",
+                "the blocks may hold something else by now; look again before a new lease",
+            )
+        )
+
+    def release(self, link: Link, message: Release) -> None:
+        """End a lease."""
+        self._tell(self._book.release((link.link_id, message.lease_id)))
+
+    # What else ends leases.
+
+    def link_ended(self, link_id: int) -> None:
+        """End the leases of a link."""
+        self._tell(self._book.end_link(link_id))
+
+    def _cache_gone(self, cache_id: int) -> None:
+        self._tell(self._book.end_cache(cache_id))
+
+    def _expire(self) -> None:
+        with self._lock:
+            self._alarm_ns = None
+        self._tell(self._book.expire())
+        self._watch()
+
+    # Inside
+
+    def _lend(self, link: Link, message: Lend) -> None:
+        kind = _KEYS.get(len(message.key))
+        if kind is None:
+            raise ValueError(f"a key of {len(message.key)} numbers")
+        key = kind(self._engine.cluster_id, *message.key)
+        found = self._registry.named(key)
+        if found is None:
+            raise _gone(f"the peer has no cache under {key!r}")
+        local, slot = found
+        if not local.accessible:
+            raise _RefusedError(
+                _INVALID,
+                f"cache {local.cache_id}, named by {key!r}, is not remote-accessible",
+                "register it there with remote_accessible=True",
+            )
+        holder = link.link_id, message.lease_id
+        blocks = _blocks(key, local, slot, message.blocks)
+        try:
+            ttl_ns = message.ttl_ms * 1_000_000
+            self._book.grant(holder, link.cluster_id, local.cache_id, blocks, ttl_ns)
+        except BookFull:
+            raise _RefusedError(
+                LLMStatusCode.LLM_OUT_OF_MEMORY,
+                f"a link may have {MOST_LEASES} leases and {MOST_BLOCKS} leased blocks at most",
+                "release leases that are not needed any more",
+            ) from None
+        # Both may have ended before the book knew of the lease.
+        if not link.alive:
+            self.link_ended(link.link_id)
+        if self._registry.get(local.cache_id) is not local:
+            self._cache_gone(local.cache_id)
+            raise _gone(f"cache {local.cache_id} of the peer ended during the call")
+        self._watch()
+
+    def _watch(self) -> None:
+        """Have `_expire` called when the next lease expires."""
+        with self._lock:
+            due_ns = self._book.next_expiry_ns()
+            if due_ns is None or (self._alarm_ns is not None and self._alarm_ns <= due_ns):
+                return
+            self._alarm_ns = due_ns
+        self._engine.links.after(max(0, due_ns - time.monotonic_ns()) / 1e9, self._expire)
+
+    def _tell(self, ends: list[LeaseEnd]) -> None:
+        if not ends or self._callback is None:
+            return
+        with self._lock:
+            self._untold.extend(ends)
+            if self._telling:
+                return
+            self._telling = True
+        self._engine.links.after(0, self._tell_all)
+
+    def _tell_all(self) -> None:
+        """Call back for one end after the other; not on the thread that serves a peer."""
+        while True:
+            with self._lock:
+                if not self._untold:
+                    self._telling = False
+                    return
+                end = self._untold.popleft()
+            callback = self._callback
+            if callback is None:
+                continue
+            try:
+                callback(end)
+            except Exception:
+                logger.exception("the callback of on_lease_end failed for %r", end)
+
+
+def _gone(problem: str) -> _RefusedError:
+    return _RefusedError(
+        _NOT_EXIST,
+        problem,
+        "it was never registered there, or is unregistered, freed or consumed; recompute",
+    )
+
+
+def _blocks(
+    key: BlocksCacheKey | CacheKey | CacheKeyByIdAndIndex,
+    local: LocalCache,
+    slot: int,
+    wanted: bytes | None,
+) -> Blocks:
+    """Return the blocks (slots) that a lease is about, in the order of the book."""
+    count = local.layout.num_units
+    unit = "block" if local.is_blocks else "slot"
+    if wanted is None:
+        if isinstance(key, BlocksCacheKey):
+            return np.arange(count, dtype=np.uint32)
+        blocks = np.array([slot], np.uint32)
+    elif not local.is_blocks or slot:
+        raise _RefusedError(
+            _INVALID,
+            f"blocks were given, and {key!r} names {unit} {slot} of cache {local.cache_id}",
+            "leave blocks out, or name a blocks cache (batch_index 0)",
+        )
+    else:
+        blocks = np.unique(np.frombuffer(wanted, np.dtype("<u4"))).astype(np.uint32)
+    if len(blocks) and blocks[-1] >= count:
+        raise _RefusedError(
+            _INVALID,
+            f"{unit} {blocks[-1]} was asked for, cache {local.cache_id} has {count} {unit}s",
+            f"give indices 0 to {count - 1}",
+        )
+    return blocks

@@ -1,0 +1,9 @@
+"""What the lease calls of CacheManager give *(extension)*.
+
+Source: docs/howto/leases.md.
+"""
+
+from llm_datadist._engine.leases import Lease
+from llm_datadist._types.lease import LeaseEnd
+
+__all__ = ["Lease", "LeaseEnd"]
