@@ -1,0 +1,495 @@
+"""Leases: what readers are granted, what owners see, and how leases end."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from instances import (
+    Side,
+    cluster_info,
+    eventually,
+    failing,
+    finalize,
+    link,
+    linked_sides,
+    succeeds_or,
+)
+
+from llm_datadist import BlocksCacheKey, CacheDesc, CacheKey, CacheKeyByIdAndIndex, DataType
+from llm_datadist.leases import Lease, LeaseEnd
+from llm_datadist.testing import PeerGroup
+
+LONG_MS = 60_000
+PEER_LOST = "peer|lost"
+KEEPS_WORKERS = pytest.mark.leaves_resources("threads of the module's instances wait for more")
+
+
+@pytest.fixture(scope="module")
+def backend():
+    """Leases travel on the control connection: the data path makes no difference."""
+    return "auto"
+
+
+@pytest.fixture
+def ends(sides):
+    """What the callback of the first side was told."""
+    told = []
+    sides[0].manager.on_lease_end(told.append)
+    yield told
+    sides[0].manager.on_lease_end(None)
+
+
+def leased(held):
+    return held.side.manager.leased_blocks(held.cache)
+
+
+@KEEPS_WORKERS
+def test_blocks_are_leased_until_the_release(sides, ends):
+    owner, user = sides
+    held = owner.blocks(1, key=0)
+    assert leased(held) == frozenset()
+    with user.manager.lease(owner.blocks_key(), [5, 1, 1], ttl_ms=LONG_MS) as lease:
+        assert isinstance(lease, Lease)
+        assert lease.active
+        assert (lease.cluster_id, lease.cache_key) == (1, BlocksCacheKey(1))
+        assert lease.blocks == (5, 1, 1)
+        assert leased(held) == {1, 5}
+    assert not lease.active
+    eventually(lambda: ends)
+    assert ends == [LeaseEnd(2, held.id, (1, 5), "released")]
+    assert leased(held) == frozenset()
+    lease.release()
+    lease.release()
+
+
+def test_all_that_a_key_names(sides):
+    owner, user = sides
+    blocks = owner.blocks(1, key=0)
+    slots = owner.slots(2, keys=[CacheKey(1, 11), CacheKey(1, 12)])
+    for key, blocks_given, held, expected in (
+        (BlocksCacheKey(1), None, blocks, range(8)),
+        (BlocksCacheKey(1), (), blocks, ()),
+        (CacheKeyByIdAndIndex(1, blocks.id), (2, 3), blocks, (2, 3)),
+        (CacheKeyByIdAndIndex(1, blocks.id, 4), None, blocks, (4,)),
+        (CacheKeyByIdAndIndex(1, slots.id, 5), None, slots, (5,)),
+        (CacheKey(1, 12), None, slots, (1,)),
+    ):
+        with user.manager.lease(key, blocks_given) as lease:
+            assert leased(held) == set(expected), key
+            assert lease.blocks == (None if blocks_given is None else tuple(blocks_given))
+        eventually(lambda held=held: not leased(held))
+
+
+def test_either_side_can_lease_from_the_other(sides):
+    owner, user = sides
+    mine, yours = owner.blocks(1, key=0), user.blocks(2, key=0)
+    with user.manager.lease(owner.blocks_key(), [1]), owner.manager.lease(user.blocks_key(), [2]):
+        assert (leased(mine), leased(yours)) == ({1}, {2})
+
+
+def test_leases_of_several_readers_add_up():
+    owner, *users = sides = linked_sides("auto", 4)
+    try:
+        held = owner.blocks(1, key=0)
+        leases = [
+            user.manager.lease(owner.blocks_key(), [0, number])
+            for number, user in enumerate(users, 1)
+        ]
+        assert leased(held) == {0, 1, 2, 3}
+        leases[0].release()
+        eventually(lambda: leased(held) == {0, 2, 3})
+        leases[1].release()
+        leases[2].release()
+        eventually(lambda: not leased(held))
+    finally:
+        finalize(*sides)
+
+
+@KEEPS_WORKERS
+def test_a_lease_expires_by_itself(sides, ends):
+    owner, user = sides
+    held = owner.blocks(1, key=0)
+    lease = user.manager.lease(owner.blocks_key(), [3], ttl_ms=60)
+    eventually(lambda: ends)
+    assert ends == [LeaseEnd(2, held.id, (3,), "expired")]
+    assert leased(held) == frozenset()
+    assert not lease.active
+    with failing("LLM_KV_CACHE_NOT_EXIST", "renew", "expired", peer=1):
+        lease.renew()
+    lease.release()
+
+
+@KEEPS_WORKERS
+def test_renewals_keep_a_lease(sides, ends):
+    owner, user = sides
+    held = owner.blocks(1, key=0)
+    lease = user.manager.lease(owner.blocks_key(), [3], ttl_ms=2000)
+    until = time.monotonic() + 2.5
+    while time.monotonic() < until:
+        lease.renew()
+        assert lease.active
+        assert leased(held) == {3}
+        time.sleep(0.1)
+    assert ends == []
+    lease.renew(ttl_ms=50)
+    eventually(lambda: ends)
+    assert [end.reason for end in ends] == ["expired"]
+
+
+def test_a_released_lease_cannot_be_renewed(sides):
+    owner, user = sides
+    owner.blocks(1, key=0)
+    with user.manager.lease(owner.blocks_key()) as lease:
+        for wrong, raised in (("1", TypeError), (True, TypeError), (-1, ValueError)):
+            with pytest.raises(raised, match="ttl_ms"):
+                lease.renew(wrong)
+        with failing("LLM_PARAM_INVALID", "renew", "ttl_ms is 0"):
+            lease.renew(0)
+        assert lease.active
+    with failing("LLM_PARAM_INVALID", "renew", "released", peer=1):
+        lease.renew()
+
+
+def test_what_cannot_be_leased(sides):
+    """As a pull of the same key would say it; nothing is leased then."""
+    owner, user = sides
+    held = owner.blocks(1, key=0)
+    slots = owner.slots(2, keys=[CacheKey(1, 21)])
+    hidden = owner.blocks(3, accessible=False)
+    by_id = CacheKeyByIdAndIndex
+    for key, blocks, status, words in (
+        (BlocksCacheKey(1, 77), [0], "LLM_KV_CACHE_NOT_EXIST", "model_id=77"),
+        (by_id(1, 10**6), None, "LLM_KV_CACHE_NOT_EXIST", "1000000"),
+        (CacheKey(1, 99), None, "LLM_KV_CACHE_NOT_EXIST", "99"),
+        (BlocksCacheKey(1), [0, 8], "LLM_PARAM_INVALID", "block 8"),
+        (BlocksCacheKey(1), [2**32], "LLM_PARAM_INVALID", "4294967296"),
+        (by_id(1, held.id, 8), None, "LLM_PARAM_INVALID", "block 8"),
+        (by_id(1, held.id, 1), [0], "LLM_PARAM_INVALID", "leave blocks out"),
+        (by_id(1, slots.id, 8), None, "LLM_PARAM_INVALID", "slot 8"),
+        (by_id(1, slots.id), [0], "LLM_PARAM_INVALID", "leave blocks out"),
+        (CacheKey(1, 21), [0], "LLM_PARAM_INVALID", "leave blocks out"),
+        (by_id(1, hidden.id), None, "LLM_PARAM_INVALID", "remote-accessible"),
+    ):
+        with failing(status, "lease", words) as caught:
+            user.manager.lease(key, blocks)
+        assert caught.value.cluster_id in (1, None)
+    with failing("LLM_NOT_YET_LINK", "lease", peer=3):
+        user.manager.lease(BlocksCacheKey(3))
+    for one in (held, slots, hidden):
+        assert leased(one) == frozenset()
+
+
+def test_a_consumed_key_cannot_be_leased(sides):
+    owner, user = sides
+    desc = CacheDesc(2, [2, 64], DataType.DT_UINT64)
+    owner.manager.allocate_cache(desc, [CacheKey(1, 31)])
+    target = user.slots(tensors=2, units=1, words=64)
+    user.manager.pull_cache(CacheKey(1, 31), target.cache)
+    with failing("LLM_KV_CACHE_NOT_EXIST", "lease", peer=1):
+        user.manager.lease(CacheKey(1, 31))
+
+
+@KEEPS_WORKERS
+def test_leases_end_with_their_cache(sides, ends):
+    """A lease never holds up its owner; the reader's transfer raises as it does without."""
+    owner, user = sides
+    held, target = owner.blocks(1, key=0), user.blocks()
+    desc = CacheDesc(2, [2, 64], DataType.DT_UINT64)
+    pooled = owner.manager.allocate_blocks_cache(desc, BlocksCacheKey(1, 1))
+    leases = [user.manager.lease(BlocksCacheKey(1)), user.manager.lease(BlocksCacheKey(1, 1), [1])]
+    owner.clean()
+    owner.manager.deallocate_blocks_cache(pooled)
+    eventually(lambda: len(ends) == 2)
+    assert ends == [
+        LeaseEnd(2, held.id, tuple(range(8)), "cache gone"),
+        LeaseEnd(2, pooled.cache_id, (1,), "cache gone"),
+    ]
+    with failing("LLM_KV_CACHE_NOT_EXIST", "pull_blocks", peer=1):
+        user.manager.pull_blocks(BlocksCacheKey(1), target.cache, [0], [0])
+    for lease in leases:
+        with failing("LLM_KV_CACHE_NOT_EXIST", "renew", peer=1):
+            lease.renew()
+        lease.release()
+    with failing("LLM_KV_CACHE_NOT_EXIST", "leased_blocks"):
+        owner.manager.leased_blocks(held.cache)
+    assert len(ends) == 2
+
+
+def test_caches_that_nobody_can_lease(sides):
+    owner, user = sides
+    foreign = user.blocks(1)
+    with failing("LLM_PARAM_INVALID", "leased_blocks", "another instance"):
+        owner.manager.leased_blocks(foreign.cache)
+
+
+@pytest.mark.parametrize("unlinker", [0, 1])
+def test_an_unlink_by_either_side_ends_leases(unlinker):
+    owner, user = sides = linked_sides("auto")
+    told = []
+    try:
+        held = owner.blocks(1, key=0)
+        owner.manager.on_lease_end(told.append)
+        lease = user.manager.lease(owner.blocks_key(), [3], ttl_ms=LONG_MS)
+        side, other = sides[unlinker], sides[1 - unlinker]
+        side.instance.unlink_clusters([cluster_info(cluster_id=other.id)])
+        assert leased(held) == frozenset()
+        assert not lease.active
+        eventually(lambda: told)
+        assert told == [LeaseEnd(2, held.id, (3,), "peer lost")]
+        with failing("LLM_LINK_FAILED", "renew", peer=1):
+            lease.renew()
+        lease.release()
+        link(user.instance, owner.address)
+        assert leased(held) == frozenset()
+        with user.manager.lease(owner.blocks_key(), [4]):
+            assert leased(held) == {4}
+    finally:
+        finalize(*sides)
+
+
+def test_finalize_of_the_reader_ends_its_leases():
+    owner, user = sides = linked_sides("auto")
+    told = []
+    try:
+        held = owner.blocks(1, key=0)
+        owner.manager.on_lease_end(told.append)
+        lease = user.manager.lease(owner.blocks_key(), [3], ttl_ms=LONG_MS)
+        user.instance.finalize()
+        eventually(lambda: not leased(held))
+        eventually(lambda: told)
+        assert told[0].reason == "peer lost"
+        with failing("LLM_ENGINE_FINALIZED", "renew"):
+            lease.renew()
+        lease.release()
+    finally:
+        finalize(*sides)
+
+
+@KEEPS_WORKERS
+def test_many_leases_at_once(sides, ends):
+    """Granted, renewed and released from several threads; all of them are told once."""
+    owner, user = sides
+    held = owner.blocks(1, key=0, units=64, words=8)
+    errors = []
+
+    def work(number):
+        try:
+            for _ in range(4):
+                leases = [
+                    user.manager.lease(owner.blocks_key(), [number, other], ttl_ms=LONG_MS)
+                    for other in range(10)
+                ]
+                assert leased(held) >= {number, *range(10)}
+                for lease in leases:
+                    lease.renew()
+                for lease in leases:
+                    lease.release()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(20, 25)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    eventually(lambda: len(ends) == 200)
+    assert leased(held) == frozenset()
+    assert {end.reason for end in ends} == {"released"}
+
+
+def test_a_lease_of_very_many_blocks(sides):
+    owner, user = sides
+    held = owner.blocks(key=0, tensors=1, units=300_000, words=1)
+    with user.manager.lease(owner.blocks_key(), list(range(199_999, -1, -1))):
+        assert leased(held) == set(range(200_000))
+    with user.manager.lease(owner.blocks_key()):
+        assert len(leased(held)) == 300_000
+    with failing("LLM_PARAM_INVALID", "lease", "200001"):
+        user.manager.lease(owner.blocks_key(), list(range(200_001)))
+
+
+@KEEPS_WORKERS
+@pytest.mark.expects_log("callback of on_lease_end failed")
+def test_errors_of_the_callback_stay_there(sides):
+    owner, user = sides
+    held = owner.blocks(1, key=0)
+    told, caller = [], threading.get_ident()
+
+    def callback(end):
+        told.append((end, threading.get_ident()))
+        raise ValueError("of the callback")
+
+    owner.manager.on_lease_end(callback)
+    for count in range(1, 3):
+        user.manager.lease(owner.blocks_key(), [count]).release()
+        eventually(lambda count=count: len(told) == count)
+    assert all(thread != caller for _, thread in told)
+    owner.manager.on_lease_end(None)
+    user.manager.lease(owner.blocks_key(), [3]).release()
+    eventually(lambda: not leased(held))
+    user.instance.check_link_status(1)
+    assert len(told) == 2
+
+
+@KEEPS_WORKERS
+def test_a_slow_callback_holds_up_nobody(sides):
+    owner, user = sides
+    held = owner.blocks(1, key=0)
+    entered, go_on, told = threading.Event(), threading.Event(), []
+
+    def callback(end):
+        entered.set()
+        assert go_on.wait(20)
+        told.append(end.blocks)
+
+    owner.manager.on_lease_end(callback)
+    try:
+        user.manager.lease(owner.blocks_key(), [1]).release()
+        assert entered.wait(10)
+        for block in (2, 3):
+            user.manager.lease(owner.blocks_key(), [block]).release()
+            eventually(lambda: not leased(held))
+        user.instance.check_link_status(1)
+    finally:
+        go_on.set()
+    eventually(lambda: told == [(1,), (2,), (3,)])
+    owner.manager.on_lease_end(None)
+
+
+def test_a_lease_prints(sides):
+    owner, user = sides
+    owner.blocks(1, key=0)
+    with user.manager.lease(owner.blocks_key(), [1, 2]) as lease:
+        assert repr(lease) == (
+            "Lease(cluster_id=1, cache_key=BlocksCacheKey(cluster_id=1, model_id=0), "
+            "blocks=(1, 2), active=True)"
+        )
+
+
+def read(here, ttl_ms):
+    """Body: lease blocks of the group's owner, and wait."""
+    side = Side(2, "auto", listen=False)
+    link(side.instance, here.wait_for("owner"))
+    side.manager.lease(BlocksCacheKey(1), [1, 2], ttl_ms=ttl_ms)
+    here.set_event("leased")
+    here.wait_end()
+    finalize(side)
+
+
+def own(here):
+    """Body: own a cache that can be leased, and wait."""
+    side = Side(1, "auto")
+    held = side.blocks(1, key=0)
+    here.set_event("owner", list(side.address))
+    here.wait_end()
+    assert leased(held) == frozenset()
+    finalize(side)
+
+
+@pytest.mark.expects_log(PEER_LOST)
+def test_a_killed_reader_has_no_lease():
+    owner, told = Side(1, "auto"), []
+    try:
+        held = owner.blocks(1, key=0)
+        owner.manager.on_lease_end(told.append)
+        with PeerGroup() as group:
+            group.set_event("owner", list(owner.address))
+            peer = group.start(read, LONG_MS)
+            group.wait_for("leased")
+            assert leased(held) == {1, 2}
+            peer.kill()
+            peer.wait()
+            eventually(lambda: not leased(held))
+        eventually(lambda: told)
+        assert told == [LeaseEnd(2, held.id, (1, 2), "peer lost")]
+    finally:
+        finalize(owner)
+
+
+@pytest.mark.expects_log(PEER_LOST)
+def test_the_lease_of_a_frozen_reader_expires():
+    owner, told = Side(1, "auto"), []
+    try:
+        held = owner.blocks(1, key=0)
+        owner.manager.on_lease_end(told.append)
+        with PeerGroup() as group:
+            group.set_event("owner", list(owner.address))
+            peer = group.start(read, 1000)
+            group.wait_for("leased")
+            peer.freeze()
+            eventually(lambda: told)
+            assert told == [LeaseEnd(2, held.id, (1, 2), "expired")]
+            assert leased(held) == frozenset()
+            peer.thaw()
+    finally:
+        finalize(owner)
+
+
+@pytest.mark.expects_log(PEER_LOST)
+def test_a_dead_or_frozen_owner_does_not_hold_up_readers():
+    user = Side(2, "auto", listen=False, sync_kv_timeout=300)
+    try:
+        with PeerGroup() as group:
+            peer = group.start(own)
+            link(user.instance, group.wait_for("owner"))
+            key = BlocksCacheKey(1)
+            lease = user.manager.lease(key, [1], ttl_ms=LONG_MS)
+            peer.freeze()
+            start = time.monotonic()
+            for operation, call in (
+                ("renew", lease.renew),
+                ("lease", lambda: user.manager.lease(key, [2])),
+            ):
+                with failing("LLM_TIMEOUT", operation, "300 ms", peer=1):
+                    call()
+            lease.release()
+            assert time.monotonic() - start < 3
+            peer.thaw()
+            # The lease that nobody got was given back before it was granted.
+            eventually(lambda: succeeds_or("LLM_TIMEOUT", user.manager.lease, key, [3]))
+            lease = user.manager.lease(key, [1], ttl_ms=LONG_MS)
+            peer.kill()
+            peer.wait()
+            eventually(lambda: not lease.active)
+            with failing("LLM_LINK_FAILED", "renew", peer=1):
+                lease.renew()
+            lease.release()
+            with failing("LLM_NOT_YET_LINK", "lease", peer=1):
+                user.manager.lease(key)
+    finally:
+        finalize(user)
+
+
+def test_a_lease_given_up_on_is_given_back():
+    """A grant that comes after the deadline is undone by the release that follows it."""
+    user = Side(2, "auto", listen=False, sync_kv_timeout=200)
+    try:
+        with PeerGroup() as group:
+            peer = group.start(own)
+            link(user.instance, group.wait_for("owner"))
+            peer.freeze()
+            with failing("LLM_TIMEOUT", "lease", peer=1):
+                user.manager.lease(BlocksCacheKey(1), [2], ttl_ms=LONG_MS)
+            peer.thaw()
+            eventually(lambda: succeeds_or("LLM_TIMEOUT", user.instance.check_link_status, 1))
+            user.manager.lease(BlocksCacheKey(1), [3]).release()
+            user.instance.check_link_status(1)
+            time.sleep(0.05)
+        # `own` has looked that nothing was leased at its end.
+    finally:
+        finalize(user)
+
+
+def test_a_lease_in_step_with_pulls(sides):
+    """What leases are for: nothing is reused that a reader still needs."""
+    owner, user = sides
+    held = owner.blocks(1, key=0, tensors=2)
+    target = user.blocks(tensors=2)
+    before = held.data.copy()
+    with user.manager.lease(owner.blocks_key(), [0, 1]):
+        free = [block for block in range(8) if block not in leased(held)]
+        held.data[:, free] = 0
+        user.manager.pull_blocks(owner.blocks_key(), target.cache, [0, 1], [0, 1])
+    assert np.array_equal(target.data[:, :2], before[:, :2])
