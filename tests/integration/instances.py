@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import json
 import mmap
 import time
@@ -211,6 +212,9 @@ _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _MAP_FIXED = 0x10
 _NO_ACCESS = 0
 _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
+# Far from where the kernel places mappings by itself: a hole that a test makes there stays one;
+# elsewhere the next mapping of any thread may fill it.
+_far_away = itertools.count(0x2000_0000_0000, 1 << 32)
 
 
 class Pages:
@@ -220,7 +224,7 @@ class Pages:
         self.unit_bytes = pages_per_unit * PAGE
         self.shape = (tensors, units, self.unit_bytes // 8)
         self.size = tensors * units * self.unit_bytes
-        self.address = _mapped(None, self.size, 0)
+        self.address = _mapped(next(_far_away), self.size, 0)
         memory = (ctypes.c_uint64 * (self.size // 8)).from_address(self.address)
         self.data = np.frombuffer(memory, np.uint64).reshape(self.shape)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import mmap
 import os
@@ -24,6 +25,9 @@ LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [
 LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 LIBC.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 PROT_NONE, PROT_READ, PROT_WRITE = 0, 1, 2
+# Far from where the kernel places mappings by itself: a hole that a test makes there stays one;
+# elsewhere the next mapping of any thread may fill it.
+FAR_AWAY = itertools.count(0x2000_0000_0000, 1 << 32)
 
 
 def u64(*values):
@@ -43,9 +47,8 @@ class Pages:
     def __init__(self, count):
         self.count = count
         self.size = count * self.page
-        self.address = LIBC.mmap(
-            None, self.size, PROT_READ | PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
-        )
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self.address = LIBC.mmap(next(FAR_AWAY), self.size, PROT_READ | PROT_WRITE, flags, -1, 0)
         self.bytes = np.ctypeslib.as_array((ctypes.c_uint8 * self.size).from_address(self.address))
 
     def at(self, page):

@@ -11,6 +11,7 @@ import numpy as np
 from llm_datadist import _native
 
 PAGE = mmap.PAGESIZE
+FAR_AWAY = 0x2000_0000_0000  # where a hole stays one; elsewhere the next mapping may fill it
 libc = ctypes.CDLL(None)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
@@ -30,7 +31,7 @@ def view(address, size):
 def main():
     size = int(sys.argv[1]) * PAGE
     node = _native.Node(int.from_bytes(os.urandom(7), "little"), 1024, 1 << 16)
-    address = libc.mmap(None, size, 3, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    address = libc.mmap(FAR_AWAY, size, 3, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
     segment = _native.Segment(size, "test-segment")
     pattern = (np.arange(size) // PAGE % 251).astype(np.uint8)
     view(address, size)[:] = pattern
