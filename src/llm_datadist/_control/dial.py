@@ -46,7 +46,8 @@ async def connect(
         address: Of the peer.
         deadline: When to give up.
         workers: For the resolver.
-        source: Local ip to connect from; one that is not ours is ignored with a warning.
+        source: Local ip to connect from; one from which it does not go is ignored with a warning
+            when it goes without.
 
     Raises:
         OSError: Refused, unreachable, or not resolved.
@@ -74,13 +75,16 @@ async def connect_resolved(
     except OSError as error:
         if source is None or error.errno not in _BAD_SOURCE:
             raise
-        logger.warning(
-            "local ip %s cannot be the source of a connection to %s (%s); ignored",
-            source,
-            printed(plain_address(sockaddr)),
-            explained(error),
-        )
-    return await _attempt(family, sockaddr, None)
+        why = explained(error)
+    sock = await _attempt(family, sockaddr, None)
+    # Only now: where no way leads to the peer it is not the source's fault, at each attempt anew.
+    logger.warning(
+        "local ip %s cannot be the source of a connection to %s (%s); ignored",
+        source,
+        printed(plain_address(sockaddr)),
+        why,
+    )
+    return sock
 
 
 async def _attempt(family: int, sockaddr: tuple[Any, ...], source: str | None) -> socket.socket:
