@@ -330,6 +330,15 @@ class LLMDataDist:
         engine = self._live("describe_link")
         return engine.describe_link(check_uint64("cluster_id", cluster_id))
 
+    def describe_relinks(self) -> list[dict[str, object]]:
+        """Facts of each lost link that is being re-established: peer, why, dials. *(extension)*
+
+        That is what happens to links that `link_clusters` of this instance made, unless the option
+        auto_relink is off, from their loss until the peer is linked again or `unlink_clusters`,
+        `switch_role` or `finalize` gives them up. `describe_link` counts them ("relinked").
+        """
+        return self._live("describe_relinks").links.describe_relinks()
+
     @property
     def cache_manager(self) -> CacheManager:
         """The CacheManager: the same object each time, until finalize.

@@ -115,14 +115,22 @@ def test_unlinking_over_a_silent_control_connection(rig):
     assert rig.transfer_works()
 
 
-def test_a_peer_that_is_silent_everywhere_loses_its_link(make_rig):
+@pytest.mark.parametrize("again", ["by a call", "by itself", "never"])
+def test_a_peer_that_is_silent_everywhere_loses_its_link(make_rig, again):
     """Heartbeats notice a network that was cut while nothing was asked of it."""
-    rig = make_rig(heartbeat_ms=100, peer_timeout_ms=500)
+    rig = make_rig(heartbeat_ms=100, peer_timeout_ms=500, auto_relink=again != "never")
     rig.proxy.spoil(Fault("hold", None))
     deadline = time.monotonic() + 3
     while rig.here.call("describe", 1).status == OK or rig.there.call("describe", 2).status == OK:
         assert time.monotonic() < deadline, "nobody noticed"
         time.sleep(0.02)
+    if again == "by itself":
+        time.sleep(1)  # it is dialed, and the dial is held
     rig.proxy.heal()
-    assert link(rig).status == OK
-    assert rig.transfer_works()
+    if again == "by a call":
+        assert link(rig).status == OK
+    elif again == "never":
+        time.sleep(1)
+        assert rig.here.call("describe", 1).status == "LLM_NOT_YET_LINK"
+        return
+    assert rig.transfer_works(15)

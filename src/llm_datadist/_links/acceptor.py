@@ -106,6 +106,7 @@ class _Inbound:
             raise ProtocolError("it has another secret") from None
         self._visit.proven()
         await self._check_domain(hello)
+        self._check_relink(hello)
         verdict = await self._claim(hello)
         if isinstance(verdict, Setup):
             await self._set_up(verdict, hello, confirm)
@@ -168,6 +169,15 @@ class _Inbound:
             answer = Refusal(_FAILED, answer)
         if answer is not None:
             raise SetupError(answer.status, answer.reason)
+
+    def _check_relink(self, hello: Hello) -> None:
+        """Refuse to make a link again that was unlinked here while the peer could not be told."""
+        if hello.relinks is not None and hello.relinks in self._context.unlinked_sessions:
+            raise SetupError(
+                LLMStatusCode.LLM_NOT_YET_LINK,
+                f"cluster {self._context.cluster_id} has unlinked that link meanwhile; "
+                "link_clusters makes a new one",
+            )
 
     async def _claim(self, hello: Hello) -> _Verdict | None:
         """Decide about the link once nothing else stands in its way, and bind this end to it.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.context import LinkContext
     from llm_datadist._links.link import Link
+    from llm_datadist._links.relink import Relinks
     from llm_datadist._links.upkeep import Upkeep
     from llm_datadist._protocol.messages import DomainHello
     from llm_datadist._types import LLMClusterInfo
@@ -30,9 +31,10 @@ _OK = LLMStatusCode.LLM_SUCCESS
 class Clusters:
     """Links by the names that callers use for them: cluster ids and addresses."""
 
-    def __init__(self, context: LinkContext, upkeep: Upkeep) -> None:
+    def __init__(self, context: LinkContext, upkeep: Upkeep, relinks: Relinks) -> None:
         self._context = context
         self._upkeep = upkeep
+        self._relinks = relinks
 
     async def link(self, info: LLMClusterInfo, deadline: Deadline, caller: object) -> LinkResult:
         """Link to one cluster: at every address of it, all of which have to be of one instance."""
@@ -58,6 +60,8 @@ class Clusters:
                 return outcome.result
             link = outcome.result.link
             is_new |= outcome.is_new
+        if link is not None:
+            await self._relinks.replaced(link)
         return LinkResult(_OK, link=link)
 
     async def dial_any(
@@ -89,11 +93,14 @@ class Clusters:
 
     async def unlink(self, info: LLMClusterInfo, deadline: Deadline, *, force: bool) -> LinkResult:
         """Unlink one cluster, found by its id, else by its addresses."""
-        dead = await self._find(info, list(self._context.ledger.dead.values()))
+        ledger = self._context.ledger
+        lost = [*ledger.dead.values(), *(relink.lost for relink in ledger.relinks.values())]
+        dead = await self._find(info, list(dict.fromkeys(lost)))
+        await self._relinks.cancel(dead)
         links = [link for link in await self._find(info, self._all()) if link not in dead]
         for link in dead:
-            self._context.ledger.dead.pop(link.cluster_id, None)
-            await link.gone.wait()
+            ledger.dead.pop(link.cluster_id, None)
+            await self._upkeep.unlink(link, deadline, tell=False)
         if dead and not links and not force:
             return LinkResult(
                 LLMStatusCode.LLM_NOTIFY_PROMPT_UNLINK_FAILED,

@@ -27,6 +27,7 @@ logger = logging.getLogger("llm_datadist")
 #: Holder of links that `link_clusters` made.
 CLUSTERS: Final = "clusters"
 _MAX_ENDED: Final = 256
+_MAX_UNLINKED: Final = 1024
 _SILENCE_MS: Final = 20_000
 
 
@@ -66,6 +67,7 @@ class LinkContext:
         self.heartbeat_seconds = config.heartbeat_ms / 1000
         self.peer_timeout_seconds = config.peer_timeout_ms / 1000
         self.silence_ms = _silence_ms(config)
+        self.auto_relink = config.auto_relink
         self.delegate = delegate
         self.hooks = hooks
         self.control = control
@@ -73,6 +75,7 @@ class LinkContext:
         self.ledger = Ledger()
         self.sessions: dict[bytes, LaneSink] = {}
         self.ended_sessions: deque[bytes] = deque(maxlen=_MAX_ENDED)
+        self.unlinked_sessions: deque[bytes] = deque(maxlen=_MAX_UNLINKED)
         self.listen_address: Address | None = None
         self.link_ids = itertools.count(1)
         self.generations: Counter[int] = Counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, final
 
@@ -15,7 +16,7 @@ from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.context import CLUSTERS, SetupError
 from llm_datadist._links.delegate import LinkResult, Peer
 from llm_datadist._links.lanes import LaneTerms, all_places, open_lanes
-from llm_datadist._links.ledger import Setup
+from llm_datadist._links.ledger import Relink, Setup
 from llm_datadist._links.link import LinkState
 from llm_datadist._protocol.codec import Kind, ProtocolError, encode_preamble
 from llm_datadist._protocol.handshake import (
@@ -73,7 +74,9 @@ class DialRequest:
         source_ip: Local ip to connect from; ignored with a warning when it is not ours. domain: Set
         when the link is for a domain. Then a set-up or tear-down of the same link that is
             under way is waited for; without, it is LLM_PROCESSING_LINK.
+        relink: Set when a lost link is made again, which has to stand back for calls.
         caller: Set-ups of one caller wait for each other in any case.
+        connect_seconds: Limit for connecting alone.
     """
 
     address: Address
@@ -82,7 +85,9 @@ class DialRequest:
     expected_incarnation: int | None = None
     source_ip: str | None = None
     domain: DomainHello | None = None
+    relink: Relink | None = None
     caller: object = field(default_factory=object)
+    connect_seconds: float = math.inf
 
     @property
     def holder(self) -> str:
@@ -126,7 +131,8 @@ async def dial(context: LinkContext, upkeep: Upkeep, request: DialRequest) -> Di
         answered = False
     else:
         return DialOutcome(LinkResult(LLMStatusCode.LLM_SUCCESS, link=link), attempt.is_new)
-    logger.info("dial failed [%s]: %s", result.status.name, result.reason)
+    level = logging.INFO if request.relink is None else logging.DEBUG
+    logger.log(level, "dial failed [%s]: %s", result.status.name, result.reason)
     return DialOutcome(result, answered=answered)
 
 
@@ -185,6 +191,7 @@ class _Dial:
                 _FAILED,
                 f"{error} while {self.step}; see the peer's log, and check that an llm-datadist "
                 "instance listens there",
+                answered=False,
             ) from error
         finally:
             if not call.kept:
@@ -195,7 +202,10 @@ class _Dial:
         request = self._request
         try:
             sock = await connect(
-                request.address, request.deadline, self._context.workers, request.source_ip
+                request.address,
+                request.deadline.at_most(request.connect_seconds),
+                self._context.workers,
+                request.source_ip,
             )
         except OSError as error:
             raise SetupError(
@@ -264,6 +274,7 @@ class _Dial:
             listen=context.listen_address,
             num_lanes=context.num_lanes,
             domain=request.domain,
+            relinks=None if request.relink is None else request.relink.lost.terms.session,
         )
 
     def _check_identity(self, welcome: Welcome) -> None:
@@ -307,14 +318,16 @@ class _Dial:
                     )
                 await self._upkeep.drop(link, "it does not answer and another took its id")
             else:
-                setup = Setup(cluster_id, incarnation, self._request.caller)
+                caller = self._request.relink or self._request.caller
+                setup = Setup(cluster_id, incarnation, caller)
                 self._ledger.dials[incarnation] = setup
                 return setup
 
     def _yield_to_setups(self, incarnation: int) -> None:
         own = self._ledger.dials.get(incarnation)
         if own is not None:
-            if self._request.domain is None and own.caller is not self._request.caller:
+            waits = self._request.domain is not None or own.caller is self._request.caller
+            if not waits and not isinstance(own.caller, Relink):
                 _processing(own.cluster_id, "set up by another call")
             raise _DialAgainError(own.over)
         inbound = self._ledger.inbounds.get(incarnation)
@@ -328,6 +341,12 @@ class _Dial:
             raise _DialAgainError(None)
         link.holders |= {self._request.holder}
         link.addresses.add(self._request.address)
+        return self._found(link)
+
+    def _found(self, link: Link) -> Link:
+        """Remember where a call of link_clusters has found the peer."""
+        if self._request.domain is None:
+            link.places[self._request.address] = self._request.source_ip
         return link
 
     async def _complete(
@@ -351,9 +370,10 @@ class _Dial:
         call.kept = True
         self.is_new = True
         resolved = (route[1][0], route[1][1])
-        return self._upkeep.install(
+        link = self._upkeep.install(
             peer, link_id, data, call.connection, terms, self._request.holder, [resolved]
         )
+        return self._found(link)
 
     @staticmethod
     async def _open_lanes(route: LaneRoute, terms: LaneTerms) -> LaneFds:

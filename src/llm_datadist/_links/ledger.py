@@ -1,17 +1,19 @@
 """Which links there are, which are coming and which are going.
 
-Only the loop thread changes it, and never across an await; `links` may be read from any thread.
+Only the loop thread changes it, and never across an await; `links`, `dead` and `relinks` may be
+read from any thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Final, final
 
 if TYPE_CHECKING:
     from llm_datadist._links.link import Link
 
-__all__ = ["Ledger", "Setup"]
+__all__ = ["Ledger", "Relink", "Setup"]
 
 _MAX_REMEMBERED: Final = 1024
 
@@ -37,6 +39,26 @@ class Setup:
 
 
 @final
+class Relink:
+    """A lost link that is to be made again in the background.
+
+    Attributes:
+        lost: The link that was lost.
+        task: What dials; set as soon as it is pending.
+        since: When the link was lost, on the clock of `time.monotonic`.
+        attempts: Dials so far.
+        failure: What the last one came to.
+    """
+
+    def __init__(self, lost: Link) -> None:
+        self.lost = lost
+        self.task: asyncio.Task[None] | None = None
+        self.since = time.monotonic()
+        self.attempts = 0
+        self.failure = "none has come to an end"
+
+
+@final
 class Ledger:
     """The links of one instance.
 
@@ -49,6 +71,7 @@ class Ledger:
             is linked again or unlinked.
         dials: Set-ups that we began, by the peer's incarnation.
         inbounds: Set-ups that a peer began, by its incarnation.
+        relinks: Lost links that are to be made again, by the peer's cluster id.
     """
 
     def __init__(self) -> None:
@@ -59,6 +82,7 @@ class Ledger:
         self.dead: dict[int, Link] = {}
         self.dials: dict[int, Setup] = {}
         self.inbounds: dict[int, Setup] = {}
+        self.relinks: dict[int, Relink] = {}
 
     def all_links(self) -> list[Link]:
         """Return every end that has data of the delegate."""

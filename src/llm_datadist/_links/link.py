@@ -77,6 +77,7 @@ class Link:
         lost: Set as soon as the link is no longer LINKED, before its data is taken down.
         reason: Why it ended; empty while it lives.
         died: Whether it ended otherwise than by an unlink at either end.
+        places: Where `link_clusters` of this end found the peer, and the local ip to connect from.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Link:
         # Loop thread only from here on.
         self.conversation = conversation
         self.addresses = {peer.address, *addresses}
+        self.places: dict[Address, str | None] = {}
         self.peer_unlinks = self.peer_unlinked = self.said_unlinked = False
         self.answered = asyncio.Event()  # the peer has unlinked, or the connection is over
         self.gone = asyncio.Event()

@@ -23,6 +23,7 @@ from llm_datadist._links.delegate import Hooks, LinkResult
 from llm_datadist._links.heartbeat import Heartbeat
 from llm_datadist._links.lanes import receive_lane
 from llm_datadist._links.listening import Listening
+from llm_datadist._links.relink import Relinks
 from llm_datadist._links.upkeep import Upkeep
 from llm_datadist._protocol.codec import Kind
 from llm_datadist._protocol.messages import Notify
@@ -51,7 +52,8 @@ class LinkTable:
     A link joins two instances and serves both. It is known by the peer's cluster id, so there is
     one per id, and it lives while `link_clusters` or a domain holds it at either end. The death of
     a peer is noticed at once through the link's connection, its silence by heartbeats. Lanes that
-    are lost while the peer lives are opened anew.
+    are lost while the peer lives are opened anew; a link that `link_clusters` of this end made, and
+    that is lost, is made again when the peer is back.
 
     Every call on a table that was closed, or is being closed, raises LLMException with
     LLM_ENGINE_FINALIZED.
@@ -75,7 +77,8 @@ class LinkTable:
             cluster_id, config, incarnation, delegate, self.hooks, self._control
         )
         self._upkeep = Upkeep(self._context)
-        self._clusters = Clusters(self._context, self._upkeep)
+        self._relinks = self._upkeep.relinks = Relinks(self._context, self._upkeep)
+        self._clusters = Clusters(self._context, self._upkeep, self._relinks)
         doorway = Doorway(
             self._control, {Kind.CONTROL: self._receive_link, Kind.LANE: self._receive_lane}
         )
@@ -114,13 +117,15 @@ class LinkTable:
         return self._context.listen_address
 
     def relisten(self, listen: Address | None) -> None:
-        """Accept links elsewhere, or no more; links that are up stay.
+        """Accept links elsewhere, or no more; links that are up stay, lost ones are given up.
 
         Raises:
             OSError: The address cannot be bound; everything is as before.
         """
+        operation = "switch_role"
         with self._changing:
-            self._listening.move(listen, "switch_role")
+            self._listening.move(listen, operation)
+            self._control.run(self._relinks.cancel_all(), operation)
 
     def open_listener(self, host: str, port: int) -> Address:
         """Accept links at one more address; return it as bound.
@@ -161,6 +166,7 @@ class LinkTable:
 
     async def _shut(self) -> list[Link]:
         self._listening.close_all()
+        self._relinks.close()
         return self._upkeep.abandon_all("the instance was finalized")
 
     # Links
@@ -319,13 +325,18 @@ class LinkTable:
             return link
         if self._closed:
             raise _finalized(operation, cluster_id)
-        dead = self._context.ledger.dead.get(cluster_id)
+        problem, remedy = "there is no link to it", "link_clusters first"
+        relink = self._context.ledger.relinks.get(cluster_id)
+        if (dead := self._context.ledger.dead.get(cluster_id)) is not None:
+            problem = f"its link was lost: {dead.reason}"
+        if relink is not None:
+            problem = (
+                f"its link was lost ({relink.lost.reason}) and is being re-established: "
+                f"{relink.attempts} dials so far, the last: {relink.failure}"
+            )
+            remedy = "retry soon; unlink_clusters gives it up"
         raise fail(
-            LLMStatusCode.LLM_NOT_YET_LINK,
-            operation,
-            "there is no link to it" if dead is None else f"its link was lost: {dead.reason}",
-            "link_clusters first",
-            cluster_id=cluster_id,
+            LLMStatusCode.LLM_NOT_YET_LINK, operation, problem, remedy, cluster_id=cluster_id
         )
 
     def links(self) -> list[Link]:
@@ -334,7 +345,12 @@ class LinkTable:
 
     def describe(self, cluster_id: int) -> dict[str, object]:
         """Return the facts of a link; LLM_NOT_YET_LINK when there is none."""
-        return self.get(cluster_id, "describe_link").describe()
+        facts = self.get(cluster_id, "describe_link").describe()
+        return {**facts, "relinked": self._relinks.made(cluster_id)}
+
+    def describe_relinks(self) -> list[dict[str, object]]:
+        """Return the facts of lost links that are being made again. Never blocks."""
+        return self._relinks.describe()
 
     def check(self, cluster_id: int, timeout_ms: float) -> None:
         """Return when the peer's control plane answers on the link.

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from llm_datadist._links.context import LinkContext
     from llm_datadist._links.delegate import LinkData, Peer
     from llm_datadist._links.lanes import LaneTerms
+    from llm_datadist._links.relink import Relinks
     from llm_datadist._protocol.messages import Message
 
 __all__ = ["Upkeep"]
@@ -45,12 +46,18 @@ _MAX_ERROR_TEXT: Final = 4000
 
 @final
 class Upkeep:
-    """Installs links and takes them down."""
+    """Installs links and takes them down.
+
+    Attributes:
+        healing: Opens lost lanes of links that are up.
+        relinks: Makes lost links again; told of each that is lost and each that is installed.
+    """
 
     def __init__(self, context: LinkContext) -> None:
         self._context = context
         self._ledger = context.ledger
         self.healing = Healing(context)
+        self.relinks: Relinks | None = None
 
     def install(
         self,
@@ -77,6 +84,8 @@ class Upkeep:
         link.enter(LinkState.LINKED)
         self._ledger.add(link)
         self.healing.admit(link)
+        if self.relinks is not None:
+            self.relinks.linked(link)
         self._context.control.spawn(conversation.run())
         logger.info(
             "linked to cluster %d at %s (incarnation %016x, link %d)",
@@ -112,6 +121,7 @@ class Upkeep:
             LLM_NOTIFY_PROMPT_UNLINK_FAILED when the peer did not answer; this end is gone all the
             same.
         """
+        self._context.unlinked_sessions.append(link.terms.session)
         if not link.alive:
             await link.gone.wait()
             return LinkResult(LLMStatusCode.LLM_SUCCESS)
@@ -170,6 +180,8 @@ class Upkeep:
         logger.warning(
             "link to cluster %d at %s lost: %s", link.cluster_id, printed(link.address), reason
         )
+        if self.relinks is not None:
+            self.relinks.begin(link)
 
     def _leave(self, link: Link, state: LinkState, reason: str, *, tell_hook: bool = False) -> None:
         self._ledger.remove(link)

@@ -162,6 +162,11 @@ class LLMConfig:
         low=100,
         high=86_400_000,
     )
+    auto_relink = Bool(
+        keys.AUTO_RELINK,
+        "Whether links that link_clusters of this instance made, and that are then lost, are made "
+        "again in the background as soon as the peer is back *(extension)*. Unset: on.",
+    )
 
     def __init__(self) -> None:
         self._ge_options: dict[str, str] = {}

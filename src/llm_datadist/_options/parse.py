@@ -92,6 +92,7 @@ def parse_options(options: dict[str, str], environ: Mapping[str, str] | None = N
         lanes_per_link=_either(reader.number(keys.LANES_PER_LINK, 1, 64), 4),
         heartbeat_ms=heartbeat_ms,
         peer_timeout_ms=peer_timeout_ms,
+        auto_relink=reader.switch(keys.AUTO_RELINK) is not False,
         flow_graph_mem_max_size=flow_graph_size,
         mem_utilization=_mem_utilization(reader),
     )

@@ -58,6 +58,7 @@ class Config:
         lanes_per_link: Data connections of a link in each direction.
         heartbeat_ms: How often to see whether an idle link is alive; 0 for never.
         peer_timeout_ms: How long a peer may be silent; at least twice heartbeat_ms.
+        auto_relink: Whether lost links that link_clusters made are made again.
         flow_graph_mem_max_size: Bytes of the first generation's pool.
         mem_utilization: Fraction of it that may be used.
     """
@@ -86,6 +87,7 @@ class Config:
     lanes_per_link: int = 4
     heartbeat_ms: int = 1000
     peer_timeout_ms: int = 10_000
+    auto_relink: bool = True
     flow_graph_mem_max_size: int | None = None
     mem_utilization: float = 0.95
 

@@ -95,6 +95,8 @@ class Hello(Message, frozen=True, kw_only=True):
         listen: Where it accepts links itself; None for a client.
         num_lanes: Data lanes that it wants for each direction.
         domain: Set when the link is for a domain.
+        relinks: Lane session of the lost link that this one is to follow; set when nobody has asked
+            for it at the dialing end just now.
     """
 
     version: Uint64
@@ -106,6 +108,7 @@ class Hello(Message, frozen=True, kw_only=True):
     listen: tuple[Host, Port] | None = None
     num_lanes: Annotated[int, Meta(ge=1, le=MAX_LANES)] = 1
     domain: DomainHello | None = None
+    relinks: Session | None = None
 
 
 class Welcome(Message, frozen=True, kw_only=True):

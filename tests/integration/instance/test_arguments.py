@@ -84,6 +84,7 @@ class World:
             "switch_role": {"role": LLMRole.MIX, "switch_options": {}},
             "check_link_status": {"remote_cluster_id": 2},
             "describe_link": {"cluster_id": 2},
+            "describe_relinks": {},
             "register_cache": registering | {"cache_keys": [CacheKey(1, 5)]},
             "register_blocks_cache": registering | {"blocks_cache_key": BlocksCacheKey(1, 5)},
             "unregister_cache": {"cache_id": 999},

@@ -28,6 +28,7 @@ SWITCHES = {
     "enable_cache_manager": "llm.EnableCacheManager",
     "enable_remote_cache_accessible": "llm.EnableRemoteCacheAccessible",
     "enable_switch_role": "llm.EnableSwitchRole",
+    "auto_relink": "llm.AutoRelink",
 }
 INTEGERS = {
     "link_total_time": ("llm.LinkTotalTime", 0, 2**32 - 1),
@@ -295,4 +296,5 @@ def test_what_a_config_generates_parses():
     assert (parsed.rdma_traffic_class, parsed.rdma_service_level) == (8, 3)
     assert (parsed.transfer_threads, parsed.lanes_per_link) == (5, 6)
     assert (parsed.heartbeat_ms, parsed.peer_timeout_ms) == (70, 200)
+    assert parsed.auto_relink is True
     assert parsed.mem_utilization == 1e-5

@@ -52,6 +52,7 @@ def test_nothing_set_means_the_documented_defaults():
         lanes_per_link=4,
         heartbeat_ms=1000,
         peer_timeout_ms=10_000,
+        auto_relink=True,
         flow_graph_mem_max_size=None,
         mem_utilization=0.95,
     )
