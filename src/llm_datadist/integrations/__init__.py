@@ -1,0 +1,1 @@
+"""Connectors for serving engines. Each imports its engine only when it is used itself."""

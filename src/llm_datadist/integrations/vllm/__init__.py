@@ -1,0 +1,1 @@
+"""vLLM connector: disaggregated prefill over llm_datadist on stock vLLM."""
