@@ -1,0 +1,89 @@
+"""Offers as kv_transfer_params, and what a prompt's digest depends on."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+from vllm_objects import request
+
+from llm_datadist.integrations.vllm.params import (
+    Offer,
+    RankAddress,
+    offer_of,
+    prompt_digest,
+    wants_remote_decode,
+)
+
+OFFER = Offer(
+    key=256,
+    ranks=[RankAddress("192.0.2.7", 7000, 2**63 - 1)],
+    blocks=[[4, 5]],
+    num_tokens=40,
+    prompt="d",
+    remote_request_id="r",
+    remote_engine_id="e",
+)
+
+
+def test_an_offer_survives_json():
+    params = msgspec.json.decode(msgspec.json.encode(OFFER.to_params()))
+    assert offer_of(params) == OFFER
+
+
+@pytest.mark.parametrize("params", [None, {}, {"do_remote_decode": True}, {"other": 1}])
+def test_no_offer(params):
+    assert offer_of(params) is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"key": "7"},
+        {"key": 0},
+        {"key": 2**63},
+        {"ranks": []},
+        {"ranks": [{"ip": "x"}]},
+        {"blocks": []},
+        {"blocks": [["a"]]},
+        {"blocks": [[4, -1]]},
+        {"num_tokens": 0},
+        {"prompt": None},
+    ],
+)
+def test_malformed_offers(fields):
+    with pytest.raises(ValueError, match="offer"):
+        offer_of({**OFFER.to_params(), **fields})
+
+
+def test_missing_fields():
+    with pytest.raises(ValueError, match="unchanged"):
+        offer_of({"do_remote_prefill": True})
+
+
+def test_who_wants_remote_decode():
+    assert wants_remote_decode({"do_remote_decode": True, "do_remote_prefill": False})
+    for params in (None, {}, OFFER.to_params(), {"do_remote_decode": "yes"}):
+        assert not wants_remote_decode(params)
+
+
+def test_the_digest_tells_prompts_apart():
+    feature = SimpleNamespace(identifier="i", mm_position=SimpleNamespace(offset=3, length=4))
+    moved = SimpleNamespace(identifier="i", mm_position=SimpleNamespace(offset=4, length=4))
+    requests = [
+        request(tokens=[1, 2, 3]),
+        request(tokens=[1, 2, 4]),
+        request(tokens=[1, 2]),
+        request(tokens=[1, 2, 3], lora_request=SimpleNamespace(lora_name="l")),
+        request(tokens=[1, 2, 3], mm_features=[feature]),
+        request(tokens=[1, 2, 3], mm_features=[moved]),
+    ]
+    digests = [prompt_digest(each) for each in requests]
+    assert len(set(digests)) == len(requests)
+    assert digests[0] == prompt_digest(request("another id", [1, 2, 3]))
+
+
+def test_a_prompt_of_embeddings_has_no_digest():
+    assert prompt_digest(request(prompt_embeds=object())) is None
+    assert prompt_digest(request(prompt_token_ids=None)) is None

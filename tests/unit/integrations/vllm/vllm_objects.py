@@ -1,0 +1,70 @@
+"""Objects of vLLM as far as the connector looks at them, for tests where vLLM is not installed."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+
+def request(request_id="r", tokens=range(100), params=None, **more):
+    """A request of vLLM's scheduler."""
+    fields = {
+        "request_id": request_id,
+        "prompt_token_ids": list(tokens),
+        "prompt_embeds": None,
+        "lora_request": None,
+        "mm_features": [],
+        "num_prompt_tokens": len(tokens),
+        "num_computed_tokens": len(tokens),
+        "kv_transfer_params": params,
+        "status": SimpleNamespace(name="FINISHED_LENGTH_CAPPED"),
+    }
+    return SimpleNamespace(**{**fields, **more})
+
+
+class FullAttentionSpec(SimpleNamespace):
+    """A kind of KV cache; the connector looks at the class's name and the block size."""
+
+
+class MambaSpec(SimpleNamespace):
+    """Another kind."""
+
+
+class Tensor:
+    """An array with torch's names."""
+
+    def __init__(self, array, device="cpu"):
+        self.array = array
+        self.shape = array.shape
+        self.device = device
+
+    def stride(self):
+        return tuple(stride // self.array.itemsize for stride in self.array.strides)
+
+    def element_size(self):
+        return self.array.itemsize
+
+    def data_ptr(self):
+        return self.array.ctypes.data
+
+
+def kv_cache_config(groups, num_blocks, block_size, spec=FullAttentionSpec):
+    """KVCacheConfig with one group for each list of layer names."""
+    return SimpleNamespace(
+        num_blocks=num_blocks,
+        kv_cache_groups=[
+            SimpleNamespace(layer_names=names, kv_cache_spec=spec(block_size=block_size))
+            for names in groups
+        ],
+    )
+
+
+def vllm_config(**model):
+    """VllmConfig of a model on one worker."""
+    fields = {"model": "m", "revision": None, "dtype": "float32", "quantization": None}
+    return SimpleNamespace(
+        model_config=SimpleNamespace(
+            **{**fields, **model}, hf_config=SimpleNamespace(architectures=["X"])
+        ),
+        cache_config=SimpleNamespace(cache_dtype="auto"),
+        parallel_config=SimpleNamespace(tensor_parallel_size=1, rank=0),
+    )
