@@ -1,0 +1,92 @@
+"""What producer and consumer must have in common for one's KV blocks to mean the same to the other.
+
+Each worker publishes its facts as a page of memory, which a peer pulls after linking: the facts are
+those of the very process whose blocks are pulled, and they come over the authenticated link.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from llm_datadist.integrations.vllm.layout import Layout
+
+__all__ = ["FACTS_BYTES", "FACTS_MODEL_ID", "facts_of", "mismatches", "read_facts", "write_facts"]
+
+FACTS_BYTES = 8192
+FACTS_MODEL_ID = 0
+"""BlocksCacheKey.model_id of the page; keys of requests are above it."""
+
+_FORMAT = "1"
+
+
+def facts_of(
+    vllm_config: Any, layout: Layout, model_id: str | None, version: str
+) -> dict[str, str]:
+    """The facts of one worker.
+
+    Args:
+        vllm_config: vLLM's configuration.
+        layout: The worker's KV tensors.
+        model_id: Name of the model; None for vLLM's.
+        version: vLLM's version.
+    """
+    model, cache = vllm_config.model_config, vllm_config.cache_config
+    parallel = vllm_config.parallel_config
+    layers = [name for part in layout.parts for name in part.layers]
+    return {
+        "connector format": _FORMAT,
+        "vLLM version": version,
+        "model": model_id or str(model.model),
+        "model revision": str(model.revision),
+        "architectures": ", ".join(getattr(model.hf_config, "architectures", None) or ()),
+        "dtype": str(model.dtype),
+        "quantization": str(model.quantization),
+        "KV cache dtype": str(cache.cache_dtype),
+        "block size": ", ".join(map(str, layout.block_sizes)),
+        "KV cache groups": layout.groups,
+        "layers": f"{len(layers)}, digest {_digest(layers)}",
+        "KV layout": layout.describe(),
+        "tensor parallel size": str(parallel.tensor_parallel_size),
+        "tensor parallel rank": str(layout.rank),
+    }
+
+
+def mismatches(local: dict[str, str], remote: dict[str, str]) -> list[str]:
+    """What differs, each with both values; empty when the two are compatible."""
+    return [
+        f"{name}: producer {remote.get(name, 'unknown')!r}, here {local.get(name, 'unknown')!r}"
+        for name in dict.fromkeys([*local, *remote])
+        if local.get(name) != remote.get(name)
+    ]
+
+
+def write_facts(facts: dict[str, str]) -> bytes:
+    """The page of these facts.
+
+    Raises:
+        ValueError: They do not fit.
+    """
+    text = msgspec.json.encode(facts)
+    if len(text) > FACTS_BYTES:
+        raise ValueError(f"the facts of the compatibility check have {len(text)} bytes")
+    return text.ljust(FACTS_BYTES, b" ")
+
+
+def read_facts(page: bytes) -> dict[str, str]:
+    """The facts of a page.
+
+    Raises:
+        ValueError: It holds none.
+    """
+    try:
+        return msgspec.json.decode(page, type=dict[str, str])
+    except msgspec.DecodeError as error:
+        raise ValueError(f"the peer's facts cannot be read: {error}") from None
+
+
+def _digest(names: list[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]

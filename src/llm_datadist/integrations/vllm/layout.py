@@ -1,0 +1,194 @@
+"""vLLM's KV tensors as blocks caches: which memory a block of a KV cache group is.
+
+The interior of a block is opaque. A part is a set of equally shaped tensors, each a plain run of
+blocks, which the blocks of one KV cache group index; part i of a request is registered as the cache
+`key + i`. Only `data_ptr`, `shape`, `stride` and `element_size` of tensors are used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Layout", "Part", "layout_of"]
+
+MAX_PARTS = 256
+_TRANSFERABLE = {
+    "FullAttentionSpec",
+    "MLAAttentionSpec",
+    "SlidingWindowSpec",
+    "SlidingWindowMLASpec",
+    "ChunkedLocalAttentionSpec",
+}
+"""Kinds of KV cache spec whose blocks hold tokens, none of which depends on a later one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Equally shaped tensors of one KV cache group.
+
+    Attributes:
+        group: Index among the KV cache groups.
+        addrs: Address of each tensor.
+        num_blocks: Blocks of each.
+        block_bytes: Bytes of one block of one tensor.
+        layers: Names of the layers whose KV this is.
+    """
+
+    group: int
+    addrs: tuple[int, ...]
+    num_blocks: int
+    block_bytes: int
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """All KV memory of one worker.
+
+    Attributes:
+        parts: The memory.
+        block_sizes: Tokens of a block, by KV cache group.
+        groups: The kinds of the groups, for the compatibility check.
+        rank: Tensor-parallel rank of the worker.
+    """
+
+    parts: tuple[Part, ...]
+    block_sizes: tuple[int, ...]
+    groups: str
+    rank: int
+
+    def describe(self) -> str:
+        """The shape of the memory, without addresses and block counts."""
+        return "; ".join(
+            f"group {part.group}: {len(part.addrs)} tensors, {part.block_bytes} bytes a block"
+            for part in self.parts
+        )
+
+
+@dataclass(slots=True)
+class _Run:
+    """A run of blocks: one address per `stride_bytes`."""
+
+    addr: int
+    page_bytes: int
+    stride_bytes: int
+    layers: list[str] = field(default_factory=list)
+
+
+def layout_of(kv_caches: dict[str, Any], kv_cache_config: Any, rank: int) -> Layout:
+    """Describe a worker's KV tensors.
+
+    Args:
+        kv_caches: Layer name -> tensor, as vLLM registers them.
+        kv_cache_config: vLLM's KVCacheConfig: groups and number of blocks.
+        rank: Tensor-parallel rank.
+
+    Raises:
+        ValueError: A layout or a kind of cache that cannot be moved block by block.
+    """
+    groups = kv_cache_config.kv_cache_groups
+    num_blocks = kv_cache_config.num_blocks
+    parts: list[Part] = []
+    for index, group in enumerate(groups):
+        _check_kind(index, group.kv_cache_spec)
+        runs: dict[int, _Run] = {}
+        for layer in group.layer_names:
+            for run in _runs_of(layer, kv_caches[layer], num_blocks):
+                runs.setdefault(run.addr, run).layers.append(layer)
+        parts += _parts_of(index, _merged(list(runs.values())), num_blocks)
+    if not parts or len(parts) > MAX_PARTS:
+        raise ValueError(f"the KV cache has {len(parts)} kinds of blocks, at most {MAX_PARTS} work")
+    return Layout(
+        parts=tuple(parts),
+        block_sizes=tuple(int(group.kv_cache_spec.block_size) for group in groups),
+        groups=", ".join(type(group.kv_cache_spec).__name__ for group in groups),
+        rank=rank,
+    )
+
+
+def _check_kind(index: int, spec: Any) -> None:
+    for each in [spec, *getattr(spec, "kv_cache_specs", {}).values()]:
+        kind = type(each).__name__
+        if kind not in _TRANSFERABLE | {"UniformTypeKVCacheSpecs"}:
+            raise ValueError(
+                f"KV cache group {index} is a {kind}, whose state cannot be moved block by block; "
+                "serve this model without LLMDataDistConnector"
+            )
+
+
+def _runs_of(layer: str, tensor: Any, num_blocks: int) -> list[_Run]:
+    """The runs of blocks of one layer: one, or several where a layer's KV is in pieces."""
+    if str(getattr(tensor, "device", "cpu")) != "cpu":
+        raise ValueError(
+            f"the KV cache of {layer} is on {tensor.device}; this version of llm_datadist moves "
+            "host memory only: run vLLM for CPU"
+        )
+    shape, strides = tuple(tensor.shape), tuple(tensor.stride())
+    item_bytes = tensor.element_size()
+    # Where the attention kernel's blocks are smaller than vLLM's, a block is several in a row.
+    in_a_row, odd = divmod(shape[0], num_blocks)
+    if odd or not in_a_row:
+        raise ValueError(
+            f"the KV cache of {layer} has shape {shape}: its first dimension does not count its "
+            f"{num_blocks} blocks"
+        )
+    # The innermost dimensions, as long as they are dense, are a plain run of bytes; each index of
+    # the others has a run of its own.
+    page_bytes = item_bytes
+    outer: list[tuple[int, int]] = []
+    for stride, size in sorted(zip(strides[1:], shape[1:], strict=True)):
+        if size == 1:
+            continue
+        if not outer and stride * item_bytes == page_bytes:
+            page_bytes *= size
+        else:
+            outer.append((stride * item_bytes, size))
+    stride_bytes = strides[0] * item_bytes
+    if in_a_row > 1 and (outer or stride_bytes != page_bytes):
+        raise ValueError(f"the KV cache of {layer} has blocks of {in_a_row} pieces with gaps")
+    addrs = [int(tensor.data_ptr())]
+    for outer_bytes, size in outer:
+        addrs = [addr + index * outer_bytes for addr in addrs for index in range(size)]
+    return [_Run(addr, page_bytes * in_a_row, stride_bytes * in_a_row) for addr in addrs]
+
+
+def _merged(runs: list[_Run]) -> list[_Run]:
+    """Make one run of those that share each block's memory, such as layers beside each other."""
+    merged: list[_Run] = []
+    for run in sorted(runs, key=lambda run: run.addr):
+        last = merged[-1] if merged else None
+        if (
+            last is not None
+            and last.stride_bytes == run.stride_bytes
+            and last.page_bytes < last.stride_bytes
+            and last.addr + last.page_bytes == run.addr
+        ):
+            last.page_bytes += run.page_bytes
+            last.layers += run.layers
+        else:
+            merged.append(run)
+    for run in merged:
+        if run.page_bytes != run.stride_bytes:
+            raise ValueError(
+                f"a block of {', '.join(run.layers)} has {run.page_bytes} bytes every "
+                f"{run.stride_bytes}: memory between blocks that is of no layer of the group "
+                "cannot be moved with them"
+            )
+    return merged
+
+
+def _parts_of(group: int, runs: list[_Run], num_blocks: int) -> list[Part]:
+    by_size: dict[int, list[_Run]] = {}
+    for run in runs:
+        by_size.setdefault(run.page_bytes, []).append(run)
+    return [
+        Part(
+            group=group,
+            addrs=tuple(run.addr for run in same),
+            num_blocks=num_blocks,
+            block_bytes=block_bytes,
+            layers=tuple(layer for run in same for layer in run.layers),
+        )
+        for block_bytes, same in sorted(by_size.items())
+    ]

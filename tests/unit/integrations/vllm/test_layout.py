@@ -1,0 +1,84 @@
+"""KV tensors of every layout become runs of blocks that cover the same bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from vllm_objects import MambaSpec, Tensor, kv_cache_config
+
+from llm_datadist.integrations.vllm.layout import layout_of
+
+L, B, H, N, C = 3, 6, 2, 4, 8
+
+
+def config(groups=None, num_blocks=B, **more):
+    groups = groups or [[f"layer{i}" for i in range(L)]]
+    return kv_cache_config(groups, num_blocks, N, **more)
+
+
+def layers(order):
+    """Views [B, H, N, C] of the layers of memory whose axes L, B, H, N, C are in this order."""
+    memory = np.zeros([(L, B, H, N, C)[axis] for axis in order], np.float32)
+    logical = memory.transpose(np.argsort(order))
+    return memory, {f"layer{i}": Tensor(logical[i]) for i in range(L)}
+
+
+ORDERS = {
+    "LBHNC": (0, 1, 2, 3, 4),
+    "LBNHC": (0, 1, 3, 2, 4),
+    "LHBNC": (0, 2, 1, 3, 4),
+    "BLHNC": (1, 0, 2, 3, 4),
+    "BLNHC": (1, 0, 3, 2, 4),
+    "BHLNC": (1, 2, 0, 3, 4),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+def test_a_block_of_the_layout_is_that_block_of_every_layer(order):
+    memory, tensors = layers(order)
+    layout = layout_of(tensors, config(), rank=0)
+    base, raw = memory.ctypes.data, memory.view(np.uint8).reshape(-1)
+    for part in layout.parts:
+        assert part.num_blocks == B
+        for addr in part.addrs:
+            start = addr - base + 2 * part.block_bytes
+            raw[start : start + part.block_bytes] = 1
+    for tensor in tensors.values():
+        touched = (tensor.array != 0).any(axis=(1, 2, 3))
+        assert touched.tolist() == [block == 2 for block in range(B)]
+        assert (tensor.array[2] != 0).all()
+
+
+def test_one_tensor_a_layer_in_the_plain_layout():
+    _, tensors = layers(ORDERS["LBHNC"])
+    (part,) = layout_of(tensors, config(), rank=5).parts
+    assert part.addrs == tuple(tensor.data_ptr() for tensor in tensors.values())
+    assert part.block_bytes == H * N * C * 4
+    assert part.layers == ("layer0", "layer1", "layer2")
+
+
+def test_kernel_blocks_that_are_smaller_than_blocks():
+    _, tensors = layers(ORDERS["LBHNC"])
+    (part,) = layout_of(tensors, config(num_blocks=B // 2), rank=0).parts
+    assert (part.num_blocks, part.block_bytes) == (B // 2, 2 * H * N * C * 4)
+
+
+def test_groups_over_the_same_memory():
+    _, tensors = layers(ORDERS["LBHNC"])
+    tensors = {"a": tensors["layer0"], "b": tensors["layer0"], "c": tensors["layer1"]}
+    layout = layout_of(tensors, config([["a", "c"], ["b"]]), rank=0)
+    assert [(part.group, len(part.addrs)) for part in layout.parts] == [(0, 2), (1, 1)]
+    assert layout.parts[0].addrs[0] == layout.parts[1].addrs[0]
+
+
+def test_what_cannot_be_moved_is_refused():
+    _, tensors = layers(ORDERS["LBHNC"])
+    with pytest.raises(ValueError, match="MambaSpec"):
+        layout_of(tensors, config(spec=MambaSpec), rank=0)
+    with pytest.raises(ValueError, match="does not count its 7 blocks"):
+        layout_of(tensors, config(num_blocks=7), rank=0)
+    with pytest.raises(ValueError, match="cuda:0"):
+        layout_of({"layer0": Tensor(tensors["layer0"].array, "cuda:0")}, config([["layer0"]]), 0)
+    _, beside = layers(ORDERS["BLHNC"])
+    with pytest.raises(ValueError, match="between blocks"):
+        layout_of({"layer0": beside["layer0"]}, config([["layer0"]]), rank=0)
