@@ -1,0 +1,121 @@
+"""The `LLMDataDist` instance of one vLLM worker, and its KV memory as caches of it."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llm_datadist import BlocksCacheKey, CacheDesc, DataType, LLMConfig, LLMDataDist, LLMRole
+from llm_datadist.integrations.vllm.facts import FACTS_BYTES, FACTS_MODEL_ID, write_facts
+
+if TYPE_CHECKING:
+    from llm_datadist import Cache, CacheManager
+    from llm_datadist.integrations.vllm.layout import Layout, Part
+    from llm_datadist.integrations.vllm.options import ConnectorOptions
+
+__all__ = ["WorkerInstance"]
+
+_NO_LIMIT = 2**31 - 1
+
+
+class WorkerInstance:
+    """One worker's end of all links. Thread-safe.
+
+    Args:
+        options: The connector's options.
+        layout: The worker's KV memory; vLLM keeps it until the worker ends.
+        facts: The worker's facts, for peers to pull.
+        listens: Whether peers may link to it (it is a producer).
+
+    Raises:
+        LLMException: The listen address is in use or not of this host.
+    """
+
+    def __init__(
+        self, options: ConnectorOptions, layout: Layout, facts: dict[str, str], *, listens: bool
+    ) -> None:
+        self.options = options
+        self.layout = layout
+        self.facts = facts
+        self.cluster_id = secrets.randbits(63)
+        self._instance = LLMDataDist(LLMRole.MIX, self.cluster_id)
+        self._instance.init(_llm_options(options, layout.rank, listens=listens))
+        self._page = np.frombuffer(write_facts(facts), np.uint8).copy()
+        try:
+            self.cache_manager.register_blocks_cache(
+                CacheDesc(1, [1, FACTS_BYTES], DataType.DT_UINT8),
+                [self._page.ctypes.data],
+                BlocksCacheKey(self.cluster_id, FACTS_MODEL_ID),
+                remote_accessible=True,
+            )
+            self.own_caches = [
+                self.cache_manager.register_blocks_cache(
+                    desc_of(part), list(part.addrs), remote_accessible=False
+                )
+                for part in layout.parts
+            ]
+        except BaseException:
+            self._instance.finalize()
+            raise
+
+    @property
+    def instance(self) -> LLMDataDist:
+        """The instance, for links."""
+        return self._instance
+
+    @property
+    def cache_manager(self) -> CacheManager:
+        """The instance's cache calls."""
+        return self._instance.cache_manager
+
+    @property
+    def listen_address(self) -> tuple[str, int] | None:
+        """Where peers link to this worker."""
+        return self._instance.listen_address
+
+    def publish(self, key: int) -> list[Cache]:
+        """Let peers that know `key` lease and read all KV memory until the caches are unregistered.
+
+        The caller decides by the lifetime of the key which bytes a peer can get: what a pull under
+        it returns was there while the key was.
+        """
+        return [
+            self.cache_manager.register_blocks_cache(
+                desc_of(part),
+                list(part.addrs),
+                BlocksCacheKey(self.cluster_id, key + index),
+                remote_accessible=True,
+            )
+            for index, part in enumerate(self.layout.parts)
+        ]
+
+    def withdraw(self, caches: list[Cache]) -> None:
+        """End `publish`: when it returns, no read of these caches can succeed any more."""
+        for cache in caches:
+            self.cache_manager.unregister_cache(cache.cache_id)
+
+    def close(self) -> None:
+        """End links, threads and listener."""
+        self._instance.finalize()
+
+
+def desc_of(part: Part) -> CacheDesc:
+    """A part as the API describes it: blocks of opaque bytes."""
+    return CacheDesc(len(part.addrs), [part.num_blocks, part.block_bytes], DataType.DT_UINT8)
+
+
+def _llm_options(options: ConnectorOptions, rank: int, *, listens: bool) -> dict[str, str]:
+    config = LLMConfig()
+    config.enable_cache_manager = True
+    config.enable_remote_cache_accessible = True
+    config.local_comm_res = ""  # links then need no local address
+    config.sync_kv_timeout = options.transfer_timeout_ms
+    config.transfer_backend = options.transfer_backend
+    config.max_registered_addrs = _NO_LIMIT
+    if options.secret is not None:
+        config.link_secret = options.secret
+    if listens:
+        config.listen_ip_info = options.listen_address(rank)
+    return config.generate_options()
