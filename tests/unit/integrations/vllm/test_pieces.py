@@ -1,0 +1,79 @@
+"""Loads in pieces: what is left after a failure is everything from the first wrong block on."""
+
+from __future__ import annotations
+
+import pytest
+
+from llm_datadist import LLMException
+from llm_datadist.integrations.vllm import pieces as pieces_module
+from llm_datadist.integrations.vllm.layout import Layout, Part
+from llm_datadist.integrations.vllm.orders import Load
+from llm_datadist.integrations.vllm.pieces import Pieces, num_before_faults
+
+PEER = 7
+
+
+def layout(*parts):
+    return Layout(
+        parts=tuple(
+            Part(group, (1,) * tensors, 100, size, ("l",)) for group, tensors, size in parts
+        ),
+        block_sizes=(4,) * (1 + max(part[0] for part in parts)),
+        groups="",
+        rank=0,
+    )
+
+
+def load(*blocks):
+    return Load("r", None, [[100 + b for b in group] for group in blocks], list(blocks), [])
+
+
+def test_pieces_follow_the_tokens(monkeypatch):
+    monkeypatch.setattr(pieces_module, "PIECE_BYTES", 60)
+    left = Pieces(load([1, 2, 3]), layout((0, 2, 10), (0, 1, 5)))  # 25 bytes a block
+    assert left.pieces == [
+        (0, [101, 102], [1, 2]),
+        (1, [101, 102], [1, 2]),
+        (0, [103], [3]),
+        (1, [103], [3]),
+    ]
+    assert left.total_bytes == 75
+    left.pieces.pop(0)
+    assert left.blocks() == {1, 2, 3}  # 1 and 2 are not complete without their second part
+    left.pieces.pop(0)
+    assert left.blocks() == {3}
+
+
+def test_each_group_has_parts_and_blocks_of_its_own():
+    left = Pieces(load([1, 2], [7]), layout((0, 1, 10), (1, 1, 20)))
+    assert left.pieces == [(0, [101, 102], [1, 2]), (1, [107], [7])]
+
+
+def test_split():
+    left = Pieces(load([1, 2, 3]), layout((0, 1, 10)))
+    left.split_first(1)
+    assert left.pieces == [(0, [101], [1]), (0, [102, 103], [2, 3])]
+
+
+def fault(cluster_id, block):
+    from llm_datadist._errors import Fault
+
+    return Fault(
+        cluster_id=cluster_id, cache_id=1, tensor_index=0, block=block, slot=None, addr=1, size=1
+    )
+
+
+@pytest.mark.parametrize(
+    ("faults", "expected"),
+    [
+        ([], 0),
+        ([(PEER, 12)], 2),
+        ([(PEER, 12), (PEER, 11)], 1),
+        ([(99, 22)], 2),  # a fault in own memory counts own blocks
+        ([(PEER, 50)], 0),
+        ([(PEER, None)], 0),
+    ],
+)
+def test_blocks_before_a_fault(faults, expected):
+    error = LLMException("x", faults=[fault(*each) for each in faults])
+    assert num_before_faults([10, 11, 12], [20, 21, 22], PEER, error) == expected
