@@ -1,0 +1,284 @@
+"""The workers of the vLLM connector, over numpy arrays as KV tensors.
+
+vLLM itself is not needed here; tests/vllm runs the same with its engines.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import time
+
+import numpy as np
+import pytest
+from vllm_objects import Tensor, kv_cache_config, vllm_config
+
+from llm_datadist.integrations.vllm import pieces
+from llm_datadist.integrations.vllm.options import parse_extra_config
+from llm_datadist.integrations.vllm.orders import Load, Orders
+from llm_datadist.integrations.vllm.params import Offer
+from llm_datadist.integrations.vllm.worker import Worker
+
+LAYERS, BLOCKS, PAGE = 3, 24, 4096
+KEY = 256
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Side:
+    """A worker over memory of its own."""
+
+    def __init__(self, role, *, groups=1, model="m", **extra):
+        self.memory = mmap.mmap(-1, LAYERS * BLOCKS * PAGE)
+        self.kv = np.frombuffer(self.memory, np.uint8).reshape(LAYERS, BLOCKS, 1, 4, PAGE // 4)
+        names = [f"layer{i}" for i in range(LAYERS)]
+        grouped = [names[i::groups] for i in range(groups)]
+        self.worker = Worker(
+            parse_extra_config({"transfer_timeout_ms": 2000, "lease_ms": 2500, **extra}),
+            {name: Tensor(self.kv[i]) for i, name in enumerate(names)},
+            kv_cache_config(grouped, BLOCKS, 32),
+            vllm_config(model=model),
+            version="0.32.0",
+            is_producer=role == "producer",
+            is_consumer=role == "consumer",
+        )
+
+    def until(self, *, sent=(), loaded=(), within_s=10.0, orders=None):
+        """Step until these have been reported; returns the failed blocks and requests."""
+        got_sent, got_loaded, blocks, requests = set(), set(), set(), set()
+        deadline = time.monotonic() + within_s
+        self.worker.carry_out(orders or Orders(), is_idle=True)
+        while not (got_sent >= set(sent) and got_loaded >= set(loaded)):
+            assert time.monotonic() < deadline, f"only {got_sent} and {got_loaded} in time"
+            self.worker.carry_out(Orders(), is_idle=True)
+            ended = self.worker.take_ended()
+            got_sent |= ended[0]
+            got_loaded |= ended[1]
+            blocks |= self.worker.take_failed_blocks()
+            requests |= self.worker.failed_request_ids
+        assert (got_sent, got_loaded) == (set(sent), set(loaded))
+        return blocks, requests
+
+    def close(self):
+        self.worker.close()
+        self.kv = None
+
+
+@pytest.fixture
+def sides():
+    """Makes sides, and closes them."""
+    made = []
+
+    def make(role, **more):
+        side = Side(role, **more)
+        made.append(side)
+        return side
+
+    yield make
+    for side in made:
+        side.close()
+
+
+@pytest.fixture
+def pair(sides, request):
+    extra = getattr(request, "param", {})
+    producer, consumer = sides("producer", **extra), sides("consumer", **extra)
+    producer.kv[:] = np.random.default_rng(1).integers(1, 255, producer.kv.shape, np.uint8)
+    return producer, consumer
+
+
+def offer_of(producer, blocks, key=KEY, groups=1):
+    return Offer(
+        key=key,
+        ranks=[producer.worker.address],
+        blocks=[list(blocks)] * groups,
+        num_tokens=32 * len(blocks),
+        prompt="d",
+        remote_request_id="p",
+        remote_engine_id="e",
+    )
+
+
+def offered(producer, blocks, request_id="p", key=KEY):
+    producer.worker.carry_out(Orders(publish={request_id: key}), is_idle=False)
+    producer.worker.carry_out(Orders(hold=[request_id]), is_idle=False)
+    return offer_of(producer, blocks, key)
+
+
+def load_of(offer, dst_blocks, request_id="d", unavailable=()):
+    groups = len(offer.blocks)
+    return Orders(
+        loads=[Load(request_id, offer, offer.blocks, [list(dst_blocks)] * groups, [*unavailable])]
+    )
+
+
+@pytest.mark.parametrize("pair", [{}, {"transfer_backend": "tcp"}], indirect=True)
+def test_blocks_arrive_and_go_back_at_once(pair):
+    producer, consumer = pair
+    offer = offered(producer, [3, 7, 5])
+    assert consumer.until(loaded=["d"], orders=load_of(offer, [0, 9, 4])) == (set(), set())
+    producer.until(sent=["p"], within_s=2)
+    assert (consumer.kv[:, [0, 9, 4]] == producer.kv[:, [3, 7, 5]]).all()
+    rest = [block for block in range(BLOCKS) if block not in {0, 9, 4}]
+    assert not consumer.kv[:, rest].any()
+
+
+def test_many_requests_at_once(pair):
+    producer, consumer = pair
+    names = [f"r{i}" for i in range(12)]
+    orders = Orders()
+    for i, name in enumerate(names):
+        offer = offered(producer, [2 * i, 2 * i + 1], name, KEY * (i + 1))
+        orders.loads += load_of(offer, [2 * i + 1, 2 * i], name).loads
+    assert consumer.until(loaded=names, orders=orders) == (set(), set())
+    producer.until(sent=names, within_s=2)
+    assert (consumer.kv[:, 0::2] == producer.kv[:, 1::2]).all()
+    assert (consumer.kv[:, 1::2] == producer.kv[:, 0::2]).all()
+
+
+def test_a_dismissed_offer_goes_back_at_once(pair):
+    producer, consumer = pair
+    offer = offered(producer, [3])
+    consumer.worker.carry_out(Orders(dismiss=[offer]), is_idle=False)
+    producer.until(sent=["p"], within_s=2)
+
+
+@pytest.mark.parametrize("pair", [{"hold_ms": 200}], indirect=True)
+@pytest.mark.expects_log("no consumer has fetched", "will be computed here")
+def test_nobody_comes_or_too_late(pair):
+    producer, consumer = pair
+    offer = offered(producer, [3, 7])
+    producer.until(sent=["p"], within_s=2)
+    assert consumer.until(loaded=["d"], orders=load_of(offer, [0, 9])) == ({0, 9}, set())
+
+
+@pytest.mark.expects_log("will be computed here")
+def test_an_offer_is_good_once(pair):
+    producer, consumer = pair
+    offer = offered(producer, [3])
+    consumer.until(loaded=["d"], orders=load_of(offer, [0]))
+    producer.until(sent=["p"])
+    assert consumer.until(loaded=["e"], orders=load_of(offer, [1], "e")) == ({1}, set())
+
+
+@pytest.mark.expects_log("will be computed here")
+def test_a_withdrawn_request_cannot_be_fetched(pair):
+    producer, consumer = pair
+    offer = offer_of(producer, [3])
+    producer.worker.carry_out(Orders(publish={"p": KEY}), is_idle=False)
+    producer.worker.carry_out(Orders(withdraw=["p"]), is_idle=False)
+    assert consumer.until(loaded=["d"], orders=load_of(offer, [0])) == ({0}, set())
+    assert not consumer.kv.any()
+
+
+def test_an_abandoned_load_is_reported(pair):
+    producer, consumer = pair
+    orders = load_of(offered(producer, [3]), [0])
+    orders.abandon = ["d"]
+    consumer.until(loaded=["d"], orders=orders)
+    producer.until(sent=["p"], within_s=2)
+
+
+def test_blocks_that_the_offer_lacks_count_as_failed(pair):
+    producer, consumer = pair
+    offer = offered(producer, [3])
+    failed, _ = consumer.until(loaded=["d"], orders=load_of(offer, [0], unavailable=[6]))
+    assert failed == {6}
+
+
+@pytest.mark.expects_log("will be computed here", "fault", "LLM_SUSPECT_REMOTE_ERROR")
+def test_a_bad_page_costs_the_blocks_from_it_on(pair):
+    producer, consumer = pair
+    offer = offered(producer, [3, 4, 8, 5])
+    address = producer.kv[1, 8].ctypes.data
+    assert libc.mprotect(ctypes.c_void_p(address), PAGE, 0) == 0
+    try:
+        failed, _ = consumer.until(loaded=["d"], orders=load_of(offer, [0, 1, 2, 6]))
+    finally:
+        libc.mprotect(ctypes.c_void_p(address), PAGE, mmap.PROT_READ | mmap.PROT_WRITE)
+    assert failed == {2, 6}
+    assert (consumer.kv[:, [0, 1]] == producer.kv[:, [3, 4]]).all()
+    producer.until(sent=["p"], within_s=2)
+
+
+@pytest.mark.expects_log("will be computed here: the producer .* does not fit")
+def test_another_model_is_refused_with_both_names(sides, caplog):
+    producer, consumer = sides("producer", model="one"), sides("consumer", model="two")
+    for request_id in ("d", "e"):
+        orders = load_of(offer_of(producer, [3]), [0], request_id)
+        assert consumer.until(loaded=[request_id], orders=orders) == ({0}, set())
+    assert "model: producer 'one', here 'two'" in caplog.text
+    assert not consumer.kv.any()
+
+
+@pytest.mark.expects_log(".*")
+def test_another_secret_is_refused(sides):
+    producer, consumer = sides("producer", secret="a"), sides("consumer", secret="b")
+    orders = load_of(offered(producer, [3]), [0])
+    assert consumer.until(loaded=["d"], orders=orders) == ({0}, set())
+    assert not consumer.kv.any()
+
+
+@pytest.mark.expects_log("will be computed here", "link_clusters")
+def test_a_producer_that_restarted_is_another_one(sides):
+    old, consumer = sides("producer"), sides("consumer")
+    offer = offered(old, [3])
+    address = old.worker.address
+    old.close()
+    new = sides("producer", listen=f"{address.ip}:{address.port}")
+    new.kv[:] = 1
+    new.worker.carry_out(Orders(publish={"p": KEY}), is_idle=False)
+    assert consumer.until(loaded=["d"], orders=load_of(offer, [0])) == ({0}, set())
+    assert not consumer.kv.any()
+    orders = load_of(offered(new, [3], "q", 2 * KEY), [0], "e")
+    assert consumer.until(loaded=["e"], orders=orders) == (set(), set())
+
+
+@pytest.mark.expects_log("will be computed here", "peer", "link")
+def test_a_link_that_was_lost_is_made_anew(sides, pair):
+    producer, consumer = pair
+    consumer.until(loaded=["d"], orders=load_of(offered(producer, [3]), [0]))
+    producer.until(sent=["p"])
+    info = consumer.worker._instance
+    producer.worker._instance.instance.unlink_clusters([_cluster(info.cluster_id)])
+    orders = load_of(offered(producer, [4], "q", 2 * KEY), [1], "e")
+    assert consumer.until(loaded=["e"], orders=orders) == (set(), set())
+
+
+def _cluster(cluster_id):
+    from llm_datadist import LLMClusterInfo
+
+    info = LLMClusterInfo()
+    info.remote_cluster_id = cluster_id
+    return info
+
+
+def test_several_groups_report_requests(sides):
+    producer, consumer = sides("producer", groups=3), sides("consumer", groups=3)
+    producer.kv[:] = 7
+    producer.worker.carry_out(Orders(publish={"p": KEY}), is_idle=False)
+    producer.worker.carry_out(Orders(hold=["p"]), is_idle=False)
+    offer = offer_of(producer, [3, 4], groups=3)
+    orders = load_of(offer, [0, 1], unavailable=[5])
+    assert consumer.until(loaded=["d"], orders=orders) == (set(), {"d"})
+    assert (consumer.kv[:, [0, 1]] == 7).all()
+
+
+def test_pieces_of_a_load_are_one_load(pair, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 1)
+    producer, consumer = pair
+    blocks = list(range(10))
+    orders = load_of(offered(producer, blocks), blocks[::-1])
+    assert consumer.until(loaded=["d"], orders=orders) == (set(), set())
+    assert (consumer.kv[:, blocks[::-1]] == producer.kv[:, blocks]).all()
+
+
+def test_waiting_costs_no_spinning(pair):
+    producer, _ = pair
+    offered(producer, [3])
+    producer.worker.take_ended()
+    steps, until = 0, time.monotonic() + 0.5
+    while time.monotonic() < until:
+        producer.worker.carry_out(Orders(), is_idle=True)
+        producer.worker.take_ended()
+        steps += 1
+    assert steps < 200
