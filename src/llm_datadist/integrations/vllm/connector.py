@@ -1,0 +1,172 @@
+"""`LLMDataDistConnector`: vLLM's connector interface, the only module here that imports vLLM.
+
+It translates calls to `Scheduling` (in the scheduler's process) and to `Worker` (in each worker's).
+Written for vLLM 0.32; what differs between versions is handled here.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorHandshakeMetadata,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    SupportsHMA,
+)
+
+import vllm
+from llm_datadist.integrations.vllm.options import parse_extra_config
+from llm_datadist.integrations.vllm.orders import Orders
+from llm_datadist.integrations.vllm.scheduling import Scheduling
+from llm_datadist.integrations.vllm.worker import Worker, check_parallel
+
+if TYPE_CHECKING:
+    from llm_datadist.integrations.vllm.options import ConnectorOptions
+    from llm_datadist.integrations.vllm.params import RankAddress
+
+logger = logging.getLogger("llm_datadist.vllm")
+
+
+@dataclass
+class StepOrders(KVConnectorMetadata):  # type: ignore[misc, unused-ignore]
+    """Orders of the scheduler's side to the workers', for one step."""
+
+    orders: Orders = field(default_factory=Orders)
+
+
+@dataclass
+class WorkerAddress(KVConnectorHandshakeMetadata):  # type: ignore[misc, unused-ignore]
+    """Where a worker listens, told to the scheduler's side once; None when it does not."""
+
+    rank: RankAddress | None
+
+
+class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc, unused-ignore]
+    """Moves the KV blocks of finished prompts from producers to consumers over llm_datadist.
+
+    Raises:
+        ValueError: A bad `kv_connector_extra_config`, or a kind of parallelism that is not
+            supported; the text says what to write.
+    """
+
+    def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
+        super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
+        transfer = vllm_config.kv_transfer_config
+        self._options: ConnectorOptions = parse_extra_config(transfer.kv_connector_extra_config)
+        check_parallel(vllm_config.parallel_config)
+        self._scheduling: Scheduling | None = None
+        self._worker: Worker | None = None
+        if role == KVConnectorRole.SCHEDULER:
+            groups = kv_cache_config.kv_cache_groups
+            self._scheduling = Scheduling(
+                str(transfer.engine_id),
+                [int(group.kv_cache_spec.block_size) for group in groups],
+                vllm_config.parallel_config.tensor_parallel_size,
+                is_producer=transfer.is_kv_producer,
+                is_consumer=transfer.is_kv_consumer,
+            )
+            if transfer.is_kv_consumer and transfer.kv_load_failure_policy != "recompute":
+                logger.warning(
+                    'kv_load_failure_policy is "%s": a request whose KV cannot be fetched will '
+                    'fail; write "kv_load_failure_policy": "recompute" in --kv-transfer-config to '
+                    "have it computed on this engine instead",
+                    transfer.kv_load_failure_policy,
+                )
+
+    # ---- the scheduler's side ----------------------------------------------------------------
+
+    def get_num_new_matched_tokens(
+        self, request: Any, num_computed_tokens: int
+    ) -> tuple[int | None, bool]:
+        assert self._scheduling is not None
+        num_tokens = self._scheduling.num_new_matched_tokens(request, num_computed_tokens)
+        return num_tokens, num_tokens > 0
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        assert self._scheduling is not None
+        self._scheduling.allocated(request, blocks.get_block_ids(), num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output: Any) -> StepOrders:
+        assert self._scheduling is not None
+        return StepOrders(self._scheduling.take_orders())
+
+    def update_connector_output(self, connector_output: Any) -> None:
+        assert self._scheduling is not None
+        self._scheduling.loaded(set(connector_output.finished_recving or ()))
+
+    def request_finished(
+        self, request: Any, block_ids: list[int]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        return self.request_finished_all_groups(request, (block_ids,))
+
+    def request_finished_all_groups(
+        self, request: Any, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        assert self._scheduling is not None
+        return self._scheduling.finished(request, block_ids)
+
+    def get_loaded_kv_cache_group_ids(self, request: Any) -> tuple[int, ...]:
+        return tuple(range(len(self._kv_cache_config.kv_cache_groups)))
+
+    def set_xfer_handshake_metadata(self, metadata: dict[int, Any]) -> None:
+        assert self._scheduling is not None
+        ranks = [metadata[rank].rank for rank in sorted(metadata)]
+        self._scheduling.set_ranks([rank for rank in ranks if rank is not None])
+
+    # ---- the workers' side -------------------------------------------------------------------
+
+    def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
+        transfer = self._vllm_config.kv_transfer_config
+        self._worker = Worker(
+            self._options,
+            kv_caches,
+            self._kv_cache_config,
+            self._vllm_config,
+            version=str(vllm.__version__),
+            is_producer=transfer.is_kv_producer,
+            is_consumer=transfer.is_kv_consumer,
+        )
+
+    def get_handshake_metadata(self) -> WorkerAddress | None:
+        return None if self._worker is None else WorkerAddress(self._worker.address)
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        if self._worker is None or not self.has_connector_metadata():
+            return
+        # vLLM's second model runner calls this outside of a forward context, with arguments if
+        # there was a forward step; the first one inside, without arguments.
+        is_idle = forward_context.attn_metadata is None and not kwargs
+        self._worker.carry_out(self._get_connector_metadata().orders, is_idle=is_idle)
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Nothing to wait for: a request is scheduled when its load has ended."""
+
+    def save_kv_layer(
+        self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any
+    ) -> None:
+        """Nothing to save: consumers read the blocks where they are."""
+
+    def wait_for_save(self) -> None:
+        """Nothing to wait for."""
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        if self._worker is None:
+            return None, None
+        return self._worker.take_ended()
+
+    def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
+        results = super().get_transfer_results(finished_req_ids)
+        if self._worker is not None:
+            results.failed_recving |= self._worker.failed_request_ids
+        return results
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        return set() if self._worker is None else self._worker.take_failed_blocks()
+
+    def shutdown(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
