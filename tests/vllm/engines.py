@@ -1,0 +1,198 @@
+"""vLLM engines as peers of a test: a tiny model, and a body that serves until told to end."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+
+BLOCK = 32
+MODULE = "llm_datadist.integrations.vllm"
+MAX_MODEL_LEN = 1024
+_LOOK_S = 0.002
+
+
+def make_model(folder, *, layers=2, kv_heads=2, head_dim=32, hidden=64, vocab=997, seed=5):
+    """Write a Llama with random weights, large enough that tokens depend on the whole context."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=2 * kv_heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        vocab_size=vocab,
+        max_position_embeddings=4096,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=None,
+        tie_word_embeddings=False,
+    )
+    LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    return str(folder)
+
+
+def make_gemma(folder):
+    """Write a model of which every second layer looks back 64 tokens only: two KV cache groups."""
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    torch.manual_seed(6)
+    config = Gemma3TextConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        vocab_size=997,
+        sliding_window=64,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        max_position_embeddings=4096,
+        initializer_range=0.3,
+    )
+    Gemma3ForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    return str(folder)
+
+
+def prompt(seed, length, vocab=997):
+    """Token ids of a prompt."""
+    return [random.Random(seed).randrange(1, vocab) for _ in range(length)]
+
+
+def transfer_config(role, **extra):
+    """kv_transfer_config of an engine with the connector."""
+    return {
+        "kv_connector": "LLMDataDistConnector",
+        "kv_connector_module_path": MODULE,
+        "kv_role": role,
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": extra,
+    }
+
+
+def serve(here, model, transfer, overrides):
+    """Body: one engine. Answers each command of the group with what it did."""
+    os.environ.update(overrides.pop("environ", {}))
+    from vllm import LLM
+
+    settings = {
+        "model": model,
+        "skip_tokenizer_init": True,
+        "dtype": "float32",
+        "block_size": BLOCK,
+        "max_model_len": MAX_MODEL_LEN,
+        "max_num_seqs": 16,
+        "enforce_eager": True,
+        "num_gpu_blocks_override": 400,
+        "kv_cache_memory_bytes": 256 << 20,
+        **overrides,
+    }
+    llm = LLM(**settings, kv_transfer_config=transfer)
+    engine = _Engine(llm.llm_engine)
+    here.send("ready")
+    while True:
+        command = engine.next_command(here)
+        if command[0] == "end":
+            break
+        here.send(getattr(engine, command[0])(*command[1:]))
+    llm.llm_engine.engine_core.shutdown()
+    here.send("ended")
+    here.wait_end()
+
+
+class _Engine:
+    """What the group can ask of one engine; it is stepped whenever it has something to do."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.is_inproc = hasattr(engine.engine_core, "engine_core")
+        self.done = {}
+        self.began = {}
+
+    @property
+    def scheduler(self):
+        return self.engine.engine_core.engine_core.scheduler
+
+    def busy(self):
+        return self.engine.has_unfinished_requests() or (
+            self.is_inproc and self.scheduler.has_requests()
+        )
+
+    def next_command(self, here):
+        while True:
+            busy = self.busy()
+            try:
+                return here.receive(_LOOK_S if busy else 600)
+            except TimeoutError:
+                if not busy:
+                    raise
+                self.step()
+
+    def step(self):
+        for output in self.engine.step():
+            if output.finished:
+                self.done[output.request_id] = {
+                    "tokens": list(output.outputs[0].token_ids),
+                    "reason": output.outputs[0].finish_reason,
+                    "params": output.kv_transfer_params,
+                    "seconds": time.monotonic() - self.began.get(output.request_id, 0),
+                    "cached": output.num_cached_tokens,
+                }
+
+    def add(self, request_id, tokens, max_tokens, params):
+        from vllm import SamplingParams
+
+        sampling = SamplingParams(
+            temperature=0,
+            max_tokens=max_tokens,
+            ignore_eos=True,
+            detokenize=False,
+            extra_args={"kv_transfer_params": params} if params is not None else None,
+        )
+        self.began[request_id] = time.monotonic()
+        self.engine.add_request(request_id, {"prompt_token_ids": tokens}, sampling)
+        return True
+
+    def generate(self, requests):
+        """Run requests (id, tokens, max_tokens, params) to their ends."""
+        for request in requests:
+            self.add(*request)
+        return self.results([request[0] for request in requests])
+
+    def results(self, request_ids):
+        """Step until these have ended; their outputs by id."""
+        until = time.monotonic() + 120
+        while not all(request_id in self.done for request_id in request_ids):
+            assert time.monotonic() < until, f"requests do not end: {request_ids}"
+            self.step()
+        return {request_id: self.done.pop(request_id) for request_id in request_ids}
+
+    def steps(self, seconds):
+        """Step for a time."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.step()
+        return True
+
+    def abort(self, request_ids):
+        self.engine.abort_request(request_ids)
+        return True
+
+    def reset_prefix_cache(self):
+        return self.engine.reset_prefix_cache()
+
+    def free_blocks(self):
+        """Free blocks; in-process engines only."""
+        return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+
+    def settle(self, seconds):
+        """Step until nothing is pending, at most so long; whether that was reached."""
+        until = time.monotonic() + seconds
+        while self.busy() and time.monotonic() < until:
+            self.step()
+        return not self.busy()
