@@ -1,0 +1,162 @@
+"""Send each request to a prefill server, and on to a decode server that fetches its KV cache.
+
+    python router.py --port 8000 --prefill http://127.0.0.1:8100 --decode http://127.0.0.1:8200
+
+`--prefill` and `--decode` can be given several times: requests go round. Servers that do not
+answer `/health` are left out until they do. Without a healthy prefill server, or when one fails,
+the decode server computes the prompt itself; without a healthy decode server the answer is 503.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import logging
+
+from aiohttp import ClientError, ClientSession, ClientTimeout, web
+
+HEALTH_EVERY_S = 2.0
+HEALTH_TIMEOUT = ClientTimeout(total=2)
+REQUEST_TIMEOUT = ClientTimeout(total=None, sock_connect=5)
+PATHS = ("/v1/completions", "/v1/chat/completions")
+BROKEN = (ClientError, asyncio.TimeoutError, OSError)
+
+logger = logging.getLogger("router")
+
+
+class Servers:
+    """The servers of one kind, taken in turn as long as they are healthy."""
+
+    def __init__(self, kind, urls):
+        self.kind = kind
+        self.urls = [url.rstrip("/") for url in urls]
+        self.healthy = set()
+        self._turns = itertools.count()
+
+    def in_turn(self):
+        """All healthy ones; each call begins with the next."""
+        ready = [url for url in self.urls if url in self.healthy]
+        start = next(self._turns) % len(ready) if ready else 0
+        return ready[start:] + ready[:start]
+
+    def note(self, url, is_healthy):
+        if is_healthy != (url in self.healthy):
+            logger.info("%s %s is %s", self.kind, url, "healthy" if is_healthy else "gone")
+        (self.healthy.add if is_healthy else self.healthy.discard)(url)
+
+    async def check(self, session):
+        async def one(url):
+            try:
+                async with session.get(f"{url}/health", timeout=HEALTH_TIMEOUT) as answer:
+                    self.note(url, answer.status == 200)
+            except BROKEN:
+                self.note(url, is_healthy=False)
+
+        await asyncio.gather(*(one(url) for url in self.urls))
+
+
+class Router:
+    """Handles the requests of clients."""
+
+    def __init__(self, prefill, decode):
+        self.prefill = Servers("prefill", prefill)
+        self.decode = Servers("decode", decode)
+
+    async def run(self, app):
+        """Keep a session and check the servers' health, for as long as the application runs."""
+        async with ClientSession(timeout=REQUEST_TIMEOUT) as self.session:
+            await self.check_all()
+            checks = asyncio.create_task(self.check_forever())
+            yield
+            checks.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await checks
+
+    async def check_all(self):
+        await asyncio.gather(*(kind.check(self.session) for kind in (self.prefill, self.decode)))
+
+    async def check_forever(self):
+        while True:
+            await asyncio.sleep(HEALTH_EVERY_S)
+            await self.check_all()
+
+    async def health(self, request):
+        return web.json_response(
+            {"prefill": self.prefill.in_turn(), "decode": self.decode.in_turn()},
+            status=200 if self.decode.healthy else 503,
+        )
+
+    async def handle(self, request):
+        """Prefill, then decode with what the prefill server returned."""
+        body = await request.json()
+        headers = {
+            name: value
+            for name, value in request.headers.items()
+            if name.lower() in {"authorization", "x-request-id"}
+        }
+        offer = await self.prefilled(request.path, body, headers)
+        if offer is not None:
+            body = {**body, "kv_transfer_params": offer}
+        for url in self.decode.in_turn():
+            try:
+                answer = await self.session.post(url + request.path, json=body, headers=headers)
+            except BROKEN as error:
+                logger.warning("decode %s: %s", url, error)
+                self.decode.note(url, is_healthy=False)
+                continue
+            async with answer:
+                return await self.passed_on(request, answer)
+        return web.json_response({"error": "no healthy decode server"}, status=503)
+
+    async def prefilled(self, path, body, headers):
+        """What a prefill server offers of this request, or None."""
+        short = {**body, "stream": False, "max_tokens": 1, "kv_transfer_params": {}}
+        short["kv_transfer_params"] = {"do_remote_decode": True, "do_remote_prefill": False}
+        short.pop("stream_options", None)
+        short.pop("min_tokens", None)
+        if "max_completion_tokens" in short:
+            short["max_completion_tokens"] = 1
+        for url in self.prefill.in_turn():
+            try:
+                async with self.session.post(url + path, json=short, headers=headers) as answer:
+                    if answer.status == 200:
+                        return (await answer.json()).get("kv_transfer_params")
+                    if answer.status < 500:
+                        return None  # the request is wrong: the decode server says why
+            except BROKEN as error:
+                logger.warning("prefill %s: %s", url, error)
+                self.prefill.note(url, is_healthy=False)
+        return None
+
+    async def passed_on(self, request, answer):
+        """Stream the decode server's answer to the client."""
+        response = web.StreamResponse(status=answer.status)
+        response.content_type = answer.content_type
+        await response.prepare(request)
+        async for chunk in answer.content.iter_any():
+            await response.write(chunk)
+        await response.write_eof()
+        return response
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--prefill", action="append", default=[], metavar="URL")
+    parser.add_argument("--decode", action="append", required=True, metavar="URL")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    router = Router(options.prefill, options.decode)
+    app = web.Application(client_max_size=64 << 20)
+    app.cleanup_ctx.append(router.run)
+    app.router.add_get("/health", router.health)
+    for path in PATHS:
+        app.router.add_post(path, router.handle)
+    web.run_app(app, host=options.host, port=options.port, print=None)
+
+
+if __name__ == "__main__":
+    main()
