@@ -60,7 +60,7 @@ def options_with(name, value):
     return config.generate_options()
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", sorted(EVERY))
 def test_an_unset_property_is_none_and_absent(name):
     config = LLMConfig()
     assert getattr(config, name) is None
