@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import msgspec
 
 from llm_datadist import _native
 from llm_datadist._backends.base import Backend, Capabilities, Channel, Finished, Unavailable
 from llm_datadist._backends.outcomes import Code, Outcome
+from llm_datadist._protocol.codec import DECODE_ERRORS
+from llm_datadist._protocol.messages import Uint64
 
 if TYPE_CHECKING:
     from llm_datadist._backends.base import Handle, PeerEndpoint, Transfer
@@ -25,13 +27,17 @@ if TYPE_CHECKING:
     from llm_datadist._devices.cpu import PoolMemory
 
 
+Descriptor: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+Pid: TypeAlias = Annotated[int, msgspec.Meta(ge=1, lt=1 << 31)]
+
+
 class SegmentMetadata(msgspec.Struct, array_like=True, frozen=True):
     """Pool memory that a peer may map read-only, and use while the guard is live."""
 
-    fd: int
-    address: int
-    size: int
-    guard: tuple[int, int]
+    fd: Descriptor
+    address: Uint64
+    size: Uint64
+    guard: tuple[Uint64, Uint64]
 
 
 class HostMetadata(msgspec.Struct, array_like=True, frozen=True):
@@ -39,10 +45,10 @@ class HostMetadata(msgspec.Struct, array_like=True, frozen=True):
 
     boot_id: str
     pid_namespace: str
-    pid: int
-    nonce_address: int
-    published_fd: int
-    published_bytes: int
+    pid: Pid
+    nonce_address: Uint64
+    published_fd: Descriptor
+    published_bytes: Uint64
     segments: tuple[SegmentMetadata, ...] = ()
 
 
@@ -174,7 +180,7 @@ class HostBackend(Backend):
             raise Unavailable("the peer does not offer it")
         try:
             there = msgspec.msgpack.decode(metadata, type=HostMetadata)
-        except msgspec.DecodeError as error:
+        except DECODE_ERRORS as error:
             raise Unavailable(f"the peer's description cannot be read ({error})") from error
         if not there.boot_id or there.boot_id != boot_id():
             raise Unavailable("the peer runs on another host")

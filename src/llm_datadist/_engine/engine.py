@@ -28,6 +28,8 @@ from llm_datadist._engine.remap import Remap
 from llm_datadist._engine.transfers import Transfers
 from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._links import LinkTable
+from llm_datadist._protocol.codec import DECODE_ERRORS
+from llm_datadist._protocol.messages import Uint64
 from llm_datadist._registry import CacheRegistry, Pool
 from llm_datadist._types import Placement
 
@@ -49,7 +51,7 @@ _OFFER_S = 600.0
 class Endpoint(msgspec.Struct, array_like=True, frozen=True):
     """How the peer reaches this instance's memory over one link; sent after authentication."""
 
-    link_ref: tuple[int, int]
+    link_ref: tuple[Uint64, Uint64]
     backends: dict[str, bytes]
 
 
@@ -206,14 +208,15 @@ class Engine:
             LLMException: LLM_LINK_FAILED: no backend can serve this pair.
         """
         heal = partial(self.links.heal, link_id)
-        lanes = LinkLanes(self.node, link_id, client_fds, server_fds, heal)
         with self._offered_lock:
             own_ref, _ = self._offered.pop(link_id, (NO_REF, 0.0))
+        lanes = LinkLanes(self.node, link_id, client_fds, server_fds, heal)
         try:
             there = msgspec.msgpack.decode(endpoint, type=Endpoint)
             known = PeerEndpoint(peer.cluster_id, peer.incarnation, there.link_ref, there.backends)
             selection = select_channel(self.backends, known, lanes)
-        except (Unavailable, msgspec.MsgspecError) as error:
+            lanes.serve()  # OSError: this instance was finalised meanwhile, and lanes closed
+        except (Unavailable, *DECODE_ERRORS, OSError) as error:
             lanes.close()
             self.node.close_guard(*own_ref)
             raise fail(
@@ -229,7 +232,6 @@ class Engine:
             selection.channel.name,
             "".join(f"; not {name}: {why}" for name, why in selection.reasons.items()),
         )
-        lanes.serve()
         return LinkData(
             known,
             lanes,

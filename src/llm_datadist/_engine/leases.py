@@ -7,12 +7,12 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeAlias, final
 
-import msgspec
 import numpy as np
 
 from llm_datadist._engine.messages import Lend, Refused, Release, Renew, decode_answer, encode
 from llm_datadist._errors import LLMException, LLMStatusCode, fail
 from llm_datadist._plan import blocks_array
+from llm_datadist._protocol.codec import DECODE_ERRORS
 from llm_datadist._types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from llm_datadist._types.checks import UINT32_MAX, check_uint32
 
@@ -178,7 +178,7 @@ class Leases:
         body = self._links.request(link, encode(message), self._timeout_ms, operation)
         try:
             answer = decode_answer(body)
-        except msgspec.MsgspecError as error:
+        except DECODE_ERRORS as error:
             raise fail(
                 LLMStatusCode.LLM_FAILED,
                 operation,

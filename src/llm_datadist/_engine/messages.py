@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 import msgspec
 
+from llm_datadist._protocol.messages import Uint64
+
 if TYPE_CHECKING:
     from llm_datadist._links import Link
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 class Remapped(msgspec.Struct, array_like=True, frozen=True, tag="remapped"):
     """Request: drop what you hold of these ranges (address, size)."""
 
-    ranges: tuple[tuple[int, int], ...]
+    ranges: tuple[tuple[Uint64, Uint64], ...]
 
 
 class Lend(msgspec.Struct, array_like=True, frozen=True, tag="lend"):
@@ -60,8 +62,8 @@ class Faulted(msgspec.Struct, array_like=True, frozen=True, tag="faulted"):
     does not blame the new memory.
     """
 
-    entry: tuple[int, int]
-    ranges: tuple[tuple[int, int], ...]
+    entry: tuple[Uint64, Uint64]
+    ranges: tuple[tuple[Uint64, Uint64], ...]
 
 
 class Release(msgspec.Struct, array_like=True, frozen=True, tag="release"):

@@ -42,6 +42,7 @@ from llm_datadist._protocol.messages import (
 )
 
 __all__ = [
+    "DECODE_ERRORS",
     "HEADER_BYTES",
     "MAX_FRAME_BYTES",
     "MAX_GREETING_BYTES",
@@ -62,6 +63,9 @@ HEADER_BYTES: Final = 4
 #: Largest body of a peer that has proved who it is, and of one that has not.
 MAX_FRAME_BYTES: Final = 1 << 20
 MAX_GREETING_BYTES: Final = 64 << 10
+
+#: What msgspec raises for bytes that are not what they should be (UTF-8 and nesting included).
+DECODE_ERRORS: Final = (ValueError, OverflowError, RecursionError, MemoryError)
 
 _MAGIC: Final = b"LDD1"
 _PREAMBLE: Final = struct.Struct("<4sB3s")
@@ -135,7 +139,7 @@ def decode_message(body: bytes) -> Message:
     """
     try:
         return _decoder.decode(body)
-    except (ValueError, OverflowError, RecursionError, MemoryError) as error:
+    except DECODE_ERRORS as error:
         raise ProtocolError(f"malformed message of {len(body)} bytes: {error}") from error
 
 

@@ -17,6 +17,7 @@ from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._registry.layouts import cache_layout
 from llm_datadist._registry.node import NO_REF
 from llm_datadist._registry.records import (
+    MAX_LOG_BYTES,
     Added,
     CorruptDirectory,
     KeyName,
@@ -204,6 +205,8 @@ class DirectoryReader:
         same_era = era == known_era
         if same_era and tail <= known_tail:
             return True  # another thread got further
+        if tail > MAX_LOG_BYTES:
+            raise CorruptDirectory(f"a log of {tail} bytes; at most {MAX_LOG_BYTES} are possible")
         offset = known_tail if same_era else 0
         log = self._source.read_log(offset, tail - offset, deadline_ns) if tail > offset else b""
         if self._source.version(deadline_ns) >> _TAIL_BITS != era:

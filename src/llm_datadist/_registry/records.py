@@ -8,9 +8,12 @@ piece between two versions of one era, holds whole frames.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import msgspec
+
+from llm_datadist._protocol.codec import DECODE_ERRORS
+from llm_datadist._protocol.messages import Uint64
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +22,12 @@ if TYPE_CHECKING:
 
 #: (req_id, model_id, prefix_id): a CacheKey without its cluster id, which selects the directory.
 KeyName: TypeAlias = tuple[int, int, int]
+
+Uint32: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+Guard: TypeAlias = tuple[Uint64, Uint64]
+
+#: Of a whole log; a node's own has that capacity.
+MAX_LOG_BYTES = 64 << 20
 
 _LENGTH = struct.Struct("<I")
 
@@ -36,11 +45,11 @@ class KeyRecord(msgspec.Struct, array_like=True, frozen=True):
         guard: Its guard at the owner; live until the key is consumed or removed.
     """
 
-    req_id: int
-    model_id: int
-    prefix_id: int
-    slot: int
-    guard: tuple[int, int]
+    req_id: Uint64
+    model_id: Uint64
+    prefix_id: Uint64
+    slot: Uint32
+    guard: Guard
 
     @property
     def name(self) -> KeyName:
@@ -63,8 +72,8 @@ class Added(msgspec.Struct, array_like=True, frozen=True, tag=1):
         keys: Its CacheKeys.
     """
 
-    cache_id: int
-    entry: tuple[int, int]
+    cache_id: Uint64
+    entry: Guard
     is_blocks: bool
     num_tensors: int
     shape: tuple[int, ...]
@@ -74,34 +83,34 @@ class Added(msgspec.Struct, array_like=True, frozen=True, tag=1):
     addrs: bytes
     accessible: bool
     named: bool = True
-    blocks_key: int | None = None
+    blocks_key: Uint64 | None = None
     keys: tuple[KeyRecord, ...] = ()
 
 
 class Removed(msgspec.Struct, array_like=True, frozen=True, tag=2):
     """A cache and all that names it are gone; its guards died before this was written."""
 
-    cache_id: int
+    cache_id: Uint64
 
 
 class KeyRemoved(msgspec.Struct, array_like=True, frozen=True, tag=3):
     """A key of a cache is gone, consumed or removed."""
 
-    cache_id: int
-    guard: tuple[int, int]
+    cache_id: Uint64
+    guard: Guard
 
 
 class Unnamed(msgspec.Struct, array_like=True, frozen=True, tag=4):
     """The id of a cache is gone (deallocate_cache); its keys hold it still."""
 
-    cache_id: int
+    cache_id: Uint64
 
 
 class Remapped(msgspec.Struct, array_like=True, frozen=True, tag=5):
     """The entry of a cache died and lives again under a new value."""
 
-    cache_id: int
-    value: int
+    cache_id: Uint64
+    value: Uint64
 
 
 Record: TypeAlias = Added | Removed | KeyRemoved | Unnamed | Remapped
@@ -138,6 +147,6 @@ def decode_frames(log: bytes) -> Iterator[Record]:
             raise CorruptDirectory(f"a record is cut off {offset - len(view)} bytes before its end")
         try:
             record: Record = _decode(view[begin:offset])
-        except msgspec.MsgspecError as error:
+        except DECODE_ERRORS as error:
             raise CorruptDirectory(f"a record cannot be read: {error}") from error
         yield record
