@@ -52,7 +52,8 @@ MapsLine parse(const std::string& text) {
 
 RemoteFile map_remote_file(int pid, int remote_fd, std::uint64_t size_bytes) {
   const std::string path = proc_path(pid, "fd/") + std::to_string(remote_fd);
-  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  // The peer names the descriptor, which may be anything: a pipe or a terminal must not hold us.
+  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
   if (!fd.valid()) {
     fail(errno, "cannot open " + path);
   }
