@@ -60,6 +60,7 @@ class ControlConnection:
         self._writer = writer
         self._limit = MAX_GREETING_BYTES
         self._finished = False
+        self._draining = asyncio.Lock()  # Python 3.10 allows one waiter at a time
 
     @staticmethod
     async def open(sock: socket.socket, silence_ms: int = 20_000) -> ControlConnection:
@@ -101,6 +102,18 @@ class ControlConnection:
         if self.is_closing:
             raise PeerClosedError("the connection is closed")
         self._writer.write(frame)
+
+    async def drain(self) -> None:
+        """Wait until little is queued: whoever answers a peer holds it back by that.
+
+        Raises:
+            PeerClosedError: The connection is over.
+        """
+        try:
+            async with self._draining:
+                await self._writer.drain()
+        except OSError as error:
+            raise PeerClosedError(f"the connection broke: {explained(error)}") from error
 
     async def receive(self) -> Message:
         """Return the next message.
@@ -152,8 +165,8 @@ class Conversation:
     """Questions and answers on a connection whose link is up. Loop thread only.
 
     A Ping is answered at once; Unlink, Unlinked and Reopen go to `on_signal` at once. Engine
-    messages go to `on_message` one at a time and in order; while 64 of them wait no more is read,
-    which holds the peer back instead of filling memory.
+    messages go to `on_message` one at a time and in order. While 64 of them wait, or answers that
+    the peer does not read, no more is read: that holds the peer back instead of filling memory.
 
     Args:
         connection: Past its handshake.
@@ -240,6 +253,7 @@ class Conversation:
         if isinstance(message, Ping):
             with contextlib.suppress(PeerClosedError):  # this end has finished, and reads on
                 self.connection.send(Pong(id=message.id))
+            await self.connection.drain()
         elif isinstance(message, (Pong, Reply)):
             answer = self._waiting.get(message.id)
             if answer is not None and not answer.done():
@@ -258,6 +272,7 @@ class Conversation:
                 reply = await self._on_message(message)
                 if reply is not None:
                     self._send_reply(reply)
+                    await self.connection.drain()
             except PeerClosedError:
                 return
 
