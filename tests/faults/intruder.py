@@ -1,0 +1,131 @@
+"""A peer that speaks the control protocol by hand, so that it can break it at any point.
+
+with Intruder(station.listen_address(), secret=b"...") as intruder:
+    intruder.link()
+    intruder.say(Request(id=1, body=b"nonsense"))
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import msgspec
+
+from llm_datadist._engine.engine import Endpoint
+from llm_datadist._protocol.codec import (
+    HEADER_BYTES,
+    Kind,
+    decode_header,
+    decode_message,
+    encode_frame,
+    encode_preamble,
+)
+from llm_datadist._protocol.handshake import Handshake, Side, fresh_nonce
+from llm_datadist._protocol.lane_auth import (
+    LANE_ANSWER_BYTES,
+    LaneHello,
+    check_answer,
+    fresh_lane_nonce,
+    prove_lane,
+)
+from llm_datadist._protocol.messages import Accept, Complete, Confirm, Hello, Ready, Welcome
+
+
+class Intruder:
+    """The dialing end of one link."""
+
+    def __init__(self, address, secret=None, cluster_id=66):
+        self._address = address
+        self.cluster_id = cluster_id
+        self.sock = socket.create_connection(address, timeout=5)
+        self.sock.sendall(encode_preamble(Kind.CONTROL))
+        self.shake = Handshake(Side.DIALER, secret)
+        self.has_secret = secret is not None
+        self.accept = None
+        self.lane_key = b""
+        self.lanes = {Side.DIALER: [], Side.ACCEPTOR: []}  # by the end that serves
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        for sock in (self.sock, *self.lanes[Side.DIALER], *self.lanes[Side.ACCEPTOR]):
+            sock.close()
+
+    def say(self, message):
+        self.shake.sent(message)
+        self.sock.sendall(encode_frame(message))
+
+    def hear(self):
+        header = self._exactly(HEADER_BYTES)
+        message = decode_message(self._exactly(decode_header(header)))
+        self.shake.received(message)
+        return message
+
+    def _exactly(self, size):
+        data = b""
+        while len(data) < size:
+            part = self.sock.recv(size - len(data))
+            if not part:
+                raise ConnectionError("closed")
+            data += part
+        return data
+
+    def accepted(self, endpoint=None, num_lanes=1):
+        """Go as far as the Accept."""
+        if endpoint is None:
+            endpoint = msgspec.msgpack.encode(Endpoint((1, 1), {"tcp": b""}))
+        self.say(
+            Hello(
+                version=1,
+                cluster_id=self.cluster_id,
+                incarnation=self.cluster_id,
+                nonce=fresh_nonce(),
+                has_secret=self.has_secret,
+                num_lanes=num_lanes,
+            )
+        )
+        assert isinstance(self.hear(), Welcome)
+        self.say(self.shake.prove(Confirm(endpoint=endpoint)))
+        self.accept = self.hear()
+        assert isinstance(self.accept, Accept), self.accept
+        self.lane_key = self.shake.lane_key()
+        return self.accept
+
+    def open_lane(self, server, index=0, *, key=None, session=None):
+        """Open one lane, and prove it by some key; return its socket."""
+        hello = LaneHello(session or self.accept.session, server, index, fresh_lane_nonce())
+        sock = socket.create_connection(self._address, timeout=5)
+        sock.sendall(encode_preamble(Kind.LANE) + hello.pack())
+        answer = sock.recv(LANE_ANSWER_BYTES, socket.MSG_WAITALL)
+        if session is None:
+            check_answer(self.lane_key, hello, answer)
+        sock.sendall(prove_lane(key or self.lane_key, hello, answer))
+        self.lanes[server].append(sock)
+        return sock
+
+    def complete(self, endpoint=None, num_lanes=1):
+        """Go as far as the Complete; the answer is still to be heard."""
+        self.accepted(endpoint, num_lanes)
+        for server in Side:
+            for index in range(self.accept.num_lanes):
+                self.open_lane(server, index)
+        self.say(Complete())
+
+    def link(self):
+        """Go through with it."""
+        self.complete()
+        assert isinstance(self.hear(), Ready)
+
+
+def is_closed(sock, seconds=5):
+    """Wait until the peer has closed; what it says before is dropped."""
+    sock.settimeout(seconds)
+    with contextlib.suppress(ConnectionError):
+        while sock.recv(1 << 16):
+            pass
+    return True

@@ -1,0 +1,238 @@
+"""Peers that have proved themselves, or need not, and break the protocol all the same.
+
+Strangers are in test_hostile.py. Here, too, nobody but the one that misbehaves loses anything.
+"""
+
+import contextlib
+import os
+import resource
+import struct
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from intruder import Intruder, is_closed
+from rig import EVERY, forget
+from station import OK, Station, digest, pattern
+
+from llm_datadist._backends.host import HostMetadata, boot_id, pid_namespace
+from llm_datadist._engine.engine import Endpoint
+from llm_datadist._protocol.codec import encode_frame
+from llm_datadist._protocol.handshake import Side
+from llm_datadist._protocol.messages import Ping, Pong, Reject, Reply, Request
+
+SECRET = "correct horse battery staple"
+OPTIONS = {"link_secret": SECRET, "blocks": 16, "words": 2048, "sync_kv_timeout": 1000}
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.expects_log("connection from .* closed", "lost", "refused", "message of cluster"),
+]
+
+
+@pytest.fixture
+def served(caplog):
+    """An instance with a link; that one works afterwards, and so does a new one."""
+    there, here, late = (
+        Station(n, listen, **OPTIONS) for n, listen in [(1, "127.0.0.1:0"), (2, None), (3, None)]
+    )
+    assert here.call("link", there.listen_address()).status == OK
+    there.fill(1)
+    yield there
+    for each in (here, late):
+        assert each.call("link", there.listen_address()).status == OK
+        assert each.call("pull", 1, EVERY, EVERY).status == OK
+        assert digest(each.data) == digest(pattern(1, 16, 2048))
+    for each in (late, here, there):
+        each.close()
+    forget(caplog)
+
+
+@pytest.fixture
+def intruder(served):
+    with Intruder(served.listen_address(), SECRET.encode()) as made:
+        yield made
+
+
+def packed(value):
+    return msgspec.msgpack.encode(value)
+
+
+def host_endpoint(**changes):
+    """Return what an instance on this host would say about its memory, with changes."""
+    honest = {
+        "boot_id": boot_id(),
+        "pid_namespace": pid_namespace(),
+        "pid": os.getpid(),
+        "nonce_address": 1 << 40,
+        "published_fd": 0,
+        "published_bytes": 4096,
+        "segments": (),
+    }
+    told = tuple((honest | changes).values())
+    assert list(honest) == list(HostMetadata.__struct_fields__)
+    return packed(((1, 1), {"host": packed(told)}))
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"\x92\x92\x00\x01\x81\xa1\xff\xc4\x00", id="no UTF-8"),
+        pytest.param(b"\x93\x92\x00\x01\x80" + b"\x91" * 20_000, id="nested"),
+        pytest.param(packed(((-1, 1), {})), id="negative guard"),
+        pytest.param(packed(Endpoint((1, 1), {})), id="no backend"),
+        pytest.param(host_endpoint(pid=-1), id="no process"),
+        pytest.param(host_endpoint(pid=2**40), id="wide pid"),
+        pytest.param(host_endpoint(published_fd=-1), id="no file"),
+        pytest.param(host_endpoint(published_bytes=2**63), id="file of 2^63 bytes"),
+        pytest.param(host_endpoint(nonce_address=-1), id="no address"),
+    ],
+)
+def test_a_hostile_endpoint_makes_no_link_and_leaves_nothing(served, intruder, endpoint):
+    fds = served.fds()
+    intruder.complete(endpoint)
+    assert isinstance(intruder.hear(), Reject)
+    assert served.call("describe", 66).status == "LLM_NOT_YET_LINK"
+    own = 3  # the intruder's, in this process
+    intruder.close()
+    deadline = time.monotonic() + 3
+    while served.fds() > fds - own + 2:
+        assert time.monotonic() < deadline, "descriptors were left behind"
+        time.sleep(0.01)
+
+
+def test_a_published_page_that_is_a_pipe_holds_nobody(served, intruder):
+    """Opening a pipe without a writer would wait for ever."""
+    reader, writer = os.pipe()
+    os.close(writer)
+    began = time.monotonic()
+    intruder.complete(host_endpoint(published_fd=reader))
+    intruder.hear()
+    assert time.monotonic() - began < 2
+    os.close(reader)
+
+
+def test_the_key_of_another_link_opens_no_lane(served, intruder):
+    """Two links of one client: the key of one does not prove the other's lanes."""
+    intruder.accepted()
+    with Intruder(served.listen_address(), SECRET.encode(), cluster_id=67) as other:
+        other.link()
+        sock = other.open_lane(Side.ACCEPTOR, session=intruder.accept.session)
+        assert is_closed(sock)
+        other.say(Ping(id=1))
+        assert other.hear() == Pong(id=1)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"\xff" * 100, b"\x91" * 5000, packed(("remapped", ((-1, -1),))), packed(("x", 1))],
+    ids=["nothing", "garbage", "nested", "negative", "unknown"],
+)
+def test_a_malformed_request_is_answered_and_changes_nothing(served, intruder, body):
+    intruder.link()
+    intruder.say(Request(id=7, body=body))
+    answer = intruder.hear()
+    assert isinstance(answer, Reply)
+    assert answer.error
+    intruder.say(Ping(id=1))
+    assert intruder.hear() == Pong(id=1)
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [Ping(id=1), Request(id=1, body=packed(("remapped", ())))],
+    ids=["pings", "requests"],
+)
+def test_a_flood_whose_answers_nobody_reads_is_held_back(served, intruder, message):
+    """The flooder waits; the memory of the instance does not fill with answers."""
+    intruder.link()
+    intruder.sock.settimeout(1.0)
+    before = resident_bytes()
+    flood = encode_frame(message) * 4096
+    sent = 0
+    with contextlib.suppress(TimeoutError):
+        while sent < 64 << 20:
+            sent += intruder.sock.send(flood)
+    assert sent < 64 << 20, "it was not held back"
+    assert resident_bytes() - before < 24 << 20
+
+
+class LyingTarget:
+    """Serves the lanes on which an instance asks the intruder, with directories of its own."""
+
+    HEADER = struct.Struct("<IBBHII")
+    OUTCOME = struct.Struct("<IBBHIIIiqQQ")
+
+    def __init__(self, sock, version, log):
+        self._sock = sock
+        self._version = version
+        self._log = log
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self):
+        try:
+            while head := self._sock.recv(96, 256):  # MSG_WAITALL
+                kind, sequence = head[5], int.from_bytes(head[12:16], "little")
+                size = int.from_bytes(head[8:12], "little") - 80
+                if size:
+                    self._sock.recv(size, 256)
+                self._answer(kind, sequence, int.from_bytes(head[80:88], "little"))
+        except OSError:
+            pass
+
+    def _answer(self, kind, sequence, wanted):
+        code, data = 0, b""
+        if kind == 6:  # READ_LOG
+            data = self._log[:wanted] if self._log is not None else bytes(wanted)
+        elif kind != 5:
+            code = 8  # STALE
+        said = b""
+        if data:
+            said = self.HEADER.pack(0x4E4C444C, 1, 16, 0, len(data), sequence) + data
+        outcome = (0x4E4C444C, 1, 17, 0, 32, sequence, code, 0, -1, len(data), self._version)
+        self._sock.sendall(said + self.OUTCOME.pack(*outcome))
+
+    def close(self):
+        self._thread.join(5)
+        assert not self._thread.is_alive()
+
+
+def one_record(body):
+    return len(body).to_bytes(4, "little") + body
+
+
+@pytest.mark.parametrize(
+    ("version", "log"),
+    [
+        pytest.param(2 << 40 | 8, b"\xff" * 8, id="garbage"),
+        pytest.param(2 << 40 | 8, b"", id="shorter than announced"),
+        pytest.param(2 << 40 | 8, one_record(b"\x92\x02\xa1\xff"), id="no UTF-8"),
+        pytest.param(
+            2 << 40 | 24,
+            one_record(packed((1, 1, (-1, -2), True, 1, (4, 4), 4, 1, 0, b"", False)))[:24],
+            id="negative guard",
+        ),
+        pytest.param(3 << 40, b"", id="rewritten for ever"),
+        pytest.param(2 << 40 | (1 << 40) - 1, None, id="a log without an end"),
+    ],
+)
+def test_a_directory_that_lies_fails_the_call_in_time(served, intruder, version, log):
+    intruder.link()
+    (lane,) = intruder.lanes[Side.DIALER]
+    lane.settimeout(None)
+    target = LyingTarget(lane, version, log)
+    before = resident_bytes()
+    answer = served.call("pull", 66, [0], [0])
+    assert answer.status in {"LLM_FAILED", "LLM_LINK_FAILED", "LLM_TIMEOUT"}, answer
+    assert answer.seconds < 1.0 + 0.1 + 0.3
+    assert resident_bytes() - before < 64 << 20
+    served.unlink_forced(66)
+    target.close()
