@@ -44,16 +44,7 @@ def link(rig):
     return rig.here.call("link", rig.proxy.address, LINK_MS)
 
 
-#: The lanes that are there, and the id, stay occupied for 30 s.
-WAITS_ON = pytest.mark.xfail(
-    strict=True,
-    reason="the accepting end does not notice that the dialer, whose lane it lost, has given up",
-)
-
-
-@pytest.mark.parametrize(
-    "place", [p if p != "lane proof" else pytest.param(p, marks=WAITS_ON) for p in PLACES]
-)
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("action", ["hold", "truncate", "reset", "corrupt"])
 def test_a_link_that_is_being_set_up(make_rig, action, place):
     rig = make_rig(link=False, link_secret="open sesame")

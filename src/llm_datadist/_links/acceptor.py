@@ -253,7 +253,7 @@ class _Inbound:
             num_lanes = min(context.num_lanes, hello.num_lanes)
             session = self._accept(endpoint, num_lanes)
             await self._hear(Complete)
-            await session.filled()
+            await self._filled(session)
             peer = self._peer(hello)
             connecting = context.begin_connect(peer, link_id, confirm.endpoint, session.take())
             try:
@@ -284,6 +284,22 @@ class _Inbound:
         session.key = self._shake.lane_key()
         self._context.sessions[session.session] = session
         return session
+
+    async def _filled(self, session: LaneSession) -> None:
+        """Wait for the lanes, for as long as the dialer waits, too: it may have lost one of them.
+
+        It says nothing until the Ready, unless it gives up.
+        """
+        filling = asyncio.ensure_future(session.filled())
+        hearing = asyncio.ensure_future(self._hear(Reject))
+        try:
+            await asyncio.wait({filling, hearing}, return_when=asyncio.FIRST_COMPLETED)
+            if not filling.done():
+                await hearing
+        finally:
+            for waiting in (filling, hearing):
+                waiting.cancel()
+            await asyncio.gather(filling, hearing, return_exceptions=True)
 
     def _peer(self, hello: Hello) -> Peer:
         address = self._visit.peer
