@@ -50,6 +50,10 @@ class Driver {
  private:
   void start(LaneSet::Lane lane) {
     std::unique_ptr<Exchange> exchange = failure_.ok() ? parts_.next(*lane) : nullptr;
+    if (exchange != nullptr && now_ns() >= plan_.deadline_ns) {
+      exchange.reset();  // nothing of it has been sent
+      fail(Outcome::failure(Code::kTimeout));
+    }
     if (exchange == nullptr) {
       lanes_.give_back(std::move(lane));
     } else {
@@ -64,9 +68,11 @@ class Driver {
   }
 
   void step_all() {
+    busy_ = false;
     for (std::size_t i = 0; i < active_.size();) {
       const Flow flow = active_[i].exchange->step();
-      if (flow == Flow::kWait) {
+      if (flow == Flow::kWait || flow == Flow::kGoOn) {
+        busy_ = busy_ || flow == Flow::kGoOn;
         ++i;
         continue;
       }
@@ -95,7 +101,7 @@ class Driver {
       polled_.push_back({each.exchange->fd(), each.exchange->events(), 0});
     }
     polled_.push_back({lanes_.wake_fd(), POLLIN, 0});
-    const int timeout_ms = remaining_ms(plan_.deadline_ns, kLongestPollMs);
+    const int timeout_ms = busy_ ? 0 : remaining_ms(plan_.deadline_ns, kLongestPollMs);
     ::poll(polled_.data(), polled_.size(), timeout_ms);
     const Outcome state = lanes_.open();
     if (!state.ok()) {
@@ -161,6 +167,7 @@ class Driver {
   std::vector<Active> active_;
   std::vector<pollfd> polled_;
   Outcome failure_;
+  bool busy_ = false;  // some lane can go on without waiting
   std::uint64_t moved_bytes_ = 0;
   std::uint64_t value_ = 0;
 };

@@ -12,6 +12,12 @@
 
 namespace ldd {
 
+namespace {
+
+constexpr int kTurns = 16;  // system calls before deadline and other lanes are looked at
+
+}  // namespace
+
 void set_deadline(wire::Request& request, std::int64_t deadline_ns) {
   const auto whole = static_cast<std::uint64_t>(std::max<std::int64_t>(deadline_ns, 0));
   const auto left = static_cast<std::uint64_t>(std::max<std::int64_t>(deadline_ns - now_ns(), 0));
@@ -39,12 +45,13 @@ bool Exchange::inline_payload() const {
 }
 
 Flow Exchange::step() {
-  for (;;) {
+  for (int turn = 0; turn < kTurns; ++turn) {
     const Flow flow = step_once();
     if (flow != Flow::kGoOn) {
       return flow;
     }
   }
+  return Flow::kGoOn;
 }
 
 Flow Exchange::step_once() {

@@ -39,8 +39,8 @@ class Exchange {
   // `payload` is the local memory that is read or written; `guard` is asked before it is touched.
   Exchange(ClientLane& lane, Ask ask, const Cursor& payload, BatchGuard& guard);
 
-  // Goes on until the socket is not ready (kWait), the reply is complete (kEnd), or the lane has
-  // failed (kBroken, kMalformed).
+  // Goes on until the socket is not ready (kWait), the reply is complete (kEnd), the lane has
+  // failed (kBroken, kMalformed), or so much has been done that others have their turn (kGoOn).
   Flow step();
   // Events of poll(2) to wait for after kWait.
   [[nodiscard]] short events() const;

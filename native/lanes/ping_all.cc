@@ -99,7 +99,7 @@ class Round {
   // Whether it has come to its end.
   bool stepped(Asked& one) {
     const Flow flow = one.exchange->step();
-    if (flow == Flow::kWait) {
+    if (flow == Flow::kWait || flow == Flow::kGoOn) {
       return false;
     }
     if (flow == Flow::kEnd) {
