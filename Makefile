@@ -139,6 +139,41 @@ asan-native: $(VENV)/.tools
 asan-python: $(VENV)/.installed $(VENV)/.test
 	tools/asan_suite.sh $(VENV) $(ARGS)
 
+# ---- fuzzing, and very many links ----------------------------------------------------------------
+
+# Coverage-guided fuzzing of the native core, a minute for each target. Needs clang with its fuzzer
+# (Debian: clang libclang-rt-14-dev). What it learns stays in build/fuzz, what it finds in
+# build/fuzz/findings; both belong into tests/fuzz/corpus: `make fuzz-merge`.
+#   make fuzz FUZZERS=frames ARGS=-runs=10000000    make fuzz ARGS=-max_total_time=3600
+.PHONY: fuzz fuzz-merge fuzz-messages many-links
+FUZZERS ?= frames served_lane exchange
+export FUZZ_CXX ?= $(firstword $(shell command -v clang++ clang++-19 clang++-16 clang++-14) clang++)
+
+fuzz: $(VENV)/.tools
+	@$(QUIETLY) build/log/fuzz-configure cmake --preset fuzz
+	@$(QUIETLY) build/log/fuzz-build cmake --build --preset fuzz -j $(JOBS)
+	@mkdir -p build/fuzz/findings
+	@$(BIN)/python tests/fuzz/seeds.py build/fuzz/corpus
+	for target in $(FUZZERS); do \
+	  build/fuzz/tests/fuzz/fuzz_$$target \
+	    -dict=tests/fuzz/frames.dict -max_len=1024 -print_final_stats=1 \
+	    -artifact_prefix=build/fuzz/findings/$$target- $(or $(ARGS),-max_total_time=60) \
+	    build/fuzz/corpus/$$target tests/fuzz/corpus/$$target || exit 1; \
+	done
+
+# Adds those of the learnt inputs that reach what the corpus does not.
+fuzz-merge:
+	for target in $(FUZZERS); do build/fuzz/tests/fuzz/fuzz_$$target -merge=1 -use_counters=0 \
+	  tests/fuzz/corpus/$$target build/fuzz/corpus/$$target || exit 1; done
+
+# A million damaged messages for each decoder of the Python code.
+fuzz-messages: $(VENV)/.installed $(VENV)/.test
+	LDD_LONG=1 $(BIN)/python -m pytest tests/fuzz -o faulthandler_timeout=0 $(ARGS)
+
+# 1,000 links, with what each of them costs.
+many-links: $(VENV)/.installed $(VENV)/.test
+	LDD_LONG=1 $(BIN)/python -m pytest -s tests/integration/test_many_links.py $(ARGS)
+
 # ---- long forms of tests that `make test` runs in short ------------------------------------------
 
 .PHONY: faults-long chaos
