@@ -111,13 +111,16 @@ void LaneSet::close() {
     return;  // its threads, and perhaps the lock, stayed in the parent
   }
   closing_.store(true);
-  const std::uint64_t one = 1;
-  [[maybe_unused]] const auto written = ::write(wake_.get(), &one, sizeof one);
   std::unique_lock lock(mutex_);
+  if (wake_.valid()) {
+    const std::uint64_t one = 1;
+    [[maybe_unused]] const auto written = ::write(wake_.get(), &one, sizeof one);
+  }
   changed_.notify_all();
   changed_.wait(lock, [this] { return operations_ == 0; });
   open_ -= free_.size();
   free_.clear();
+  wake_.reset();  // whoever comes now is refused before it would wait
 }
 
 }  // namespace ldd

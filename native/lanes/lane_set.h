@@ -51,7 +51,7 @@ class LaneSet {
 
   // Not ok when operations have to stop: kClosed or kCancelled.
   [[nodiscard]] Outcome open() const;
-  // Readable once operations have to stop.
+  // Readable once operations have to stop; for use within one.
   [[nodiscard]] int wake_fd() const { return wake_.get(); }
   [[nodiscard]] const std::shared_ptr<Node>& node() const { return node_; }
 
