@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from bench import report
+from bench.links import Links
 from bench.same_host import SameHost
 from bench.tcp import Tcp
 
@@ -41,7 +42,18 @@ def tcp(
     _run(Tcp(rounds, scale), json_file)
 
 
-def _run(comparison: SameHost | Tcp, json_file: Path | None) -> None:
+@app.command("links")
+def links(
+    count: Annotated[int, typer.Option(help="Links of one instance.")] = 1000,
+    processes: Annotated[int, typer.Option(help="Processes that hold the other ends.")] = 4,
+    backend: Annotated[str, typer.Option(help="transfer_backend of all.")] = "tcp",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here.")] = None,
+) -> None:
+    """Time, memory, descriptors and idle CPU of very many links; needs 10,000 descriptors."""
+    _run(Links(count, processes, backend), json_file)
+
+
+def _run(comparison: SameHost | Tcp | Links, json_file: Path | None) -> None:
     try:
         comparison.run()
     finally:
