@@ -30,6 +30,8 @@ from llm_datadist import (
     LLMException,
     LLMRole,
     LLMStatusCode,
+    MemInfo,
+    Memtype,
     RegisterMemStatus,
     TransferConfig,
 )
@@ -208,6 +210,16 @@ class Station:
         """Pull a slot that the peer offers into the whole cache, which consumes the key."""
         blocks = list(range(self.data.shape[1]))
         self.manager.pull_blocks(CacheKey(peer, req_id), self.cache, [], blocks)
+
+    def announce(self):
+        """Change the directory: peers have to read it anew."""
+        self.manager.register_blocks_cache(self._desc, self._addrs)
+
+    def remap(self):
+        """Remap the first tensor."""
+        self.manager.remap_registered_memory(
+            MemInfo(Memtype.MEM_TYPE_DEVICE, self._addrs[0], self.data[0].nbytes)
+        )
 
     # ---- memory ----
 

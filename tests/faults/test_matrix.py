@@ -50,8 +50,16 @@ INLINE = {  # of one block: 64 KiB, which follow the request at once
     "payload": Phase("up", 5000),
     "outcome": Phase("down", 0),
 }
+LOOKING_UP = {  # in a directory that has changed: its version, then what is new in it
+    "request": Phase("up", 0),
+    "within the request": Phase("up", 40),
+    "answer": Phase("down", 0),
+    "second request": Phase("up", 97),
+    "record": Phase("down", 70),
+}
 PHASES = {
     "pull": PULLING,
+    "lookup": LOOKING_UP,
     "push": PUSHING,
     "push one block": INLINE,
     "layerwise": PUSHING,
@@ -84,14 +92,34 @@ EFFECTS = {
 }
 #: In the short form: every effect and every phase of every operation, not all of their pairs.
 SHORT = {
-    "black hole": {("pull", "payload"), ("push", "outcome"), ("take", "answer")},
+    "black hole": {
+        ("pull", "payload"),
+        ("push", "outcome"),
+        ("take", "answer"),
+        ("lookup", "answer"),
+    },
     "one lane black hole": {("pull", "request"), ("push", "payload")},
-    "1 byte/s": {("pull", "answer"), ("layerwise", "payload"), ("push", "within the request")},
-    "late": {("pull", "request"), ("push", "request"), ("push one block", "request")},
+    "1 byte/s": {
+        ("pull", "answer"),
+        ("layerwise", "payload"),
+        ("push", "within the request"),
+        ("lookup", "record"),
+    },
+    "late": {
+        ("pull", "request"),
+        ("push", "request"),
+        ("push one block", "request"),
+        ("lookup", "second request"),
+    },
     "delay": {("pull", "answer"), ("push", "request"), ("layerwise", "outcome")},
     "slow": {("pull", "payload"), ("push", "payload")},
-    "end": {("pull", "payload"), ("push", "answer"), ("take", "payload")},
-    "reset": {("pull", "within the request"), ("push one block", "payload"), ("take", "request")},
+    "end": {("pull", "payload"), ("push", "answer"), ("take", "payload"), ("lookup", "record")},
+    "reset": {
+        ("pull", "within the request"),
+        ("push one block", "payload"),
+        ("take", "request"),
+        ("lookup", "within the request"),
+    },
     "every lane ends": {("pull", "answer"), ("push", "payload")},
     "every lane reset": {("pull", "payload"), ("push", "outcome"), ("layerwise", "request")},
 }
@@ -112,7 +140,7 @@ class Operation:
         self.rig = rig
         rig.here.fill(1)
         rig.there.fill(2)
-        self.pulls = name in ("pull", "take")
+        self.pulls = name in ("pull", "take", "lookup")
         self.blocks = [3] if name == "push one block" else EVERY
         self.arguments = {
             "pull": ("pull", 1, EVERY, EVERY),
@@ -120,7 +148,11 @@ class Operation:
             "push one block": ("push", 1, [3], [3]),
             "layerwise": ("layerwise", 1, rig.there.tensor_addrs(), EVERY, EVERY),
             "take": ("take", 1, 77),
+            "lookup": ("pull", 1, [], []),
         }[name]
+        if name == "lookup":
+            self.blocks = []
+            rig.there.announce()
         if name == "take":
             rig.there.offer(77, 2)
             assert rig.here.call("check", 1).status == OK

@@ -50,9 +50,9 @@ def test_bytes_travel_over_the_wire(network, station):
     assert here.value("describe", 1)["peer"] == f"{hosts[0].ip4}:{there.address[1]}"
 
 
-@pytest.mark.parametrize("backend", ["auto", "tcp"])
-def test_layer_by_layer(network, station, backend):
-    there, here = linked(station, network(2), transfer_backend=backend)
+@pytest.mark.parametrize(("ip", "backend"), [("4", "auto"), ("4", "tcp"), ("6", "tcp")])
+def test_layer_by_layer(network, station, ip, backend):
+    there, here = linked(station, network(2), ip=ip, transfer_backend=backend)
     here.value("fill", 4)
     addrs = there.value("tensor_addrs")
     assert here.call("layerwise", 1, addrs, EVERY, EVERY).status == OK
@@ -85,12 +85,12 @@ def test_an_address_where_nobody_listens(network, station):
     assert answer.seconds < 1.3
 
 
-def rank_table(hosts):
+def rank_table(hosts, ip):
     """Return a table of one server for each host, with one device."""
     servers = [
         {
             "server_id": f"server {rank}",
-            "host_ip": host.ip4,
+            "host_ip": host.ip4 if ip == "4" else host.ip6,
             "device": [{"device_id": "0", "device_ip": "", "rank_id": f"{rank}"}],
         }
         for rank, host in enumerate(hosts)
@@ -98,13 +98,17 @@ def rank_table(hosts):
     return json.dumps({"version": "1.0", "status": "completed", "server_list": servers})
 
 
-def test_rank_table_links(network, station):
+@pytest.mark.parametrize(("ip", "backend"), [("4", "auto"), ("6", "tcp")])
+def test_rank_table_links(network, station, ip, backend):
     hosts = network(3)
-    members = [station(host, 10 + rank, listen=False) for rank, host in enumerate(hosts)]
+    members = [
+        station(host, 10 + rank, ip=ip, listen=False, transfer_backend=backend)
+        for rank, host in enumerate(hosts)
+    ]
     ranks = {member.cluster_id: rank for rank, member in enumerate(members)}
     for member in members:
         member.value("fill", member.cluster_id)
-        member.send("join", "all", ranks, rank_table(hosts))
+        member.send("join", "all", ranks, rank_table(hosts, ip))
     joined = [member.answer().value for member in members]
     assert joined == [[1, "OK"]] * 3
     for member in members:
@@ -117,29 +121,36 @@ def test_rank_table_links(network, station):
         member.value("leave", 1)
 
 
-def test_switch_role(network, station):
+@pytest.mark.parametrize(("ip", "backend"), [("4", "auto"), ("6", "tcp")])
+def test_switch_role(network, station, ip, backend):
     hosts = network(2)
-    there, here = linked(station, hosts)
+    address = hosts[1].ip4 if ip == "4" else f"[{hosts[1].ip6}]"
+    there, here = linked(station, hosts, ip=ip, transfer_backend=backend)
     assert there.call("switch_role", "DECODER").status == "LLM_EXIST_LINK"
     here.value("unlink", 1)
     there.value("switch_role", "DECODER")
     assert there.value("listen_address") is None
     assert here.call("link", there.address).status == "LLM_LINK_FAILED"
-    here.value("switch_role", "PROMPT", f"{hosts[1].ip4}:0")
+    here.value("switch_role", "PROMPT", f"{address}:0")
     assert there.call("link", here.value("listen_address")).status == OK
     here.value("fill", 5)
     there.value("pull", 2, EVERY, EVERY)
     assert there.value("digest") == whole(5)
 
 
-def test_a_mesh_of_prefill_and_decode(network, station):
-    """Each of 3 decoders links each of 3 prefillers; all pull, then all are pushed to, at once."""
+@pytest.mark.parametrize("ip", ["4", "6"])
+def test_a_mesh_of_prefill_and_decode(network, station, ip):
+    """Each of 3 decoders links each of 3 prefillers; all pull, then all are pushed to, at once.
+
+    The last turn pushes layer by layer.
+    """
     hosts = network(6)
     prefill = [
-        station(host, 1 + rank, transfer_backend="tcp") for rank, host in enumerate(hosts[:3])
+        station(host, 1 + rank, ip=ip, transfer_backend="tcp")
+        for rank, host in enumerate(hosts[:3])
     ]
     decode = [
-        station(host, 11 + rank, listen=False, transfer_backend="tcp")
+        station(host, 11 + rank, ip=ip, listen=False, transfer_backend="tcp")
         for rank, host in enumerate(hosts[3:])
     ]
     for each in prefill + decode:
@@ -156,10 +167,14 @@ def test_a_mesh_of_prefill_and_decode(network, station):
         for peer in (1, 2, 3):
             got = decoder.value("digest", [peer, peer + 3, peer + 6])
             assert got == digest(pattern(peer, BLOCKS, WORDS)[:, :3])
+    addrs = [decoder.value("tensor_addrs") for decoder in decode]
     for turn in range(3):
         for rank, prefiller in enumerate(prefill):
-            peer = decode[(rank + turn) % 3].cluster_id
-            prefiller.send("push", peer, [14, 15], [8 + 2 * rank, 9 + 2 * rank])
+            peer = (rank + turn) % 3
+            call = ("push", decode[peer].cluster_id)
+            if turn == 2:
+                call = ("layerwise", decode[peer].cluster_id, addrs[peer])
+            prefiller.send(*call, [14, 15], [8 + 2 * rank, 9 + 2 * rank])
         assert [prefiller.answer().status for prefiller in prefill] == [OK] * 3
     for decoder in decode:
         for rank, prefiller in enumerate(prefill):
