@@ -45,6 +45,8 @@ logger = logging.getLogger("llm_datadist")
 _Kind = TypeVar("_Kind", bound=Message)
 _SETUP_SECONDS: Final = 30.0  # for a proven peer; it closes the connection when it gives up earlier
 _EARLIER_SECONDS: Final = 1.0
+#: Without a secret anybody gets that far, and could hold as many connections for _SETUP_SECONDS.
+MAX_ARRIVING: Final = 2048
 _FAILED: Final = LLMStatusCode.LLM_LINK_FAILED
 #: A set-up that we are bound to, our own dial that goes first, or the link that there is already.
 _Verdict: TypeAlias = "Setup | Yield | Link"
@@ -104,7 +106,20 @@ class _Inbound:
             confirm = await self._hear(Confirm)
         except SecretMismatchError:
             raise ProtocolError("it has another secret") from None
+        if self._context.arriving >= MAX_ARRIVING:
+            raise SetupError(
+                LLMStatusCode.LLM_PROCESSING_LINK,
+                f"cluster {self._context.cluster_id} sets up {MAX_ARRIVING} links now; retry soon",
+            )
         self._visit.proven()
+        self._context.arriving += 1
+        try:
+            await self._arrive(hello, confirm)
+        finally:
+            self._context.arriving -= 1
+
+    async def _arrive(self, hello: Hello, confirm: Confirm) -> None:
+        """Set the link up, or say why there need not be one."""
         await self._check_domain(hello)
         self._check_relink(hello)
         verdict = await self._claim(hello)

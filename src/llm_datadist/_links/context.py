@@ -49,7 +49,11 @@ class SetupError(Exception):
 
 @final
 class LinkContext:
-    """One instance's identity, options, loop and ledger."""
+    """One instance's identity, options, loop and ledger.
+
+    Attributes:
+        arriving: Incoming connections past their proofs whose links are being set up.
+    """
 
     def __init__(
         self,
@@ -76,6 +80,7 @@ class LinkContext:
         self.sessions: dict[bytes, LaneSink] = {}
         self.ended_sessions: deque[bytes] = deque(maxlen=_MAX_ENDED)
         self.unlinked_sessions: deque[bytes] = deque(maxlen=_MAX_UNLINKED)
+        self.arriving = 0
         self.listen_address: Address | None = None
         self.link_ids = itertools.count(1)
         self.generations: Counter[int] = Counter()

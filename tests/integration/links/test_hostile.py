@@ -8,7 +8,9 @@ import socket
 
 import pytest
 
+from llm_datadist import LLMStatusCode
 from llm_datadist._control import listener
+from llm_datadist._links import acceptor
 from llm_datadist._protocol.codec import (
     MAX_GREETING_BYTES,
     Kind,
@@ -134,9 +136,11 @@ class Intruder:
             assert part
             self.data += part
 
-    def accepted(self, incarnation=66):
+    def accepted(self, incarnation=66, cluster_id=66):
         """Go as far as Accept."""
-        self.say(Hello(version=1, cluster_id=66, incarnation=incarnation, nonce=fresh_nonce()))
+        self.say(
+            Hello(version=1, cluster_id=cluster_id, incarnation=incarnation, nonce=fresh_nonce())
+        )
         assert isinstance(self.hear(), Welcome)
         self.say(Confirm(endpoint=b""))
         answer = self.hear()
@@ -180,6 +184,24 @@ def test_a_place_among_the_lanes_is_taken_once(linked, intruder):
     ):
         assert is_closed(second)
         assert is_closed(third)
+
+
+def test_set_ups_that_hang_are_capped(linked, monkeypatch):
+    """Without a secret anybody gets as far as the Accept; few may stay there."""
+    monkeypatch.setattr(acceptor, "MAX_ARRIVING", 3)
+    hanging = [Intruder(linked.address) for _ in range(3)]
+    for number, each in enumerate(hanging):
+        each.accepted(incarnation=100 + number, cluster_id=100 + number)
+    late = Intruder(linked.address)
+    late.say(Hello(version=1, cluster_id=99, incarnation=99, nonce=fresh_nonce()))
+    assert isinstance(late.hear(), Welcome)
+    late.say(Confirm(endpoint=b""))
+    refusal = late.hear()
+    assert isinstance(refusal, Reject)
+    assert refusal.status == LLMStatusCode.LLM_PROCESSING_LINK
+    assert is_closed(late.sock)
+    for each in (*hanging, late):  # and then there is room again, as the fixture sees
+        each.sock.close()
 
 
 def test_lanes_of_a_set_up_that_ended_are_closed(linked, intruder):
