@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
-#include <csignal>
 #include <cstdint>
 #include <list>
 #include <memory>
@@ -14,6 +13,8 @@
 #include <system_error>
 #include <thread>
 #include <vector>
+
+#include "base/fault_signals.h"
 
 namespace ldd {
 
@@ -65,25 +66,6 @@ struct Job {
     }
     result.moved_bytes = moved_bytes;
   }
-};
-
-// Signals meant for the process are for the application's threads; only faults are a thread's own.
-class FaultSignalsOnly {
- public:
-  FaultSignalsOnly() {
-    sigset_t blocked;
-    sigfillset(&blocked);
-    for (const int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS}) {
-      sigdelset(&blocked, signal);
-    }
-    ::pthread_sigmask(SIG_SETMASK, &blocked, &before_);
-  }
-  FaultSignalsOnly(const FaultSignalsOnly&) = delete;
-  FaultSignalsOnly& operator=(const FaultSignalsOnly&) = delete;
-  ~FaultSignalsOnly() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-
- private:
-  sigset_t before_{};
 };
 
 class Workers {

@@ -1,13 +1,12 @@
 #include "lanes/threads.h"
 
-#include <pthread.h>
-
 #include <condition_variable>
-#include <csignal>
 #include <cstddef>
 #include <deque>
 #include <memory>
 #include <thread>
+
+#include "base/fault_signals.h"
 
 namespace ldd {
 
@@ -41,17 +40,8 @@ void serve_jobs(Jobs& jobs) {
 }  // namespace
 
 void start_quiet_thread(std::function<void()> body) {
-  sigset_t all;
-  sigset_t before;
-  ::sigfillset(&all);
-  ::pthread_sigmask(SIG_SETMASK, &all, &before);
-  try {
-    std::thread([run = std::move(body)]() noexcept { run(); }).detach();
-  } catch (...) {
-    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    throw;
-  }
-  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  const FaultSignalsOnly mask;
+  std::thread([run = std::move(body)]() noexcept { run(); }).detach();
 }
 
 void run_on_job_thread(std::function<void()> job) {

@@ -13,7 +13,8 @@
 
 namespace ldd {
 
-// Starts a detached thread with every signal blocked: signals belong to the interpreter's threads.
+// Starts a detached thread that gets no signals but those of own faults: others belong to the
+// interpreter's threads.
 // Throws std::system_error.
 void start_quiet_thread(std::function<void()> body);
 
