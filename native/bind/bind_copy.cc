@@ -1,12 +1,18 @@
 // Copies inside this process, the copy threads, and the outcome codes.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "bind/casters.h"
 #include "bind/released_gil.h"
+#include "copy/checksum.h"
+#include "copy/crc32c.h"
 #include "copy/local_copy.h"
 #include "copy/pool.h"
 
@@ -25,6 +31,19 @@ Outcome copy(const BorrowedU64& destination, const BorrowedU64& source, const Bo
   const ReleasedGil release;
   return ldd::copy_batches(ldd::descriptors_of(destination, source, length),
                            {node, destination_ref, source_ref, deadline_ns});
+}
+
+std::pair<Outcome, nb::bytes> checksum(const BorrowedU64& addresses, const BorrowedU64& length,
+                                       ldd::Node& node, Ref ref, std::int64_t deadline_ns) {
+  std::vector<std::uint32_t> sums;
+  Outcome outcome;
+  {
+    const ReleasedGil release;
+    ldd::measure(ldd::descriptors_of(addresses, addresses, length));
+    sums.resize(length.span().size());
+    outcome = ldd::checksum_entry(addresses.span(), length.span(), {&node, ref, deadline_ns}, sums);
+  }
+  return {outcome, nb::bytes(sums.data(), sums.size() * sizeof(std::uint32_t))};
 }
 
 void bind_codes(nb::module_& module) {
@@ -61,6 +80,17 @@ void bind_copy(nb::module_& module) {
       "OK, TIMEOUT,\nCLOSED, LOCAL_GONE or LOCAL_FAULT for the destination, GONE or REMOTE_FAULT "
       "for "
       "the source, with the\nindex of the pair. When it returns nothing is written any more.");
+  module.def(
+      "checksum", checksum, "addresses"_a, "length"_a, "node"_a, "ref"_a, "deadline_ns"_a,
+      "(outcome, CRC-32C of each range of own memory as native uint32).\n\n"
+      "ref names an entry of the node that must stay live; (0, 0) checks nothing. The outcome is "
+      "OK,\nTIMEOUT, CLOSED, LOCAL_GONE, or LOCAL_FAULT with the index of the range.");
+  module.def(
+      "crc32c",
+      [](const nb::bytes& data) {
+        return ldd::crc32c({reinterpret_cast<const std::byte*>(data.c_str()), data.size()});
+      },
+      "data"_a, "CRC-32C of bytes.");
   module.def(
       "set_threads", [](std::size_t count) { ldd::CopyPool::instance().set_threads(count); },
       "count"_a, nb::call_guard<ReleasedGil>(),

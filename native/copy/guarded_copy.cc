@@ -4,6 +4,7 @@
 #include <csignal>
 #include <cstring>
 
+#include "copy/crc32c.h"
 #include "copy/fault_handler.h"
 #include "copy/streaming.h"
 
@@ -65,6 +66,21 @@ CopyFault guarded_copy(const iovec* destination, const iovec* source, std::size_
   std::atomic_signal_fence(std::memory_order_seq_cst);
   catch_faults(nullptr);
   return {};
+}
+
+bool guarded_checksum(const void* data, std::size_t size, std::uint32_t& sum) {
+  FaultCatcher catcher;
+  if (sigsetjmp(catcher.landing, 0) != 0) {
+    ::pthread_sigmask(SIG_SETMASK, &catcher.mask, nullptr);
+    return false;
+  }
+  catch_faults(&catcher);
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  const std::uint32_t after = crc32c({static_cast<const std::byte*>(data), size}, sum);
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  catch_faults(nullptr);
+  sum = after;
+  return true;
 }
 
 }  // namespace ldd

@@ -1,5 +1,5 @@
-// Copies that survive memory which is unmapped, protected or truncated: the fault ends the copy,
-// not the process.
+// Copies, and checksums, that survive memory which is unmapped, protected or truncated: the fault
+// ends the copy, not the process.
 #pragma once
 
 #include <sys/uio.h>
@@ -31,5 +31,8 @@ void prepare_guarded_copies();
 // copied and the later ones are not.
 CopyFault guarded_copy(const iovec* destination, const iovec* source, std::size_t count,
                        CopyKind kind);
+
+// Makes `sum`, the CRC-32C of what came before, include `size` more bytes; false on a fault.
+bool guarded_checksum(const void* data, std::size_t size, std::uint32_t& sum);
 
 }  // namespace ldd

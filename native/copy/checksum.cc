@@ -1,0 +1,126 @@
+#include "copy/checksum.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstddef>
+#include <memory>
+
+#include "base/clock.h"
+#include "copy/descriptors.h"
+#include "copy/guarded_copy.h"
+#include "copy/pool.h"
+
+namespace ldd {
+
+namespace {
+
+constexpr std::uint64_t kLeastPartBytes = 128 * 1024;
+constexpr std::size_t kPartsPerThread = 4;
+constexpr std::size_t kMostPartRanges = 1024;
+
+// Ranges [first, end), for one thread.
+struct Part {
+  std::size_t first = 0;
+  std::size_t end = 0;
+};
+
+std::vector<Part> parts_of(std::span<const std::uint64_t> lengths, std::size_t threads) {
+  std::uint64_t total = 0;
+  for (const std::uint64_t length : lengths) {
+    total += length;
+  }
+  const std::uint64_t limit =
+      threads <= 1 || total <= kSingleBatchBytes
+          ? kBatchBytes
+          : std::clamp(total / (threads * kPartsPerThread), kLeastPartBytes, kBatchBytes);
+  std::vector<Part> parts;
+  std::uint64_t bytes = 0;
+  for (std::size_t i = 0; i < lengths.size(); ++i) {
+    if (parts.empty() || bytes >= limit || i - parts.back().first == kMostPartRanges) {
+      parts.push_back({i, i});
+      bytes = 0;
+    }
+    bytes += lengths[i];
+    parts.back().end = i + 1;
+  }
+  return parts;
+}
+
+class Summing {
+ public:
+  Summing(std::span<const std::uint64_t> addresses, std::span<const std::uint64_t> lengths,
+          const TakeUses& take, Code fault, std::span<std::uint32_t> sums)
+      : addresses_(addresses), lengths_(lengths), take_(take), fault_(fault), sums_(sums) {}
+
+  // Nothing is held for longer than it takes to read kBatchBytes.
+  [[nodiscard]] Outcome part(const Part& part) const {
+    std::vector<Use> uses;
+    std::uint64_t allowed = 0;
+    for (std::size_t i = part.first; i < part.end; ++i) {
+      std::uint32_t sum = 0;
+      for (std::uint64_t offset = 0; offset < lengths_[i];) {
+        if (allowed == 0) {
+          uses.clear();
+          const Outcome taken = take_(uses);
+          if (!taken.ok()) {
+            return taken;
+          }
+          allowed = kBatchBytes;
+        }
+        const std::uint64_t bytes = std::min(lengths_[i] - offset, allowed);
+        const void* at = reinterpret_cast<const void*>(addresses_[i] + offset);
+        if (!guarded_checksum(at, bytes, sum)) {
+          return Outcome::failure(fault_, EFAULT, static_cast<std::int64_t>(i));
+        }
+        offset += bytes;
+        allowed -= bytes;
+      }
+      sums_[i] = sum;
+    }
+    return {};
+  }
+
+ private:
+  std::span<const std::uint64_t> addresses_;
+  std::span<const std::uint64_t> lengths_;
+  const TakeUses& take_;
+  Code fault_;
+  std::span<std::uint32_t> sums_;
+};
+
+}  // namespace
+
+Outcome checksum_ranges(std::span<const std::uint64_t> addresses,
+                        std::span<const std::uint64_t> lengths, const TakeUses& take, Code fault,
+                        std::span<std::uint32_t> sums) {
+  prepare_guarded_copies();
+  CopyPool& pool = CopyPool::instance();
+  const Summing summing(addresses, lengths, take, fault, sums);
+  const std::vector<Part> parts = parts_of(lengths, pool.threads());
+  if (parts.size() == 1) {
+    return summing.part(parts.front());
+  }
+  return pool.run(parts.size(), [&](std::size_t i) { return summing.part(parts[i]); });
+}
+
+Outcome checksum_entry(std::span<const std::uint64_t> addresses,
+                       std::span<const std::uint64_t> lengths, const SumChecks& checks,
+                       std::span<std::uint32_t> sums) {
+  const std::shared_ptr<Entry> entry =
+      checks.entry.named() ? checks.node->entries().find(checks.entry) : nullptr;
+  const auto take = [&](std::vector<Use>& uses) {
+    if (checks.node->closed()) {
+      return Outcome::failure(Code::kClosed);
+    }
+    if (now_ns() >= checks.deadline_ns) {
+      return Outcome::failure(Code::kTimeout);
+    }
+    if (checks.entry.named() && !uses.emplace_back(entry, checks.entry.value)) {
+      return Outcome::failure(Code::kLocalGone);
+    }
+    return Outcome{};
+  };
+  return checksum_ranges(addresses, lengths, take, Code::kLocalFault, sums);
+}
+
+}  // namespace ldd
