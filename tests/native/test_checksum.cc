@@ -1,0 +1,176 @@
+// CRC-32C against published values and against the table; ranges on several threads; faults.
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <numeric>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "base/clock.h"
+#include "check.h"
+#include "copy/checksum.h"
+#include "copy/crc32c.h"
+#include "copy/guarded_copy.h"
+
+namespace {
+
+using ldd::Code;
+using ldd::Outcome;
+using ldd::Use;
+using ldd_test::kPage;
+using ldd_test::Pages;
+
+constexpr std::int64_t kLong = 60'000'000'000;
+
+std::span<const std::byte> bytes(std::string_view text) {
+  return std::as_bytes(std::span(text.data(), text.size()));
+}
+
+// RFC 3720, B.4, and the usual check value.
+void check_published_values() {
+  std::array<std::byte, 32> block{};
+  const auto check = [](std::span<const std::byte> data, std::uint32_t sum) {
+    CHECK(ldd::crc32c(data) == sum);
+    CHECK(ldd::crc32c_by_table(data) == sum);
+  };
+  check({}, 0);
+  check(bytes("123456789"), 0xE3069283);
+  check(block, 0x8A9136AA);
+  block.fill(std::byte{0xFF});
+  check(block, 0x62A8AB43);
+  for (std::size_t i = 0; i < block.size(); ++i) {
+    block[i] = static_cast<std::byte>(i);
+  }
+  check(block, 0x46DD794E);
+  for (std::size_t i = 0; i < block.size(); ++i) {
+    block[i] = static_cast<std::byte>(31 - i);
+  }
+  check(block, 0x113FDB5C);
+  check(bytes("The quick brown fox jumps over the lazy dog"), 0x22620404);
+}
+
+std::vector<std::byte> noise(std::size_t size) {
+  std::vector<std::byte> data(size);
+  std::uint64_t state = 88172645463325252ULL;
+  for (std::byte& each : data) {
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    each = static_cast<std::byte>(state);
+  }
+  return data;
+}
+
+// Every path through the stretches: lengths around their bounds, any alignment, any cut.
+void check_lengths_and_cuts() {
+  const std::vector<std::byte> data = noise(40'000);
+  const std::span<const std::byte> all(data);
+  for (const std::size_t around : {0, 8, 256, 768, 1536, 4096, 12288, 24576, 13056, 39000}) {
+    for (std::size_t length = around < 9 ? 0 : around - 9; length < around + 9; ++length) {
+      for (const std::size_t begin : {0, 1, 7}) {
+        const auto part = all.subspan(begin, length);
+        CHECK(ldd::crc32c(part) == ldd::crc32c_by_table(part));
+      }
+    }
+  }
+  const std::uint32_t whole = ldd::crc32c(all);
+  for (std::size_t cut = 0; cut <= all.size(); cut += 1237) {
+    CHECK(ldd::crc32c(all.subspan(cut), ldd::crc32c(all.first(cut))) == whole);
+  }
+}
+
+// Each flipped bit shows.
+void check_single_bits() {
+  std::vector<std::byte> data = noise(13'000);
+  const std::uint32_t right = ldd::crc32c(data);
+  for (std::size_t bit = 0; bit < 8 * data.size(); bit += 97) {
+    data[bit / 8] ^= std::byte{1} << (bit % 8);
+    CHECK(ldd::crc32c(data) != right);
+    data[bit / 8] ^= std::byte{1} << (bit % 8);
+  }
+}
+
+Outcome nothing_to_take(std::vector<Use>& uses) {
+  static_cast<void>(uses);
+  return {};
+}
+
+void check_ranges_on_several_threads() {
+  const std::vector<std::byte> data = noise(9'000'000);
+  std::vector<std::uint64_t> addresses;
+  std::vector<std::uint64_t> lengths;
+  std::size_t at = 0;
+  const auto add = [&](std::size_t length) {
+    addresses.push_back(reinterpret_cast<std::uint64_t>(data.data()) + at);
+    lengths.push_back(length);
+    at += length;
+  };
+  add(6'000'000);  // held in two steps
+  add(0);
+  for (std::size_t i = 0; i < 3000; ++i) {
+    add(i % 777);
+  }
+  std::vector<std::uint32_t> sums(lengths.size());
+  CHECK(ldd::checksum_ranges(addresses, lengths, nothing_to_take, Code::kLocalFault, sums).ok());
+  at = 0;
+  for (std::size_t i = 0; i < lengths.size(); ++i) {
+    CHECK(sums[i] == ldd::crc32c(std::span(data).subspan(at, lengths[i])));
+    at += lengths[i];
+  }
+  CHECK(ldd::checksum_ranges({}, {}, nothing_to_take, Code::kLocalFault, {}).ok());
+}
+
+void check_faults_end_it() {
+  const Pages pages(2048);
+  std::memset(pages.data(), 1, pages.size_bytes());
+  std::vector<std::uint64_t> addresses(2048);
+  std::vector<std::uint64_t> lengths(2048, kPage);
+  for (std::size_t i = 0; i < addresses.size(); ++i) {
+    addresses[i] = pages.address() + i * kPage;
+  }
+  std::vector<std::uint32_t> sums(2048);
+  for (const std::size_t bad : {0, 700, 2047}) {
+    pages.protect(bad, PROT_NONE);
+    const Outcome outcome =
+        ldd::checksum_ranges(addresses, lengths, nothing_to_take, Code::kRemoteFault, sums);
+    CHECK(outcome.code == Code::kRemoteFault);
+    CHECK(outcome.index == static_cast<std::int64_t>(bad));
+    pages.protect(bad, PROT_READ | PROT_WRITE);
+  }
+  CHECK(ldd::checksum_ranges(addresses, lengths, nothing_to_take, Code::kRemoteFault, sums).ok());
+}
+
+void check_what_must_hold() {
+  ldd::Node node(1, 64, 4096);
+  const Pages pages(4);
+  std::memset(pages.data(), 1, pages.size_bytes());
+  const std::vector<std::uint64_t> addresses{pages.address()};
+  const std::vector<std::uint64_t> lengths{pages.size_bytes()};
+  std::vector<std::uint32_t> sums(1);
+  const ldd::Ref entry =
+      node.entries().open({{pages.address(), pages.address() + pages.size_bytes()}}, false);
+  const auto code = [&](ldd::Ref ref, std::int64_t deadline_ns) {
+    return ldd::checksum_entry(addresses, lengths, {&node, ref, deadline_ns}, sums).code;
+  };
+  CHECK(code(entry, ldd::now_ns() + kLong) == Code::kOk);
+  CHECK(sums[0] == ldd::crc32c({pages.data(), pages.size_bytes()}));
+  CHECK(code(entry, ldd::now_ns()) == Code::kTimeout);
+  CHECK(code({}, ldd::now_ns() + kLong) == Code::kOk);
+  CHECK(node.entries().close(entry));
+  CHECK(code(entry, ldd::now_ns() + kLong) == Code::kLocalGone);
+  node.close();
+  CHECK(code({}, ldd::now_ns() + kLong) == Code::kClosed);
+}
+
+}  // namespace
+
+int main() {
+  check_published_values();
+  check_lengths_and_cuts();
+  check_single_bits();
+  check_ranges_on_several_threads();
+  check_faults_end_it();
+  check_what_must_hold();
+  return 0;
+}
