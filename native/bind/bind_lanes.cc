@@ -4,6 +4,7 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -24,6 +25,7 @@ using nb::literals::operator""_a;
 namespace {
 
 using ldd::BorrowedU64;
+using ldd::ChecksumQuestion;
 using ldd::Lanes;
 using ldd::LaneServer;
 using ldd::Outcome;
@@ -45,6 +47,25 @@ Outcome send_ranges(Lanes& lanes, const BorrowedU64& local, const BorrowedU64& r
   const ReleasedGil release;
   return (lanes.*operation)(ldd::descriptors_of(local, remote, length),
                             {local_ref, cache_ref, {}, version, deadline_ns});
+}
+
+std::unique_ptr<ChecksumQuestion> ask_checksum(Lanes& lanes, const BorrowedU64& remote,
+                                               const BorrowedU64& length, Ref cache_ref,
+                                               Ref key_ref, std::uint64_t version,
+                                               std::int64_t deadline_ns) {
+  const ReleasedGil release;
+  const ldd::LaneChecks checks{{}, cache_ref, key_ref, version, deadline_ns};
+  return std::make_unique<ChecksumQuestion>(lanes, remote.span(), length.span(), checks);
+}
+
+std::pair<Outcome, nb::bytes> answer_of(ChecksumQuestion& question) {
+  ChecksumQuestion::Answer answer;
+  {
+    const ReleasedGil release;
+    answer = question.wait();
+  }
+  const std::vector<std::uint32_t>& sums = answer.second;
+  return {answer.first, nb::bytes(sums.data(), sums.size() * sizeof(std::uint32_t))};
 }
 
 std::vector<Outcome> ping_all(const std::vector<Lanes*>& links, std::int64_t deadline_ns) {
@@ -86,6 +107,13 @@ void bind_server(nb::module_& module) {
 }
 
 void bind_client(nb::module_& module) {
+  nb::class_<ChecksumQuestion>(module, "ChecksumQuestion",
+                               "A question for checksums of the peer's memory. It keeps a lane "
+                               "until `wait`, so that nothing\n"
+                               "that needs another lane may be waited for meanwhile.")
+      .def(
+          "wait", answer_of,
+          "(outcome, CRC-32C of each range as native uint32). Once only: RuntimeError after that.");
   nb::class_<Lanes>(
       module, "Lanes",
       "The initiator's end of a link's lanes. Thread-safe; an operation runs on the calling "
@@ -107,6 +135,9 @@ void bind_client(nb::module_& module) {
       .def("push", send_ranges<&Lanes::push>, "local"_a, "remote"_a, "length"_a, "local_ref"_a,
            "cache_ref"_a, "version"_a, "deadline_ns"_a,
            "As write, but the peer's threads fetch the bytes from this process (same host).")
+      .def("ask_checksum", ask_checksum, "remote"_a, "length"_a, "cache_ref"_a, "key_ref"_a,
+           "version"_a, "deadline_ns"_a, nb::keep_alive<0, 1>(),
+           "Ask for the CRC-32C of each remote range, which the peer's threads compute.")
       .def(
           "consume",
           [](Lanes& lanes, std::uint64_t index, std::uint64_t value, std::int64_t deadline_ns) {

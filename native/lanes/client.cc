@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <span>
+#include <stdexcept>
 
 #include "lanes/drive.h"
 #include "lanes/ping_all.h"
@@ -137,6 +138,59 @@ class Stripes : public Parts {
   std::size_t next_ = 0;
 };
 
+// One question for checksums, in parts of so many ranges that each fits a request.
+class Sums : public Parts {
+ public:
+  Sums(std::span<const std::uint64_t> remote, std::span<const std::uint64_t> length,
+       const LaneChecks& checks, std::span<std::uint32_t> sums, BatchGuard& guard)
+      : remote_(remote), length_(length), checks_(checks), guard_(guard) {
+    for (std::size_t first = 0; first < sums.size(); first += kStripeDescriptors) {
+      const auto part = sums.subspan(first, std::min(kStripeDescriptors, sums.size() - first));
+      targets_.push_back(reinterpret_cast<std::uint64_t>(part.data()));
+      sizes_.push_back(part.size_bytes());
+    }
+  }
+
+  std::unique_ptr<Exchange> next(ClientLane& lane) override {
+    if (next_ == targets_.size()) {
+      return nullptr;
+    }
+    const std::size_t part = next_++;
+    const std::span<const std::uint64_t> target(&targets_[part], 1);
+    const std::span<const std::uint64_t> size(&sizes_[part], 1);
+    const Cursor answer(target, size, 0, 0, sizes_[part]);
+    return std::make_unique<Exchange>(lane, ask(part), answer, guard_);
+  }
+
+ private:
+  Ask ask(std::size_t part) const {
+    Ask ask;
+    ask.kind = wire::Kind::kChecksum;
+    ask.first_descriptor = part * kStripeDescriptors;
+    const std::size_t count = sizes_[part] / sizeof(std::uint32_t);
+    for (const auto& column : {remote_, length_}) {
+      const auto some = column.subspan(ask.first_descriptor, count);
+      ask.words.insert(ask.words.end(), some.begin(), some.end());
+    }
+    set_deadline(ask.request, checks_.deadline_ns);
+    ask.request.version = checks_.version;
+    ask.request.cache_index = checks_.cache.index;
+    ask.request.cache_value = checks_.cache.value;
+    ask.request.key_index = checks_.key.index;
+    ask.request.key_value = checks_.key.value;
+    ask.request.count = static_cast<std::uint32_t>(count);
+    return ask;
+  }
+
+  std::span<const std::uint64_t> remote_;
+  std::span<const std::uint64_t> length_;
+  const LaneChecks& checks_;
+  BatchGuard& guard_;
+  std::vector<std::uint64_t> targets_;  // where the sums of a part go
+  std::vector<std::uint64_t> sizes_;
+  std::size_t next_ = 0;
+};
+
 // The same work without its empty descriptors, so that a request's caps count only what moves.
 struct Compact {
   explicit Compact(const Descriptors& work) {
@@ -265,6 +319,47 @@ Outcome Lanes::ping(std::int64_t deadline_ns) {
   LocalGuard guard(*lanes_.node(), {});
   Call call(wire::Kind::kPing, {}, deadline_ns, {}, guard);
   return drive(lanes_, call, {1, deadline_ns, false});
+}
+
+struct ChecksumQuestion::State {
+  State(LaneSet& set, std::span<const std::uint64_t> its_remote,
+        std::span<const std::uint64_t> its_length, const LaneChecks& its_checks)
+      : operation(set),
+        remote(its_remote.begin(), its_remote.end()),
+        length(its_length.begin(), its_length.end()),
+        checks(its_checks),
+        sums(length.size()),
+        guard(*set.node(), {}),
+        parts(remote, length, checks, sums, guard),
+        asked(set, parts, {1, checks.deadline_ns, false}) {}
+
+  LaneSet::Operation operation;
+  std::vector<std::uint64_t> remote;
+  std::vector<std::uint64_t> length;
+  LaneChecks checks;
+  std::vector<std::uint32_t> sums;
+  LocalGuard guard;
+  Sums parts;
+  Drive asked;
+};
+
+ChecksumQuestion::ChecksumQuestion(Lanes& lanes, std::span<const std::uint64_t> remote,
+                                   std::span<const std::uint64_t> length,
+                                   const LaneChecks& checks) {
+  measure({remote, remote, length});
+  state_ = std::make_unique<State>(lanes.lanes_, remote, length, checks);
+}
+
+ChecksumQuestion::~ChecksumQuestion() = default;
+
+ChecksumQuestion::Answer ChecksumQuestion::wait() {
+  const std::unique_ptr<State> state = std::move(state_);
+  if (state == nullptr) {
+    throw std::logic_error("the question has been answered");
+  }
+  Answer answer{state->asked.finish(), std::move(state->sums)};
+  wire::convert_words(std::span(answer.second));
+  return answer;
 }
 
 }  // namespace ldd

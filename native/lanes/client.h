@@ -54,10 +54,32 @@ class Lanes {
   void close() { lanes_.close(); }
 
  private:
+  friend class ChecksumQuestion;
   Outcome transfer(wire::Kind kind, const Descriptors& work, const LaneChecks& checks);
 
   LaneSet lanes_;
   std::uint64_t link_id_;
+};
+
+// Asks for the CRC-32C of ranges of the peer's memory, which its threads compute while the caller
+// does something else. It has a lane until it was answered, so its owner must not wait for another
+// one meanwhile. Not thread-safe.
+class ChecksumQuestion {
+ public:
+  using Answer = std::pair<Outcome, std::vector<std::uint32_t>>;
+
+  // Throws std::invalid_argument for arrays that differ in length; `lanes` has to outlive it.
+  ChecksumQuestion(Lanes& lanes, std::span<const std::uint64_t> remote,
+                   std::span<const std::uint64_t> length, const LaneChecks& checks);
+  ChecksumQuestion(const ChecksumQuestion&) = delete;
+  ChecksumQuestion& operator=(const ChecksumQuestion&) = delete;
+  ~ChecksumQuestion();  // gives up on it, which costs the lane
+
+  Answer wait();  // once
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
 };
 
 }  // namespace ldd

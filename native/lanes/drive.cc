@@ -23,22 +23,28 @@ struct Active {
   std::unique_ptr<Exchange> exchange;
 };
 
-class Driver {
+}  // namespace
+
+class Drive::Driver {
  public:
   Driver(LaneSet& lanes, Parts& parts, const DrivePlan& plan)
       : lanes_(lanes), parts_(parts), plan_(plan) {}
+  Driver(const Driver&) = delete;
+  Driver& operator=(const Driver&) = delete;
+  ~Driver() { abandon(); }
 
-  Outcome run() {
+  void begin() {
     std::vector<LaneSet::Lane> taken;
     failure_ = lanes_.take(plan_.lanes, plan_.deadline_ns, taken);
     for (LaneSet::Lane& lane : taken) {
       start(std::move(lane));
     }
-    while (!active_.empty()) {
+    step_all();
+  }
+
+  Outcome finish() {
+    while (!active_.empty() && wait()) {
       step_all();
-      if (!active_.empty() && !wait()) {
-        break;
-      }
     }
     abandon();
     failure_.moved_bytes = moved_bytes_;
@@ -163,7 +169,7 @@ class Driver {
 
   LaneSet& lanes_;
   Parts& parts_;
-  const DrivePlan& plan_;
+  DrivePlan plan_;
   std::vector<Active> active_;
   std::vector<pollfd> polled_;
   Outcome failure_;
@@ -172,11 +178,19 @@ class Driver {
   std::uint64_t value_ = 0;
 };
 
-}  // namespace
+Drive::Drive(LaneSet& lanes, Parts& parts, const DrivePlan& plan)
+    : driver_(std::make_unique<Driver>(lanes, parts, plan)) {
+  driver_->begin();
+}
+
+Drive::~Drive() = default;
+
+Outcome Drive::finish() { return driver_->finish(); }
 
 Outcome drive(LaneSet& lanes, Parts& parts, const DrivePlan& plan, std::uint64_t* value) {
-  Driver driver(lanes, parts, plan);
-  const Outcome outcome = driver.run();
+  Drive::Driver driver(lanes, parts, plan);
+  driver.begin();
+  const Outcome outcome = driver.finish();
   if (value != nullptr) {
     *value = driver.value();
   }

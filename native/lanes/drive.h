@@ -30,4 +30,23 @@ struct DrivePlan {
 // The first failure, or ok; moved_bytes over all parts. `value` is the last reply's extra word.
 Outcome drive(LaneSet& lanes, Parts& parts, const DrivePlan& plan, std::uint64_t* value = nullptr);
 
+// The same in two steps, for what the caller does meanwhile. Takes its lanes and sends what the
+// sockets take when it is made; `lanes` and `parts` have to outlive it. Given up on if it is
+// destroyed before finish().
+class Drive {
+ public:
+  Drive(LaneSet& lanes, Parts& parts, const DrivePlan& plan);
+  Drive(const Drive&) = delete;
+  Drive& operator=(const Drive&) = delete;
+  ~Drive();
+
+  Outcome finish();  // once
+
+ private:
+  class Driver;
+  friend Outcome drive(LaneSet& lanes, Parts& parts, const DrivePlan& plan, std::uint64_t* value);
+
+  std::unique_ptr<Driver> driver_;
+};
+
 }  // namespace ldd

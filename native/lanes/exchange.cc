@@ -165,8 +165,8 @@ Flow Exchange::await_reply() {
   }
   if (flow == Flow::kEnd) {
     phase_ = Phase::kDone;
-    const bool short_read =
-        ask_.kind == wire::Kind::kRead && receiver_.reply().outcome.ok() && receiver_.unread() != 0;
+    const bool sends_all = ask_.kind == wire::Kind::kRead || ask_.kind == wire::Kind::kChecksum;
+    const bool short_read = sends_all && receiver_.reply().outcome.ok() && receiver_.unread() != 0;
     return short_read || !reply_plausible() ? Flow::kMalformed : Flow::kEnd;
   }
   return flow;

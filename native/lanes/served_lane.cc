@@ -181,6 +181,8 @@ ServedLane::Progress ServedLane::begin() {
       return begin_write();
     case wire::Kind::kPush:
       return begin_push();
+    case wire::Kind::kChecksum:
+      return begin_checksum();
     case wire::Kind::kConsume:
       if (now_ns() >= deadline_ns_) {
         return reply(Outcome::failure(Code::kTimeout));

@@ -63,6 +63,12 @@ class ServedLane final : public Served,
   Progress end_write();
   Outcome take(std::vector<Use>& uses) override;
 
+  // served_checksum.cc
+  Progress begin_checksum();
+  [[nodiscard]] Outcome run_checksum();
+  void end_checksum(const Outcome& outcome);
+  Progress reply_sums(const Outcome& outcome);
+
   // served_push.cc
   Progress begin_push();
   [[nodiscard]] Outcome run_push();
@@ -77,7 +83,7 @@ class ServedLane final : public Served,
   IoThread& thread_;
   State state_ = State::kPrefix;
   std::uint32_t interest_ = 0;
-  std::atomic<bool> cancelled_{false};  // read by a running push
+  std::atomic<bool> cancelled_{false};  // read by a running job
 
   wire::RequestFrame prefix_{};
   std::size_t prefix_filled_ = 0;
@@ -91,6 +97,8 @@ class ServedLane final : public Served,
   ChunkSender sender_;
   ChunkReceiver receiver_;
   bool answered_ = false;  // a write's outcome has been sent before its payload ended
+
+  std::vector<std::uint32_t> sums_;
 
   std::vector<std::byte> out_;
   std::size_t out_sent_ = 0;

@@ -22,6 +22,15 @@ T swap_unless_little(T value) {
   return value;
 }
 
+template <typename T>
+void swap_all_unless_little(std::span<T> words) {
+  if constexpr (std::endian::native == std::endian::big) {
+    for (T& word : words) {
+      word = swap_unless_little(word);
+    }
+  }
+}
+
 class Writer {
  public:
   explicit Writer(std::span<std::byte> out) : out_(out) {}
@@ -64,7 +73,7 @@ std::uint16_t flags_of(Kind kind) {
   return is_request(kind) ? kClocksShared : std::uint16_t{0};
 }
 
-bool known(std::uint8_t kind) { return (kind >= 1 && kind <= 7) || (kind >= 16 && kind <= 18); }
+bool known(std::uint8_t kind) { return (kind >= 1 && kind <= 8) || (kind >= 16 && kind <= 18); }
 
 bool body_fits(Kind kind, std::uint32_t body_bytes) {
   switch (kind) {
@@ -90,12 +99,13 @@ void put_header(Writer& out, const Header& header) {
 
 }  // namespace
 
-bool is_request(Kind kind) { return kind <= Kind::kPing; }
+bool is_request(Kind kind) { return kind <= Kind::kChecksum; }
 
 std::size_t words_per_descriptor(Kind kind) {
   switch (kind) {
     case Kind::kRead:
     case Kind::kWrite:
+    case Kind::kChecksum:
       return 2;
     case Kind::kPush:
       return 3;
@@ -197,12 +207,7 @@ std::optional<Reply> decode_outcome(std::span<const std::byte, kOutcomeBytes> by
   return reply;
 }
 
-void convert_words(std::span<std::uint64_t> words) {
-  if constexpr (std::endian::native == std::endian::big) {
-    for (std::uint64_t& word : words) {
-      word = swap_unless_little(word);
-    }
-  }
-}
+void convert_words(std::span<std::uint64_t> words) { swap_all_unless_little(words); }
+void convert_words(std::span<std::uint32_t> words) { swap_all_unless_little(words); }
 
 }  // namespace ldd::wire

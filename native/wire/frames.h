@@ -38,6 +38,7 @@ enum class Kind : std::uint8_t {
   kDirectoryVersion = 5,
   kReadLog = 6,
   kPing = 7,
+  kChecksum = 8,
   kChunk = 16,
   kOutcome = 17,
   kGo = 18,
@@ -95,7 +96,9 @@ using RequestFrame = std::array<std::byte, kRequestFrameBytes>;
 // Null when the code is unknown.
 [[nodiscard]] std::optional<Reply> decode_outcome(std::span<const std::byte, kOutcomeBytes> bytes);
 
-// Turns descriptor columns between wire and host order; nothing to do on little-endian machines.
+// Turns columns of descriptors, or of checksums, between wire and host order; nothing to do on
+// little-endian machines.
 void convert_words(std::span<std::uint64_t> words);
+void convert_words(std::span<std::uint32_t> words);
 
 }  // namespace ldd::wire

@@ -166,6 +166,23 @@ def copy(
     index of the pair. When it returns nothing is written any more.
     """
 
+def checksum(
+    addresses: numpy.typing.NDArray[numpy.uint64],
+    length: numpy.typing.NDArray[numpy.uint64],
+    node: Node,
+    ref: tuple[int, int],
+    deadline_ns: int,
+) -> tuple[tuple[int, int, int, int], bytes]:
+    """
+    (outcome, CRC-32C of each range of own memory as native uint32).
+
+    ref names an entry of the node that must stay live; (0, 0) checks nothing. The outcome is OK,
+    TIMEOUT, CLOSED, LOCAL_GONE, or LOCAL_FAULT with the index of the range.
+    """
+
+def crc32c(data: bytes) -> int:
+    """CRC-32C of bytes."""
+
 def set_threads(count: int) -> None:
     """
     Set the threads of one operation, the caller's included; 0 = from the cores, at most 8.
@@ -276,6 +293,17 @@ class LaneServer:
     def close(self) -> None:
         """Drop every link and serve no more. Idempotent."""
 
+class ChecksumQuestion:
+    """
+    A question for checksums of the peer's memory. It keeps a lane until `wait`, so that nothing
+    that needs another lane may be waited for meanwhile.
+    """
+
+    def wait(self) -> tuple[tuple[int, int, int, int], bytes]:
+        """
+        (outcome, CRC-32C of each range as native uint32). Once only: RuntimeError after that.
+        """
+
 class Lanes:
     """
     The initiator's end of a link's lanes. Thread-safe; an operation runs on the calling thread
@@ -333,6 +361,19 @@ class Lanes:
     ) -> tuple[int, int, int, int]:
         """
         As write, but the peer's threads fetch the bytes from this process (same host).
+        """
+
+    def ask_checksum(
+        self,
+        remote: numpy.typing.NDArray[numpy.uint64],
+        length: numpy.typing.NDArray[numpy.uint64],
+        cache_ref: tuple[int, int],
+        key_ref: tuple[int, int],
+        version: int,
+        deadline_ns: int,
+    ) -> ChecksumQuestion:
+        """
+        Ask for the CRC-32C of each remote range, which the peer's threads compute.
         """
 
     def consume(self, index: int, value: int, deadline_ns: int) -> tuple[int, int, int, int]:

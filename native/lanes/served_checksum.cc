@@ -1,0 +1,67 @@
+// CHECKSUM: the initiator of a transfer compares its side with ours, which own threads read.
+#include <algorithm>
+
+#include "copy/checksum.h"
+#include "lanes/served_lane.h"
+#include "lanes/threads.h"
+
+namespace ldd {
+
+namespace {
+
+// Short enough to be done on the io thread, which saves two changes of threads.
+constexpr std::uint64_t kShortChecksumBytes = 256 * 1024;
+
+}  // namespace
+
+ServedLane::Progress ServedLane::begin_checksum() {
+  const Outcome checked =
+      rights_.check(links_->node(), request_, deadline_ns_, false, column(0), column(1));
+  if (!checked.ok()) {
+    return reply(checked);
+  }
+  sums_.assign(request_.count, 0);
+  if (requested_bytes() <= kShortChecksumBytes) {
+    return reply_sums(run_checksum());
+  }
+  state_ = State::kJob;
+  run_on_job_thread([self = shared_from_this()] {
+    const Outcome outcome = self->run_checksum();
+    self->thread_.post([self, outcome] { self->end_checksum(outcome); });
+  });
+  return Progress::kWait;
+}
+
+Outcome ServedLane::run_checksum() {
+  const auto take = [this](std::vector<Use>& uses) {
+    return cancelled_.load() || hung_up(socket_.get()) ? Outcome::failure(Code::kCancelled)
+                                                       : rights_.take(uses);
+  };
+  const Outcome outcome = checksum_ranges(column(0), column(1), take, Code::kRemoteFault, sums_);
+  return outcome.ok() && !rights_.key_live() ? Outcome::failure(Code::kGone) : outcome;
+}
+
+void ServedLane::end_checksum(const Outcome& outcome) {
+  if (cancelled_.load()) {
+    close();
+    return;
+  }
+  reply_sums(outcome);
+  on_events(0);
+}
+
+ServedLane::Progress ServedLane::reply_sums(const Outcome& outcome) {
+  const Progress progress = reply(outcome);
+  if (outcome.ok() && !sums_.empty()) {
+    wire::convert_words(std::span(sums_));
+    const auto bytes = std::as_bytes(std::span(sums_));
+    const auto header = wire::encode_header(
+        {wire::Kind::kChunk, 0, static_cast<std::uint32_t>(bytes.size()), header_->sequence});
+    out_.insert(out_.begin(), bytes.begin(), bytes.end());
+    out_.insert(out_.begin(), header.begin(), header.end());
+  }
+  std::vector<std::uint32_t>().swap(sums_);
+  return progress;
+}
+
+}  // namespace ldd
