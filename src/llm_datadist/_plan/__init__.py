@@ -28,6 +28,7 @@ from llm_datadist._plan.descriptors import (
 )
 from llm_datadist._plan.indices import blocks_array, copy_pairs, tensor_ranges
 from llm_datadist._plan.layout import Layout, Piece, Plan
+from llm_datadist._plan.segments import cut, segments
 
 __all__ = [
     "Layout",
@@ -35,10 +36,12 @@ __all__ = [
     "Plan",
     "blocks_array",
     "copy_pairs",
+    "cut",
     "plan_block_copies",
     "plan_blocks",
     "plan_slot_to_blocks",
     "plan_slots",
+    "segments",
     "slot_pieces",
     "tensor_ranges",
 ]
