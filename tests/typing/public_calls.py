@@ -75,6 +75,7 @@ def options() -> dict[str, str]:
     config.device = "cpu"
     config.transfer_threads = 2
     config.lanes_per_link = 4
+    config.checksum = "crc32c"
     assert_type(LlmConfig().gen_options(), dict[str, str])
     return assert_type(config.generate_options(), dict[str, str])
 

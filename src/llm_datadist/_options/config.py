@@ -167,6 +167,11 @@ class LLMConfig:
         "Whether links that link_clusters of this instance made, and that are then lost, are made "
         "again in the background as soon as the peer is back *(extension)*. Unset: on.",
     )
+    checksum = Str(
+        keys.CHECKSUM,
+        'How the transfers that this instance makes are checked end to end: "off", "crc32c" '
+        "*(extension)*. Unset: off.",
+    )
 
     def __init__(self) -> None:
         self._ge_options: dict[str, str] = {}

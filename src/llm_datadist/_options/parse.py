@@ -18,7 +18,7 @@ from llm_datadist._options.json_options import (
     parse_pool,
 )
 from llm_datadist._options.reader import OptionReader
-from llm_datadist._options.settings import Backend, Config, Device
+from llm_datadist._options.settings import Backend, Checksum, Config, Device
 from llm_datadist._types.checks import INT32_MAX, INT64_MAX, UINT32_MAX, UINT64_MAX
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def parse_options(options: dict[str, str], environ: Mapping[str, str] | None = N
         heartbeat_ms=heartbeat_ms,
         peer_timeout_ms=peer_timeout_ms,
         auto_relink=reader.switch(keys.AUTO_RELINK) is not False,
+        checksum=_choice(reader, keys.CHECKSUM, get_args(Checksum), "off"),
         flow_graph_mem_max_size=flow_graph_size,
         mem_utilization=_mem_utilization(reader),
     )

@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, final
 
-__all__ = ["Backend", "Config", "Device", "Pool"]
+__all__ = ["Backend", "Checksum", "Config", "Device", "Pool"]
 
 Backend: TypeAlias = Literal["auto", "host", "tcp", "nixl"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
+Checksum: TypeAlias = Literal["off", "crc32c"]
 
 
 @final
@@ -59,6 +60,7 @@ class Config:
         heartbeat_ms: How often to see whether an idle link is alive; 0 for never.
         peer_timeout_ms: How long a peer may be silent; at least twice heartbeat_ms.
         auto_relink: Whether lost links that link_clusters made are made again.
+        checksum: How transfers that this instance makes are checked.
         flow_graph_mem_max_size: Bytes of the first generation's pool.
         mem_utilization: Fraction of it that may be used.
     """
@@ -88,6 +90,7 @@ class Config:
     heartbeat_ms: int = 1000
     peer_timeout_ms: int = 10_000
     auto_relink: bool = True
+    checksum: Checksum = "off"
     flow_graph_mem_max_size: int | None = None
     mem_utilization: float = 0.95
 

@@ -23,6 +23,7 @@ STRINGS = {
     "output_max_size": "llm.OutputMaxSize",
     "link_secret": "llm.LinkSecret",
     "device": "llm.Device",
+    "checksum": "llm.Checksum",
 }
 SWITCHES = {
     "enable_cache_manager": "llm.EnableCacheManager",
@@ -283,6 +284,7 @@ def test_what_a_config_generates_parses():
     config.local_comm_res = config.global_resource_config = ""
     config.mem_utilization = 1e-5
     config.transfer_backend, config.device, config.link_secret = "tcp", "cpu", "s"
+    config.checksum = "crc32c"
     for name, value in zip(INTEGERS, (7, 9, 241, 2000, 8, 3, 5, 6, 70, 200), strict=True):
         setattr(config, name, value)
     parsed = parse_options(config.generate_options(), {})
@@ -297,4 +299,5 @@ def test_what_a_config_generates_parses():
     assert (parsed.transfer_threads, parsed.lanes_per_link) == (5, 6)
     assert (parsed.heartbeat_ms, parsed.peer_timeout_ms) == (70, 200)
     assert parsed.auto_relink is True
+    assert parsed.checksum == "crc32c"
     assert parsed.mem_utilization == 1e-5

@@ -53,6 +53,7 @@ def test_nothing_set_means_the_documented_defaults():
         heartbeat_ms=1000,
         peer_timeout_ms=10_000,
         auto_relink=True,
+        checksum="off",
         flow_graph_mem_max_size=None,
         mem_utilization=0.95,
     )
@@ -323,6 +324,12 @@ def test_another_backend_is_refused(text):
 def test_a_device_is_one_of_the_known(text):
     assert parse(Device=text).device == text
     refused(MANAGED | {"llm.Device": text + "x"}, "llm.Device")
+
+
+@pytest.mark.parametrize("text", ["off", "crc32c"])
+def test_a_checksum_is_one_of_the_known(text):
+    assert parse(Checksum=text).checksum == text
+    refused(MANAGED | {"llm.Checksum": text.upper()}, "llm.Checksum", "crc32c")
 
 
 def test_hixl_means_auto():
