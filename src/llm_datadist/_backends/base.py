@@ -153,6 +153,8 @@ class Channel(ABC):
     """One link's data path to one peer. Owned by the link; closed with it."""
 
     name: ClassVar[str]
+    reads_use_lanes: ClassVar[bool] = False
+    """Whether a read waits for lanes of the link."""
 
     @property
     def innermost(self) -> Channel:

@@ -15,6 +15,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from llm_datadist import _native
 from llm_datadist._backends.outcomes import Code, Outcome, Ref
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from llm_datadist._backends.base import Transfer
-    from llm_datadist._backends.node import Node
+    from llm_datadist._backends.node import Checksums, Node
 
 _LOSSES = frozenset({Code.TIMEOUT, Code.PEER_DEAD, Code.PROTOCOL, Code.CANCELLED, Code.NO_LANE})
 """Outcomes that may have cost a lane."""
@@ -143,6 +145,38 @@ class LinkLanes:
             transfer.local_ref,
             transfer.cache_ref,
             transfer.version,
+        )
+
+    def ask_checksum(self, transfer: Transfer) -> Callable[[], tuple[Outcome, Checksums]]:
+        """Have the peer's threads compute the CRC-32C of each range of its side of a transfer.
+
+        Returns:
+            A function that waits for the answer, to be called once and whatever happens. Until then
+            a lane is taken: nothing that needs another one may be waited for in between.
+        """
+        asked = [self._checksum_question(transfer)]
+        sums = b""
+
+        def wait(_deadline_ns: int) -> tuple[int, int, int, int]:
+            nonlocal sums
+            question = asked.pop() if asked else self._checksum_question(transfer)
+            outcome, sums = question.wait()
+            return outcome
+
+        def answer() -> tuple[Outcome, Checksums]:
+            outcome = self._run(transfer.deadline_ns, wait)
+            return outcome, np.frombuffer(sums, np.uint32)
+
+        return answer
+
+    def _checksum_question(self, transfer: Transfer) -> _native.ChecksumQuestion:
+        return self._client.ask_checksum(
+            transfer.remote,
+            transfer.length,
+            transfer.cache_ref,
+            transfer.key_ref,
+            0,
+            transfer.deadline_ns,
         )
 
     def consume(self, key_ref: Ref, deadline_ns: int) -> Outcome:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from llm_datadist import _native
+from llm_datadist._backends.outcomes import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy.typing as npt
+
     from llm_datadist._backends.base import U64Array
     from llm_datadist._backends.outcomes import Ref
+
+    Checksums: TypeAlias = npt.NDArray[np.uint32]
 
 
 class Node:
@@ -57,6 +62,13 @@ class Node:
             np.ascontiguousarray(sizes, dtype=np.uint64),
             accessible,
         )
+
+    def checksum(
+        self, addresses: U64Array, length: U64Array, ref: Ref, deadline_ns: int
+    ) -> tuple[Outcome, Checksums]:
+        """Compute the CRC-32C of each range of own memory, on the copy threads."""
+        outcome, sums = _native.checksum(addresses, length, self.native, ref, deadline_ns)
+        return Outcome(*outcome), np.frombuffer(sums, np.uint32)
 
     def close(self) -> None:
         """Kill the instance's guard, end every operation, close every served lane. Idempotent."""

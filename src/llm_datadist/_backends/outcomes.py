@@ -33,6 +33,8 @@ class Code(IntEnum):
     SYSTEM = 11
     CANCELLED = 12
     NO_LANE = 13
+    CORRUPT = 100
+    """Not of the native core: the two sides' checksums differ after a transfer."""
 
 
 class Outcome(NamedTuple):

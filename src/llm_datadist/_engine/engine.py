@@ -17,6 +17,7 @@ from llm_datadist._backends.node import Node, set_threads
 from llm_datadist._backends.outcomes import NO_REF
 from llm_datadist._backends.select import make_backends, select_channel
 from llm_datadist._devices.cpu import PoolMemory
+from llm_datadist._engine.checksums import FEATURE, Checksums
 from llm_datadist._engine.faults import Faults
 from llm_datadist._engine.layerwise import Layerwise
 from llm_datadist._engine.leases import Leases
@@ -53,6 +54,8 @@ class Endpoint(msgspec.Struct, array_like=True, frozen=True):
 
     link_ref: tuple[Uint64, Uint64]
     backends: dict[str, bytes]
+    features: tuple[str, ...] = ()
+    """What its native threads know beyond the first version of the wire format."""
 
 
 class Engine:
@@ -124,6 +127,7 @@ class Engine:
             )
             self.links.hooks.on_request = inbox.on_request
             self.links.hooks.on_notify = inbox.on_notify
+            self.checksums = Checksums(self)
             self.transfers = Transfers(self)
             self.layerwise = Layerwise(self)
             self.local = LocalCopies(self)
@@ -192,7 +196,7 @@ class Engine:
                     self.node.close_guard(*old_ref)
             self._offered[link_id] = ref, now
         backends = {backend.name: backend.describe() for backend in self.backends}
-        return msgspec.msgpack.encode(Endpoint(ref, backends))
+        return msgspec.msgpack.encode(Endpoint(ref, backends, (FEATURE,)))
 
     def connect(
         self,
@@ -238,8 +242,21 @@ class Engine:
             selection.channel,
             selection.reasons,
             own_ref,
+            checksum=self._checksum(peer, there.features),
             keep_directory=self.config.remote_accessible,
         )
+
+    def _checksum(self, peer: Peer, features: tuple[str, ...]) -> str:
+        """How transfers over a new link are checked."""
+        wanted = self.config.checksum
+        if wanted in {"off", *features}:
+            return wanted
+        logger.warning(
+            "transfers with cluster %d are not checked: it does not know checksum %s",
+            peer.cluster_id,
+            wanted,
+        )
+        return f"off: the peer does not know {wanted}"
 
     def missing_lanes(self, data: LinkData) -> tuple[int, int]:
         """How many lanes fewer there are than at first: on which we ask, and which we serve."""

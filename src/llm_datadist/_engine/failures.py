@@ -96,6 +96,15 @@ def failure(outcome: Outcome, known: Failure) -> LLMException:
         status = LLMStatusCode.LLM_SUSPECT_REMOTE_ERROR
         problem = f"the peer's memory cannot be accessed: {_described(known.faults)}"
         remedy = "recompute what was there; the peer repairs the memory and remaps it"
+    elif code == Code.CORRUPT:
+        problem = (
+            "the bytes differ between the two sides after the transfer (checksum crc32c): "
+            f"{_described(known.faults)}"
+        )
+        remedy = (
+            "recompute or transfer again; unless the source was written meanwhile, suspect the "
+            "network or the memory between"
+        )
     elif code == Code.LOCAL_FAULT:
         status = LLMStatusCode.LLM_DEVICE_MEM_ERROR
         problem = f"own memory cannot be accessed: {_described(known.faults)}"

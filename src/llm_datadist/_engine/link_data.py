@@ -64,6 +64,7 @@ class LinkData:
         channel: The backend's connection for bulk data.
         reasons: Backends that were passed over, and why.
         own_link_ref: Own guard that lives as long as this end of the link.
+        checksum: How this side's transfers are checked: "crc32c", or why not, from "off" on.
         keep_directory: enable_remote_cache_accessible: look at the directory again on a miss only.
     """
 
@@ -75,6 +76,7 @@ class LinkData:
         reasons: dict[str, str],
         own_link_ref: Ref,
         *,
+        checksum: str,
         keep_directory: bool,
     ) -> None:
         self.peer = peer
@@ -82,7 +84,8 @@ class LinkData:
         self.channel = channel
         self.reasons = reasons
         self.own_link_ref = own_link_ref
-        self.failures = 0
+        self.failures = self.mismatches = 0
+        self.checksum = checksum
         self._reads = self._writes = 0
         self._read_bytes = self._written_bytes = 0
         self._keep_directory = keep_directory
@@ -90,6 +93,11 @@ class LinkData:
         self._host = innermost if isinstance(innermost, HostChannel) else None
         source = _LaneDirectory(lanes) if self._host is None else _HostDirectory(self._host)
         self.directory = DirectoryReader(source, peer.cluster_id)
+
+    @property
+    def checked(self) -> bool:
+        """Whether this side's transfers are checked end to end."""
+        return self.checksum == "crc32c"
 
     @property
     def published(self) -> bool:
@@ -129,12 +137,14 @@ class LinkData:
             "why": self.reasons or {self.channel.name: "the best path that both sides have"},
             "channel": self.channel.describe(),
             "lanes": self.lanes.count,
+            "checksum": self.checksum,
             "counters": {
                 "pulls": self._reads,
                 "pulled_bytes": self._read_bytes,
                 "pushes": self._writes,
                 "pushed_bytes": self._written_bytes,
                 "failures": self.failures,
+                "checksum_mismatches": self.mismatches,
             },
         }
 

@@ -25,6 +25,7 @@ from llm_datadist._engine.checks import (
     remote_slots,
     slots_for,
 )
+from llm_datadist._engine.checksums import checkable, faults_of
 from llm_datadist._engine.failures import NO_PLAN, Failure, complete, failure
 from llm_datadist._engine.faults import fault_of, pieces_at_fault
 from llm_datadist._engine.link_data import LookupFailedError
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from llm_datadist._backends.outcomes import Outcome, Ref
+    from llm_datadist._engine.checksums import Destination
     from llm_datadist._engine.engine import Engine
     from llm_datadist._engine.link_data import LinkData
     from llm_datadist._links import Link
@@ -96,6 +98,8 @@ class _Attempt:
     local_ref: Ref = NO_REF
     cache_ref: Ref = ANY_ENTRY
     version: int = 0
+    different: Plan = NO_PLAN
+    """What has other bytes at one side than at the other after the transfer."""
 
 
 class Transfers:
@@ -225,13 +229,13 @@ class Transfers:
         call = _Call(operation, BlocksCacheKey(cluster_id), local, True, deadline_ns)
         self._engine.faults.check(operation, local, plan, cluster_id, local=True)
         ref = local.ref
-        transfer = Transfer(True, plan.local, plan.remote, plan.length, ref, ANY_ENTRY, deadline_ns)
-        outcome = complete(data.channel.run(transfer), plan)
+        attempt = _Attempt(None, self._planned(call, data, plan), ref)
+        outcome = self._move(call, data, attempt)
         if outcome.code == Code.OK:
             data.count(plan.total_bytes, write=True)
             return
         data.failures += 1
-        raise self._failure(call, link, _Attempt(None, plan, ref), outcome)
+        raise self._failure(call, link, attempt, outcome)
 
     def _run(
         self,
@@ -285,7 +289,12 @@ class Transfers:
         version = data.required_version()
         remote = self._lookup(call, link)
         cache_ref = remote.cache.ref
-        return _Attempt(remote, make_plan(remote), call.local.ref, cache_ref, version)
+        plan = self._planned(call, data, make_plan(remote))
+        return _Attempt(remote, plan, call.local.ref, cache_ref, version)
+
+    @staticmethod
+    def _planned(call: _Call, data: LinkData, plan: Plan) -> Plan:
+        return checkable(plan, call.local.layout.unit_bytes) if data.checked else plan
 
     def _moved_on(self, call: _Call, link: Link, ref: Ref) -> bool:
         """Whether the key names another cache by now than the one that is gone."""
@@ -295,23 +304,22 @@ class Transfers:
         return self._lookup(call, link).cache.ref != ref
 
     def _attempt(self, call: _Call, data: LinkData, attempt: _Attempt) -> Outcome:
-        plan, remote = attempt.plan, attempt.remote
+        remote = attempt.remote
         assert remote is not None
-        transfer = Transfer(
-            call.write,
-            plan.local,
-            plan.remote,
-            plan.length,
-            attempt.local_ref,
-            attempt.cache_ref,
-            call.deadline_ns,
-            remote.key_ref,
-            attempt.version,
-        )
-        outcome = complete(data.channel.run(transfer), plan)
+        outcome = self._move(call, data, attempt)
         if outcome.code == Code.OK and call.consumes(remote):
             return data.lanes.consume(remote.key_ref, call.deadline_ns)
         return outcome
+
+    def _move(self, call: _Call, data: LinkData, attempt: _Attempt) -> Outcome:
+        """Move the bytes of an attempt, checked where the link is."""
+        transfer = _transfer(call, attempt)
+        if not data.checked:
+            return complete(data.channel.run(transfer), attempt.plan)
+        unit_bytes = call.local.layout.unit_bytes
+        outcome, attempt.different = self._engine.checksums.run(data, transfer, unit_bytes)
+        data.mismatches += outcome.code == Code.CORRUPT
+        return complete(outcome, attempt.plan)
 
     def _lookup(self, call: _Call, link: Link) -> Resolved:
         """What the key names at the peer, as far as is known; asks the peer when nothing is.
@@ -369,7 +377,12 @@ class Transfers:
     def _faults(
         self, call: _Call, link: Link, attempt: _Attempt, outcome: Outcome
     ) -> tuple[Fault, ...]:
-        """Name the memory of an outcome that is a fault, and let its owner remember it."""
+        """Name the memory of an outcome that is a fault, and let its owner remember it.
+
+        Bytes that are not what was sent are named, too, at the destination, and not remembered.
+        """
+        if outcome.code == Code.CORRUPT:
+            return faults_of(attempt.different, self._destination(call, attempt), write=call.write)
         plan, index = attempt.plan, outcome.descriptor
         if outcome.code not in {Code.LOCAL_FAULT, Code.REMOTE_FAULT} or not (
             0 <= index < len(plan.length)
@@ -409,3 +422,25 @@ class Transfers:
         else:
             self._engine.faults.report(link, attempt.cache_ref, faults)
         return faults
+
+    def _destination(self, call: _Call, attempt: _Attempt) -> Destination:
+        """Return where the bytes went: the instance and its cache."""
+        if not call.write:
+            return self._engine.cluster_id, call.local
+        remote = attempt.remote
+        return call.key.cluster_id, None if remote is None else remote.cache
+
+
+def _transfer(call: _Call, attempt: _Attempt) -> Transfer:
+    plan, remote = attempt.plan, attempt.remote
+    return Transfer(
+        call.write,
+        plan.local,
+        plan.remote,
+        plan.length,
+        attempt.local_ref,
+        attempt.cache_ref,
+        call.deadline_ns,
+        NO_REF if remote is None else remote.key_ref,
+        attempt.version,
+    )
