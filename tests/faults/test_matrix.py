@@ -1,7 +1,7 @@
 """(fault x operation x phase) between two instances: every call ends right, and nothing follows it.
 
-A corrupted byte of payload is not noticed, for lanes have no checksum beyond TCP's own. Corrupt
-frames are.
+A corrupted byte of payload is not noticed without the option checksum (test_checksums.py), for
+lanes have none beyond TCP's own. Corrupt frames are.
 """
 
 import os

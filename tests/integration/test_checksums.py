@@ -1,0 +1,351 @@
+"""End-to-end checks: what differs between the two sides after a transfer is never success."""
+
+import threading
+import time
+
+import msgspec
+import numpy as np
+import pytest
+from instances import Side, failing, finalize, link, linked_sides, pattern
+
+from llm_datadist import (
+    BlocksCacheKey,
+    CacheDesc,
+    CacheKey,
+    CacheKeyByIdAndIndex,
+    DataType,
+    LayerSynchronizer,
+    LLMException,
+    LLMStatusCode,
+    TransferConfig,
+)
+from llm_datadist.testing import FaultPolicy, FaultRule, inject_faults
+
+UNITS = 24
+WORDS = 8192  # blocks of 64 KiB: several segments in a call
+EVERY = list(range(UNITS))
+SHAPE = {"tensors": 4, "units": UNITS, "words": WORDS}
+
+
+class Ready(LayerSynchronizer):
+    def synchronize_layer(self, layer_index, timeout_in_millis):
+        return True
+
+
+@pytest.fixture(scope="module")
+def linked(backend):
+    """Two sides; the second checks the transfers that it makes, the first does not."""
+    owner = Side(1, backend, pool=16 << 20)
+    user = Side(2, backend, pool=16 << 20, checksum="crc32c")
+    link(user.instance, owner.address)
+    warm = [side.blocks(key=0, **SHAPE) for side in (owner, user)]
+    user.manager.pull_blocks(BlocksCacheKey(1), warm[1].cache, EVERY, EVERY)
+    user.manager.push_blocks(BlocksCacheKey(1), warm[1].cache, EVERY, EVERY)
+    owner.manager.push_blocks(BlocksCacheKey(2), warm[0].cache, EVERY, EVERY)
+    owner.clean()
+    user.clean()
+    yield owner, user
+    finalize(owner, user)
+
+
+@pytest.fixture
+def spoil(linked):
+    """Make the next transfers of the checking side go wrong: give it what to do after each."""
+    _, user = linked
+    channel = user.instance._engine.links.get(1).data.channel
+    run = channel.run
+
+    def spoil(change):
+        def spoilt(transfer):
+            outcome = run(transfer)
+            change(transfer)
+            return outcome
+
+        channel.run = spoilt
+
+    yield spoil
+    channel.__dict__.pop("run", None)
+
+
+def counters(side, cluster_id):
+    return side.instance.describe_link(cluster_id)["counters"]
+
+
+def test_the_link_says_whether_it_is_checked(linked):
+    owner, user = linked
+    assert user.instance.describe_link(1)["checksum"] == "crc32c"
+    assert owner.instance.describe_link(2)["checksum"] == "off"
+
+
+def test_checked_transfers_move_the_right_bytes(sides):
+    owner, user = sides
+    source = owner.blocks(1, key=0, **SHAPE)
+    target = user.blocks(**SHAPE)
+    before = counters(user, 1)
+    there = EVERY[::-1]
+    user.manager.pull_blocks(BlocksCacheKey(1), target.cache, EVERY, there)
+    assert np.array_equal(target.data[:, there], source.data)
+    target.data[:] = pattern(target.data.shape, 5)
+    user.manager.push_blocks(BlocksCacheKey(1), target.cache, [3, 0], [1, 2])
+    assert np.array_equal(source.data[:, [1, 2]], target.data[:, [3, 0]])
+    user.manager.pull_blocks(BlocksCacheKey(1), target.cache, [], [])
+    raw = TransferConfig(1, [tensor.ctypes.data for tensor in source.data])
+    task = user.manager.transfer_cache_async(target.cache, Ready(), [raw], [4, 9], [9, 4])
+    assert task.synchronize() is LLMStatusCode.LLM_SUCCESS
+    assert np.array_equal(source.data[:, [9, 4]], target.data[:, [4, 9]])
+    after = counters(user, 1)
+    assert after["failures"] == before["failures"]
+    assert after["checksum_mismatches"] == before["checksum_mismatches"]
+
+
+def test_checked_slots_and_pools(sides):
+    owner, user = sides
+    desc = CacheDesc(2, [2, 300_000], DataType.DT_UINT64)  # 2.4 MB a slot
+    pooled = owner.manager.allocate_cache(desc, [CacheKey(1, 5)])
+    for number in range(2):
+        pooled.tensor(number)[:] = pattern((2, 300_000), number + 1)
+    target = user.slots(tensors=2, units=2, words=300_000)
+    key = CacheKeyByIdAndIndex(1, pooled.cache_id, 1)
+    user.manager.pull_cache(key, target.cache, 1)
+    assert (target.data[0, 1] == pooled.tensor(0)[1]).all()
+    user.manager.pull_cache(CacheKey(1, 5), target.cache)
+    assert (target.data[1, 0] == pooled.tensor(1)[0]).all()
+    target.data[:] += 1
+    user.manager.push_cache(key, target.cache)
+    assert (pooled.tensor(1)[1] == target.data[1, 0]).all()
+    with failing("LLM_KV_CACHE_NOT_EXIST", "pull_cache", peer=1):
+        user.manager.pull_cache(CacheKey(1, 5), target.cache)
+    owner.manager.deallocate_cache(pooled)
+
+
+@pytest.mark.parametrize("operation", ["pull", "push"])
+def test_any_byte_that_is_another_is_found(sides, operation):
+    """A data path that says that all went well, and has changed one byte somewhere."""
+    owner, user = sides
+    there = owner.blocks(1, key=0, **SHAPE)
+    here = user.blocks(2, **SHAPE)
+    call = user.manager.pull_blocks if operation == "pull" else user.manager.push_blocks
+    target = here if operation == "pull" else there
+    call(BlocksCacheKey(1), here.cache, EVERY, EVERY)  # the directory is known from here on
+    for seed in range(8):
+        policy = FaultPolicy([FaultRule("corrupt", nth=1)], seed=seed)
+        with (
+            inject_faults(user.instance, policy),
+            pytest.raises(LLMException, match="crc32c") as caught,
+        ):
+            call(BlocksCacheKey(1), here.cache, EVERY, EVERY)
+        (fault,) = caught.value.faults
+        different = np.argwhere((here.data != there.data).any(axis=2)[fault.tensor_index])
+        assert fault.block in different
+        assert fault.cache_id == target.id
+    call(BlocksCacheKey(1), here.cache, EVERY, EVERY)
+    assert np.array_equal(here.data, there.data)
+
+
+def test_a_pull_that_went_wrong_names_its_blocks(sides, spoil):
+    """All of them in the segment at fault, and no others; later calls are as before."""
+    owner, user = sides
+    source = owner.blocks(1, key=0, **SHAPE)
+    target = user.blocks(**SHAPE)
+    spoilt = {(0, 7), (0, 9), (1, 0)}
+
+    def change(_):
+        for tensor, block in spoilt:
+            target.data[tensor, block, 100] = 3
+
+    spoil(change)
+    before = counters(user, 1)
+    with failing("LLM_FAILED", "pull_blocks", "crc32c", f"cache {target.id}", peer=1) as caught:
+        user.manager.pull_blocks(BlocksCacheKey(1), target.cache, EVERY, EVERY)
+    faults = caught.value.faults
+    assert {(fault.tensor_index, fault.block) for fault in faults} == spoilt
+    for fault in faults:
+        assert (fault.cluster_id, fault.cache_id, fault.slot) == (2, target.id, None)
+        assert fault.addr == target.data[fault.tensor_index, fault.block].ctypes.data
+        assert fault.size == WORDS * 8
+    after = counters(user, 1)
+    assert after["checksum_mismatches"] == before["checksum_mismatches"] + 1
+    assert after["failures"] == before["failures"] + 1
+    assert user.manager.faulted_ranges() == owner.manager.faulted_ranges() == ()
+    spoilt.clear()
+    user.manager.pull_blocks(BlocksCacheKey(1), target.cache, EVERY, EVERY)
+    assert np.array_equal(target.data, source.data)
+
+
+def test_a_push_that_went_wrong_names_the_peers_blocks(sides, spoil):
+    owner, user = sides
+    target = owner.blocks(1, key=0, **SHAPE)
+    source = user.blocks(2, **SHAPE)
+
+    def change(_):
+        target.data[1, 5, 0] = 3
+
+    spoil(change)
+    with failing("LLM_FAILED", "push_blocks", f"cache {target.id}", "block 5", peer=1) as caught:
+        user.manager.push_blocks(BlocksCacheKey(1), source.cache, EVERY, EVERY)
+    (fault,) = caught.value.faults
+    assert (fault.cluster_id, fault.cache_id) == (1, target.id)
+    assert (fault.tensor_index, fault.block) == (1, 5)
+
+
+@pytest.mark.expects_log("layer")
+@pytest.mark.leaves_resources("threads of the module's instances wait for more")
+def test_raw_pushes_that_went_wrong(sides, spoil):
+    owner, user = sides
+    target = owner.blocks(1, **SHAPE)
+    source = user.blocks(2, **SHAPE)
+
+    def change(_):
+        target.data[1, 5, 0] = 3
+
+    spoil(change)
+    raw = TransferConfig(1, [tensor.ctypes.data for tensor in target.data])
+    task = user.manager.transfer_cache_async(source.cache, Ready(), [raw, raw], [5, 6], [5, 6])
+    assert task.get_results() == [LLMStatusCode.LLM_FAILED] * 2
+    task = user.manager.transfer_cache_async(source.cache, Ready(), [raw], [6], [6])
+    assert task.get_results() == [LLMStatusCode.LLM_SUCCESS]
+
+
+def test_a_key_is_not_consumed_by_bytes_that_differ(sides, spoil):
+    owner, user = sides
+    source = owner.slots(1, keys=[CacheKey(1, 7)], units=1, words=64)
+    target = user.slots(units=1, words=64)
+    wrong = [(3, 9)]
+
+    def change(_):
+        for tensor, word in wrong:
+            target.data[tensor, 0, word] = 1
+
+    spoil(change)
+    with failing("LLM_FAILED", "pull_cache", "tensor 3, slot 0", peer=1):
+        user.manager.pull_cache(CacheKey(1, 7), target.cache)
+    wrong.clear()
+    user.manager.pull_cache(CacheKey(1, 7), target.cache)
+    assert np.array_equal(target.data, source.data)
+
+
+@pytest.mark.parametrize("operation", ["pull", "push"])
+def test_a_source_that_is_written_meanwhile(sides, operation):
+    """The owner of the source changes a block again and again: that is found, and it is named."""
+    owner, user = sides
+    there = owner.blocks(1, key=0, **SHAPE)
+    here = user.blocks(2, key=0, **SHAPE)
+    source, target = (there, here) if operation == "pull" else (here, there)
+    stop = threading.Event()
+
+    def write():
+        word = 0
+        while not stop.is_set():
+            word += 1
+            source.data[2, 3] = word
+
+    arguments = (BlocksCacheKey(1), here.cache, EVERY, EVERY)
+    call = user.manager.pull_blocks if operation == "pull" else user.manager.push_blocks
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        with failing("LLM_FAILED", f"{operation}_blocks", "block 3", peer=1) as caught:
+            until = time.monotonic() + 30
+            while time.monotonic() < until:
+                call(*arguments)
+    finally:
+        stop.set()
+        writer.join()
+    assert {(fault.tensor_index, fault.block) for fault in caught.value.faults} == {(2, 3)}
+    assert {fault.cache_id for fault in caught.value.faults} == {target.id}
+    call(*arguments)
+    assert np.array_equal(target.data, source.data)
+
+
+def test_without_checks_a_written_source_is_not_noticed(sides):
+    """What the check is for; the same race as above from the side that has it off."""
+    owner, user = sides
+    source = user.blocks(1, key=0, **SHAPE)
+    target = owner.blocks(**SHAPE)
+    stop = threading.Event()
+
+    def write():
+        word = 0
+        while not stop.is_set():
+            word += 1
+            source.data[2, 3] = word
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(20):
+            owner.manager.pull_blocks(BlocksCacheKey(2), target.cache, EVERY, EVERY)
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_a_cache_that_ends_during_a_checked_transfer(sides, spoil):
+    """Between the bytes and the question for their checksum: the question finds it gone."""
+    owner, user = sides
+    source = owner.blocks(1, key=0, **SHAPE)
+    target = user.blocks(**SHAPE)
+    spoil(lambda _: owner.manager.unregister_cache(source.id))
+    with failing("LLM_KV_CACHE_NOT_EXIST", "pull_blocks", peer=1):
+        user.manager.pull_blocks(BlocksCacheKey(1), target.cache, EVERY, EVERY)
+
+
+def test_an_own_cache_that_ends_during_a_checked_transfer(sides, spoil):
+    owner, user = sides
+    owner.blocks(1, key=0, **SHAPE)
+    target = user.blocks(**SHAPE)
+    spoil(lambda _: user.manager.unregister_cache(target.id))
+    with failing("LLM_KV_CACHE_NOT_EXIST", "pull_blocks", "local cache", peer=1):
+        user.manager.pull_blocks(BlocksCacheKey(1), target.cache, EVERY, EVERY)
+
+
+@pytest.mark.expects_log("transfers with cluster 1 are not checked")
+def test_a_peer_that_does_not_know_checksums(backend):
+    """Of a version before: the link is made, transfers work, and describe_link says it."""
+    owner, user = Side(1, backend), Side(2, backend, checksum="crc32c")
+    endpoint = owner.instance._engine.links._context.delegate.endpoint
+
+    def older(link_id):
+        fields = msgspec.msgpack.decode(endpoint(link_id))
+        return msgspec.msgpack.encode(fields[:2])
+
+    owner.instance._engine.endpoint = older
+    try:
+        link(user.instance, owner.address)
+        described = user.instance.describe_link(1)
+        assert described["checksum"] == "off: the peer does not know crc32c"
+        source, target = owner.blocks(1, key=0), user.blocks()
+        user.manager.pull_blocks(BlocksCacheKey(1), target.cache, [0, 1], [1, 2])
+        assert np.array_equal(target.data[:, 1:3], source.data[:, :2])
+    finally:
+        del owner.instance._engine.endpoint
+        finalize(owner, user)
+
+
+def test_both_sides_check(backend):
+    sides = linked_sides(backend, checksum="crc32c")
+    try:
+        held = [side.blocks(side.id, key=0, **SHAPE) for side in sides]
+        errors = []
+
+        def move(side, own, other_id):
+            try:
+                for _ in range(3):
+                    side.manager.pull_blocks(
+                        BlocksCacheKey(other_id), own.cache, EVERY[:12], EVERY[12:]
+                    )
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [
+            threading.Thread(target=move, args=(side, own, other.id))
+            for side, own, other in zip(sides, held, sides[::-1], strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not errors
+        assert np.array_equal(held[0].data[:, 12:], held[1].data[:, :12])
+    finally:
+        finalize(*sides)
