@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from bench import report
+from bench.checksums import Checksums
 from bench.links import Links
 from bench.same_host import SameHost
 from bench.tcp import Tcp
@@ -53,7 +54,17 @@ def links(
     _run(Links(count, processes, backend), json_file)
 
 
-def _run(comparison: SameHost | Tcp | Links, json_file: Path | None) -> None:
+@app.command("checksums")
+def checksums(
+    rounds: Annotated[int, typer.Option(help="Rounds; each contender runs once in each.")] = 5,
+    scale: Annotated[float, typer.Option(help="Shrinks the totals (256 and 128 MiB).")] = 1.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here.")] = None,
+) -> None:
+    """The option checksum beside the same transfers without it, on every path."""
+    _run(Checksums(rounds, scale), json_file)
+
+
+def _run(comparison: SameHost | Tcp | Links | Checksums, json_file: Path | None) -> None:
     try:
         comparison.run()
     finally:

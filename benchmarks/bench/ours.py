@@ -19,7 +19,9 @@ OWNER_ID, LOCAL_ID = 1, 2
 _TIMEOUT_MS = 60_000
 
 
-def start(cluster_id: int, backend: str, *, pool_bytes: int = 0) -> LLMDataDist:
+def start(
+    cluster_id: int, backend: str, *, pool_bytes: int = 0, checksum: str = "off"
+) -> LLMDataDist:
     """An initialised instance that accepts links on loopback."""
     from llm_datadist import LLMConfig, LLMDataDist, LLMRole  # noqa: PLC0415
 
@@ -28,6 +30,7 @@ def start(cluster_id: int, backend: str, *, pool_bytes: int = 0) -> LLMDataDist:
     config.listen_ip_info = "127.0.0.1:0"
     config.sync_kv_timeout = _TIMEOUT_MS
     config.transfer_backend = backend
+    config.checksum = checksum
     if pool_bytes:
         config.mem_pool_cfg = f'{{"memory_size": {pool_bytes}, "page_shift": 21}}'
     instance = LLMDataDist(LLMRole.PROMPT, cluster_id)
@@ -108,12 +111,13 @@ class Ours(Contender):
 
     name = "llm-datadist"
     backend = "auto"
+    checksum = "off"
 
     def __init__(self, local: np.ndarray) -> None:
         from llm_datadist import LLMClusterInfo, LLMStatusCode  # noqa: PLC0415
 
         super().__init__(local)
-        self.instance = start(LOCAL_ID, self.backend)
+        self.instance = start(LOCAL_ID, self.backend, checksum=self.checksum)
         self._caches: dict[int, Any] = {}
         self._lists: dict[str, tuple[list[int], list[int]]] = {}
         info = LLMClusterInfo()

@@ -1,0 +1,94 @@
+"""What end-to-end checksums cost: the same transfers with them and without, taking turns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench import timing, work
+from bench.ours import Ours, OursPool, OursTcp
+from bench.timing import Goal, Row
+
+if TYPE_CHECKING:
+    from bench.contender import Contender
+
+MIB = work.MIB
+WANTED = 0.6
+
+
+class CheckedOurs(Ours):
+    name = "checked"
+    checksum = "crc32c"
+
+
+class CheckedPool(OursPool):
+    name = "checked"
+    checksum = "crc32c"
+
+
+class CheckedTcp(OursTcp):
+    name = "checked"
+    checksum = "crc32c"
+
+
+PATHS: dict[str, tuple[type[Ours], type[Ours]]] = {
+    "same host": (Ours, CheckedOurs),
+    "pool": (OursPool, CheckedPool),
+    "tcp": (OursTcp, CheckedTcp),
+}
+
+
+class Checksums:
+    """The comparison; every contender has its own owner process, the local buffer is shared."""
+
+    def __init__(self, rounds: int, scale: float) -> None:
+        self.rounds, self.scale = rounds, scale
+        self.rows: list[Row] = []
+        self.goals: list[Goal] = []
+        self.local = work.buffer(int(256 * MIB * scale))
+        self._open: list[Contender] = []
+
+    def run(self) -> None:
+        for path, kinds in PATHS.items():
+            pair = [kind(self.local) for kind in kinds]
+            self._open = list(pair)
+            for block, total in ((MIB, 256), (32 << 10, 256), (4 << 10, 128)):
+                size = int(total * MIB * self.scale) // block * block
+                name = f"{block >> 20} MiB" if block >= MIB else f"{block >> 10} KiB"
+                case = work.Case(name, block, max(size, 2 * block))
+                self._compare(path, "pull", case, pair)
+                if path != "pool":
+                    self._compare(path, "push", case, pair)
+            self._small(path, pair)
+            self.close()
+
+    def close(self) -> None:
+        for contender in self._open:
+            contender.close()
+        self._open = []
+
+    def _compare(self, path: str, operation: str, case: work.Case, pair: list[Any]) -> None:
+        name = f"{path}: {operation} {case.name}"
+        for contender in pair:
+            if operation == "pull":
+                contender.owner.ask("fill", 5)
+                contender.prepare(case)
+                self.local[: case.total_bytes] = 0
+                contender.read(case)
+                if not np.array_equal(self.local[: case.total_bytes], work.expected(case, 5)):
+                    raise RuntimeError(f"{name}: wrong bytes")
+        calls = {
+            label: (lambda c=contender: c.read(case) if operation == "pull" else c.write(case))
+            for label, contender in zip(("unchecked", "checked"), pair, strict=True)
+        }
+        self.rows += timing.alternate(name, case.total_bytes, calls, self.rounds)
+        self.goals.append(Goal(name, "checked", "unchecked", WANTED if operation == "pull" else 0))
+
+    def _small(self, path: str, pair: list[Any]) -> None:
+        one = work.Case("one 4 KiB block", 4096, 4096)
+        for label, contender in zip(("unchecked", "checked"), pair, strict=True):
+            contender.prepare(one)
+            values = timing.latencies(lambda c=contender: c.read(one), 2000)
+            p50 = timing.percentile(values, 50)
+            self.rows.append(Row(f"{path}: one 4 KiB block, p50", label, "us", [p50]))
