@@ -65,14 +65,28 @@ class LinkLanes:
         self._changed = threading.Condition()  # also: nothing is added once it is closed
         self._closed = False
         self._client = _native.Lanes(node.native, link_id)
-        for fd in client_fds:
-            self._client.add(fd)
         self._server_fds = list(server_fds)
+        waiting = list(client_fds)
+        try:
+            while waiting:
+                self._client.add(waiting.pop(0))
+        except OSError:
+            self._server_fds += waiting
+            self.close()
+            raise
 
     def serve(self) -> None:
-        """Start to serve the peer; what it asked before waits in its sockets until now."""
-        while self._server_fds:
-            self.node.lane_server.serve(self._server_fds.pop(), self.link_id)
+        """Start to serve the peer; what it asked before waits in its sockets until now.
+
+        Raises:
+            OSError: The instance has been closed, and the lanes are now, too.
+        """
+        try:
+            while self._server_fds:
+                self.node.lane_server.serve(self._server_fds.pop(), self.link_id)
+        except OSError:
+            self.close()
+            raise
 
     @property
     def count(self) -> int:

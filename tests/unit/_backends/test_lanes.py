@@ -1,0 +1,53 @@
+"""Who owns the sockets of a link whose instance closes while the link is made."""
+
+import os
+import socket
+
+import pytest
+
+from llm_datadist._backends.lanes import LinkLanes
+from llm_datadist._backends.node import Node
+
+
+def sockets(count):
+    """Descriptors of connected sockets, and the other ends."""
+    pairs = [socket.socketpair() for _ in range(count)]
+    return [here.detach() for here, _ in pairs], [there for _, there in pairs]
+
+
+def is_open(fd):
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture
+def node():
+    made = Node(7)
+    yield made
+    made.close()
+
+
+def test_serving_after_the_instance_has_closed_closes_every_socket(node):
+    client, client_ends = sockets(3)
+    served, served_ends = sockets(4)
+    lanes = LinkLanes(node, 1, client, served)
+    node.close()
+    with pytest.raises(OSError, match="closed"):
+        lanes.serve()
+    assert not any(map(is_open, (*client, *served)))
+    lanes.close()
+    for end in (*client_ends, *served_ends):
+        end.close()
+
+
+def test_closing_before_serving_closes_every_socket(node):
+    client, client_ends = sockets(1)
+    served, served_ends = sockets(2)
+    lanes = LinkLanes(node, 1, client, served)
+    lanes.close()
+    assert not any(map(is_open, (*client, *served)))
+    for end in (*client_ends, *served_ends):
+        end.close()
