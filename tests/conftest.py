@@ -17,7 +17,7 @@ import pytest
 
 from llm_datadist.testing import leaks_since, run_check, snapshot
 
-LEAK_CHECKED = {"integration", "faults", "netns", "conformance"}
+LEAK_CHECKED = {"integration", "faults", "netns", "conformance", "chaos"}
 TESTS = Path(__file__).parent
 CALL_FAILED = pytest.StashKey[bool]()
 MAX_NATIVE_WORKERS = 2 + 4 + 8  # io threads, job threads, copy workers
