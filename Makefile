@@ -176,13 +176,21 @@ many-links: $(VENV)/.installed $(VENV)/.test
 
 # ---- long forms of tests that `make test` runs in short ------------------------------------------
 
-.PHONY: faults-long chaos
+.PHONY: faults-long kill-freeze chaos mutants
 faults-long: $(VENV)/.installed $(VENV)/.test
 	LDD_LONG=1 LDD_MOMENTS=10 $(BIN)/python -m pytest tests/faults tests/netns $(ARGS)
 
 # 200 peers killed or frozen in each of 10 ways; LDD_SEED=2 chooses other moments.
-chaos: $(VENV)/.installed $(VENV)/.test
+kill-freeze: $(VENV)/.installed $(VENV)/.test
 	LDD_LONG=1 $(BIN)/python -m pytest tests/faults/test_kill_freeze.py $(ARGS)
+
+# Processes that do everything to each other at random: docs/testing.md, ARGS="--seconds 1800 --seed 7".
+chaos: $(VENV)/.installed
+	cd tests && ../$(BIN)/python -m chaos $(ARGS)
+
+# Takes guarantees away, one by one, and expects that chaos or a test notices; ARGS names some of them.
+mutants: $(VENV)/.installed $(VENV)/.test
+	cd tests && ../$(BIN)/python -m chaos.mutants $(ARGS)
 
 # ---- the vLLM connector with stock vLLM for CPU, in an environment of its own (2 GB) --------------
 

@@ -74,6 +74,10 @@ class Proxy:
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
         self._thread.start()
 
+    def retarget(self, target):
+        """Lead new connections to another listener."""
+        self._target = tuple(target)
+
     def spoil(self, fault):
         """Begin to spoil connections, those that there are and those to come."""
         self._call(self._set, fault)

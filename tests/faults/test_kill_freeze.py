@@ -1,7 +1,7 @@
 """Either side killed or frozen at random moments under load.
 
-The long form (`LDD_LONG=1`, `make chaos`) tries 200 moments, and LDD_MOMENTS any number; LDD_SEED
-chooses others.
+The long form (`LDD_LONG=1`, `make kill-freeze`) tries 200 moments, and LDD_MOMENTS any number;
+LDD_SEED chooses others.
 """
 
 import os

@@ -1,0 +1,25 @@
+"""Command line of a run; exit status 1 when something happened that must not."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))  # for the proxy
+
+from chaos.driver import DEFAULTS, carry_out
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="chaos", description=__doc__)
+    for name, default in DEFAULTS.items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(default, bool):
+            parser.add_argument(option, action="store_true")
+        else:
+            parser.add_argument(option, type=type(default), default=default)
+    _, good = carry_out(lambda line: print(line, flush=True), **vars(parser.parse_args()))
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
