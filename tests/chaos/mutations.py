@@ -1,0 +1,256 @@
+"""Guarantees taken away, one by one: what a suite that holds them has to notice.
+
+Each mutation replaces text that occurs exactly once in a file. `tests/chaos/test_mutations.py`
+checks that all still apply; `make mutants` builds each and expects that what it names fails.
+"""
+
+from typing import NamedTuple
+
+
+class Edit(NamedTuple):
+    """In a file, this text for that one."""
+
+    path: str
+    old: str
+    new: str
+
+
+class Mutation(NamedTuple):
+    """One guarantee less.
+
+    Attributes:
+        name: For the command line.
+        lost: What does not hold any more.
+        edits: How it is taken away.
+        chaos: Options of a chaos run that must fail; None: `tests` must.
+        tests: Arguments of pytest.
+    """
+
+    name: str
+    lost: str
+    edits: tuple[Edit, ...]
+    chaos: dict | None = None
+    tests: tuple[str, ...] = ()
+
+    @property
+    def is_native(self):
+        return any(edit.path.startswith("native/") for edit in self.edits)
+
+
+_CALM = {"disaster_s": 0.0, "unlinks": 0.0, "processes": 3}
+_CONFORMANCE = "tests/conformance/test_backends.py"
+_LANES = "src/llm_datadist/_backends/lanes.py"
+
+
+def _checks(*names):
+    return (_CONFORMANCE, "-k", " or ".join(names))
+
+
+MUTATIONS = (
+    Mutation(
+        "guards-after-read",
+        "a same-host read checks the owner's guards after the last byte",
+        (
+            Edit(
+                "native/host/read.cc",
+                "const Outcome after = guards();",
+                "const Outcome after;",
+            ),
+        ),
+        chaos={**_CALM, "backend": "auto"},
+    ),
+    Mutation(
+        "guards-before-and-after-read",
+        "a same-host read checks the owner's guards at all",
+        (
+            Edit(
+                "native/host/read.cc",
+                "return live ? Outcome{} : Outcome::failure(Code::kGone);",
+                "return live || true ? Outcome{} : Outcome::failure(Code::kGone);",
+            ),
+        ),
+        chaos={**_CALM, "backend": "auto"},
+    ),
+    Mutation(
+        "link-guard",
+        "a same-host read ends with the peer's end of the link",
+        (
+            Edit(
+                "native/host/read.cc",
+                "view.live(checks_.link) && view.live(checks_.cache)",
+                "view.live(checks_.cache)",
+            ),
+        ),
+        tests=("tests/unit/native/test_host_read.py", "-k", "guards_of_the_peer"),
+    ),
+    Mutation(
+        "served-entry",
+        "the server holds the cache's entry while it sends or receives",
+        (
+            Edit(
+                "native/lanes/rights.cc",
+                "if (!uses.emplace_back(entry, value)) {",
+                "if (uses.emplace_back(entry, value); false) {",
+            ),
+        ),
+        chaos={**_CALM, "backend": "tcp"},
+    ),
+    Mutation(
+        "unregister-waits",
+        "closing an entry waits for those that touch its memory",
+        (
+            Edit(
+                "native/memory/entries.cc",
+                "while (entry->users_.load(std::memory_order_seq_cst) != 0) {",
+                "while (false) {",
+            ),
+        ),
+        chaos={**_CALM, "backend": "mix", "seconds": 120.0},
+    ),
+    Mutation(
+        "unregister-closes",
+        "unregistering a cache closes its entry",
+        (
+            Edit(
+                "src/llm_datadist/_registry/caches.py",
+                "self._node.close_entry(*local.ref)",
+                "pass",
+            ),
+        ),
+        chaos={**_CALM},
+    ),
+    Mutation(
+        "ack-before-apply",
+        "a push that returned has been applied",
+        (
+            Edit(
+                _LANES,
+                """    def write(self, transfer: Transfer) -> Outcome:
+        return self._run(""",
+                """    def write(self, transfer: Transfer) -> Outcome:
+        later = threading.Thread(target=self._write, args=(transfer,), daemon=True)
+        later.start()
+        return Outcome(Code.OK, 0, -1, int(transfer.length.sum()))
+
+    def _write(self, transfer: Transfer) -> Outcome:
+        return self._run(""",
+            ),
+        ),
+        chaos={**_CALM, "backend": "tcp"},
+    ),
+    Mutation(
+        "apply-after-deadline",
+        "nothing is applied after the deadline, or for an initiator that has given up",
+        (
+            Edit("native/lanes/rights.cc", "if (now_ns() >= deadline_ns_) {", "if (false) {"),
+            Edit("native/lanes/rights.cc", "if (now_ns() >= deadline_ns) {", "if (false) {"),
+            Edit(
+                "native/lanes/served_transfer.cc",
+                "&& hung_up(socket_.get())) {",
+                "&& false) {",
+            ),
+            Edit("native/lanes/served_lane.cc", "if ((events & kHangUp) != 0) {", "if (false) {"),
+            Edit(
+                "native/lanes/served_push.cc",
+                "return cancelled_.load() || hung_up(socket_.get()) ?",
+                "return false ?",
+            ),
+            Edit(
+                "native/host/read.cc",
+                "if (now_ns() >= checks_.deadline_ns) {",
+                "if (false) {",
+            ),
+        ),
+        chaos={"disaster_s": 0.5, "processes": 3, "seconds": 120.0},
+    ),
+    Mutation(
+        "range-check",
+        "the server refuses ranges outside the cache that a request names",
+        (
+            Edit(
+                "native/lanes/rights.cc",
+                "if (!entry->contains(addresses[i], lengths[i])) {",
+                "if (false) {",
+            ),
+        ),
+        tests=_checks("writes_outside_registered_memory"),
+    ),
+    Mutation(
+        "stale-directory",
+        "a transfer on condition of a directory version is refused when that has moved on",
+        (
+            Edit(
+                "native/lanes/rights.cc",
+                "request.version != 0 && request.version != node.view().version()",
+                "false",
+            ),
+        ),
+        tests=_checks("stale_directory"),
+    ),
+    Mutation(
+        "remap-drops-mappings",
+        "peers drop what they hold of a pool whose pages were replaced",
+        (
+            Edit(
+                "src/llm_datadist/_backends/host.py",
+                "if segment.address < address + size and address < segment.address + segment.size:",
+                "if False:",
+            ),
+            Edit(
+                "src/llm_datadist/_engine/remap.py",
+                "link.data.channel.forget(address, size)",
+                "pass",
+            ),
+        ),
+        chaos={**_CALM, "backend": "auto"},
+    ),
+    Mutation(
+        "remap-changes-generation",
+        "a remapped cache has another guard value, so that what was resolved before fails",
+        (
+            Edit(
+                "native/memory/published.cc",
+                "return guard_word(index).fetch_add(1, std::memory_order_seq_cst) + 1;",
+                "return guard_word(index).fetch_sub(1, std::memory_order_seq_cst) - 1;",
+            ),
+        ),
+        tests=_checks("remapped_at_the_target"),
+    ),
+    Mutation(
+        "consume-checked",
+        "a CacheKey is pulled by one puller only",
+        (
+            Edit(
+                "src/llm_datadist/_engine/transfers.py",
+                "return data.lanes.consume(remote.key_ref, call.deadline_ns)",
+                "data.lanes.consume(remote.key_ref, call.deadline_ns)",
+            ),
+        ),
+        chaos={**_CALM, "seconds": 120.0, "takes": 20},
+    ),
+    Mutation(
+        "own-entry",
+        "a pull ends when the puller's own cache is unregistered",
+        (
+            Edit(
+                "native/host/read.cc",
+                "if (checks_.local.named() && !writing) {",
+                "if (false) {",
+            ),
+        ),
+        tests=_checks("unregistered_here"),
+    ),
+    Mutation(
+        "short-success",
+        "a data path that moved less than planned has not succeeded",
+        (
+            Edit(
+                "src/llm_datadist/_engine/failures.py",
+                "if outcome.code == Code.OK and outcome.moved_bytes != plan.total_bytes:",
+                "if False:",
+            ),
+        ),
+        tests=("tests/faults/test_policy.py", "-k", "test_every_fault"),
+    ),
+)
+BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}
