@@ -87,8 +87,8 @@ class FaultChannel(Channel):
         return {**self.inner.describe(), "faults": repr(self.policy)}
 
     def close(self) -> None:
-        self.ended.set()
         self.inner.close()
+        self.ended.set()  # what waits begins now, and finds the channel closed
 
 
 class FaultHandle(Handle):
