@@ -55,7 +55,7 @@ def run(here, directory, slot, life, options):
         raise
     gc.collect()
     for leak in leaks_since(before, 5.0):
-        if not leak.startswith("thread ") or _is_python_thread(leak):
+        if not _is_foreign(leak):
             journal.violation("leak", text=leak)
     journal.beat(**_holdings())
     return journal.violations
@@ -161,10 +161,15 @@ def _holdings():
     }
 
 
-def _is_python_thread(leak):
-    """Whether a line of `leaks_since` is about one; the native core keeps its own for all."""
+def _is_foreign(leak):
+    """Whether a line of `leaks_since` is about the machine's or the native core's own things.
+
+    Every process sees all of /dev/shm. The core keeps its threads for all instances to come.
+    """
+    if not leak.startswith("thread "):
+        return leak.startswith("shared memory ")
     thread_id = int(leak.split()[1].rstrip(":"))
-    return thread_id in {thread.native_id for thread in threading.enumerate()}
+    return thread_id not in {thread.native_id for thread in threading.enumerate()}
 
 
 def _warm_up():

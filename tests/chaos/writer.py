@@ -24,7 +24,8 @@ LAYERS = 2
 _TASK_S = CALL_S * LAYERS + 0.1
 _QUIET_S = 0.05
 _LATER_S = 2.0
-_MOST_WATCHED = 20
+_OUTBOXES = 6
+_REFUSED = {"LLM_NOT_YET_LINK", "LLM_PARAM_INVALID"}  # before anything was sent
 
 
 class Ready(LayerSynchronizer):
@@ -61,6 +62,20 @@ class Landing(NamedTuple):
         return sum(len(words) for words in self.words)
 
 
+class Outbox:
+    """Memory that is pushed from, registered as blocks and as slots.
+
+    After a push that failed it is left alone until it is seen that nothing of it arrives late: a
+    target of the same host would fetch what is in it then.
+    """
+
+    def __init__(self, manager):
+        self.region = Region(TENSORS, UNITS, WORDS)
+        desc = CacheDesc(TENSORS, [UNITS, WORDS], DataType.DT_UINT64)
+        self.blocks = manager.register_blocks_cache(desc, self.region.addrs)
+        self.slots = manager.register_cache(desc, self.region.addrs)
+
+
 class Writer:
     """Each version that it pushes is written once and never again."""
 
@@ -70,16 +85,13 @@ class Writer:
         self._chance = work.chance(name)
         self._links = Links()
         self._places = places(TENSORS, UNITS, WORDS)
-        self._region = Region(TENSORS, UNITS, WORDS)
-        desc = CacheDesc(TENSORS, [UNITS, WORDS], DataType.DT_UINT64)
-        self._blocks = work.manager.register_blocks_cache(desc, self._region.addrs)
-        self._slots = work.manager.register_cache(desc, self._region.addrs)
-        self._watched = []  # (until, landing, words that were there when the push had failed)
+        self._free = [Outbox(work.manager) for _ in range(_OUTBOXES)]
+        self._watched = []  # (until, landing, words there when the push had failed, its outbox)
 
     def run(self):
         while not self.work.stopped:
             peer = self._chance.choice(self.work.peers)
-            if not self._push(peer):
+            if not self._free or not self._push(peer):
                 self.work.pause(self._chance.uniform(0, 0.02))
             self._look_again(time.monotonic())
             self.work.pause(10 ** self._chance.uniform(-4, -2))
@@ -95,11 +107,12 @@ class Writer:
         version = int(ledger.version[work.slot]) + 1
         ledger.version[work.slot] = version
         marked = tag(work.slot, PUSHED, version) + self._places[:, src]
-        self._region.data[:, src] = marked
+        outbox = self._free[0]
+        outbox.region.data[:, src] = marked
         before = situation(ledger, work.slot, peer, kind.name)
         if not int(ledger.addrs[peer, kind.name, 0]):
             return False
-        operation, function = self._operation(kind, peer, layers, src, dst)
+        operation, function = self._operation(outbox, kind, peer, layers, src, dst)
         landing = self._landing(kind, peer, layers, marked, dst)
         answer = work.call(
             self.name,
@@ -119,18 +132,18 @@ class Writer:
             self._judge_failure(answer, landing, before, after, operation)
         return answer.status == OK
 
-    def _operation(self, kind, peer, layers, src, dst):
+    def _operation(self, outbox, kind, peer, layers, src, dst):
         manager = self.work.manager
         if kind is POOLED_INBOX:
             cache_id = int(self.work.ledger.cache[peer, kind.name])
             key = CacheKeyByIdAndIndex(cluster_id(peer), cache_id, dst[0])
             return "push_cache", lambda: manager.push_cache(
-                key, self._slots, src[0], layers, layers
+                key, outbox.slots, src[0], layers, layers
             )
         key = BlocksCacheKey(cluster_id(peer), kind.name)
         if self._chance.random() < 0.6:
             return "push_blocks", lambda: manager.push_blocks(
-                key, self._blocks, src, dst, layers, layers
+                key, outbox.blocks, src, dst, layers, layers
             )
         if self.work.raw:
             addrs = [int(each) for each in self.work.ledger.addrs[peer, kind.name]]
@@ -141,7 +154,7 @@ class Writer:
         ready = Ready(self._chance)
 
         def transfer():
-            task = manager.transfer_cache_async(self._blocks, ready, [config], src, dst)
+            task = manager.transfer_cache_async(outbox.blocks, ready, [config], src, dst)
             return task.synchronize().name
 
         return "layerwise", transfer
@@ -197,14 +210,16 @@ class Writer:
             return
         self.work.pause(_QUIET_S)
         self._check_quiet(landing, landed)
-        if len(self._watched) < _MOST_WATCHED:
-            self._watched.append((time.monotonic() + _LATER_S, landing, landed))
+        if answer.status not in _REFUSED:
+            outbox = self._free.pop(0)
+            self._watched.append((time.monotonic() + _LATER_S, landing, landed, outbox))
 
     def _look_again(self, now):
         """See once more whether pushes that failed a while ago have landed since."""
         while self._watched and self._watched[0][0] <= now:
-            _, landing, landed = self._watched.pop(0)
+            _, landing, landed, outbox = self._watched.pop(0)
             self._check_quiet(landing, landed)
+            self._free.append(outbox)
 
     def _check_quiet(self, landing, landed):
         now = landing.landed()
