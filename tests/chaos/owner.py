@@ -5,12 +5,11 @@ import time
 import numpy as np
 
 from chaos.caches import BIG, INBOX, INBOXES, KINDS, OFFER, PLACES, SMALL, cluster_id, units_of
-from chaos.memory import Region, protect, replace_pages, words_at
+from chaos.memory import PAGE, Region, protect, replace_pages, words_at
 from chaos.words import POISON, PUSHED, tag, told
 from chaos.work import CALL_S
 from llm_datadist import BlocksCacheKey, CacheKey, MemInfo, Memtype
 
-PAGE = 4096
 _OFFERS_KEPT = 6
 _MOST_HALF_WORDS = 64
 _TOP = np.uint64(56)  # whose word it is

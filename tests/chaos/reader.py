@@ -7,12 +7,13 @@ import numpy as np
 
 from chaos.caches import KINDS, OFFER, PLACES, SOURCES, cluster_id
 from chaos.judge import Links, check_source, check_status, situation
-from chaos.memory import Region
+from chaos.memory import PAGE, Region, protect
 from chaos.work import CALL_S
-from llm_datadist import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
+from llm_datadist import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex, MemInfo, Memtype
 
 LAYERS = 2  # of two tensors each
 _QUIET_S = 0.05
+_DAMAGES = 0.03  # of all pulls
 
 
 class Target:
@@ -85,6 +86,7 @@ class Reader:
         before = situation(ledger, self.work.slot, peer, kind.name)
         pull = Pull(self._chance, target, peer, int(ledger.cache[peer, kind.name]))
         function = manager.pull_blocks if kind.blocks else manager.pull_cache
+        damaged = self._damage(target, pull) if self._chance.random() < _DAMAGES else None
         began_ns = time.monotonic_ns()
         answer = self.work.call(
             self.name,
@@ -95,16 +97,37 @@ class Reader:
             cache=kind.name,
         )
         after = situation(ledger, self.work.slot, peer, kind.name)
+        if damaged is not None:
+            self._repair(damaged)
         if answer.ok:
             data = target.data[pull.where]
             wrong = check_source(data, pull.places, peer, kind.name, before, after)
             if ledger.is_apart(self.work.slot, peer, began_ns):
                 wrong = wrong or "pulled over a link that both ends had ended"
+            if damaged is not None:
+                wrong = wrong or "pulled into memory that could not be written"
             self._judge_success(target, pull.where, wrong, peer, before, after)
-        else:
+        elif damaged is None or answer.status != "LLM_DEVICE_MEM_ERROR":
             wrong = check_status(answer.status, before, after, self._links, peer)
             self._judge_failure(answer, wrong, peer, before, after, kind)
         return answer.ok
+
+    def _damage(self, target, pull):
+        """Take a page of what a pull is to write away; its address."""
+        tensor, unit, _ = (int(axis.flat[0]) for axis in pull.where)
+        offset = (tensor * target.kind.units + unit) * target.kind.unit_bytes
+        address = target.region.address + offset // PAGE * PAGE
+        protect(address, PAGE, accessible=False)
+        return address
+
+    def _repair(self, address):
+        """Give the page back as it was, and have it registered anew."""
+        protect(address, PAGE, accessible=True)
+        info = MemInfo(Memtype.MEM_TYPE_DEVICE, address, PAGE)
+        remap = self.work.manager.remap_registered_memory
+        answer = self.work.call(self.name, "remap of a target", CALL_S, remap, info)
+        if not answer.ok:
+            self.work.journal.violation("refused", call="remap of a target", text=answer.text)
 
     def _take(self, target, peer):
         """Pull a CacheKey, which only one of all pullers can."""
