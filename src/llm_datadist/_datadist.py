@@ -321,7 +321,9 @@ class LLMDataDist:
         engine.links.check(peer_id, engine.config.sync_timeout_ms)
 
     def describe_link(self, cluster_id: int) -> dict[str, object]:
-        """Facts of one link: peer, incarnation, backend and why, lanes, counters. *(extension)*
+        """Facts of one link *(extension)*.
+
+        Peer, incarnation, backend and why, lanes, whether transfers are checked, counters.
 
         Raises:
             LLMException: LLM_NOT_YET_LINK.
