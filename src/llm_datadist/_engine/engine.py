@@ -24,7 +24,7 @@ from llm_datadist._engine.leases import Leases
 from llm_datadist._engine.lending import Lending
 from llm_datadist._engine.link_data import LinkData
 from llm_datadist._engine.local import LocalCopies
-from llm_datadist._engine.messages import Faulted, Inbox, Lend, Release, Remapped, Renew
+from llm_datadist._engine.messages import Faulted, Inbox, Lend, Marked, Release, Remapped, Renew
 from llm_datadist._engine.remap import Remap
 from llm_datadist._engine.transfers import Transfers
 from llm_datadist._errors import LLMStatusCode, fail
@@ -56,6 +56,8 @@ class Endpoint(msgspec.Struct, array_like=True, frozen=True):
     backends: dict[str, bytes]
     features: tuple[str, ...] = ()
     """What its native threads know beyond the first version of the wire format."""
+    marks: tuple[Marked, ...] = ()
+    """Its memory that is known to be at fault."""
 
 
 class Engine:
@@ -123,7 +125,11 @@ class Engine:
                     Lend: self.lending.lend,
                     Renew: self.lending.renew,
                 },
-                {Faulted: self.faults.receive, Release: self.lending.release},
+                {
+                    Faulted: self.faults.receive,
+                    Marked: self.faults.heed,
+                    Release: self.lending.release,
+                },
             )
             self.links.hooks.on_request = inbox.on_request
             self.links.hooks.on_notify = inbox.on_notify
@@ -196,7 +202,8 @@ class Engine:
                     self.node.close_guard(*old_ref)
             self._offered[link_id] = ref, now
         backends = {backend.name: backend.describe() for backend in self.backends}
-        return msgspec.msgpack.encode(Endpoint(ref, backends, (FEATURE,)))
+        known = Endpoint(ref, backends, (FEATURE,), tuple(self.faults.marked()))
+        return msgspec.msgpack.encode(known)
 
     def connect(
         self,
@@ -236,7 +243,7 @@ class Engine:
             selection.channel.name,
             "".join(f"; not {name}: {why}" for name, why in selection.reasons.items()),
         )
-        return LinkData(
+        data = LinkData(
             known,
             lanes,
             selection.channel,
@@ -245,6 +252,9 @@ class Engine:
             checksum=self._checksum(peer, there.features),
             keep_directory=self.config.remote_accessible,
         )
+        for marked in there.marks:
+            data.marks.replace(marked.entry, marked.ranges)
+        return data
 
     def _checksum(self, peer: Peer, features: tuple[str, ...]) -> str:
         """How transfers over a new link are checked."""

@@ -94,12 +94,12 @@ def failure(outcome: Outcome, known: Failure) -> LLMException:
         remedy = "register that memory at the peer with remote_accessible=True"
     elif code == Code.REMOTE_FAULT:
         status = LLMStatusCode.LLM_SUSPECT_REMOTE_ERROR
-        problem = f"the peer's memory cannot be accessed: {_described(known.faults)}"
+        problem = f"the peer's memory cannot be accessed: {described(known.faults)}"
         remedy = "recompute what was there; the peer repairs the memory and remaps it"
     elif code == Code.CORRUPT:
         problem = (
             "the bytes differ between the two sides after the transfer (checksum crc32c): "
-            f"{_described(known.faults)}"
+            f"{described(known.faults)}"
         )
         remedy = (
             "recompute or transfer again; unless the source was written meanwhile, suspect the "
@@ -107,8 +107,10 @@ def failure(outcome: Outcome, known: Failure) -> LLMException:
         )
     elif code == Code.LOCAL_FAULT:
         status = LLMStatusCode.LLM_DEVICE_MEM_ERROR
-        problem = f"own memory cannot be accessed: {_described(known.faults)}"
+        problem = f"own memory cannot be accessed: {described(known.faults)}"
         remedy = "repair it, then call remap_registered_memory"
+    if known.faults and code not in (Code.LOCAL_FAULT, Code.REMOTE_FAULT, Code.CORRUPT):
+        problem += f"; before that memory at fault was met: {described(known.faults)}"
     return fail(
         status, known.operation, problem, remedy, cluster_id=known.cluster_id, faults=known.faults
     )
@@ -119,10 +121,3 @@ def _range(plan: Plan, outcome: Outcome) -> str:
     if not 0 <= index < len(plan.length):
         return "at an unknown address"
     return f"at {int(plan.remote[index]):#x}, {int(plan.length[index])} bytes,"
-
-
-def _described(faults: tuple[Fault, ...]) -> str:
-    if not faults:
-        return "the address is unknown"
-    more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
-    return described(faults[0]) + more

@@ -2,55 +2,37 @@
 
 A mark belongs to every cache over the range and goes with it, or with a remap. Own memory gets its
 marks from own transfers that failed on it, and from peers whose transfers did: they send a notice,
-because memory that a peer reads by itself fails without its owner's knowledge.
+because memory that a peer reads by itself fails without its owner's knowledge. The owner tells all
+its peers of its marks, so that their transfers fail at once and leave the memory alone.
 """
 
 from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from llm_datadist._backends.outcomes import ANY_ENTRY
-from llm_datadist._engine.messages import Faulted, encode
+from llm_datadist._engine.messages import Faulted, Marked, encode
 from llm_datadist._errors import Fault, LLMException, LLMStatusCode, fail
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from llm_datadist._backends.outcomes import Ref
+    from llm_datadist._engine.containment import BadRange
     from llm_datadist._engine.engine import Engine
+    from llm_datadist._engine.transfers import _Attempt
     from llm_datadist._links import Link
-    from llm_datadist._plan import Layout, Plan
+    from llm_datadist._plan import Plan
     from llm_datadist._plan.layout import Piece
     from llm_datadist._registry import LocalCache, RemoteCache
 
 logger = logging.getLogger("llm_datadist")
 
-_MOST_PIECES = 4096
-"""Slots or blocks of one descriptor that are tried one by one when it fails."""
-
 _MOST_REPORTED = 1024
-
-
-def pieces_at_fault(
-    layout: Layout, addr: int, size: int, fails: Callable[[int, int], bool]
-) -> list[Piece]:
-    """Find the slots or blocks at fault in a descriptor that failed.
-
-    Args:
-        layout: The cache on the side at fault.
-        addr, size: The descriptor on that side.
-        fails: Transfers a part of the descriptor (offset, size) alone; whether that fails too.
-    """
-    pieces = list(islice(layout.locate(addr, size), _MOST_PIECES))
-    if len(pieces) > 1:
-        found = [piece for piece in pieces if fails(piece.addr - addr, piece.size)]
-        return found or pieces[:1]
-    return pieces
 
 
 def fault_of(cluster_id: int, cache: LocalCache | RemoteCache, piece: Piece) -> Fault:
@@ -66,8 +48,24 @@ def fault_of(cluster_id: int, cache: LocalCache | RemoteCache, piece: Piece) -> 
     )
 
 
-def described(fault: Fault) -> str:
-    """Name the memory of a fault in an error text."""
+def fault_at(cluster_id: int, cache: LocalCache | RemoteCache | None, bad: BadRange) -> Fault:
+    """Make the public record of what a `Containment` found; `cache` is the one on that side."""
+    if cache is None or bad.piece is None:
+        return Fault(
+            cluster_id=cluster_id, cache_id=None, tensor_index=None, addr=bad.addr, size=bad.size
+        )
+    return fault_of(cluster_id, cache, bad.piece)
+
+
+def described(faults: Sequence[Fault]) -> str:
+    """Name the memory of some faults in an error text: the first, and how many more."""
+    if not faults:
+        return "the address is unknown"
+    more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+    return _described(faults[0]) + more
+
+
+def _described(fault: Fault) -> str:
     where = f"{fault.size} bytes at {fault.addr:#x}"
     if fault.cache_id is None:
         return where
@@ -111,7 +109,7 @@ class Faults:
             raise fail(
                 LLMStatusCode.LLM_DEVICE_MEM_ERROR,
                 operation,
-                f"own memory was found at fault before: {described(touched[0])}",
+                f"own memory was found at fault before: {described(touched)}",
                 "repair it, then call remap_registered_memory",
                 cluster_id=peer,
                 faults=touched,
@@ -119,8 +117,8 @@ class Faults:
 
     def mark(self, cache: LocalCache, ref: Ref, faults: Sequence[Fault]) -> None:
         """Remember own memory that failed in a transfer that used the cache's entry `ref`."""
-        for fault in faults:
-            self._mark(cache, ref, fault.addr, fault.size)
+        if self._mark_all(cache, ref, [(fault.addr, fault.size) for fault in faults]):
+            self.tell_peers()
 
     def clear(self, addr: int, size: int) -> None:
         """Forget the marks that touch a range."""
@@ -143,33 +141,89 @@ class Faults:
         """
         ranges = tuple((fault.addr, fault.size) for fault in faults[:_MOST_REPORTED])
         if ranges and entry != ANY_ENTRY:
+            link.data.marks.add(entry, ranges)
             with suppress(LLMException):
                 self._engine.links.notify(link, encode(Faulted(entry, ranges)))
 
     def receive(self, link: Link, message: Faulted) -> None:
         """Take a peer's notice; only memory that peers may touch gets a mark by it."""
-        for addr, size in message.ranges[:_MOST_REPORTED]:
-            caches = self._registry.overlapping(addr, size)
-            cache = next((c for c in caches if c.accessible and c.ref == message.entry), None)
-            if cache is None:
-                continue
-            marked = [
-                self._mark(cache, message.entry, piece.addr, piece.size)
-                for piece in cache.layout.locate(addr, size)
-            ]
-            if any(marked):
-                logger.warning(
-                    "cluster %d met a fault in own memory, %d bytes at %#x; repair it and call "
-                    "remap_registered_memory",
-                    link.cluster_id,
-                    size,
-                    addr,
-                )
+        found = [
+            (addr, size)
+            for addr, size in message.ranges[:_MOST_REPORTED]
+            if self._mark_for_peer(message.entry, addr, size)
+        ]
+        if found:
+            self.tell_peers()
+            addr, size = found[0]
+            logger.warning(
+                "cluster %d met a fault in own memory, %d bytes at %#x%s; repair it and call "
+                "remap_registered_memory",
+                link.cluster_id,
+                size,
+                addr,
+                f" and {len(found) - 1} more ranges" if len(found) > 1 else "",
+            )
 
-    def _mark(self, cache: LocalCache, ref: Ref, addr: int, size: int) -> bool:
-        """Mark a range; False if it was marked, or what failed was the memory before a remap."""
-        marked = self._registry.mark_faulted(addr, size)
-        if cache.ref != ref:
-            self.clear(addr, size)
+    def heed(self, link: Link, message: Marked) -> None:
+        """Take the peer's word for what of its memory is at fault."""
+        link.data.marks.replace(message.entry, message.ranges[:_MOST_REPORTED])
+
+    def _mark_for_peer(self, entry: Ref, addr: int, size: int) -> bool:
+        """Mark a range that a peer has named; False if nothing of it is new, or the peer's."""
+        caches = self._registry.overlapping(addr, size)
+        cache = next((c for c in caches if c.accessible and c.ref == entry), None)
+        if cache is None:
             return False
-        return marked
+        pieces = [(piece.addr, piece.size) for piece in cache.layout.locate(addr, size)]
+        return self._mark_all(cache, entry, pieces)
+
+    def known(self, operation: str, link: Link, attempt: _Attempt) -> LLMException | None:
+        """Make the exception for a transfer that would touch memory known to be at fault."""
+        remote = attempt.remote
+        if remote is None:
+            return None
+        touched = link.data.marks.touched(remote.cache.ref, attempt.plan)
+        if not touched:
+            return None
+        owner = link.data.peer.cluster_id
+        faults = [
+            fault_of(owner, remote.cache, piece)
+            for addr, size in touched
+            for piece in remote.cache.layout.locate(addr, size)
+        ]
+        return fail(
+            LLMStatusCode.LLM_SUSPECT_REMOTE_ERROR,
+            operation,
+            f"the peer's memory was found at fault before: {described(faults)}",
+            "recompute what was there; the peer repairs the memory and remaps it",
+            cluster_id=owner,
+            faults=faults,
+        )
+
+    def marked(self) -> list[Marked]:
+        """Return what a peer should know: the marks of every cache that it may touch."""
+        by_cache: dict[int, tuple[LocalCache, list[tuple[int, int]]]] = {}
+        for cache, piece in self._registry.faulted():
+            if cache.accessible:
+                found = by_cache.setdefault(cache.cache_id, (cache, []))
+                found[1].append((piece.addr, piece.size))
+        return [
+            Marked(cache.ref, tuple(ranges[:_MOST_REPORTED])) for cache, ranges in by_cache.values()
+        ]
+
+    def tell_peers(self) -> None:
+        """Send every peer the marks; those that cannot be told find out by themselves."""
+        bodies = [encode(message) for message in self.marked()]
+        for link in self._engine.links.links():
+            with suppress(LLMException):
+                for body in bodies:
+                    self._engine.links.notify(link, body)
+
+    def _mark_all(self, cache: LocalCache, ref: Ref, ranges: Sequence[tuple[int, int]]) -> bool:
+        """Mark ranges; False if all were marked, or what failed was the memory before a remap."""
+        marked = [self._registry.mark_faulted(addr, size) for addr, size in ranges]
+        if cache.ref != ref:
+            for addr, size in ranges:
+                self.clear(addr, size)
+            return False
+        return any(marked)

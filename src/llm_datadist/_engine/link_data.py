@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from llm_datadist._backends.host import HostChannel
 from llm_datadist._backends.outcomes import Code
+from llm_datadist._engine.remote_marks import RemoteMarks
 from llm_datadist._registry import DirectoryReader
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class LinkData:
         self.channel = channel
         self.reasons = reasons
         self.own_link_ref = own_link_ref
+        self.marks = RemoteMarks()
         self.failures = self.mismatches = 0
         self.checksum = checksum
         self._reads = self._writes = 0

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._devices.cpu import copy
 from llm_datadist._engine.checks import blocks_of, slots_of
-from llm_datadist._engine.faults import described, fault_of, pieces_at_fault
-from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._engine.containment import FAULTS, Containment
+from llm_datadist._engine.faults import described, fault_at
+from llm_datadist._errors import LLMException, LLMStatusCode, fail
 from llm_datadist._plan import (
     blocks_array,
     copy_pairs,
@@ -20,6 +19,7 @@ from llm_datadist._plan import (
 )
 
 if TYPE_CHECKING:
+    from llm_datadist._engine.containment import Words
     from llm_datadist._engine.engine import Engine
     from llm_datadist._plan import Plan
     from llm_datadist._registry import LocalCache
@@ -131,42 +131,53 @@ class LocalCopies:
         marks.check(operation, dst, plan, None, local=True)
         marks.check(operation, src, plan, None, local=False)
         node, dst_ref, src_ref = self._engine.node.native, dst.ref, src.ref
-        outcome = Outcome(*copy(node, plan.local, plan.remote, plan.length, dst_ref, src_ref))
-        code = outcome.code
-        if code == Code.OK:
+
+        def move(local: Words, remote: Words, length: Words) -> Outcome:
+            return Outcome(*copy(node, local, remote, length, dst_ref, src_ref))
+
+        outcome = move(plan.local, plan.remote, plan.length)
+        if outcome.code == Code.OK:
             return
-        if code in (Code.CLOSED, Code.CANCELLED) or self._engine.closing:
+        if outcome.code not in FAULTS:
+            raise self._ended(operation, outcome)
+        contained = Containment(move, dst.layout, src.layout)
+        ended = contained.finish(plan, outcome)
+        if ended is not None:
+            raise self._ended(operation, ended)
+        found = contained.found
+        faults = [
+            fault_at(self._engine.cluster_id, dst if bad.is_local else src, bad) for bad in found
+        ]
+        pairs = list(zip(found, faults, strict=True))
+        marks.mark(dst, dst_ref, [fault for bad, fault in pairs if bad.is_local])
+        marks.mark(src, src_ref, [fault for bad, fault in pairs if not bad.is_local])
+        if faults:
             raise fail(
+                LLMStatusCode.LLM_DEVICE_MEM_ERROR,
+                operation,
+                # For a copy the local side is the destination.
+                f"memory of the {'destination' if found[0].is_local else 'source'} cannot be "
+                f"accessed: {described(faults)}",
+                "repair it, then call remap_registered_memory",
+                faults=faults,
+            )
+
+    def _ended(self, operation: str, outcome: Outcome) -> LLMException:
+        """Make the exception for an outcome that is neither success nor a fault."""
+        code = outcome.code
+        if code in (Code.CLOSED, Code.CANCELLED) or self._engine.closing:
+            return fail(
                 LLMStatusCode.LLM_ENGINE_FINALIZED,
                 operation,
                 "this instance was finalised during the call",
                 "do not use it any more",
             )
         if code in (Code.GONE, Code.LOCAL_GONE):
-            raise fail(
+            return fail(
                 LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
                 operation,
                 "a cache was unregistered, freed or remapped during the call",
                 "keep it registered until the call returns",
             )
-        index = max(outcome.descriptor, 0)
-        there, here = int(plan.local[index]), int(plan.remote[index])
-
-        def fails(offset: int, part: int) -> bool:
-            words = np.array((there + offset, here + offset, part), np.uint64)
-            probed = copy(node, words[:1], words[1:2], words[2:], dst_ref, src_ref)
-            return probed[0] == code
-
-        of_source = code == Code.REMOTE_FAULT
-        cache, ref, addr = (src, src_ref, here) if of_source else (dst, dst_ref, there)
-        pieces = pieces_at_fault(cache.layout, addr, int(plan.length[index]), fails)
-        faults = [fault_of(self._engine.cluster_id, cache, piece) for piece in pieces]
-        marks.mark(cache, ref, faults)
-        raise fail(
-            LLMStatusCode.LLM_DEVICE_MEM_ERROR,
-            operation,
-            f"memory of the {'source' if of_source else 'destination'} cannot be accessed: "
-            f"{described(faults[0])}",
-            "repair it, then call remap_registered_memory",
-            faults=faults,
-        )
+        problem = f"the copy failed with {Code(code).name}"
+        return fail(LLMStatusCode.LLM_FAILED, operation, problem, "see the log")

@@ -66,6 +66,13 @@ class Faulted(msgspec.Struct, array_like=True, frozen=True, tag="faulted"):
     ranges: tuple[tuple[Uint64, Uint64], ...]
 
 
+class Marked(msgspec.Struct, array_like=True, frozen=True, tag="marked"):
+    """Notice from the owner of a cache: these ranges of it, and no others, are marked now."""
+
+    entry: tuple[int, int]
+    ranges: tuple[tuple[int, int], ...]
+
+
 class Release(msgspec.Struct, array_like=True, frozen=True, tag="release"):
     """Notice: a lease is not needed any more, if there is one of that id."""
 
@@ -73,7 +80,7 @@ class Release(msgspec.Struct, array_like=True, frozen=True, tag="release"):
 
 
 Answer: TypeAlias = Granted | Refused
-Message: TypeAlias = Remapped | Lend | Renew | Faulted | Release
+Message: TypeAlias = Remapped | Lend | Renew | Faulted | Marked | Release
 Handlers: TypeAlias = Mapping[type, Callable[["Link", Any], Any]]
 
 encode = msgspec.msgpack.Encoder().encode

@@ -46,6 +46,7 @@ class Remap:
         registry.remap(list(touched.values()))
         for address, size in ranges:
             self._engine.faults.clear(address, size)
+        self._engine.faults.tell_peers()  # what is left of the marks, under the new guards
         body = encode(Remapped(ranges))
         links = self._engine.links.links()
         if links:
@@ -55,6 +56,7 @@ class Remap:
         """A peer has remapped: forget its ranges. Called on an executor thread."""
         for address, size in message.ranges:
             link.data.channel.forget(address, size)
+            link.data.marks.forget(address, size)
         return b""
 
     def _range(self, position: int, info: MemInfo) -> tuple[int, int]:

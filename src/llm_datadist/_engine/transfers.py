@@ -10,10 +10,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-
 from llm_datadist._backends.base import Transfer
-from llm_datadist._backends.outcomes import ANY_ENTRY, NO_REF, Code
+from llm_datadist._backends.outcomes import ANY_ENTRY, NO_REF, Code, Outcome
 from llm_datadist._engine.checks import (
     blocks_for,
     check_equal,
@@ -26,11 +24,13 @@ from llm_datadist._engine.checks import (
     slots_for,
 )
 from llm_datadist._engine.checksums import checkable, faults_of
+from llm_datadist._engine.containment import FAULTS, Containment
 from llm_datadist._engine.failures import NO_PLAN, Failure, complete, failure
-from llm_datadist._engine.faults import fault_of, pieces_at_fault
+from llm_datadist._engine.faults import fault_at
 from llm_datadist._engine.link_data import LookupFailedError
-from llm_datadist._errors import Fault, LLMException, LLMStatusCode, fail
+from llm_datadist._errors import LLMException, LLMStatusCode, fail
 from llm_datadist._plan import (
+    Plan,
     blocks_array,
     plan_blocks,
     plan_slot_to_blocks,
@@ -43,13 +43,14 @@ from llm_datadist._types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from llm_datadist._backends.outcomes import Outcome, Ref
+    from llm_datadist._backends.outcomes import Ref
     from llm_datadist._engine.checksums import Destination
+    from llm_datadist._engine.containment import Words
     from llm_datadist._engine.engine import Engine
     from llm_datadist._engine.link_data import LinkData
+    from llm_datadist._errors import Fault
     from llm_datadist._links import Link
-    from llm_datadist._plan import Plan
-    from llm_datadist._registry import DirectoryReader, LocalCache, RemoteCache, Resolved
+    from llm_datadist._registry import DirectoryReader, LocalCache, Resolved
     from llm_datadist._types import Cache
 
     Key = BlocksCacheKey | CacheKey | CacheKeyByIdAndIndex
@@ -231,11 +232,13 @@ class Transfers:
         ref = local.ref
         attempt = _Attempt(None, self._planned(call, data, plan), ref)
         outcome = self._move(call, data, attempt)
-        if outcome.code == Code.OK:
-            data.count(plan.total_bytes, write=True)
-            return
-        data.failures += 1
-        raise self._failure(call, link, attempt, outcome)
+        faults: tuple[Fault, ...] = ()
+        if outcome.code in FAULTS:
+            outcome, faults = self._contain(call, link, attempt, outcome)
+        if outcome.code not in {Code.OK, Code.STALE}:
+            data.failures += 1
+            raise self._failure(call, link, attempt, outcome, faults)
+        data.count(plan.total_bytes, write=True)
 
     def _run(
         self,
@@ -265,7 +268,16 @@ class Transfers:
                 self._engine.faults.check(
                     operation, local, attempt.plan, key.cluster_id, local=True
                 )
+            if data.marks and (known := self._engine.faults.known(operation, link, attempt)):
+                if fresh:
+                    data.failures += 1
+                    raise known
+                fresh = True  # the marks may be of a cache that is gone
+                continue
             outcome = self._attempt(call, data, attempt)
+            faults: tuple[Fault, ...] = ()
+            if outcome.code in FAULTS:
+                outcome, faults = self._contain(call, link, attempt, outcome)
             if outcome.code == Code.OK:
                 data.count(attempt.plan.total_bytes, write=write)
                 return
@@ -275,7 +287,7 @@ class Transfers:
             ):
                 continue
             data.failures += 1
-            raise self._failure(call, link, attempt, outcome)
+            raise self._failure(call, link, attempt, outcome, faults)
 
     def _prepare(self, call: _Call, link: Link, make_plan: MakePlan, *, fresh: bool) -> _Attempt:
         """Look the key up and plan.
@@ -351,8 +363,16 @@ class Transfers:
             ) from error
 
     def _failure(
-        self, call: _Call, link: Link, attempt: _Attempt, outcome: Outcome
+        self,
+        call: _Call,
+        link: Link,
+        attempt: _Attempt,
+        outcome: Outcome,
+        faults: tuple[Fault, ...] = (),
     ) -> LLMException:
+        if outcome.code == Code.CORRUPT:
+            bad = faults_of(attempt.different, self._destination(call, attempt), write=call.write)
+            faults = (*bad, *faults)
         cluster_id = call.key.cluster_id
         remote = attempt.remote
         if remote is None:
@@ -370,58 +390,46 @@ class Transfers:
                 remote_name=name,
                 finalizing=self._engine.closing,
                 peer_alive=not link.lost.is_set() and link.data.peer_end_is_open(),
-                faults=self._faults(call, link, attempt, outcome),
+                faults=faults,
             ),
         )
 
-    def _faults(
+    def _contain(
         self, call: _Call, link: Link, attempt: _Attempt, outcome: Outcome
-    ) -> tuple[Fault, ...]:
-        """Name the memory of an outcome that is a fault, and let its owner remember it.
+    ) -> tuple[Outcome, tuple[Fault, ...]]:
+        """Move what a transfer that met a fault can move, and let owners remember the rest.
 
-        Bytes that are not what was sent are named, too, at the destination, and not remembered.
+        Returns:
+            How the transfer has ended after all, and the memory at fault. STALE means: once more,
+            as the cache has changed meanwhile, or nothing is at fault any more.
         """
-        if outcome.code == Code.CORRUPT:
-            return faults_of(attempt.different, self._destination(call, attempt), write=call.write)
-        plan, index = attempt.plan, outcome.descriptor
-        if outcome.code not in {Code.LOCAL_FAULT, Code.REMOTE_FAULT} or not (
-            0 <= index < len(plan.length)
-        ):
-            return ()
-        here, there = int(plan.local[index]), int(plan.remote[index])
-        size = int(plan.length[index])
+        remote = attempt.remote
 
-        def fails(offset: int, part: int) -> bool:
-            words = np.array((here + offset, there + offset, part), np.uint64)
-            probe = Transfer(
-                call.write,
-                words[:1],
-                words[1:2],
-                words[2:],
-                attempt.local_ref,
-                attempt.cache_ref,
-                call.deadline_ns,
-            )
-            return bool(link.data.channel.run(probe).code == outcome.code)
+        def move(local: Words, there: Words, length: Words) -> Outcome:
+            part = Plan(local, there, length, int(length.sum()))
+            tried = _Attempt(remote, part, attempt.local_ref, attempt.cache_ref)
+            moved = self._move(call, link.data, tried)
+            attempt.different = tried.different
+            return moved
 
-        if outcome.code == Code.LOCAL_FAULT:
-            owner, addr = self._engine.cluster_id, here
-            cache: LocalCache | RemoteCache | None = call.local
-        else:
-            owner, addr = call.key.cluster_id, there
-            cache = attempt.remote.cache if attempt.remote is not None else None
-        if cache is None:
-            faults: tuple[Fault, ...] = (
-                Fault(cluster_id=owner, cache_id=None, tensor_index=None, addr=addr, size=size),
-            )
-        else:
-            pieces = pieces_at_fault(cache.layout, addr, size, fails)
-            faults = tuple(fault_of(owner, cache, piece) for piece in pieces)
-        if outcome.code == Code.LOCAL_FAULT:
-            self._engine.faults.mark(call.local, attempt.local_ref, faults)
-        else:
-            self._engine.faults.report(link, attempt.cache_ref, faults)
-        return faults
+        theirs = None if remote is None else remote.cache
+        contained = Containment(move, call.local.layout, None if theirs is None else theirs.layout)
+        ended = contained.finish(attempt.plan, outcome)
+        if ended is None and not contained.found:
+            return Outcome(Code.STALE), ()
+        if ended is not None and ended.code in {Code.GONE, Code.STALE}:
+            return ended, ()
+        own: list[Fault] = []
+        others: list[Fault] = []
+        for bad in contained.found:
+            if bad.is_local:
+                own.append(fault_at(self._engine.cluster_id, call.local, bad))
+            else:
+                others.append(fault_at(call.key.cluster_id, theirs, bad))
+        self._engine.faults.mark(call.local, attempt.local_ref, own)
+        self._engine.faults.report(link, attempt.cache_ref, others)
+        first, second = (own, others) if outcome.code == Code.LOCAL_FAULT else (others, own)
+        return ended or outcome, (*first, *second)
 
     def _destination(self, call: _Call, attempt: _Attempt) -> Destination:
         """Return where the bytes went: the instance and its cache."""

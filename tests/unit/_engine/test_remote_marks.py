@@ -1,0 +1,57 @@
+"""What one end of a link knows of the other's memory at fault."""
+
+import numpy as np
+
+from llm_datadist._engine.remote_marks import RemoteMarks
+from llm_datadist._plan import Plan
+
+ENTRY = (7, 101)
+
+
+def plan(*ranges):
+    words = [np.array(column, np.uint64) for column in zip(*ranges, strict=True)]
+    return Plan(np.zeros_like(words[0]), *words, 0)
+
+
+def test_a_mark_is_met_by_what_touches_it():
+    marks = RemoteMarks()
+    assert not marks
+    marks.add(ENTRY, [(4096, 4096)])
+    assert marks
+    assert marks.touched(ENTRY, plan((0, 4096), (8192, 1))) == []
+    for touching in ((4096, 1), (8191, 5), (0, 100000), (5000, 10)):
+        assert marks.touched(ENTRY, plan((0, 1), touching)) == [(4096, 4096)]
+    assert marks.touched((8, 101), plan((4096, 1))) == []
+
+
+def test_another_life_of_the_cache_has_no_marks():
+    marks = RemoteMarks()
+    marks.add(ENTRY, [(4096, 4096)])
+    assert marks.touched((7, 103), plan((4096, 1))) == []
+    marks.add((7, 103), [(0, 8)])
+    assert marks.touched((7, 103), plan((0, 100000))) == [(0, 8)]
+    assert marks.touched(ENTRY, plan((4096, 1))) == []
+
+
+def test_marks_add_up_once_and_the_owner_has_the_last_word():
+    marks = RemoteMarks()
+    marks.add(ENTRY, [(0, 8)])
+    marks.add(ENTRY, [(0, 8), (16, 8)])
+    assert marks.touched(ENTRY, plan((0, 100))) == [(0, 8), (16, 8)]
+    marks.replace(ENTRY, [(16, 8)])
+    assert marks.touched(ENTRY, plan((0, 100))) == [(16, 8)]
+    marks.replace(ENTRY, [])
+    assert not marks
+
+
+def test_a_remap_ends_the_marks_that_it_touches():
+    marks = RemoteMarks()
+    marks.add(ENTRY, [(0, 8), (16, 8)])
+    marks.add((9, 1), [(8, 8)])
+    marks.forget(12, 4)
+    assert marks.touched(ENTRY, plan((0, 100))) == [(0, 8), (16, 8)]
+    assert marks.touched((9, 1), plan((0, 100))) == []
+    marks.forget(23, 1)
+    assert marks.touched(ENTRY, plan((0, 100))) == [(0, 8)]
+    marks.forget(0, 1000)
+    assert not marks
