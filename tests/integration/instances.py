@@ -236,7 +236,7 @@ class Pages:
         _check(_libc.munmap(self.at(tensor, unit), self.unit_bytes))
 
     def protect(self, tensor, unit, access=_NO_ACCESS):
-        _check(_libc.mprotect(self.at(tensor, unit), self.unit_bytes, access))
+        protect(self.at(tensor, unit), self.unit_bytes, access)
 
     def replace(self, tensor, unit):
         """Put new pages, all 0, where others were or are."""
@@ -246,18 +246,22 @@ class Pages:
         _check(_libc.munmap(self.address, self.size))
 
 
-def replace(address, size):
-    """Put new pages, all 0, where others were or are."""
-    assert _mapped(address, size, _MAP_FIXED) == address
+def replace(address, size, *, access=_READ_WRITE, fd=-1):
+    """Put new pages, all 0 or those of a file, where others were or are."""
+    assert _mapped(address, size, _MAP_FIXED, access, fd) == address
+
+
+def protect(address, size, access):
+    _check(_libc.mprotect(address, size, access))
 
 
 def unmap(address, size):
     _check(_libc.munmap(address, size))
 
 
-def _mapped(address, size, flags):
-    flags |= mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    found = _libc.mmap(address, size, _READ_WRITE, flags, -1, 0)
+def _mapped(address, size, flags, access=_READ_WRITE, fd=-1):
+    flags |= mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS if fd < 0 else mmap.MAP_SHARED
+    found = _libc.mmap(address, size, access, flags, fd, 0)
     assert found != ctypes.c_void_p(-1).value, ctypes.get_errno()
     return found
 
