@@ -77,3 +77,18 @@ def test_doctor_shows_versions():
     outcome = invoke("doctor")
     assert outcome.exit_code == 0
     assert "numpy" in outcome.output
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--mode", "layerwise"), "--mode pull"),
+        (("--block-size", "4"), "multiple of"),
+        (("--block-size", "12"), "multiple of"),
+    ],
+    ids=" ".join,
+)
+def test_what_does_not_go_with_a_fault(options, problem):
+    outcome = invoke("demo", "--inject-fault", *options)
+    assert outcome.exit_code == 2
+    assert problem in " ".join(outcome.output.split())

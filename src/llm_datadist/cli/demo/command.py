@@ -75,6 +75,13 @@ def demo(
             "--plot", metavar="FILE", help="Also draw the timeline as .png, .svg or .pdf."
         ),
     ] = None,
+    inject_fault: Annotated[
+        bool,
+        typer.Option(
+            "--inject-fault",
+            help="Let memory of the prefill process go bad under a request, and show the way back.",
+        ),
+    ] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print the result as one line of JSON.")
     ] = False,
@@ -110,7 +117,9 @@ def demo(
             block_size=block_size,
             max_new_tokens=max_new_tokens,
             corrupt_block=corrupt_block,
+            inject_fault=inject_fault,
         )
+        settings.check()
         result = _run(console, settings, verbose=verbose)
         if json:
             typer.echo(to_json(result))

@@ -13,8 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 import msgspec
 
 from llm_datadist.cli.demo import messages as m
+from llm_datadist.cli.demo.fault_story import FaultStory
+from llm_datadist.cli.demo.paged_kv import blocks_for
 from llm_datadist.cli.demo.processes import Switchboard, Worker
-from llm_datadist.cli.demo.results import DemoResult, RequestResult, Span, span
+from llm_datadist.cli.demo.results import DemoResult, FaultResult, RequestResult, Span, span
 from llm_datadist.cli.demo.settings import DemoError, DemoSettings, request_name
 
 Watch = Callable[[str, m.FromWorker], None]
@@ -43,6 +45,7 @@ class Conductor:
         self._settings = settings
         self._watch = watch
         self._tracks = [_Track(prompt) for prompt in settings.prompts]
+        self._story = FaultStory()
         self._linked = m.Linked("", {})
         self._residents_intact = False
 
@@ -95,6 +98,7 @@ class Conductor:
             slots=len(settings.prompts),
             max_new_tokens=settings.max_new_tokens,
             corrupt_block=settings.corrupt_block,
+            fault_in=settings.fault_in,
         )
 
     def _link(self, board: Switchboard, decode: Worker) -> m.Linked:
@@ -129,6 +133,8 @@ class Conductor:
                 self._tracks[request].layers.append(layer_span)
             case m.Prefilled(request, first_token, source_blocks):
                 decode.send(m.Begin(request, first_token, source_blocks))
+            case m.FaultInjected() | m.FaultMet() | m.Repaired() | m.Resumed():
+                self._story.follow(message, prefill, decode)
             case m.Moved(request):
                 self._tracks[request].moved = message
                 prefill.send(m.Release(request))
@@ -189,8 +195,22 @@ class Conductor:
             serving_ms=serving_ms,
             reference_ms=reference_ms,
             requests=requests,
+            fault=self._fault(),
             timeline=self._timeline(zero),
         )
+
+    def _fault(self) -> FaultResult | None:
+        victim = self._settings.fault_in
+        if victim is None:
+            return None
+        others = [
+            at_ns
+            for index, track in enumerate(self._tracks)
+            if index != victim
+            for at_ns in track.token_ns
+        ]
+        prompt_blocks = blocks_for(len(self._tracks[victim].prompt), self._settings.block_size)
+        return self._story.result(request_name(victim), prompt_blocks, others)
 
     def _request(self, index: int, zero: int) -> RequestResult:
         track = self._tracks[index]

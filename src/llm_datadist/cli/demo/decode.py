@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
-from llm_datadist import BlocksCacheKey, LLMClusterInfo, LLMRole, LLMStatusCode
+from llm_datadist import BlocksCacheKey, LLMClusterInfo, LLMException, LLMRole, LLMStatusCode
 from llm_datadist.cli.demo.generation import Generation, decode_step
 from llm_datadist.cli.demo.instance import open_instance, register
 from llm_datadist.cli.demo.messages import (
@@ -16,16 +17,20 @@ from llm_datadist.cli.demo.messages import (
     DECODE_CLUSTER,
     PREFILL_CLUSTER,
     Begin,
+    FaultMet,
     Finished,
     LayerSpan,
     Linked,
     LinkTo,
+    LostRange,
     Message,
     Moved,
     Note,
     Ready,
     Reserve,
     Reserved,
+    Resume,
+    Resumed,
     Setup,
     Stop,
     Stopped,
@@ -38,6 +43,18 @@ if TYPE_CHECKING:
     from llm_datadist.cli.demo.channel import Channel, Inbox
 
 _LINK_TIMEOUT_MS = 10_000
+
+
+@dataclass(slots=True)
+class Halted:
+    """A request whose blocks are being pulled; it stays when memory of the peer is at fault."""
+
+    message: Begin
+    prompt_tokens: int
+    blocks: list[int]
+    arrived: list[int]
+    spans: list[LayerSpan] = field(default_factory=list)
+    lost: list[LostRange] = field(default_factory=list)
 
 
 class DecodeWorker:
@@ -62,6 +79,7 @@ class DecodeWorker:
         self._pool = BlockPool(range(setup.resident_blocks, setup.num_blocks), setup.seed + 2)
         self._reserved: dict[int, tuple[int, list[int]]] = {}
         self._running: dict[int, Generation] = {}
+        self._halted: dict[int, Halted] = {}
         self._instance = open_instance(LLMRole.DECODER, DECODE_CLUSTER, setup.backend, listen=False)
         self._cache = register(self._instance, self._kv)
 
@@ -83,6 +101,8 @@ class DecodeWorker:
                 self._channel.send(Reserved(request, blocks[:moved]))
             case Begin():
                 self._begin(message)
+            case Resume(request):
+                self._resume(request)
             case _:
                 raise TypeError(f"unexpected message {message!r}")
 
@@ -118,7 +138,15 @@ class DecodeWorker:
         prompt_tokens, blocks = self._reserved.pop(request)
         arrived = blocks[: blocks_for(prompt_tokens, self._setup.block_size)]
         if self._setup.mode == "pull":
-            self._pull(request, message.source_blocks, arrived)
+            self._halted[request] = Halted(message, prompt_tokens, blocks, arrived)
+            if not self._pull(request, message.source_blocks, arrived):
+                return
+        self._start(message, prompt_tokens, blocks, arrived)
+
+    def _start(
+        self, message: Begin, prompt_tokens: int, blocks: list[int], arrived: list[int]
+    ) -> None:
+        request = message.request
         if self._setup.corrupt_block and request == 0:
             spoiled = arrived[len(arrived) // 2]
             self._kv.fill([spoiled], self._noise)
@@ -128,14 +156,44 @@ class DecodeWorker:
         self._channel.send(Token(request, message.first_token, time.monotonic_ns()))
         self._finish_if_done(request)
 
-    def _pull(self, request: int, source_blocks: list[int], target_blocks: list[int]) -> None:
+    def _pull(self, request: int, source_blocks: list[int], target_blocks: list[int]) -> bool:
+        """Pull blocks; False, and word to the parent, when some of them cannot be read there."""
         start = time.monotonic_ns()
-        self._instance.cache_manager.pull_blocks(
-            BlocksCacheKey(PREFILL_CLUSTER), self._cache, source_blocks, target_blocks
-        )
-        span = LayerSpan(ALL_LAYERS, start, time.monotonic_ns())
-        num_bytes = len(target_blocks) * self._kv.bytes_per_block
-        self._channel.send(Moved(request, num_bytes, source_blocks, target_blocks, [span]))
+        halted = self._halted[request]
+        try:
+            self._instance.cache_manager.pull_blocks(
+                BlocksCacheKey(PREFILL_CLUSTER), self._cache, source_blocks, target_blocks
+            )
+        except LLMException as error:
+            if error.status_code != LLMStatusCode.LLM_SUSPECT_REMOTE_ERROR:
+                raise
+            halted.lost = [
+                LostRange(fault.tensor_index or 0, fault.block or 0, fault.addr, fault.size)
+                for fault in error.faults
+            ]
+            now = time.monotonic_ns()
+            halted.spans.append(LayerSpan(ALL_LAYERS, start, now))
+            status = error.status_code.name
+            self._channel.send(FaultMet(request, status, str(error), halted.lost, now))
+            return False
+        halted.spans.append(LayerSpan(ALL_LAYERS, start, time.monotonic_ns()))
+        del self._halted[request]
+        whole = halted.message.source_blocks
+        num_bytes = len(whole) * self._kv.bytes_per_block
+        self._channel.send(Moved(request, num_bytes, whole, halted.arrived, halted.spans))
+        return True
+
+    def _resume(self, request: int) -> None:
+        """Pull what was lost, and nothing else, and go on with the request."""
+        halted = self._halted[request]
+        lost = sorted({one.block for one in halted.lost})
+        target_of = dict(zip(halted.message.source_blocks, halted.arrived, strict=True))
+        start = time.monotonic_ns()
+        if not self._pull(request, lost, [target_of[block] for block in lost]):
+            return
+        now = time.monotonic_ns()
+        self._channel.send(Resumed(request, len(lost), (now - start) / 1e6, now))
+        self._start(halted.message, halted.prompt_tokens, halted.blocks, halted.arrived)
 
     def _finish_if_done(self, request: int) -> None:
         generation = self._running[request]

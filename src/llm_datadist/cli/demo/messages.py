@@ -38,7 +38,8 @@ class Setup(_Message, frozen=True):
     """First message to every worker: what to be.
 
     `num_blocks` is the size of its KV cache; the first `resident_blocks` of them belong to others
-    and must never change. `slots` is the number of rows of a decode step.
+    and must never change. `slots` is the number of rows of a decode step. `fault_in` is the request
+    under which prefill is to lose memory.
     """
 
     role: Role
@@ -52,6 +53,7 @@ class Setup(_Message, frozen=True):
     slots: int
     max_new_tokens: int
     corrupt_block: bool = False
+    fault_in: int | None = None
 
 
 class LinkTo(_Message, frozen=True):
@@ -82,6 +84,28 @@ class Begin(_Message, frozen=True):
     request: int
     first_token: int
     source_blocks: list[int]
+
+
+class LostRange(msgspec.Struct, frozen=True):
+    """Memory of the prefill process that a transfer found to be at fault."""
+
+    tensor: int
+    block: int
+    addr: int
+    size: int
+
+
+class Repair(_Message, frozen=True):
+    """To prefill: mend these ranges, and compute the blocks anew that lie there."""
+
+    request: int
+    lost: list[LostRange]
+
+
+class Resume(_Message, frozen=True):
+    """To decode: what was lost of the request is there again; pull it, and go on."""
+
+    request: int
 
 
 class Release(_Message, frozen=True):
@@ -133,6 +157,42 @@ class Prefilled(_Message, frozen=True):
     source_blocks: list[int]
 
 
+class FaultInjected(_Message, frozen=True):
+    """Prefill has lost memory under a request."""
+
+    request: int
+    lost: list[LostRange]
+    how: list[str]
+
+
+class FaultMet(_Message, frozen=True):
+    """The pull of a request has failed on memory of the prefill process."""
+
+    request: int
+    status: str
+    text: str
+    lost: list[LostRange]
+    at_ns: int
+
+
+class Repaired(_Message, frozen=True):
+    """New pages are mapped and the lost blocks are computed anew."""
+
+    request: int
+    remap_ms: float
+    recompute_ms: float
+    tokens: int
+
+
+class Resumed(_Message, frozen=True):
+    """The pull of a request has succeeded after all."""
+
+    request: int
+    blocks: int
+    pull_ms: float
+    at_ns: int
+
+
 class Moved(_Message, frozen=True):
     """A request's prompt blocks have arrived in the decode process."""
 
@@ -178,13 +238,17 @@ class Stopped(_Message, frozen=True):
     residents_intact: bool = True
 
 
-ToWorker = Setup | LinkTo | Reserve | Submit | Begin | Release | Stop
+ToWorker = Setup | LinkTo | Reserve | Submit | Begin | Repair | Resume | Release | Stop
 FromWorker = (
     Ready
     | Linked
     | Reserved
     | LayerDone
     | Prefilled
+    | FaultInjected
+    | FaultMet
+    | Repaired
+    | Resumed
     | Moved
     | Token
     | Finished

@@ -130,20 +130,46 @@ class Llama:
                 attention is computed.
             layer_done: Called with each layer once all of it is computed.
         """
-        rotation = rotary_table(self.shape, np.arange(len(tokens)))
-        hidden = self._embedding[np.asarray(tokens)]
+        hidden = self._run(tokens, 0, cache, table, kv_ready, layer_done)
+        logits: Floats = self._logits(hidden[-1:])[0]
+        return logits
+
+    def recompute(
+        self, tokens: Sequence[int], first: int, cache: PagedKvCache, table: BlockTable
+    ) -> None:
+        """Compute the keys and values of some positions of a prompt anew, and no others.
+
+        Args:
+            tokens: The prompt up to the last of these positions.
+            first: The first of them; the cache holds the keys and values of all before it.
+            cache: Where they go.
+            table: The request's blocks.
+        """
+        self._run(tokens, first, cache, table)
+
+    def _run(
+        self,
+        tokens: Sequence[int],
+        first: int,
+        cache: PagedKvCache,
+        table: BlockTable,
+        kv_ready: Callable[[int], None] | None = None,
+        layer_done: Callable[[int], None] | None = None,
+    ) -> Floats:
+        """Run the layers on the positions from `first` on; return their last hidden states."""
+        rotation = rotary_table(self.shape, np.arange(first, len(tokens)))
+        hidden: Floats = self._embedding[np.asarray(tokens[first:])]
         for index, layer in enumerate(self._layers):
             queries, keys, values = self._project(layer, hidden, rotation)
-            cache.write(index, table, 0, keys, values)
+            cache.write(index, table, first, keys, values)
             if kv_ready is not None:
                 kv_ready(index)
             all_keys, all_values = cache.gather(index, table, len(tokens))
-            attended = attention(queries, all_keys, all_values, first_position=0)
+            attended = attention(queries, all_keys, all_values, first_position=first)
             hidden = self._finish_layer(layer, hidden, attended)
             if layer_done is not None:
                 layer_done(index)
-        logits: Floats = self._logits(hidden[-1:])[0]
-        return logits
+        return hidden
 
     def decode(
         self,

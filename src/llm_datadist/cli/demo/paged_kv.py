@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from llm_datadist.cli.demo.pages import on_own_pages
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -26,17 +28,34 @@ def blocks_for(tokens: int, block_size: int) -> int:
 
 
 class PagedKvCache:
-    """The tensors. They live as long as this object: keep it while they are registered."""
+    """The tensors. They live as long as this object: keep it while they are registered.
+
+    Args:
+        layers: Number of layers, each with a tensor of keys and one of values.
+        num_blocks: Blocks of each tensor.
+        block_size: Tokens of a block.
+        kv_heads: Heads of keys and values.
+        head_dim: Numbers of a head.
+        own_pages: Put each tensor on pages of its own, so that single blocks can be lost.
+    """
 
     def __init__(
-        self, layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int
+        self,
+        layers: int,
+        num_blocks: int,
+        block_size: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        own_pages: bool = False,
     ) -> None:
         self.block_size = block_size
         self.shape = (num_blocks, block_size, kv_heads, head_dim)
         # Written once, so that every page is there: a server's cache is, and transfers into pages
         # that are not would measure the kernel's page faults.
         self.tensors: list[Floats] = [
-            np.full(self.shape, 0.0, np.float32) for _ in range(2 * layers)
+            on_own_pages(self.shape) if own_pages else np.full(self.shape, 0.0, np.float32)
+            for _ in range(2 * layers)
         ]
 
     @property
@@ -48,6 +67,10 @@ class PagedKvCache:
     def bytes_per_block(self) -> int:
         """Bytes of one block id over all tensors."""
         return sum(tensor[0].nbytes for tensor in self.tensors)
+
+    def address_of(self, tensor: int, block: int) -> tuple[int, int]:
+        """Where one block of one tensor lies: address and bytes."""
+        return self.tensors[tensor][block].ctypes.data, self.tensors[tensor][block].nbytes
 
     def write(
         self, layer: int, table: BlockTable, position: int, keys: Floats, values: Floats

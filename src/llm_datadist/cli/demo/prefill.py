@@ -16,6 +16,7 @@ from llm_datadist import (
     LLMStatusCode,
     TransferWithCacheKeyConfig,
 )
+from llm_datadist.cli.demo.damage import Damage
 from llm_datadist.cli.demo.generation import greedy
 from llm_datadist.cli.demo.instance import open_instance, register
 from llm_datadist.cli.demo.messages import (
@@ -28,6 +29,7 @@ from llm_datadist.cli.demo.messages import (
     Prefilled,
     Ready,
     Release,
+    Repair,
     Setup,
     Stop,
     Stopped,
@@ -116,8 +118,14 @@ class PrefillWorker:
         shape = setup.shape
         self._model = Llama(shape, setup.seed)
         self._kv = PagedKvCache(
-            shape.layers, setup.num_blocks, setup.block_size, shape.kv_heads, shape.head_dim
+            shape.layers,
+            setup.num_blocks,
+            setup.block_size,
+            shape.kv_heads,
+            shape.head_dim,
+            own_pages=setup.fault_in is not None,
         )
+        self._damage = Damage(self._kv, self._model)
         self._pool = BlockPool(range(setup.num_blocks), setup.seed + 1)
         self._blocks: dict[int, list[int]] = {}
         self._warm_up()
@@ -154,11 +162,18 @@ class PrefillWorker:
             raise
         if push is not None:
             push.wait(request)
+        if request == self._setup.fault_in:
+            self._channel.send(self._damage.inject(request, prompt, blocks))
         self._channel.send(Prefilled(request, greedy(logits), blocks))
         if push is not None:
             spans = gate.spans(push.end_ns)
             num_bytes = len(blocks) * self._kv.bytes_per_block
             self._channel.send(Moved(request, num_bytes, blocks, message.target_blocks, spans))
+
+    def repair(self, message: Repair) -> None:
+        """Mend what was lost of a request."""
+        repaired = self._damage.repair(message, self._instance.cache_manager)
+        self._channel.send(repaired)
 
     def release(self, request: int) -> None:
         """The request's blocks have been moved."""
@@ -196,6 +211,8 @@ def run_prefill(setup: Setup, inbox: Inbox, channel: Channel) -> None:
         match inbox.get():
             case Submit() as message:
                 worker.prefill(message)
+            case Repair() as message:
+                worker.repair(message)
             case Release(request):
                 worker.release(request)
             case Stop():

@@ -85,6 +85,17 @@ class ProgressView:
             case m.LayerDone(request, span):
                 done, of = span.layer + 1, self._settings.shape.layers
                 self._step(request, f"prefill, layer {done} of {of}")
+            case m.FaultInjected(request, lost):
+                places = ", ".join(f"block {one.block} of tensor {one.tensor}" for one in lost)
+                self._say(f"{request_name(request)}: memory goes bad under {places}")
+            case m.FaultMet(request, status, _, lost):
+                blocks = ", ".join(str(number) for number in sorted({one.block for one in lost}))
+                self._progress.update(self._requests[request], state=f"{status}, blocks {blocks}")
+                self._say(f"{request_name(request)}: {status}, blocks {blocks} are lost")
+            case m.Repaired(request, _, _, tokens):
+                text = f"new pages mapped and remapped, {tokens} tokens computed anew"
+                self._progress.update(self._requests[request], state=text)
+                self._say(f"{request_name(request)}: {text}")
             case m.Moved(request, num_bytes, source_blocks):
                 text = f"{len(source_blocks)} blocks, {num_bytes / 2**20:.1f} MiB, moved"
                 self._progress.update(self._requests[request], state=text)

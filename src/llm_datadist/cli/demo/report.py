@@ -14,7 +14,7 @@ from llm_datadist.cli.demo.timeline import ASCII, UNICODE, draw_timeline
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from llm_datadist.cli.demo.results import DemoResult, RequestResult
+    from llm_datadist.cli.demo.results import DemoResult, FaultResult, RequestResult
 
 _MAX_WIDTH = 120
 _ROOMY = 90
@@ -34,6 +34,7 @@ def print_report(console: Console, result: DemoResult, *, verbose: bool = False)
         Text(),
         request_table(result, padding=2 if width >= _ROOMY else 1),
         Text(),
+        *(() if result.fault is None else (fault_table(result.fault), Text())),
         draw_timeline(result, width, glyphs, colour=console.color_system is not None),
         Text(),
         *(
@@ -62,7 +63,10 @@ def request_table(result: DemoResult, padding: int) -> Table:
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("tokens\nequal", justify="center", no_wrap=True)
+    if result.fault is not None:
+        table.add_column("blocks\nlost", justify="right", no_wrap=True)
     for request in result.requests:
+        lost = [] if result.fault is None else [_lost(result.fault, request.name)]
         table.add_row(
             request.name,
             f"{request.prompt_tokens:,}",
@@ -74,7 +78,48 @@ def request_table(result: DemoResult, padding: int) -> Table:
             f"{request.gb_per_s:.2f}",
             f"{request.time_to_first_token_ms:,.0f}",
             Text("yes", "green") if request.tokens_equal else Text("NO", "bold red"),
+            *lost,
         )
+    return table
+
+
+def _lost(fault: FaultResult, request: str) -> Text:
+    count = len({one.block for one in fault.named}) if request == fault.request else 0
+    return Text(str(count) if count else "none", "red" if count else "dim")
+
+
+def fault_table(fault: FaultResult) -> Table:
+    """What happened to the memory under one request, step by step."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column("step", style="bold", no_wrap=True)
+    table.add_column("what")
+    places = ", ".join(
+        f"block {lost.block} of tensor {lost.tensor} ({how})"
+        for lost, how in zip(fault.lost, fault.how, strict=True)
+    )
+    blocks = ", ".join(str(block) for block in sorted({one.block for one in fault.named}))
+    table.add_row("injected", f"under request {fault.request}, in the prefill process: {places}")
+    table.add_row(
+        "detected",
+        f"pull_blocks raised {fault.status} and named blocks {blocks}; the other "
+        f"{fault.arrived_blocks:,} of the call had arrived",
+    )
+    table.add_row("", Text(fault.text, "dim"))
+    table.add_row(
+        "repaired",
+        f"new pages at the same addresses; remap_registered_memory took {fault.remap_ms:.2f} ms",
+    )
+    table.add_row(
+        "recomputed",
+        f"{fault.recomputed_tokens:,} tokens of those blocks in {fault.recompute_ms:,.0f} ms, and "
+        "no others",
+    )
+    table.add_row(
+        "resumed",
+        f"{fault.pulled_blocks} blocks pulled in {fault.pull_ms:.2f} ms over the same link, "
+        f"{fault.recovery_ms:,.0f} ms after the error",
+    )
+    table.add_row("others", f"got {fault.others_tokens:,} tokens meanwhile, and lost nothing")
     return table
 
 
@@ -107,7 +152,10 @@ def verdict(result: DemoResult) -> Text:
         text.append(f"The tokens of {count - equal} of {_requests(count)} differ", "bold red")
         text.append(" from those of the same model run in one process.\n")
     if result.tokens_equal and not result.logits_equal:
-        text.append("Some logits differ, though: the caches were not the same bytes.\n", "red")
+        if result.fault is None:
+            text.append("Some logits differ, though: the caches were not the same bytes.\n", "red")
+        else:
+            text.append("Some logits differ in their last bits: lost blocks were computed anew.\n")
     text.append(f"{mebibytes:.1f} MiB of KV cache in {blocks:,} blocks moved to other block ids")
     text.append(f" over backend {result.backend}; ")
     if result.residents_intact:

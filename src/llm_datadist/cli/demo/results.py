@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from llm_datadist.cli.demo.messages import ALL_LAYERS, Mode
+from llm_datadist.cli.demo.messages import ALL_LAYERS, LostRange, Mode
 from llm_datadist.cli.demo.model import ModelShape
 
 SpanKind = Literal["compute", "transfer", "decode"]
@@ -57,6 +57,30 @@ class RequestResult(msgspec.Struct, frozen=True, kw_only=True):
     logits_equal: bool
 
 
+class FaultResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What --inject-fault did, and what became of it.
+
+    `lost` was injected; `named` is what the error of the pull said, `text` and `status` the error.
+    `arrived_blocks` of the same pull came through. `others_tokens` were decoded for other requests
+    between the error and the moment at which the request went on.
+    """
+
+    request: str
+    lost: list[LostRange]
+    how: list[str]
+    status: str
+    text: str
+    named: list[LostRange]
+    arrived_blocks: int
+    remap_ms: float
+    recompute_ms: float
+    recomputed_tokens: int
+    pulled_blocks: int
+    pull_ms: float
+    recovery_ms: float
+    others_tokens: int
+
+
 class DemoResult(msgspec.Struct, frozen=True, kw_only=True):
     """A whole run."""
 
@@ -74,6 +98,7 @@ class DemoResult(msgspec.Struct, frozen=True, kw_only=True):
     serving_ms: float
     reference_ms: float
     requests: list[RequestResult]
+    fault: FaultResult | None = None
     timeline: list[Span]
 
 

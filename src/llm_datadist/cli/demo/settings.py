@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 import string
 
 import msgspec
@@ -26,6 +28,30 @@ class DemoSettings(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int = 16
     max_new_tokens: int = 16
     corrupt_block: bool = False
+    inject_fault: bool = False
+
+    @property
+    def fault_in(self) -> int | None:
+        """The request that loses memory: the second one, if there are several."""
+        return min(1, len(self.prompts) - 1) if self.inject_fault else None
+
+    def check(self) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            DemoError: --inject-fault with another mode, or with blocks that share pages.
+        """
+        if not self.inject_fault:
+            return
+        if self.mode != "pull":
+            raise DemoError("--inject-fault goes with --mode pull")
+        token_bytes = self.shape.kv_heads * self.shape.head_dim * 4
+        tokens = mmap.PAGESIZE // math.gcd(token_bytes, mmap.PAGESIZE)
+        if self.block_size % tokens:
+            raise DemoError(
+                f"--inject-fault takes whole pages of {mmap.PAGESIZE} bytes away: give a "
+                f"--block-size that is a multiple of {tokens}"
+            )
 
     @property
     def prompt_blocks(self) -> int:
