@@ -44,9 +44,11 @@ class LLMDataDist:
         TypeError: role is no LLMRole, or cluster_id no integer.
         ValueError: cluster_id outside uint64.
 
-    Thread-safe. Any number of instances may live in a process. As a context manager it finalises at
-    the end of the block; every live instance is finalised when the interpreter exits. An instance
-    does not survive a fork: in the child it is not initialised, and its parent's is undisturbed.
+    Thread-safe; calls that wait release the GIL. Before `init` and after `finalize` every other
+    method raises RuntimeError. Any number of instances may live in a process. As a context manager
+    it finalises at the end of the block; every live instance is finalised when the interpreter
+    exits. An instance does not survive a fork: in the child it is not initialised, and its parent's
+    is undisturbed.
     Source: api.md 4.1.
     """
 
@@ -271,7 +273,13 @@ class LLMDataDist:
         return self._live_domains("query_register_mem_status").query_register_mem_status(comm_id)
 
     def describe_domain(self, comm_id: int) -> dict[str, object]:
-        """Members, states and reasons of a domain. *(extension)*"""
+        """Members, states and reasons of a domain. *(extension)*
+
+        Raises:
+            TypeError: comm_id is no integer.
+            LLMException: LLM_PARAM_INVALID: unknown comm_id.
+        Source: api.md 4.6.
+        """
         return self._live_domains("describe_domain").describe_domain(comm_id)
 
     def switch_role(self, role: LLMRole, switch_options: dict[str, str] | None = None) -> None:
@@ -313,6 +321,7 @@ class LLMDataDist:
 
         Raises:
             TypeError: remote_cluster_id is no integer.
+            ValueError: It is outside uint64.
             LLMException: LLM_NOT_YET_LINK, LLM_TIMEOUT or LLM_LINK_FAILED.
         Source: api.md 4.8.
         """
@@ -326,6 +335,8 @@ class LLMDataDist:
         Peer, incarnation, backend and why, lanes, whether transfers are checked, counters.
 
         Raises:
+            TypeError: cluster_id is no integer.
+            ValueError: It is outside uint64.
             LLMException: LLM_NOT_YET_LINK.
         Source: api.md 4.8.
         """

@@ -28,10 +28,12 @@ class CacheCalls(Calls):
         """Register memory of the caller as a contiguous cache.
 
         Args:
-            cache_desc: Description of the tensors.
-            addrs: Address of each tensor; the caller keeps the memory alive until
-                `unregister_cache` returns. It is neither read nor written here.
-            cache_keys: Key i names slot i; req_id 2**64-1 leaves a slot unnamed.
+            cache_desc: Description of the tensors; a copy is kept.
+            addrs: Address of each tensor, num_tensors of them, any alignment. The caller keeps the
+                memory alive until `unregister_cache` returns. It is neither read nor written here
+                and need not be mapped yet.
+            cache_keys: Key i names slot i; at most batch_size keys, trailing ones may be left out;
+                req_id 2**64-1 leaves a slot unnamed; of equal keys the last wins.
             remote_accessible: None = True for DEVICE placement, False for HOST.
 
         Raises:
@@ -39,7 +41,8 @@ class CacheCalls(Calls):
             TypeError: A wrong type.
             ValueError: An address outside uint64, or a range that wraps the address space.
             LLMException: LLM_PARAM_INVALID: counts that differ, more than max_registered_addrs
-                addresses over all caches, too many keys, a key that a live cache holds.
+                addresses over all caches, too many keys, a key that a live cache holds;
+                LLM_OUT_OF_MEMORY: the directory is full. Nothing has changed then.
         Source: api.md 5.4. Linked peers see the cache at once.
         """
         operation = "register_cache"
@@ -60,9 +63,10 @@ class CacheCalls(Calls):
         """Register memory of the caller as a blocks cache: dimension 0 counts blocks.
 
         Args:
-            cache_desc: Description of the tensors.
+            cache_desc: Description of the tensors; block_bytes is a tensor's bytes / shape[0].
             addrs: Address of each tensor; kept alive by the caller as for `register_cache`.
-            blocks_cache_key: Names the cache; of two caches under one key the last wins.
+            blocks_cache_key: Names the cache; of two caches under one key the last wins, and the
+                earlier one stays reachable by its id.
             remote_accessible: None = True for DEVICE placement, False for HOST.
 
         Raises:
@@ -91,6 +95,8 @@ class CacheCalls(Calls):
 
         Raises:
             TypeError: cache_id is no integer.
+            ValueError: It is outside 64 bits.
+            LLMException: LLM_PARAM_INVALID: the cache was allocated, not registered.
         Source: api.md 5.5. Bounded by one batch of copying, whatever state the peers are in.
         """
         self._engine.check_open("unregister_cache")
@@ -99,7 +105,12 @@ class CacheCalls(Calls):
     def allocate_cache(self, cache_desc: CacheDesc, cache_keys: Sequence[CacheKey] = ()) -> Cache:
         """Allocate a contiguous cache from the pool of the description's placement.
 
-        It is held by its id and by each of its keys, and freed when no hold is left.
+        It is held by its id and by each of its keys, and freed when no hold is left. `Cache.tensor`
+        gives the memory, which belongs to the pool and is not cleared.
+
+        Args:
+            cache_desc: Description; each tensor takes whole pages of the pool.
+            cache_keys: As for `register_cache`.
 
         Raises:
             TypeError: A wrong type.
@@ -114,9 +125,12 @@ class CacheCalls(Calls):
     def deallocate_cache(self, cache: Cache) -> None:
         """Drop the id's hold of an allocated cache; its keys keep it alive. No-op when gone.
 
+        The memory is final when no hold is left: no peer touches it any more. Until then peers may
+        pull by the keys, and the Cache itself serves no further call.
+
         Raises:
             TypeError: cache is no Cache.
-            LLMException: LLM_PARAM_INVALID: a cache of another instance.
+            LLMException: LLM_PARAM_INVALID: a cache of another instance, or a registered one.
         Source: api.md 5.6.
         """
         self._engine.check_open("deallocate_cache")
@@ -126,6 +140,10 @@ class CacheCalls(Calls):
         self, cache_desc: CacheDesc, blocks_cache_key: BlocksCacheKey | None = None
     ) -> Cache:
         """Allocate a blocks cache from the pool of the description's placement.
+
+        Args:
+            cache_desc: Description; each tensor takes whole pages of the pool.
+            blocks_cache_key: As for `register_blocks_cache`.
 
         Raises:
             TypeError: A wrong type.
@@ -144,14 +162,16 @@ class CacheCalls(Calls):
 
         Raises:
             TypeError: cache is no Cache.
-            LLMException: LLM_PARAM_INVALID: a cache of another instance.
+            LLMException: LLM_PARAM_INVALID: a cache of another instance, or a registered one.
         Source: api.md 5.6.
         """
         self._engine.check_open("deallocate_blocks_cache")
         self._registry.deallocate("deallocate_blocks_cache", check_instance("cache", cache, Cache))
 
     def remove_cache_key(self, cache_key: CacheKey) -> None:
-        """Drop a key's hold of its cache; no-op when it names nothing.
+        """Drop a key's hold of its cache, which is freed with its last hold.
+
+        No-op when the key names nothing. When it returns no pull by the key can succeed any more.
 
         Raises:
             TypeError: cache_key is no CacheKey.

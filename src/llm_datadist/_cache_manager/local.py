@@ -61,10 +61,14 @@ class LocalCalls(Calls):
     def copy_blocks(self, cache: Cache, copy_block_info: dict[int, list[int]]) -> None:
         """Copy blocks within one own blocks cache: each key's block onto every listed block.
 
+        As if made one after the other, in the order of the dictionary.
+
         Raises:
             TypeError: A wrong type.
             ValueError: A negative index.
-            LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST, LLM_DEVICE_MEM_ERROR.
+            LLMException: LLM_PARAM_INVALID (an index that does not exist), LLM_KV_CACHE_NOT_EXIST
+                (freed), LLM_DEVICE_MEM_ERROR (`faults` names the blocks; the others were copied,
+                but for copies that depend on an earlier one of the same call).
         Source: api.md 7.7.
         """
         self._engine.check_open("copy_blocks")
@@ -82,9 +86,9 @@ class LocalCalls(Calls):
 
         Raises:
             AttributeError: A cache is None.
-            TypeError: A wrong type, or caches whose type or tensor count differ.
-            ValueError: A negative index, or caches whose block bytes differ.
-            LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST, LLM_DEVICE_MEM_ERROR.
+            TypeError: A wrong type, or caches whose data type differs.
+            ValueError: A negative index, or caches whose tensor count or block bytes differ.
+            LLMException: as `copy_blocks`.
         Source: api.md 7.7.
         """
         self._engine.check_open("swap_blocks")

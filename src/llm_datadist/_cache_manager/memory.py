@@ -21,12 +21,13 @@ class MemoryCalls(Calls):
         """Register memory anew after its pages were replaced at the same addresses.
 
         Args:
-            mem_infos: Ranges of MEM_TYPE_DEVICE, each wholly inside registered memory.
+            mem_infos: Ranges of MEM_TYPE_DEVICE, each wholly inside registered memory; addresses
+                and bytes, no alignment. The pages must be in place already.
 
         When it returns every linked peer has dropped what it held of the old mapping and transfers
         of the ranges work, without relinking. A peer that does not answer within sync_kv_timeout
         loses its link, not the call its success. Overlapping transfers finish right or raise
-        LLM_KV_CACHE_NOT_EXIST. Idempotent.
+        LLM_KV_CACHE_NOT_EXIST. Idempotent, thread-safe; all or nothing when an entry is wrong.
 
         Raises:
             TypeError: No MemInfo, or no list or tuple of them.
@@ -40,8 +41,9 @@ class MemoryCalls(Calls):
         """Own memory that transfers could not access, as in `LLMException.faults` *(extension)*.
 
         Own transfers that failed on it have marked it, or a peer has told of one of its own.
-        Transfers of this instance that touch a marked range raise LLM_DEVICE_MEM_ERROR at once; a
-        remap of any part of it takes the mark away, and so does the end of the cache.
+        Transfers of this instance that touch a marked range raise LLM_DEVICE_MEM_ERROR at once, and
+        those of linked peers LLM_SUSPECT_REMOTE_ERROR, without touching the memory. A remap of any
+        part of it takes the mark away, and so does the end of the cache.
 
         Source: api.md 7.9.
         """

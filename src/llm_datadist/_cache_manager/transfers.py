@@ -54,7 +54,9 @@ class TransferCalls(Calls):
             LLMException: LLM_PARAM_INVALID (sizes, slots, layers), LLM_NOT_YET_LINK,
                 LLM_KV_CACHE_NOT_EXIST, LLM_TIMEOUT after sync_kv_timeout, LLM_LINK_FAILED,
                 LLM_SUSPECT_REMOTE_ERROR, LLM_DEVICE_MEM_ERROR, LLM_ENGINE_FINALIZED.
-        After a failure blocks that were moved stay moved and nothing lands any more.
+        After a failure bytes that were moved stay moved and nothing lands any more; a CacheKey is
+        not consumed. After a memory fault `faults` names all memory at fault, and everything else
+        was moved.
         Source: api.md 7.2, 7.8.
         """
         operation = "pull_cache"
@@ -84,8 +86,8 @@ class TransferCalls(Calls):
                 CacheKeyByIdAndIndex: the slot is cut into pieces of the destination's block_bytes,
                 piece i lands in dst_blocks[i]; src_blocks stays empty.
             dst_cache: Own blocks cache of equal block_bytes and tensor count.
-            src_blocks: The peer's blocks, 0-based.
-            dst_blocks: Own blocks, no duplicates.
+            src_blocks: The peer's blocks, 0-based; as many as dst_blocks.
+            dst_blocks: Own blocks, 0-based, no duplicates. Empty lists move nothing.
             src_layer_range: The peer's layers, step 1; None = all.
             dst_layer_range: Own layers, equally many; None = all.
             tensor_num_per_layer: Tensors of one layer.
@@ -94,7 +96,8 @@ class TransferCalls(Calls):
             TypeError: A wrong type (a float, str or bool among the blocks, say).
             ValueError: A negative index.
             LLMException: as `pull_cache`; LLM_PARAM_INVALID names the index at fault.
-        After a failure blocks that were moved stay moved and nothing lands any more.
+        After a failure blocks that were moved stay moved and nothing lands any more; after a
+        memory fault `faults` names every block at fault, and all others were moved.
         Source: api.md 7.3, 7.8.
         """
         operation = "pull_blocks"
@@ -118,6 +121,8 @@ class TransferCalls(Calls):
     ) -> None:
         """Push blocks of an own cache into blocks of a peer's; visible there when it returns.
 
+        The peer's own threads write them; its program takes no part.
+
         Args:
             dst_cache_key: The peer's blocks cache.
             src_cache: Own blocks cache of equal block_bytes and tensor count.
@@ -131,6 +136,7 @@ class TransferCalls(Calls):
             TypeError: A wrong type.
             ValueError: A negative index.
             LLMException: as `pull_blocks`.
+        After a failure the same holds as for `pull_blocks`, at the peer's cache.
         Source: api.md 7.4, 7.8.
         """
         operation = "push_blocks"
@@ -165,6 +171,7 @@ class TransferCalls(Calls):
             TypeError: A wrong type.
             ValueError: A number outside its width.
             LLMException: as `pull_cache`.
+        After a failure the same holds as for `pull_cache`, at the peer's cache.
         Source: api.md 7.5, 7.8.
         """
         operation = "push_cache"
@@ -189,15 +196,21 @@ class TransferCalls(Calls):
 
         Args:
             src_cache: Own cache; two tensors per layer.
-            layer_synchronizer: Asked once per layer, ascending, on a thread of the library.
-            transfer_configs: Destinations: all TransferConfig while remote-accessible is off, all
-                TransferWithCacheKeyConfig while it is on.
-            src_block_indices: Blocks of the source.
-            dst_block_indices: Blocks of the destination.
+            layer_synchronizer: Asked once per layer, ascending, on a thread of the library; false
+                or an exception ends the transfer with LLM_FAILED.
+            transfer_configs: Destinations: all TransferConfig while enable_remote_cache_accessible
+                is off, all TransferWithCacheKeyConfig while it is on.
+            src_block_indices: Blocks of the source, 0-based; a contiguous source given them uses
+                its dimension 0 as blocks.
+            dst_block_indices: Blocks of the destination, no duplicates, as many as the source's;
+                neither list, with keys: every block onto itself. For a contiguous source: where the
+                consecutive pieces of its slot go.
             dst_block_memory_size: Bytes of a destination block, for a contiguous source.
 
         Returns:
-            At once, a CacheTask with one result per config.
+            At once, a CacheTask with one result per config. Until it is complete, a layer must not
+            change any more once the synchronizer has said that it is ready. Each layer has
+            sync_kv_timeout; a config that fails gets no further layer, the others go on.
         Raises:
             TypeError: A wrong type, or kinds of configs mixed.
             ValueError: A negative index or size.

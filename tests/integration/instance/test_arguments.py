@@ -508,6 +508,23 @@ def test_the_good_arguments_are_good(options, info):
         world.close()
 
 
+def documentation(kind, name):
+    """The docstring of a method, with that of the method that it refers to for its errors."""
+    text = inspect.getdoc(getattr(kind, name))
+    for other in re.findall(r"\bas (?:for )?`(\w+)`", text):
+        text += documentation(kind, other)
+    return text
+
+
+@pytest.mark.parametrize(("kind", "name"), METHODS)
+def test_a_docstring_names_every_class_of_error_and_its_source(kind, name):
+    """api.md checklist 5. What the table above makes a method raise, its docstring tells."""
+    text = documentation(kind, name)
+    for what in {what for mistakes in MISTAKES.get(name, {}).values() for what, _ in mistakes}:
+        assert (what.name if isinstance(what, LLMStatusCode) else what.__name__) in text
+    assert "Source: " in text
+
+
 PROPERTIES = ["cache_manager", "kv_cache_manager", "listen_address"]
 
 
