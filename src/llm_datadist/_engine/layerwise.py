@@ -76,7 +76,7 @@ class Layerwise:
             running, self._running = self._running, set()
             senders, self._senders = self._senders, None
         for state in running:
-            state.cancel()
+            state.ask_to_end()
             for index in range(len(state.results())):
                 state.set_result(index, LLMStatusCode.LLM_ENGINE_FINALIZED)
             state.complete()
@@ -109,12 +109,19 @@ class Layerwise:
             ]
             if not wanted:
                 continue
-            ready = not state.is_cancelled and _synchronized(synchronizer, layer)
-            if state.is_cancelled or not ready:
+            if state.is_cancelled:
+                return
+            if not _synchronized(synchronizer, layer):
                 for index in wanted:
                     state.set_result(index, LLMStatusCode.LLM_FAILED)
                 return
-            for index, status in zip(wanted, self._send(targets, wanted, layer), strict=True):
+            if not state.begin_layer(wanted):
+                return
+            try:
+                statuses = self._send(targets, wanted, layer)
+            finally:
+                state.end_layer()
+            for index, status in zip(wanted, statuses, strict=True):
                 last = layer == targets[index].layers[-1]
                 if status is not LLMStatusCode.LLM_SUCCESS:
                     failed.add(index)

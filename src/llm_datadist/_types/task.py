@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._types.checks import UINT64_MAX, check_int
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["CacheTask", "TaskState"]
 
@@ -30,6 +33,8 @@ class TaskState:
         self._results: list[LLMStatusCode | None] = [None] * num_configs
         self._complete = False
         self._cancelled = False
+        self._sending = False
+        self._started: set[int] = set()
 
     def set_result(self, index: int, status: LLMStatusCode) -> None:
         """Set the outcome of one destination.
@@ -49,11 +54,42 @@ class TaskState:
             self._complete = True
             self._changed.notify_all()
 
-    def cancel(self) -> None:
-        """Ask for an early end; idempotent."""
+    def begin_layer(self, indices: Iterable[int]) -> bool:
+        """Say that a layer goes to these destinations now; False if an early end was asked for."""
+        with self._changed:
+            if self._cancelled:
+                return False
+            self._sending = True
+            self._started.update(indices)
+            return True
+
+    def end_layer(self) -> None:
+        """Say that the layer has gone, or failed: no byte of it moves any more."""
+        with self._changed:
+            self._sending = False
+            self._changed.notify_all()
+
+    def ask_to_end(self) -> None:
+        """Ask for an early end: no further layer is begun. Idempotent, does not wait."""
         with self._changed:
             self._cancelled = True
             self._changed.notify_all()
+
+    def cancel(self) -> None:
+        """End early; when it returns no byte moves any more. Idempotent.
+
+        Destinations that have had a layer, and not all of them, get LLM_FAILED. Waits for the layer
+        that is under way, which ends by its deadline, and not for the caller's synchronizer.
+        """
+        with self._changed:
+            self._cancelled = True
+            self._changed.wait_for(lambda: not self._sending)
+            if not self._complete:
+                for index in self._started:
+                    if self._results[index] is None:
+                        self._results[index] = LLMStatusCode.LLM_FAILED
+                self._complete = True
+                self._changed.notify_all()
 
     @property
     def is_cancelled(self) -> bool:
@@ -138,9 +174,13 @@ class CacheTask:
         return [LLMStatusCode.LLM_WAIT_PROCESS_TIMEOUT] * len(results)
 
     def cancel(self) -> None:
-        """Ask for an early end *(extension)*: no further layer is sent.
+        """End the transfer early *(extension)*; when it returns no byte of it moves any more.
 
-        Does not wait; idempotent.
+        Layers that were sent stay where they are. A layer under way is waited for, which takes
+        sync_kv_timeout at most; the synchronizer is not, it may go on blocking. The task is
+        complete then: LLM_FAILED for each destination that has had some of its layers, None for
+        those that have had none. Without effect on a task that is complete; idempotent, from any
+        thread.
         """
         self._state.cancel()
 

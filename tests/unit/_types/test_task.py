@@ -113,14 +113,16 @@ def test_results_are_given_out_as_copies():
     assert task.get_results() == [SUCCESS]
 
 
-def test_cancel_asks_and_does_not_end():
+def test_an_early_end_can_be_asked_for_without_waiting():
     task, state = task_with(None, complete=False)
     assert state.is_cancelled is False
-    task.cancel()
-    task.cancel()
+    assert state.begin_layer([0])
+    for _ in range(2):
+        state.ask_to_end()
     assert state.is_cancelled is True
     assert state.is_complete is False
     assert task.synchronize(0) is EXPIRED
+    assert not state.begin_layer([0])
 
 
 def test_a_task_prints_its_state():
@@ -130,3 +132,30 @@ def test_a_task_prints_its_state():
     assert repr(task) == f"CacheTask(is_complete=False, {results})"
     state.complete()
     assert repr(task) == f"CacheTask(is_complete=True, {results})"
+
+
+def test_cancel_waits_for_the_layer_that_is_under_way():
+    """And for nothing else; what had begun has failed, what had not is None."""
+    task, state = task_with(SUCCESS, None, None, complete=False)
+    assert state.begin_layer([0, 1])
+    ended = []
+    canceller = threading.Thread(target=lambda: (task.cancel(), ended.append(True)))
+    canceller.start()
+    while not state.is_cancelled:
+        time.sleep(0.001)
+    canceller.join(0.05)
+    assert not ended
+    assert task.synchronize(0) is EXPIRED
+    state.end_layer()
+    canceller.join(10)
+    assert ended
+    assert task.get_results(0) == [SUCCESS, FAILED, None]
+    state.set_result(2, SUCCESS)
+    assert task.get_results(0) == [SUCCESS, FAILED, None]
+    assert not state.begin_layer([2])
+
+
+def test_cancel_changes_nothing_of_a_task_that_is_complete():
+    task, _ = task_with(SUCCESS, TIMEOUT, None)
+    task.cancel()
+    assert task.get_results() == [SUCCESS, TIMEOUT, None]
