@@ -201,15 +201,17 @@ class Faults:
         )
 
     def marked(self) -> list[Marked]:
-        """Return what a peer should know: the marks of every cache that it may touch."""
+        """Return what a peer should know: the marks of the caches that it may touch.
+
+        If they are very many, some are left out, so that a greeting can carry them; peers find
+        those out by themselves.
+        """
         by_cache: dict[int, tuple[LocalCache, list[tuple[int, int]]]] = {}
-        for cache, piece in self._registry.faulted():
+        for cache, piece in self._registry.faulted()[:_MOST_REPORTED]:
             if cache.accessible:
                 found = by_cache.setdefault(cache.cache_id, (cache, []))
                 found[1].append((piece.addr, piece.size))
-        return [
-            Marked(cache.ref, tuple(ranges[:_MOST_REPORTED])) for cache, ranges in by_cache.values()
-        ]
+        return [Marked(cache.ref, tuple(ranges)) for cache, ranges in by_cache.values()]
 
     def tell_peers(self) -> None:
         """Send every peer the marks; those that cannot be told find out by themselves."""

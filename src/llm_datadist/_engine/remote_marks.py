@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from llm_datadist._backends.outcomes import Ref
     from llm_datadist._plan import Plan
 
+_ADDRESS_SPACE = 1 << 64
+_MOST_CACHES = 4096  # a peer may say what it likes
+
 Range = tuple[int, int]
 """Address and size."""
 
@@ -42,11 +45,16 @@ class RemoteMarks:
             self._by_index[index] = value, tuple(dict.fromkeys((*kept, *ranges)))
 
     def replace(self, entry: Ref, ranges: Iterable[Range]) -> None:
-        """Take the owner's word for all the marks of a cache."""
+        """Take the owner's word for all the marks of a cache; what is no range is left out."""
         index, value = entry
+        marks = tuple(
+            (addr, size)
+            for addr, size in ranges
+            if addr >= 0 and size > 0 and addr + size < _ADDRESS_SPACE
+        )
         with self._lock:
             self._by_index.pop(index, None)
-            if marks := tuple(ranges):
+            if marks and len(self._by_index) < _MOST_CACHES:
                 self._by_index[index] = value, marks
 
     def forget(self, addr: int, size: int) -> None:

@@ -55,3 +55,12 @@ def test_a_remap_ends_the_marks_that_it_touches():
     assert marks.touched(ENTRY, plan((0, 100))) == [(0, 8)]
     marks.forget(0, 1000)
     assert not marks
+
+
+def test_what_is_no_range_of_memory_is_left_out():
+    """A peer may say anything; nothing of it reaches the arithmetic of a transfer."""
+    marks = RemoteMarks()
+    marks.replace(ENTRY, [(-1, 5), (5, -1), (5, 0), (2**64 - 1, 1), (2**70, 1), (0, 2**70)])
+    assert not marks
+    marks.replace(ENTRY, [(2**64 - 9, 8), (-5, 1)])
+    assert marks.touched(ENTRY, plan((2**64 - 2, 1))) == [(2**64 - 9, 8)]
