@@ -7,8 +7,11 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.table import Table
+
+from llm_datadist.cli.doctor_probe import Probe, probe
 
 _PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 _PTRACE_MEANING = {
@@ -20,7 +23,11 @@ _PTRACE_MEANING = {
 
 
 def doctor() -> None:
-    """Show versions and what this machine allows."""
+    """Show versions, what this machine allows, and whether blocks move between two processes.
+
+    Exit status: 0 they do, 1 they do not; the last row says why.
+    """
+    console = Console()
     table = Table(show_header=False, box=None, pad_edge=False)
     for name in ("llm-datadist", "numpy", "msgspec"):
         table.add_row(name, _installed(name))
@@ -28,7 +35,25 @@ def doctor() -> None:
     table.add_row("system", f"{platform.system()} {platform.release()}, {platform.machine()}")
     table.add_row("cores", f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}")
     table.add_row("ptrace scope", _ptrace_scope())
-    Console().print(table, highlight=False)
+    found = probe()
+    for name, text in _rows(found):
+        table.add_row(name, text)
+    console.print(table, highlight=False)
+    if found.problem:
+        raise typer.Exit(1)
+
+
+def _rows(found: Probe) -> list[tuple[str, str]]:
+    if found.problem:
+        return [("two processes", f"blocks do not move: {found.problem}")]
+    return [
+        ("two processes", f"blocks move over backend {found.path} ({found.reasons})"),
+        (
+            "pull, push",
+            f"{found.pull_gb_per_s:.1f} and {found.push_gb_per_s:.1f} GB/s, 64 KiB blocks",
+        ),
+        ("one block", f"{found.one_block_us:.0f} us for a pull of 64 KiB"),
+    ]
 
 
 def _installed(name: str) -> str:
