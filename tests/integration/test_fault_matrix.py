@@ -18,6 +18,7 @@ from llm_datadist import (
     DataType,
     LayerSynchronizer,
     LLMException,
+    LLMStatusCode,
     MemInfo,
     Memtype,
     TransferConfig,
@@ -181,14 +182,14 @@ class Ready(LayerSynchronizer):
 
 
 def transfer(operation, user, mine, theirs):
-    """Carry out an operation over the units that are moved; return the status of a layer's push."""
+    """Carry out an operation over the units that are moved; raise what stopped a layer's push."""
     if operation in SLOTS:
         for unit in UNITS_MOVED:
             if operation == "pull_cache":
                 user.manager.pull_cache(theirs.slot(unit), mine.cache, unit)
             else:
                 user.manager.push_cache(theirs.slot(unit), mine.cache, unit)
-        return None
+        return
     if operation.startswith("layers"):
         by_key = TransferWithCacheKeyConfig(KEY, range(1), range(1))
         by_address = TransferConfig(1, theirs.cache.tensor_addrs)
@@ -196,18 +197,24 @@ def transfer(operation, user, mine, theirs):
         task = user.manager.transfer_cache_async(
             mine.cache, Ready(), [config], UNITS_MOVED, UNITS_MOVED
         )
-        return task.synchronize(20000).name
+        status, (error,) = task.synchronize(20000), task.errors
+        assert (error is None) is (status is LLMStatusCode.LLM_SUCCESS)
+        if error is not None:
+            assert error.status_code is status
+            raise error
+        return
     getattr(user.manager, operation)(KEY, mine.cache, UNITS_MOVED, UNITS_MOVED)
-    return None
 
 
 def check_fails(operation, status, user, mine, theirs, faulty):
-    if operation.startswith("layers"):
-        assert transfer(operation, user, mine, theirs) == status
-        return
-    with failing(status, operation, peer=1) as error:
+    name = "transfer_cache_async" if operation.startswith("layers") else operation
+    with failing(status, name, peer=1) as error:
         transfer(operation, user, mine, theirs)
     (fault,) = error.value.faults
+    if status == REMOTE and operation == "layers by address":  # no cache is known there
+        assert (fault.cluster_id, fault.cache_id) == (OWNER, None)
+        assert (fault.addr, fault.size) == (faulty.bad, PAGE)
+        return
     unit = fault.slot if operation in SLOTS else fault.block
     assert (fault.cluster_id, fault.cache_id) == (faulty.held.side.id, faulty.held.id)
     assert (fault.tensor_index, unit) == LAST
@@ -217,11 +224,11 @@ def check_fails(operation, status, user, mine, theirs, faulty):
 def succeeds(status, operation, *sides):
     """Whether an operation succeeds; else with that status."""
     try:
-        given = transfer(operation, *sides)
+        transfer(operation, *sides)
     except LLMException as error:
-        given = error.status_code.name
-    assert given in {None, "LLM_SUCCESS", status}
-    return given != status
+        assert error.status_code.name == status
+        return False
+    return True
 
 
 def check_moved(source, target, places):
@@ -251,7 +258,7 @@ def test_a_fault_is_named_contained_and_mended(
         if succeeds(status, operation, user, mine.held, theirs.held):
             check_moved(source.held, target.held, [place for place in places if place != LAST])
     elif read and not kind.harms_readers:
-        assert transfer(operation, user, mine.held, theirs.held) in {None, "LLM_SUCCESS"}
+        transfer(operation, user, mine.held, theirs.held)
     else:
         check_fails(operation, status, user, mine.held, theirs.held, faulty)
         others = [place for place in places if place != LAST]
@@ -260,7 +267,7 @@ def test_a_fault_is_named_contained_and_mended(
     faulty.repair()
     mend = MemInfo(Memtype.MEM_TYPE_DEVICE, faulty.bad, PAGE)
     faulty.held.side.manager.remap_registered_memory(mend)
-    assert transfer(operation, user, mine.held, theirs.held) in {None, "LLM_SUCCESS"}
+    transfer(operation, user, mine.held, theirs.held)
     check_moved(source.held, target.held, places)
 
 

@@ -228,6 +228,7 @@ def move_layers(manager: CacheManager, cache: Cache) -> None:
     assert_type(task.synchronize(timeout_in_millis=100), LLMStatusCode)
     assert_type(task.get_results(), list[LLMStatusCode | None])
     assert_type(task.cancel(), None)
+    assert_type(task.errors, list[LLMException | None])
 
 
 def errors(error: LLMException) -> LLMStatusCode:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("llm_datadist")
 
+_Sent = tuple[LLMStatusCode, LLMException | None]
+
 OPERATION = "transfer_cache_async"
 _PARALLEL_DESTINATIONS = 16
 
@@ -118,27 +120,25 @@ class Layerwise:
             if not state.begin_layer(wanted):
                 return
             try:
-                statuses = self._send(targets, wanted, layer)
+                sent = self._send(targets, wanted, layer)
+                for index, (status, error) in zip(wanted, sent, strict=True):
+                    last = layer == targets[index].layers[-1]
+                    if status is not LLMStatusCode.LLM_SUCCESS:
+                        failed.add(index)
+                        state.set_result(index, status, error)
+                    elif last:
+                        state.set_result(index, status)
             finally:
                 state.end_layer()
-            for index, status in zip(wanted, statuses, strict=True):
-                last = layer == targets[index].layers[-1]
-                if status is not LLMStatusCode.LLM_SUCCESS:
-                    failed.add(index)
-                    state.set_result(index, status)
-                elif last:
-                    state.set_result(index, status)
 
-    def _send(
-        self, targets: list[Destination], wanted: list[int], layer: int
-    ) -> list[LLMStatusCode]:
+    def _send(self, targets: list[Destination], wanted: list[int], layer: int) -> list[_Sent]:
         senders = self._senders
         if len(wanted) == 1 or senders is None:
             return [_send_one(targets[index], layer) for index in wanted]
         try:
             return list(senders.map(lambda index: _send_one(targets[index], layer), wanted))
         except RuntimeError:  # shut down by finalize meanwhile
-            return [LLMStatusCode.LLM_ENGINE_FINALIZED] * len(wanted)
+            return [(LLMStatusCode.LLM_ENGINE_FINALIZED, None)] * len(wanted)
 
 
 def _synchronized(synchronizer: LayerSynchronizer, layer: int) -> bool:
@@ -152,14 +152,14 @@ def _synchronized(synchronizer: LayerSynchronizer, layer: int) -> bool:
     return bool(done)
 
 
-def _send_one(target: Destination, layer: int) -> LLMStatusCode:
+def _send_one(target: Destination, layer: int) -> _Sent:
     try:
         target.send(layer)
     except LLMException as error:
         if error.status_code is not LLMStatusCode.LLM_ENGINE_FINALIZED:
             logger.error("%s: layer %d: %s", OPERATION, layer, str(error))
-        return error.status_code
+        return error.status_code, error
     except Exception:
         logger.exception("%s: layer %d failed", OPERATION, layer)
-        return LLMStatusCode.LLM_FAILED
-    return LLMStatusCode.LLM_SUCCESS
+        return LLMStatusCode.LLM_FAILED, None
+    return LLMStatusCode.LLM_SUCCESS, None

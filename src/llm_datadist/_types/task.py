@@ -12,7 +12,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, final
 
-from llm_datadist._errors import LLMStatusCode
+from llm_datadist._errors import LLMException, LLMStatusCode
 from llm_datadist._types.checks import UINT64_MAX, check_int
 
 if TYPE_CHECKING:
@@ -31,19 +31,23 @@ class TaskState:
     def __init__(self, num_configs: int) -> None:
         self._changed = threading.Condition()
         self._results: list[LLMStatusCode | None] = [None] * num_configs
+        self._errors: list[LLMException | None] = [None] * num_configs
         self._complete = False
         self._cancelled = False
         self._sending = False
         self._started: set[int] = set()
 
-    def set_result(self, index: int, status: LLMStatusCode) -> None:
-        """Set the outcome of one destination.
+    def set_result(
+        self, index: int, status: LLMStatusCode, error: LLMException | None = None
+    ) -> None:
+        """Set the outcome of one destination, and the exception behind a failure.
 
         A failure stays, and nothing changes after `complete`.
         """
         with self._changed:
             if not self._complete and self._results[index] in {None, LLMStatusCode.LLM_SUCCESS}:
                 self._results[index] = status
+                self._errors[index] = error
 
     def complete(self) -> None:
         """Say that nothing more will happen; idempotent.
@@ -105,6 +109,11 @@ class TaskState:
         """Return the outcomes so far."""
         with self._changed:
             return list(self._results)
+
+    def errors(self) -> list[LLMException | None]:
+        """Return the exceptions behind failures so far."""
+        with self._changed:
+            return list(self._errors)
 
     def wait(self, timeout_ms: int | None) -> bool:
         """Wait until complete; return False when the time is over before."""
@@ -172,6 +181,15 @@ class CacheTask:
         if complete:
             return results
         return [LLMStatusCode.LLM_WAIT_PROCESS_TIMEOUT] * len(results)
+
+    @property
+    def errors(self) -> list[LLMException | None]:
+        """What stopped each config, in their order, as far as is known now *(extension)*.
+
+        None where nothing has failed, or where there is no more to say than the status (a
+        synchronizer that refused, a cancel). `LLMException.faults` names blocks that are lost.
+        """
+        return self._state.errors()
 
     def cancel(self) -> None:
         """End the transfer early *(extension)*; when it returns no byte of it moves any more.

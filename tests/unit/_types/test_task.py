@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from llm_datadist._errors import LLMStatusCode
+from llm_datadist._errors import LLMException, LLMStatusCode
 from llm_datadist._types import CacheTask, TaskState
 
 SUCCESS, FAILED = LLMStatusCode.LLM_SUCCESS, LLMStatusCode.LLM_FAILED
@@ -159,3 +159,14 @@ def test_cancel_changes_nothing_of_a_task_that_is_complete():
     task, _ = task_with(SUCCESS, TIMEOUT, None)
     task.cancel()
     assert task.get_results() == [SUCCESS, TIMEOUT, None]
+
+
+def test_the_exception_behind_a_failure_is_kept():
+    task, state = task_with(None, SUCCESS, complete=False)
+    error = LLMException("late", status_code=TIMEOUT)
+    state.set_result(0, TIMEOUT, error)
+    state.set_result(0, FAILED, LLMException("later"))
+    assert task.errors == [error, None]
+    state.complete()
+    state.set_result(1, FAILED, error)
+    assert task.errors == [error, None]
