@@ -275,12 +275,12 @@ class Transfers:
                 fresh = True  # the marks may be of a cache that is gone
                 continue
             outcome = self._attempt(call, data, attempt)
-            faults: tuple[Fault, ...] = ()
-            if outcome.code in FAULTS:
-                outcome, faults = self._contain(call, link, attempt, outcome)
             if outcome.code == Code.OK:
                 data.count(attempt.plan.total_bytes, write=write)
                 return
+            faults: tuple[Fault, ...] = ()
+            if outcome.code in FAULTS:
+                outcome, faults = self._contain(call, link, attempt, outcome)
             fresh = True
             if outcome.code == Code.STALE or (
                 outcome.code == Code.GONE and self._moved_on(call, link, attempt.cache_ref)
