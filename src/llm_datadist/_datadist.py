@@ -349,6 +349,7 @@ class LLMDataDist:
         That is what happens to links that `link_clusters` of this instance made, unless the option
         auto_relink is off, from their loss until the peer is linked again or `unlink_clusters`,
         `switch_role` or `finalize` gives them up. `describe_link` counts them ("relinked").
+        Source: an extension; docs/reference/parity.md.
         """
         return self._live("describe_relinks").links.describe_relinks()
 
