@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from instances import PAGE, Pages, Side, eventually, failing, finalize, link, pattern
+from instances import PAGE, Pages, Side, eventually, failing, finalize, link, linked_sides, pattern
 
 from llm_datadist import BlocksCacheKey, LLMException, MemInfo, Memtype
 
@@ -163,3 +163,26 @@ def test_a_mark_goes_with_the_peers_cache(sides, paged):
     owner.blocks(data=memory.data, key=0)
     user.manager.pull_blocks(KEY, mine.cache, [5], [5])
     assert (mine.data[:, 5] == memory.data[:, 5]).all()
+
+
+@pytest.mark.parametrize("operation", ["pull_blocks", "push_blocks"])
+def test_checked_transfers_go_on_around_a_fault_too(backend, operation):
+    """Item 58: the same with checksums; the blocks that arrive are checked like all others."""
+    owner, user = sides = linked_sides(backend, checksum="crc32c")
+    memory = Pages(TENSORS, UNITS)
+    try:
+        memory.data[:] = pattern(memory.shape, 1)
+        theirs = owner.blocks(data=memory.data, key=0)
+        mine = user.blocks(2, tensors=TENSORS, units=UNITS, words=PAGE // 8)
+        memory.protect(2, 9)
+        every = list(range(UNITS))
+        with failing(REMOTE, operation, peer=1) as error:
+            getattr(user.manager, operation)(KEY, mine.cache, every, every)
+        assert [(f.tensor_index, f.block) for f in error.value.faults] == [(2, 9)]
+        good = [unit for unit in every if unit != 9]
+        assert (mine.data[:, good] == theirs.data[:, good]).all()
+        assert user.instance.describe_link(1)["counters"]["checksum_mismatches"] == 0
+        memory.replace(2, 9)
+    finally:
+        finalize(*sides)
+    memory.close()
