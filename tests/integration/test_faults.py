@@ -105,6 +105,20 @@ def test_a_bad_block(sides, pages, side, operation, how):
     assert (mine.data[:, 5] == theirs.data[:, 5]).all()
 
 
+def test_a_push_out_of_a_pool_to_a_bad_block(sides, pages):
+    """Item 58: where the source is mapped the target's lane threads copy, and catch the fault."""
+    owner, user = sides
+    theirs, memory = pages(owner, key=0)
+    desc = CacheDesc(2, [UNITS, WORDS], DataType.DT_UINT64)
+    mine = user.manager.allocate_blocks_cache(desc)
+    memory.unmap(1, 5)
+    every = list(range(UNITS))
+    with failing(REMOTE, "push_blocks", f"cache {theirs.id}, tensor 1, block 5", peer=1):
+        user.manager.push_blocks(BlocksCacheKey(1), mine, every, every)
+    user.manager.push_blocks(BlocksCacheKey(1), mine, every[:5], every[:5])
+    user.manager.deallocate_blocks_cache(mine)
+
+
 def test_several_bad_blocks_of_one_run(sides, pages):
     """Item 58: each is named, those between are not."""
     owner, user = sides
