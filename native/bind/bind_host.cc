@@ -65,6 +65,9 @@ void bind_host(nb::module_& module) {
       .def("unmap_range", &HostPeer::unmap_range, "remote_address"_a, "size"_a,
            nb::call_guard<ReleasedGil>(),
            "Read that range through process_vm_readv again: it is no longer the mapped file.")
+      .def("restrict_to", &HostPeer::restrict_to, "remote_address"_a, "size"_a,
+           nb::call_guard<ReleasedGil>(),
+           "Refuse reads of anything else with DENIED. ValueError for an empty or wrapping range.")
       .def(
           "version", [](const HostPeer& peer) { return peer.view().version(); },
           "The version of the peer's directory now.")

@@ -119,13 +119,40 @@ SegmentList HostPeer::segments_outside(std::uint64_t begin, std::uint64_t end) c
   return list;
 }
 
+void HostPeer::restrict_to(std::uint64_t remote_address, std::uint64_t size_bytes) {
+  if (size_bytes == 0 || remote_address + size_bytes < remote_address) {
+    throw std::invalid_argument("the window is empty or wraps around the address space");
+  }
+  const std::lock_guard lock(mutex_);
+  window_begin_ = remote_address;
+  window_end_ = remote_address + size_bytes;
+}
+
+Outcome HostPeer::check_window(const Descriptors& work) {
+  std::uint64_t begin = 0;
+  std::uint64_t end = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    begin = window_begin_;
+    end = window_end_;
+  }
+  for (std::size_t i = 0; end != 0 && i < work.size(); ++i) {
+    const bool starts_inside = work.remote[i] >= begin && work.remote[i] <= end;
+    if (!starts_inside || work.length[i] > end - work.remote[i]) {
+      return Outcome::failure(Code::kDenied, 0, static_cast<std::int64_t>(i));
+    }
+  }
+  return {};
+}
+
 Outcome HostPeer::read(const Descriptors& work, const ReadChecks& checks) {
   if (mark_.inherited()) {
     return Outcome::failure(Code::kClosed);
   }
   const Running running(*this);
   HostRead read(*this, work, checks, running.segments());
-  return read.run();
+  const Outcome inside = check_window(work);
+  return inside.ok() ? read.run() : inside;
 }
 
 void HostPeer::close() {

@@ -72,6 +72,9 @@ class HostPeer : public std::enable_shared_from_this<HostPeer> {
                    Ref guard);
   // Reads of that range use process_vm_readv from now on: the peer has put something else there.
   void unmap_range(std::uint64_t remote_address, std::uint64_t size_bytes);
+  // Reads outside [remote_address, remote_address + size_bytes) are refused from now on with
+  // kDenied. Throws std::invalid_argument for a range that wraps around the address space.
+  void restrict_to(std::uint64_t remote_address, std::uint64_t size_bytes);
 
   [[nodiscard]] const PublishedView& view() const { return view_; }
   // Copies remote ranges into local ones. Every batch re-reads the nonce, so that another process
@@ -86,6 +89,8 @@ class HostPeer : public std::enable_shared_from_this<HostPeer> {
   friend class HostRead;
 
   [[nodiscard]] bool closed() const { return closed_.load(std::memory_order_acquire); }
+  // kDenied with the descriptor's index when one lies outside the window.
+  [[nodiscard]] Outcome check_window(const Descriptors& work);
   // Reads the nonce once more: is this still the process that it was?
   [[nodiscard]] Outcome prove() const;
   // The known segments that are still in use, less [begin, end). Called with mutex_ held.
@@ -101,6 +106,8 @@ class HostPeer : public std::enable_shared_from_this<HostPeer> {
   std::condition_variable left_;
   std::size_t running_ = 0;
   std::shared_ptr<const SegmentList> segments_;
+  std::uint64_t window_begin_ = 0;
+  std::uint64_t window_end_ = 0;  // 0 = everything
 };
 
 }  // namespace ldd

@@ -226,6 +226,11 @@ class HostPeer:
         Read that range through process_vm_readv again: it is no longer the mapped file.
         """
 
+    def restrict_to(self, remote_address: int, size: int) -> None:
+        """
+        Refuse reads of anything else with DENIED. ValueError for an empty or wrapping range.
+        """
+
     def version(self) -> int:
         """The version of the peer's directory now."""
 

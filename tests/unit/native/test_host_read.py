@@ -377,3 +377,19 @@ def test_a_forked_child_cannot_use_the_parents_peer(reading):
         os._exit(42 if code == _native.CLOSED else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
     assert at.read()[0] == _native.OK
+
+
+def test_a_window_refuses_what_lies_outside(reading):
+    """Whether by memory or by a mapped segment; the descriptor at fault is named."""
+    r = reading()
+    page = r.own.page
+    r.host.restrict_to(r.peer.address + page, 2 * page)
+    r.write_all(255)
+    assert r.read(1, 2)[0] == _native.OK
+    assert r.read(0, 1)[::2] == (_native.DENIED, 0)
+    assert r.read(1, 3)[::2] == (_native.DENIED, 2)
+    assert r.read(0, 1, base=r.peer.segment[1])[0] == _native.DENIED
+    assert (r.own.bytes[:page] == 255).all()
+    for address, size in ((0, 0), (2**64 - page, 2 * page)):
+        with pytest.raises(ValueError, match="window"):
+            r.host.restrict_to(address, size)
