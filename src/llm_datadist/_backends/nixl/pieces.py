@@ -1,0 +1,84 @@
+"""Descriptor arrays cut into chunks that fit a slot. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llm_datadist._backends.base import U64Array
+
+__all__ = ["Chunk", "chunks", "offsets_in_slot", "page_probes"]
+
+
+class Chunk(NamedTuple):
+    """Some pieces, one after the other in a slot.
+
+    Attributes:
+        local, remote, length: The pieces.
+        origin: For each piece the number of the descriptor that it was cut from.
+    """
+
+    local: U64Array
+    remote: U64Array
+    length: U64Array
+    origin: np.ndarray[tuple[int], np.dtype[np.int64]]
+
+    @property
+    def total_bytes(self) -> int:
+        return int(self.length.sum())
+
+
+def chunks(
+    local: U64Array, remote: U64Array, length: U64Array, chunk_bytes: int
+) -> Iterator[Chunk]:
+    """Yield chunks of at most `chunk_bytes` bytes that cover the descriptors, in order."""
+    whole = _cut(local, remote, length, chunk_bytes)
+    ends = np.cumsum(whole.length)
+    first, done = 0, 0
+    while first < len(ends):
+        last = int(np.searchsorted(ends, done + chunk_bytes, side="right"))
+        yield Chunk(
+            whole.local[first:last],
+            whole.remote[first:last],
+            whole.length[first:last],
+            whole.origin[first:last],
+        )
+        first, done = last, int(ends[last - 1])
+
+
+def _cut(local: U64Array, remote: U64Array, length: U64Array, limit: int) -> Chunk:
+    """Cut descriptors longer than the limit into several, and leave out empty ones."""
+    counts = -(-length.astype(np.int64) // limit)
+    origin = np.repeat(np.arange(len(length)), counts)
+    before = np.cumsum(counts) - counts
+    offset = ((np.arange(len(origin)) - before[origin]) * limit).astype(np.uint64)
+    return Chunk(
+        local[origin] + offset,
+        remote[origin] + offset,
+        np.minimum(length[origin] - offset, np.uint64(limit)),
+        origin,
+    )
+
+
+def offsets_in_slot(length: U64Array) -> U64Array:
+    """Where each piece begins when they lie one after the other."""
+    offsets: U64Array = np.cumsum(length) - length
+    return offsets
+
+
+def page_probes(
+    remote: U64Array, length: U64Array, page_bytes: int
+) -> tuple[U64Array, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    """One address in each page that the ranges touch, and the number of its range."""
+    page = np.uint64(page_bytes)
+    touched = length > 0
+    first, last = remote // page, (remote + np.maximum(length, 1) - np.uint64(1)) // page
+    counts = np.where(touched, (last - first).astype(np.int64) + 1, 0)
+    origin = np.repeat(np.arange(len(remote)), counts)
+    before = np.cumsum(counts) - counts
+    pages = first[origin] + (np.arange(len(origin)) - before[origin]).astype(np.uint64)
+    return np.maximum(pages * page, remote[origin]), origin
