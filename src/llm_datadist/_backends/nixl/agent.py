@@ -1,0 +1,213 @@
+"""One NIXL agent: registration, peers, transfers; its exceptions become `NixlError`."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import numpy.typing as npt
+
+    from llm_datadist._backends.nixl.wheel import Wheel
+
+    Rows = npt.NDArray[np.uint64]
+    Indices = npt.NDArray[np.int32]
+
+__all__ = ["Agent", "NixlError", "PreparedList", "Running", "rows_of"]
+
+
+class NixlError(Exception):
+    """The engine refused or failed; the text is its own."""
+
+
+@final
+class PreparedList:
+    """Descriptors that the engine has looked at once, to be named by index."""
+
+    __slots__ = ("handle",)
+
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
+
+
+@final
+class Running:
+    """A transfer in the hands of the engine, which has no way to take it back.
+
+    Attributes:
+        done: How it went, once the engine is through with it; None before.
+    """
+
+    __slots__ = ("_agent", "_handle", "done")
+
+    def __init__(self, agent: Agent, handle: int) -> None:
+        self._agent = agent
+        self._handle = handle
+        self.done: bool | None = None
+
+    def poll(self) -> bool | None:
+        """Return whether it went well, None while it runs."""
+        if self.done is None:
+            self.done = self._agent.state(self._handle)
+        return self.done
+
+
+@final
+class Agent:
+    """See the module. Thread-safe; after `close` everything raises NixlError.
+
+    Args:
+        wheel: The loaded wheel.
+        name: Unique among all that ever meet.
+        engine: "UCX" or "LIBFABRIC".
+        params: The engine's own parameters.
+
+    Raises:
+        Unavailable: The engine cannot start.
+    """
+
+    def __init__(self, wheel: Wheel, name: str, engine: str, params: Mapping[str, str]) -> None:
+        self.name = name
+        self._bindings = wheel.bindings
+        self._kinds = {"DRAM": wheel.bindings.DRAM_SEG, "VRAM": wheel.bindings.VRAM_SEG}
+        self._lock = threading.Lock()
+        self._agent: Any
+        self._agent, self._engine = wheel.make_agent(name, engine, params)
+
+    @property
+    def closed(self) -> bool:
+        return self._agent is None
+
+    @contextmanager
+    def _calling(self) -> Iterator[Any]:
+        with self._lock:
+            if self._agent is None:
+                raise NixlError("the agent is closed")
+            try:
+                yield self._agent
+            except Exception as error:
+                raise NixlError(f"{type(error).__name__}: {error}") from error
+
+    def _regions(self, rows: Rows, kind: str) -> Any:  # noqa: ANN401 - the bindings have no types
+        listed = [(int(address), int(size), int(device), "") for address, size, device in rows]
+        return self._bindings.nixlRegDList(self._kinds[kind], listed)
+
+    def _pieces(self, rows: Rows, kind: str) -> Any:  # noqa: ANN401 - the bindings have no types
+        return self._bindings.nixlXferDList(self._kinds[kind], rows)
+
+    def register(self, rows: Rows, kind: str) -> None:
+        """Make memory known; rows are (address, bytes, device)."""
+        with self._calling() as agent:
+            agent.registerMem(self._regions(rows, kind), [self._engine])
+
+    def deregister(self, rows: Rows, kind: str) -> None:
+        """Undo `register` of the same rows."""
+        with self._calling() as agent:
+            agent.deregisterMem(self._regions(rows, kind), [self._engine])
+
+    def connection_metadata(self) -> bytes:
+        """What a peer needs to connect, without any region."""
+        with self._calling() as agent:
+            empty = self._bindings.nixlRegDList(self._kinds["DRAM"])
+            return bytes(agent.getLocalPartialMD(empty, True, [self._engine]))
+
+    def region_metadata(self, rows: Rows, kind: str) -> bytes:
+        """What a peer needs to reach these registered rows, once it is connected."""
+        with self._calling() as agent:
+            return bytes(agent.getLocalPartialMD(self._regions(rows, kind), False, [self._engine]))
+
+    def load(self, metadata: bytes) -> str:
+        """Take in metadata of a peer; return its agent's name."""
+        with self._calling() as agent:
+            name = agent.loadRemoteMD(metadata)
+        return name.decode() if isinstance(name, bytes) else str(name)
+
+    def forget_peer(self, name: str) -> None:
+        """Disconnect. Only when none of its transfers runs: the engine would lose sight of them."""
+        with suppress(NixlError), self._calling() as agent:
+            agent.invalidateRemoteMD(name)
+
+    def prepare(self, peer: str | None, rows: Rows, kind: str) -> PreparedList:
+        """Prepare descriptors of a peer, or own ones (None)."""
+        with self._calling() as agent:
+            name = self._bindings.NIXL_INIT_AGENT if peer is None else peer
+            return PreparedList(agent.prepXferDlist(name, self._pieces(rows, kind), [self._engine]))
+
+    def release(self, prepared: PreparedList) -> None:
+        """Give a prepared list back."""
+        with suppress(NixlError), self._calling() as agent:
+            agent.releasedDlistH(prepared.handle)
+
+    def start(self, peer: str, local: Rows, remote: Rows, kind: str, *, write: bool) -> Running:
+        """Post a transfer between own host memory and memory of a peer."""
+        with self._calling() as agent:
+            here, there = self._pieces(local, "DRAM"), self._pieces(remote, kind)
+            handle = agent.createXferReq(
+                self._direction(write=write), here, there, peer, "", [self._engine]
+            )
+            return self._post(agent, handle)
+
+    def start_prepared(
+        self, local: PreparedList, ours: Indices, remote: PreparedList, theirs: Indices
+    ) -> Running:
+        """Post a read between prepared lists, by index."""
+        with self._calling() as agent:
+            handle = agent.makeXferReq(
+                self._direction(write=False),
+                local.handle,
+                ours,
+                remote.handle,
+                theirs,
+                "",
+                [self._engine],
+            )
+            return self._post(agent, handle)
+
+    def state(self, handle: int) -> bool | None:
+        """How a transfer went; None while it runs. Its handle is released with the answer."""
+        with self._lock:
+            if self._agent is None:
+                return False
+            try:
+                status = self._agent.getXferStatus(handle)
+            except Exception:  # the connection broke, and every transfer on it with it
+                status = None
+            return self._settled(self._agent, handle, status)
+
+    def close(self) -> None:
+        """End the agent; when it returns no transfer of it moves a byte any more. Idempotent."""
+        with self._lock:
+            self._agent = None  # the last reference: its destructor takes the engine down
+
+    def _direction(self, *, write: bool) -> Any:  # noqa: ANN401 - the bindings have no types
+        return self._bindings.NIXL_WRITE if write else self._bindings.NIXL_READ
+
+    def _post(self, agent: Any, handle: int) -> Running:  # noqa: ANN401 - as above
+        running = Running(self, handle)
+        try:
+            status = agent.postXferReq(handle, "")
+        except Exception:
+            with suppress(Exception):
+                agent.releaseXferReq(handle)
+            raise
+        running.done = self._settled(agent, handle, status)
+        return running
+
+    def _settled(self, agent: Any, handle: int, status: Any) -> bool | None:  # noqa: ANN401
+        if status == self._bindings.NIXL_IN_PROG:
+            return None
+        with suppress(Exception):
+            agent.releaseXferReq(handle)
+        return bool(status == self._bindings.NIXL_SUCCESS)
+
+
+def rows_of(addresses: Rows, sizes: Rows, device_id: int = 0) -> Rows:
+    """Make rows (address, bytes, device)."""
+    rows = np.empty((len(addresses), 3), np.uint64)
+    rows[:, 0], rows[:, 1], rows[:, 2] = addresses, sizes, device_id
+    return rows

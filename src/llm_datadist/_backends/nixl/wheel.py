@@ -1,0 +1,107 @@
+"""The nixl wheel: found and loaded on first use; the one place that knows its Python interface.
+
+Its bindings are driven directly rather than through `nixl_agent`, because only they let the
+progress thread rest between two looks (`nixl_agent` has it spin, a core per process even when
+nothing moves), and because importing `nixl_agent` sets up logging for the whole process.
+
+Tested with nixl-cu12 and nixl-cu13 1.4.1 and 1.5.1. Releases before 1.4 import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from llm_datadist._backends.base import Unavailable
+from llm_datadist._options.environment import defaults_in_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Wheel", "has_rdma", "load_wheel"]
+
+_PACKAGES: Final = (("nixl_cu12", "nixl-cu12"), ("nixl_cu13", "nixl-cu13"))
+_PROGRESS_PAUSE_US: Final = 50
+_RDMA_DEVICES: Final = Path("/sys/class/infiniband")
+_loading = threading.Lock()
+
+
+def has_rdma() -> bool:
+    """Whether this host has an RDMA device (InfiniBand, RoCE, EFA)."""
+    try:
+        return any(_RDMA_DEVICES.iterdir())
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Wheel:
+    """A loaded wheel.
+
+    Attributes:
+        bindings: Its module of bindings.
+        distribution: Name and version.
+    """
+
+    bindings: Any
+    distribution: str
+
+    def make_agent(self, name: str, engine: str, params: Mapping[str, str]) -> tuple[Any, int]:
+        """Make an agent with one engine; return both.
+
+        Raises:
+            Unavailable: The wheel has no such engine here, or it cannot start.
+        """
+        bindings = self.bindings
+        config = bindings.nixlAgentConfig()
+        config.useProgThread = True
+        config.useListenThread = False
+        config.pthrDelay = _PROGRESS_PAUSE_US
+        config.syncMode = bindings.NIXL_THREAD_SYNC_STRICT
+        config.captureTelemetry = False
+        try:
+            agent = bindings.nixlAgent(name, config)
+            if engine not in agent.getAvailPlugins():
+                raise Unavailable(f"{self.distribution} has no engine {engine}")
+            with _loading, defaults_in_environment(_ucx_settings()):
+                return agent, agent.createBackend(engine, dict(params))
+        except Unavailable:
+            raise
+        except Exception as error:
+            raise Unavailable(f"engine {engine} of {self.distribution}: {error}") from error
+
+
+def load_wheel() -> Wheel:
+    """Import the wheel that is installed.
+
+    Raises:
+        Unavailable: None is installed, or it cannot be imported.
+    """
+    reasons = []
+    for module, distribution in _PACKAGES:
+        try:
+            bindings = importlib.import_module(f"{module}._bindings")
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                reasons.append(f"{distribution} cannot be imported ({error})")
+        except ImportError as error:
+            reasons.append(f"{distribution} cannot be imported ({error})")
+        else:
+            return Wheel(bindings, f"{distribution} {metadata.version(distribution)}")
+    why = "; ".join(reasons) or "NIXL is not installed"
+    raise Unavailable(f"{why}; install it with: pip install llm-datadist[nixl]")
+
+
+def _ucx_settings() -> dict[str, str]:
+    """What UCX reads at the moment in which it is loaded.
+
+    It would take the signals of bad memory for itself, by which guarded copies notice bad pages.
+    Without an RDMA device its InfiniBand module is of no use, and the wheels' copy of libnl, which
+    only that module needs, crashes the process when it exits.
+    """
+    settings = {"UCX_ERROR_SIGNALS": ""}
+    return settings if has_rdma() else settings | {"UCX_MODULES": "^ib"}

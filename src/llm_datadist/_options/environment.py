@@ -1,0 +1,24 @@
+"""Environment variables that a library reads once, when it is loaded."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["defaults_in_environment"]
+
+
+@contextmanager
+def defaults_in_environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for the duration of the block; those that are set already win."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
