@@ -51,6 +51,8 @@ class Capabilities:
         reads, writes: Directions.
         metadata_changes: `describe` changes when memory is registered later; peers need updates.
         cancels: A posted transfer can be stopped before its deadline.
+        withdraws: Peers read registered memory without the help of a thread that could stop them:
+            they have to be told before it goes.
         placements: Kinds of memory it reaches, "host" and "device".
     """
 
@@ -58,6 +60,7 @@ class Capabilities:
     writes: bool = True
     metadata_changes: bool = False
     cancels: bool = True
+    withdraws: bool = False
     placements: frozenset[str] = frozenset({"host"})
 
 
@@ -70,12 +73,17 @@ class Region:
         sizes: Bytes of each tensor.
         placement: Where the caller says the memory is.
         device_id: Accelerator, for device memory.
+        unit_bytes: Of the slots or blocks that the tensors divide into; 0 for none.
+        kind: What an engine calls the memory: "DRAM", or "VRAM" where addresses are an
+            accelerator's.
     """
 
     addresses: U64Array
     sizes: U64Array
     placement: Placement
     device_id: int = 0
+    unit_bytes: int = 0
+    kind: str = "DRAM"
 
 
 @dataclass(slots=True)
@@ -209,9 +217,17 @@ class Backend(ABC):
         Called before the caches over the range get new entries; peers forget the range after that.
         """
 
+    def fence(self, reason: str) -> None:  # noqa: B027
+        """A peer does not say that it has stopped: return when it cannot reach memory any more."""
+
     @abstractmethod
-    def describe(self) -> bytes:
-        """What a peer needs to connect; carried by the link handshake, after authentication."""
+    def describe(self, link_id: int) -> bytes:
+        """What a peer needs to connect; carried by the link handshake, after authentication.
+
+        Args:
+            link_id: Of the link that is being made; `connect` gets lanes with the same one, if it
+                comes about.
+        """
 
     @abstractmethod
     def connect(self, peer: PeerEndpoint, lanes: LinkLanes) -> Channel:

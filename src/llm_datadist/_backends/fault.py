@@ -290,8 +290,8 @@ class FaultBackend(Backend):
     def remapped(self, address: int, size: int) -> None:
         self.inner.remapped(address, size)
 
-    def describe(self) -> bytes:
-        return self.inner.describe()
+    def describe(self, link_id: int) -> bytes:
+        return self.inner.describe(link_id)
 
     def connect(self, peer: PeerEndpoint, lanes: LinkLanes) -> FaultChannel:
         channel = self.inner.connect(peer, lanes)

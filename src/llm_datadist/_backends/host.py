@@ -158,7 +158,7 @@ class HostBackend(Backend):
                     self._segments.remove(segment)
                     self._node.close_guard(*segment.guard)
 
-    def describe(self) -> bytes:
+    def describe(self, _link_id: int) -> bytes:
         native = self._node.native
         with self._lock:
             segments = tuple(self._segments)

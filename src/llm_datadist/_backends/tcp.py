@@ -40,7 +40,7 @@ class TcpBackend(Backend):
     name = "tcp"
     capabilities = Capabilities(placements=frozenset({"host"}))
 
-    def describe(self) -> bytes:
+    def describe(self, _link_id: int) -> bytes:
         return b""
 
     def connect(self, peer: PeerEndpoint, lanes: LinkLanes) -> TcpChannel:

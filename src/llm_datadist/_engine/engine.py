@@ -201,7 +201,7 @@ class Engine:
                     del self._offered[old]
                     self.node.close_guard(*old_ref)
             self._offered[link_id] = ref, now
-        backends = {backend.name: backend.describe() for backend in self.backends}
+        backends = {backend.name: backend.describe(link_id) for backend in self.backends}
         known = Endpoint(ref, backends, (FEATURE,), tuple(self.faults.marked()))
         return msgspec.msgpack.encode(known)
 

@@ -65,7 +65,7 @@ class BackendEnd:
         return Introduction(
             incarnation=self.node.incarnation,
             link_ref=self.link_ref,
-            metadata={self.backend.name: self.backend.describe()},
+            metadata={self.backend.name: self.backend.describe(LINK_ID)},
             addresses=[int(address) for address in self.arena.addresses],
             cache_ref=self.cache_ref,
             key_ref=self.key_ref,

@@ -9,6 +9,7 @@ import numpy as np
 
 from llm_datadist._backends.outcomes import Code
 from llm_datadist.testing._arena import NUM_TENSORS, TENSOR_BYTES, pattern
+from llm_datadist.testing._backend_end import LINK_ID
 from llm_datadist.testing._backend_target import digests
 
 if TYPE_CHECKING:
@@ -109,4 +110,4 @@ def check_descriptions(pair: BackendPair) -> None:
     facts = pair.here.channel.describe()
     assert facts, "describe() says nothing"
     assert all(isinstance(name, str) for name in facts)
-    assert isinstance(pair.here.backend.describe(), bytes)
+    assert isinstance(pair.here.backend.describe(LINK_ID + 1), bytes)
