@@ -50,6 +50,7 @@ $(VENV)/.installed: $(VENV)/.tools CMakeLists.txt $(NATIVE_SOURCES)
 $(VENV)/.test: $(VENV)/.tools
 	@echo "installing test tools into $(VENV)"
 	@$(BIN)/pip install -qq --group test
+	@$(BIN)/pip install -qq --no-deps --group nixl || echo "no nixl wheel here: its tests are skipped"
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.tools
@@ -173,6 +174,11 @@ fuzz-messages: $(VENV)/.installed $(VENV)/.test
 # 1,000 links, with what each of them costs.
 many-links: $(VENV)/.installed $(VENV)/.test
 	LDD_LONG=1 $(BIN)/python -m pytest -s tests/integration/test_many_links.py $(ARGS)
+# The tests of the NIXL backend are skipped where its wheel is missing; where it must be there, this
+# fails.
+.PHONY: nixl-check
+nixl-check: $(VENV)/.installed $(VENV)/.test
+	$(BIN)/python -c "from llm_datadist._backends.nixl.wheel import load_wheel as load; print(load().distribution)"
 
 # ---- long forms of tests that `make test` runs in short ------------------------------------------
 

@@ -1,6 +1,7 @@
 """Every backend keeps the contract of `_backends/base.py`, with processes and with threads."""
 
 import pytest
+from nixl_backends import NEEDS_NIXL, make_nixl
 
 from llm_datadist._backends.fault import FaultBackend
 from llm_datadist._backends.fault_policy import FaultPolicy
@@ -31,9 +32,11 @@ BACKENDS = {
     # Decorated by a policy that never strikes; between them each kind of target, once.
     "fault over host": (make_fault_over_host, ("process",)),
     "fault over tcp": (make_fault_over_tcp, ("thread",)),
+    "nixl": (make_nixl, ("thread",)),  # as processes, over each transport: test_nixl.py
 }
+MARKS = {"nixl": NEEDS_NIXL}
 CASES = [
-    (backend, kind, check)
+    pytest.param(backend, kind, check, marks=MARKS.get(backend, ()))
     for backend, (_, kinds) in BACKENDS.items()
     for kind in kinds
     for check in CHECKS

@@ -1,0 +1,373 @@
+"""NIXL: the engine for RDMA, NVLink and EFA; docs/design/nixl.md: how it keeps the guarantees."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import threading
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import numpy as np
+
+from llm_datadist import _native
+from llm_datadist._backends.base import Backend, Capabilities, Unavailable
+from llm_datadist._backends.nixl.agent import Agent, NixlError, PreparedList, rows_of
+from llm_datadist._backends.nixl.channel import NixlChannel
+from llm_datadist._backends.nixl.landing import SLOT_BYTES, Landing, Slots
+from llm_datadist._backends.nixl.regions import Added, RegionLog, joined, words_bytes
+from llm_datadist._backends.nixl.wheel import has_rdma, load_wheel
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llm_datadist._backends.base import PeerEndpoint, Region
+    from llm_datadist._backends.lanes import LinkLanes
+    from llm_datadist._backends.node import Node
+
+__all__ = ["SMALL_BYTES", "NixlBackend", "NixlMetadata"]
+
+logger = logging.getLogger("llm_datadist")
+
+SMALL_BYTES: Final = 256 << 10
+"""Up to so many bytes one round trip on a lane, checks included, is faster than the engine."""
+
+_OWN_SLOTS: Final = 8
+_GRANTED_SLOTS: Final = 2
+_MAX_OFFERS: Final = 64
+
+
+class NixlMetadata(msgspec.Struct, array_like=True, frozen=True):
+    """What a peer needs to connect.
+
+    Attributes:
+        agent, engine: Names.
+        connection: The engine's own, without regions.
+        rdma: Whether the host has an RDMA device.
+        log_address, log_ref: The log of regions, read over lanes.
+        landing_address, landing_slots, landing_metadata: Slots that the peer may write into.
+    """
+
+    agent: str
+    engine: str
+    connection: bytes
+    rdma: bool
+    log_address: int
+    log_ref: tuple[int, int]
+    landing_address: int = 0
+    landing_slots: int = 0
+    landing_metadata: bytes = b""
+
+
+@dataclass(slots=True)
+class _Registered:
+    """Memory that the engine knows, and for how many caches."""
+
+    region_id: int
+    rows: np.ndarray[tuple[int, int], np.dtype[np.uint64]]
+    unit_bytes: int
+    kind: str
+    users: int = 1
+
+
+@dataclass(slots=True)
+class _Grant:
+    """Slots of this instance for the writes of one peer, and the reader that is bound to them."""
+
+    landing: Landing
+    reader: _native.HostPeer = field(repr=False)
+
+
+class NixlBackend(Backend):
+    """See the module. Thread-safe.
+
+    Args:
+        node: The instance.
+        engine: "UCX" or "LIBFABRIC".
+        params: Parameters of the engine.
+        small_bytes: Up to which size lanes do it all; None for SMALL_BYTES.
+        rdma_only: Serve only pairs of hosts that both have an RDMA device.
+
+    Raises:
+        Unavailable: NIXL is not installed, or the engine cannot start.
+    """
+
+    name = "nixl"
+    capabilities = Capabilities(
+        cancels=False, withdraws=True, placements=frozenset({"host", "device"})
+    )
+
+    def __init__(
+        self,
+        node: Node,
+        engine: str = "UCX",
+        params: Mapping[str, str] | None = None,
+        small_bytes: int | None = None,
+        *,
+        rdma_only: bool = False,
+    ) -> None:
+        self.node = node
+        self._rdma_only = rdma_only
+        self.engine = engine
+        self.small_bytes = SMALL_BYTES if small_bytes is None else small_bytes
+        wheel = load_wheel()
+        self.distribution = wheel.distribution
+        name = f"llm-datadist-{node.incarnation:016x}-{secrets.token_hex(4)}"
+        self.agent = Agent(wheel, name, engine, params or {})
+        self._lock = threading.Lock()
+        self._region_ids = count(1)
+        self._regions: dict[tuple[bytes, bytes, str], _Registered] = {}
+        self._units: dict[int, PreparedList] = {}
+        self._offers: dict[int, _Grant] = {}
+        self._grants: dict[int, _Grant] = {}
+        self._retired: list[Landing] = []
+        self._peers: dict[str, int] = {}
+        self._leaving: list[NixlChannel] = []
+        self.slots = Slots(_OWN_SLOTS)
+        try:
+            self._log = RegionLog(node)
+            self.landing = Landing(node, _OWN_SLOTS)
+            self.agent.register(self._landing_rows(self.landing), "DRAM")
+        except (OSError, NixlError) as error:
+            self.agent.close()
+            raise Unavailable(f"NIXL has no landing memory: {error}") from error
+
+    # ---- memory
+
+    def register(self, region: Region) -> None:
+        kind = region.kind
+        key = (words_bytes(region.addresses), words_bytes(region.sizes), kind)
+        with self._lock:
+            known = self._regions.get(key)
+            if known is not None:
+                known.users += 1
+                return
+            rows = rows_of(*joined(region.addresses, region.sizes), region.device_id)
+            made = _Registered(next(self._region_ids), rows, region.unit_bytes, kind)
+            self._regions[key] = made
+            self._publish(made)
+
+    def _publish(self, made: _Registered) -> None:
+        """Register and tell; what the engine refuses is moved over the lanes."""
+        if self.agent.closed:
+            return
+        try:
+            self.agent.register(made.rows, made.kind)
+            metadata = self.agent.region_metadata(made.rows, made.kind)
+        except NixlError as error:
+            logger.warning(
+                "NIXL cannot register %d tensors, they are moved over lanes: %s",
+                len(made.rows),
+                error,
+            )
+            return
+        self._log.add(
+            Added(
+                made.region_id,
+                made.kind,
+                made.unit_bytes,
+                int(made.rows[0, 2]),
+                words_bytes(made.rows[:, 0]),
+                words_bytes(made.rows[:, 1]),
+                metadata,
+            )
+        )
+
+    def deregister(self, region: Region) -> None:
+        key = (words_bytes(region.addresses), words_bytes(region.sizes), region.kind)
+        with self._lock:
+            known = self._regions.get(key)
+            if known is None:
+                return
+            known.users -= 1
+            if known.users == 0:
+                del self._regions[key]
+                self._withdraw(known)
+
+    def _withdraw(self, known: _Registered) -> None:
+        self._log.remove(known.region_id)
+        try:
+            self.agent.deregister(known.rows, known.kind)
+        except NixlError as error:
+            logger.debug("NIXL keeps %d tensors registered: %s", len(known.rows), error)
+
+    def remapped(self, address: int, size: int) -> None:
+        """Register what touches the range anew, under new ids."""
+        with self._lock:
+            for known in self._regions.values():
+                starts, sizes = known.rows[:, 0], known.rows[:, 1]
+                if ((starts < address + size) & (starts + sizes > address)).any():
+                    self._withdraw(known)
+                    known.region_id = next(self._region_ids)
+                    self._publish(known)
+
+    def landing_units(self, unit_bytes: int) -> PreparedList:
+        """Own slots as a prepared list of units of that size; each slot begins a new one."""
+        with self._lock:
+            if unit_bytes not in self._units:
+                per_slot = SLOT_BYTES // unit_bytes
+                slots = np.repeat(np.arange(_OWN_SLOTS), per_slot)
+                numbers = np.arange(len(slots)) % per_slot
+                addresses = self.landing.address + slots * SLOT_BYTES + numbers * unit_bytes
+                rows = rows_of(
+                    addresses.astype(np.uint64), np.full(len(slots), unit_bytes, np.uint64)
+                )
+                self._units[unit_bytes] = self.agent.prepare(None, rows, "DRAM")
+            return self._units[unit_bytes]
+
+    # ---- links
+
+    def describe(self, link_id: int) -> bytes:
+        metadata = NixlMetadata(
+            agent=self.agent.name,
+            engine=self.engine,
+            connection=b"" if self.agent.closed else self.agent.connection_metadata(),
+            rdma=has_rdma(),
+            log_address=self._log.address,
+            log_ref=self._log.ref,
+        )
+        try:
+            grant = self._make_grant()
+            rows = self._landing_rows(grant.landing)
+            self.agent.register(rows, "DRAM")
+            landing_metadata = self.agent.region_metadata(rows, "DRAM")
+        except (OSError, NixlError) as error:
+            logger.info("NIXL pushes to this instance go over lanes: %s", error)
+            return msgspec.msgpack.encode(metadata)
+        with self._lock:
+            stale = [] if len(self._offers) < _MAX_OFFERS else [next(iter(self._offers))]
+            for old in (*stale, link_id):
+                self._retire(self._offers.pop(old, None))
+            self._offers[link_id] = grant
+        return msgspec.msgpack.encode(
+            msgspec.structs.replace(
+                metadata,
+                landing_address=grant.landing.address,
+                landing_slots=_GRANTED_SLOTS,
+                landing_metadata=landing_metadata,
+            )
+        )
+
+    def _make_grant(self) -> _Grant:
+        """Slots, and a reader of this very process that may read nothing else.
+
+        It reads by system calls, not through a mapping: a process that is stopped and goes on has
+        finished a call, but not a copy, and must not finish it when its peer has given up.
+        """
+        landing = Landing(self.node, _GRANTED_SLOTS)
+        native = self.node.native
+        try:
+            reader = _native.HostPeer(
+                native,
+                os.getpid(),
+                native.incarnation,
+                native.nonce_address,
+                native.published_fd,
+                native.published_bytes,
+            )
+            reader.restrict_to(landing.address, landing.size)
+        except OSError:
+            landing.close()
+            raise
+        return _Grant(landing, reader)
+
+    def connect(self, peer: PeerEndpoint, lanes: LinkLanes) -> NixlChannel:
+        metadata = peer.metadata.get(self.name)
+        if metadata is None:
+            raise Unavailable("the peer does not offer it")
+        try:
+            there = msgspec.msgpack.decode(metadata, type=NixlMetadata)
+        except msgspec.DecodeError as error:
+            raise Unavailable(f"the peer's description cannot be read ({error})") from error
+        if there.engine != self.engine:
+            raise Unavailable(f"the engine is {self.engine} here and {there.engine} at the peer")
+        if self._rdma_only and not self.in_hardware(there):
+            raise Unavailable("not both hosts have an RDMA device, and lanes are faster without")
+        why_not = ""
+        if there.agent == self.agent.name:
+            why_not = "the peer is this instance"
+        else:
+            self._load(there)
+        with self._lock:
+            grant = self._offers.pop(lanes.link_id, None)
+            if grant is not None:
+                self._grants[lanes.link_id] = grant
+        if grant is not None:
+            lanes.attach_host(grant.reader)
+        return NixlChannel(self, peer, there, lanes, why_not)
+
+    def _load(self, there: NixlMetadata) -> None:
+        try:
+            name = self.agent.load(there.connection)
+            if name != there.agent:
+                raise Unavailable(f"the peer's agent is {name}, it says {there.agent}")
+            if there.landing_metadata:
+                self.agent.load(there.landing_metadata)
+        except NixlError as error:
+            raise Unavailable(f"NIXL cannot connect: {error}") from error
+        with self._lock:
+            self._peers[name] = self._peers.get(name, 0) + 1
+
+    def in_hardware(self, there: NixlMetadata) -> bool:
+        """Whether RDMA hardware moves the bytes: both hosts have some."""
+        return there.rdma and has_rdma()
+
+    def unlinked(self, channel: NixlChannel) -> None:
+        """A channel is closed: give back what its link held, as soon as the engine lets go."""
+        with self._lock:
+            self._retire(self._grants.pop(channel.lanes.link_id, None))
+            self._leaving.append(channel)
+            for each in list(self._leaving):
+                if each.is_quiet:
+                    self._leaving.remove(each)
+                    self._disconnect(each.there.agent)
+
+    def _disconnect(self, agent: str) -> None:
+        left = self._peers.get(agent, 0) - 1
+        self._peers[agent] = left
+        if left <= 0:
+            self._peers.pop(agent, None)
+            if left == 0:
+                self.agent.forget_peer(agent)
+
+    def _retire(self, grant: _Grant | None) -> None:
+        """Take slots back. They stay mapped until the engine ends: a late write may meet them."""
+        if grant is None:
+            return
+        grant.reader.close()
+        try:
+            self.agent.deregister(self._landing_rows(grant.landing), "DRAM")
+        except NixlError as error:
+            logger.debug("NIXL keeps landing slots registered: %s", error)
+        grant.landing.empty()
+        self._retired.append(grant.landing)
+
+    def fence(self, reason: str) -> None:
+        """End the engine for good; when it returns nothing of it moves a byte any more.
+
+        Everything goes over the lanes from now on.
+        """
+        if not self.agent.closed:
+            logger.warning("NIXL is shut down, transfers go over lanes: %s", reason)
+            self.agent.close()
+
+    def close(self) -> None:
+        self.agent.close()
+        with self._lock:
+            for grant in (*self._offers.values(), *self._grants.values()):
+                grant.reader.close()
+                grant.landing.close()
+            self._offers.clear()
+            self._grants.clear()
+            for landing in self._retired:
+                landing.close()
+            self._retired.clear()
+        self.landing.close()
+        self._log.close()
+
+    @staticmethod
+    def _landing_rows(landing: Landing) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:
+        return rows_of(np.array([landing.address], np.uint64), np.array([landing.size], np.uint64))

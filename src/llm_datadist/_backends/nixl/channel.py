@@ -1,0 +1,151 @@
+"""One link's way through the engine: reads into own slots, writes into slots that the peer grants.
+
+What the lanes do beside it: small transfers as a whole, the checks before and after a read, the
+doorbell that has the peer's threads move what has landed there, and everything that the engine
+cannot do at the moment. So whatever becomes of the engine, the outcome is the lanes'.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from llm_datadist._backends.base import Channel, Finished
+from llm_datadist._backends.nixl.peer import PeerMemory
+from llm_datadist._backends.nixl.pull import Pull
+from llm_datadist._backends.nixl.push import Push
+from llm_datadist._backends.outcomes import Code, Outcome
+
+if TYPE_CHECKING:
+    from llm_datadist._backends.base import Handle, PeerEndpoint, Transfer
+    from llm_datadist._backends.lanes import LinkLanes
+    from llm_datadist._backends.nixl.agent import Running
+    from llm_datadist._backends.nixl.backend import NixlBackend, NixlMetadata
+
+__all__ = ["FAILED", "NixlChannel"]
+
+FAILED = -1
+"""Instead of a Code: the engine has failed, the lanes have to tell why."""
+
+_FIRST_PAUSE_S = 20e-6
+_LONGEST_PAUSE_S = 500e-6
+
+
+class NixlChannel(Channel):
+    """See the module.
+
+    Args:
+        backend: Of this instance.
+        peer: What the peer told about its end.
+        there: What its backend told.
+        lanes: The link's.
+        why_not: Set when everything has to go over the lanes.
+    """
+
+    name = "nixl"
+
+    def __init__(
+        self,
+        backend: NixlBackend,
+        peer: PeerEndpoint,
+        there: NixlMetadata,
+        lanes: LinkLanes,
+        why_not: str = "",
+    ) -> None:
+        self.backend = backend
+        self.node = backend.node
+        self.lanes = lanes
+        self.there = there
+        self.memory = PeerMemory(self)
+        self.over_lanes = 0
+        self.moved = 0
+        self._why_not = why_not
+        self._last_detour = why_not
+        self._closed = threading.Event()
+        self._changed = threading.Condition()
+        self._running = 0
+        self._pull, self._push = Pull(self), Push(self)
+        self._cluster_id = peer.cluster_id
+
+    def run(self, transfer: Transfer) -> Outcome:
+        total_bytes = int(transfer.length.sum())
+        if self._why_not or total_bytes <= self.backend.small_bytes:
+            return self._over_lanes(transfer)
+        with self._changed:
+            if self._closed.is_set():
+                return Outcome(Code.CANCELLED)
+            self._running += 1
+        try:
+            outcome = (self._push if transfer.write else self._pull).run(transfer)
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+        if isinstance(outcome, Outcome):
+            self.moved += outcome.code == Code.OK
+            return outcome
+        self.over_lanes += 1
+        self._last_detour = outcome
+        return self._over_lanes(transfer)
+
+    def post(self, transfer: Transfer) -> Handle:
+        return Finished(self.run(transfer))
+
+    def _over_lanes(self, transfer: Transfer) -> Outcome:
+        return self.lanes.write(transfer) if transfer.write else self.lanes.read(transfer)
+
+    def wait(self, running: Running, transfer: Transfer) -> int:
+        """Wait for the engine; return a Code, or FAILED."""
+        pause_s = _FIRST_PAUSE_S
+        while (done := running.poll()) is None:
+            left_s = (transfer.deadline_ns - time.monotonic_ns()) / 1e9
+            if left_s <= 0:
+                return Code.TIMEOUT
+            if (ended := self._ended(transfer)) != Code.OK:
+                return ended
+            time.sleep(min(pause_s, left_s))
+            pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
+        return Code.OK if done else FAILED
+
+    def _ended(self, transfer: Transfer) -> int:
+        """Whether something else than the engine has ended a transfer."""
+        if self.node.guard(0) % 2 == 0:
+            return Code.CLOSED
+        index, value = transfer.local_ref
+        if index and self.node.guard(index) != value:
+            return Code.LOCAL_GONE
+        if self._closed.is_set():
+            return Code.CANCELLED
+        if self.lanes.count == 0:
+            return FAILED
+        return Code.OK
+
+    def forget(self, address: int, size: int) -> None:
+        self.memory.forget(address, size)
+
+    def describe(self) -> dict[str, object]:
+        facts: dict[str, object] = {
+            "engine": self.backend.engine,
+            "wheel": self.backend.distribution,
+            "reads": "NIXL READ into own landing slots",
+            "pushes": "NIXL WRITE into the peer's landing slots, moved on by its own threads",
+            "small_transfers": f"lanes, up to {self.backend.small_bytes} bytes",
+            "transfers": self.moved,
+            "over_lanes": self.over_lanes,
+        }
+        if self._last_detour:
+            facts["why_over_lanes"] = self._last_detour
+        return facts
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether the engine has nothing of this link's under way any more."""
+        return self.memory.is_quiet and self._push.is_quiet
+
+    def close(self) -> None:
+        self._closed.set()
+        with self._changed:
+            self._changed.wait_for(lambda: self._running == 0)
+        self.memory.close()
+        self.backend.unlinked(self)

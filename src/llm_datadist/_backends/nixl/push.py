@@ -1,0 +1,175 @@
+"""Writes: gathered into own slots, sent by the engine into the peer's, put in place by its threads.
+
+Only a process's own threads write its memory. So what the engine still has under way when a push
+has failed lands in a slot, and the target's unregister is as final as over lanes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+from llm_datadist import _native
+from llm_datadist._backends.base import Transfer
+from llm_datadist._backends.nixl.agent import NixlError, Running, rows_of
+from llm_datadist._backends.nixl.landing import SLOT_BYTES, Slots
+from llm_datadist._backends.nixl.pieces import Chunk, chunks, offsets_in_slot
+from llm_datadist._backends.outcomes import NO_REF, Code, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llm_datadist._backends.nixl.channel import NixlChannel
+
+__all__ = ["Push"]
+
+_SLOT_WAIT_S: Final = 0.05
+_SEEN_FROM_SOURCE: Final = {
+    int(Code.GONE): Code.LOCAL_GONE,
+    int(Code.REMOTE_FAULT): Code.LOCAL_FAULT,
+    int(Code.LOCAL_FAULT): Code.SYSTEM,
+}
+
+
+class _Under(NamedTuple):
+    """A chunk on its way into a slot of the peer."""
+
+    chunk: Chunk
+    slot: int
+    remote_slot: int
+    running: Running
+
+
+class Push:
+    """The writes of one channel. Thread-safe."""
+
+    def __init__(self, channel: NixlChannel) -> None:
+        self._channel = channel
+        self._backend = channel.backend
+        self._granted = Slots(channel.there.landing_slots)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no write into the peer's slots is under way."""
+        return self._granted.num_held == 0
+
+    def run(self, transfer: Transfer) -> Outcome | str:
+        """Carry a write out; text says why it has to go over the lanes instead."""
+        if self._channel.there.landing_slots == 0:
+            return "the peer has no landing slots for us"
+        waiting = chunks(transfer.local, transfer.remote, transfer.length, SLOT_BYTES)
+        under: deque[_Under] = deque()
+        moved_bytes = 0
+        try:
+            while True:
+                begun = self._fill(transfer, waiting, under)
+                if isinstance(begun, str) or begun.code != Code.OK:
+                    return begun
+                if not under:
+                    return Outcome(Code.OK, moved_bytes=moved_bytes)
+                code = self._channel.wait(under[0].running, transfer)
+                if code < 0:
+                    return "NIXL has failed"
+                if code != Code.OK:
+                    return Outcome(code, moved_bytes=moved_bytes)
+                placed = self._place(transfer, under.popleft())
+                moved_bytes += placed.moved_bytes
+                if placed.code != Code.OK:
+                    return placed._replace(moved_bytes=moved_bytes)
+        finally:
+            for each in under:
+                self._backend.slots.hold(each.slot, each.running)
+                self._granted.hold(each.remote_slot, each.running)
+
+    def _fill(
+        self, transfer: Transfer, waiting: Iterator[Chunk], under: deque[_Under]
+    ) -> Outcome | str:
+        """Gather chunks and have the engine send them, as long as there are slots at both ends."""
+        slots = self._backend.slots
+        while True:
+            wait_s = 0 if under else self._slot_wait_s(transfer)
+            remote_slot = self._granted.take(wait_s)
+            slot = None if remote_slot is None else slots.take(wait_s)
+            if remote_slot is None or slot is None:
+                if remote_slot is not None:
+                    self._granted.give(remote_slot)
+                return Outcome(Code.OK) if under else "no landing slot is free"
+            chunk = next(waiting, None)
+            begun: Outcome | str | Running = Outcome(Code.OK)
+            if chunk is not None:
+                begun = self._begin(transfer, chunk, slot, remote_slot)
+            if chunk is None or not isinstance(begun, Running):
+                slots.give(slot)
+                self._granted.give(remote_slot)
+                assert not isinstance(begun, Running)
+                return begun
+            under.append(_Under(chunk, slot, remote_slot, begun))
+
+    def _begin(
+        self, transfer: Transfer, chunk: Chunk, slot: int, remote_slot: int
+    ) -> Outcome | str | Running:
+        landing, there = self._backend.landing, self._channel.there
+        gathered = Outcome(
+            *_native.copy(
+                offsets_in_slot(chunk.length) + np.uint64(landing.slot(slot)),
+                chunk.local,
+                chunk.length,
+                self._backend.node.native,
+                landing.ref,
+                transfer.local_ref,
+                transfer.deadline_ns,
+            )
+        )
+        if gathered.code != Code.OK:
+            at = gathered.descriptor
+            return Outcome(
+                _SEEN_FROM_SOURCE.get(gathered.code, gathered.code),
+                gathered.sys_errno,
+                int(chunk.origin[at]) if at >= 0 else -1,
+            )
+        size = np.array([chunk.total_bytes], np.uint64)
+        try:
+            return self._backend.agent.start(
+                there.agent,
+                rows_of(np.array([landing.slot(slot)], np.uint64), size),
+                rows_of(np.array([self._address(remote_slot)], np.uint64), size),
+                "DRAM",
+                write=True,
+            )
+        except NixlError as error:
+            return str(error)
+
+    def _address(self, remote_slot: int) -> int:
+        return self._channel.there.landing_address + remote_slot * SLOT_BYTES
+
+    def _place(self, transfer: Transfer, each: _Under) -> Outcome:
+        """Have the peer's threads move a chunk from its slot to where it belongs."""
+        self._backend.slots.give(each.slot)
+        chunk = each.chunk
+        outcome = self._channel.lanes.push(
+            Transfer(
+                True,
+                offsets_in_slot(chunk.length) + np.uint64(self._address(each.remote_slot)),
+                chunk.remote,
+                chunk.length,
+                NO_REF,
+                transfer.cache_ref,
+                transfer.deadline_ns,
+                NO_REF,
+                transfer.version,
+            )
+        )
+        if outcome.code == Code.OK:
+            self._granted.give(each.remote_slot)
+        else:
+            self._granted.rest(each.remote_slot)
+        at = outcome.descriptor
+        return outcome._replace(descriptor=int(chunk.origin[at]) if at >= 0 else -1)
+
+    @staticmethod
+    def _slot_wait_s(transfer: Transfer) -> float:
+        left_s = (transfer.deadline_ns - time.monotonic_ns()) / 1e9
+        return max(0.0, min(left_s, _SLOT_WAIT_S))
