@@ -2,13 +2,24 @@
 
 import pytest
 from instances import BACKENDS, finalize, linked_sides
+from nixl_backends import NEEDS_NIXL
 
 from llm_datadist import LayerSynchronizer, MemInfo, Memtype, TransferConfig
 
 _POOL = 16 << 20
+_OVER_NIXL = {"test_pull", "test_push", "test_faults", "test_remap", "test_races"}
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+def pytest_generate_tests(metafunc):
+    """Run the tests of a link over every backend; over NIXL those of transfers."""
+    given = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "backend" in metafunc.fixturenames and "backend" not in given:
+        over_nixl = metafunc.module.__name__.rpartition(".")[2] in _OVER_NIXL
+        more = [pytest.param("nixl", marks=NEEDS_NIXL)] if over_nixl else []
+        metafunc.parametrize("backend", [*BACKENDS, *more], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def backend(request):
     return request.param
 
@@ -16,7 +27,12 @@ def backend(request):
 @pytest.fixture(scope="module")
 def linked(backend):
     """Two sides, clusters 1 and 2, linked for the whole module."""
-    sides = linked_sides(backend, pool=_POOL)
+    options = {}
+    with pytest.MonkeyPatch.context() as patch:
+        if backend == "nixl":  # small transfers as well, whose slowness costs time
+            patch.setattr("llm_datadist._backends.nixl.backend.SMALL_BYTES", 0)
+            options["sync_kv_timeout"] = 5000
+        sides = linked_sides(backend, pool=_POOL, **options)
     warm_up(*sides)
     yield sides
     finalize(*sides)

@@ -76,6 +76,7 @@ def options() -> dict[str, str]:
     config.transfer_threads = 2
     config.lanes_per_link = 4
     config.checksum = "crc32c"
+    config.nixl_backend, config.nixl_params, config.strict_backend = "UCX", "{}", True
     assert_type(LlmConfig().gen_options(), dict[str, str])
     return assert_type(config.generate_options(), dict[str, str])
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from llm_datadist._backends.base import Unavailable
 from llm_datadist._backends.host import HostBackend
+from llm_datadist._backends.nixl import NixlBackend, has_rdma
 from llm_datadist._backends.tcp import TcpBackend
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from llm_datadist._backends.lanes import LinkLanes
     from llm_datadist._backends.node import Node
     from llm_datadist._devices.cpu import PoolMemory
+    from llm_datadist._options import Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +31,51 @@ class Selection:
     reasons: dict[str, str]
 
 
-def make_backends(choice: str, node: Node, pools: tuple[PoolMemory, ...]) -> tuple[Backend, ...]:
+@dataclass(frozen=True, slots=True)
+class Offer:
     """The backends of an instance, best first.
 
+    Attributes:
+        backends: What it has.
+        missing: Backends that it could use on this host and does not have, and why.
+    """
+
+    backends: tuple[Backend, ...]
+    missing: dict[str, str]
+
+
+def make_backends(config: Config, node: Node, pools: tuple[PoolMemory, ...]) -> Offer:
+    """Make the backends that the options ask for.
+
+    Left to itself an instance has the same-host path, NIXL where the host has an RDMA device, and
+    the lanes: over plain Ethernet those are faster than NIXL.
+
     Args:
-        choice: "auto", or the one backend that the caller insists on: "host", "tcp".
-        node: The instance's data plane.
+        config: The instance's options.
+        node: Its data plane.
         pools: Pool memory that peers may map.
 
     Raises:
         Unavailable: The backend that was asked for does not exist here.
     """
-    if choice == "tcp":
-        return (TcpBackend(),)
-    if choice == "host":
-        return (HostBackend(node, pools),)
-    if choice == "auto":
-        return (HostBackend(node, pools), TcpBackend())
-    raise Unavailable(f"backend {choice!r} is not part of this build; use auto, host or tcp")
+    if config.backend == "tcp":
+        return Offer((TcpBackend(),), {})
+    if config.backend == "host":
+        return Offer((HostBackend(node, pools),), {})
+    if config.backend == "nixl":
+        return Offer((_make_nixl(config, node, rdma_only=False),), {})
+    missing: dict[str, str] = {}
+    accelerated: list[Backend] = []
+    if has_rdma():
+        try:
+            accelerated.append(_make_nixl(config, node, rdma_only=True))
+        except Unavailable as error:
+            missing["nixl"] = str(error)
+    return Offer((HostBackend(node, pools), *accelerated, TcpBackend()), missing)
+
+
+def _make_nixl(config: Config, node: Node, *, rdma_only: bool) -> NixlBackend:
+    return NixlBackend(node, config.nixl_backend, config.nixl_params, rdma_only=rdma_only)
 
 
 def select_channel(

@@ -13,6 +13,7 @@ import msgspec
 
 from llm_datadist._backends.base import PeerEndpoint, Unavailable
 from llm_datadist._backends.lanes import LinkLanes
+from llm_datadist._backends.nixl import has_rdma
 from llm_datadist._backends.node import Node, set_threads
 from llm_datadist._backends.outcomes import NO_REF
 from llm_datadist._backends.select import make_backends, select_channel
@@ -24,6 +25,7 @@ from llm_datadist._engine.leases import Leases
 from llm_datadist._engine.lending import Lending
 from llm_datadist._engine.link_data import LinkData
 from llm_datadist._engine.local import LocalCopies
+from llm_datadist._engine.memory import RegisteredMemory
 from llm_datadist._engine.messages import Faulted, Inbox, Lend, Marked, Release, Remapped, Renew
 from llm_datadist._engine.remap import Remap
 from llm_datadist._engine.transfers import Transfers
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llm_datadist._backends.outcomes import Ref
+    from llm_datadist._backends.select import Selection
     from llm_datadist._links import Peer
     from llm_datadist._options import Config
     from llm_datadist._options.settings import Pool as PoolConfig
@@ -58,6 +61,8 @@ class Endpoint(msgspec.Struct, array_like=True, frozen=True):
     """What its native threads know beyond the first version of the wire format."""
     marks: tuple[Marked, ...] = ()
     """Its memory that is known to be at fault."""
+    rdma: bool = False
+    """Whether its host has an RDMA device."""
 
 
 class Engine:
@@ -106,14 +111,16 @@ class Engine:
                 self.node,
                 max_registered_addrs=config.max_registered_addrs,
                 pools=self._pools,
+                listener=RegisteredMemory(self),
             )
             memories = tuple(self._memories)
             try:
-                self.backends = make_backends(config.backend, self.node, memories)
+                offer = make_backends(config, self.node, memories)
             except Unavailable as error:
                 raise fail(
                     LLMStatusCode.LLM_PARAM_INVALID, "init", str(error), "set transfer_backend"
                 ) from error
+            self.backends, self._missing = offer.backends, offer.missing
             self.faults = Faults(self)
             self._remap = Remap(self)
             self.links = LinkTable(cluster_id, config, self.incarnation, self)
@@ -202,7 +209,7 @@ class Engine:
                     self.node.close_guard(*old_ref)
             self._offered[link_id] = ref, now
         backends = {backend.name: backend.describe(link_id) for backend in self.backends}
-        known = Endpoint(ref, backends, (FEATURE,), tuple(self.faults.marked()))
+        known = Endpoint(ref, backends, (FEATURE,), tuple(self.faults.marked()), has_rdma())
         return msgspec.msgpack.encode(known)
 
     def connect(
@@ -226,6 +233,7 @@ class Engine:
             there = msgspec.msgpack.decode(endpoint, type=Endpoint)
             known = PeerEndpoint(peer.cluster_id, peer.incarnation, there.link_ref, there.backends)
             selection = select_channel(self.backends, known, lanes)
+            self._check_expected(selection, known, rdma=there.rdma and has_rdma())
             lanes.serve()  # OSError: this instance was finalised meanwhile, and lanes closed
         except (Unavailable, *DECODE_ERRORS, OSError) as error:
             lanes.close()
@@ -267,6 +275,22 @@ class Engine:
             wanted,
         )
         return f"off: the peer does not know {wanted}"
+
+    def _check_expected(self, selection: Selection, peer: PeerEndpoint, *, rdma: bool) -> None:
+        """Say so when a pair that could use RDMA does not.
+
+        Raises:
+            Unavailable: strict_backend is on.
+        """
+        if not rdma or self.config.backend != "auto" or selection.channel.name != "tcp":
+            return
+        selection.reasons.update(self._missing)
+        why = selection.reasons.get("nixl", "unknown")
+        problem = f"both hosts have an RDMA device, but NIXL cannot be used: {why}"
+        if self.config.strict_backend:
+            selection.channel.close()
+            raise Unavailable(f"{problem}; strict_backend is on")
+        logger.warning("link to cluster %d is slower than it could: %s", peer.cluster_id, problem)
 
     def missing_lanes(self, data: LinkData) -> tuple[int, int]:
         """How many lanes fewer there are than at first: on which we ask, and which we serve."""

@@ -173,6 +173,21 @@ class LLMConfig:
         "*(extension)*. Unset: off.",
     )
 
+    nixl_backend = Str(
+        keys.NIXL_BACKEND,
+        'Engine of NIXL, "UCX" or "LIBFABRIC" *(extension)*. Unset: UCX.',
+    )
+    nixl_params = Str(
+        keys.NIXL_PARAMS,
+        "Parameters of NIXL's engine, a JSON object of text, numbers and switches *(extension)*. "
+        "Unset: none.",
+    )
+    strict_backend = Bool(
+        keys.STRICT_BACKEND,
+        "Fail a link with LLM_LINK_FAILED when it cannot use the accelerated path that both hosts "
+        "have, instead of logging a warning *(extension)*. Unset: off.",
+    )
+
     def __init__(self) -> None:
         self._ge_options: dict[str, str] = {}
 

@@ -65,6 +65,27 @@ def parse_pool(reader: OptionReader, key: str) -> Pool | None:
     return Pool(memory_size=size, page_shift=shift)
 
 
+def parse_params(reader: OptionReader, key: str) -> dict[str, str]:
+    """Return the parameters that a JSON object gives, as text; none when absent.
+
+    Raises:
+        LLMException: LLM_PARAM_INVALID: not a JSON object, or a value is none of text, number,
+            switch.
+    """
+    text = reader.text(key)
+    if text is None:
+        return {}
+    params = {}
+    for name, value in _parse_object(reader, key, text).items():
+        if isinstance(value, bool):
+            params[name] = str(value).lower()
+        elif isinstance(value, (str, int, float)):
+            params[name] = str(value)
+        else:
+            raise reader.invalid(key, f"has {name} {value!r}", "give text, a number or a switch")
+    return params
+
+
 def check_local_comm_res(reader: OptionReader, text: str) -> None:
     """Check the version of local_comm_res; the rest describes networks that are not used here.
 

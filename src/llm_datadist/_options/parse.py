@@ -15,10 +15,11 @@ from llm_datadist._options import keys
 from llm_datadist._options.json_options import (
     check_global_resource_config,
     check_local_comm_res,
+    parse_params,
     parse_pool,
 )
 from llm_datadist._options.reader import OptionReader
-from llm_datadist._options.settings import Backend, Checksum, Config, Device
+from llm_datadist._options.settings import Backend, Checksum, Config, Device, NixlEngine
 from llm_datadist._types.checks import INT32_MAX, INT64_MAX, UINT32_MAX, UINT64_MAX
 
 if TYPE_CHECKING:
@@ -94,6 +95,9 @@ def parse_options(options: dict[str, str], environ: Mapping[str, str] | None = N
         peer_timeout_ms=peer_timeout_ms,
         auto_relink=reader.switch(keys.AUTO_RELINK) is not False,
         checksum=_choice(reader, keys.CHECKSUM, get_args(Checksum), "off"),
+        nixl_backend=_choice(reader, keys.NIXL_BACKEND, get_args(NixlEngine), "UCX"),
+        nixl_params=parse_params(reader, keys.NIXL_PARAMS),
+        strict_backend=reader.switch(keys.STRICT_BACKEND) or False,
         flow_graph_mem_max_size=flow_graph_size,
         mem_utilization=_mem_utilization(reader),
     )

@@ -6,13 +6,17 @@ Source: api.md 3.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, final
+from typing import TYPE_CHECKING, Literal, TypeAlias, final
 
-__all__ = ["Backend", "Checksum", "Config", "Device", "Pool"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Backend", "Checksum", "Config", "Device", "NixlEngine", "Pool"]
 
 Backend: TypeAlias = Literal["auto", "host", "tcp", "nixl"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 Checksum: TypeAlias = Literal["off", "crc32c"]
+NixlEngine: TypeAlias = Literal["UCX", "LIBFABRIC"]
 
 
 @final
@@ -61,6 +65,9 @@ class Config:
         peer_timeout_ms: How long a peer may be silent; at least twice heartbeat_ms.
         auto_relink: Whether lost links that link_clusters made are made again.
         checksum: How transfers that this instance makes are checked.
+        nixl_backend: Engine that NIXL uses.
+        nixl_params: Parameters of that engine.
+        strict_backend: Whether a link that cannot use the path that it should have fails.
         flow_graph_mem_max_size: Bytes of the first generation's pool.
         mem_utilization: Fraction of it that may be used.
     """
@@ -91,6 +98,9 @@ class Config:
     peer_timeout_ms: int = 10_000
     auto_relink: bool = True
     checksum: Checksum = "off"
+    nixl_backend: NixlEngine = "UCX"
+    nixl_params: Mapping[str, str] = field(default_factory=dict)
+    strict_backend: bool = False
     flow_graph_mem_max_size: int | None = None
     mem_utilization: float = 0.95
 

@@ -24,12 +24,15 @@ STRINGS = {
     "link_secret": "llm.LinkSecret",
     "device": "llm.Device",
     "checksum": "llm.Checksum",
+    "nixl_backend": "llm.NixlBackend",
+    "nixl_params": "llm.NixlParams",
 }
 SWITCHES = {
     "enable_cache_manager": "llm.EnableCacheManager",
     "enable_remote_cache_accessible": "llm.EnableRemoteCacheAccessible",
     "enable_switch_role": "llm.EnableSwitchRole",
     "auto_relink": "llm.AutoRelink",
+    "strict_backend": "llm.StrictBackend",
 }
 INTEGERS = {
     "link_total_time": ("llm.LinkTotalTime", 0, 2**32 - 1),

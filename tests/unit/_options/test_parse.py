@@ -54,6 +54,9 @@ def test_nothing_set_means_the_documented_defaults():
         peer_timeout_ms=10_000,
         auto_relink=True,
         checksum="off",
+        nixl_backend="UCX",
+        nixl_params={},
+        strict_backend=False,
         flow_graph_mem_max_size=None,
         mem_utilization=0.95,
     )
@@ -330,6 +333,22 @@ def test_a_device_is_one_of_the_known(text):
 def test_a_checksum_is_one_of_the_known(text):
     assert parse(Checksum=text).checksum == text
     refused(MANAGED | {"llm.Checksum": text.upper()}, "llm.Checksum", "crc32c")
+@pytest.mark.parametrize("text", ["UCX", "LIBFABRIC"])
+def test_an_engine_of_nixl_is_one_of_the_known(text):
+    assert parse(NixlBackend=text).nixl_backend == text
+    refused(MANAGED | {"llm.NixlBackend": text.lower()}, "llm.NixlBackend", "UCX")
+
+
+def test_parameters_of_the_engine_become_text():
+    config = parse(NixlParams='{"a": "b", "c": 3, "d": true, "e": 0.5}')
+    assert config.nixl_params == {"a": "b", "c": "3", "d": "true", "e": "0.5"}
+    for text in ("", "[]", '{"a": null}', '{"a": {}}', "{"):
+        refused(MANAGED | {"llm.NixlParams": text}, "llm.NixlParams")
+
+
+def test_strict_backend_is_a_switch():
+    assert parse(StrictBackend="1").strict_backend
+    refused(MANAGED | {"llm.StrictBackend": "yes"}, "llm.StrictBackend")
 
 
 def test_hixl_means_auto():

@@ -1,0 +1,82 @@
+"""Registered memory and the backends that must know of it: told before, withdrawn after."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llm_datadist._backends.base import Region
+from llm_datadist._engine.messages import Remapped, encode
+from llm_datadist._errors import LLMException
+
+if TYPE_CHECKING:
+    from llm_datadist._backends.base import Backend
+    from llm_datadist._engine.engine import Engine
+    from llm_datadist._links import Link
+    from llm_datadist._plan import Layout
+    from llm_datadist._types import Placement
+
+logger = logging.getLogger("llm_datadist")
+
+_MANY_RANGES = 1000
+
+
+class RegisteredMemory:
+    """Tells the backends of one instance what is registered. Thread-safe.
+
+    A backend whose peers read by themselves (`Capabilities.withdraws`) costs every end of a cache a
+    question to the peers of such links: have you stopped? One that does not answer loses its link,
+    and the backend sees to it that it cannot reach the memory.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def register(self, layout: Layout, placement: Placement) -> None:
+        """Memory is about to be published."""
+        region = self._region(layout, placement)
+        for backend in self._engine.backends:
+            backend.register(region)
+
+    def deregister(self, layout: Layout, placement: Placement) -> None:
+        """No transfer that begins now can succeed; end those that peers have begun."""
+        region = self._region(layout, placement)
+        for backend in self._engine.backends:
+            if backend.capabilities.withdraws:
+                self._withdraw(backend, layout)
+            backend.deregister(region)
+
+    def _region(self, layout: Layout, placement: Placement) -> Region:
+        sizes = np.full(len(layout.addrs), layout.tensor_bytes, np.uint64)
+        device_id = self._engine.config.device_ids[0]
+        return Region(layout.addrs, sizes, placement, device_id, layout.unit_bytes)
+
+    def _withdraw(self, backend: Backend, layout: Layout) -> None:
+        engine = self._engine
+        links = [link for link in engine.links.links() if backend.name in link.data.peer.metadata]
+        if not links or engine.closing:
+            return
+        ranges = tuple((start, layout.tensor_bytes) for start in layout.starts)
+        if len(ranges) > _MANY_RANGES:
+            first = min(layout.starts)
+            ranges = ((first, max(layout.starts) + layout.tensor_bytes - first),)
+
+        def is_silent(link: Link, error: LLMException) -> None:
+            logger.warning(
+                "cluster %d does not say that it has stopped reading memory that is withdrawn, and "
+                "loses its link: %s",
+                link.cluster_id,
+                str(error),
+            )
+            engine.links.drop(link, f"no answer when memory was withdrawn: {error}")
+            backend.fence(f"cluster {link.cluster_id} may still read memory that was withdrawn")
+
+        deadline_ns = time.monotonic_ns() + engine.config.sync_timeout_ms * 1_000_000
+        try:
+            engine.links.request_all(links, encode(Remapped(ranges)), deadline_ns, is_silent)
+        except (LLMException, RuntimeError) as error:
+            if not engine.closing:
+                backend.fence(f"peers could not be told that memory was withdrawn ({error})")
