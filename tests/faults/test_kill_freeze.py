@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nixl_backends import NEEDS_NIXL
 from rig import LATE_S, NOISE_S
 from station import OK, TENSORS, RemoteStation, digest
 
@@ -84,10 +85,26 @@ def digest_of(data):
     return digest(np.frombuffer(data, np.uint8))
 
 
-@pytest.fixture(params=["host", "tcp"])
-def scene(request):
+#: Backends, and the transports that UCX may use under NIXL.
+BACKENDS = {
+    "host": ("host", ""),
+    "tcp": ("tcp", ""),
+    "nixl-tcp": ("nixl", "tcp"),
+    "nixl-shm": ("nixl", "shm,cma,self,tcp"),
+}
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=NEEDS_NIXL if "nixl" in name else ()) for name in BACKENDS]
+)
+def scene(request, monkeypatch):
+    backend, transport = BACKENDS[request.param]
+    if transport:
+        monkeypatch.setenv("UCX_TLS", transport)
+        monkeypatch.setenv("UCX_LOG_LEVEL", "fatal")
+        monkeypatch.setenv("NIXL_LOG_LEVEL", "FATAL")
     with PeerGroup(timeout_s=60) as group:
-        yield Scene(group, request.param)
+        yield Scene(group, backend)
 
 
 def moments(test, low, high):
