@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
 from bench import report
 from bench.checksums import Checksums
 from bench.links import Links
+from bench.nixl import NixlComparison
 from bench.same_host import SameHost
 from bench.tcp import Tcp
+
+Comparison: TypeAlias = SameHost | Tcp | Links | Checksums | NixlComparison
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
@@ -64,7 +67,18 @@ def checksums(
     _run(Checksums(rounds, scale), json_file)
 
 
-def _run(comparison: SameHost | Tcp | Links | Checksums, json_file: Path | None) -> None:
+@app.command("nixl")
+def nixl(
+    transport: Annotated[str, typer.Option(help="What UCX may use: tcp or shm.")] = "tcp",
+    rounds: Annotated[int, typer.Option(help="Rounds; each contender runs once in each.")] = 5,
+    scale: Annotated[float, typer.Option(help="Shrinks the totals (512 MiB).")] = 1.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here.")] = None,
+) -> None:
+    """Pulls through NIXL beside bare NIXL (needs nixl-cu12)."""
+    _run(NixlComparison(rounds, scale, transport), json_file)
+
+
+def _run(comparison: Comparison, json_file: Path | None) -> None:
     try:
         comparison.run()
     finally:
