@@ -101,6 +101,17 @@ def test_units_that_are_not_neighbours_go_by_index(make):
     assert facts(user)["channel"]["transfers"] == 3
 
 
+def test_what_peers_may_not_touch_is_not_registered(make):
+    owner, user = make("nixl")
+    (backend,) = owner.instance._engine.backends
+    theirs, mine = owner.blocks(seed=5, key=0, accessible=False, **BIG), user.blocks(**BIG)
+    assert backend._regions == {}
+    with failing("LLM_PARAM_INVALID", "pull_blocks", peer=1):
+        user.manager.pull_blocks(owner.blocks_key(), mine.cache, EVERY, EVERY)
+    assert not mine.data.any()
+    owner.manager.unregister_cache(theirs.id)
+
+
 def test_a_link_of_an_instance_with_itself(make):
     (side,) = make("nixl", 1)
     link(side.instance, side.address)
@@ -161,7 +172,7 @@ def reader(here, address):
 
 
 @pytest.mark.slow
-@pytest.mark.expects_log("loses its link", "lost", "shut down", "lane", "connection")
+@pytest.mark.expects_log("loses its link", "lost", "shut down", "connection", "now names")
 def test_a_silent_reader_does_not_keep_memory(make):
     """It loses its link, the engine is closed; other links go on, over lanes."""
     owner, user = make("nixl", sync_kv_timeout=700)
@@ -179,3 +190,8 @@ def test_a_silent_reader_does_not_keep_memory(make):
         assert pulled(owner, user)
         peer.kill()
         peer.wait()
+    late = Side(9, "nixl")
+    link(late.instance, owner.address)
+    assert pulled(owner, late)
+    assert "shut down at the peer" in facts(late)["channel"]["why_over_lanes"]
+    finalize(late)

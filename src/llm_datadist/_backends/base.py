@@ -208,6 +208,9 @@ class Backend(ABC):
     def register(self, region: Region) -> None:  # noqa: B027 - guards and entries suffice for most
         """Make memory transferable. Called before the cache is published."""
 
+    def withdraw(self, region: Region) -> None:  # noqa: B027
+        """Peers are about to be asked to stop: from now on they must not find the memory."""
+
     def deregister(self, region: Region) -> None:  # noqa: B027
         """Undo `register`. Called after the cache's entry was closed."""
 

@@ -284,6 +284,12 @@ class FaultBackend(Backend):
     def register(self, region: Region) -> None:
         self.inner.register(region)
 
+    def withdraw(self, region: Region) -> None:
+        self.inner.withdraw(region)
+
+    def fence(self, reason: str) -> None:
+        self.inner.fence(reason)
+
     def deregister(self, region: Region) -> None:
         self.inner.deregister(region)
 

@@ -46,6 +46,7 @@ class RegisteredMemory:
         region = self._region(layout, placement)
         for backend in self._engine.backends:
             if backend.capabilities.withdraws:
+                backend.withdraw(region)
                 self._withdraw(backend, layout)
             backend.deregister(region)
 

@@ -409,8 +409,9 @@ class CacheRegistry:
     def _publish(self, wanted: Wanted) -> Cache:
         layout = cache_layout(wanted.desc, wanted.addrs, is_blocks=wanted.is_blocks)
         placement = wanted.desc.placement
-        if self._listener is not None:
-            self._listener.register(layout, placement)
+        listener = self._listener if wanted.accessible else None
+        if listener is not None:
+            listener.register(layout, placement)
         try:
             with self._lock:
                 if self._is_closed:
@@ -422,8 +423,8 @@ class CacheRegistry:
                     )
                 return self._tables.add(wanted, layout).cache
         except BaseException:
-            if self._listener is not None:
-                self._listener.deregister(layout, placement)
+            if listener is not None:
+                listener.deregister(layout, placement)
             raise
 
     def _finish(self, local: LocalCache) -> None:
@@ -434,7 +435,7 @@ class CacheRegistry:
                 self._node.close_entry(*local.ref)
             for _, guard in local.keys.values():
                 self._node.close_guard(*guard)
-            if self._listener is not None:
+            if self._listener is not None and local.accessible:
                 self._listener.deregister(local.layout, placement)
             with self._lock:
                 self._tables.directory.remove(local.cache_id)

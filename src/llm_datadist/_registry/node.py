@@ -56,7 +56,10 @@ class Node(Log, Protocol):
 
 
 class MemoryListener(Protocol):
-    """Told of memory that data paths must register by themselves (an RDMA engine, say)."""
+    """Told of memory that data paths must register by themselves (an RDMA engine, say).
+
+    Only of what peers may reach.
+    """
 
     def register(self, layout: Layout, placement: Placement) -> None:
         """Memory is about to be published. An exception fails the registration."""

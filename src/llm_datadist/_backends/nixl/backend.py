@@ -71,6 +71,7 @@ class _Registered:
     unit_bytes: int
     kind: str
     users: int = 1
+    published: bool = False
 
 
 @dataclass(slots=True)
@@ -79,6 +80,10 @@ class _Grant:
 
     landing: Landing
     reader: _native.HostPeer = field(repr=False)
+
+
+def _key(region: Region) -> tuple[bytes, bytes, str]:
+    return words_bytes(region.addresses), words_bytes(region.sizes), region.kind
 
 
 class NixlBackend(Backend):
@@ -138,46 +143,66 @@ class NixlBackend(Backend):
     # ---- memory
 
     def register(self, region: Region) -> None:
-        kind = region.kind
-        key = (words_bytes(region.addresses), words_bytes(region.sizes), kind)
+        key = _key(region)
         with self._lock:
             known = self._regions.get(key)
             if known is not None:
                 known.users += 1
-                return
-            rows = rows_of(*joined(region.addresses, region.sizes), region.device_id)
-            made = _Registered(next(self._region_ids), rows, region.unit_bytes, kind)
-            self._regions[key] = made
-            self._publish(made)
+            else:
+                rows = rows_of(*joined(region.addresses, region.sizes), region.device_id)
+                known = _Registered(next(self._region_ids), rows, region.unit_bytes, region.kind)
+                self._regions[key] = known
+                self._enroll(known)
+            if not known.published:
+                self._publish(known)
 
-    def _publish(self, made: _Registered) -> None:
-        """Register and tell; what the engine refuses is moved over the lanes."""
+    def _enroll(self, known: _Registered) -> None:
+        """Tell the engine; what it refuses is moved over the lanes."""
         if self.agent.closed:
             return
         try:
-            self.agent.register(made.rows, made.kind)
-            metadata = self.agent.region_metadata(made.rows, made.kind)
+            self.agent.register(known.rows, known.kind)
         except NixlError as error:
             logger.warning(
-                "NIXL cannot register %d tensors, they are moved over lanes: %s",
-                len(made.rows),
+                "NIXL cannot register %d ranges, they are moved over lanes: %s",
+                len(known.rows),
                 error,
             )
+
+    def _publish(self, known: _Registered) -> None:
+        """Tell peers, under an id that was never used."""
+        known.region_id = next(self._region_ids)
+        try:
+            metadata = self.agent.region_metadata(known.rows, known.kind)
+        except NixlError as error:
+            logger.debug("region %d is not published: %s", known.region_id, error)
             return
+        known.published = True
         self._log.add(
             Added(
-                made.region_id,
-                made.kind,
-                made.unit_bytes,
-                int(made.rows[0, 2]),
-                words_bytes(made.rows[:, 0]),
-                words_bytes(made.rows[:, 1]),
+                known.region_id,
+                known.kind,
+                known.unit_bytes,
+                int(known.rows[0, 2]),
+                words_bytes(known.rows[:, 0]),
+                words_bytes(known.rows[:, 1]),
                 metadata,
             )
         )
 
+    def withdraw(self, region: Region) -> None:
+        with self._lock:
+            known = self._regions.get(_key(region))
+            if known is not None and known.users == 1:
+                self._unpublish(known)
+
+    def _unpublish(self, known: _Registered) -> None:
+        if known.published:
+            known.published = False
+            self._log.remove(known.region_id)
+
     def deregister(self, region: Region) -> None:
-        key = (words_bytes(region.addresses), words_bytes(region.sizes), region.kind)
+        key = _key(region)
         with self._lock:
             known = self._regions.get(key)
             if known is None:
@@ -185,14 +210,14 @@ class NixlBackend(Backend):
             known.users -= 1
             if known.users == 0:
                 del self._regions[key]
-                self._withdraw(known)
+                self._unpublish(known)
+                self._dismiss(known)
 
-    def _withdraw(self, known: _Registered) -> None:
-        self._log.remove(known.region_id)
+    def _dismiss(self, known: _Registered) -> None:
         try:
             self.agent.deregister(known.rows, known.kind)
         except NixlError as error:
-            logger.debug("NIXL keeps %d tensors registered: %s", len(known.rows), error)
+            logger.debug("NIXL keeps %d ranges registered: %s", len(known.rows), error)
 
     def remapped(self, address: int, size: int) -> None:
         """Register what touches the range anew, under new ids."""
@@ -200,8 +225,9 @@ class NixlBackend(Backend):
             for known in self._regions.values():
                 starts, sizes = known.rows[:, 0], known.rows[:, 1]
                 if ((starts < address + size) & (starts + sizes > address)).any():
-                    self._withdraw(known)
-                    known.region_id = next(self._region_ids)
+                    self._unpublish(known)
+                    self._dismiss(known)
+                    self._enroll(known)
                     self._publish(known)
 
     def landing_units(self, unit_bytes: int) -> PreparedList:
@@ -286,10 +312,10 @@ class NixlBackend(Backend):
             raise Unavailable(f"the engine is {self.engine} here and {there.engine} at the peer")
         if self._rdma_only and not self.in_hardware(there):
             raise Unavailable("not both hosts have an RDMA device, and lanes are faster without")
-        why_not = ""
-        if there.agent == self.agent.name:
-            why_not = "the peer is this instance"
-        else:
+        why_not = self._why_not(there)
+        if why_not and self._rdma_only:
+            raise Unavailable(why_not)
+        if not why_not:
             self._load(there)
         with self._lock:
             grant = self._offers.pop(lanes.link_id, None)
@@ -298,6 +324,14 @@ class NixlBackend(Backend):
         if grant is not None:
             lanes.attach_host(grant.reader)
         return NixlChannel(self, peer, there, lanes, why_not)
+
+    def _why_not(self, there: NixlMetadata) -> str:
+        """Why a link has to do with its lanes."""
+        if there.agent == self.agent.name:
+            return "the peer is this instance"
+        if self.agent.closed:
+            return "NIXL has been shut down here"
+        return "" if there.connection else "NIXL has been shut down at the peer"
 
     def _load(self, there: NixlMetadata) -> None:
         try:

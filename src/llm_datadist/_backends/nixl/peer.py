@@ -68,6 +68,7 @@ class PeerMemory:
 
     def __init__(self, channel: NixlChannel) -> None:
         self._channel = channel
+        self._learning = threading.Lock()  # held while the peer is asked; nobody else waits for it
         self._lock = threading.Lock()
         self._regions = RemoteRegions()
         self._units: dict[int, _Units] = {}
@@ -75,15 +76,22 @@ class PeerMemory:
 
     def why_not(self, transfer: Transfer) -> str:
         """Why the engine cannot reach all that a read names; looks at the peer's log on a miss."""
-        with self._lock:
-            if self._regions.locate(transfer.remote, transfer.length) is not False:
-                return ""
-            why_not = self._learn(transfer.deadline_ns)
-            if why_not:
-                return why_not
-            if self._regions.locate(transfer.remote, transfer.length) is False:
-                return "the peer has not registered that memory with NIXL"
+        if self._knows(transfer):
             return ""
+        left_s = (transfer.deadline_ns - time.monotonic_ns()) / 1e9
+        if not self._learning.acquire(timeout=max(left_s, 0)):
+            return "the peer's log of regions was not read in time"
+        try:
+            why_not = "" if self._knows(transfer) else self._learn(transfer.deadline_ns)
+        finally:
+            self._learning.release()
+        if not why_not and not self._knows(transfer):
+            return "the peer has not registered that memory with NIXL"
+        return why_not
+
+    def _knows(self, transfer: Transfer) -> bool:
+        with self._lock:
+            return self._regions.locate(transfer.remote, transfer.length) is not False
 
     def start(self, chunk: Chunk, slot: int) -> Running | None:
         """Begin to read a chunk into a slot; None when the peer has withdrawn its memory.
@@ -184,13 +192,13 @@ class PeerMemory:
             data = self._fetch(slot, HEADER_BYTES + known, tail - known, deadline_ns)
             if isinstance(data, str):
                 return data
+        finally:
+            backend.slots.give(slot)
+        with self._lock:
             if era != self._regions.era:
                 for region_id in list(self._units):
                     self._drop_units(region_id)
-            added = self._regions.take(era, data)
-        finally:
-            backend.slots.give(slot)
-        return self._load(added)
+            return self._load(self._regions.take(era, data))
 
     def _load(self, added: list[Added]) -> str:
         """Have the engine take regions in; those that it does not are forgotten again."""
