@@ -59,6 +59,10 @@ class Owner:
         there.close()
         self.hello: dict[str, Any] = self._receive()
 
+    @property
+    def pid(self) -> int:
+        return int(self._process.pid or 0)
+
     def _receive(self) -> Any:
         answer = self._pipe.recv()
         if isinstance(answer, Exception):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import statistics
+import signal
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,6 @@ from bench.rival_nixl import Nixl
 from bench.timing import Goal, Row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from multiprocessing.connection import Connection
 
 OURS, BARE = "llm-datadist (nixl)", "bare NIXL"
@@ -41,28 +41,36 @@ class OursNixl(Ours):
 
     name = OURS
     backend = "nixl"
+    _made: Any = None
 
     @staticmethod
     def owner_body() -> Any:
         return owner_nixl
 
-    def link_again(self) -> None:
-        from llm_datadist import LLMClusterInfo, LLMStatusCode  # noqa: PLC0415
+    def connect(self, total: int) -> None:
+        from llm_datadist import LLMStatusCode  # noqa: PLC0415
+
+        usable = total // _TENSORS // 4096 * 4096 * _TENSORS
+        self._made = register(
+            self.instance, work.address(self.local), usable, 4096, _TENSORS, key=False
+        )
+        status, _ = self.instance.link_clusters([self._owner_info()], 10_000)
+        if status != LLMStatusCode.LLM_SUCCESS:
+            raise RuntimeError("cannot link again")
+
+    def disconnect(self) -> None:
+        self.instance.unlink_clusters([self._owner_info()])
+        if self._made is not None:
+            self.instance.cache_manager.unregister_cache(self._made.cache_id)
+
+    def _owner_info(self) -> Any:
+        from llm_datadist import LLMClusterInfo  # noqa: PLC0415
 
         info = LLMClusterInfo()
         info.remote_cluster_id = OWNER_ID
         info.append_local_ip_info("127.0.0.1", 0)
         info.append_remote_ip_info(*self.owner.hello["address"])
-        status, _ = self.instance.link_clusters([info], 10_000)
-        if status != LLMStatusCode.LLM_SUCCESS:
-            raise RuntimeError("cannot link again")
-
-    def unlink(self) -> None:
-        from llm_datadist import LLMClusterInfo  # noqa: PLC0415
-
-        info = LLMClusterInfo()
-        info.remote_cluster_id = OWNER_ID
-        self.instance.unlink_clusters([info])
+        return info
 
 
 class BareNixl(Nixl):
@@ -70,110 +78,167 @@ class BareNixl(Nixl):
 
     name = BARE
 
-    def register_and_connect(self, total: int) -> None:
+    _registered: Any = None
+
+    def connect(self, total: int) -> None:
         each = total // _TENSORS // 4096 * 4096
         first = work.address(self.local)
         rows = [(first + index * each, each, 0, "") for index in range(_TENSORS)]
-        registered = self._agent.register_memory(rows, "DRAM")
+        self._registered = self._agent.register_memory(rows, "DRAM")
         self._remote = self._agent.add_remote_agent(self.owner.hello["metadata"])
         self._agent.make_connection(self._remote)
-        self._registered = registered
-
-    def disconnect_first(self) -> None:
-        self._agent.remove_remote_agent(self._remote)
 
     def disconnect(self) -> None:
-        self._agent.deregister_memory(self._registered)
+        if self._registered is not None:
+            self._agent.deregister_memory(self._registered)
         self._agent.remove_remote_agent(self._remote)
+
+
+class Driver:
+    """A contender in a process of its own, which sleeps, its owner too, while the other one runs.
+
+    NIXL's Python class has a progress thread that spins in both processes, also when nothing moves:
+    beside it nobody else's figures would mean anything.
+    """
+
+    def __init__(self, kind: type[OursNixl | BareNixl], size: int) -> None:
+        self.name = kind.name
+        spawn = multiprocessing.get_context("spawn")
+        self._pipe, there = spawn.Pipe()
+        self._process = spawn.Process(target=_drive, args=(there, kind, size))
+        self._process.start()
+        self._pids = [self._process.pid, *self._pipe.recv()]
+        self.sleep()
+
+    def sleep(self) -> None:
+        for pid in self._pids:
+            os.kill(pid, signal.SIGSTOP)
+
+    def wake(self) -> None:
+        for pid in self._pids:
+            os.kill(pid, signal.SIGCONT)
+
+    def ask(self, name: str, *arguments: object) -> Any:
+        """Have it do something, awake; return (microseconds, result)."""
+        self.wake()
+        self._pipe.send((name, arguments))
+        answer = self._pipe.recv()
+        self.sleep()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        for pid in reversed(self._pids):
+            os.kill(pid, signal.SIGKILL)
+        self._process.join()
+
+
+def _drive(pipe: Connection, kind: type[OursNixl | BareNixl], size: int) -> None:
+    contender = kind(work.buffer(size))
+    pipe.send([contender.owner.pid])
+    while True:
+        name, arguments = pipe.recv()
+        begin = time.perf_counter_ns()
+        try:
+            result = globals()[name](contender, *arguments)
+        except Exception as error:
+            pipe.send(RuntimeError(f"{contender.name}: {name}: {error}"))
+            continue
+        elapsed_us = (time.perf_counter_ns() - begin) / 1e3
+        pipe.send((elapsed_us if result is None else result, None))
+
+
+# What a driver does for the comparison; each takes the contender, and may return its own figure.
+
+
+def prepare(contender: OursNixl | BareNixl, case: work.Case) -> None:
+    """Get ready, and check that a pull brings every byte."""
+    contender.prepare(case)
+    contender.owner.ask("fill", 5)
+    contender.local[:] = 0
+    contender.read(case)
+    source = np.empty(case.total_bytes, np.uint8)
+    work.fill(source, 5)
+    src, dst = case.blocks()
+    shape = (case.count, case.block_bytes)
+    if not (contender.local.reshape(shape)[dst] == source.reshape(shape)[src]).all():
+        raise RuntimeError("wrong bytes")
+
+
+def read(contender: OursNixl | BareNixl, case: work.Case) -> None:
+    contender.read(case)
+
+
+def write(contender: OursNixl | BareNixl, case: work.Case) -> None:
+    contender.write(case)
+
+
+def small(contender: OursNixl | BareNixl) -> float:
+    """p50 of one block, in us."""
+    one = work.Case("one 4 KiB block", 4096, 4096)
+    contender.prepare(one)
+    return timing.percentile(timing.latencies(partial(contender.read, one), 1000), 50)
+
+
+def set_up(contender: OursNixl | BareNixl) -> float:
+    """Register 122 tensors and connect, where processes and agents are there already; in us."""
+    total = len(contender.local)
+    contender.disconnect()
+    begin = time.perf_counter_ns()
+    contender.connect(total)
+    return (time.perf_counter_ns() - begin) / 1e3
+
+
+def described(contender: OursNixl) -> Any:
+    print(contender.describe()["channel"])
+    return 0.0
 
 
 class NixlComparison:
-    """The comparison; each side has its own owner process, the local buffer is shared."""
+    """The comparison; one of the two is awake at a time."""
 
     def __init__(self, rounds: int, scale: float, transport: str) -> None:
-        self.rounds, self.scale = max(rounds, 5), scale
+        self.rounds = max(rounds, 5)
         self.rows: list[Row] = []
         self.goals: list[Goal] = []
-        os.environ["UCX_TLS"] = TRANSPORTS[transport]  # before UCX is loaded, here and in owners
-        self.local = work.buffer(work.whole_mib(512 * work.MIB * scale))
-        self.ours, self.bare = OursNixl(self.local), BareNixl(self.local)
+        os.environ["UCX_TLS"] = TRANSPORTS[transport]  # for the processes that are started now
+        self._total = work.whole_mib(512 * work.MIB * scale)
+        self._drivers = [Driver(OursNixl, self._total), Driver(BareNixl, self._total)]
 
     def close(self) -> None:
-        self.ours.close()
-        self.bare.close()
+        for driver in self._drivers:
+            driver.close()
 
     def run(self) -> None:
-        total = len(self.local)
+        total = self._total
         for case, wanted in (
             (work.Case("pull 32 KiB, random", 32 << 10, total), 1.0),
             (work.Case("pull 4 KiB, random", 4 << 10, total), 1.2),
             (Consecutive("pull 32 KiB, in order", 32 << 10, total, seed=8), 1.5),
         ):
-            self._pulls(case, wanted)
-        self._pushes(work.Case("push 32 KiB, random", 32 << 10, total))
-        self._small()
-        self._setup(total)
-        channel = self.ours.describe()["channel"]
-        print(channel)
+            self._compare(case, "read", wanted)
+        self._compare(work.Case("push 32 KiB, random", 32 << 10, total), "write", None)
+        self._times("one 4 KiB block, p50", "small", 1 / 1.5)
+        self._times(f"register {_TENSORS} tensors and link", "set_up", 1 / 1.2)
+        self._drivers[0].ask("described")
 
-    def _pulls(self, case: work.Case, wanted: float) -> None:
-        for contender in (self.ours, self.bare):
-            contender.prepare(case)
-            seed = case.block_bytes + len(contender.name)
-            contender.owner.ask("fill", seed)
-            self.local[:] = 0
-            contender.read(case)
-            source = np.empty(case.total_bytes, np.uint8)
-            work.fill(source, seed)
-            src, dst = case.blocks()
-            shape = (case.count, case.block_bytes)
-            if not (self.local.reshape(shape)[dst] == source.reshape(shape)[src]).all():
-                raise RuntimeError(f"{contender.name}: {case.name}: wrong bytes")
-        self._alternate(
-            case, {c.name: partial(c.read, case) for c in (self.ours, self.bare)}, wanted
-        )
-
-    def _pushes(self, case: work.Case) -> None:
-        for contender in (self.ours, self.bare):
-            contender.prepare(case)
-        self._alternate(
-            case, {c.name: partial(c.write, case) for c in (self.ours, self.bare)}, None
-        )
-
-    def _alternate(
-        self, case: work.Case, runs: dict[str, Callable[[], object]], wanted: float | None
-    ) -> None:
-        self.rows += timing.alternate(case.name, case.total_bytes, runs, self.rounds)
+    def _compare(self, case: work.Case, what: str, wanted: float | None) -> None:
+        rows = {driver.name: Row(case.name, driver.name, "GB/s") for driver in self._drivers}
+        for driver in self._drivers:
+            driver.ask("prepare", case)
+        for _ in range(self.rounds):
+            for driver in self._drivers:
+                elapsed_us, _ = driver.ask(what, case)
+                rows[driver.name].values.append(case.total_bytes / elapsed_us / 1e3)
+        self.rows += rows.values()
         if wanted is not None:
             self.goals.append(Goal(case.name, OURS, BARE, wanted))
 
-    def _small(self) -> None:
-        one = work.Case("one 4 KiB block", 4096, 4096)
-        for contender in (self.ours, self.bare):
-            contender.prepare(one)
-            values = timing.latencies(partial(contender.read, one), 1000)
-            self.rows.append(
-                Row("one 4 KiB block, p50", contender.name, "us", [timing.percentile(values, 50)])
-            )
-        self.goals.append(Goal("one 4 KiB block, p50", OURS, BARE, 1 / 1.5))
-
-    def _setup(self, total: int) -> None:
-        """Register 122 tensors and connect; both processes and agents are there already."""
-        name = f"register {_TENSORS} tensors and link"
-        times: dict[str, list[float]] = {OURS: [], BARE: []}
-        usable = total // _TENSORS // 4096 * 4096 * _TENSORS
-        self.bare.disconnect_first()
+    def _times(self, name: str, what: str, wanted: float) -> None:
+        rows = {driver.name: Row(name, driver.name, "us") for driver in self._drivers}
         for _ in range(self.rounds):
-            self.ours.unlink()
-            begin = time.perf_counter_ns()
-            cache = register(self.ours.instance, work.address(self.local), usable, 4096, _TENSORS)
-            self.ours.link_again()
-            times[OURS].append((time.perf_counter_ns() - begin) / 1e3)
-            self.ours.instance.cache_manager.unregister_cache(cache.cache_id)
-            begin = time.perf_counter_ns()
-            self.bare.register_and_connect(total)
-            times[BARE].append((time.perf_counter_ns() - begin) / 1e3)
-            self.bare.disconnect()
-        for contender, values in times.items():
-            self.rows.append(Row(name, contender, "us", [statistics.median(values)]))
-        self.goals.append(Goal(name, OURS, BARE, 1 / 1.2))
+            for driver in self._drivers:
+                rows[driver.name].values.append(driver.ask(what)[0])
+        self.rows += rows.values()
+        self.goals.append(Goal(name, OURS, BARE, wanted))

@@ -39,7 +39,13 @@ def start(
 
 
 def register(
-    instance: LLMDataDist, start_address: int, total: int, block_bytes: int, tensors: int = 1
+    instance: LLMDataDist,
+    start_address: int,
+    total: int,
+    block_bytes: int,
+    tensors: int = 1,
+    *,
+    key: bool = True,
 ) -> Cache:
     """The buffer as a blocks cache of `tensors` tensors, under a key that names the block size."""
     from llm_datadist import BlocksCacheKey, CacheDesc, DataType  # noqa: PLC0415
@@ -47,8 +53,8 @@ def register(
     each = total // tensors
     desc = CacheDesc(tensors, [each // block_bytes, block_bytes], DataType.DT_UINT8)
     addrs = [start_address + index * each for index in range(tensors)]
-    key = BlocksCacheKey(instance.cluster_id, model_id=block_bytes)
-    return instance.cache_manager.register_blocks_cache(desc, addrs, key)
+    name = BlocksCacheKey(instance.cluster_id, model_id=block_bytes) if key else None
+    return instance.cache_manager.register_blocks_cache(desc, addrs, name)
 
 
 def owner(pipe: Connection, memory: np.ndarray, *, backend: str, pool: bool) -> None:
