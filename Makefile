@@ -174,6 +174,7 @@ fuzz-messages: $(VENV)/.installed $(VENV)/.test
 # 1,000 links, with what each of them costs.
 many-links: $(VENV)/.installed $(VENV)/.test
 	LDD_LONG=1 $(BIN)/python -m pytest -s tests/integration/test_many_links.py $(ARGS)
+
 # The tests of the NIXL backend are skipped where its wheel is missing; where it must be there, this
 # fails.
 .PHONY: nixl-check

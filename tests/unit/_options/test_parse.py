@@ -333,6 +333,8 @@ def test_a_device_is_one_of_the_known(text):
 def test_a_checksum_is_one_of_the_known(text):
     assert parse(Checksum=text).checksum == text
     refused(MANAGED | {"llm.Checksum": text.upper()}, "llm.Checksum", "crc32c")
+
+
 @pytest.mark.parametrize("text", ["UCX", "LIBFABRIC"])
 def test_an_engine_of_nixl_is_one_of_the_known(text):
     assert parse(NixlBackend=text).nixl_backend == text
