@@ -19,6 +19,7 @@ from llm_datadist import (
     LLMStatusCode,
     TransferConfig,
 )
+from llm_datadist._engine import checksums
 from llm_datadist.testing import FaultPolicy, FaultRule, inject_faults
 
 UNITS = 24
@@ -170,6 +171,31 @@ def test_a_pull_that_went_wrong_names_its_blocks(sides, spoil):
     spoilt.clear()
     user.manager.pull_blocks(BlocksCacheKey(1), target.cache, EVERY, EVERY)
     assert np.array_equal(target.data, source.data)
+
+
+def test_transfers_of_many_segments(sides, spoil, monkeypatch):
+    """Each block in its place, wherever the bounds of segments and of questions are."""
+    owner, user = sides
+    source = owner.blocks(1, key=0, **SHAPE)
+    target = user.blocks(**SHAPE)
+    monkeypatch.setattr(checksums, "SEGMENT_BYTES", 3 * WORDS * 8)
+    monkeypatch.setattr(checksums, "WINDOW_BYTES", 7 * WORDS * 8)
+    for order in (EVERY, EVERY[::-1], EVERY[1::2] + EVERY[::2]):
+        target.data[:] = 0
+        user.manager.pull_blocks(BlocksCacheKey(1), target.cache, EVERY, order)
+        assert np.array_equal(target.data[:, order], source.data)
+        user.manager.push_blocks(BlocksCacheKey(1), target.cache, EVERY, order)
+        assert np.array_equal(source.data[:, order], target.data)
+    for tensor, block in ((0, 0), (1, 6), (2, 7), (3, UNITS - 1)):
+
+        def change(_, place=(tensor, block, 5)):
+            target.data[place] = 1
+
+        spoil(change)
+        with failing("LLM_FAILED", "pull_blocks", peer=1) as caught:
+            user.manager.pull_blocks(BlocksCacheKey(1), target.cache, EVERY, EVERY)
+        found = {(fault.tensor_index, fault.block) for fault in caught.value.faults}
+        assert found == {(tensor, block)}
 
 
 def test_a_push_that_went_wrong_names_the_peers_blocks(sides, spoil):

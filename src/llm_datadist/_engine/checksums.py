@@ -20,7 +20,7 @@ from llm_datadist._errors import Fault
 from llm_datadist._plan import Plan, cut, segments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from llm_datadist._backends.base import Transfer
     from llm_datadist._backends.node import Checksums as Sums
@@ -31,10 +31,14 @@ if TYPE_CHECKING:
     Destination: TypeAlias = tuple[int, LocalCache | RemoteCache | None]
 
 SEGMENT_BYTES = 4 << 20
+WINDOW_BYTES = 64 << 20
+"""Of a question that is asked before its bytes are read."""
+
 FEATURE = "crc32c"
 """In the endpoint of an instance that answers questions for checksums."""
 
 _MOST_REPORTED = 4096
+_NO_SUMS = np.empty(0, np.uint32)
 
 
 def checkable(plan: Plan, unit_bytes: int) -> Plan:
@@ -87,56 +91,81 @@ class Checksums:
 
         Returns:
             The outcome; its code is CORRUPT when something differs, and then what. What comes after
-            the segment that it is in was not moved.
+            the segment (window) that it is in was not moved.
         """
+        # Where a read needs no lane, the source's checksums are computed while it goes on.
+        at_once = not transfer.write and not data.channel.innermost.reads_use_lanes
         moved_bytes, version = 0, transfer.version
-        for part in segments(transfer.length, SEGMENT_BYTES):
-            outcome, different = self._segment(data, _part(transfer, part, version), unit_bytes)
+        for part in segments(transfer.length, WINDOW_BYTES if at_once else SEGMENT_BYTES):
+            window = _part(transfer, part, version)
+            outcome, different = self._window(data, window, unit_bytes, at_once=at_once)
             moved_bytes += outcome.moved_bytes
             if outcome.code != Code.OK:
-                at = outcome.descriptor + part.start if outcome.descriptor >= 0 else -1
-                return outcome._replace(descriptor=at, moved_bytes=moved_bytes), different
+                return _within(outcome, part, moved_bytes), different
             version = 0  # it was current when the transfer began; from there on guards tell
         return Outcome(Code.OK, moved_bytes=moved_bytes), NO_PLAN
 
-    def _segment(self, data: LinkData, transfer: Transfer, unit_bytes: int) -> tuple[Outcome, Plan]:
-        """Move one segment and check it.
+    def _window(
+        self, data: LinkData, transfer: Transfer, unit_bytes: int, *, at_once: bool
+    ) -> tuple[Outcome, Plan]:
+        """Move what one question for checksums is about, and check it.
 
-        Where a read needs no lane, the source's checksums are computed while it goes on. It is good
-        if it gives what they are of, whether the owner has written in between or not.
+        A read is good if it gives the bytes that the checksums are of, whether the owner has
+        written in between or not.
         """
         if not len(transfer.length):
             return data.channel.run(transfer), NO_PLAN
-        whole = Plan(transfer.local, transfer.remote, transfer.length, 0)
-        units = cut(whole, unit_bytes)
-        checked = replace(transfer, local=units.local, remote=units.remote, length=units.length)
-        at_once = not transfer.write and not data.channel.innermost.reads_use_lanes
-        answer = data.lanes.ask_checksum(checked) if at_once else None
-        outcome = data.channel.run(transfer)
-        if outcome.code != Code.OK:
+        units = _units(transfer, unit_bytes)
+        answer = data.lanes.ask_checksum(units) if at_once else None
+        moved, here = self._move(data, transfer, unit_bytes)
+        if moved.code != Code.OK:
             if answer is not None:
                 answer()
-            return outcome, NO_PLAN
-        found, places = self._compare(checked, answer or data.lanes.ask_checksum(checked))
-        if found.descriptor >= 0 and units is not whole:
-            at = units.local[found.descriptor]  # in the segment's count, which has fewer
-            found = found._replace(descriptor=_holder(whole, int(at)))
+            return moved, NO_PLAN
+        outcome, there = (answer or data.lanes.ask_checksum(units))()
+        if outcome.code != Code.OK:
+            at = _holder(transfer, units, outcome.descriptor)
+            return Outcome(outcome.code, outcome.sys_errno, at, moved.moved_bytes), NO_PLAN
+        places = np.flatnonzero(here != there)
+        if not len(places):
+            return moved, NO_PLAN
         different = Plan(units.local[places], units.remote[places], units.length[places], 0)
-        return found._replace(moved_bytes=outcome.moved_bytes), different
+        return Outcome(Code.CORRUPT, moved_bytes=moved.moved_bytes), different
 
-    def _compare(
-        self, transfer: Transfer, answer: Callable[[], tuple[Outcome, Sums]]
-    ) -> tuple[Outcome, list[int]]:
-        """Compare both sides of each descriptor; the outcome is CORRUPT with those that differ."""
-        here_outcome, here = self._node.checksum(
-            transfer.local, transfer.length, transfer.local_ref, transfer.deadline_ns
-        )
-        there_outcome, there = answer()
-        for outcome in (here_outcome, there_outcome):
+    def _move(self, data: LinkData, transfer: Transfer, unit_bytes: int) -> tuple[Outcome, Sums]:
+        """Move segment by segment, and compute the own side's checksums of each while it is hot."""
+        moved_bytes, version, sums = 0, transfer.version, []
+        for part in segments(transfer.length, SEGMENT_BYTES):
+            segment = _part(transfer, part, version)
+            outcome = data.channel.run(segment)
+            moved_bytes += outcome.moved_bytes
             if outcome.code != Code.OK:
-                return outcome, []
-        different: list[int] = np.flatnonzero(here != there).tolist()
-        return (Outcome(Code.CORRUPT) if different else there_outcome), different
+                return _within(outcome, part, moved_bytes), _NO_SUMS
+            units = _units(segment, unit_bytes)
+            outcome, found = self._node.checksum(
+                units.local, units.length, units.local_ref, units.deadline_ns
+            )
+            if outcome.code != Code.OK:
+                outcome = outcome._replace(descriptor=_holder(segment, units, outcome.descriptor))
+                return _within(outcome, part, moved_bytes), _NO_SUMS
+            sums.append(found)
+            version = 0
+        return Outcome(Code.OK, moved_bytes=moved_bytes), np.concatenate(sums)
+
+
+def _units(transfer: Transfer, unit_bytes: int) -> Transfer:
+    """Return what is compared: the same bytes in pieces that are of one block (slot) each."""
+    whole = Plan(transfer.local, transfer.remote, transfer.length, 0)
+    units = cut(whole, unit_bytes)
+    if units is whole:
+        return transfer
+    return replace(transfer, local=units.local, remote=units.remote, length=units.length)
+
+
+def _within(outcome: Outcome, part: slice, moved_bytes: int) -> Outcome:
+    """Return the outcome of a part as that of the whole."""
+    at = outcome.descriptor + part.start if outcome.descriptor >= 0 else -1
+    return outcome._replace(descriptor=at, moved_bytes=moved_bytes)
 
 
 def _part(transfer: Transfer, part: slice, version: int) -> Transfer:
@@ -151,8 +180,10 @@ def _part(transfer: Transfer, part: slice, version: int) -> Transfer:
     )
 
 
-def _holder(plan: Plan, local_addr: int) -> int:
-    """Return the descriptor that has that local address."""
-    addr = np.uint64(local_addr)
-    holds = (plan.local <= addr) & (addr - plan.local < plan.length)
+def _holder(transfer: Transfer, units: Transfer, index: int) -> int:
+    """Return the descriptor that a piece of `_units` is of; -1 for -1."""
+    if index < 0 or units is transfer:
+        return index
+    addr = units.local[index]
+    holds = (transfer.local <= addr) & (addr - transfer.local < transfer.length)
     return int(np.flatnonzero(holds)[0])
