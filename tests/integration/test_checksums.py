@@ -325,6 +325,62 @@ def test_an_own_cache_that_ends_during_a_checked_transfer(sides, spoil):
         user.manager.pull_blocks(BlocksCacheKey(1), target.cache, EVERY, EVERY)
 
 
+def test_more_calls_than_lanes(backend):
+    """Calls that have a lane for their question wait for no other: none waits for another call."""
+    owner = Side(1, backend)
+    user = Side(2, backend, checksum="crc32c", lanes_per_link=2, sync_kv_timeout=20_000)
+    errors = []
+    try:
+        link(user.instance, owner.address)
+        owner.blocks(1, key=0, **SHAPE)
+        targets = [user.blocks(**SHAPE) for _ in range(6)]
+
+        def work(target):
+            try:
+                for _ in range(4):
+                    user.manager.pull_blocks(BlocksCacheKey(1), target.cache, EVERY, EVERY)
+                    user.manager.push_blocks(BlocksCacheKey(1), target.cache, [], [])
+            except BaseException as error:
+                errors.append(error)
+
+        began = time.monotonic()
+        threads = [threading.Thread(target=work, args=(target,)) for target in targets]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not errors
+        assert time.monotonic() - began < 20
+    finally:
+        finalize(owner, user)
+
+
+def test_an_interrupted_transfer_leaves_no_lane_taken(backend):
+    """What comes out of the middle of a transfer, held on to, does not keep a link from closing."""
+    owner, user = Side(1, backend), Side(2, backend, checksum="crc32c", lanes_per_link=1)
+    try:
+        link(user.instance, owner.address)
+        source, target = owner.blocks(1, key=0), user.blocks()
+        channel = user.instance._engine.links.get(1).data.channel
+        run = channel.run
+
+        def interrupted(transfer):
+            raise KeyboardInterrupt
+
+        arguments = (BlocksCacheKey(1), target.cache, EVERY[:8], EVERY[:8])
+        channel.run = interrupted
+        with pytest.raises(KeyboardInterrupt) as caught:
+            user.manager.pull_blocks(*arguments)
+        channel.run = run
+        user.manager.pull_blocks(*arguments)
+        assert np.array_equal(target.data, source.data)
+        user.instance.finalize()
+        assert caught.value is not None
+        del caught, channel, run, interrupted
+    finally:
+        finalize(owner, user)
+
+
 @pytest.mark.expects_log("transfers with cluster 1 are not checked")
 def test_a_peer_that_does_not_know_checksums(backend):
     """Of a version before: the link is made, transfers work, and describe_link says it."""

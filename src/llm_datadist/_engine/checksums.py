@@ -117,10 +117,13 @@ class Checksums:
             return data.channel.run(transfer), NO_PLAN
         units = _units(transfer, unit_bytes)
         answer = data.lanes.ask_checksum(units) if at_once else None
-        moved, here = self._move(data, transfer, unit_bytes)
-        if moved.code != Code.OK:
-            if answer is not None:
+        moved = None
+        try:
+            moved, here = self._move(data, transfer, unit_bytes)
+        finally:  # an interrupt, too, must not leave a lane taken
+            if answer is not None and (moved is None or moved.code != Code.OK):
                 answer()
+        if moved.code != Code.OK:
             return moved, NO_PLAN
         outcome, there = (answer or data.lanes.ask_checksum(units))()
         if outcome.code != Code.OK:
