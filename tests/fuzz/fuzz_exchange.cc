@@ -40,6 +40,12 @@ constexpr std::array<Choice, 8> kChoices{{{wire::Kind::kRead, 2},
                                           {wire::Kind::kReadLog, 1},
                                           {wire::Kind::kConsume, 0}}};
 
+constexpr Choice kChecksum{wire::Kind::kChecksum, 2};
+
+const Choice& choice_of(std::uint8_t byte) {
+  return byte >= 0xF0 ? kChecksum : kChoices[byte % kChoices.size()];
+}
+
 std::uint64_t sum_of(std::size_t pieces) {
   std::uint64_t sum = 0;
   for (std::size_t i = 0; i < pieces; ++i) {
@@ -90,7 +96,8 @@ void check_memory(const Choice& choice) {
   CHECK(arena.untouched(kBase, kAddresses[0]));
   CHECK(arena.untouched(kAddresses[0] + kLengths[0], kAddresses[1]));
   CHECK(arena.untouched(kAddresses[1] + kLengths[1], kAddresses[2]));
-  const bool receives = choice.kind == wire::Kind::kRead || choice.kind == wire::Kind::kReadLog;
+  const bool receives = choice.kind == wire::Kind::kRead || choice.kind == wire::Kind::kReadLog ||
+                        choice.kind == wire::Kind::kChecksum;
   if (!receives) {
     const auto* const own = reinterpret_cast<const std::byte*>(kAddresses[0]);
     CHECK(std::all_of(own, own + kLengths[0],
@@ -122,7 +129,7 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     return 0;
   }
   const std::span<const std::byte> input(reinterpret_cast<const std::byte*>(data) + 2, size - 2);
-  const Choice& choice = kChoices[data[0] % kChoices.size()];
+  const Choice& choice = choice_of(data[0]);
   const std::size_t piece = data[1] == 0 ? ldd_fuzz::kMaxInput : data[1];
   const Arena& arena = Arena::get();
   arena.reset();

@@ -106,6 +106,14 @@ void check_said(std::span<const std::byte> said, bool may_hold_secrets) {
   }
 }
 
+// Sums of memory that peers may read may hold any byte.
+bool asks_for_checksums(std::span<const std::byte> input) {
+  const auto opening = wire::encode_header({wire::Kind::kChecksum, 0, 0, 0});
+  constexpr std::ptrdiff_t kMagicVersionKind = 6;
+  return std::search(input.begin(), input.end(), opening.begin(),
+                     opening.begin() + kMagicVersionKind) != input.end();
+}
+
 void check_memory() {
   const Arena& arena = Arena::get();
   CHECK(arena.untouched(kBase, kAccessible.begin));
@@ -125,7 +133,8 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const std::vector<std::byte> said = converse(served, input, piece);
   // It may have written that byte where peers may, or pushed it there, and read it back.
   const bool may_hold_secrets =
-      (choice & 1) != 0 || std::find(input.begin(), input.end(), ldd_fuzz::kSecret) != input.end();
+      (choice & 1) != 0 || asks_for_checksums(input) ||
+      std::find(input.begin(), input.end(), ldd_fuzz::kSecret) != input.end();
   check_said(said, may_hold_secrets);
   check_memory();
   served.ends.hang_up();

@@ -1,5 +1,6 @@
 // Runs a fuzz target on every file of the given directories: what was found stays found, without a
 // compiler that can fuzz. Each input is then damaged in some ways, the same in every run.
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -45,10 +46,13 @@ int main(int argc, char** argv) {
   std::mt19937_64 random(1);
   std::size_t files = 0;
   for (int i = 1; i < argc; ++i) {
-    for (const auto& entry : std::filesystem::directory_iterator(argv[i])) {
-      std::ifstream file(entry.path(), std::ios::binary);
+    const std::filesystem::directory_iterator all(argv[i]);
+    std::vector<std::filesystem::path> paths(begin(all), end(all));
+    std::sort(paths.begin(), paths.end());
+    for (const auto& path : paths) {
+      std::ifstream file(path, std::ios::binary);
       const Input input(std::istreambuf_iterator<char>(file), {});
-      std::printf("%s\n", entry.path().c_str());
+      std::printf("%s\n", path.c_str());
       std::fflush(stdout);
       run(input);
       for (int round = 0; round < kDamaged; ++round) {

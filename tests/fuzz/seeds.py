@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 MAGIC = 0x4E4C444C
-READ, WRITE, PUSH, CONSUME, VERSION, READ_LOG, PING = range(1, 8)
+READ, WRITE, PUSH, CONSUME, VERSION, READ_LOG, PING, CHECKSUM = range(1, 9)
 CHUNK, OUTCOME, GO = 16, 17, 18
 INLINE = 2
 LATER_NS = 1 << 60
@@ -68,6 +68,7 @@ def conversations() -> dict[str, bytes]:
                 + chunk(data[100:])
                 + outcome()
             )
+            found[f"checksum {name} {how}"] = request(CHECKSUM, ranges, entry=ref)
             found[f"push {name} {how}"] = request(
                 PUSH,
                 [(*each, AT[ACCESSIBLE]) for each in ranges],
@@ -100,6 +101,7 @@ def answers() -> dict[str, bytes]:
         "log": b"\6\0" + chunk(data[:1024]) + outcome(),
         "short log": b"\6\0" + chunk(data[:100]) + outcome(),
         "consume": b"\7\0" + outcome(1),
+        "checksum": b"\xff\0" + chunk(data[:1536]) + outcome(),
     }
 
 
