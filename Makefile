@@ -148,7 +148,8 @@ asan-python: $(VENV)/.installed $(VENV)/.test
 #   make fuzz FUZZERS=frames ARGS=-runs=10000000    make fuzz ARGS=-max_total_time=3600
 .PHONY: fuzz fuzz-merge fuzz-messages many-links
 FUZZERS ?= frames served_lane exchange
-export FUZZ_CXX ?= $(firstword $(shell command -v clang++ clang++-19 clang++-16 clang++-14) clang++)
+CLANGS   = clang++ clang++-19 clang++-16 clang++-14
+export FUZZ_CXX ?= $(or $(shell for name in $(CLANGS); do command -v $$name && exit; done),clang++)
 
 fuzz: $(VENV)/.tools
 	@$(QUIETLY) build/log/fuzz-configure cmake --preset fuzz
