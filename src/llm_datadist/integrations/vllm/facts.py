@@ -7,6 +7,7 @@ those of the very process whose blocks are pulled, and they come over the authen
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -43,12 +44,13 @@ def facts_of(
         "model": model_id or str(model.model),
         "model revision": str(model.revision),
         "architectures": ", ".join(getattr(model.hf_config, "architectures", None) or ()),
+        "model configuration": f"digest {_config_digest(model.hf_config)}",
         "dtype": str(model.dtype),
         "quantization": str(model.quantization),
         "KV cache dtype": str(cache.cache_dtype),
         "block size": ", ".join(map(str, layout.block_sizes)),
         "KV cache groups": layout.groups,
-        "layers": f"{len(layers)}, digest {_digest(layers)}",
+        "layers": f"{len(layers)}, digest {_digest(chr(10).join(layers))}",
         "KV layout": layout.describe(),
         "tensor parallel size": str(parallel.tensor_parallel_size),
         "tensor parallel rank": str(layout.rank),
@@ -88,5 +90,15 @@ def read_facts(page: bytes) -> dict[str, str]:
         raise ValueError(f"the peer's facts cannot be read: {error}") from None
 
 
-def _digest(names: list[str]) -> str:
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+def _config_digest(hf_config: Any) -> str:
+    """Digest of the model's configuration, less what says where it came from."""
+    fields = {
+        name: value
+        for name, value in hf_config.to_dict().items()
+        if name not in {"_name_or_path", "transformers_version"}
+    }
+    return _digest(json.dumps(fields, sort_keys=True, default=lambda value: type(value).__name__))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -35,6 +35,7 @@ def test_a_page_holds_the_facts():
 
 def test_equal_facts_fit_whatever_the_addresses_and_block_counts():
     assert mismatches(facts(), facts(layout(addrs=(7, 8), num_blocks=99))) == []
+    assert mismatches(facts(), facts(found_at="/b")) == []
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,7 @@ def test_equal_facts_fit_whatever_the_addresses_and_block_counts():
         ({"version": "0.33.0"}, "vLLM version: producer '0.33.0', here '0.32.0'"),
         ({"model": "other"}, "model: producer 'other', here 'm'"),
         ({"model_id": "named"}, "model: producer 'named', here 'm'"),
+        ({"layers": 3}, "model configuration: producer 'digest"),
         ({"dtype": "bfloat16"}, "dtype: producer 'bfloat16', here 'float32'"),
         ({"layout": layout(block_size=64)}, "block size: producer '64', here '32'"),
         ({"layout": layout(layers=("a", "c"))}, "layers: producer"),

@@ -58,13 +58,13 @@ def kv_cache_config(groups, num_blocks, block_size, spec=FullAttentionSpec):
     )
 
 
-def vllm_config(**model):
+def vllm_config(*, layers=2, found_at="/a", **model):
     """VllmConfig of a model on one worker."""
+    hf_fields = {"num_hidden_layers": layers, "_name_or_path": found_at, "dtype": object()}
+    hf_config = SimpleNamespace(architectures=["X"], to_dict=lambda: hf_fields)
     fields = {"model": "m", "revision": None, "dtype": "float32", "quantization": None}
     return SimpleNamespace(
-        model_config=SimpleNamespace(
-            **{**fields, **model}, hf_config=SimpleNamespace(architectures=["X"])
-        ),
+        model_config=SimpleNamespace(**{**fields, **model}, hf_config=hf_config),
         cache_config=SimpleNamespace(cache_dtype="auto"),
         parallel_config=SimpleNamespace(tensor_parallel_size=1, rank=0),
     )
