@@ -11,56 +11,12 @@ import time
 
 import numpy as np
 import pytest
-from vllm_objects import Tensor, kv_cache_config, vllm_config
+from worker_sides import BLOCKS, KEY, PAGE, Side, load_of, offer_of, offered
 
 from llm_datadist.integrations.vllm import pieces
-from llm_datadist.integrations.vllm.options import parse_extra_config
-from llm_datadist.integrations.vllm.orders import Load, Orders
-from llm_datadist.integrations.vllm.params import Offer
-from llm_datadist.integrations.vllm.worker import Worker
+from llm_datadist.integrations.vllm.orders import Orders
 
-LAYERS, BLOCKS, PAGE = 3, 24, 4096
-KEY = 256
 libc = ctypes.CDLL(None, use_errno=True)
-
-
-class Side:
-    """A worker over memory of its own."""
-
-    def __init__(self, role, *, groups=1, model="m", **extra):
-        self.memory = mmap.mmap(-1, LAYERS * BLOCKS * PAGE)
-        self.kv = np.frombuffer(self.memory, np.uint8).reshape(LAYERS, BLOCKS, 1, 4, PAGE // 4)
-        names = [f"layer{i}" for i in range(LAYERS)]
-        grouped = [names[i::groups] for i in range(groups)]
-        self.worker = Worker(
-            parse_extra_config({"transfer_timeout_ms": 2000, "lease_ms": 2500, **extra}),
-            {name: Tensor(self.kv[i]) for i, name in enumerate(names)},
-            kv_cache_config(grouped, BLOCKS, 32),
-            vllm_config(model=model),
-            version="0.32.0",
-            is_producer=role == "producer",
-            is_consumer=role == "consumer",
-        )
-
-    def until(self, *, sent=(), loaded=(), within_s=10.0, orders=None):
-        """Step until these have been reported; returns the failed blocks and requests."""
-        got_sent, got_loaded, blocks, requests = set(), set(), set(), set()
-        deadline = time.monotonic() + within_s
-        self.worker.carry_out(orders or Orders(), is_idle=True)
-        while not (got_sent >= set(sent) and got_loaded >= set(loaded)):
-            assert time.monotonic() < deadline, f"only {got_sent} and {got_loaded} in time"
-            self.worker.carry_out(Orders(), is_idle=True)
-            ended = self.worker.take_ended()
-            got_sent |= ended[0]
-            got_loaded |= ended[1]
-            blocks |= self.worker.take_failed_blocks()
-            requests |= self.worker.failed_request_ids
-        assert (got_sent, got_loaded) == (set(sent), set(loaded))
-        return blocks, requests
-
-    def close(self):
-        self.worker.close()
-        self.kv = None
 
 
 @pytest.fixture
@@ -84,31 +40,6 @@ def pair(sides, request):
     producer, consumer = sides("producer", **extra), sides("consumer", **extra)
     producer.kv[:] = np.random.default_rng(1).integers(1, 255, producer.kv.shape, np.uint8)
     return producer, consumer
-
-
-def offer_of(producer, blocks, key=KEY, groups=1):
-    return Offer(
-        key=key,
-        ranks=[producer.worker.address],
-        blocks=[list(blocks)] * groups,
-        num_tokens=32 * len(blocks),
-        prompt="d",
-        remote_request_id="p",
-        remote_engine_id="e",
-    )
-
-
-def offered(producer, blocks, request_id="p", key=KEY):
-    producer.worker.carry_out(Orders(publish={request_id: key}), is_idle=False)
-    producer.worker.carry_out(Orders(hold=[request_id]), is_idle=False)
-    return offer_of(producer, blocks, key)
-
-
-def load_of(offer, dst_blocks, request_id="d", unavailable=()):
-    groups = len(offer.blocks)
-    return Orders(
-        loads=[Load(request_id, offer, offer.blocks, [list(dst_blocks)] * groups, [*unavailable])]
-    )
 
 
 @pytest.mark.parametrize("pair", [{}, {"transfer_backend": "tcp"}], indirect=True)

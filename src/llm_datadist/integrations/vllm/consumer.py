@@ -152,6 +152,8 @@ class Consumer:
                         raise
                     self._producers.drop(rank)
         except (LLMException, Incompatible, Unreachable) as error:
+            if getattr(error, "status_code", None) == LLMStatusCode.LLM_TIMEOUT:
+                self._producers.silent(rank, str(error))
             logger.warning(
                 "request %s: %d of its blocks cannot be fetched and will be computed here: %s",
                 order.request_id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,6 +50,7 @@ class Producers:
         self._turns: dict[int, threading.Lock] = {}
         self._linked: set[int] = set()
         self._refused: dict[int, str] = {}
+        self._silent: dict[int, tuple[float, str]] = {}
 
     def link(self, rank: RankAddress) -> None:
         """Have a link to this producer whose facts are those of this worker.
@@ -60,10 +62,13 @@ class Producers:
         with self._lock:
             turn = self._turns.setdefault(rank.cluster_id, threading.Lock())
         with turn:
-            if rank.cluster_id in self._linked:
-                return
             if rank.cluster_id in self._refused:
                 raise Incompatible(self._refused[rank.cluster_id])
+            until, reason = self._silent.get(rank.cluster_id, (0.0, ""))
+            if time.monotonic() < until:
+                raise Unreachable(f"not tried, as it did not answer a moment ago: {reason}")
+            if rank.cluster_id in self._linked:
+                return
             self._dial(rank)
             differences = mismatches(self._worker.facts, self._pull_facts(rank))
             if differences:
@@ -81,6 +86,11 @@ class Producers:
         """A call has found the link broken: the next one links anew."""
         self._linked.discard(rank.cluster_id)
 
+    def silent(self, rank: RankAddress, reason: str) -> None:
+        """A call was in vain for a whole time limit: for a while, others fail without waiting."""
+        until = time.monotonic() + self._worker.options.link_timeout_ms / 1000
+        self._silent[rank.cluster_id] = until, reason
+
     def _dial(self, rank: RankAddress) -> None:
         info = LLMClusterInfo()
         info.remote_cluster_id = rank.cluster_id
@@ -89,7 +99,9 @@ class Producers:
             [info], self._worker.options.link_timeout_ms
         )
         if status != LLMStatusCode.LLM_SUCCESS:
-            raise Unreachable(f"no link to the producer at {rank.ip}:{rank.port}: {status}")
+            reason = f"no link to the producer at {rank.ip}:{rank.port}: {status}"
+            self.silent(rank, reason)
+            raise Unreachable(reason)
 
     def _unlink(self, rank: RankAddress) -> None:
         info = LLMClusterInfo()
