@@ -26,6 +26,8 @@ __all__ = ["Producer"]
 
 logger = logging.getLogger("llm_datadist.vllm")
 
+_RETRY_S = 1.0
+
 
 @dataclass(slots=True)
 class _Kept:
@@ -141,7 +143,13 @@ class Producer:
                 if self._closed:
                     return
             for kept in due:
-                self._give_back(kept)
+                try:
+                    self._give_back(kept)
+                except Exception:
+                    # Blocks whose key may be alive are not given back; better none than wrong ones.
+                    logger.exception("request %s: its key is not withdrawn yet", kept.request_id)
+                    kept.deadline = time.monotonic() + _RETRY_S
+                    kept.is_fetched = False
 
     def _due(self) -> list[_Kept]:
         now = time.monotonic()
@@ -157,7 +165,7 @@ class Producer:
 
     def _give_back(self, kept: _Kept) -> None:
         cache = kept.caches[0]
-        if not kept.is_fetched:
+        if not kept.is_fetched and cache.cache_id in self._by_cache:
             if self._worker.cache_manager.leased_blocks(cache):
                 # Somebody is fetching it just now; the lease's end, which has a limit, decides.
                 with self._wake:
@@ -169,9 +177,10 @@ class Producer:
                 kept.request_id,
                 self._worker.options.hold_ms,
             )
+        with self._wake:
+            self._by_cache.pop(cache.cache_id, None)
         self._worker.withdraw(kept.caches)
         with self._wake:
             self._kept.pop(kept.request_id, None)
-            self._by_cache.pop(cache.cache_id, None)
             self._sent.add(kept.request_id)
         self._changes.notify()

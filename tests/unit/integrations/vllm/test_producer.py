@@ -1,0 +1,77 @@
+"""A producer whose library calls fail: its blocks are late, never given away too early."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from llm_datadist import LLMException
+from llm_datadist.integrations.vllm import producer as producer_module
+from llm_datadist.integrations.vllm.changes import Changes
+from llm_datadist.integrations.vllm.options import parse_extra_config
+from llm_datadist.integrations.vllm.producer import Producer
+
+
+class Worker:
+    """A worker's instance whose calls fail as often as told."""
+
+    def __init__(self, *, failing_withdrawals=0, failing_publications=0):
+        self.options = parse_extra_config({"hold_ms": 100})
+        self.cache_manager = SimpleNamespace(
+            on_lease_end=lambda callback: None, leased_blocks=lambda cache: frozenset()
+        )
+        self.failing_withdrawals = failing_withdrawals
+        self.failing_publications = failing_publications
+        self.withdrawn = []
+
+    def publish(self, key):
+        if self.failing_publications:
+            raise LLMException("no room")
+        return [SimpleNamespace(cache_id=key)]
+
+    def withdraw(self, caches):
+        if self.failing_withdrawals:
+            self.failing_withdrawals -= 1
+            raise RuntimeError("not now")
+        self.withdrawn += [cache.cache_id for cache in caches]
+
+
+@pytest.fixture
+def producers(monkeypatch):
+    monkeypatch.setattr(producer_module, "_RETRY_S", 0.01)
+    made = []
+
+    def make(worker):
+        told = threading.Event()
+        changes = Changes()
+        monkeypatch.setattr(changes, "notify", told.set)
+        made.append(Producer(worker, changes))
+        return made[-1], told
+
+    yield make
+    for producer in made:
+        producer.close()
+
+
+@pytest.mark.expects_log("not withdrawn yet", "no consumer has fetched")
+def test_blocks_come_back_when_the_key_is_withdrawn_at_last(producers):
+    worker = Worker(failing_withdrawals=2)
+    producer, told = producers(worker)
+    producer.publish("r", 256)
+    producer.hold("r")
+    told.clear()
+    assert told.wait(10)
+    assert worker.failing_withdrawals == 0
+    assert worker.withdrawn == [256]
+    assert producer.take_sent() == {"r"}
+    assert not producer.is_waiting
+
+
+@pytest.mark.expects_log("cannot be offered: no room")
+def test_a_request_that_could_not_be_published_comes_back_at_once(producers):
+    producer, _ = producers(Worker(failing_publications=1))
+    producer.publish("r", 256)
+    producer.hold("r")
+    assert producer.take_sent() == {"r"}
