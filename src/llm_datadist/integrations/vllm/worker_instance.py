@@ -111,6 +111,7 @@ def _llm_options(options: ConnectorOptions, rank: int, *, listens: bool) -> dict
     config.enable_cache_manager = True
     config.enable_remote_cache_accessible = True
     config.local_comm_res = ""  # links then need no local address
+    config.auto_relink = False  # a producer that is gone comes back under another id, if at all
     config.sync_kv_timeout = options.transfer_timeout_ms
     config.transfer_backend = options.transfer_backend
     config.max_registered_addrs = _NO_LIMIT
