@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("llm_datadist.vllm")
 
+_SUPPORTED = "0.32"
+
 
 @dataclass
 class StepOrders(KVConnectorMetadata):  # type: ignore[misc, unused-ignore]
@@ -69,6 +71,12 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
                 is_producer=transfer.is_kv_producer,
                 is_consumer=transfer.is_kv_consumer,
             )
+            if not str(vllm.__version__).startswith(f"{_SUPPORTED}."):
+                logger.warning(
+                    "LLMDataDistConnector is written for vLLM %s and not tested with %s",
+                    _SUPPORTED,
+                    vllm.__version__,
+                )
             if transfer.is_kv_consumer and transfer.kv_load_failure_policy != "recompute":
                 logger.warning(
                     'kv_load_failure_policy is "%s": a request whose KV cannot be fetched will '
