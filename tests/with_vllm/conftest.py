@@ -9,7 +9,8 @@ import importlib.util
 
 import pytest
 
-if importlib.util.find_spec("vllm") is None:
+_spec = importlib.util.find_spec("vllm")
+if _spec is None or _spec.origin is None:  # a folder of this name is not it
     collect_ignore_glob = ["test_*.py"]
 
 
