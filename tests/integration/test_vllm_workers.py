@@ -42,7 +42,9 @@ def pair(sides, request):
     return producer, consumer
 
 
-@pytest.mark.parametrize("pair", [{}, {"transfer_backend": "tcp"}], indirect=True)
+@pytest.mark.parametrize(
+    "pair", [{}, {"transfer_backend": "tcp"}, {"checksum": "crc32c"}], indirect=True
+)
 def test_blocks_arrive_and_go_back_at_once(pair):
     producer, consumer = pair
     offer = offered(producer, [3, 7, 5])

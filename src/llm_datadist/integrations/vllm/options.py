@@ -24,6 +24,8 @@ class ConnectorOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         secret: Shared secret of all engines; unset = env LLM_DATADIST_SECRET or the file that
             LLM_DATADIST_SECRET_FILE names, else no authentication.
         transfer_backend: Data path: "auto", "host", "tcp" or "nixl".
+        checksum: "crc32c" has a consumer compare what arrived with what the producer has, block by
+            block, before any of it is used; "off".
         mode: "pull": the consumer fetches a finished prompt's blocks.
         model_id: Name of the model in the compatibility check; unset = vLLM's model name, which
             is a path for local models and so may differ between hosts.
@@ -38,6 +40,7 @@ class ConnectorOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     listen: str = "127.0.0.1:0"
     secret: str | None = None
     transfer_backend: Literal["auto", "host", "tcp", "nixl"] = "auto"
+    checksum: Literal["off", "crc32c"] = "off"
     mode: Literal["pull"] = "pull"
     model_id: str | None = None
     hold_ms: int = 60_000
@@ -114,6 +117,7 @@ _REMEDIES = {
     "listen": 'write "ip:port", such as "192.0.2.7:0" (port 0 chooses one)',
     "secret": "write the text that all engines share, or leave it out",
     "transfer_backend": 'write "auto", "host", "tcp" or "nixl"',
+    "checksum": 'write "off" or "crc32c"',
     "mode": 'write "pull"',
     "model_id": "write the same text on producers and consumers, or leave it out",
     **{

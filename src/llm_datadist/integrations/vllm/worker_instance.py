@@ -114,6 +114,7 @@ def _llm_options(options: ConnectorOptions, rank: int, *, listens: bool) -> dict
     config.auto_relink = False  # a producer that is gone comes back under another id, if at all
     config.sync_kv_timeout = options.transfer_timeout_ms
     config.transfer_backend = options.transfer_backend
+    config.checksum = options.checksum
     config.max_registered_addrs = _NO_LIMIT
     if options.secret is not None:
         config.link_secret = options.secret
