@@ -22,16 +22,10 @@ def make_fault_over_host(node):
     return FaultBackend(HostBackend(node, ()), node, FaultPolicy())
 
 
-def make_fault_over_tcp(node):
-    return FaultBackend(TcpBackend(), node, FaultPolicy())
-
-
 BACKENDS = {
     "host": (make_host, ("process", "thread")),
     "tcp": (make_tcp, ("process", "thread")),
-    # Decorated by a policy that never strikes; between them each kind of target, once.
-    "fault over host": (make_fault_over_host, ("process",)),
-    "fault over tcp": (make_fault_over_tcp, ("thread",)),
+    "fault over host": (make_fault_over_host, ("process",)),  # by a policy that never strikes
     "nixl": (make_nixl, ("thread",)),  # as processes, over each transport: test_nixl.py
 }
 MARKS = {"nixl": NEEDS_NIXL}
