@@ -194,11 +194,11 @@ kill-freeze: $(VENV)/.installed $(VENV)/.test
 
 # Processes that do everything to each other at random: docs/testing.md, ARGS="--seconds 1800 --seed 7".
 chaos: $(VENV)/.installed
-	cd tests && ../$(BIN)/python -m chaos $(ARGS)
+	cd tests/chaos && ../../$(BIN)/python -m chaos $(ARGS)
 
 # Takes guarantees away, one by one, and expects that chaos or a test notices; ARGS names some of them.
 mutants: $(VENV)/.installed $(VENV)/.test
-	cd tests && ../$(BIN)/python -m chaos.mutants $(ARGS)
+	cd tests/chaos && ../../$(BIN)/python -m chaos.mutants $(ARGS)
 
 # ---- the vLLM connector with stock vLLM for CPU, in an environment of its own (2 GB) --------------
 

@@ -3,7 +3,6 @@
 import os
 
 import pytest
-
 from chaos.driver import carry_out
 
 SECONDS = 60.0 if os.environ.get("LDD_LONG") else 8.0

@@ -1,7 +1,6 @@
 """The mutations of `make mutants` still apply to the sources."""
 
 import pytest
-
 from chaos.mutants import mutated, read_source
 from chaos.mutations import BY_NAME, MUTATIONS
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from chaos.caches import BIG, PLACES
 from chaos.judge import Links, Situation, check_source, check_status
 from chaos.words import tag, told

@@ -20,6 +20,7 @@ class Answer(NamedTuple):
     status: str
     value: object = None
     text: str = ""
+    faults: tuple = ()
 
     @property
     def ok(self):
@@ -71,7 +72,7 @@ class Work:
         try:
             answer = Answer(OK, function(*args))
         except LLMException as error:
-            answer = Answer(error.status_code.name, None, str(error))
+            answer = Answer(error.status_code.name, None, str(error), error.faults)
             error.__traceback__ = None
         seconds = time.monotonic() - began
         del self.calling[actor]

@@ -13,6 +13,7 @@ from llm_datadist import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex, MemInfo
 
 LAYERS = 2  # of two tensors each
 _QUIET_S = 0.05
+_OWN_FAULT = "LLM_DEVICE_MEM_ERROR"
 _DAMAGES = 0.03  # of all pulls
 
 
@@ -98,7 +99,7 @@ class Reader:
         )
         after = situation(ledger, self.work.slot, peer, kind.name)
         if damaged is not None:
-            self._repair(damaged)
+            self._repair(damaged, answer)
         if answer.ok:
             data = target.data[pull.where]
             wrong = check_source(data, pull.places, peer, kind.name, before, after)
@@ -107,7 +108,7 @@ class Reader:
             if damaged is not None:
                 wrong = wrong or "pulled into memory that could not be written"
             self._judge_success(target, pull.where, wrong, peer, before, after)
-        elif damaged is None or answer.status != "LLM_DEVICE_MEM_ERROR":
+        elif damaged is None or answer.status != _OWN_FAULT:
             wrong = check_status(answer.status, before, after, self._links, peer)
             self._judge_failure(answer, wrong, peer, before, after, kind)
         return answer.ok
@@ -120,12 +121,20 @@ class Reader:
         protect(address, PAGE, accessible=False)
         return address
 
-    def _repair(self, address):
-        """Give the page back as it was, and have it registered anew."""
+    def _repair(self, address, answer):
+        """Give the page back as it was, and have it registered anew, with all that was named."""
         protect(address, PAGE, accessible=True)
-        info = MemInfo(Memtype.MEM_TYPE_DEVICE, address, PAGE)
+        ranges = [(fault.addr, fault.size) for fault in answer.faults]
+        if answer.status == _OWN_FAULT and not any(
+            begin <= address < begin + size for begin, size in ranges
+        ):
+            self.work.journal.violation("fault elsewhere", at=hex(address), text=answer.text)
+        infos = [
+            MemInfo(Memtype.MEM_TYPE_DEVICE, begin, size)
+            for begin, size in [*ranges, (address, PAGE)]
+        ]
         remap = self.work.manager.remap_registered_memory
-        answer = self.work.call(self.name, "remap of a target", CALL_S, remap, info)
+        answer = self.work.call(self.name, "remap of a target", CALL_S, remap, infos)
         if not answer.ok:
             self.work.journal.violation("refused", call="remap of a target", text=answer.text)
 

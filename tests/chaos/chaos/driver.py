@@ -70,6 +70,20 @@ class Run:
             self.start(slot)
         self._wait_for_all()
         disasters = Disasters(self, self.options["seed"], self.options["disaster_s"])
+        try:
+            self._act(disasters)
+        except KeyboardInterrupt:
+            self._say("stopped before its time")
+        disasters.finish()
+        self.counts.update({f"disaster {kind}": n for kind, n in disasters.counts.items()})
+        self.ledger.stop[...] = 1
+        for slot, peer in self.peers.items():
+            ended = peer.wait(_END_S)
+            if not isinstance(ended, Finished):
+                self.violation("crash", slot=slot, text=f"at the end: {ended}")
+                peer.kill()
+
+    def _act(self, disasters):
         began = time.monotonic()
         until, shown = began + self.options["seconds"], began
         while (now := time.monotonic()) < until:
@@ -82,14 +96,6 @@ class Run:
             if self.options["stop_early"] and self._collect() and self.violations:
                 break
             time.sleep(_TICK_S)
-        disasters.finish()
-        self.counts.update({f"disaster {kind}": n for kind, n in disasters.counts.items()})
-        self.ledger.stop[...] = 1
-        for slot, peer in self.peers.items():
-            ended = peer.wait(_END_S)
-            if not isinstance(ended, Finished):
-                self.violation("crash", slot=slot, text=f"at the end: {ended}")
-                peer.kill()
 
     def _wait_for_all(self):
         deadline = time.monotonic() + _END_S

@@ -1,15 +1,18 @@
 """Command line of a run; exit status 1 when something happened that must not."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))  # for the proxy
+sys.path.insert(0, str(Path(__file__).parents[2] / "faults"))  # for the proxy
 
 from chaos.driver import DEFAULTS, carry_out
 
 
 def main():
+    # Ended early by either signal, a run still looks at everything and says how it went.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     parser = argparse.ArgumentParser(prog="chaos", description=__doc__)
     for name, default in DEFAULTS.items():
         option = f"--{name.replace('_', '-')}"

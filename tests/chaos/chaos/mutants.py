@@ -13,7 +13,7 @@ from pathlib import Path
 
 from chaos.mutations import BY_NAME, MUTATIONS, Mutation
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 WORK = ROOT / "build" / "mutants"
 TREE = WORK / "tree"
 SITE = WORK / "site"
@@ -34,7 +34,7 @@ def mutated(mutation, read):
         if text.count(edit.old) != 1:
             raise ValueError(
                 f"mutation {mutation.name}: {edit.old!r} occurs {text.count(edit.old)} times in "
-                f"{edit.path}; bring tests/chaos/mutations.py up to date"
+                f"{edit.path}; bring tests/chaos/chaos/mutations.py up to date"
             )
         texts[edit.path] = text.replace(edit.old, edit.new)
     return texts
@@ -86,7 +86,7 @@ class Bench:
             options = {**CHAOS, **mutation.chaos}
             words = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
             words = [word.removesuffix("=True") for word in words]
-            found = _tried([self.python, "-m", "chaos", *words], TREE / "tests")
+            found = _tried([self.python, "-m", "chaos", *words], TREE / "tests" / "chaos")
         # 1: tests failed, or a run found violations. Anything else is no finding.
         return found.returncode == 1, _lines(found.stdout)
 
