@@ -9,9 +9,10 @@ import time
 from typing import NamedTuple
 
 import pytest
+from operations import Operation, recovered, spoilt_run
 from proxy import Fault
-from rig import BLOCKS, EVERY, LATE_S, NOISE_S, QUIET_S, TIMEOUT_MS, WORDS
-from station import OK, digest, pattern
+from rig import BLOCKS, LATE_S, NOISE_S, QUIET_S, TIMEOUT_MS, WORDS
+from station import OK, pattern
 
 from llm_datadist._protocol.codec import Kind
 
@@ -20,7 +21,6 @@ BROKEN = {"LLM_LINK_FAILED", OK}  # a lane broke under it, or it went over the o
 REFUSED = {"LLM_FAILED", "LLM_LINK_FAILED", "LLM_TIMEOUT"}  # not the protocol any more
 DEADLINE_S = TIMEOUT_MS / 1000
 DEAD_PEER_S = 1.0
-LANES = 4  # on which one side asks, by default
 
 pytestmark = pytest.mark.expects_log("lane", "layer", "connection from .* closed")
 
@@ -131,63 +131,6 @@ def cases():
             for phase in phases:
                 if LONG or (operation, phase) in SHORT[effect]:
                     yield pytest.param(effect, operation, phase, id=f"{effect}-{operation}-{phase}")
-
-
-class Operation:
-    """One call of `rig.here`, and what the bytes are when it has gone right."""
-
-    def __init__(self, name, rig):
-        self.rig = rig
-        rig.here.fill(1)
-        rig.there.fill(2)
-        self.pulls = name in ("pull", "take", "lookup")
-        self.blocks = [3] if name == "push one block" else EVERY
-        self.arguments = {
-            "pull": ("pull", 1, EVERY, EVERY),
-            "push": ("push", 1, EVERY, EVERY),
-            "push one block": ("push", 1, [3], [3]),
-            "layerwise": ("layerwise", 1, rig.there.tensor_addrs(), EVERY, EVERY),
-            "take": ("take", 1, 77),
-            "lookup": ("pull", 1, [], []),
-        }[name]
-        if name == "lookup":
-            self.blocks = []
-            rig.there.announce()
-        if name == "take":
-            rig.there.offer(77, 2)
-            assert rig.here.call("check", 1).status == OK
-
-    def run(self):
-        return self.rig.here.call(*self.arguments)
-
-    def is_right(self):
-        """Return whether what was to be moved is where it was to go, and nothing else."""
-        target = self.rig.here if self.pulls else self.rig.there
-        old, new = (1, 2) if self.pulls else (2, 1)
-        wanted = pattern(old, BLOCKS, WORDS)
-        wanted[:, self.blocks] = pattern(new, BLOCKS, WORDS)[:, self.blocks]
-        return digest(target.data) == digest(wanted)
-
-
-def spoilt_run(rig, operation, fault):
-    """Run an operation under a fault; return its answer. Nothing moves after it."""
-    rig.proxy.spoil(fault)
-    answer = operation.run()
-    assert rig.proxy.hits, "the fault met nothing"
-    if answer.status == OK:
-        assert operation.is_right()
-    assert rig.is_quiet(), "bytes landed after the call had ended"
-    return answer
-
-
-def recovered(rig, fds):
-    """Check that the link works again by itself, and is as it was before."""
-    rig.recover()
-    assert rig.all_lanes_are_back(LANES)
-    deadline = time.monotonic() + 2
-    while rig.here.fds() > fds:
-        assert time.monotonic() < deadline, "descriptors were left behind"
-        time.sleep(0.01)
 
 
 @pytest.mark.slow

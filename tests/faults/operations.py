@@ -1,0 +1,65 @@
+"""Operations under faults, and what has to hold after them."""
+
+import time
+
+from rig import BLOCKS, EVERY, WORDS
+from station import OK, digest, pattern
+
+LANES = 4  # on which one side asks, by default
+
+
+class Operation:
+    """One call of `rig.here`, and what the bytes are when it has gone right."""
+
+    def __init__(self, name, rig):
+        self.rig = rig
+        rig.here.fill(1)
+        rig.there.fill(2)
+        self.pulls = name in ("pull", "take", "lookup")
+        self.blocks = [3] if name == "push one block" else EVERY
+        self.arguments = {
+            "pull": ("pull", 1, EVERY, EVERY),
+            "push": ("push", 1, EVERY, EVERY),
+            "push one block": ("push", 1, [3], [3]),
+            "layerwise": ("layerwise", 1, rig.there.tensor_addrs(), EVERY, EVERY),
+            "take": ("take", 1, 77),
+            "lookup": ("pull", 1, [], []),
+        }[name]
+        if name == "lookup":
+            self.blocks = []
+            rig.there.announce()
+        if name == "take":
+            rig.there.offer(77, 2)
+            assert rig.here.call("check", 1).status == OK
+
+    def run(self):
+        return self.rig.here.call(*self.arguments)
+
+    def is_right(self):
+        """Return whether what was to be moved is where it was to go, and nothing else."""
+        target = self.rig.here if self.pulls else self.rig.there
+        old, new = (1, 2) if self.pulls else (2, 1)
+        wanted = pattern(old, BLOCKS, WORDS)
+        wanted[:, self.blocks] = pattern(new, BLOCKS, WORDS)[:, self.blocks]
+        return digest(target.data) == digest(wanted)
+
+
+def spoilt_run(rig, operation, fault):
+    """Run an operation under a fault; return its answer. Nothing moves after it."""
+    rig.proxy.spoil(fault)
+    answer = operation.run()
+    assert rig.proxy.hits, "the fault met nothing"
+    if answer.status == OK:
+        assert operation.is_right()
+    assert rig.is_quiet(), "bytes landed after the call had ended"
+    return answer
+
+
+def recovered(rig, fds):
+    """Check that the link works again by itself, and is as it was before."""
+    rig.recover()
+    assert rig.all_lanes_are_back(LANES)
+    deadline = time.monotonic() + 2
+    while rig.here.fds() > fds:
+        assert time.monotonic() < deadline, "descriptors were left behind"
+        time.sleep(0.01)
