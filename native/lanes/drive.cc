@@ -1,7 +1,6 @@
 #include "lanes/drive.h"
 
 #include <poll.h>
-#include <sys/socket.h>
 
 #include <algorithm>
 #include <array>
@@ -128,7 +127,7 @@ class Drive::Driver {
     for (const Active& each : active_) {
       moved_bytes_ += each.exchange->moved_bytes();
       if (plan_.target_acts) {
-        ::shutdown(each.exchange->fd(), SHUT_WR);
+        each.exchange->socket().stop_sending();
         polled_.push_back({each.exchange->fd(), POLLIN | POLLRDHUP, 0});
       }
     }
@@ -145,10 +144,8 @@ class Drive::Driver {
         }
       }
     }
-    const linger reset_at_once{1, 0};
     for (Active& each : active_) {
-      ::setsockopt(each.exchange->fd(), SOL_SOCKET, SO_LINGER, &reset_at_once,
-                   sizeof reset_at_once);
+      each.exchange->socket().reset_at_end();
       each.exchange.reset();
       lanes_.discard(std::move(each.lane));
     }

@@ -16,9 +16,9 @@
 namespace ldd {
 
 struct ClientLane {
-  explicit ClientLane(int fd) : socket(adopt_lane(fd)), clocks_shared(same_host(socket.get())) {}
+  explicit ClientLane(int fd) : socket(adopt_lane(fd)), clocks_shared(socket.same_host()) {}
 
-  LaneFd socket;
+  LaneSocket socket;
   bool clocks_shared;
   std::uint32_t sequence = 0;
 };
@@ -50,6 +50,7 @@ class Exchange {
   // Bytes that have gone through so far.
   [[nodiscard]] std::uint64_t moved_bytes() const;
   [[nodiscard]] int fd() const { return lane_.socket.get(); }
+  [[nodiscard]] const LaneSocket& socket() const { return lane_.socket; }
 
  private:
   enum class Phase { kRequest, kAwaitGo, kPayload, kClosing, kReply, kDone };

@@ -38,7 +38,7 @@ std::size_t LaneSet::prune() {
   }
   const std::lock_guard lock(mutex_);
   const std::size_t dead =
-      std::erase_if(free_, [](const Lane& lane) { return hung_up(lane->socket.get()); });
+      std::erase_if(free_, [](const Lane& lane) { return lane->socket.hung_up(); });
   if (dead > 0) {
     open_ -= dead;
     changed_.notify_all();
@@ -75,7 +75,7 @@ Outcome LaneSet::take(std::size_t wanted, std::int64_t deadline_ns, std::vector<
     while (!free_.empty() && taken.size() < wanted) {
       Lane lane = std::move(free_.back());
       free_.pop_back();
-      if (hung_up(lane->socket.get())) {
+      if (lane->socket.hung_up()) {
         --open_;  // it died while nobody used it
       } else {
         taken.push_back(std::move(lane));

@@ -31,7 +31,7 @@ std::int64_t deadline_of(const wire::Header& header, const wire::Request& reques
 
 }  // namespace
 
-ServedLane::ServedLane(std::shared_ptr<ServedLinks> links, std::uint64_t link_id, LaneFd socket,
+ServedLane::ServedLane(std::shared_ptr<ServedLinks> links, std::uint64_t link_id, LaneSocket socket,
                        IoThread& thread)
     : links_(std::move(links)), link_id_(link_id), socket_(std::move(socket)), thread_(thread) {}
 
@@ -169,7 +169,7 @@ ServedLane::Progress ServedLane::read_words() {
 
 ServedLane::Progress ServedLane::begin() {
   Node& node = links_->node();
-  if (node.closed() || cancelled_.load()) {
+  if (node.closed() || cancelled_.load() || socket_.carrier_hung_up()) {
     return Progress::kClose;
   }
   links_->counts().requests.fetch_add(1, std::memory_order_relaxed);

@@ -26,7 +26,7 @@ class ServedLane final : public Served,
                          private BatchGuard,
                          public std::enable_shared_from_this<ServedLane> {
  public:
-  ServedLane(std::shared_ptr<ServedLinks> links, std::uint64_t link_id, LaneFd socket,
+  ServedLane(std::shared_ptr<ServedLinks> links, std::uint64_t link_id, LaneSocket socket,
              IoThread& thread);
 
   // Begin serving, or end: the lane leaves its link once nothing of it touches memory. From any
@@ -79,7 +79,7 @@ class ServedLane final : public Served,
 
   std::shared_ptr<ServedLinks> links_;
   std::uint64_t link_id_;
-  LaneFd socket_;
+  LaneSocket socket_;
   IoThread& thread_;
   State state_ = State::kPrefix;
   std::uint32_t interest_ = 0;

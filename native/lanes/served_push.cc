@@ -64,8 +64,7 @@ Outcome ServedLane::run_push() {
   checks.cache = {request_.key_index, request_.key_value};
   checks.deadline_ns = deadline_ns_;
   checks.more = [this] {
-    return cancelled_.load() || hung_up(socket_.get()) ? Outcome::failure(Code::kCancelled)
-                                                       : Outcome{};
+    return cancelled_.load() || socket_.hung_up() ? Outcome::failure(Code::kCancelled) : Outcome{};
   };
   for (std::size_t first = 0; first < request_.count;) {
     checks.local = rights_.entry_of(first);

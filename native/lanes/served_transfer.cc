@@ -9,7 +9,7 @@ namespace ldd {
 // a server that was frozen must apply nothing for an initiator that has given up meanwhile.
 Outcome ServedLane::take(std::vector<Use>& uses) {
   const Outcome taken = rights_.take(uses);
-  if (taken.ok() && state_ == State::kPayload && hung_up(socket_.get())) {
+  if (taken.ok() && state_ == State::kPayload && socket_.hung_up()) {
     return Outcome::failure(Code::kCancelled);
   }
   return taken;

@@ -14,7 +14,7 @@ LaneServer::LaneServer(std::shared_ptr<Node> node)
     : links_(std::make_shared<ServedLinks>(std::move(node))) {}
 
 void LaneServer::serve(int fd, std::uint64_t link_id) {
-  LaneFd socket = adopt_lane(fd);
+  LaneSocket socket = adopt_lane(fd);
   if (mark_.inherited()) {
     throw std::system_error(ECHILD, std::generic_category(), "the server of a parent process");
   }

@@ -8,7 +8,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
+#include <cstddef>
 #include <cstring>
 #include <mutex>
 #include <system_error>
@@ -58,6 +60,48 @@ void set_option(int fd, int level, int name, int value) {
   ::setsockopt(fd, level, name, &value, sizeof value);
 }
 
+// Options of a lane's connection, and why.
+//
+// * TCP_NODELAY: requests and outcomes are small, and the other end waits for each.
+// * TCP_USER_TIMEOUT and keepalive: a host that vanished is noticed while data is under way, and
+//   while none is. Operations have deadlines of their own; this is for what nobody waits for.
+// * SO_SNDBUF and SO_RCVBUF are left alone: set, they switch the kernel's own tuning off and are
+//   capped by net.core.*mem_max (208 KiB by default), where that tuning goes up to
+//   net.ipv4.tcp_*mem (several MiB), as far as the path's delay asks for it.
+void tune(int fd) {
+  set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+  set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, kUserTimeoutMs);
+  set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+  set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, kKeepIdleSeconds);
+  set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, kKeepIntervalSeconds);
+  set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, kKeepProbes);
+}
+
+// Receives the carrier that a Unix socket brings along, if it does. What else may have come by then
+// is the first request, and stays where it is.
+LaneFd receive_carrier(int fd) {
+  std::byte mark{};
+  iovec piece{&mark, 1};
+  alignas(cmsghdr) std::array<std::byte, CMSG_SPACE(sizeof(int))> control{};
+  msghdr message{};
+  message.msg_iov = &piece;
+  message.msg_iovlen = 1;
+  message.msg_control = control.data();
+  message.msg_controllen = control.size();
+  if (::recvmsg(fd, &message, MSG_DONTWAIT | MSG_PEEK | MSG_CMSG_CLOEXEC) != 1) {
+    return {};
+  }
+  const cmsghdr* const rights = CMSG_FIRSTHDR(&message);
+  if (rights == nullptr || rights->cmsg_level != SOL_SOCKET || rights->cmsg_type != SCM_RIGHTS) {
+    return {};
+  }
+  int carrier = -1;
+  std::memcpy(&carrier, CMSG_DATA(rights), sizeof carrier);
+  LaneFd found(carrier);
+  ::recv(fd, &mark, 1, MSG_DONTWAIT);
+  return found;
+}
+
 }  // namespace
 
 LaneFd::LaneFd(int fd) : fd_(fd) {
@@ -76,7 +120,7 @@ void LaneFd::reset() {
   fd_ = -1;
 }
 
-LaneFd adopt_lane(int fd) {
+LaneSocket adopt_lane(int fd) {
   LaneFd lane(fd);
   int type = 0;
   socklen_t size = sizeof type;
@@ -90,22 +134,18 @@ LaneFd adopt_lane(int fd) {
       ::fcntl(fd, F_SETFD, FD_CLOEXEC) != 0) {
     throw std::system_error(errno, std::generic_category(), "fcntl");
   }
-  set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
-  set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, kUserTimeoutMs);
-  set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
-  set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, kKeepIdleSeconds);
-  set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, kKeepIntervalSeconds);
-  set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, kKeepProbes);
-  return lane;
+  LaneFd carrier = receive_carrier(fd);
+  tune(carrier.valid() ? carrier.get() : fd);
+  return LaneSocket(std::move(lane), std::move(carrier));
 }
 
-bool same_host(int fd) {
+bool LaneSocket::same_host() const {
   sockaddr_storage own{};
   sockaddr_storage other{};
   socklen_t own_size = sizeof own;
   socklen_t other_size = sizeof other;
-  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&own), &own_size) != 0 ||
-      ::getpeername(fd, reinterpret_cast<sockaddr*>(&other), &other_size) != 0 ||
+  if (::getsockname(outer(), reinterpret_cast<sockaddr*>(&own), &own_size) != 0 ||
+      ::getpeername(outer(), reinterpret_cast<sockaddr*>(&other), &other_size) != 0 ||
       own.ss_family != other.ss_family) {
     return false;
   }
@@ -121,9 +161,38 @@ bool same_host(int fd) {
                      &reinterpret_cast<sockaddr_in6*>(&other)->sin6_addr, sizeof(in6_addr)) == 0;
 }
 
-bool hung_up(int fd) {
-  pollfd one{fd, POLLRDHUP, 0};
-  return ::poll(&one, 1, 0) != 0 && (one.revents & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL)) != 0;
+bool LaneSocket::hung_up() const {
+  // poll(2) passes over a negative descriptor.
+  std::array<pollfd, 2> both{
+      {{own_.get(), POLLRDHUP, 0}, {carrier_.valid() ? carrier_.get() : -1, POLLRDHUP, 0}}};
+  constexpr short kGone = POLLRDHUP | POLLHUP | POLLERR | POLLNVAL;
+  return ::poll(both.data(), both.size(), 0) != 0 &&
+         ((both[0].revents | both[1].revents) & kGone) != 0;
+}
+
+bool LaneSocket::carrier_hung_up() const { return carrier_.valid() && hung_up(); }
+
+void LaneSocket::stop_sending() const {
+  ::shutdown(own_.get(), SHUT_WR);
+  if (carrier_.valid()) {
+    ::shutdown(carrier_.get(), SHUT_WR);
+  }
+}
+
+void LaneSocket::reset_at_end() const {
+  const linger reset_at_once{1, 0};
+  ::setsockopt(own_.get(), SOL_SOCKET, SO_LINGER, &reset_at_once, sizeof reset_at_once);
+  if (carrier_.valid()) {
+    // Others hold it, too, so that closing it here would end nothing: this disconnects it.
+    sockaddr nowhere{};
+    nowhere.sa_family = AF_UNSPEC;
+    [[maybe_unused]] const int cut = ::connect(carrier_.get(), &nowhere, sizeof nowhere);
+  }
+}
+
+void LaneSocket::reset() {
+  own_.reset();
+  carrier_.reset();
 }
 
 ssize_t send_pieces(int fd, std::span<iovec> pieces, bool more_follows) {

@@ -1,0 +1,115 @@
+"""Lanes whose bytes another connection carries: what the core does there without any relay.
+
+There is none in these tests, as if its threads never got the interpreter.
+"""
+
+import contextlib
+import os
+import socket
+import time
+
+import pytest
+
+CLOSED = 7  # TCP_CLOSE of tcp_states.h: after FIN alone it would be 8
+
+
+def state(sock):
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+
+
+@pytest.fixture
+def carried():
+    """Make (the lane's socket, its far end, the carrier's far end, the carrier)."""
+    made = []
+
+    def make():
+        inner, outer = socket.socketpair()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            carrier = socket.create_connection(listener.getsockname())
+            peer, _ = listener.accept()
+        socket.send_fds(outer, [b"\0"], [carrier.fileno()])
+        for sock in (outer, peer):
+            sock.settimeout(5)
+        made.extend([inner, outer, peer, carrier])
+        return inner, outer, peer, carrier
+
+    yield make
+    for sock in made:
+        sock.close()
+
+
+def test_a_write_that_is_given_up_cuts_the_carrier(link, carried, code):
+    one = link(lanes=0)
+    inner, outer, peer, _ = carried()
+    one.lanes.add(inner.detach())
+    began = time.monotonic()
+    assert one.write(one.whole(), seconds=0.1).code == code.TIMEOUT
+    assert time.monotonic() - began < 1
+    assert state(peer) == CLOSED
+    assert outer.recv(1)  # the request, which nobody has moved
+    assert one.lanes.count() == 0
+
+
+def test_a_read_that_is_given_up_cuts_the_carrier(link, carried, code):
+    one = link(lanes=0)
+    inner, _, peer, _ = carried()
+    one.lanes.add(inner.detach())
+    assert one.read(one.whole(), seconds=0.05).code == code.TIMEOUT
+    assert state(peer) == CLOSED
+
+
+def test_a_peer_that_has_left_is_seen_at_the_carrier(link, carried, code):
+    one = link(lanes=0)
+    inner, _, peer, _ = carried()
+    one.lanes.add(inner.detach())
+    peer.close()
+    assert one.ping(2) == code.NO_LANE
+    assert one.lanes.count() == 0
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_nothing_is_applied_for_a_peer_that_has_left(link, carried, wire, reset):
+    """What a relay had passed on before the process was frozen must not count afterwards."""
+    one = link(lanes=0)
+    inner, outer, peer, _ = carried()
+    if reset:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    peer.close()
+    before = one.remote.copy()
+    payload = wire.header(wire.CHUNK, 100) + bytes(100) + wire.outcome()
+    request = wire.request(
+        wire.WRITE, [(one.remote_address, 100)], entry=one.entry, flags=wire.INLINE
+    )
+    outer.sendall(request + payload)
+    one.server.serve(inner.detach(), 7)
+    with contextlib.suppress(ConnectionResetError):  # with a request unread
+        assert outer.recv(100) == b""
+    assert (one.remote == before).all()
+
+
+def test_what_the_carrier_is_decides_whether_clocks_are_shared(link, carried, wire):
+    """A Unix socket alone would say that both ends are on one host."""
+    one = link(lanes=0)
+    inner, outer, *_ = carried()
+    one.lanes.add(inner.detach())
+    assert one.ping(0.05) != 0
+    flags = int.from_bytes(outer.recv(16)[6:8], "little")
+    assert flags == 1  # 127.0.0.1 at both ends
+
+
+def test_first_bytes_are_no_carrier_without_a_descriptor(link, code):
+    one = link(lanes=0)
+    near, far = socket.socketpair()
+    far.sendall(b"\0")
+    one.server.serve(near.detach(), 7)
+    far.settimeout(5)
+    far.sendall(bytes(15))  # a header of zeros: an answer, then the end
+    assert far.recv(100)
+    far.close()
+
+
+def test_a_lane_that_is_never_adopted_ends_its_carrier(carried):
+    inner, _, peer, carrier = carried()
+    carrier.close()
+    os.close(inner.detach())
+    assert peer.recv(1) == b""
