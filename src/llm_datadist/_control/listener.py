@@ -9,9 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import TYPE_CHECKING, Final, final
 
-from llm_datadist._control.sockets import plain_address, printed, receive_exactly, tune
+from llm_datadist._control.sockets import (
+    explained,
+    plain_address,
+    printed,
+    receive_exactly,
+    tune,
+)
 from llm_datadist._protocol.codec import PREAMBLE_BYTES, Kind, ProtocolError, decode_preamble
 
 if TYPE_CHECKING:
@@ -29,6 +36,7 @@ HANDSHAKE_SECONDS: Final = 10.0
 MAX_UNPROVEN: Final = 256
 _ACCEPTS_AT_ONCE: Final = 64
 _PAUSE_SECONDS: Final = 0.1
+_COMPLAINT_SECONDS: Final = 10.0
 
 
 @final
@@ -100,9 +108,9 @@ class Doorway:
         try:
             await self._route(visit)
         except (ConnectionError, EOFError) as error:  # PeerClosedError is one, too
-            logger.info("connection from %s closed: %s", printed(visit.peer), error)
+            logger.info("connection from %s closed: %s", printed(visit.peer), _words(error))
         except (ProtocolError, OSError) as error:
-            logger.warning("connection from %s closed: %s", printed(visit.peer), error)
+            logger.warning("connection from %s closed: %s", printed(visit.peer), _words(error))
         except asyncio.CancelledError:
             if visit.refusal is None:
                 raise
@@ -141,6 +149,7 @@ class Listener:
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock, self._accept)
+        self._complained = -math.inf
 
     def close(self) -> None:
         """Stop accepting and free the port at once; what was accepted goes on. Idempotent."""
@@ -155,16 +164,27 @@ class Listener:
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:
-                logger.error("cannot accept connections on %s: %s", printed(self.address), error)
-                self._pause()
+                self._pause(error)
                 return
             self._doorway.enter(sock)
 
-    def _pause(self) -> None:
-        """Wait for files or memory to come free instead of spinning on the same error."""
+    def _pause(self, error: OSError) -> None:
+        """Wait for files or memory to come free instead of spinning on the same error.
+
+        Those who connect meanwhile wait in the backlog.
+        """
+        if self._loop.time() - self._complained > _COMPLAINT_SECONDS:
+            self._complained = self._loop.time()
+            where = printed(self.address)
+            logger.error("cannot accept connections on %s yet: %s", where, explained(error))
         self._loop.remove_reader(self._sock)
         self._loop.call_later(_PAUSE_SECONDS, self._resume)
 
     def _resume(self) -> None:
         if self._sock.fileno() >= 0:
             self._loop.add_reader(self._sock, self._accept)
+
+
+def _words(error: Exception) -> str:
+    """Return an exception's text; a log record with the exception would keep its frames alive."""
+    return explained(error) if isinstance(error, OSError) and error.errno else str(error)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import os
+import resource
 import socket
 import weakref
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -54,6 +56,12 @@ os.register_at_fork(after_in_child=_forget_in_child)
 
 def explained(error: OSError) -> str:
     """Return the system's words for an error; asyncio puts its own in their place."""
+    if error.errno == errno.EMFILE:
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return (
+            f"{os.strerror(errno.EMFILE)}: RLIMIT_NOFILE lets this process have {limit}; raise it "
+            "(ulimit -n, LimitNOFILE=), since each link needs some 2 x lanes_per_link + 4"
+        )
     if error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
     return error.strerror or str(error)
@@ -69,6 +77,10 @@ def tcp_socket(family: int) -> socket.socket:
 
 def tune(sock: socket.socket) -> socket.socket:
     """Set a connected socket's options: no delay, and the kernel's probes of a silent peer.
+
+    No delay, because messages are small and the other end waits for each. The buffers' sizes are
+    left to the kernel, whose own tuning ends where a program sets them (see also
+    `native/lanes/socket.cc`, which tunes the connections of lanes).
 
     A peer that is merely stopped still answers the probes and keeps its connection.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import math
 from dataclasses import dataclass, field
@@ -210,7 +211,9 @@ class _Dial:
         except OSError as error:
             raise SetupError(
                 _FAILED,
-                f"cannot connect: {explained(error)}; check that the peer listens there and "
+                f"cannot connect: {explained(error)}"
+                if error.errno == errno.EMFILE  # which says what to do
+                else f"cannot connect: {explained(error)}; check that the peer listens there and "
                 "that the network lets it through",
                 answered=False,
             ) from error
@@ -381,7 +384,8 @@ class _Dial:
             return await open_lanes(route, terms, all_places(terms.num_lanes))
         except (OSError, EOFError) as error:
             raise SetupError(
-                _FAILED, f"a data lane broke while it was opened: {error}; see the peer's log"
+                _FAILED,
+                f"a data lane broke while it was opened: {_words(error)}; see the peer's log",
             ) from error
 
 
@@ -419,6 +423,10 @@ class _Call:
         if not isinstance(message, kinds):
             raise ProtocolError(f"unexpected {type(message).__name__}")
         return message
+
+
+def _words(error: OSError | EOFError) -> str:
+    return explained(error) if isinstance(error, OSError) else str(error)
 
 
 def _status(number: int) -> LLMStatusCode:

@@ -1,0 +1,110 @@
+"""A process that runs out of descriptors says so, and goes on when there are some again."""
+
+import contextlib
+import logging
+import os
+import resource
+import socket
+import time
+
+import pytest
+
+from llm_datadist import LLMClusterInfo, LLMConfig, LLMDataDist, LLMRole
+from llm_datadist.testing import PeerGroup
+
+LIMIT = 96
+
+
+def serve(here):
+    """Body of another process: an instance with few descriptors that does as it is told."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, hard))
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = logging.getLogger("llm_datadist")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    instance = LLMDataDist(LLMRole.MIX, 9)
+    config = LLMConfig()
+    config.enable_cache_manager = True
+    config.listen_ip_info = "127.0.0.1:0"
+    instance.init(config.generate_options())
+    here.send(list(instance.listen_address))
+    with contextlib.ExitStack() as files:
+        while (command := here.receive(60))[0] != "stop":
+            if command[0] == "wait":  # return the CPU time spent meanwhile, and all that was logged
+                before = time.process_time()
+                time.sleep(command[1])
+                here.send([time.process_time() - before, *lines])
+            elif command[0] == "fill":
+                with contextlib.suppress(OSError):
+                    while True:
+                        files.callback(os.close, os.dup(0))
+                here.send("done")
+            elif command[0] == "empty":
+                files.close()
+                here.send("done")
+            elif command[0] == "link":
+                lines.clear()
+                info = LLMClusterInfo()
+                info.append_local_ip_info("127.0.0.1", 0)
+                info.append_remote_ip_info(*command[1])
+                here.send([instance.link_clusters([info], 2000)[0].name, *lines])
+    instance.finalize()
+
+
+@pytest.fixture
+def poor():
+    """A process with few descriptors: (ask, its address)."""
+    with PeerGroup() as group:
+        peer = group.start(serve)
+
+        def ask(*command):
+            peer.send(list(command))
+            return peer.receive()
+
+        yield ask, tuple(peer.receive())
+        peer.send(["stop"])
+        peer.wait()
+
+
+def link_to(instance, address):
+    info = LLMClusterInfo()
+    info.append_local_ip_info("127.0.0.1", 0)
+    info.append_remote_ip_info(*address)
+    return instance.link_clusters([info], 5000)[0].name
+
+
+@pytest.fixture
+def instance():
+    config = LLMConfig()
+    config.enable_cache_manager = True
+    config.listen_ip_info = "127.0.0.1:0"
+    with LLMDataDist(LLMRole.MIX, 1) as made:
+        made.init(config.generate_options())
+        yield made
+
+
+def test_a_listener_without_descriptors_waits_and_recovers(poor, instance):
+    ask, address = poor
+    with contextlib.ExitStack() as stack:
+        for _ in range(LIMIT):
+            stack.enter_context(socket.create_connection(address, timeout=5))
+        cpu_seconds, *lines = ask("wait", 0.6)
+        (line,) = [line for line in lines if "cannot accept" in line]  # once, not ten times
+        assert f"RLIMIT_NOFILE lets this process have {LIMIT}" in line
+        assert "ulimit -n" in line
+        assert cpu_seconds < 0.3
+    assert link_to(instance, address) == "LLM_SUCCESS"
+    instance.check_link_status(9)
+
+
+def test_a_dial_without_descriptors_says_so(poor, instance):
+    ask, _ = poor
+    ask("fill")
+    status, *lines = ask("link", instance.listen_address)
+    assert status == "LLM_LINK_FAILED"
+    assert any(f"RLIMIT_NOFILE lets this process have {LIMIT}" in line for line in lines), lines
+    ask("empty")
+    assert ask("link", instance.listen_address)[0] == "LLM_SUCCESS"
