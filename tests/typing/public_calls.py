@@ -72,6 +72,8 @@ def options() -> dict[str, str]:
     config.max_registered_addrs = 240
     config.link_base_port = 60000
     config.link_secret = "secret"
+    config.tls_cert = config.tls_key = config.tls_ca = "file.pem"
+    config.tls_lanes = True
     config.device = "cpu"
     config.transfer_threads = 2
     config.lanes_per_link = 4

@@ -131,6 +131,26 @@ class LLMConfig:
         "environment variable LLM_DATADIST_SECRET, or the contents of the file that "
         "LLM_DATADIST_SECRET_FILE names, else none.",
     )
+    tls_cert = Str(
+        keys.TLS_CERT,
+        "PEM file with this instance's certificate, for clients and servers alike, and its chain "
+        "up to the authority *(extension)*. Set with tls_key and tls_ca it puts links under mutual "
+        "TLS. Unset: no TLS.",
+    )
+    tls_key = Str(
+        keys.TLS_KEY,
+        "PEM file with the private key of tls_cert, not encrypted *(extension)*. Unset: no TLS.",
+    )
+    tls_ca = Str(
+        keys.TLS_CA,
+        "PEM file with the authorities one of which must have issued a peer's certificate "
+        "*(extension)*. Unset: no TLS.",
+    )
+    tls_lanes = Bool(
+        keys.TLS_LANES,
+        "Encrypt the bytes of lanes, too, which then pass through Python threads and are slower; "
+        "needs tls_cert *(extension)*. Unset: off.",
+    )
     device = Str(
         keys.DEVICE,
         'Where device memory is: "auto", "cpu", "cuda" *(extension)*. Unset: auto.',

@@ -20,6 +20,7 @@ from llm_datadist._options.json_options import (
 )
 from llm_datadist._options.reader import OptionReader
 from llm_datadist._options.settings import Backend, Checksum, Config, Device, NixlEngine
+from llm_datadist._options.tls_files import parse_tls
 from llm_datadist._types.checks import INT32_MAX, INT64_MAX, UINT32_MAX, UINT64_MAX
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def parse_options(options: dict[str, str], environ: Mapping[str, str] | None = N
             60000,
         ),
         secret=_secret(reader),
+        tls=parse_tls(reader),
         device=_choice(reader, keys.DEVICE, get_args(Device), "auto"),
         transfer_threads=reader.number(keys.TRANSFER_THREADS, 1, 256),
         lanes_per_link=_either(reader.number(keys.LANES_PER_LINK, 1, 64), 4),

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias, final
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Mapping
 
-__all__ = ["Backend", "Checksum", "Config", "Device", "NixlEngine", "Pool"]
+__all__ = ["Backend", "Checksum", "Config", "Device", "NixlEngine", "Pool", "Tls"]
 
 Backend: TypeAlias = Literal["auto", "host", "tcp", "nixl"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
@@ -31,6 +32,22 @@ class Pool:
 
     memory_size: int
     page_shift: int = 16
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Mutual TLS: own certificate and key, and the authorities whose certificates peers may have.
+
+    Attributes:
+        dialing: For connections that this instance opens.
+        accepting: For those that come in.
+        lanes: Whether this end wants the bytes of lanes encrypted, too.
+    """
+
+    dialing: ssl.SSLContext
+    accepting: ssl.SSLContext
+    lanes: bool = False
 
 
 @final
@@ -57,7 +74,8 @@ class Config:
         switch_role: Whether enable_switch_role was on.
         max_registered_addrs: Addresses that all registered caches may have together.
         link_base_port: First port of the listeners of domains.
-        secret: Shared secret; None for no authentication.
+        secret: Shared secret; None for none.
+        tls: Mutual TLS; None for none.
         device: Where device memory is.
         transfer_threads: Threads that move bytes; None for the number that suits the cores.
         lanes_per_link: Data connections of a link in each direction.
@@ -91,6 +109,7 @@ class Config:
     max_registered_addrs: int = 240
     link_base_port: int = 60000
     secret: bytes | None = field(default=None, repr=False)
+    tls: Tls | None = field(default=None, repr=False)
     device: Device = "auto"
     transfer_threads: int | None = None
     lanes_per_link: int = 4

@@ -26,6 +26,9 @@ STRINGS = {
     "checksum": "llm.Checksum",
     "nixl_backend": "llm.NixlBackend",
     "nixl_params": "llm.NixlParams",
+    "tls_cert": "llm.TlsCert",
+    "tls_key": "llm.TlsKey",
+    "tls_ca": "llm.TlsCa",
 }
 SWITCHES = {
     "enable_cache_manager": "llm.EnableCacheManager",
@@ -33,6 +36,7 @@ SWITCHES = {
     "enable_switch_role": "llm.EnableSwitchRole",
     "auto_relink": "llm.AutoRelink",
     "strict_backend": "llm.StrictBackend",
+    "tls_lanes": "llm.TlsLanes",
 }
 INTEGERS = {
     "link_total_time": ("llm.LinkTotalTime", 0, 2**32 - 1),

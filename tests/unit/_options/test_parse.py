@@ -47,6 +47,7 @@ def test_nothing_set_means_the_documented_defaults():
         max_registered_addrs=240,
         link_base_port=60000,
         secret=None,
+        tls=None,
         device="auto",
         transfer_threads=None,
         lanes_per_link=4,

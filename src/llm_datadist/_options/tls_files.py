@@ -1,0 +1,122 @@
+"""Options that name the files of mutual TLS; read once, by `init`.
+
+Source: api.md 3 (extensions).
+"""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from llm_datadist._options import keys
+from llm_datadist._options.settings import Tls
+
+if TYPE_CHECKING:
+    from llm_datadist._options.reader import OptionReader
+
+__all__ = ["parse_tls"]
+
+_FILES: Final = (keys.TLS_CERT, keys.TLS_KEY, keys.TLS_CA)
+
+
+def parse_tls(reader: OptionReader) -> Tls | None:
+    """Return mutual TLS as the options want it, None when none of its files is named.
+
+    Raises:
+        LLMException: LLM_PARAM_INVALID: one of the three options is missing, or a file cannot be
+            read, does not hold what it should, or does not fit another; the text names the option.
+    """
+    names = {key: reader.text(key) for key in _FILES}
+    lanes = reader.switch(keys.TLS_LANES) or False
+    given = [key for key, name in names.items() if name is not None]
+    if not given:
+        if lanes:
+            every = ", ".join(_FILES)
+            raise reader.invalid(
+                keys.TLS_LANES, "is on without TLS", f"set options {every} as well"
+            )
+        return None
+    files = {key: _existing(reader, key, name, given[0]) for key, name in names.items()}
+    _check_certificates(reader, keys.TLS_CERT, files)
+    _check_certificates(reader, keys.TLS_CA, files)
+    return Tls(
+        _context(reader, ssl.PROTOCOL_TLS_CLIENT, files),
+        _context(reader, ssl.PROTOCOL_TLS_SERVER, files),
+        lanes,
+    )
+
+
+def _existing(reader: OptionReader, key: str, name: str | None, given: str) -> str:
+    """Return the name of a file that can be read."""
+    if name is None:
+        raise reader.invalid(
+            key, f"is missing and option {given} is set", f"set all of {', '.join(_FILES)}, or none"
+        )
+    try:
+        Path(name).read_bytes()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        problem = f"names the file {name!r}, which cannot be read: {why}"
+        raise reader.invalid(key, problem, "name a PEM file to read") from None
+    return name
+
+
+def _check_certificates(reader: OptionReader, key: str, files: dict[str, str]) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=files[key])
+    except (OSError, ValueError) as error:
+        problem = f"names the file {files[key]!r}, which holds no PEM certificate ({_words(error)})"
+        raise reader.invalid(key, problem, "name a file with certificates in PEM") from None
+
+
+def _context(
+    reader: OptionReader, protocol: ssl._SSLMethod, files: dict[str, str]
+) -> ssl.SSLContext:
+    """Return a context that shows our certificate and takes peers whose authority is ours.
+
+    Names are not looked at: instances are found by address, and any certificate of the authority
+    is as good as another. Sessions are not resumed, so that every connection shows a certificate.
+    """
+    context = ssl.SSLContext(protocol)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    if protocol is ssl.PROTOCOL_TLS_SERVER:
+        context.num_tickets = 0
+    context.load_verify_locations(cafile=files[keys.TLS_CA])
+    _load_key(reader, context, files)
+    return context
+
+
+def _load_key(reader: OptionReader, context: ssl.SSLContext, files: dict[str, str]) -> None:
+    encrypted = False
+
+    def password() -> str:  # without it the library would ask on the terminal
+        nonlocal encrypted
+        encrypted = True
+        return ""
+
+    name = files[keys.TLS_KEY]
+    try:
+        context.load_cert_chain(files[keys.TLS_CERT], name, password)
+    except (OSError, ValueError) as error:
+        if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
+            problem = (
+                f"names the file {name!r}, whose key is not that of the certificate of option "
+                f"{keys.TLS_CERT} ({files[keys.TLS_CERT]!r})"
+            )
+            remedy = "name the key that belongs to the certificate"
+        elif encrypted:
+            problem = f"names the file {name!r}, whose key is encrypted"
+            remedy = "name an unencrypted key that only this user can read"
+        else:
+            problem = f"names the file {name!r}, which holds no usable PEM key ({_words(error)})"
+            remedy = "name a file with the private key in PEM"
+        raise reader.invalid(keys.TLS_KEY, problem, remedy) from None
+
+
+def _words(error: Exception) -> str:
+    reason = getattr(error, "reason", None)
+    return reason.replace("_", " ").lower() if isinstance(reason, str) else str(error)
