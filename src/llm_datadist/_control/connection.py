@@ -1,7 +1,7 @@
 """One control connection: messages in and out, and the conversation on a link that is up.
 
-Everything here belongs to the control loop's thread. TLS can be put underneath by giving `ssl` to
-the two calls of `ControlConnection.open`; nothing above would change.
+Everything here belongs to the control loop's thread. With a TLS session everything goes through it,
+and nothing above knows.
 """
 
 from __future__ import annotations
@@ -37,10 +37,13 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable
 
+    from llm_datadist._control.tls import TlsSession
+
 __all__ = ["ControlConnection", "Conversation", "PeerClosedError", "RemoteError"]
 
 
 _INBOX: Final = 64
+_RECORDS_BYTES: Final = 64 << 10
 
 
 class PeerClosedError(ConnectionError):
@@ -55,20 +58,29 @@ class RemoteError(Exception):
 class ControlConnection:
     """Framed messages over one socket. Loop thread only. Make one with `open`."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        session: TlsSession | None = None,
+    ) -> None:
         self._reader = reader
         self._writer = writer
+        self._session = session
         self._limit = MAX_GREETING_BYTES
         self._finished = False
         self._draining = asyncio.Lock()  # Python 3.10 allows one waiter at a time
 
     @staticmethod
-    async def open(sock: socket.socket, silence_ms: int = 20_000) -> ControlConnection:
+    async def open(
+        sock: socket.socket, silence_ms: int = 20_000, session: TlsSession | None = None
+    ) -> ControlConnection:
         """Take over a connected socket, from either end; OSError closes it.
 
         Args:
             sock: Connected, non-blocking.
             silence_ms: How long the peer's host may leave data unacknowledged.
+            session: TLS over it, past its handshake; None for none.
         """
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(loop=loop)
@@ -77,7 +89,7 @@ class ControlConnection:
             limit_silence(sock, silence_ms)
             transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock)
             writer = asyncio.StreamWriter(transport, protocol, reader, loop)
-            return ControlConnection(reader, writer)
+            return ControlConnection(reader, writer, session)
         except BaseException:
             sock.close()
             raise
@@ -85,6 +97,11 @@ class ControlConnection:
     def trust(self) -> None:
         """Allow the larger frames of a peer that has proved who it is."""
         self._limit = MAX_FRAME_BYTES
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether everything goes through TLS."""
+        return self._session is not None
 
     @property
     def is_closing(self) -> bool:
@@ -101,7 +118,7 @@ class ControlConnection:
         frame = encode_frame(message)
         if self.is_closing:
             raise PeerClosedError("the connection is closed")
-        self._writer.write(frame)
+        self._writer.write(frame if self._session is None else self._session.encrypt(frame))
 
     async def drain(self) -> None:
         """Wait until little is queued: whoever answers a peer holds it back by that.
@@ -123,13 +140,31 @@ class ControlConnection:
             ProtocolError: It is malformed or too large.
         """
         try:
-            header = await self._reader.readexactly(HEADER_BYTES)
-            body = await self._reader.readexactly(decode_header(header, self._limit))
-        except asyncio.IncompleteReadError:
+            header = await self._exactly(HEADER_BYTES)
+            body = await self._exactly(decode_header(header, self._limit))
+        except EOFError:  # IncompleteReadError is one, too
             raise PeerClosedError("the peer closed the connection") from None
         except OSError as error:
             raise PeerClosedError(f"the connection broke: {explained(error)}") from error
         return decode_message(body)
+
+    async def _exactly(self, size: int) -> bytes:
+        session = self._session
+        if session is None:
+            return await self._reader.readexactly(size)
+        data = bytearray(size)
+        view = memoryview(data)
+        while view:
+            got = session.decrypt_into(view)
+            view = view[got:]
+            if answer := session.records():  # of the TLS protocol itself
+                self._writer.write(answer)
+            if got == 0:
+                records = await self._reader.read(_RECORDS_BYTES)
+                if not records:
+                    raise EOFError
+                session.feed(records)
+        return bytes(data)
 
     async def wait_closed_by_peer(self) -> None:
         """Wait until the peer closes; what it sends before is thrown away."""
@@ -151,7 +186,7 @@ class ControlConnection:
         self._finished = True
         try:
             self._writer.write_eof()
-        except (OSError, NotImplementedError):  # broken already; TLS has no half-closed state
+        except OSError:  # broken already
             self.close()
         asyncio.get_running_loop().call_later(seconds, self.abort)
 

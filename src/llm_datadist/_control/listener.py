@@ -19,14 +19,17 @@ from llm_datadist._control.sockets import (
     receive_exactly,
     tune,
 )
+from llm_datadist._control.tls import TlsError, drain, shake_hands
 from llm_datadist._protocol.codec import PREAMBLE_BYTES, Kind, ProtocolError, decode_preamble
 
 if TYPE_CHECKING:
     import socket
+    import ssl
     from collections.abc import Awaitable, Callable, Mapping
 
     from llm_datadist._control.loop import ControlLoop
     from llm_datadist._control.sockets import Address
+    from llm_datadist._control.tls import TlsSession
 
 __all__ = ["HANDSHAKE_SECONDS", "MAX_UNPROVEN", "Doorway", "Listener", "Visit"]
 
@@ -41,10 +44,17 @@ _COMPLAINT_SECONDS: Final = 10.0
 
 @final
 class Visit:
-    """An incoming connection until its peer has proved itself."""
+    """An incoming connection until its peer has proved itself.
+
+    Attributes:
+        sock: The connection.
+        session: TLS over it, past its handshake; None without.
+        peer: Where it comes from.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self.session: TlsSession | None = None
         self.peer = plain_address(sock.getpeername())
         self.refusal: str | None = None
         self._task = asyncio.current_task()
@@ -80,13 +90,19 @@ class Doorway:
         routes: Kind of connection to what serves it. It owns the visit's socket from the call on,
             calls `Visit.proven` when it knows the peer, and may raise ProtocolError,
             PeerClosedError, EOFError or OSError for what the peer does.
+        tls: For connections inside TLS; None refuses them. Those without are for the routes to
+            refuse, which can say so.
     """
 
     def __init__(
-        self, control: ControlLoop, routes: Mapping[Kind, Callable[[Visit], Awaitable[None]]]
+        self,
+        control: ControlLoop,
+        routes: Mapping[Kind, Callable[[Visit], Awaitable[None]]],
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._control = control
         self._routes = routes
+        self._tls = tls
         self._unproven: dict[Visit, None] = {}  # oldest first
 
     def enter(self, sock: socket.socket) -> None:
@@ -121,6 +137,8 @@ class Doorway:
     async def _route(self, visit: Visit) -> None:
         try:
             kind = decode_preamble(await receive_exactly(visit.sock, PREAMBLE_BYTES))
+            if kind.uses_tls:
+                await self._secure(visit)
         except EOFError:  # a port scan, a health check
             logger.debug("connection from %s closed before it said anything", printed(visit.peer))
             visit.sock.close()
@@ -128,7 +146,19 @@ class Doorway:
         except BaseException:
             visit.sock.close()
             raise
-        await self._routes[kind](visit)
+        await self._routes[kind.purpose](visit)
+
+    async def _secure(self, visit: Visit) -> None:
+        if self._tls is None:
+            raise ProtocolError(
+                "it speaks TLS, and this instance has none; set llm.TlsCert, llm.TlsKey and "
+                "llm.TlsCa on both sides or on neither"
+            )
+        try:
+            visit.session = await shake_hands(visit.sock, self._tls, accepting=True)
+        except TlsError as error:
+            await drain(visit.sock)
+            raise TlsError(f"TLS: {error}") from error
 
     def _admit(self, visit: Visit) -> None:
         if len(self._unproven) >= MAX_UNPROVEN:

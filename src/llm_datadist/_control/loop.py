@@ -35,6 +35,7 @@ class ControlLoop:
     """
 
     def __init__(self, name: str) -> None:
+        self.name = name
         self.workers = Workers(name)
         self._loop: asyncio.AbstractEventLoop
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)

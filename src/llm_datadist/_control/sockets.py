@@ -26,6 +26,7 @@ __all__ = [
     "resolve",
     "resolve_now",
     "tcp_socket",
+    "track",
     "tune",
 ]
 
@@ -67,12 +68,17 @@ def explained(error: OSError) -> str:
     return error.strerror or str(error)
 
 
+def track(sock: socket.socket) -> socket.socket:
+    """Have a socket closed in forked children."""
+    _tracked.add(sock)
+    return sock
+
+
 def tcp_socket(family: int) -> socket.socket:
     """Return a new TCP socket: non-blocking, closed on exec and in forked children."""
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setblocking(False)
-    _tracked.add(sock)
-    return sock
+    return track(sock)
 
 
 def tune(sock: socket.socket) -> socket.socket:
@@ -85,7 +91,7 @@ def tune(sock: socket.socket) -> socket.socket:
     A peer that is merely stopped still answers the probes and keeps its connection.
     """
     sock.setblocking(False)
-    _tracked.add(sock)
+    track(sock)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEPALIVE.items():

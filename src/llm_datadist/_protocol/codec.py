@@ -2,7 +2,9 @@
 
 Every connection begins with the preamble, 8 bytes::
 
-    "LDD1" | kind u8 (1 control, 2 lane) | 0 0 0
+    "LDD1" | kind u8 (1 control, 2 lane; 3 and 4 the same inside TLS) | 0 0 0
+
+TLS, where the kind says so, begins right after it.
 
 A control connection then carries frames: body length u32 little-endian, body (msgpack of one
 message). A lane carries the fixed messages of `lane_auth`.
@@ -105,6 +107,18 @@ class Kind(IntEnum):
 
     CONTROL = 1
     LANE = 2
+    CONTROL_TLS = 3
+    LANE_TLS = 4
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether everything after the preamble is inside TLS."""
+        return self in (Kind.CONTROL_TLS, Kind.LANE_TLS)
+
+    @property
+    def purpose(self) -> Kind:
+        """CONTROL or LANE."""
+        return Kind(self - 2) if self.uses_tls else self
 
 
 def encode_preamble(kind: Kind) -> bytes:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 __all__ = [
     "NONCE_BYTES",
@@ -97,6 +97,7 @@ class Hello(Message, frozen=True, kw_only=True):
         domain: Set when the link is for a domain.
         relinks: Lane session of the lost link that this one is to follow; set when nobody has asked
             for it at the dialing end just now.
+        encrypt_lanes: Set inside TLS, when it wants the lanes inside TLS as well.
     """
 
     version: Uint64
@@ -109,6 +110,7 @@ class Hello(Message, frozen=True, kw_only=True):
     num_lanes: Annotated[int, Meta(ge=1, le=MAX_LANES)] = 1
     domain: DomainHello | None = None
     relinks: Session | None = None
+    encrypt_lanes: bool | UnsetType = UNSET
 
 
 class Welcome(Message, frozen=True, kw_only=True):
@@ -130,13 +132,15 @@ class Confirm(Message, frozen=True, kw_only=True):
 class Accept(Message, frozen=True, kw_only=True):
     """The acceptor wants the link. Lanes name `session`; `num_lanes` go each way.
 
-    Lanes that replace lost ones name it too: the session lasts as long as the link.
+    Lanes that replace lost ones name it too: the session lasts as long as the link. All of them are
+    inside TLS when `encrypt_lanes` is set, which it is when either end wants that.
     """
 
     session: Session
     num_lanes: Annotated[int, Meta(ge=1, le=MAX_LANES)]
     endpoint: Endpoint
     mac: Mac = b""
+    encrypt_lanes: bool | UnsetType = UNSET
 
 
 class Existing(Message, frozen=True, kw_only=True):

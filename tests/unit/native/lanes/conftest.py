@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from authority import Authority
+from carried import Carried, tls_of
 
 from llm_datadist import _native
 
@@ -296,7 +298,17 @@ def any_entry():
     return ANY_ENTRY
 
 
-@pytest.fixture(params=["tcp", "unix"])
+@pytest.fixture(scope="session")
+def tls(tmp_path_factory):
+    return tls_of(Authority(tmp_path_factory.mktemp("tls")).issue())
+
+
+@pytest.fixture(params=["tcp", "unix", "carried"])
 def pair(request):
-    """Both kinds of stream sockets that a lane may be."""
-    return tcp_pair if request.param == "tcp" else socket.socketpair
+    """The kinds of stream sockets that a lane may be; the last one's bytes are encrypted."""
+    if request.param != "carried":
+        yield tcp_pair if request.param == "tcp" else socket.socketpair
+        return
+    carried = Carried(request.getfixturevalue("tls"))
+    yield carried.pair
+    carried.close()
