@@ -7,6 +7,8 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, final
 
+from msgspec import UNSET
+
 from llm_datadist._control.connection import ControlConnection, PeerClosedError
 from llm_datadist._control.deadline import Deadline
 from llm_datadist._control.sockets import printed
@@ -35,6 +37,7 @@ from llm_datadist._protocol.messages import (
 
 if TYPE_CHECKING:
     from llm_datadist._control.listener import Visit
+    from llm_datadist._control.relay import Relays
     from llm_datadist._links.context import LinkContext
     from llm_datadist._links.upkeep import Upkeep
 
@@ -58,7 +61,7 @@ async def receive_link(context: LinkContext, upkeep: Upkeep, visit: Visit) -> No
     Raises:
         ProtocolError, PeerClosedError: What the peer did wrong.
     """
-    connection = await ControlConnection.open(visit.sock, context.silence_ms)
+    connection = await ControlConnection.open(visit.sock, context.silence_ms, visit.session)
     inbound = _Inbound(context, upkeep, visit, connection)
     try:
         await Deadline(_SETUP_SECONDS).limit(inbound.run())
@@ -154,6 +157,12 @@ class _Inbound:
                 _FAILED,
                 f"protocol version {PROTOCOL_VERSION} here, {hello.version} at the dialer; install "
                 "the same llm-datadist on both sides",
+            )
+        if self._visit.session is None and context.tls is not None:
+            raise SetupError(
+                _FAILED,
+                "the acceptor takes links inside TLS only and the dialer has no TLS; set "
+                "llm.TlsCert, llm.TlsKey and llm.TlsCa on both sides",
             )
         if hello.has_secret is not (context.secret is not None):
             has, has_not = ("the dialer", "the acceptor")[:: 1 if hello.has_secret else -1]
@@ -266,7 +275,8 @@ class _Inbound:
             link_id = next(context.link_ids)
             endpoint = await context.endpoint(link_id)
             num_lanes = min(context.num_lanes, hello.num_lanes)
-            session = self._accept(endpoint, num_lanes)
+            relays = context.relays if self._encrypts_lanes(hello) else None
+            session = self._accept(endpoint, num_lanes, relays)
             await self._hear(Complete)
             await self._filled(session)
             peer = self._peer(hello)
@@ -276,7 +286,7 @@ class _Inbound:
             except BaseException:
                 connecting.undo()
                 raise
-            terms = LaneTerms(num_lanes, session.session, session.key)
+            terms = LaneTerms(num_lanes, session.session, session.key, relays=relays)
             link = self._upkeep.install(
                 peer, link_id, data, self._connection, terms, _holder(hello), _listening_at(hello)
             )
@@ -291,10 +301,20 @@ class _Inbound:
                 session.close()
         await self._tell_domain(link, hello.domain)
 
-    def _accept(self, endpoint: bytes, num_lanes: int) -> LaneSession:
+    def _encrypts_lanes(self, hello: Hello) -> bool:
+        """Return whether either end wants the lanes inside TLS; both have it then."""
+        tls = self._context.tls
+        return tls is not None and (tls.lanes or hello.encrypt_lanes is True)
+
+    def _accept(self, endpoint: bytes, num_lanes: int, relays: Relays | None) -> LaneSession:
         """Say Accept, and begin to wait for the lanes that it promises."""
-        session = LaneSession(num_lanes)
-        accept = Accept(session=session.session, num_lanes=num_lanes, endpoint=endpoint)
+        session = LaneSession(num_lanes, relays)
+        accept = Accept(
+            session=session.session,
+            num_lanes=num_lanes,
+            endpoint=endpoint,
+            encrypt_lanes=UNSET if relays is None else True,
+        )
         self._say(self._shake.prove(accept))
         session.key = self._shake.lane_key()
         self._context.sessions[session.session] = session

@@ -7,6 +7,7 @@ import logging
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Final, final
 
+from llm_datadist._control.relay import Relays
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.ledger import Ledger
 from llm_datadist._types.checks import INT32_MAX
@@ -67,6 +68,8 @@ class LinkContext:
         self.cluster_id = cluster_id
         self.incarnation = incarnation
         self.secret = config.secret
+        self.tls = config.tls
+        self.relays = None if config.tls is None else Relays(control.name, config.tls.dialing)
         self.num_lanes = config.lanes_per_link
         self.heartbeat_seconds = config.heartbeat_ms / 1000
         self.peer_timeout_seconds = config.peer_timeout_ms / 1000

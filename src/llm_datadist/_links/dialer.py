@@ -10,9 +10,12 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, final
 
+from msgspec import UNSET
+
 from llm_datadist._control.connection import ControlConnection, PeerClosedError
 from llm_datadist._control.dial import connect
 from llm_datadist._control.sockets import explained, printed
+from llm_datadist._control.tls import TlsError, shake_hands
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.context import CLUSTERS, SetupError
 from llm_datadist._links.delegate import LinkResult, Peer
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     import socket
 
     from llm_datadist._control.deadline import Deadline
+    from llm_datadist._control.relay import Relays
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.context import LinkContext
     from llm_datadist._links.lanes import LaneFds, LaneRoute
@@ -60,6 +64,10 @@ logger = logging.getLogger("llm_datadist")
 _Kind = TypeVar("_Kind", bound=Message)
 _MAX_ATTEMPTS: Final = 8
 _FAILED: Final = LLMStatusCode.LLM_LINK_FAILED
+_TLS_REMEDY: Final = (
+    "give both sides llm.TlsCert, llm.TlsKey and llm.TlsCa, with certificates that are in force "
+    "and of the authority that the other side names"
+)
 
 
 @final
@@ -166,7 +174,7 @@ class _Dial:
     async def _attempt(self) -> Link:
         self.step = "connecting"
         sock, route = await self._connect()
-        connection = await ControlConnection.open(sock, self._context.silence_ms)
+        connection = await self._open(sock)
         call = _Call(self._context, connection)
         try:
             return await self._shake_hands(call, route)
@@ -181,6 +189,8 @@ class _Dial:
                 _FAILED,
                 "the peer has another secret; configure the same link_secret on both sides",
             ) from None
+        except TlsError as error:
+            raise SetupError(_FAILED, f"TLS: {error}; {_TLS_REMEDY}") from error
         except ProtocolError as error:
             raise SetupError(
                 _FAILED,
@@ -198,9 +208,25 @@ class _Dial:
             if not call.kept:
                 connection.close()
 
+    async def _open(self, sock: socket.socket) -> ControlConnection:
+        """Make a control connection of a connected socket, inside TLS if that is configured."""
+        tls, session = self._context.tls, None
+        if tls is not None:
+            self.step = "the TLS handshake is under way"
+            try:
+                session = await shake_hands(sock, tls.dialing, accepting=False)
+            except TlsError as error:
+                sock.close()
+                raise SetupError(_FAILED, f"TLS: {error}; {_TLS_REMEDY}") from error
+            except BaseException:
+                sock.close()
+                raise
+        return await ControlConnection.open(sock, self._context.silence_ms, session)
+
     async def _connect(self) -> tuple[socket.socket, LaneRoute]:
         """Return a connection that is a control connection by its preamble, and the way it went."""
         request = self._request
+        kind = Kind.CONTROL if self._context.tls is None else Kind.CONTROL_TLS
         try:
             sock = await connect(
                 request.address,
@@ -220,7 +246,7 @@ class _Dial:
         try:
             source = None if request.source_ip is None else sock.getsockname()[0]
             route = (sock.family, sock.getpeername(), source)
-            await asyncio.get_running_loop().sock_sendall(sock, encode_preamble(Kind.CONTROL))
+            await asyncio.get_running_loop().sock_sendall(sock, encode_preamble(kind))
         except OSError as error:
             sock.close()
             raise SetupError(
@@ -278,6 +304,7 @@ class _Dial:
             num_lanes=context.num_lanes,
             domain=request.domain,
             relinks=None if request.relink is None else request.relink.lost.terms.session,
+            encrypt_lanes=True if context.tls is not None and context.tls.lanes else UNSET,
         )
 
     def _check_identity(self, welcome: Welcome) -> None:
@@ -359,7 +386,8 @@ class _Dial:
         if stale is not None:  # the peer, who would know, has none
             await self._upkeep.drop(stale, "the peer no longer has this link", died=False)
         self.step = "opening lanes"
-        terms = LaneTerms(accept.num_lanes, accept.session, call.shake.lane_key(), route)
+        relays = self._agreed_relays(accept)
+        terms = LaneTerms(accept.num_lanes, accept.session, call.shake.lane_key(), route, relays)
         fds = await self._open_lanes(route, terms)
         self.step = "waiting for the peer to complete the link"
         connecting = self._context.begin_connect(peer, link_id, accept.endpoint, fds)
@@ -377,6 +405,15 @@ class _Dial:
             peer, link_id, data, call.connection, terms, self._request.holder, [resolved]
         )
         return self._found(link)
+
+    def _agreed_relays(self, accept: Accept) -> Relays | None:
+        """Return what encrypts the lanes; ProtocolError when the peer does not keep to the rule."""
+        tls, encrypted = self._context.tls, accept.encrypt_lanes is True
+        if encrypted and tls is None:
+            raise ProtocolError("encrypted lanes of a link outside TLS")
+        if not encrypted and tls is not None and tls.lanes:
+            raise ProtocolError("no encrypted lanes, which were asked for")
+        return self._context.relays if encrypted else None
 
     @staticmethod
     async def _open_lanes(route: LaneRoute, terms: LaneTerms) -> LaneFds:

@@ -26,10 +26,8 @@ from llm_datadist._protocol.handshake import Side
 from llm_datadist._protocol.messages import Reopen
 
 if TYPE_CHECKING:
-    import socket
-
     from llm_datadist._links.context import LinkContext
-    from llm_datadist._links.lanes import LaneFds, LanePlace, LaneRoute
+    from llm_datadist._links.lanes import LaneFds, LanePlace, LaneRoute, ProvenLane
     from llm_datadist._links.link import Link
 
 __all__ = ["Healing"]
@@ -114,7 +112,7 @@ class Healing:
             patient.asked = num_lanes
             self.heal(link)
 
-    def take(self, link: Link, place: LanePlace, sock: socket.socket) -> None:
+    def take(self, link: Link, place: LanePlace, sock: ProvenLane) -> None:
         """Take a proven lane on the accepting end.
 
         Raises:
@@ -215,10 +213,11 @@ class _Standing:
 
     def __init__(self, healing: Healing, link: Link) -> None:
         self.key = link.terms.key
+        self.relays = link.terms.relays
         self._healing = healing
         self._link = link
 
-    def fill(self, place: LanePlace, sock: socket.socket) -> None:
+    def fill(self, place: LanePlace, sock: ProvenLane) -> None:
         """Take a proven lane; PeerClosedError when the link does not need it."""
         self._healing.take(self._link, place, sock)
 

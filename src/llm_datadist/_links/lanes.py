@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, final
 
 from llm_datadist._control.connection import PeerClosedError
 from llm_datadist._control.dial import connect_resolved
-from llm_datadist._control.sockets import receive_exactly
+from llm_datadist._control.tls import SecureSocket, shake_hands
 from llm_datadist._protocol.codec import Kind, ProtocolError, encode_preamble
 from llm_datadist._protocol.handshake import Side
 from llm_datadist._protocol.lane_auth import (
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from llm_datadist._control.listener import Visit
+    from llm_datadist._control.relay import CarriedLane, Relays
     from llm_datadist._links.context import LinkContext
 
 __all__ = [
@@ -50,6 +51,8 @@ LaneFds: TypeAlias = tuple[list[int], list[int]]
 LanePlace: TypeAlias = tuple[Side, int]
 #: (family, socket address, source ip or None)
 LaneRoute: TypeAlias = tuple[int, tuple[Any, ...], str | None]
+#: A connection that has proved itself; `detach` gives the descriptor for the delegate
+ProvenLane: TypeAlias = "socket.socket | CarriedLane"
 
 
 @final
@@ -62,12 +65,14 @@ class LaneTerms:
         session: Number that the lanes name.
         key: What they have to prove.
         route: How the dialing end reaches the other; None on the accepting end.
+        relays: What encrypts their bytes; None when nothing does.
     """
 
     num_lanes: int
     session: bytes
     key: bytes = field(repr=False)
     route: LaneRoute | None = None
+    relays: Relays | None = None
 
 
 class LaneSink(Protocol):
@@ -77,7 +82,11 @@ class LaneSink(Protocol):
     def key(self) -> bytes:
         """What they have to prove."""
 
-    def fill(self, place: LanePlace, sock: socket.socket) -> None:
+    @property
+    def relays(self) -> Relays | None:
+        """What encrypts their bytes."""
+
+    def fill(self, place: LanePlace, sock: ProvenLane) -> None:
         """Take a proven lane; an exception refuses it."""
 
 
@@ -92,20 +101,22 @@ class LaneSession:
 
     Args:
         num_lanes: In each direction.
+        relays: What encrypts their bytes; None when nothing does.
 
     Attributes:
         session: Number that the lanes name; fresh and unguessable.
         key: The link's lane key; known once the Accept has been sent, which names the session.
     """
 
-    def __init__(self, num_lanes: int) -> None:
+    def __init__(self, num_lanes: int, relays: Relays | None = None) -> None:
+        self.relays = relays
         self.session = secrets.token_bytes(SESSION_BYTES)
         self.key = b""
         self._missing = set(all_places(num_lanes))
-        self._lanes: dict[LanePlace, socket.socket] = {}
+        self._lanes: dict[LanePlace, ProvenLane] = {}
         self._filled = asyncio.Event()
 
-    def fill(self, place: LanePlace, sock: socket.socket) -> None:
+    def fill(self, place: LanePlace, sock: ProvenLane) -> None:
         """Take a proven lane.
 
         Raises:
@@ -143,20 +154,26 @@ async def receive_lane(context: LinkContext, visit: Visit) -> None:
         PeerClosedError: Its link has ended, or needs no lane.
         EOFError, OSError: It broke.
     """
-    sock = visit.sock
+    wire = SecureSocket(visit.sock, visit.session)
+    lane: ProvenLane = visit.sock
     try:
-        hello = LaneHello.unpack(await receive_exactly(sock, LANE_HELLO_BYTES))
+        hello = LaneHello.unpack(await wire.receive_exactly(LANE_HELLO_BYTES))
         sink = context.sessions.get(hello.session)
         if sink is None:
             if hello.session in context.ended_sessions:
                 raise PeerClosedError("lane of a link that has ended")
             raise ProtocolError("lane of a link that is not being set up")
+        if (sink.relays is None) is not (wire.session is None):
+            have, want = ("inside", "outside")[:: 1 if wire.session else -1]
+            raise ProtocolError(f"lane {have} TLS of a link whose lanes are {want} TLS")
         answer = answer_lane(sink.key, hello)
-        await asyncio.get_running_loop().sock_sendall(sock, answer)
-        check_proof(sink.key, hello, answer, await receive_exactly(sock, LANE_PROOF_BYTES))
-        sink.fill((hello.server, hello.index), sock)
+        await wire.send(answer)
+        check_proof(sink.key, hello, answer, await wire.receive_exactly(LANE_PROOF_BYTES))
+        if sink.relays is not None:
+            lane = sink.relays.carry(wire, serves=hello.server is Side.ACCEPTOR)
+        sink.fill((hello.server, hello.index), lane)
     except BaseException:
-        sock.close()
+        lane.close()
         raise
 
 
@@ -195,27 +212,40 @@ async def open_lanes(
 
 async def _open_lane(
     route: LaneRoute, terms: LaneTerms, place: LanePlace, connect_seconds: float | None
-) -> socket.socket:
-    loop = asyncio.get_running_loop()
+) -> ProvenLane:
     hello = LaneHello(terms.session, *place, fresh_lane_nonce())
     sock = await asyncio.wait_for(connect_resolved(*route), connect_seconds)
     try:
-        await loop.sock_sendall(sock, encode_preamble(Kind.LANE) + hello.pack())
-        answer = await receive_exactly(sock, LANE_ANSWER_BYTES)
+        wire = await _greet(sock, terms.relays, hello)
+        answer = await wire.receive_exactly(LANE_ANSWER_BYTES)
         check_answer(terms.key, hello, answer)
-        await loop.sock_sendall(sock, prove_lane(terms.key, hello, answer))
+        await wire.send(prove_lane(terms.key, hello, answer))
+        if terms.relays is not None:
+            return terms.relays.carry(wire, serves=place[0] is Side.DIALER)
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-def _close_lane(opened: asyncio.Task[socket.socket]) -> None:
+async def _greet(sock: socket.socket, relays: Relays | None, hello: LaneHello) -> SecureSocket:
+    """Say what a lane says first, inside TLS if that is agreed."""
+    if relays is None:
+        wire, greeting = SecureSocket(sock, None), encode_preamble(Kind.LANE) + hello.pack()
+    else:
+        await SecureSocket(sock, None).send(encode_preamble(Kind.LANE_TLS))
+        session = await shake_hands(sock, relays.dialing, accepting=False)
+        wire, greeting = SecureSocket(sock, session), hello.pack()
+    await wire.send(greeting)
+    return wire
+
+
+def _close_lane(opened: asyncio.Task[ProvenLane]) -> None:
     if not opened.cancelled() and opened.exception() is None:
         opened.result().close()
 
 
-def _detach(lanes: dict[LanePlace, socket.socket], own_side: Side) -> LaneFds:
+def _detach(lanes: dict[LanePlace, ProvenLane], own_side: Side) -> LaneFds:
     def served_by(side: Side) -> list[int]:
         places = sorted((place for place in lanes if place[0] is side), key=lambda place: place[1])
         return [lanes[place].detach() for place in places]

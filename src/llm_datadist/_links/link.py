@@ -134,6 +134,13 @@ class Link:
         """Whether the link is up as far as is known."""
         return self.state is LinkState.LINKED
 
+    @property
+    def encrypted(self) -> str:
+        """What travels inside TLS."""
+        if self.terms.relays is not None:
+            return "control connection and lanes"
+        return "control connection" if self.conversation.connection.is_encrypted else "nothing"
+
     def enter(self, state: LinkState, reason: str = "") -> None:
         """Go on to the next state. Loop thread only."""
         if state not in TRANSITIONS[self.state]:
@@ -151,6 +158,7 @@ class Link:
             "peer": printed(self.address),
             "incarnation": f"{self.incarnation:016x}",
             "is_self": self.peer.is_self,
+            "encrypted": self.encrypted,
             "opened_by": "this end" if self.peer.dialed else "the peer",
             "state": self.state.name,
             "link_id": self.link_id,

@@ -113,12 +113,13 @@ class Listening:
         self._context.control.run(stop(), operation)
 
     def _warn(self, address: Address) -> None:
-        if self._warned or self._context.secret is not None:
+        context = self._context
+        if self._warned or context.secret is not None or context.tls is not None:
             return
         if not ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
             self._warned = True
             logger.warning(
                 "listening on %s without a secret: whoever can connect can link and reach the "
-                "caches; set link_secret (or LLM_DATADIST_SECRET) on all instances",
+                "caches; set link_secret (or LLM_DATADIST_SECRET), or TLS, on all instances",
                 printed(address),
             )

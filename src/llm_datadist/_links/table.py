@@ -80,7 +80,9 @@ class LinkTable:
         self._relinks = self._upkeep.relinks = Relinks(self._context, self._upkeep)
         self._clusters = Clusters(self._context, self._upkeep, self._relinks)
         doorway = Doorway(
-            self._control, {Kind.CONTROL: self._receive_link, Kind.LANE: self._receive_lane}
+            self._control,
+            {Kind.CONTROL: self._receive_link, Kind.LANE: self._receive_lane},
+            config.tls and config.tls.accepting,
         )
         self._listening = Listening(self._context, doorway)
         self._changing = threading.Lock()  # start, relisten, listeners, close: one at a time
@@ -163,6 +165,8 @@ class LinkTable:
         if not self._context.workers.wait_idle(_CLOSE_SECONDS):
             logger.warning("finalize: a call that tears a link down has not come to an end")
         self._context.workers.dismiss()
+        if self._context.relays is not None:
+            self._context.relays.close()
 
     async def _shut(self) -> list[Link]:
         self._listening.close_all()
