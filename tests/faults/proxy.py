@@ -70,6 +70,7 @@ class Proxy:
         self.hits = 0  # how often the fault has had an effect
         self.victim = None  # the first pump that it met
         self.connections = []
+        self.recorded = None  # of everything that passes, as (kind, direction, bytes)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
         self._thread.start()
@@ -90,6 +91,10 @@ class Proxy:
         """Note that the fault has had an effect. Proxy's thread."""
         self.hits += 1
         self.victim = self.victim or pump
+
+    def record(self):
+        """Keep a copy of all that comes from now on."""
+        self.recorded = []
 
     def wait_hit(self, seconds=5.0):
         """Wait until the fault has had an effect."""
@@ -292,6 +297,8 @@ class Pump:
             delay = fault.value if fault is not None and fault.action == "delay" else 0.0
             if delay:
                 self._proxy.hit(self)
+            if data and self._proxy.recorded is not None:
+                self._proxy.recorded.append((self._connection.kind, self._direction, data))
             if data:
                 self._queue.append((time.monotonic() + delay, data))
             else:

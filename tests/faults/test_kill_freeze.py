@@ -12,13 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from authority import Authority
 from nixl_backends import NEEDS_NIXL
 from rig import LATE_S, NOISE_S
 from station import OK, TENSORS, RemoteStation, digest
 
 from llm_datadist.testing import Killed, PeerGroup
 
-MOMENTS = int(os.environ.get("LDD_MOMENTS", "200" if os.environ.get("LDD_LONG") else "2"))
+LONG = bool(os.environ.get("LDD_LONG"))
+MOMENTS = int(os.environ.get("LDD_MOMENTS", "200" if LONG else "2"))
 SEED = int(os.environ.get("LDD_SEED", "1"))
 BLOCKS, WORDS = 16, 32768
 TIMEOUT_S = 0.5
@@ -32,10 +34,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120 + 10 * MOMENTS)]
 class Scene:
     """A station that listens and one that has linked it and makes the calls."""
 
-    def __init__(self, group, backend):
+    def __init__(self, group, **options):
         self.group = group
-        self.options = {
-            "transfer_backend": backend,
+        self.options = options | {
             "sync_kv_timeout": int(TIMEOUT_S * 1000),
             "blocks": BLOCKS,
             "words": WORDS,
@@ -86,25 +87,30 @@ def digest_of(data):
 
 
 #: Backends, and the transports that UCX may use under NIXL.
-BACKENDS = {
+WAYS = {
     "host": ("host", ""),
     "tcp": ("tcp", ""),
     "nixl-tcp": ("nixl", "tcp"),
     "nixl-shm": ("nixl", "shm,cma,self,tcp"),
 }
+if LONG:
+    WAYS["encrypted"] = ("tcp", "")
 
 
 @pytest.fixture(
-    params=[pytest.param(name, marks=NEEDS_NIXL if "nixl" in name else ()) for name in BACKENDS]
+    params=[pytest.param(name, marks=NEEDS_NIXL if "nixl" in name else ()) for name in WAYS]
 )
-def scene(request, monkeypatch):
-    backend, transport = BACKENDS[request.param]
+def scene(request, monkeypatch, tmp_path):
+    backend, transport = WAYS[request.param]
+    options = {"transfer_backend": backend}
+    if request.param == "encrypted":
+        options |= Authority(tmp_path).issue() | {"tls_lanes": True}
     if transport:
         monkeypatch.setenv("UCX_TLS", transport)
         monkeypatch.setenv("UCX_LOG_LEVEL", "fatal")
         monkeypatch.setenv("NIXL_LOG_LEVEL", "FATAL")
     with PeerGroup(timeout_s=60) as group:
-        yield Scene(group, backend)
+        yield Scene(group, **options)
 
 
 def moments(test, low, high):
@@ -150,6 +156,7 @@ def test_the_initiator_is_killed(scene):
     assert max(fds) <= fds[0] + 1, "the dead peers' descriptors were left behind"
 
 
+@pytest.mark.parametrize("scene", [*WAYS, "encrypted"], indirect=True)
 def test_the_target_is_frozen(scene):
     """Reads of a frozen process of this host go on; all else ends by its deadline."""
     addrs = scene.addrs
