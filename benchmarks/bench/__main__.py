@@ -11,12 +11,13 @@ import typer
 
 from bench import report
 from bench.checksums import Checksums
+from bench.encrypted import Encrypted
 from bench.links import Links
 from bench.nixl import NixlComparison
 from bench.same_host import SameHost
 from bench.tcp import Tcp
 
-Comparison: TypeAlias = SameHost | Tcp | Links | Checksums | NixlComparison
+Comparison: TypeAlias = SameHost | Tcp | Links | Checksums | Encrypted | NixlComparison
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
@@ -76,6 +77,16 @@ def nixl(
 ) -> None:
     """Pulls through NIXL beside bare NIXL (needs nixl-cu12)."""
     _run(NixlComparison(rounds, scale, transport), json_file)
+
+
+@app.command("encrypted")
+def encrypted(
+    rounds: Annotated[int, typer.Option(help="Rounds; each contender runs once in each.")] = 5,
+    scale: Annotated[float, typer.Option(help="Shrinks the totals (512 and 128 MiB).")] = 1.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here.")] = None,
+) -> None:
+    """Lanes over loopback, plain and inside TLS; needs the openssl command for a certificate."""
+    _run(Encrypted(rounds, scale), json_file)
 
 
 def _run(comparison: Comparison, json_file: Path | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench import work
 from bench.contender import Contender, serve
@@ -20,9 +20,9 @@ _TIMEOUT_MS = 60_000
 
 
 def start(
-    cluster_id: int, backend: str, *, pool_bytes: int = 0, checksum: str = "off"
+    cluster_id: int, backend: str, *, pool_bytes: int = 0, **properties: object
 ) -> LLMDataDist:
-    """An initialised instance that accepts links on loopback."""
+    """An initialised instance that accepts links on loopback; the rest is set in LLMConfig."""
     from llm_datadist import LLMConfig, LLMDataDist, LLMRole  # noqa: PLC0415
 
     config = LLMConfig()
@@ -30,9 +30,10 @@ def start(
     config.listen_ip_info = "127.0.0.1:0"
     config.sync_kv_timeout = _TIMEOUT_MS
     config.transfer_backend = backend
-    config.checksum = checksum
     if pool_bytes:
         config.mem_pool_cfg = f'{{"memory_size": {pool_bytes}, "page_shift": 21}}'
+    for name, value in properties.items():
+        setattr(config, name, value)
     instance = LLMDataDist(LLMRole.PROMPT, cluster_id)
     instance.init(config.generate_options())
     return instance
@@ -57,13 +58,16 @@ def register(
     return instance.cache_manager.register_blocks_cache(desc, addrs, name)
 
 
-def owner(pipe: Connection, memory: np.ndarray, *, backend: str, pool: bool) -> None:
+def owner(
+    pipe: Connection, memory: np.ndarray, *, backend: str, pool: bool, **properties: object
+) -> None:
     """Body of the owner process."""
     import numpy as np  # noqa: PLC0415
 
     from llm_datadist import BlocksCacheKey, CacheDesc, DataType  # noqa: PLC0415
 
-    instance = start(OWNER_ID, backend, pool_bytes=len(memory) + (4 << 20) if pool else 0)
+    pool_bytes = len(memory) + (4 << 20) if pool else 0
+    instance = start(OWNER_ID, backend, pool_bytes=pool_bytes, **properties)
     caches: list[Any] = []
     spin = threading.Event()
 
@@ -118,12 +122,14 @@ class Ours(Contender):
     name = "llm-datadist"
     backend = "auto"
     checksum = "off"
+    properties: ClassVar[dict[str, object]] = {}
 
     def __init__(self, local: np.ndarray) -> None:
         from llm_datadist import LLMClusterInfo, LLMStatusCode  # noqa: PLC0415
 
         super().__init__(local)
-        self.instance = start(LOCAL_ID, self.backend, checksum=self.checksum)
+        properties = {"checksum": self.checksum} | self.properties
+        self.instance = start(LOCAL_ID, self.backend, **properties)
         self._caches: dict[int, Any] = {}
         self._lists: dict[str, tuple[list[int], list[int]]] = {}
         info = LLMClusterInfo()

@@ -74,9 +74,11 @@ class Tcp:
         }
         name = f"pull {case.name}"
         self.rows += timing.alternate(name, case.total_bytes, runs, self.rounds)
-        self.rows.append(self._cpu(f"CPU of {name}", self.ours, case))
+        self.rows.append(Row(f"CPU of {name}", OURS, "us", cpu_seconds_per_gib(self.ours, case)))
         if self.nixl is not None:
-            self.rows.append(self._cpu(f"CPU of {name}", self.nixl, case))
+            self.rows.append(
+                Row(f"CPU of {name}", NIXL, "us", cpu_seconds_per_gib(self.nixl, case))
+            )
             self.goals.append(Goal(f"CPU of {name}", OURS, NIXL, 1.0))
         wanted = {"1 MiB": (5.0, 0.9), "32 KiB": (4.5, 0.85), "4 KiB": (4.0, 0.0)}[case.name]
         self.goals.append(Goal(name, OURS, NIXL, wanted[0]))
@@ -112,7 +114,7 @@ class Tcp:
             Row("one 4 KiB block, p50", "goal", "us", [60.0]),
             Row(spun, OURS, "us", [timing.percentile(busy, 99)]),
             Row(spun, "5 x p50", "us", [5 * p50]),
-            Row("link_clusters p50", OURS, "us", [self._link_p50()]),
+            Row("link_clusters p50", OURS, "us", [link_p50(self.ours)]),
             Row("link_clusters p50", "goal", "us", [10_000.0]),
         ]
         self.goals += [
@@ -121,33 +123,6 @@ class Tcp:
             Goal("link_clusters p50", OURS, "goal", 1.0),
         ]
 
-    def _link_p50(self) -> float:
-        from llm_datadist import LLMClusterInfo, LLMStatusCode  # noqa: PLC0415
-
-        info = LLMClusterInfo()
-        info.remote_cluster_id = OWNER_ID
-        info.append_local_ip_info("127.0.0.1", 0)
-        info.append_remote_ip_info(*self.ours.owner.hello["address"])
-        values = []
-        for _ in range(30):
-            self.ours.instance.unlink_clusters([info])
-            begin = time.perf_counter_ns()
-            status, _ = self.ours.instance.link_clusters([info], 10_000)
-            values.append((time.perf_counter_ns() - begin) / 1e3)
-            if status != LLMStatusCode.LLM_SUCCESS:
-                raise RuntimeError("cannot link again")
-        return statistics.median(values)
-
-    def _cpu(self, name: str, contender: Contender, case: work.Case) -> Row:
-        """CPU seconds of both processes for each GiB moved, as a cost (less is better)."""
-        values = []
-        for _ in range(3):
-            begin = _cpu_seconds() + contender.owner.ask("cpu")
-            contender.read(case)
-            used = _cpu_seconds() + contender.owner.ask("cpu") - begin
-            values.append(used / case.total_bytes * (1 << 30) * 1e6)
-        return Row(name, contender.name, "us", values)
-
     def _verify(self, contender: Contender, case: work.Case) -> None:
         seed = case.block_bytes + len(contender.name)
         contender.owner.ask("fill", seed)
@@ -155,6 +130,36 @@ class Tcp:
         contender.read(case)
         if not np.array_equal(self.local[: case.total_bytes], work.expected(case, seed)):
             raise RuntimeError(f"{contender.name}: pull {case.name}: wrong bytes")
+
+
+def link_p50(contender: OursTcp) -> float:
+    """Microseconds that linking the owner takes."""
+    from llm_datadist import LLMClusterInfo, LLMStatusCode  # noqa: PLC0415
+
+    info = LLMClusterInfo()
+    info.remote_cluster_id = OWNER_ID
+    info.append_local_ip_info("127.0.0.1", 0)
+    info.append_remote_ip_info(*contender.owner.hello["address"])
+    values = []
+    for _ in range(30):
+        contender.instance.unlink_clusters([info])
+        begin = time.perf_counter_ns()
+        status, _ = contender.instance.link_clusters([info], 10_000)
+        values.append((time.perf_counter_ns() - begin) / 1e3)
+        if status != LLMStatusCode.LLM_SUCCESS:
+            raise RuntimeError("cannot link again")
+    return statistics.median(values)
+
+
+def cpu_seconds_per_gib(contender: Contender, case: work.Case) -> list[float]:
+    """CPU microseconds of both processes for each GiB pulled, as a cost (less is better)."""
+    values = []
+    for _ in range(3):
+        begin = _cpu_seconds() + contender.owner.ask("cpu")
+        contender.read(case)
+        used = _cpu_seconds() + contender.owner.ask("cpu") - begin
+        values.append(used / case.total_bytes * (1 << 30) * 1e6)
+    return values
 
 
 def _cpu_seconds() -> float:
