@@ -34,8 +34,8 @@ ServedLane::Progress ServedLane::begin_checksum() {
 
 Outcome ServedLane::run_checksum() {
   const auto take = [this](std::vector<Use>& uses) {
-    return cancelled_.load() || hung_up(socket_.get()) ? Outcome::failure(Code::kCancelled)
-                                                       : rights_.take(uses);
+    return cancelled_.load() || socket_.hung_up() ? Outcome::failure(Code::kCancelled)
+                                                  : rights_.take(uses);
   };
   const Outcome outcome = checksum_ranges(column(0), column(1), take, Code::kRemoteFault, sums_);
   return outcome.ok() && !rights_.key_live() ? Outcome::failure(Code::kGone) : outcome;
