@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 JOBS   ?= 2
+TEST_JOBS ?= 3
 BIN     = $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
@@ -25,7 +26,7 @@ demo: $(VENV)/.installed
 	$(BIN)/llm-datadist demo $(ARGS)
 
 test: $(VENV)/.installed $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(ARGS)
 
 # After an edit of the native sources; Python edits are live (editable install).
 native: $(VENV)/.tools

@@ -19,14 +19,15 @@ pytestmark = [
     pytest.mark.expects_log("connection from .* closed", "link_clusters: ", "lost", "lane"),
 ]
 
-#: Bytes after which: of the control connection 8 of preamble, then frames; of a lane 8 of preamble,
+#: Bytes after which: of the control connection 8 of preamble, then frames: up 167 of hello, 88 of
+#: confirm, 19 of complete; down 129 of welcome, 124 of accept, 16 of ready. Of a lane 8 of preamble,
 #: 36 of hello and 32 of proof up, 48 of answer down.
 PLACES = {
     "preamble": (Kind.CONTROL, "up", 3),
     "hello": (Kind.CONTROL, "up", 20),
     "welcome": (Kind.CONTROL, "down", 0),
-    "confirm": (Kind.CONTROL, "up", 170),
-    "complete": (Kind.CONTROL, "up", 260),
+    "confirm": (Kind.CONTROL, "up", 230),
+    "complete": (Kind.CONTROL, "up", 270),
     "ready": (Kind.CONTROL, "down", 257),
     "accept": (Kind.CONTROL, "down", 150),
     "lane preamble": (Kind.LANE, "up", 0),
@@ -34,6 +35,7 @@ PLACES = {
     "lane answer": (Kind.LANE, "down", 10),
     "lane proof": (Kind.LANE, "up", 50),
 }
+NAMED_PLACES = frozenset(PLACES)
 if LONG:
     for at in range(0, 400, 7):
         PLACES[f"up {at}"] = (Kind.CONTROL, "up", at)
@@ -54,7 +56,9 @@ def test_a_link_that_is_being_set_up(make_rig, action, place):
     if not rig.proxy.hits:
         assert LONG, "the fault met nothing"
         return  # beyond the last byte
-    assert answer.status == "LLM_TIMEOUT" if action == "hold" else answer.status in NOT_LINKED
+    if answer.status == OK and action == "corrupt" and place not in NAMED_PLACES:
+        return  # the name of an optional field with its default: the message means what it meant
+    assert answer.status in ({"LLM_TIMEOUT"} if action == "hold" else NOT_LINKED), answer
     assert answer.seconds < LINK_MS / 1000 + LATE_S + NOISE_S
     assert rig.here.call("pull", 1, [0], [0]).status == "LLM_NOT_YET_LINK"
     rig.proxy.heal()

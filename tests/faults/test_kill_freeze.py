@@ -90,16 +90,14 @@ def digest_of(data):
 WAYS = {
     "host": ("host", ""),
     "tcp": ("tcp", ""),
+    "encrypted": ("tcp", ""),
     "nixl-tcp": ("nixl", "tcp"),
     "nixl-shm": ("nixl", "shm,cma,self,tcp"),
 }
-if LONG:
-    WAYS["encrypted"] = ("tcp", "")
+EVERY_WAY = [pytest.param(name, marks=NEEDS_NIXL if "nixl" in name else ()) for name in WAYS]
 
 
-@pytest.fixture(
-    params=[pytest.param(name, marks=NEEDS_NIXL if "nixl" in name else ()) for name in WAYS]
-)
+@pytest.fixture(params=[way for way in EVERY_WAY if LONG or way.values != ("encrypted",)])
 def scene(request, monkeypatch, tmp_path):
     backend, transport = WAYS[request.param]
     options = {"transfer_backend": backend}
@@ -156,7 +154,7 @@ def test_the_initiator_is_killed(scene):
     assert max(fds) <= fds[0] + 1, "the dead peers' descriptors were left behind"
 
 
-@pytest.mark.parametrize("scene", [*WAYS, "encrypted"], indirect=True)
+@pytest.mark.parametrize("scene", EVERY_WAY, indirect=True)
 def test_the_target_is_frozen(scene):
     """Reads of a frozen process of this host go on; all else ends by its deadline."""
     addrs = scene.addrs

@@ -1,5 +1,7 @@
 """A link per module and backend, whose caches end with each test."""
 
+import re
+
 import pytest
 from instances import BACKENDS, finalize, linked_sides
 from nixl_backends import NEEDS_NIXL
@@ -12,11 +14,22 @@ _OVER_NIXL = {"test_pull", "test_push", "test_faults", "test_remap", "test_races
 
 def pytest_generate_tests(metafunc):
     """Run the tests of a link over every backend; over NIXL those of transfers."""
-    given = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
-    if "backend" in metafunc.fixturenames and "backend" not in given:
-        over_nixl = metafunc.module.__name__.rpartition(".")[2] in _OVER_NIXL
-        more = [pytest.param("nixl", marks=NEEDS_NIXL)] if over_nixl else []
-        metafunc.parametrize("backend", [*BACKENDS, *more], indirect=True, scope="module")
+    if "backend" not in metafunc.fixturenames or _names_its_backends(metafunc):
+        return
+    over_nixl = metafunc.module.__name__.rpartition(".")[2] in _OVER_NIXL
+    more = [pytest.param("nixl", marks=NEEDS_NIXL)] if over_nixl else []
+    metafunc.parametrize("backend", [*BACKENDS, *more], indirect=True, scope="module")
+
+
+def _names_its_backends(metafunc):
+    """Whether a mark of the test, or a fixture of its module, says which backends it is for."""
+    if getattr(metafunc.module, "backend", None) is not None:
+        return True
+    for mark in metafunc.definition.iter_markers("parametrize"):
+        names = mark.args[0]
+        if "backend" in (re.split(r",\s*", names) if isinstance(names, str) else names):
+            return True
+    return False
 
 
 @pytest.fixture(scope="module")

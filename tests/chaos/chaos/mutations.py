@@ -146,13 +146,13 @@ MUTATIONS = (
             Edit("native/lanes/rights.cc", "if (now_ns() >= deadline_ns) {", "if (false) {"),
             Edit(
                 "native/lanes/served_transfer.cc",
-                "&& hung_up(socket_.get())) {",
+                "&& socket_.hung_up()) {",
                 "&& false) {",
             ),
             Edit("native/lanes/served_lane.cc", "if ((events & kHangUp) != 0) {", "if (false) {"),
             Edit(
                 "native/lanes/served_push.cc",
-                "return cancelled_.load() || hung_up(socket_.get()) ?",
+                "return cancelled_.load() || socket_.hung_up() ?",
                 "return false ?",
             ),
             Edit(

@@ -107,7 +107,9 @@ def test_a_silent_acceptor_is_given_up_at_the_time_limit(member, base_port):
         high_id = high.link("x", PAIR, TABLE)
         assert high.settled(high_id) is FAILED
         assert time.monotonic() - begun < 5
-        assert f"no answer so far from 127.0.0.1 port {base_port}" in str(high.describe(high_id))
+        reason = str(high.describe(high_id))
+        assert "no answer" in reason
+        assert str(base_port) in reason
 
 
 @pytest.mark.expects_log("domain 'x' .* failed: time limit", "closed:", "refused")
