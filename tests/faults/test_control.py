@@ -19,9 +19,9 @@ pytestmark = [
     pytest.mark.expects_log("connection from .* closed", "link_clusters: ", "lost", "lane"),
 ]
 
-#: Bytes after which: of the control connection 8 of preamble, then frames: up 167 of hello, 88 of
-#: confirm, 19 of complete; down 129 of welcome, 124 of accept, 16 of ready. Of a lane 8 of preamble,
-#: 36 of hello and 32 of proof up, 48 of answer down.
+#: Bytes after which: of the control connection 8 of preamble, then frames: up 167 of hello,
+#: 88 of confirm, 19 of complete; down 129 of welcome, 124 of accept, 16 of ready. Of a lane 8 of
+#: preamble, 36 of hello and 32 of proof up, 48 of answer down.
 PLACES = {
     "preamble": (Kind.CONTROL, "up", 3),
     "hello": (Kind.CONTROL, "up", 20),

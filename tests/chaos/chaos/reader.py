@@ -124,7 +124,8 @@ class Reader:
     def _repair(self, address, answer):
         """Give the page back as it was, and have it registered anew, with all that was named."""
         protect(address, PAGE, accessible=True)
-        ranges = [(fault.addr, fault.size) for fault in answer.faults]
+        own = cluster_id(self.work.slot)  # a pull may meet the peer's damage as well
+        ranges = [(fault.addr, fault.size) for fault in answer.faults if fault.cluster_id == own]
         if answer.status == _OWN_FAULT and not any(
             begin <= address < begin + size for begin, size in ranges
         ):
