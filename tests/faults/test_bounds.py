@@ -166,6 +166,7 @@ class Caller:
         self.manager, self.instance = self.side.manager, self.side.instance
         self.peer = peer
         self.blocks, self.slots = self.side.blocks(3), self.side.slots(4)
+        self.remapped = self.side.blocks(5)  # of no other call: transfers of it may raise
         desc = CacheDesc(4, [8, 128], DataType.DT_UINT64, Placement.HOST)
         self.memory = np.zeros((4, 8, 128), np.uint64)
         addrs = [tensor.ctypes.data for tensor in self.memory]
@@ -289,7 +290,7 @@ class Caller:
         self.manager.faulted_ranges()
 
     def remap_registered_memory(self):
-        tensor = self.blocks.data[0]
+        tensor = self.remapped.data[0]
         info = MemInfo(Memtype.MEM_TYPE_DEVICE, tensor.ctypes.data, tensor.nbytes)
         self.manager.remap_registered_memory(info)
 
