@@ -4,12 +4,14 @@ Its bindings are driven directly rather than through `nixl_agent`, because only 
 progress thread rest between two looks (`nixl_agent` has it spin, a core per process even when
 nothing moves), and because importing `nixl_agent` sets up logging for the whole process.
 
-Tested with nixl-cu12 and nixl-cu13 1.4.1 and 1.5.1. Releases before 1.4 import torch.
+Tested with nixl-cu12 and nixl-cu13 1.5.0 and 1.5.1. Releases before 1.4 import torch; 1.4 crashes
+the process when a peer's agent is replaced, which is how a transfer that is late is ended.
 """
 
 from __future__ import annotations
 
 import importlib
+import re
 import threading
 from dataclasses import dataclass
 from importlib import metadata
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Wheel", "has_rdma", "load_wheel"]
 
 _PACKAGES: Final = (("nixl_cu12", "nixl-cu12"), ("nixl_cu13", "nixl-cu13"))
+_OLDEST: Final = (1, 5)
 _PROGRESS_PAUSE_US: Final = 50
 _RDMA_DEVICES: Final = Path("/sys/class/infiniband")
 _loading = threading.Lock()
@@ -79,21 +82,30 @@ def load_wheel() -> Wheel:
     """Import the wheel that is installed.
 
     Raises:
-        Unavailable: None is installed, or it cannot be imported.
+        Unavailable: None is installed, or it cannot be imported or is too old.
     """
     reasons = []
     for module, distribution in _PACKAGES:
         try:
+            version = metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+        if _release(version) < _OLDEST:
+            reasons.append(f"{distribution} {version} is too old, 1.5 or later is needed")
+            continue
+        try:
             bindings = importlib.import_module(f"{module}._bindings")
-        except ModuleNotFoundError as error:
-            if error.name != module:
-                reasons.append(f"{distribution} cannot be imported ({error})")
         except ImportError as error:
             reasons.append(f"{distribution} cannot be imported ({error})")
         else:
-            return Wheel(bindings, f"{distribution} {metadata.version(distribution)}")
+            return Wheel(bindings, f"{distribution} {version}")
     why = "; ".join(reasons) or "NIXL is not installed"
     raise Unavailable(f"{why}; install it with: pip install llm-datadist[nixl]")
+
+
+def _release(version: str) -> tuple[int, ...]:
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2])) if found else ()
 
 
 def _ucx_settings() -> dict[str, str]:
