@@ -128,6 +128,11 @@ def test_an_unreadable_prompt_file(tmp_path):
     assert outcome.stdout == ""
 
 
+def heed_interrupts():
+    """Undo what a shell does for background jobs, so that the demo gets a KeyboardInterrupt."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start_long(*options):
     """Start a demo that runs for a while; wait until both of its workers are there."""
     process = subprocess.Popen(
@@ -136,6 +141,7 @@ def start_long(*options):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=heed_interrupts,  # noqa: PLW1509 - it calls one function, and no thread forks
     )
     deadline = time.monotonic() + 30
     while len(workers_of(process)) < 2:

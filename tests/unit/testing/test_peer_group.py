@@ -102,8 +102,8 @@ def sleep_long(here):
     time.sleep(60)
 
 
-def wait_for_nothing(here):
-    here.wait_for("never")
+def wait_for_nothing(here, timeout_s=None):
+    here.wait_for("never", timeout_s)
 
 
 @pytest.fixture(params=KINDS)
@@ -207,10 +207,11 @@ def test_a_new_peer_gives_new_hope(kind):
 
 def test_waits_are_bounded(kind):
     with PeerGroup(kind, timeout_s=0.05) as group:
-        waiting = group.start(wait_for_nothing)
+        patient = group.start(wait_for_nothing, 2.0)  # somebody has to be there to wait for
         with pytest.raises(TimeoutError, match=r"within 0\.05 s"):
             group.wait_for("never")
-        exit_ = waiting.wait(10)
+        exit_ = group.start(wait_for_nothing).wait(10)
+        assert isinstance(patient.wait(10), Raised)
     assert isinstance(exit_, Raised)
     assert exit_.type_name == "TimeoutError"
 

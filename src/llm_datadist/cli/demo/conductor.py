@@ -120,7 +120,7 @@ class Conductor:
             decode.send(m.Reserve(request, len(track.prompt)))
             if self._settings.mode == "pull":
                 prefill.send(m.Submit(request, track.prompt))
-        while any(track.finished is None for track in self._tracks):
+        while any(track.finished is None or track.moved is None for track in self._tracks):
             for _, message in self._receive(board):
                 self._route(message, prefill, decode)
 
