@@ -21,6 +21,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from llm_datadist.integrations.vllm.options import parse_extra_config
 from llm_datadist.integrations.vllm.orders import Orders
+from llm_datadist.integrations.vllm.push_scheduling import PushScheduling
 from llm_datadist.integrations.vllm.scheduling import Scheduling
 from llm_datadist.integrations.vllm.worker import Worker, check_parallel
 
@@ -61,6 +62,7 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
         self._options: ConnectorOptions = parse_extra_config(transfer.kv_connector_extra_config)
         check_parallel(vllm_config.parallel_config)
         self._scheduling: Scheduling | None = None
+        self._pushes: PushScheduling | None = None
         self._worker: Worker | None = None
         if role == KVConnectorRole.SCHEDULER:
             groups = kv_cache_config.kv_cache_groups
@@ -71,6 +73,14 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
                 is_producer=transfer.is_kv_producer,
                 is_consumer=transfer.is_kv_consumer,
             )
+            if self._options.mode == "push":
+                self._pushes = PushScheduling(
+                    int(groups[0].kv_cache_spec.block_size),
+                    vllm_config.parallel_config.tensor_parallel_size,
+                    self._scheduling,
+                    is_producer=transfer.is_kv_producer,
+                    is_consumer=transfer.is_kv_consumer,
+                )
             if not str(vllm.__version__).startswith(f"{_SUPPORTED}."):
                 logger.warning(
                     "LLMDataDistConnector is written for vLLM %s and not tested with %s",
@@ -87,24 +97,45 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
 
     # ---- the scheduler's side ----------------------------------------------------------------
 
+    def _pushes_of(self, request: Any) -> PushScheduling | None:
+        """Who cares for this request in push mode; None for all others."""
+        is_pushed = "transfer" in (request.kv_transfer_params or {})
+        return self._pushes if is_pushed else None
+
+    def on_new_request(self, request: Any) -> None:
+        pushes = self._pushes_of(request)
+        if pushes is not None:
+            pushes.arrived(request)
+
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int
     ) -> tuple[int | None, bool]:
         assert self._scheduling is not None
-        num_tokens = self._scheduling.num_new_matched_tokens(request, num_computed_tokens)
+        scheduling = self._pushes_of(request) or self._scheduling
+        num_tokens = scheduling.num_new_matched_tokens(request, num_computed_tokens)
         return num_tokens, num_tokens > 0
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         assert self._scheduling is not None
-        self._scheduling.allocated(request, blocks.get_block_ids(), num_external_tokens)
+        block_ids = blocks.get_block_ids()
+        pushes = self._pushes_of(request)
+        if pushes is not None:
+            pushes.allocated(request, block_ids[0], num_external_tokens)
+        else:
+            self._scheduling.allocated(request, block_ids, num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: Any) -> StepOrders:
         assert self._scheduling is not None
+        if self._pushes is not None:
+            self._pushes.scheduled(scheduler_output)
         return StepOrders(self._scheduling.take_orders())
 
     def update_connector_output(self, connector_output: Any) -> None:
         assert self._scheduling is not None
-        self._scheduling.loaded(set(connector_output.finished_recving or ()))
+        loaded = set(connector_output.finished_recving or ())
+        self._scheduling.loaded(loaded)
+        if self._pushes is not None:
+            self._pushes.loaded(loaded)
 
     def request_finished(
         self, request: Any, block_ids: list[int]
@@ -115,6 +146,9 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         assert self._scheduling is not None
+        pushes = self._pushes_of(request)
+        if pushes is not None:
+            return pushes.finished(request)
         return self._scheduling.finished(request, block_ids)
 
     def get_loaded_kv_cache_group_ids(self, request: Any) -> tuple[int, ...]:
@@ -123,7 +157,10 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
     def set_xfer_handshake_metadata(self, metadata: dict[int, Any]) -> None:
         assert self._scheduling is not None
         ranks = [metadata[rank].rank for rank in sorted(metadata)]
-        self._scheduling.set_ranks([rank for rank in ranks if rank is not None])
+        listening = [rank for rank in ranks if rank is not None]
+        self._scheduling.set_ranks(listening)
+        if self._pushes is not None:
+            self._pushes.ranks = listening
 
     # ---- the workers' side -------------------------------------------------------------------
 
@@ -156,10 +193,16 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
     def save_kv_layer(
         self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any
     ) -> None:
-        """Nothing to save: consumers read the blocks where they are."""
+        if self._worker is not None:
+            self._worker.layer_saved(layer_name)
 
     def wait_for_save(self) -> None:
-        """Nothing to wait for."""
+        if self._worker is not None:
+            self._worker.step_saved()
+
+    @classmethod
+    def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
+        return extra_config.get("mode") == "push"  # save_kv_layer has to be called
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         if self._worker is None:

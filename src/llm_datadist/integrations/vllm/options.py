@@ -26,10 +26,12 @@ class ConnectorOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         transfer_backend: Data path: "auto", "host", "tcp" or "nixl".
         checksum: "crc32c" has a consumer compare what arrived with what the producer has, block by
             block, before any of it is used; "off".
-        mode: "pull": the consumer fetches a finished prompt's blocks.
+        mode: "pull": the consumer fetches a finished prompt's blocks. "push": the producer also
+            sends those of requests that come with a transfer, while it computes them.
         model_id: Name of the model in the compatibility check; unset = vLLM's model name, which
             is a path for local models and so may differ between hosts.
-        hold_ms: How long a producer keeps a finished prompt's blocks for a consumer to come.
+        hold_ms: How long a producer keeps a finished prompt's blocks for a consumer to come; in
+            push mode also how long a consumer waits for a producer.
         lease_ms: How long a consumer that has come may be silent before the producer takes its
             blocks back.
         transfer_timeout_ms: Time limit of one request's transfer; then it is recomputed.
@@ -41,7 +43,7 @@ class ConnectorOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     secret: str | None = None
     transfer_backend: Literal["auto", "host", "tcp", "nixl"] = "auto"
     checksum: Literal["off", "crc32c"] = "off"
-    mode: Literal["pull"] = "pull"
+    mode: Literal["pull", "push"] = "pull"
     model_id: str | None = None
     hold_ms: int = 60_000
     lease_ms: int = 10_000
@@ -118,7 +120,7 @@ _REMEDIES = {
     "secret": "write the text that all engines share, or leave it out",
     "transfer_backend": 'write "auto", "host", "tcp" or "nixl"',
     "checksum": 'write "off" or "crc32c"',
-    "mode": 'write "pull"',
+    "mode": 'write "pull" or "push"',
     "model_id": "write the same text on producers and consumers, or leave it out",
     **{
         key: f"write a whole number from {low} to {high}"

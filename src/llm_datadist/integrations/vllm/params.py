@@ -1,7 +1,12 @@
 """`kv_transfer_params`: what travels with a request, through client or router.
 
-A request to the producer says `{"do_remote_decode": true}`. The producer answers with an `Offer` as
-dictionary, which the client or router passes on to the consumer unchanged.
+Pull mode: a request to the producer says `{"do_remote_decode": true}`. The producer answers with
+an `Offer` as dictionary, which the client or router passes on to the consumer unchanged.
+
+Push mode: both get the request at the same time, with the same `transfer`, a random name. The
+producer's says `{"do_remote_decode": true, "transfer": "..."}`, the consumer's, a `Meeting`,
+`{"do_remote_prefill": true, "transfer": "...", "ranks": [...]}`, with the `ranks` of any earlier
+answer of that producer, pull or push.
 """
 
 from __future__ import annotations
@@ -12,10 +17,20 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["Offer", "RankAddress", "offer_of", "prompt_digest", "wants_remote_decode"]
+__all__ = [
+    "Meeting",
+    "Offer",
+    "RankAddress",
+    "meeting_of",
+    "offer_of",
+    "prompt_digest",
+    "transfer_of",
+    "wants_remote_decode",
+]
 
 MAX_KEY = 2**63 - 1
 _MAX_RANKS = 4096
+_MIN_NAME, _MAX_NAME = 16, 256
 
 
 class RankAddress(msgspec.Struct, frozen=True):
@@ -53,6 +68,74 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
         """As kv_transfer_params."""
         params: dict[str, Any] = msgspec.to_builtins(self)
         return params
+
+
+class Meeting(msgspec.Struct, frozen=True, kw_only=True):
+    """Which prefill a consumer waits for.
+
+    Attributes:
+        transfer: The name that the producer's request has too.
+        ranks: The producer's workers by rank.
+    """
+
+    transfer: str
+    ranks: list[RankAddress]
+
+    @property
+    def key(self) -> int:
+        """BlocksCacheKey.model_id of the producer's page for the ticket."""
+        return _page_key(self.transfer)
+
+    def to_params(self) -> dict[str, Any]:
+        """As the producer's kv_transfer_params."""
+        params: dict[str, Any] = msgspec.to_builtins(self)
+        return {**params, "do_remote_prefill": False, "do_remote_decode": False}
+
+
+def transfer_of(params: dict[str, Any] | None) -> int | None:
+    """Key of the page for the ticket of a request that is to be pushed; None when it is not.
+
+    Raises:
+        ValueError: The transfer's name is not usable.
+    """
+    if params is None or not wants_remote_decode(params) or "transfer" not in params:
+        return None
+    return _page_key(_checked(params["transfer"]))
+
+
+def meeting_of(params: dict[str, Any] | None) -> Meeting | None:
+    """The meeting that the request carries, or None when it carries none.
+
+    Raises:
+        ValueError: There is one, malformed; the text says what is wrong with it.
+    """
+    if not params or params.get("do_remote_prefill") is not True or "transfer" not in params:
+        return None
+    try:
+        meeting = msgspec.convert(params, Meeting)
+    except msgspec.ValidationError as error:
+        raise ValueError(
+            f'kv_transfer_params with a "transfer" is malformed: {error}; "ranks" is what any '
+            "answer of the producer says"
+        ) from None
+    _checked(meeting.transfer)
+    if not 0 < len(meeting.ranks) <= _MAX_RANKS:
+        raise ValueError(f'kv_transfer_params has {len(meeting.ranks)} "ranks"')
+    return meeting
+
+
+def _checked(transfer: object) -> str:
+    if not isinstance(transfer, str) or not _MIN_NAME <= len(transfer) <= _MAX_NAME:
+        raise ValueError(
+            f'"transfer" in kv_transfer_params is {transfer!r}; write a random text of {_MIN_NAME} '
+            f"to {_MAX_NAME} characters, such as a UUID, the same for producer and consumer"
+        )
+    return transfer
+
+
+def _page_key(transfer: str) -> int:
+    digest = hashlib.sha256(b"ticket of " + transfer.encode()).digest()
+    return 1 + int.from_bytes(digest[:8], "little") % MAX_KEY
 
 
 def wants_remote_decode(params: dict[str, Any] | None) -> bool:

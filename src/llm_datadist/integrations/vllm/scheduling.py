@@ -116,6 +116,11 @@ class Scheduling:
             self._load(request_id, wanted, block_ids, wanted.num_local_tokens + num_external_tokens)
         )
 
+    @property
+    def orders(self) -> Orders:
+        """Those of the next step, so far."""
+        return self._orders
+
     def take_orders(self) -> Orders:
         """What the workers have to do in this step."""
         orders, self._orders = self._orders, Orders()

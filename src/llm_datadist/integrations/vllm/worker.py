@@ -10,6 +10,8 @@ from llm_datadist.integrations.vllm.facts import facts_of
 from llm_datadist.integrations.vllm.layout import layout_of
 from llm_datadist.integrations.vllm.params import RankAddress
 from llm_datadist.integrations.vllm.producer import Producer
+from llm_datadist.integrations.vllm.pusher import Pusher
+from llm_datadist.integrations.vllm.receiver import Receiver
 from llm_datadist.integrations.vllm.worker_instance import WorkerInstance
 
 if TYPE_CHECKING:
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.orders import Orders
 
 __all__ = ["Worker", "check_parallel"]
+
+_PUSHABLE = {"FullAttentionSpec", "MLAAttentionSpec"}
+"""The only KV cache group of a model for push mode: its blocks stay as long as the request."""
 
 
 def check_parallel(parallel_config: Any) -> None:
@@ -51,7 +56,7 @@ class Worker:
         is_consumer: Whether prompts may be fetched.
 
     Raises:
-        ValueError: KV memory that cannot be moved block by block.
+        ValueError: KV memory that cannot be moved block by block, or not in this mode.
         LLMException: The listen address cannot be had.
     """
 
@@ -68,12 +73,17 @@ class Worker:
     ) -> None:
         rank = int(vllm_config.parallel_config.rank)
         layout = layout_of(kv_caches, kv_cache_config, rank)
+        pushes = options.mode == "push"
+        if pushes:
+            _check_pushable(layout.groups)
         facts = facts_of(vllm_config, layout, options.model_id, version)
         self._has_groups = len(layout.block_sizes) > 1
         self._instance = WorkerInstance(options, layout, facts, listens=is_producer)
         self._changes = Changes()
         self._producer = Producer(self._instance, self._changes) if is_producer else None
         self._consumer = Consumer(self._instance, self._changes) if is_consumer else None
+        self._pusher = Pusher(self._instance, self._changes) if pushes and is_producer else None
+        self._receiver = Receiver(self._instance, self._changes) if pushes and is_consumer else None
         self._is_idle = False
         self._failed_blocks: set[int] = set()
         self.failed_request_ids: set[str] = set()
@@ -106,6 +116,17 @@ class Worker:
                 self._consumer.dismiss(offer)
             for request_id in orders.abandon:
                 self._consumer.abandon(request_id)
+        self._carry_out_pushes(orders)
+
+    def layer_saved(self, layer: str) -> None:
+        """The model has computed a layer of the step."""
+        if self._pusher is not None:
+            self._pusher.layer_saved(layer)
+
+    def step_saved(self) -> None:
+        """The model has computed all layers of the step."""
+        if self._pusher is not None:
+            self._pusher.end_step()
 
     def take_ended(self) -> tuple[set[str], set[str]]:
         """Requests whose blocks have been sent, and requests whose loads have ended.
@@ -130,23 +151,54 @@ class Worker:
         if self._producer is not None:
             self._producer.close()
         self._instance.close()
-        if self._consumer is not None:
-            self._consumer.close()
+        for side in (self._consumer, self._pusher, self._receiver):
+            if side is not None:
+                side.close()
+
+    def _carry_out_pushes(self, orders: Orders) -> None:
+        if self._pusher is not None:
+            for send in orders.send:
+                self._pusher.send(send)
+            for request_id, problem in orders.give_up.items():
+                self._pusher.give_up(request_id, problem)
+            self._pusher.begin_step(orders.progress)
+            for request_id in orders.finish:
+                self._pusher.finish(request_id)
+        if self._receiver is not None:
+            for order in orders.receive:
+                self._receiver.receive(order)
+            for request_id in orders.abandon:
+                self._receiver.abandon(request_id)
 
     def _is_waiting(self) -> bool:
-        return (self._producer is not None and self._producer.is_waiting) or (
-            self._consumer is not None and self._consumer.is_waiting
-        )
+        sides = (self._producer, self._consumer, self._pusher, self._receiver)
+        return any(side is not None and side.is_waiting for side in sides)
 
     def _take(self) -> tuple[set[str], set[str]]:
-        sent = self._producer.take_sent() if self._producer is not None else set()
-        if self._consumer is None:
-            return sent, set()
-        loaded = self._consumer.take_loaded()
+        sent: set[str] = set()
+        for giver in (self._producer, self._pusher):
+            if giver is not None:
+                sent |= giver.take_sent()
+        ended: set[str] = set()
+        failed_requests: set[str] = set()
+        for taker in (self._consumer, self._receiver):
+            if taker is not None:
+                loaded = taker.take_loaded()
+                ended |= loaded.request_ids
+                failed_requests |= loaded.failed_request_ids
+                if not self._has_groups:
+                    self._failed_blocks |= loaded.failed_blocks
         # Where block numbers are of one group only, vLLM takes them and keeps the blocks before
         # the first; otherwise it takes requests, and computes the whole prompt.
         if self._has_groups:
-            self.failed_request_ids = loaded.failed_request_ids
-        else:
-            self._failed_blocks |= loaded.failed_blocks
-        return sent, loaded.request_ids
+            self.failed_request_ids = failed_requests
+        return sent, ended
+
+
+def _check_pushable(groups: str) -> None:
+    if groups not in _PUSHABLE:
+        raise ValueError(
+            f'kv_connector_extra_config: "mode" is "push", but the KV cache of this model has the '
+            f"groups {groups}; blocks of a sliding window may be gone before they are sent: "
+            'write "mode": "pull"'
+        )

@@ -53,7 +53,7 @@ def test_the_engine_id_that_others_put_there_is_left_alone():
         ({"listen": "[::]:0"}, "tells consumers no address"),
         ({"transfer_backend": "rdma"}, 'write "auto", "host", "tcp" or "nixl"'),
         ({"checksum": True}, 'write "off" or "crc32c"'),
-        ({"mode": "push"}, 'write "pull"'),
+        ({"mode": "both"}, 'write "pull" or "push"'),
         ({"secret": ""}, "the text that all engines share"),
     ],
 )
