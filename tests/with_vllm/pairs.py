@@ -55,6 +55,7 @@ class Pair:
     def __init__(self, prefill, decode):
         self.prefill = prefill
         self.decode = decode
+        self._ranks = None
 
     def offers(self, prompts, tag=""):
         """Prefill prompts {id: tokens} on the producer; what it offers of each."""
@@ -72,6 +73,33 @@ class Pair:
         ]
         done = self.decode.ask("generate", requests)
         return {name: done[tag + name] for name in prompts}
+
+    def ranks(self):
+        """Where the producer's workers listen, as any of its answers says."""
+        if self._ranks is None:
+            self._ranks = self.offers({"first": prompt(1, 40)}, "ranks-")["first"]["ranks"]
+            assert self.prefill.ask("settle", 15)
+        return self._ranks
+
+    def pushes(self, prompts, num_tokens=12, tag=""):
+        """Requests of both engines for these prompts, in push mode."""
+        sends, awaits = [], []
+        for name, tokens in prompts.items():
+            transfer = {"transfer": f"transfer {tag}{name}".ljust(20, ".")}
+            meeting = {**transfer, "do_remote_prefill": True, "ranks": self.ranks()}
+            sends.append([tag + name, tokens, 1, {**transfer, **OFFER}])
+            awaits.append([tag + name, tokens, num_tokens, meeting])
+        return sends, awaits
+
+    def pushed(self, prompts, num_tokens=12, tag=""):
+        """Prefill and decode prompts at the same time; the consumer's outputs by id."""
+        sends, awaits = self.pushes(prompts, num_tokens, tag)
+        self.decode.tell("generate", awaits)
+        self.prefill.tell("generate", sends)
+        done = self.prefill.answer()
+        assert all(done[request[0]]["params"]["transfer"] for request in sends)
+        outputs = self.decode.answer()
+        return {name: outputs[tag + name] for name in prompts}
 
     def monolithic(self, prompts, num_tokens=12, engine=None):
         """Tokens of the same prompts on one engine that fetches and caches nothing."""
