@@ -5,6 +5,10 @@
 `--prefill` and `--decode` can be given several times: requests go round. Servers that do not
 answer `/health` are left out until they do. Without a healthy prefill server, or when one fails,
 the decode server computes the prompt itself; without a healthy decode server the answer is 503.
+
+With `--push` both get the request at the same time, and the prefill server sends the KV cache layer
+by layer while it computes it; the servers need `"mode": "push"`. The first request of each prefill
+server is pulled, because its answer tells where the server's workers listen.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import uuid
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
 
@@ -60,9 +65,11 @@ class Servers:
 class Router:
     """Handles the requests of clients."""
 
-    def __init__(self, prefill, decode):
+    def __init__(self, prefill, decode, *, push=False):
         self.prefill = Servers("prefill", prefill)
         self.decode = Servers("decode", decode)
+        self.push = push
+        self.ranks = {}  # prefill server -> where its workers listen
 
     async def run(self, app):
         """Keep a session and check the servers' health, for as long as the application runs."""
@@ -89,13 +96,18 @@ class Router:
         )
 
     async def handle(self, request):
-        """Prefill, then decode with what the prefill server returned."""
+        """Prefill, then decode with what the prefill server returned; or both at once."""
         body = await request.json()
         headers = {
             name: value
             for name, value in request.headers.items()
             if name.lower() in {"authorization", "x-request-id"}
         }
+        if self.push:
+            answer = await self.pushed(request.path, body, headers)
+            if answer is not None:
+                async with answer:
+                    return await self.passed_on(request, answer)
         offer = await self.prefilled(request.path, body, headers)
         if offer is not None:
             body = {**body, "kv_transfer_params": offer}
@@ -110,25 +122,67 @@ class Router:
                 return await self.passed_on(request, answer)
         return web.json_response({"error": "no healthy decode server"}, status=503)
 
+    async def pushed(self, path, body, headers):
+        """The decode server's answer, or None when the request has to go the other way."""
+        prefill, decode = self.prefill.in_turn(), self.decode.in_turn()
+        if not prefill or not decode or prefill[0] not in self.ranks:
+            return None
+        transfer = {"transfer": uuid.uuid4().hex}
+        meeting = {**transfer, "do_remote_prefill": True, "ranks": self.ranks[prefill[0]]}
+        full = {**body, "kv_transfer_params": meeting}
+        sending = asyncio.create_task(self.ask_prefill(prefill[0], path, body, headers, transfer))
+        answering = asyncio.create_task(
+            self.session.post(decode[0] + path, json=full, headers=headers)
+        )
+        await asyncio.wait({sending, answering}, return_when=asyncio.FIRST_COMPLETED)
+        failed = sending.done() and sending.result() is None
+        if not failed:
+            try:
+                return await answering
+            except BROKEN as error:
+                logger.warning("decode %s: %s", decode[0], error)
+                self.decode.note(decode[0], is_healthy=False)
+        for task in (sending, answering):
+            task.cancel()
+        for answer in await asyncio.gather(sending, answering, return_exceptions=True):
+            if hasattr(answer, "release"):
+                answer.release()
+        return None
+
     async def prefilled(self, path, body, headers):
         """What a prefill server offers of this request, or None."""
-        short = {**body, "stream": False, "max_tokens": 1, "kv_transfer_params": {}}
-        short["kv_transfer_params"] = {"do_remote_decode": True, "do_remote_prefill": False}
+        for url in self.prefill.in_turn():
+            offer = await self.ask_prefill(url, path, body, headers, {})
+            if offer is not None:
+                return offer or None
+        return None
+
+    async def ask_prefill(self, url, path, body, headers, params):
+        """The server's kv_transfer_params, {} when it has none for this request, None = broken."""
+        short = {**body, "stream": False, "max_tokens": 1}
+        short["kv_transfer_params"] = {
+            "do_remote_decode": True,
+            "do_remote_prefill": False,
+            **params,
+        }
         short.pop("stream_options", None)
         short.pop("min_tokens", None)
         if "max_completion_tokens" in short:
             short["max_completion_tokens"] = 1
-        for url in self.prefill.in_turn():
-            try:
-                async with self.session.post(url + path, json=short, headers=headers) as answer:
-                    if answer.status == 200:
-                        return (await answer.json()).get("kv_transfer_params")
-                    if answer.status < 500:
-                        return None  # the request is wrong: the decode server says why
-            except BROKEN as error:
-                logger.warning("prefill %s: %s", url, error)
-                self.prefill.note(url, is_healthy=False)
-        return None
+        try:
+            async with self.session.post(url + path, json=short, headers=headers) as answer:
+                if answer.status >= 500:
+                    return None
+                if answer.status != 200:
+                    return {}  # the request is wrong: the decode server says why
+                given = (await answer.json()).get("kv_transfer_params") or {}
+        except BROKEN as error:
+            logger.warning("prefill %s: %s", url, error)
+            self.prefill.note(url, is_healthy=False)
+            return None
+        if "ranks" in given:
+            self.ranks[url] = given["ranks"]
+        return given
 
     async def passed_on(self, request, answer):
         """Stream the decode server's answer to the client."""
@@ -147,9 +201,10 @@ def main():
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--prefill", action="append", default=[], metavar="URL")
     parser.add_argument("--decode", action="append", required=True, metavar="URL")
+    parser.add_argument("--push", action="store_true", help="send to both servers at once")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    router = Router(options.prefill, options.decode)
+    router = Router(options.prefill, options.decode, push=options.push)
     app = web.Application(client_max_size=64 << 20)
     app.cleanup_ctx.append(router.run)
     app.router.add_get("/health", router.health)

@@ -68,7 +68,7 @@ def until_healthy(url, child, accept=lambda _: True):
     raise AssertionError(f"{url} is not healthy after {START_S} s")
 
 
-def server(model, port, role):
+def server(model, port, role, mode):
     return process(
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", model, "--served-model-name", "tiny", "--host", "127.0.0.1"),
@@ -76,24 +76,24 @@ def server(model, port, role):
         *("--block-size", str(BLOCK), "--max-model-len", str(MAX_MODEL_LEN)),
         *("--enforce-eager", "--max-num-seqs", "16", "--num-gpu-blocks-override", "400"),
         *("--kv-cache-memory-bytes", str(256 << 20)),
-        *("--kv-transfer-config", json.dumps(transfer_config(role))),
+        *("--kv-transfer-config", json.dumps(transfer_config(role, mode=mode))),
     )
 
 
-@pytest.fixture(scope="module")
-def urls(model):
+@pytest.fixture(scope="module", params=["pull", "push"])
+def urls(model, request):
     """URLs of the prefill server, the decode server, and a router that knows a third, dead one."""
     ports = [free_port() for _ in range(4)]
     prefill, decode, router, dead = (f"http://127.0.0.1:{port}" for port in ports)
     with (
-        server(model, ports[0], "kv_producer") as one,
-        server(model, ports[1], "kv_consumer") as two,
+        server(model, ports[0], "kv_producer", request.param) as one,
+        server(model, ports[1], "kv_consumer", request.param) as two,
     ):
         until_healthy(prefill, one)
         until_healthy(decode, two)
         command = [sys.executable, str(ROUTER), "--port", str(ports[2])]
         command += ["--prefill", dead, "--prefill", prefill, "--decode", dead, "--decode", decode]
-        with process(*command) as three:
+        with process(*command, *["--push"] * (request.param == "push")) as three:
             until_healthy(
                 router,
                 three,
