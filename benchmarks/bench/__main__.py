@@ -16,8 +16,9 @@ from bench.links import Links
 from bench.nixl import NixlComparison
 from bench.same_host import SameHost
 from bench.tcp import Tcp
+from bench.vllm_pairs import VllmPairs
 
-Comparison: TypeAlias = SameHost | Tcp | Links | Checksums | Encrypted | NixlComparison
+Comparison: TypeAlias = SameHost | Tcp | Links | Checksums | Encrypted | NixlComparison | VllmPairs
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
@@ -87,6 +88,15 @@ def encrypted(
 ) -> None:
     """Lanes over loopback, plain and inside TLS; needs the openssl command for a certificate."""
     _run(Encrypted(rounds, scale), json_file)
+
+
+@app.command("vllm")
+def vllm(
+    rounds: Annotated[int, typer.Option(help="Rounds; each contender runs once in each.")] = 5,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here.")] = None,
+) -> None:
+    """Prefill and decode engines of stock vLLM with this and other connectors (needs vLLM)."""
+    _run(VllmPairs(rounds), json_file)
 
 
 def _run(comparison: Comparison, json_file: Path | None) -> None:

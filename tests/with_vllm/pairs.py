@@ -117,12 +117,20 @@ class Pair:
 
 
 @contextlib.contextmanager
-def pair_of(model, *, inproc=True, roles=("kv_producer", "kv_consumer"), prefill=None, **extra):
+def pair_of(
+    model,
+    *,
+    inproc=True,
+    roles=("kv_producer", "kv_consumer"),
+    prefill=None,
+    decode=None,
+    **extra,
+):
     """Start two engines with the same extra config, and end them."""
     env = {**ENV, "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if inproc else "1"}
     with PeerGroup(env=env, timeout_s=ASK_S) as group:
         first = Engine(group, "prefill", model, transfer_config(roles[0], **extra), **prefill or {})
-        second = Engine(group, "decode", model, transfer_config(roles[1], **extra))
+        second = Engine(group, "decode", model, transfer_config(roles[1], **extra), **decode or {})
         yield Pair(first.started(), second.started())
         for engine in (first, second):
             engine.end()
