@@ -8,19 +8,24 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from bench import timing, work
+from bench import work
+from bench.driver import (
+    Driver,
+    alternate,
+    busy_call_times,
+    call_times,
+    cpu_us_per_gib,
+    prepare,
+)
 from bench.ours import OursTcp, owner
 from bench.same_host import cases
-from bench.tcp import cpu_seconds_per_gib, link_p50
+from bench.tcp import link_p50
 from bench.timing import Goal, Row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from multiprocessing.connection import Connection
 
-    from bench.contender import Contender
+    import numpy as np
 
 _FILES = "LDD_BENCH_TLS"  # the environment reaches the owner processes
 _OPENSSL = (
@@ -74,64 +79,42 @@ class OursEncrypted(OursTcp):
 
 
 class Encrypted:
-    """The comparison over loopback; every contender has its own owner process."""
+    """The comparison over loopback; one contender is awake at a time."""
 
     def __init__(self, rounds: int, scale: float) -> None:
         self.rounds, self.scale = rounds, scale
         self.rows: list[Row] = []
         self.goals: list[Goal] = []
         self._files = tempfile.TemporaryDirectory()
-        os.environ[_FILES] = self._files.name
         subprocess.run(_OPENSSL.split(), cwd=self._files.name, check=True, capture_output=True)
-        self.local = work.buffer(int(512 * work.MIB * scale))
+        size, environment = work.whole_mib(512 * work.MIB * scale), {_FILES: self._files.name}
         kinds = (OursTcp, OursTls, OursEncrypted)
-        self.contenders: list[OursTcp] = [kind(self.local) for kind in kinds]
+        self._drivers = [Driver(kind, size, environment) for kind in kinds]
 
     def close(self) -> None:
-        for contender in self.contenders:
-            contender.close()
+        for driver in self._drivers:
+            driver.close()
         self._files.cleanup()
 
     def run(self) -> None:
         for case in cases(self.scale):
-            for contender in self.contenders:
-                contender.prepare(case)
-                self._verify(contender, case)
-            self._alternate(f"pull {case.name}", case, lambda each, case=case: each.read(case))
-            self._alternate(f"push {case.name}", case, lambda each, case=case: each.write(case))
-            for contender in self.contenders:
-                used = cpu_seconds_per_gib(contender, case)
-                self.rows.append(Row(f"CPU per GiB, pull {case.name}", contender.name, "us", used))
-        self._small_calls()
+            for driver in self._drivers:
+                driver.call(prepare, case)
+            for what, name in (("read", f"pull {case.name}"), ("write", f"push {case.name}")):
+                self.rows += alternate(name, case, what, self._drivers, self.rounds)
+            for driver in self._drivers:
+                used = [driver.call(cpu_us_per_gib, case) for _ in range(3)]
+                self.rows.append(Row(f"CPU per GiB, pull {case.name}", driver.name, "us", used))
+        for driver in self._drivers:
+            self._small_calls(driver)
 
-    def _alternate(self, name: str, case: work.Case, move: Callable[[Contender], None]) -> None:
-        runs = {each.name: (lambda each=each: move(each)) for each in self.contenders}
-        self.rows += timing.alternate(name, case.total_bytes, runs, self.rounds)
-
-    def _small_calls(self) -> None:
-        one = work.Case("one 4 KiB block", 4096, 4096)
-        for each in self.contenders:
-            each.prepare(one)
-            idle = timing.latencies(lambda each=each: each.read(one), 2000)
-            each.owner.ask("busy", True)
-            busy = timing.latencies(lambda each=each: each.read(one), 200)
-            each.owner.ask("busy", False)
-            self.rows += [
-                Row("one 4 KiB block, p50", each.name, "us", [timing.percentile(idle, 50)]),
-                Row("one 4 KiB block, p99", each.name, "us", [timing.percentile(idle, 99)]),
-                Row(
-                    "the same, p50, while the owner's interpreter spins",
-                    each.name,
-                    "us",
-                    [timing.percentile(busy, 50)],
-                ),
-                Row("link_clusters p50", each.name, "us", [link_p50(each)]),
-            ]
-
-    def _verify(self, contender: Contender, case: work.Case) -> None:
-        seed = case.block_bytes + len(contender.name)
-        contender.owner.ask("fill", seed)
-        self.local[: case.total_bytes] = 0
-        contender.read(case)
-        if not np.array_equal(self.local[: case.total_bytes], work.expected(case, seed)):
-            raise RuntimeError(f"{contender.name}: pull {case.name}: wrong bytes")
+    def _small_calls(self, driver: Driver) -> None:
+        p50, p99 = driver.call(call_times, 2000, (50, 99))
+        (busy,) = driver.call(busy_call_times, 200, (50,))
+        spun = "the same, p50, while the owner's interpreter spins"
+        self.rows += [
+            Row("one 4 KiB block, p50", driver.name, "us", [p50]),
+            Row("one 4 KiB block, p99", driver.name, "us", [p99]),
+            Row(spun, driver.name, "us", [busy]),
+            Row("link_clusters p50", driver.name, "us", [driver.call(link_p50)]),
+        ]

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench import timing, work
+from bench import work
+from bench.driver import Driver, alternate, call_times, prepare
 from bench.ours import OWNER_ID, Ours, owner, register
 from bench.rival_nixl import Nixl
 from bench.timing import Goal, Row
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from multiprocessing.connection import Connection
+
+    from bench.contender import Contender
 
 OURS, BARE = "llm-datadist (nixl)", "bare NIXL"
 TRANSPORTS = {"tcp": "tcp", "shm": "shm,cma,self,tcp"}
@@ -77,7 +77,6 @@ class BareNixl(Nixl):
     """As `bench.rival_nixl`, whatever transport the environment says."""
 
     name = BARE
-
     _registered: Any = None
 
     def connect(self, total: int) -> None:
@@ -94,91 +93,12 @@ class BareNixl(Nixl):
         self._agent.remove_remote_agent(self._remote)
 
 
-class Driver:
-    """A contender in a process of its own, which sleeps, its owner too, while the other one runs.
-
-    NIXL's Python class has a progress thread that spins in both processes, also when nothing moves:
-    beside it nobody else's figures would mean anything.
-    """
-
-    def __init__(self, kind: type[OursNixl | BareNixl], size: int) -> None:
-        self.name = kind.name
-        spawn = multiprocessing.get_context("spawn")
-        self._pipe, there = spawn.Pipe()
-        self._process = spawn.Process(target=_drive, args=(there, kind, size))
-        self._process.start()
-        self._pids = [self._process.pid, *self._pipe.recv()]
-        self.sleep()
-
-    def sleep(self) -> None:
-        for pid in self._pids:
-            os.kill(pid, signal.SIGSTOP)
-
-    def wake(self) -> None:
-        for pid in self._pids:
-            os.kill(pid, signal.SIGCONT)
-
-    def ask(self, name: str, *arguments: object) -> Any:
-        """Have it do something, awake; return (microseconds, result)."""
-        self.wake()
-        self._pipe.send((name, arguments))
-        answer = self._pipe.recv()
-        self.sleep()
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    def close(self) -> None:
-        for pid in reversed(self._pids):
-            os.kill(pid, signal.SIGKILL)
-        self._process.join()
+# What a driver does for this comparison only.
 
 
-def _drive(pipe: Connection, kind: type[OursNixl | BareNixl], size: int) -> None:
-    contender = kind(work.buffer(size))
-    pipe.send([contender.owner.pid])
-    while True:
-        name, arguments = pipe.recv()
-        begin = time.perf_counter_ns()
-        try:
-            result = globals()[name](contender, *arguments)
-        except Exception as error:
-            pipe.send(RuntimeError(f"{contender.name}: {name}: {error}"))
-            continue
-        elapsed_us = (time.perf_counter_ns() - begin) / 1e3
-        pipe.send((elapsed_us if result is None else result, None))
-
-
-# What a driver does for the comparison; each takes the contender, and may return its own figure.
-
-
-def prepare(contender: OursNixl | BareNixl, case: work.Case) -> None:
-    """Get ready, and check that a pull brings every byte."""
-    contender.prepare(case)
-    contender.owner.ask("fill", 5)
-    contender.local[:] = 0
-    contender.read(case)
-    source = np.empty(case.total_bytes, np.uint8)
-    work.fill(source, 5)
-    src, dst = case.blocks()
-    shape = (case.count, case.block_bytes)
-    if not (contender.local.reshape(shape)[dst] == source.reshape(shape)[src]).all():
-        raise RuntimeError("wrong bytes")
-
-
-def read(contender: OursNixl | BareNixl, case: work.Case) -> None:
-    contender.read(case)
-
-
-def write(contender: OursNixl | BareNixl, case: work.Case) -> None:
-    contender.write(case)
-
-
-def small(contender: OursNixl | BareNixl) -> float:
+def small(contender: Contender) -> float:
     """p50 of one block, in us."""
-    one = work.Case("one 4 KiB block", 4096, 4096)
-    contender.prepare(one)
-    return timing.percentile(timing.latencies(partial(contender.read, one), 1000), 50)
+    return call_times(contender, 1000, (50,))[0]
 
 
 def set_up(contender: OursNixl | BareNixl) -> float:
@@ -190,9 +110,9 @@ def set_up(contender: OursNixl | BareNixl) -> float:
     return (time.perf_counter_ns() - begin) / 1e3
 
 
-def described(contender: OursNixl) -> Any:
-    print(contender.describe()["channel"])
-    return 0.0
+def described(contender: OursNixl) -> object:
+    """What describe_link says of the data path."""
+    return contender.describe()["channel"]
 
 
 class NixlComparison:
@@ -202,9 +122,9 @@ class NixlComparison:
         self.rounds = max(rounds, 5)
         self.rows: list[Row] = []
         self.goals: list[Goal] = []
-        os.environ["UCX_TLS"] = TRANSPORTS[transport]  # for the processes that are started now
+        environment = {"UCX_TLS": TRANSPORTS[transport]}
         self._total = work.whole_mib(512 * work.MIB * scale)
-        self._drivers = [Driver(OursNixl, self._total), Driver(BareNixl, self._total)]
+        self._drivers = [Driver(kind, self._total, environment) for kind in (OursNixl, BareNixl)]
 
     def close(self) -> None:
         for driver in self._drivers:
@@ -217,28 +137,22 @@ class NixlComparison:
             (work.Case("pull 4 KiB, random", 4 << 10, total), 1.2),
             (Consecutive("pull 32 KiB, in order", 32 << 10, total, seed=8), 1.5),
         ):
-            self._compare(case, "read", wanted)
-        self._compare(work.Case("push 32 KiB, random", 32 << 10, total), "write", None)
-        self._times("one 4 KiB block, p50", "small", 1 / 1.5)
-        self._times(f"register {_TENSORS} tensors and link", "set_up", 1 / 1.2)
-        self._drivers[0].ask("described")
-
-    def _compare(self, case: work.Case, what: str, wanted: float | None) -> None:
-        rows = {driver.name: Row(case.name, driver.name, "GB/s") for driver in self._drivers}
-        for driver in self._drivers:
-            driver.ask("prepare", case)
-        for _ in range(self.rounds):
-            for driver in self._drivers:
-                elapsed_us, _ = driver.ask(what, case)
-                rows[driver.name].values.append(case.total_bytes / elapsed_us / 1e3)
-        self.rows += rows.values()
-        if wanted is not None:
+            self._compare(case, "read")
             self.goals.append(Goal(case.name, OURS, BARE, wanted))
+        self._compare(work.Case("push 32 KiB, random", 32 << 10, total), "write")
+        self._times("one 4 KiB block, p50", small, 1 / 1.5)
+        self._times(f"register {_TENSORS} tensors and link", set_up, 1 / 1.2)
+        print(self._drivers[0].call(described))
 
-    def _times(self, name: str, what: str, wanted: float) -> None:
+    def _compare(self, case: work.Case, what: str) -> None:
+        for driver in self._drivers:
+            driver.call(prepare, case)
+        self.rows += alternate(case.name, case, what, self._drivers, self.rounds)
+
+    def _times(self, name: str, action: Callable[..., float], wanted: float) -> None:
         rows = {driver.name: Row(name, driver.name, "us") for driver in self._drivers}
         for _ in range(self.rounds):
             for driver in self._drivers:
-                rows[driver.name].values.append(driver.ask(what)[0])
+                rows[driver.name].values.append(driver.call(action))
         self.rows += rows.values()
         self.goals.append(Goal(name, OURS, BARE, wanted))

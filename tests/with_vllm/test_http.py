@@ -156,4 +156,5 @@ def test_the_decode_server_did_fetch(urls):
 def test_a_wrong_request_gets_the_servers_answer(urls):
     with pytest.raises(urllib.error.HTTPError) as caught:
         completion(urls[2], prompt(1, 10), max_tokens=-1)
-    assert caught.value.code == 400
+    with caught.value as answer:  # it holds the connection
+        assert answer.code == 400
