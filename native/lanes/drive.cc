@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <span>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -16,6 +17,8 @@ namespace {
 
 constexpr std::int64_t kStopWaitNs = 80'000'000;
 constexpr int kLongestPollMs = 60'000;
+// A round trip is over sooner than a core that has gone to sleep wakes up again.
+constexpr std::int64_t kSpinNs = 100'000;
 
 struct Active {
   LaneSet::Lane lane;
@@ -106,8 +109,10 @@ class Drive::Driver {
       polled_.push_back({each.exchange->fd(), each.exchange->events(), 0});
     }
     polled_.push_back({lanes_.wake_fd(), POLLIN, 0});
-    const int timeout_ms = busy_ ? 0 : remaining_ms(plan_.deadline_ns, kLongestPollMs);
-    ::poll(polled_.data(), polled_.size(), timeout_ms);
+    if (busy_ || !spin()) {
+      const int timeout_ms = busy_ ? 0 : remaining_ms(plan_.deadline_ns, kLongestPollMs);
+      ::poll(polled_.data(), polled_.size(), timeout_ms);
+    }
     const Outcome state = lanes_.open();
     if (!state.ok()) {
       fail(state);
@@ -118,6 +123,23 @@ class Drive::Driver {
       return false;
     }
     return true;
+  }
+
+  // Looks again and again, for a moment in all, where one lane carries the whole operation; whether
+  // something has come. Whoever else wants the core gets it.
+  bool spin() {
+    if (plan_.lanes > 1) {
+      return false;
+    }
+    const std::int64_t now = now_ns();
+    spin_until_ns_ = spin_until_ns_ == 0 ? now + kSpinNs : spin_until_ns_;
+    for (std::int64_t at = now; at < std::min(spin_until_ns_, plan_.deadline_ns); at = now_ns()) {
+      if (::poll(polled_.data(), polled_.size(), 0) != 0) {
+        return true;
+      }
+      std::this_thread::yield();
+    }
+    return false;
   }
 
   // Gives up on what is still running. The target sees the end of the stream, stops, and closes;
@@ -171,6 +193,7 @@ class Drive::Driver {
   std::vector<pollfd> polled_;
   Outcome failure_;
   bool busy_ = false;  // some lane can go on without waiting
+  std::int64_t spin_until_ns_ = 0;
   std::uint64_t moved_bytes_ = 0;
   std::uint64_t value_ = 0;
 };

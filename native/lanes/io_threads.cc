@@ -1,19 +1,23 @@
 #include "lanes/io_threads.h"
 
-#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <array>
 #include <cerrno>
 #include <system_error>
+#include <thread>
 #include <utility>
 
+#include "base/clock.h"
 #include "lanes/threads.h"
 
 namespace ldd {
 
 namespace {
+
+// About what a caller of small transfers takes between two of them, its interpreter included.
+constexpr std::int64_t kStayAwakeNs = 60'000;
 
 int checked(int fd, const char* what) {
   if (fd < 0) {
@@ -73,6 +77,20 @@ void IoThread::detach(Served& served) {
   }
 }
 
+void IoThread::expect_more() { awake_until_ns_ = now_ns() + kStayAwakeNs; }
+
+int IoThread::wait(std::span<epoll_event> events) const {
+  const int most = static_cast<int>(events.size());
+  while (now_ns() < awake_until_ns_) {
+    const int count = ::epoll_wait(epoll_.get(), events.data(), most, 0);
+    if (count != 0) {
+      return count;
+    }
+    std::this_thread::yield();
+  }
+  return ::epoll_wait(epoll_.get(), events.data(), most, -1);
+}
+
 void IoThread::run_tasks() {
   std::uint64_t count = 0;
   [[maybe_unused]] const auto got = ::read(wake_.get(), &count, sizeof count);
@@ -89,7 +107,7 @@ void IoThread::run_tasks() {
 void IoThread::run() noexcept {
   std::array<epoll_event, 64> events{};
   for (;;) {
-    const int count = ::epoll_wait(epoll_.get(), events.data(), events.size(), -1);
+    const int count = wait(events);
     for (int i = 0; i < count; ++i) {
       auto* const served = static_cast<Served*>(events[static_cast<std::size_t>(i)].data.ptr);
       if (served == nullptr) {

@@ -2,11 +2,14 @@
 // life; all its state is touched on that thread only.
 #pragma once
 
+#include <sys/epoll.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <unordered_map>
 #include <vector>
 
@@ -35,9 +38,12 @@ class IoThread {
   bool attach(std::shared_ptr<Served> served, std::uint32_t events);
   void change(Served& served, std::uint32_t events);
   void detach(Served& served);
+  // The next event is likely to come at once: look for it a moment before going to sleep.
+  void expect_more();
 
  private:
   void run() noexcept;
+  int wait(std::span<epoll_event> events) const;
   void run_tasks();
 
   LaneFd epoll_;
@@ -46,6 +52,7 @@ class IoThread {
   std::vector<std::function<void()>> tasks_;
   std::unordered_map<Served*, std::shared_ptr<Served>> served_;
   std::vector<std::shared_ptr<Served>> detached_;  // until the current events are done
+  std::int64_t awake_until_ns_ = 0;
 };
 
 class IoThreads {

@@ -16,6 +16,8 @@ namespace {
 constexpr int kTurns = 16;  // system calls for one lane before the others get their turn
 constexpr std::size_t kKeptWords = 8 * 1024;  // by an idle lane
 constexpr std::size_t kKeptOut = 4 * 1024;
+constexpr std::uint32_t kFewDescriptors = 64;
+constexpr std::uint64_t kShortBytes = 256 * 1024;
 constexpr std::uint32_t kHangUp = EPOLLRDHUP | EPOLLHUP | EPOLLERR;
 
 std::int64_t deadline_of(const wire::Header& header, const wire::Request& request) {
@@ -27,6 +29,10 @@ std::int64_t deadline_of(const wire::Header& header, const wire::Request& reques
     return by_duration;
   }
   return std::min(by_duration, static_cast<std::int64_t>(request.deadline_ns));
+}
+
+bool moves_bytes(wire::Kind kind) {
+  return kind == wire::Kind::kRead || kind == wire::Kind::kWrite || kind == wire::Kind::kPush;
 }
 
 }  // namespace
@@ -249,6 +255,10 @@ ServedLane::Progress ServedLane::send_reply() {
 }
 
 ServedLane::Progress ServedLane::await_request() {
+  if (header_ && moves_bytes(header_->kind) && request_.count <= kFewDescriptors &&
+      requested_bytes() <= kShortBytes) {
+    thread_.expect_more();
+  }
   prefix_filled_ = 0;
   header_.reset();
   if (words_.capacity() > kKeptWords) {
