@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +16,13 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 
-def _agent(name: str) -> Any:
-    from nixl_cu12._api import nixl_agent, nixl_agent_config  # noqa: PLC0415
+PACKAGE = next((name for name in ("nixl_cu12", "nixl_cu13") if find_spec(name)), None)
+"""The wheel that is installed."""
 
-    return nixl_agent(name, nixl_agent_config(backends=["UCX"]))
+
+def _agent(name: str) -> Any:
+    api = import_module(f"{PACKAGE}._api")
+    return api.nixl_agent(name, api.nixl_agent_config(backends=["UCX"]))
 
 
 def _register(agent: Any, memory: np.ndarray) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +17,7 @@ from bench.driver import (
 )
 from bench.limits import BareReadv, BigMemcpy
 from bench.ours import Ours, OursPool, register
-from bench.rival_nixl import Nixl
+from bench.rival_nixl import PACKAGE, Nixl
 from bench.timing import Goal, Row
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ class SameHost:
         self.goals: list[Goal] = []
         size = max(work.whole_mib(512 * MIB * scale), 8 * MIB)  # 8: the small calls
         kinds: list[type[Contender]] = [Ours, OursPool, BareReadv, BigMemcpy]
-        if importlib.util.find_spec("nixl_cu12") is not None:
+        if PACKAGE is not None:
             kinds.append(Nixl)
         self._drivers = {kind.name: Driver(kind, size) for kind in kinds}
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import socket
 import statistics
 import subprocess
 import time
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from bench.driver import (
@@ -22,7 +22,7 @@ from bench.driver import (
 )
 from bench.ours import OWNER_ID, OursTcp
 from bench.rival_mooncake import Mooncake
-from bench.rival_nixl import NixlTcp
+from bench.rival_nixl import PACKAGE, NixlTcp
 from bench.same_host import cases
 from bench.timing import Goal, Row
 from bench.work import MIB, Case, whole_mib
@@ -44,9 +44,9 @@ class Tcp:
         self.rows: list[Row] = []
         self.goals: list[Goal] = []
         kinds: list[type[Contender]] = [OursTcp]
-        if importlib.util.find_spec("nixl_cu12") is not None:
+        if PACKAGE is not None:
             kinds.append(NixlTcp)
-        if importlib.util.find_spec("mooncake") is not None:
+        if find_spec("mooncake") is not None:
             kinds.append(Mooncake)
         size = whole_mib(512 * MIB * scale)
         self._drivers = {kind.name: Driver(kind, size, {"UCX_TLS": "tcp"}) for kind in kinds}

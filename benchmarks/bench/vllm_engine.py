@@ -82,11 +82,14 @@ class Clock:
         worker.start_load_kv = note_load
         worker.get_finished = note_finished
 
-    def milliseconds(self, request_id: str) -> float | None:
-        """From room to bytes; None when nothing was loaded."""
-        if request_id not in self.began:
+    def milliseconds(self) -> float | None:
+        """From room to bytes for the request that has run; None when nothing was loaded."""
+        if not self.began:
             return None
-        return (self.ended.pop(request_id) - self.began.pop(request_id)) * 1e3
+        request_id, began = self.began.popitem()  # by the name that the engine has given it
+        ended = self.ended.pop(request_id)
+        self.ended.clear()
+        return (ended - began) * 1e3
 
 
 class Engine:
@@ -134,7 +137,7 @@ class Engine:
                 if output.finished:
                     return {
                         "ttft_ms": (time.perf_counter() - began) * 1e3,
-                        "transfer_ms": self.clock.milliseconds(request_id),
+                        "transfer_ms": self.clock.milliseconds(),
                         "token": output.outputs[0].token_ids[0],
                         "params": output.kv_transfer_params,
                     }
