@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/vector.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -13,6 +14,7 @@
 #include "bind/released_gil.h"
 #include "copy/checksum.h"
 #include "copy/crc32c.h"
+#include "copy/device.h"
 #include "copy/local_copy.h"
 #include "copy/pool.h"
 
@@ -44,6 +46,22 @@ std::pair<Outcome, nb::bytes> checksum(const BorrowedU64& addresses, const Borro
     outcome = ldd::checksum_entry(addresses.span(), length.span(), {&node, ref, deadline_ns}, sums);
   }
   return {outcome, nb::bytes(sums.data(), sums.size() * sizeof(std::uint32_t))};
+}
+
+using Addresses = std::vector<std::pair<std::uint64_t, std::uint64_t>>;
+
+void set_device_driver(std::uint64_t set_context, std::uint64_t copy_function,
+                       std::uint64_t synchronize, const Addresses& queues) {
+  using ldd::DeviceDriver;
+  std::vector<ldd::DeviceQueue> found;
+  found.reserve(queues.size());
+  for (const auto& [context, stream] : queues) {
+    found.push_back({reinterpret_cast<void*>(context), reinterpret_cast<void*>(stream)});
+  }
+  ldd::set_device_driver({reinterpret_cast<DeviceDriver::SetContext>(set_context),
+                          reinterpret_cast<DeviceDriver::Copy>(copy_function),
+                          reinterpret_cast<DeviceDriver::Synchronize>(synchronize)},
+                         std::move(found));
 }
 
 void bind_codes(nb::module_& module) {
@@ -80,6 +98,13 @@ void bind_copy(nb::module_& module) {
       "OK, TIMEOUT,\nCLOSED, LOCAL_GONE or LOCAL_FAULT for the destination, GONE or REMOTE_FAULT "
       "for "
       "the source, with the\nindex of the pair. When it returns nothing is written any more.");
+  module.def("set_device_driver", set_device_driver, "set_context"_a, "copy"_a, "synchronize"_a,
+             "queues"_a,
+             "Tell the addresses of the accelerator driver's functions, and (context, stream) of "
+             "each accelerator, (0, 0) for one that is not used.\n\n"
+             "Each function returns 0 for success: set_context(context), copy(dst, src, bytes, "
+             "stream),\nsynchronize(stream). To be called before the first entry of an "
+             "accelerator.");
   module.def(
       "checksum", checksum, "addresses"_a, "length"_a, "node"_a, "ref"_a, "deadline_ns"_a,
       "(outcome, CRC-32C of each range of own memory as native uint32).\n\n"

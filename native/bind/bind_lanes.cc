@@ -96,6 +96,9 @@ void bind_server(nb::module_& module) {
           "Serve a connected, authenticated socket; its ownership passes, also when OSError comes.")
       .def("attach_host", &LaneServer::attach_host, "link_id"_a, "host_peer"_a, Release(),
            "Carry out that link's pushes by reading the peer's memory.")
+      .def("attach_landing", &LaneServer::attach_landing, "link_id"_a, "landing"_a, Release(),
+           "Carry out that link's pushes, where there is no other way, by reading landing slots of "
+           "this process.")
       .def("drop_link", &LaneServer::drop_link, "link_id"_a, Release(),
            "Close the link's lanes; on return none of its operations touches memory any more.")
       .def("link_lanes", &LaneServer::link_lanes, "link_id"_a, Release(),

@@ -30,8 +30,8 @@ std::span<const std::byte> bytes_of(const nb::bytes& bytes) {
   return {static_cast<const std::byte*>(bytes.data()), bytes.size()};
 }
 
-Ref open_entry(Node& node, const BorrowedU64& addresses, const BorrowedU64& sizes,
-               bool accessible) {
+Ref open_entry(Node& node, const BorrowedU64& addresses, const BorrowedU64& sizes, bool accessible,
+               int device) {
   const auto begins = addresses.span();
   const auto lengths = sizes.span();
   if (begins.size() != lengths.size()) {
@@ -42,7 +42,7 @@ Ref open_entry(Node& node, const BorrowedU64& addresses, const BorrowedU64& size
   for (std::size_t i = 0; i < begins.size(); ++i) {
     ranges.push_back({begins[i], begins[i] + lengths[i]});
   }
-  return node.entries().open(std::move(ranges), accessible);
+  return node.entries().open(std::move(ranges), accessible, device);
 }
 
 // Owned by its shared_ptr alone: were it owned by its Python object, the last native thread that
@@ -114,8 +114,11 @@ void bind_node(nb::module_& module) {
       .def(
           "guard", [](const Node& node, std::uint64_t index) { return node.view().guard(index); },
           "index"_a, "The guard's word now; 0 outside the page.")
-      .def("open_entry", open_entry, "addresses"_a, "sizes"_a, "accessible"_a,
-           "Register the address ranges of a cache; ValueError when one wraps or no guard is left.")
+      .def(
+          "open_entry", open_entry, "addresses"_a, "sizes"_a, "accessible"_a,
+          "device"_a = ldd::kHostMemory,
+          "Register the address ranges of a cache; ValueError when one wraps or no guard is left."
+          "\n\ndevice is the ordinal of the accelerator that the memory is of, -1 for host memory.")
       .def(
           "close_entry",
           [](Node& node, std::uint64_t index, std::uint64_t value) {

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "copy/device.h"
 #include "copy/pool.h"
 
 namespace ldd {
@@ -23,6 +24,7 @@ struct Side {
     }
   }
   [[nodiscard]] Use use() const { return {entry, ref.value}; }
+  [[nodiscard]] int device() const { return entry == nullptr ? kHostMemory : entry->device(); }
 };
 
 class LocalCopy {
@@ -52,6 +54,11 @@ class LocalCopy {
     iovec to[kMaxIovecs];
     iovec from[kMaxIovecs];
     const std::size_t count = fill_iovecs(work_, batch, to, from);
+    const int device =
+        destination_.device() != kHostMemory ? destination_.device() : source_.device();
+    if (device != kHostMemory) {
+      return device_copy(device, to, from, count);
+    }
     const CopyFault fault = guarded_copy(to, from, count, kind_);
     if (!fault.none()) {
       const Code code =

@@ -24,7 +24,8 @@ CopyKind copy_kind(std::uint64_t total_bytes);
 
 // Copies `work.remote` (the source) to `work.local` (the destination). Ranges of the two sides must
 // not overlap. Fails with kLocalGone/kLocalFault for the destination, kGone/kRemoteFault for the
-// source, kTimeout, kClosed; when it returns nothing is written any more.
+// source, kTimeout, kClosed, kSystem when an accelerator's driver fails; when it returns nothing is
+// written any more.
 Outcome copy_batches(const Descriptors& work, const CopyChecks& checks);
 
 }  // namespace ldd

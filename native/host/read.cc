@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "copy/device.h"
 #include "copy/local_copy.h"
 #include "copy/pool.h"
 
@@ -118,7 +119,20 @@ Outcome HostRead::batch(const Batch& batch) const {
   if (checks_.local.named() && !writing) {
     return Outcome::failure(Code::kLocalGone);
   }
+  if (local_entry_ != nullptr && !local_entry_->on_host()) {
+    return place_on_device(batch);
+  }
   return mapped_ ? copy_mapped(batch) : fetch(batch);
+}
+
+Outcome HostRead::place_on_device(const Batch& batch) const {
+  if (peer_.address_.pid != ::getpid()) {
+    return Outcome::failure(Code::kSystem, EOPNOTSUPP);
+  }
+  iovec local[kMaxIovecs];
+  iovec own[kMaxIovecs];
+  const std::size_t count = fill_iovecs(work_, batch, local, own);
+  return device_copy(local_entry_->device(), local, own, count);
 }
 
 const MappedSegment* HostRead::segment_of(std::uint64_t address, std::uint64_t length) const {

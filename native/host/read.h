@@ -31,6 +31,8 @@ class HostRead {
   [[nodiscard]] Outcome batch(const Batch& batch) const;
   [[nodiscard]] Outcome copy_mapped(const Batch& batch) const;
   [[nodiscard]] Outcome fetch(const Batch& batch) const;
+  // For an entry on an accelerator, which only memory of this very process is copied to.
+  [[nodiscard]] Outcome place_on_device(const Batch& batch) const;
   // Finishes a batch of which the kernel moved only `moved` bytes, or finds out why it cannot.
   [[nodiscard]] Outcome finish_singly(const Batch& batch, const iovec* local, const iovec* remote,
                                       std::size_t count, std::uint64_t moved) const;

@@ -1,6 +1,7 @@
 #include "lanes/rights.h"
 
 #include <algorithm>
+#include <cerrno>
 
 #include "base/clock.h"
 
@@ -15,12 +16,12 @@ bool may_be_live(Ref ref) { return (ref.value & 1) != 0; }
 }  // namespace
 
 Outcome Rights::check(Node& node, const wire::Request& request, std::int64_t deadline_ns,
-                      bool key_is_foreign, std::span<const std::uint64_t> addresses,
+                      Access access, std::span<const std::uint64_t> addresses,
                       std::span<const std::uint64_t> lengths) {
   reset();
   node_ = &node;
   deadline_ns_ = deadline_ns;
-  key_ = key_is_foreign ? Ref{} : Ref{request.key_index, request.key_value};
+  key_ = access == Access::kDoorbell ? Ref{} : Ref{request.key_index, request.key_value};
   if (now_ns() >= deadline_ns) {
     return Outcome::failure(Code::kTimeout);
   }
@@ -31,8 +32,12 @@ Outcome Rights::check(Node& node, const wire::Request& request, std::int64_t dea
     return Outcome::failure(Code::kGone);
   }
   const Ref cache{request.cache_index, request.cache_value};
-  return cache.index == kAnyEntry ? check_any(addresses, lengths)
-                                  : check_named(cache, addresses, lengths);
+  const Outcome outcome = cache.index == kAnyEntry ? check_any(addresses, lengths)
+                                                   : check_named(cache, addresses, lengths);
+  if (outcome.ok() && access == Access::kLane && !addresses.empty() && on_device()) {
+    return Outcome::failure(Code::kSystem, EOPNOTSUPP);
+  }
+  return outcome;
 }
 
 Outcome Rights::check_named(Ref cache, std::span<const std::uint64_t> addresses,
@@ -75,6 +80,11 @@ Outcome Rights::check_any(std::span<const std::uint64_t> addresses,
     holders_.push_back(static_cast<std::uint32_t>(last));
   }
   return {};
+}
+
+bool Rights::on_device() const {
+  return std::any_of(entries_.begin(), entries_.end(),
+                     [](const auto& held) { return !held.first->on_host(); });
 }
 
 Outcome Rights::take(std::vector<Use>& uses) const {

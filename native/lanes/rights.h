@@ -14,15 +14,20 @@
 
 namespace ldd {
 
+// How the bytes of a request go.
+enum class Access : std::uint8_t {
+  kLane,      // between memory and the socket, or its checksum does
+  kDoorbell,  // own threads copy them; the key names an entry of the initiator
+};
+
 class Rights {
  public:
   Rights() = default;
 
-  // Checks deadline, version, key (unless `key_is_foreign`) and every range; fills the rights when
-  // the outcome is ok.
-  Outcome check(Node& node, const wire::Request& request, std::int64_t deadline_ns,
-                bool key_is_foreign, std::span<const std::uint64_t> addresses,
-                std::span<const std::uint64_t> lengths);
+  // Checks deadline, version, key (of the own node only) and every range; fills the rights when the
+  // outcome is ok. kSystem with EOPNOTSUPP when a lane is to reach memory of an accelerator.
+  Outcome check(Node& node, const wire::Request& request, std::int64_t deadline_ns, Access access,
+                std::span<const std::uint64_t> addresses, std::span<const std::uint64_t> lengths);
 
   // Takes every entry for one batch; kGone when one of them, or the key, is not live any more.
   Outcome take(std::vector<Use>& uses) const;
@@ -30,6 +35,8 @@ class Rights {
   [[nodiscard]] bool key_live() const { return node_->view().live(key_); }
   void reset();
 
+  // Whether some entry is on an accelerator.
+  [[nodiscard]] bool on_device() const;
   // The entry that holds descriptor `i`.
   [[nodiscard]] Ref entry_of(std::size_t i) const {
     const auto& [entry, value] = entries_[holders_.empty() ? 0 : holders_[i]];

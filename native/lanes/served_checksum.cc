@@ -16,7 +16,7 @@ constexpr std::uint64_t kShortChecksumBytes = 256 * 1024;
 
 ServedLane::Progress ServedLane::begin_checksum() {
   const Outcome checked =
-      rights_.check(links_->node(), request_, deadline_ns_, false, column(0), column(1));
+      rights_.check(links_->node(), request_, deadline_ns_, Access::kLane, column(0), column(1));
   if (!checked.ok()) {
     return reply(checked);
   }

@@ -40,10 +40,21 @@ void ServedLinks::attach_host(std::uint64_t link_id, std::shared_ptr<HostPeer> h
   }
 }
 
-std::shared_ptr<HostPeer> ServedLinks::host(std::uint64_t link_id) const {
+void ServedLinks::attach_landing(std::uint64_t link_id, std::shared_ptr<HostPeer> landing) {
+  const std::lock_guard lock(mutex_);
+  if (!closed_) {
+    links_[link_id].landing = std::move(landing);
+  }
+}
+
+std::shared_ptr<HostPeer> ServedLinks::source(std::uint64_t link_id, bool to_device) const {
   const std::lock_guard lock(mutex_);
   const auto link = links_.find(link_id);
-  return link == links_.end() ? nullptr : link->second.host;
+  if (link == links_.end()) {
+    return nullptr;
+  }
+  const bool lands = to_device || link->second.host == nullptr;
+  return lands ? link->second.landing : link->second.host;
 }
 
 std::size_t ServedLinks::count(std::uint64_t link_id) const {

@@ -1,4 +1,4 @@
-// The links that one instance serves: their open lanes and, for pushes, their peers on this host.
+// The links that one instance serves: their open lanes and, for pushes, where the bytes are.
 #pragma once
 
 #include <atomic>
@@ -38,8 +38,13 @@ class ServedLinks {
   bool add(std::uint64_t link_id, std::shared_ptr<ServedLane> lane);
   // The lane touches no memory any more.
   void remove(std::uint64_t link_id, const ServedLane* lane);
+  // The peer's process, on this host.
   void attach_host(std::uint64_t link_id, std::shared_ptr<HostPeer> host);
-  [[nodiscard]] std::shared_ptr<HostPeer> host(std::uint64_t link_id) const;
+  // Landing slots of this process for that peer, as a reader that is restricted to them.
+  void attach_landing(std::uint64_t link_id, std::shared_ptr<HostPeer> landing);
+  // What pushes of the link are read from: the peer's process, unless there is none, or they go to
+  // an accelerator, which only engines serve; then the landing slots. Null when there are none.
+  [[nodiscard]] std::shared_ptr<HostPeer> source(std::uint64_t link_id, bool to_device) const;
   [[nodiscard]] std::size_t count(std::uint64_t link_id) const;
   [[nodiscard]] std::size_t count() const;
 
@@ -54,6 +59,7 @@ class ServedLinks {
   struct Link {
     std::vector<std::shared_ptr<ServedLane>> lanes;
     std::shared_ptr<HostPeer> host;
+    std::shared_ptr<HostPeer> landing;
   };
 
   std::shared_ptr<Node> node_;

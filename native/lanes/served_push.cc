@@ -1,5 +1,5 @@
-// PUSH: a doorbell from an initiator on this host. Own threads read its memory; nobody else ever
-// writes ours.
+// PUSH: a doorbell. Own threads read the memory of an initiator on this host, or the landing slots
+// where its engine has put the bytes; nobody else ever writes ours.
 #include <cerrno>
 
 #include "lanes/served_lane.h"
@@ -33,12 +33,12 @@ Code seen_from_initiator(Code code) {
 }  // namespace
 
 ServedLane::Progress ServedLane::begin_push() {
-  const Outcome checked =
-      rights_.check(links_->node(), request_, deadline_ns_, true, column(0), column(1));
+  const Outcome checked = rights_.check(links_->node(), request_, deadline_ns_, Access::kDoorbell,
+                                        column(0), column(1));
   if (!checked.ok()) {
     return reply(checked);
   }
-  if (links_->host(link_id_) == nullptr) {
+  if (links_->source(link_id_, rights_.on_device()) == nullptr) {
     return reply(Outcome::failure(Code::kSystem, EOPNOTSUPP));
   }
   if (requested_bytes() <= kShortPushBytes) {
@@ -55,7 +55,7 @@ ServedLane::Progress ServedLane::begin_push() {
 }
 
 Outcome ServedLane::run_push() {
-  const std::shared_ptr<HostPeer> host = links_->host(link_id_);
+  const std::shared_ptr<HostPeer> host = links_->source(link_id_, rights_.on_device());
   Outcome sum;
   if (host == nullptr) {  // the link was dropped meanwhile
     return Outcome::failure(Code::kCancelled);

@@ -17,7 +17,7 @@ Outcome ServedLane::take(std::vector<Use>& uses) {
 
 ServedLane::Progress ServedLane::begin_read() {
   const Outcome checked =
-      rights_.check(links_->node(), request_, deadline_ns_, false, column(0), column(1));
+      rights_.check(links_->node(), request_, deadline_ns_, Access::kLane, column(0), column(1));
   if (!checked.ok()) {
     return reply(checked);
   }
@@ -54,7 +54,7 @@ ServedLane::Progress ServedLane::begin_write() {
     return protocol_error();
   }
   const Outcome checked =
-      rights_.check(links_->node(), request_, deadline_ns_, false, column(0), column(1));
+      rights_.check(links_->node(), request_, deadline_ns_, Access::kLane, column(0), column(1));
   if (!at_once && !checked.ok()) {
     return reply(checked);
   }

@@ -30,6 +30,10 @@ void LaneServer::attach_host(std::uint64_t link_id, std::shared_ptr<HostPeer> ho
   links_->attach_host(link_id, std::move(host));
 }
 
+void LaneServer::attach_landing(std::uint64_t link_id, std::shared_ptr<HostPeer> landing) {
+  links_->attach_landing(link_id, std::move(landing));
+}
+
 void LaneServer::drop_link(std::uint64_t link_id) {
   if (mark_.inherited()) {
     return;

@@ -24,6 +24,8 @@ class LaneServer {
   void serve(int fd, std::uint64_t link_id);
   // Lets pushes of that link be carried out by reading `host`.
   void attach_host(std::uint64_t link_id, std::shared_ptr<HostPeer> host);
+  // The same by reading landing slots of this process, where the peer has no other way.
+  void attach_landing(std::uint64_t link_id, std::shared_ptr<HostPeer> landing);
   // Closes the link's lanes; when this returns none of its operations touches memory any more.
   void drop_link(std::uint64_t link_id);
   [[nodiscard]] std::size_t link_lanes(std::uint64_t link_id) const;

@@ -25,11 +25,12 @@ std::vector<Range> joined(std::vector<Range> ranges) {
 
 }  // namespace
 
-Entry::Entry(Published& published, Ref ref, std::vector<Range> ranges, bool accessible)
+Entry::Entry(Published& published, Ref ref, std::vector<Range> ranges, bool accessible, int device)
     : published_(published),
       index_(ref.index),
       ranges_(joined(std::move(ranges))),
-      accessible_(accessible) {}
+      accessible_(accessible),
+      device_(device) {}
 
 bool Entry::contains(std::uint64_t address, std::uint64_t length) const {
   const auto after =
@@ -61,7 +62,7 @@ void Use::release() {
   }
 }
 
-Ref Entries::open(std::vector<Range> ranges, bool accessible) {
+Ref Entries::open(std::vector<Range> ranges, bool accessible, int device) {
   for (const Range& range : ranges) {
     if (range.end < range.begin) {
       throw std::invalid_argument("an address range wraps around the address space");
@@ -71,7 +72,7 @@ Ref Entries::open(std::vector<Range> ranges, bool accessible) {
   const std::unique_lock lock(mutex_);
   const Ref ref = published_.open_guard();
   entries_.emplace(ref.index,
-                   std::make_shared<Entry>(published_, ref, std::move(ranges), accessible));
+                   std::make_shared<Entry>(published_, ref, std::move(ranges), accessible, device));
   return ref;
 }
 

@@ -2,7 +2,8 @@
 // whether peers may touch them. A thread that is about to touch the memory of an entry takes a
 // `Use` for the length of one batch; closing an entry kills its guard first and then waits until no
 // `Use` is left. So closing is final and is bounded by the time of one batch, whatever any peer
-// does.
+// does. The memory of an entry is the host's, or an accelerator's that own threads reach through
+// its driver only.
 #pragma once
 
 #include <atomic>
@@ -24,11 +25,16 @@ struct Range {
   std::uint64_t end = 0;  // one past the last byte
 };
 
+inline constexpr int kHostMemory = -1;
+
 class Entry {
  public:
-  Entry(Published& published, Ref ref, std::vector<Range> ranges, bool accessible);
+  Entry(Published& published, Ref ref, std::vector<Range> ranges, bool accessible, int device);
 
   [[nodiscard]] bool accessible() const { return accessible_; }
+  // Ordinal of the accelerator that the memory is of, or kHostMemory.
+  [[nodiscard]] int device() const { return device_; }
+  [[nodiscard]] bool on_host() const { return device_ == kHostMemory; }
   [[nodiscard]] std::uint64_t index() const { return index_; }
   // Whether [address, address + length) lies wholly inside one of the ranges; overflow-safe.
   [[nodiscard]] bool contains(std::uint64_t address, std::uint64_t length) const;
@@ -42,6 +48,7 @@ class Entry {
   std::atomic<std::uint64_t> users_{0};
   std::vector<Range> ranges_;  // sorted by begin, overlapping ones joined
   bool accessible_;
+  int device_;
 };
 
 // Held while the memory of an entry is touched. False when the entry is not live at that value.
@@ -71,7 +78,7 @@ class Entries {
   explicit Entries(Published& published) : published_(published) {}
 
   // Throws std::length_error (no guard left) or std::invalid_argument (a range that wraps).
-  Ref open(std::vector<Range> ranges, bool accessible);
+  Ref open(std::vector<Range> ranges, bool accessible, int device = kHostMemory);
   // Kills the guard, waits for users to leave, frees the slot. False when not live at that value.
   bool close(Ref ref);
   // Kills, waits, and brings the same entry back to life under a new value; 0 when it was not live.

@@ -74,9 +74,12 @@ class Node:
         addresses: numpy.typing.NDArray[numpy.uint64],
         sizes: numpy.typing.NDArray[numpy.uint64],
         accessible: bool,
+        device: int = -1,
     ) -> tuple[int, int]:
         """
         Register the address ranges of a cache; ValueError when one wraps or no guard is left.
+
+        device is the ordinal of the accelerator that the memory is of, -1 for host memory.
         """
 
     def close_entry(self, index: int, value: int) -> bool:
@@ -164,6 +167,16 @@ def copy(
     that must stay live; (0, 0) checks nothing. Returns (code, errno, index, moved_bytes): OK, TIMEOUT,
     CLOSED, LOCAL_GONE or LOCAL_FAULT for the destination, GONE or REMOTE_FAULT for the source, with the
     index of the pair. When it returns nothing is written any more.
+    """
+
+def set_device_driver(
+    set_context: int, copy: int, synchronize: int, queues: Sequence[tuple[int, int]]
+) -> None:
+    """
+    Tell the addresses of the accelerator driver's functions, and (context, stream) of each accelerator, (0, 0) for one that is not used.
+
+    Each function returns 0 for success: set_context(context), copy(dst, src, bytes, stream),
+    synchronize(stream). To be called before the first entry of an accelerator.
     """
 
 def checksum(
@@ -281,6 +294,11 @@ class LaneServer:
 
     def attach_host(self, link_id: int, host_peer: HostPeer) -> None:
         """Carry out that link's pushes by reading the peer's memory."""
+
+    def attach_landing(self, link_id: int, landing: HostPeer) -> None:
+        """
+        Carry out that link's pushes, where there is no other way, by reading landing slots of this process.
+        """
 
     def drop_link(self, link_id: int) -> None:
         """

@@ -98,6 +98,7 @@ class Transfer:
         key_ref: The peer's key guard, for keys that a pull consumes.
         version: Directory version that must still be current at the peer; 0 = no condition.
         deadline_ns: Absolute CLOCK_MONOTONIC nanoseconds.
+        on_device: Whether memory of an accelerator is on either side: lanes cannot move that.
     """
 
     write: bool
@@ -109,6 +110,7 @@ class Transfer:
     deadline_ns: int
     key_ref: Ref = NO_REF
     version: int = 0
+    on_device: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,13 @@ class Channel(ABC):
     name: ClassVar[str]
     reads_use_lanes: ClassVar[bool] = False
     """Whether a read waits for lanes of the link."""
+    reaches_devices: ClassVar[bool] = False
+    """Whether it moves memory of accelerators."""
+
+    @property
+    def trouble(self) -> str:
+        """Why it has last not done what it is for; empty while there is nothing to say."""
+        return ""
 
     @property
     def innermost(self) -> Channel:
@@ -206,7 +215,11 @@ class Backend(ABC):
     capabilities: ClassVar[Capabilities]
 
     def register(self, region: Region) -> None:  # noqa: B027 - guards and entries suffice for most
-        """Make memory transferable. Called before the cache is published."""
+        """Make memory transferable. Called before the cache is published.
+
+        Raises:
+            Unavailable: It is an accelerator's, and the engine does not take it.
+        """
 
     def withdraw(self, region: Region) -> None:  # noqa: B027
         """Peers are about to be asked to stop: from now on they must not find the memory."""
@@ -239,6 +252,15 @@ class Backend(ABC):
         Raises:
             Unavailable: This pair cannot use this backend; the reason is shown by describe_link.
         """
+
+    def connect_device(self, peer: PeerEndpoint, lanes: LinkLanes) -> Channel:
+        """Make a channel for memory of accelerators beside another one that serves the link.
+
+        Raises:
+            Unavailable: As `connect`.
+        """
+        del peer, lanes
+        raise Unavailable("it does not reach memory of accelerators")
 
     def close(self) -> None:  # noqa: B027
         """Release everything; called after every channel is closed. Idempotent."""

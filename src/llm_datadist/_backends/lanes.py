@@ -123,6 +123,10 @@ class LinkLanes:
         """Let pushes of the peer be carried out by own threads that read from the peer's memory."""
         self.node.lane_server.attach_host(self.link_id, host)
 
+    def attach_landing(self, landing: _native.HostPeer) -> None:
+        """Let own threads move what the peer's engine puts into landing slots of this process."""
+        self.node.lane_server.attach_landing(self.link_id, landing)
+
     def read(self, transfer: Transfer) -> Outcome:
         return self._run(
             transfer.deadline_ns,

@@ -54,13 +54,18 @@ class Node:
         return self.native.consumed_fd
 
     def open_entry(
-        self, addresses: U64Array | Sequence[int], sizes: U64Array | Sequence[int], accessible: bool
+        self,
+        addresses: U64Array | Sequence[int],
+        sizes: U64Array | Sequence[int],
+        accessible: bool,
+        device: int | None = None,
     ) -> Ref:
         """Open the entry of a cache; see `_native.Node.open_entry`."""
         return self.native.open_entry(
             np.ascontiguousarray(addresses, dtype=np.uint64),
             np.ascontiguousarray(sizes, dtype=np.uint64),
             accessible,
+            -1 if device is None else device,
         )
 
     def checksum(

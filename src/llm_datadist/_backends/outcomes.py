@@ -35,6 +35,8 @@ class Code(IntEnum):
     NO_LANE = 13
     CORRUPT = 100
     """Not of the native core: the two sides' checksums differ after a transfer."""
+    NO_PATH = 101
+    """Not of the native core: the bytes are an accelerator's, and the engine cannot move them."""
 
 
 class Outcome(NamedTuple):

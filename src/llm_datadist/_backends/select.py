@@ -47,8 +47,8 @@ class Offer:
 def make_backends(config: Config, node: Node, pools: tuple[PoolMemory, ...]) -> Offer:
     """Make the backends that the options ask for.
 
-    Left to itself an instance has the same-host path, NIXL where the host has an RDMA device, and
-    the lanes: over plain Ethernet those are faster than NIXL.
+    Left to itself an instance has the same-host path, NIXL where the host has an RDMA device or
+    device memory is a GPU's, and the lanes: over plain Ethernet those are faster than NIXL.
 
     Args:
         config: The instance's options.
@@ -66,7 +66,7 @@ def make_backends(config: Config, node: Node, pools: tuple[PoolMemory, ...]) -> 
         return Offer((_make_nixl(config, node, rdma_only=False),), {})
     missing: dict[str, str] = {}
     accelerated: list[Backend] = []
-    if has_rdma():
+    if has_rdma() or config.device == "cuda":
         try:
             accelerated.append(_make_nixl(config, node, rdma_only=True))
         except Unavailable as error:
@@ -93,3 +93,22 @@ def select_channel(
         except Unavailable as error:
             reasons[backend.name] = str(error)
     raise Unavailable("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+
+
+def select_device_channel(
+    backends: tuple[Backend, ...], peer: PeerEndpoint, lanes: LinkLanes, channel: Channel
+) -> tuple[Channel | None, str]:
+    """Return the channel for memory of accelerators, or None and why there is none.
+
+    It is the link's channel where that reaches such memory, else one beside it.
+    """
+    if channel.innermost.reaches_devices:
+        return channel, ""
+    why = 'llm.Device is not "cuda", and transfer_backend not "nixl"'
+    for backend in backends:
+        if "device" in backend.capabilities.placements:
+            try:
+                return backend.connect_device(peer, lanes), ""
+            except Unavailable as error:
+                why = f"{backend.name}: {error}"
+    return None, why

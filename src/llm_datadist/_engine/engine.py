@@ -16,8 +16,9 @@ from llm_datadist._backends.lanes import LinkLanes
 from llm_datadist._backends.nixl import has_rdma
 from llm_datadist._backends.node import Node, set_threads
 from llm_datadist._backends.outcomes import NO_REF
-from llm_datadist._backends.select import make_backends, select_channel
+from llm_datadist._backends.select import make_backends, select_channel, select_device_channel
 from llm_datadist._devices.cpu import PoolMemory
+from llm_datadist._engine.accelerators import check_cuda, check_reaches_devices
 from llm_datadist._engine.checksums import FEATURE, Checksums
 from llm_datadist._engine.faults import Faults
 from llm_datadist._engine.layerwise import Layerwise
@@ -74,17 +75,13 @@ class Engine:
 
     Raises:
         LLMException: LLM_OUT_OF_MEMORY: a pool or the published page cannot be had;
-            LLM_FEATURE_NOT_ENABLED: the options ask for memory of an accelerator.
+            LLM_FEATURE_NOT_ENABLED: the options ask for memory of an accelerator, and there is
+            none, or nothing that moves it.
     """
 
     def __init__(self, cluster_id: int, config: Config) -> None:
         if config.device == "cuda":
-            raise fail(
-                LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
-                "init",
-                'option llm.Device is "cuda", and memory of an accelerator is not supported yet',
-                'set it to "auto" or "cpu": Placement.DEVICE is host memory then',
-            )
+            check_cuda(config)
         self.cluster_id = cluster_id
         self.config = config
         self.closing = False
@@ -121,6 +118,8 @@ class Engine:
                     LLMStatusCode.LLM_PARAM_INVALID, "init", str(error), "set transfer_backend"
                 ) from error
             self.backends, self._missing = offer.backends, offer.missing
+            if config.device == "cuda":
+                check_reaches_devices(self.backends, self._missing)
             self.faults = Faults(self)
             self._remap = Remap(self)
             self.links = LinkTable(cluster_id, config, self.incarnation, self)
@@ -233,6 +232,7 @@ class Engine:
             there = msgspec.msgpack.decode(endpoint, type=Endpoint)
             known = PeerEndpoint(peer.cluster_id, peer.incarnation, there.link_ref, there.backends)
             selection = select_channel(self.backends, known, lanes)
+            beside, why_not = select_device_channel(self.backends, known, lanes, selection.channel)
             self._check_expected(selection, known, rdma=there.rdma and has_rdma())
             lanes.serve()  # OSError: this instance was finalised meanwhile, and lanes closed
         except (Unavailable, *DECODE_ERRORS, OSError) as error:
@@ -257,6 +257,8 @@ class Engine:
             selection.channel,
             selection.reasons,
             own_ref,
+            device_channel=beside,
+            why_no_device=why_not,
             checksum=self._checksum(peer, there.features),
             keep_directory=self.config.remote_accessible,
         )

@@ -31,6 +31,7 @@ class Failure:
         finalizing: Whether this instance is being finalised.
         peer_alive: Whether the link is still up.
         faults: The memory at fault, if the outcome is a fault.
+        device_trouble: Why memory of accelerators cannot be moved over the link.
     """
 
     operation: str
@@ -42,6 +43,7 @@ class Failure:
     finalizing: bool
     peer_alive: bool
     faults: tuple[Fault, ...] = ()
+    device_trouble: str = ""
 
 
 def complete(outcome: Outcome, plan: Plan) -> Outcome:
@@ -96,6 +98,9 @@ def failure(outcome: Outcome, known: Failure) -> LLMException:
         status = LLMStatusCode.LLM_SUSPECT_REMOTE_ERROR
         problem = f"the peer's memory cannot be accessed: {described(known.faults)}"
         remedy = "recompute what was there; the peer repairs the memory and remaps it"
+    elif code == Code.NO_PATH:
+        problem = f"memory of an accelerator cannot be moved: {known.device_trouble or 'unknown'}"
+        remedy = "mend that and link again, or use host memory; describe_link tells more"
     elif code == Code.CORRUPT:
         problem = (
             "the bytes differ between the two sides after the transfer (checksum crc32c): "

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_datadist._backends.host import HostChannel
-from llm_datadist._backends.outcomes import Code
+from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._engine.remote_marks import RemoteMarks
 from llm_datadist._registry import DirectoryReader
 
 if TYPE_CHECKING:
-    from llm_datadist._backends.base import Channel, PeerEndpoint
+    from llm_datadist._backends.base import Channel, PeerEndpoint, Transfer
     from llm_datadist._backends.lanes import LinkLanes
-    from llm_datadist._backends.outcomes import Outcome, Ref
+    from llm_datadist._backends.outcomes import Ref
 
 
 class LookupFailedError(Exception):
@@ -63,6 +63,8 @@ class LinkData:
         peer: What the peer told about its end.
         lanes: The link's lanes.
         channel: The backend's connection for bulk data.
+        device_channel: The one for memory of accelerators, if there is one.
+        why_no_device: Why there is none.
         reasons: Backends that were passed over, and why.
         own_link_ref: Own guard that lives as long as this end of the link.
         checksum: How this side's transfers are checked: "crc32c", or why not, from "off" on.
@@ -77,12 +79,16 @@ class LinkData:
         reasons: dict[str, str],
         own_link_ref: Ref,
         *,
+        device_channel: Channel | None = None,
+        why_no_device: str = "",
         checksum: str,
         keep_directory: bool,
     ) -> None:
         self.peer = peer
         self.lanes = lanes
         self.channel = channel
+        self.device_channel = device_channel
+        self._why_no_device = why_no_device
         self.reasons = reasons
         self.own_link_ref = own_link_ref
         self.marks = RemoteMarks()
@@ -110,6 +116,21 @@ class LinkData:
         """
         return self._host is not None
 
+    @property
+    def device_trouble(self) -> str:
+        """Why memory of accelerators cannot be moved."""
+        return self._why_no_device if self.device_channel is None else self.device_channel.trouble
+
+    def channels(self) -> list[Channel]:
+        """All channels of the link."""
+        beside = self.device_channel
+        return [self.channel] if beside in (None, self.channel) else [self.channel, beside]
+
+    def run(self, transfer: Transfer) -> Outcome:
+        """Carry a transfer out over the channel that reaches its memory."""
+        channel = self.device_channel if transfer.on_device else self.channel
+        return Outcome(Code.NO_PATH) if channel is None else channel.run(transfer)
+
     def required_version(self) -> int:
         """The directory version that the peer must still have for a transfer to count; 0 = any."""
         if self._host is not None or self._keep_directory:
@@ -135,7 +156,10 @@ class LinkData:
     def describe(self) -> dict[str, object]:
         """Facts for describe_link."""
         return {
-            "backend": {"host": self.channel.name, "device": self.channel.name},
+            "backend": {
+                "host": self.channel.name,
+                "device": (self.device_channel or self.channel).name,
+            },
             "why": self.reasons or {self.channel.name: "the best path that both sides have"},
             "channel": self.channel.describe(),
             "lanes": self.lanes.count,
@@ -152,5 +176,6 @@ class LinkData:
 
     def close(self) -> None:
         """End everything; returns when no transfer of the link touches memory."""
-        self.channel.close()
+        for channel in self.channels():
+            channel.close()
         self.lanes.close()

@@ -13,6 +13,7 @@ from llm_datadist._errors import LLMException, LLMStatusCode, fail
 from llm_datadist._plan import (
     blocks_array,
     copy_pairs,
+    cut_between,
     plan_block_copies,
     plan_blocks,
     plan_slots,
@@ -131,6 +132,8 @@ class LocalCopies:
         marks.check(operation, dst, plan, None, local=True)
         marks.check(operation, src, plan, None, local=False)
         node, dst_ref, src_ref = self._engine.node.native, dst.ref, src.ref
+        if dst.device is not None or src.device is not None:
+            plan = cut_between(plan, dst.layout.starts, src.layout.starts)
 
         def move(local: Words, remote: Words, length: Words) -> Outcome:
             return Outcome(*copy(node, local, remote, length, dst_ref, src_ref))

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llm_datadist._backends.base import Region
+from llm_datadist._backends.base import Region, Unavailable
+from llm_datadist._engine.accelerators import device_memory, reaches_devices
 from llm_datadist._engine.messages import Remapped, encode
-from llm_datadist._errors import LLMException
+from llm_datadist._errors import LLMException, LLMStatusCode, fail
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llm_datadist._backends.base import Backend
     from llm_datadist._engine.engine import Engine
     from llm_datadist._links import Link
@@ -35,25 +38,61 @@ class RegisteredMemory:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def register(self, layout: Layout, placement: Placement) -> None:
-        """Memory is about to be published."""
-        region = self._region(layout, placement)
-        for backend in self._engine.backends:
-            backend.register(region)
+    def locate(self, operation: str, addrs: Sequence[int], placement: Placement) -> int | None:
+        """Return which accelerator the caller's memory is of, None for host memory.
 
-    def deregister(self, layout: Layout, placement: Placement) -> None:
+        Raises:
+            LLMException: LLM_PARAM_INVALID: several memories, or not what the placement says;
+                LLM_FEATURE_NOT_ENABLED: an accelerator's, and nothing here moves it.
+        """
+        device = device_memory(self._engine.config, operation, addrs, placement)
+        if device is not None and not any(map(reaches_devices, self._engine.backends)):
+            raise fail(
+                LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
+                operation,
+                f"the addresses are of GPU {device}, and this instance cannot move its memory",
+                'set llm.Device to "cuda", or transfer_backend to "nixl", before init',
+            )
+        return device
+
+    def register(
+        self, operation: str, layout: Layout, placement: Placement, device: int | None
+    ) -> None:
+        """Memory is about to be published.
+
+        Raises:
+            LLMException: LLM_FAILED: it is an accelerator's, and the engine does not take it.
+        """
+        region = self._region(layout, placement, device)
+        done: list[Backend] = []
+        try:
+            for backend in self._engine.backends:
+                backend.register(region)
+                done.append(backend)
+        except Unavailable as error:
+            for backend in done:
+                backend.deregister(region)
+            raise fail(
+                LLMStatusCode.LLM_FAILED,
+                operation,
+                str(error),
+                "see what the engine has printed; host memory works without it",
+            ) from error
+
+    def deregister(self, layout: Layout, placement: Placement, device: int | None) -> None:
         """No transfer that begins now can succeed; end those that peers have begun."""
-        region = self._region(layout, placement)
+        region = self._region(layout, placement, device)
         for backend in self._engine.backends:
             if backend.capabilities.withdraws:
                 backend.withdraw(region)
                 self._withdraw(backend, layout)
             backend.deregister(region)
 
-    def _region(self, layout: Layout, placement: Placement) -> Region:
+    def _region(self, layout: Layout, placement: Placement, device: int | None) -> Region:
         sizes = np.full(len(layout.addrs), layout.tensor_bytes, np.uint64)
-        device_id = self._engine.config.device_ids[0]
-        return Region(layout.addrs, sizes, placement, device_id, layout.unit_bytes)
+        device_id = self._engine.config.device_ids[0] if device is None else device
+        kind = "DRAM" if device is None else "VRAM"
+        return Region(layout.addrs, sizes, placement, device_id, layout.unit_bytes, kind)
 
     def _withdraw(self, backend: Backend, layout: Layout) -> None:
         engine = self._engine

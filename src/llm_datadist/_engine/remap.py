@@ -55,7 +55,8 @@ class Remap:
     def serve(self, link: Link, message: Remapped) -> bytes:
         """A peer has remapped: forget its ranges. Called on an executor thread."""
         for address, size in message.ranges:
-            link.data.channel.forget(address, size)
+            for channel in link.data.channels():
+                channel.forget(address, size)
             link.data.marks.forget(address, size)
         return b""
 

@@ -32,6 +32,7 @@ from llm_datadist._errors import LLMException, LLMStatusCode, fail
 from llm_datadist._plan import (
     Plan,
     blocks_array,
+    cut_between,
     plan_blocks,
     plan_slot_to_blocks,
     plan_slots,
@@ -301,11 +302,17 @@ class Transfers:
         version = data.required_version()
         remote = self._lookup(call, link)
         cache_ref = remote.cache.ref
-        plan = self._planned(call, data, make_plan(remote))
+        plan = self._planned(call, data, make_plan(remote), remote)
         return _Attempt(remote, plan, call.local.ref, cache_ref, version)
 
     @staticmethod
-    def _planned(call: _Call, data: LinkData, plan: Plan) -> Plan:
+    def _planned(call: _Call, data: LinkData, plan: Plan, remote: Resolved | None = None) -> Plan:
+        """Cut what the planner has made one and cannot be moved as one."""
+        there = remote is not None and remote.cache.on_device
+        if call.local.device is not None or there:
+            # Each tensor may be an allocation of its own, and no copy goes beyond one.
+            theirs = () if remote is None else remote.cache.layout.starts
+            return cut_between(plan, call.local.layout.starts, theirs)
         return checkable(plan, call.local.layout.unit_bytes) if data.checked else plan
 
     def _moved_on(self, call: _Call, link: Link, ref: Ref) -> bool:
@@ -327,7 +334,15 @@ class Transfers:
         """Move the bytes of an attempt, checked where the link is."""
         transfer = _transfer(call, attempt)
         if not data.checked:
-            return complete(data.channel.run(transfer), attempt.plan)
+            return complete(data.run(transfer), attempt.plan)
+        if transfer.on_device:
+            raise fail(
+                LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
+                call.operation,
+                "checksums of an accelerator's memory are not supported",
+                'set llm.Checksum to "off"',
+                cluster_id=call.key.cluster_id,
+            )
         unit_bytes = call.local.layout.unit_bytes
         outcome, attempt.different = self._engine.checksums.run(data, transfer, unit_bytes)
         data.mismatches += outcome.code == Code.CORRUPT
@@ -391,6 +406,7 @@ class Transfers:
                 finalizing=self._engine.closing,
                 peer_alive=not link.lost.is_set() and link.data.peer_end_is_open(),
                 faults=faults,
+                device_trouble=link.data.device_trouble,
             ),
         )
 
@@ -451,4 +467,5 @@ def _transfer(call: _Call, attempt: _Attempt) -> Transfer:
         call.deadline_ns,
         NO_REF if remote is None else remote.key_ref,
         attempt.version,
+        call.local.device is not None or (remote is not None and remote.cache.on_device),
     )

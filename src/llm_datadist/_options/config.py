@@ -153,7 +153,9 @@ class LLMConfig:
     )
     device = Str(
         keys.DEVICE,
-        'Where device memory is: "auto", "cpu", "cuda" *(extension)*. Unset: auto.',
+        "Where device memory is: \"auto\" (a GPU's where the addresses are, else the host's), "
+        '"cpu" (the host\'s), "cuda" (needs a GPU, and NIXL, which moves its memory) '
+        "*(extension)*. Unset: auto.",
     )
     transfer_threads = Int(
         keys.TRANSFER_THREADS,

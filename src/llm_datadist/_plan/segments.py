@@ -9,7 +9,7 @@ import numpy as np
 from llm_datadist._plan.layout import Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -30,6 +30,36 @@ def cut(plan: Plan, limit_bytes: int) -> Plan:
         np.minimum(length[origin] - offset, limit),
         plan.total_bytes,
     )
+
+
+def cut_between(plan: Plan, local: Sequence[int], remote: Sequence[int]) -> Plan:
+    """Return the plan with no descriptor that goes on beyond one of the given addresses.
+
+    Args:
+        plan: Whose neighbours may have been made one.
+        local, remote: Where something else begins on either side, a tensor say; in any order.
+    """
+    here, there = (np.sort(np.array(each, np.uint64)) for each in (local, remote))
+    while True:
+        room = np.minimum(_room(here, plan.local), _room(there, plan.remote))
+        beyond = plan.length > room
+        if not beyond.any():
+            return plan
+        origin = np.repeat(np.arange(len(room)), 1 + beyond)
+        is_rest = np.append(False, origin[1:] == origin[:-1])
+        offset = np.where(is_rest, room[origin], np.uint64(0))
+        length = np.minimum(plan.length, room)[origin]
+        length[is_rest] = (plan.length - room)[beyond]
+        plan = Plan(
+            plan.local[origin] + offset, plan.remote[origin] + offset, length, plan.total_bytes
+        )
+
+
+def _room(starts: NDArray[np.uint64], addresses: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Bytes from each address to the next start."""
+    ends = np.append(starts, np.uint64(2**64 - 1))
+    room: NDArray[np.uint64] = ends[np.searchsorted(starts, addresses, side="right")] - addresses
+    return room
 
 
 def segments(length: NDArray[np.uint64], limit_bytes: int) -> Iterator[slice]:

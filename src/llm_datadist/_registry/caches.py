@@ -49,7 +49,6 @@ class CacheRegistry:
         node: The instance's native node.
         max_registered_addrs: Limit of the sum of addresses over all registered caches.
         pools: The pools there are, by placement.
-        device_is_host: Whether device memory is host memory, so that numpy can address it.
         listener: Told of all memory before it is published and after it is final.
         log_capacity: Bytes that the node's directory log can hold.
 
@@ -65,7 +64,6 @@ class CacheRegistry:
         *,
         max_registered_addrs: int = 240,
         pools: Mapping[Placement, Pool] | None = None,
-        device_is_host: bool = True,
         listener: MemoryListener | None = None,
         log_capacity: int = 64 << 20,
     ) -> None:
@@ -76,7 +74,6 @@ class CacheRegistry:
         self._tables = Tables(
             node,
             max_registered_addrs=max_registered_addrs,
-            device_is_host=device_is_host,
             log_capacity=log_capacity,
         )
         self._caches = self._tables.caches
@@ -409,9 +406,12 @@ class CacheRegistry:
     def _publish(self, wanted: Wanted) -> Cache:
         layout = cache_layout(wanted.desc, wanted.addrs, is_blocks=wanted.is_blocks)
         placement = wanted.desc.placement
+        device = None
+        if self._listener is not None and not wanted.allocated:
+            device = self._listener.locate(wanted.operation, wanted.addrs, placement)
         listener = self._listener if wanted.accessible else None
         if listener is not None:
-            listener.register(layout, placement)
+            listener.register(wanted.operation, layout, placement, device)
         try:
             with self._lock:
                 if self._is_closed:
@@ -421,10 +421,10 @@ class CacheRegistry:
                         "the instance is finalized",
                         "call init again",
                     )
-                return self._tables.add(wanted, layout).cache
+                return self._tables.add(wanted, layout, device).cache
         except BaseException:
             if listener is not None:
-                listener.deregister(layout, placement)
+                listener.deregister(layout, placement, device)
             raise
 
     def _finish(self, local: LocalCache) -> None:
@@ -436,7 +436,7 @@ class CacheRegistry:
             for _, guard in local.keys.values():
                 self._node.close_guard(*guard)
             if self._listener is not None and local.accessible:
-                self._listener.deregister(local.layout, placement)
+                self._listener.deregister(local.layout, placement, local.device)
             with self._lock:
                 self._tables.directory.remove(local.cache_id)
             if local.allocated:

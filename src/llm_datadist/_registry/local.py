@@ -30,6 +30,7 @@ class LocalCache:
         layout: Its tensors, divided into slots or blocks.
         is_blocks: Whether it is a blocks cache.
         accessible: Whether peers may touch it.
+        device: Ordinal of the accelerator that its memory is of; None for host memory.
         allocated: Whether its memory is from a pool of this instance.
         ref: Its entry at the native node, `local_ref` of transfers; a remap changes the value.
         named: Whether its id holds it; deallocate_cache ends that.
@@ -48,6 +49,7 @@ class LocalCache:
         "cache_id",
         "closed",
         "desc",
+        "device",
         "faulted",
         "is_blocks",
         "keys",
@@ -65,6 +67,7 @@ class LocalCache:
         *,
         accessible: bool,
         allocated: bool,
+        device: int | None = None,
     ) -> None:
         self.cache = cache
         self.cache_id = cache.cache_id
@@ -73,6 +76,7 @@ class LocalCache:
         self.is_blocks = cache.is_blocks_cache
         self.accessible = accessible
         self.allocated = allocated
+        self.device = device
         self.ref: Ref = NO_REF
         self.named = True
         self.blocks_key: int | None = None
@@ -109,6 +113,7 @@ class LocalCache:
             accessible=self.accessible,
             blocks_key=blocks_key,
             keys=tuple(KeyRecord(*name, *key) for name, key in self.keys.items()),
+            on_device=self.device is not None,
         )
 
     def overlaps(self, addr: int, size: int) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -35,9 +37,17 @@ class Node(Log, Protocol):
     """The part of the native node that the registry uses. Thread-safe."""
 
     def open_entry(
-        self, addresses: NDArray[np.uint64], sizes: NDArray[np.uint64], accessible: bool, /
+        self,
+        addresses: NDArray[np.uint64],
+        sizes: NDArray[np.uint64],
+        accessible: bool,
+        device: int | None = None,
+        /,
     ) -> Ref:
-        """Make memory transferable. ValueError or MemoryError when no guard is left."""
+        """Make memory of the host, or of an accelerator, transferable.
+
+        ValueError or MemoryError when no guard is left.
+        """
 
     def close_entry(self, index: int, value: int, /) -> bool:
         """End that; when it returns no transfer touches the memory any more."""
@@ -58,11 +68,19 @@ class Node(Log, Protocol):
 class MemoryListener(Protocol):
     """Told of memory that data paths must register by themselves (an RDMA engine, say).
 
-    Only of what peers may reach.
+    Of what peers may reach; `locate` is asked about all memory of the caller.
     """
 
-    def register(self, layout: Layout, placement: Placement) -> None:
+    def locate(self, operation: str, addrs: Sequence[int], placement: Placement) -> int | None:
+        """Return the accelerator that memory of the caller is of, None for host memory.
+
+        An exception fails the registration.
+        """
+
+    def register(
+        self, operation: str, layout: Layout, placement: Placement, device: int | None
+    ) -> None:
         """Memory is about to be published. An exception fails the registration."""
 
-    def deregister(self, layout: Layout, placement: Placement) -> None:
+    def deregister(self, layout: Layout, placement: Placement, device: int | None) -> None:
         """Memory is not reachable any more; must not raise."""

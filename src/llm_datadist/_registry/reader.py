@@ -76,6 +76,7 @@ class RemoteCache:
         is_blocks: Whether it is a blocks cache.
         accessible: Whether peers may touch it.
         named: Whether its id can be used in keys.
+        on_device: Whether its memory is an accelerator's.
     """
 
     cache_id: int
@@ -87,6 +88,7 @@ class RemoteCache:
     named: bool
     blocks_key: int | None = None
     keys: dict[Ref, KeyName] = field(default_factory=dict)
+    on_device: bool = False
 
 
 class Resolved(NamedTuple):
@@ -303,4 +305,5 @@ def _remote_cache(record: Added) -> RemoteCache:
         record.named,
         record.blocks_key,
         {key.guard: key.name for key in record.keys},
+        record.on_device,
     )

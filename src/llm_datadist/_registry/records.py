@@ -70,6 +70,7 @@ class Added(msgspec.Struct, array_like=True, frozen=True, tag=1):
         named: Whether its id can be used in keys (not after deallocate_cache).
         blocks_key: model_id of its BlocksCacheKey, if it has one.
         keys: Its CacheKeys.
+        on_device: Whether its memory is an accelerator's, which only some data paths reach.
     """
 
     cache_id: Uint64
@@ -85,6 +86,7 @@ class Added(msgspec.Struct, array_like=True, frozen=True, tag=1):
     named: bool = True
     blocks_key: Uint64 | None = None
     keys: tuple[KeyRecord, ...] = ()
+    on_device: bool = False
 
 
 class Removed(msgspec.Struct, array_like=True, frozen=True, tag=2):

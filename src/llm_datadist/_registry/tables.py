@@ -15,7 +15,7 @@ from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._registry.local import LocalCache
 from llm_datadist._registry.records import key_name
 from llm_datadist._registry.writer import DirectoryFull, DirectoryWriter
-from llm_datadist._types import BlocksCacheKey, Cache, CacheKey, Placement
+from llm_datadist._types import BlocksCacheKey, Cache, CacheKey
 
 if TYPE_CHECKING:
     from llm_datadist._plan import Layout
@@ -58,7 +58,6 @@ class Tables:
     Args:
         node: The instance's native node.
         max_registered_addrs: Limit of the sum of addresses over all registered caches.
-        device_is_host: Whether numpy can address device memory.
         log_capacity: Bytes that the directory log can hold.
 
     Attributes:
@@ -72,12 +71,9 @@ class Tables:
         directory: What peers are told.
     """
 
-    def __init__(
-        self, node: Node, *, max_registered_addrs: int, device_is_host: bool, log_capacity: int
-    ) -> None:
+    def __init__(self, node: Node, *, max_registered_addrs: int, log_capacity: int) -> None:
         self._node = node
         self._max_registered_addrs = max_registered_addrs
-        self._device_is_host = device_is_host
         self.token = object()
         self.caches: dict[int, LocalCache] = {}
         self.closing: dict[int, LocalCache] = {}
@@ -88,7 +84,7 @@ class Tables:
         self.directory = DirectoryWriter(node, log_capacity)
         self._last_id = 0
 
-    def add(self, wanted: Wanted, layout: Layout) -> LocalCache:
+    def add(self, wanted: Wanted, layout: Layout, device: int | None) -> LocalCache:
         """Open the guards of a cache, tell the peers, file it: all or nothing.
 
         Raises:
@@ -102,7 +98,7 @@ class Tables:
             wanted.addrs,
             is_blocks_cache=wanted.is_blocks,
             owner=self.token,
-            is_host_memory=self._device_is_host or wanted.desc.placement is Placement.HOST,
+            is_host_memory=device is None,
         )
         local = LocalCache(
             cache,
@@ -110,10 +106,11 @@ class Tables:
             layout,
             accessible=wanted.accessible,
             allocated=wanted.allocated,
+            device=device,
         )
         try:
             sizes = np.full(layout.num_tensors, layout.tensor_bytes, np.uint64)
-            local.ref = self._node.open_entry(layout.addrs, sizes, local.accessible)
+            local.ref = self._node.open_entry(layout.addrs, sizes, local.accessible, device)
             for name, slot in wanted.slots.items():
                 local.keys[name] = (slot, self._node.open_guard())
             self.directory.add(local.record(wanted.blocks_key))

@@ -77,9 +77,15 @@ class InMemoryNode:
             return self._log[offset : offset + size]
 
     def open_entry(
-        self, addresses: NDArray[np.uint64], sizes: NDArray[np.uint64], accessible: bool, /
+        self,
+        addresses: NDArray[np.uint64],
+        sizes: NDArray[np.uint64],
+        accessible: bool,
+        device: int | None = None,
+        /,
     ) -> tuple[int, int]:
         """Open an entry over address ranges; ValueError when no guard is left."""
+        del device  # nothing is moved here
         ranges = list(zip(addresses.tolist(), sizes.tolist(), strict=True))
         with self._lock:
             ref = self._open()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_datadist._plan import Plan, cut, segments
+from llm_datadist._plan import Plan, cut, cut_between, segments
 
 LIMIT = 100
 
@@ -34,6 +34,34 @@ def test_long_descriptors_are_cut_on_both_sides():
 def test_empty_descriptors_go():
     assert cut(plan_of([0, 5, 0]), LIMIT).length.tolist() == [5]
     assert len(cut(plan_of([0, 0]), LIMIT).length) == 0
+
+
+def test_descriptors_are_cut_where_something_else_begins():
+    plan = cut_between(plan_of([30, 250, 100]), [1100, 1000, 1280], [200, 560])
+    assert plan.length.tolist() == [30, 70, 70, 110, 100]
+    assert plan.local.tolist() == [1000, 1030, 1100, 1170, 1280]
+    assert plan.remote.tolist() == [0, 60, 130, 200, 560]
+    assert plan.total_bytes == 380
+    assert cut_between(plan, [1100], [200]) is plan
+
+
+@given(
+    st.lists(st.integers(0, 300), max_size=6),
+    st.lists(st.integers(900, 2500), max_size=5),
+    st.lists(st.integers(0, 3000), max_size=5),
+)
+def test_cutting_between_keeps_every_byte(lengths, local, remote):
+    before = plan_of(lengths)
+    after = cut_between(before, local, remote)
+    for side, starts in (("local", local), ("remote", remote)):
+        assert bytes_of(before, side) == bytes_of(after, side)
+        for addr, size in zip(getattr(after, side).tolist(), after.length.tolist(), strict=True):
+            assert not any(addr < start < addr + size for start in starts)
+
+
+def bytes_of(plan, side):
+    ranges = zip(getattr(plan, side).tolist(), plan.length.tolist(), strict=True)
+    return [each for addr, size in ranges for each in range(addr, addr + size)]
 
 
 def test_segments_of_nothing():

@@ -50,10 +50,13 @@ class Listener:
     def __init__(self):
         self.memory = []
 
-    def register(self, layout, placement):
+    def locate(self, operation, addrs, placement):
+        return None
+
+    def register(self, operation, layout, placement, device):
         self.memory.append((layout.starts, placement))
 
-    def deregister(self, layout, placement):
+    def deregister(self, layout, placement, device):
         self.memory.remove((layout.starts, placement))
 
 

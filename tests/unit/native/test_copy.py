@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -77,6 +78,16 @@ def test_addresses_that_no_process_has_are_faults_too(pages, tools):
         assert outcome[0] == _native.REMOTE_FAULT
         outcome = _native.copy(tools.u64(bad), tools.u64(own), tools.u64(64), *FREE, tools.soon())
         assert outcome[0] == _native.LOCAL_FAULT
+
+
+def test_memory_of_an_accelerator_needs_its_driver(node, pages, tools):
+    """It is never touched by a thread of the host."""
+    source, target = pages(1), pages(1)
+    on_device = node.open_entry(tools.u64(target.address), tools.u64(target.size), False, 0)
+    places = tools.u64(target.address), tools.u64(source.address), tools.u64(source.size)
+    for refs in ((on_device, (0, 0)), ((0, 0), on_device)):
+        outcome = _native.copy(*places, node, *refs, tools.soon())
+        assert outcome[:2] == (_native.SYSTEM, errno.ENODEV)
 
 
 def test_entries_and_deadline_are_checked(node, pages, tools):

@@ -82,6 +82,12 @@ class _Grant:
     reader: _native.HostPeer = field(repr=False)
 
 
+def _rows(region: Region) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:
+    """What the engine registers: neighbours as one, but no two allocations of a GPU."""
+    ranges = region.addresses, region.sizes
+    return rows_of(*(joined(*ranges) if region.kind == "DRAM" else ranges), region.device_id)
+
+
 def _key(region: Region) -> tuple[bytes, bytes, str]:
     return words_bytes(region.addresses), words_bytes(region.sizes), region.kind
 
@@ -94,7 +100,7 @@ class NixlBackend(Backend):
         engine: "UCX" or "LIBFABRIC".
         params: Parameters of the engine.
         small_bytes: Up to which size lanes do it all; None for SMALL_BYTES.
-        rdma_only: Serve only pairs of hosts that both have an RDMA device.
+        rdma_only: Serve host memory only between hosts that both have an RDMA device.
 
     Raises:
         Unavailable: NIXL is not installed, or the engine cannot start.
@@ -149,20 +155,22 @@ class NixlBackend(Backend):
             if known is not None:
                 known.users += 1
             else:
-                rows = rows_of(*joined(region.addresses, region.sizes), region.device_id)
+                rows = _rows(region)
                 known = _Registered(next(self._region_ids), rows, region.unit_bytes, region.kind)
-                self._regions[key] = known
                 self._enroll(known)
+                self._regions[key] = known
             if not known.published:
                 self._publish(known)
 
     def _enroll(self, known: _Registered) -> None:
-        """Tell the engine; what it refuses is moved over the lanes."""
+        """Tell the engine; host memory that it refuses is moved over the lanes."""
         if self.agent.closed:
             return
         try:
             self.agent.register(known.rows, known.kind)
         except NixlError as error:
+            if known.kind == "VRAM":
+                raise Unavailable(f"NIXL does not take the GPU's memory: {error}") from error
             logger.warning(
                 "NIXL cannot register %d ranges, they are moved over lanes: %s",
                 len(known.rows),
@@ -227,7 +235,10 @@ class NixlBackend(Backend):
                 if ((starts < address + size) & (starts + sizes > address)).any():
                     self._unpublish(known)
                     self._dismiss(known)
-                    self._enroll(known)
+                    try:
+                        self._enroll(known)
+                    except Unavailable as error:  # transfers will say so, too
+                        logger.warning("after a remap %s", error)
                     self._publish(known)
 
     def landing_units(self, unit_bytes: int) -> PreparedList:
@@ -301,6 +312,16 @@ class NixlBackend(Backend):
         return _Grant(landing, reader)
 
     def connect(self, peer: PeerEndpoint, lanes: LinkLanes) -> NixlChannel:
+        there = self._metadata(peer)
+        if self._rdma_only and not self.in_hardware(there):
+            raise Unavailable("not both hosts have an RDMA device, and lanes are faster without")
+        return self._open(peer, there, lanes, must_work=self._rdma_only)
+
+    def connect_device(self, peer: PeerEndpoint, lanes: LinkLanes) -> NixlChannel:
+        return self._open(peer, self._metadata(peer), lanes, must_work=True)
+
+    def _metadata(self, peer: PeerEndpoint) -> NixlMetadata:
+        """Read what the peer's backend told."""
         metadata = peer.metadata.get(self.name)
         if metadata is None:
             raise Unavailable("the peer does not offer it")
@@ -310,10 +331,13 @@ class NixlBackend(Backend):
             raise Unavailable(f"the peer's description cannot be read ({error})") from error
         if there.engine != self.engine:
             raise Unavailable(f"the engine is {self.engine} here and {there.engine} at the peer")
-        if self._rdma_only and not self.in_hardware(there):
-            raise Unavailable("not both hosts have an RDMA device, and lanes are faster without")
+        return there
+
+    def _open(
+        self, peer: PeerEndpoint, there: NixlMetadata, lanes: LinkLanes, *, must_work: bool
+    ) -> NixlChannel:
         why_not = self._why_not(there)
-        if why_not and self._rdma_only:
+        if why_not and must_work:
             raise Unavailable(why_not)
         if not why_not:
             self._load(there)
@@ -322,7 +346,7 @@ class NixlBackend(Backend):
             if grant is not None:
                 self._grants[lanes.link_id] = grant
         if grant is not None:
-            lanes.attach_host(grant.reader)
+            lanes.attach_landing(grant.reader)
         return NixlChannel(self, peer, there, lanes, why_not)
 
     def _why_not(self, there: NixlMetadata) -> str:

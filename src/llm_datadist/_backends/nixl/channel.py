@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llm_datadist._backends.base import Channel, Finished
@@ -44,6 +45,7 @@ class NixlChannel(Channel):
     """
 
     name = "nixl"
+    reaches_devices = True
 
     def __init__(
         self,
@@ -70,8 +72,10 @@ class NixlChannel(Channel):
 
     def run(self, transfer: Transfer) -> Outcome:
         total_bytes = int(transfer.length.sum())
-        if self._why_not or total_bytes <= self.backend.small_bytes:
+        if total_bytes == 0:  # only asks whether the cache is there
             return self._over_lanes(transfer)
+        if self._why_not or (total_bytes <= self.backend.small_bytes and not transfer.on_device):
+            return self._detour(transfer)
         with self._changed:
             if self._closed.is_set():
                 return Outcome(Code.CANCELLED)
@@ -85,12 +89,26 @@ class NixlChannel(Channel):
         if isinstance(outcome, Outcome):
             self.moved += outcome.code == Code.OK
             return outcome
-        self.over_lanes += 1
+        self.over_lanes += not transfer.on_device
         self._last_detour = outcome
-        return self._over_lanes(transfer)
+        return self._detour(transfer)
 
     def post(self, transfer: Transfer) -> Handle:
         return Finished(self.run(transfer))
+
+    @property
+    def trouble(self) -> str:
+        return self._last_detour
+
+    def _detour(self, transfer: Transfer) -> Outcome:
+        """Go over the lanes; an accelerator's memory they cannot reach, but say if it is gone."""
+        if not transfer.on_device:
+            return self._over_lanes(transfer)
+        none = transfer.length[:0]
+        asked = self.lanes.read(
+            replace(transfer, write=False, local=none, remote=none, length=none)
+        )
+        return Outcome(Code.NO_PATH) if asked.code == Code.OK else asked
 
     def _over_lanes(self, transfer: Transfer) -> Outcome:
         return self.lanes.write(transfer) if transfer.write else self.lanes.read(transfer)

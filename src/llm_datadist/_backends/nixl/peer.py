@@ -93,6 +93,12 @@ class PeerMemory:
         with self._lock:
             return self._regions.locate(transfer.remote, transfer.length) is not False
 
+    def is_device(self, transfer: Transfer) -> bool:
+        """Whether what a read names is memory of an accelerator, as far as is known."""
+        with self._lock:
+            found = self._regions.locate(transfer.remote[:1], transfer.length[:1])
+        return isinstance(found, Added) and found.kind == "VRAM"
+
     def start(self, chunk: Chunk, slot: int) -> Running | None:
         """Begin to read a chunk into a slot; None when the peer has withdrawn its memory.
 
@@ -125,6 +131,9 @@ class PeerMemory:
     def _start_prepared(self, region: Added, chunk: Chunk, slot: int) -> Running | None:
         unit = region.unit_bytes
         if len(chunk.length) < 2 or not _MIN_UNIT_BYTES <= unit <= SLOT_BYTES:
+            return None
+        if region.kind == "VRAM":
+            # Of what is named by index the engine makes neighbours one, also across allocations.
             return None
         if int(words(region.sizes).sum()) // unit > _MAX_PREPARED:
             return None

@@ -53,19 +53,29 @@ class Pull:
         moved = self._move(transfer)
         if isinstance(moved, str) or moved.code != Code.OK:
             return moved
-        after = self._check(transfer, transfer.remote[:1], np.zeros(1, np.int64))
+        after = self._check(transfer, *self._one_byte(transfer))
         return after._replace(moved_bytes=moved.moved_bytes)
 
     def _probe(self, transfer: Transfer) -> Outcome:
         """Have the peer's threads see whether it may be read, and can be.
 
-        Engines without RDMA hardware read the memory with the peer's own processor: a page that
+        Engines without RDMA hardware read host memory with the peer's own processor: a page that
         cannot be read would end its process.
         """
-        if self._channel.backend.in_hardware(self._channel.there):
-            return self._check(transfer, transfer.remote[:1], np.zeros(1, np.int64))
+        on_device = self._channel.memory.is_device(transfer)
+        if on_device or self._channel.backend.in_hardware(self._channel.there):
+            return self._check(transfer, *self._one_byte(transfer))
         places, origin = page_probes(transfer.remote, transfer.length, mmap.PAGESIZE)
         return self._check(transfer, places, origin)
+
+    def _one_byte(
+        self, transfer: Transfer
+    ) -> tuple[
+        np.ndarray[tuple[int], np.dtype[np.uint64]], np.ndarray[tuple[int], np.dtype[np.int64]]
+    ]:
+        """What a check has to read: a byte, or nothing where own threads cannot."""
+        count = 0 if self._channel.memory.is_device(transfer) else 1
+        return transfer.remote[:count], np.zeros(count, np.int64)
 
     def _check(
         self,

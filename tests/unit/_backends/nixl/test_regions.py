@@ -20,8 +20,8 @@ from llm_datadist.testing.in_memory_node import InMemoryNode
 
 
 class Node(InMemoryNode):
-    def open_entry(self, addresses, sizes, accessible):
-        return super().open_entry(np.array(addresses), np.array(sizes), accessible)
+    def open_entry(self, addresses, sizes, accessible, device=None):
+        return super().open_entry(np.array(addresses), np.array(sizes), accessible, device)
 
 
 def u64(*values):

@@ -134,11 +134,12 @@ class LocalLink(Initiator):
             self.server.serve(far.detach(), 7)
             self.lanes.add(near.detach())
 
-    def open_entry(self, array, *, accessible=True):
+    def open_entry(self, array, *, accessible=True, device=-1):
         return self.target.open_entry(
             np.array([array.ctypes.data], np.uint64),
             np.array([array.nbytes], np.uint64),
             accessible,
+            device,
         )
 
     def attach_host(self):

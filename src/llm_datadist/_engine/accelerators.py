@@ -1,0 +1,96 @@
+"""What the options say of accelerators, held against what there is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llm_datadist._devices import cuda
+from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._types import Placement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from llm_datadist._backends.base import Backend
+    from llm_datadist._options import Config
+
+__all__ = ["check_cuda", "check_reaches_devices", "device_memory", "reaches_devices"]
+
+_NOT_ENABLED = LLMStatusCode.LLM_FEATURE_NOT_ENABLED
+_INVALID = LLMStatusCode.LLM_PARAM_INVALID
+
+
+def check_cuda(config: Config) -> None:
+    """With llm.Device "cuda": is there a GPU, and is nothing asked for that needs more than that?
+
+    Raises:
+        LLMException: LLM_FEATURE_NOT_ENABLED.
+    """
+    if config.device_pool is not None:
+        raise fail(
+            _NOT_ENABLED,
+            "init",
+            "mem_pool_cfg asks for a pool of a GPU's memory, which is not supported yet",
+            "register memory of your own, or use host_mem_pool_cfg",
+        )
+    try:
+        cuda.load_driver()
+    except cuda.DriverUnavailable as error:
+        raise fail(
+            _NOT_ENABLED,
+            "init",
+            f'option llm.Device is "cuda", but {error}',
+            'set it to "auto" or "cpu": Placement.DEVICE is host memory then',
+        ) from error
+
+
+def check_reaches_devices(backends: Iterable[Backend], missing: Mapping[str, str]) -> None:
+    """With llm.Device "cuda": does a backend move a GPU's memory?
+
+    Raises:
+        LLMException: LLM_FEATURE_NOT_ENABLED.
+    """
+    if not any(map(reaches_devices, backends)):
+        why = missing.get("nixl", 'transfer_backend is not "nixl" or "auto"')
+        raise fail(
+            _NOT_ENABLED,
+            "init",
+            f'option llm.Device is "cuda", but only NIXL moves a GPU\'s memory: {why}',
+            'mend that, or set llm.Device to "cpu"',
+        )
+
+
+def reaches_devices(backend: Backend) -> bool:
+    """Whether a backend moves memory of accelerators."""
+    return "device" in backend.capabilities.placements
+
+
+def device_memory(
+    config: Config, operation: str, addrs: Sequence[int], placement: Placement
+) -> int | None:
+    """Return the GPU that addresses of the caller are of, None for host memory.
+
+    Raises:
+        LLMException: LLM_PARAM_INVALID: several memories, or a GPU's with Placement.HOST;
+            LLM_FEATURE_NOT_ENABLED: a GPU's, whose driver fails.
+    """
+    if config.device == "cpu":
+        return None
+    try:
+        device = cuda.device_of(addrs)
+    except ValueError as error:
+        raise fail(
+            _INVALID, operation, f"addrs: {error}", "register one cache for each memory"
+        ) from error
+    except cuda.DriverUnavailable as error:
+        raise fail(
+            _NOT_ENABLED, operation, f"addrs are a GPU's, but {error}", "see to the GPU's driver"
+        ) from error
+    if device is not None and placement is Placement.HOST:
+        raise fail(
+            _INVALID,
+            operation,
+            f"the placement is HOST, and the addresses are of GPU {device}",
+            "use Placement.DEVICE",
+        )
+    return device

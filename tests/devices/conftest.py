@@ -1,0 +1,57 @@
+"""Tests of a GPU's memory. Where there is no GPU they are skipped; `test_stand_in.py` runs them
+in a process whose driver is one that stands in for it.
+"""
+
+import pytest
+from gpu import STAND_IN, Gpu, load
+from instances import finalize, linked_sides
+
+from llm_datadist._backends.nixl.agent import Agent
+
+
+@pytest.fixture(scope="session")
+def driver():
+    found = load()
+    if found is None:
+        pytest.skip("no GPU")
+    return found
+
+
+@pytest.fixture
+def engine_accepts(monkeypatch):
+    """Let the engine take a GPU's memory that stands in for one: to it this is host memory."""
+    if STAND_IN:
+        make_agent = Agent.__init__
+
+        def init(self, wheel, *arguments):
+            make_agent(self, wheel, *arguments)
+            self._kinds["VRAM"] = wheel.bindings.DRAM_SEG
+
+        monkeypatch.setattr(Agent, "__init__", init)
+
+
+@pytest.fixture
+def gpu(driver, engine_accepts):
+    one = Gpu(driver)
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def stand_in(driver):
+    if not STAND_IN:
+        pytest.skip("only the driver that stands in can do that")
+    return driver
+
+
+@pytest.fixture
+def make(gpu):  # the memory goes after the instances
+    """Make linked sides; they end with the test."""
+    made = []
+
+    def make_sides(backend="nixl", count=2, **options):
+        made.extend(linked_sides(backend, count, **options))
+        return made
+
+    yield make_sides
+    finalize(*made)

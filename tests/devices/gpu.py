@@ -1,0 +1,75 @@
+"""A GPU's memory for tests, through the driver: the machine's own, or one that stands in for it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+import numpy as np
+
+STAND_IN = os.environ.get("LLM_DATADIST_STAND_IN_DRIVER", "")
+"""Path of the library that stands in for the driver; empty: the driver itself."""
+
+
+def load():
+    """Load the driver; None where there is none."""
+    try:
+        driver = ctypes.CDLL(STAND_IN or "libcuda.so.1", mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        return None
+    count = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return None
+    return driver if count.value else None
+
+
+class Gpu:
+    """One GPU. What is allocated is freed by `close`."""
+
+    def __init__(self, driver, ordinal=0):
+        self._driver = driver
+        self._context = ctypes.c_void_p()
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), ordinal)
+        self._allocated = []
+
+    def allocate(self, size):
+        """Return the address of zeroed memory."""
+        address = ctypes.c_uint64()
+        self._call("cuCtxSetCurrent", self._context)
+        self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
+        self._allocated.append(address.value)
+        self.write(address.value, np.zeros(size, np.uint8))
+        return address.value
+
+    def write(self, address, data):
+        data = np.ascontiguousarray(data)
+        self._call("cuCtxSetCurrent", self._context)
+        self._call("cuMemcpyHtoD_v2", *_copy(ctypes.c_uint64(address), _at(data), data.nbytes))
+
+    def read(self, address, shape):
+        data = np.empty(shape, np.uint64)
+        self._call("cuCtxSetCurrent", self._context)
+        self._call("cuMemcpyDtoH_v2", *_copy(_at(data), ctypes.c_uint64(address), data.nbytes))
+        return data
+
+    def close(self):
+        self._call("cuCtxSetCurrent", self._context)
+        for address in self._allocated:
+            self._call("cuMemFree_v2", ctypes.c_uint64(address))
+        self._allocated.clear()
+
+    def _call(self, name, *arguments):
+        status = getattr(self._driver, name)(*arguments)
+        assert status == 0, f"{name}: {status}"
+
+
+def _at(data):
+    return ctypes.c_void_p(data.ctypes.data)
+
+
+def _copy(to, source, size):
+    return to, source, ctypes.c_size_t(size)
+
+
+HERE = Path(__file__).parent

@@ -1,0 +1,257 @@
+"""Caches in a GPU's memory: found out by their addresses, moved by NIXL and the GPU's driver."""
+
+import ctypes
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from gpu import HERE, STAND_IN
+from instances import Held, failing, pattern, zeros
+from nixl_backends import NEEDS_NIXL
+
+from llm_datadist import CacheDesc, DataType, Placement
+from llm_datadist._plan import Plan
+
+pytestmark = [NEEDS_NIXL, pytest.mark.gpu]
+
+TENSORS, UNITS, WORDS = 2, 64, 8192  # 8 MiB: more than a slot holds with what comes before it
+SHAPE = (TENSORS, UNITS, WORDS)
+ORDER = [int(at) for at in np.random.default_rng(1).permutation(UNITS)]
+EVERY = list(range(UNITS))
+
+
+class OnGpu:
+    """A blocks cache in a GPU's memory."""
+
+    def __init__(self, side, gpu, seed=0, key=None, placement=Placement.DEVICE):
+        self._gpu = gpu
+        size = UNITS * WORDS * 8
+        self.addresses = [gpu.allocate(size) for _ in range(TENSORS)]
+        self.data = pattern(SHAPE, seed) if seed else zeros(*SHAPE)
+        desc = CacheDesc(TENSORS, [UNITS, WORDS], DataType.DT_UINT64, placement)
+        name = None if key is None else side.blocks_key(key)
+        self.cache = side.manager.register_blocks_cache(desc, self.addresses, name)
+        side.held.append(Held(side, self.cache, None))
+
+    @property
+    def data(self):
+        return np.stack([self._gpu.read(each, (UNITS, WORDS)) for each in self.addresses])
+
+    @data.setter
+    def data(self, words):
+        for address, tensor in zip(self.addresses, words, strict=True):
+            self._gpu.write(address, tensor)
+
+
+def cache_on(where, side, gpu, seed=0, key=None):
+    if where == "gpu":
+        return OnGpu(side, gpu, seed, key)
+    return side.blocks(seed, key, tensors=TENSORS, units=UNITS, words=WORDS)
+
+
+WHERE = [("gpu", "gpu"), ("gpu", "host"), ("host", "gpu")]
+
+
+@pytest.mark.parametrize(("theirs", "mine"), WHERE)
+def test_pull(make, gpu, theirs, mine):
+    owner, user = make()
+    source = cache_on(theirs, owner, gpu, seed=3, key=0)
+    target = cache_on(mine, user, gpu)
+    user.manager.pull_blocks(owner.blocks_key(), target.cache, EVERY, ORDER)
+    assert (target.data[:, ORDER] == source.data).all()
+    facts = user.instance.describe_link(1)["channel"]
+    assert (facts["transfers"], facts["over_lanes"]) == (1, 0)
+
+
+@pytest.mark.parametrize(("mine", "theirs"), WHERE)
+def test_push(make, gpu, mine, theirs):
+    owner, user = make()
+    target = cache_on(theirs, owner, gpu, key=0)
+    source = cache_on(mine, user, gpu, seed=4)
+    user.manager.push_blocks(owner.blocks_key(), source.cache, ORDER, EVERY)
+    assert (target.data == source.data[:, ORDER]).all()
+
+
+def test_neighbours_in_two_allocations_are_not_moved_as_one(make, gpu):
+    """A plan makes them one; no copy of a GPU goes beyond an allocation."""
+    owner, user = make()
+    source, target = OnGpu(owner, gpu, seed=3, key=0), OnGpu(user, gpu)
+    user.manager.pull_blocks(owner.blocks_key(), target.cache, EVERY, EVERY)
+    assert (target.data == source.data).all()
+    target.data = pattern(SHAPE, 4)
+    user.manager.push_blocks(owner.blocks_key(), target.cache, EVERY, EVERY)
+    assert (source.data == pattern(SHAPE, 4)).all()
+    third = OnGpu(user, gpu)
+    user.manager.swap_blocks(target.cache, third.cache, dict(zip(EVERY, EVERY, strict=True)))
+    assert (third.data == target.data).all()
+
+
+def test_one_block_goes_the_same_way(make, gpu):
+    """Small transfers of host memory take the lanes, which cannot reach a GPU."""
+    owner, user = make()
+    source, target = OnGpu(owner, gpu, seed=5, key=0), OnGpu(user, gpu)
+    user.manager.pull_blocks(owner.blocks_key(), target.cache, [7], [9])
+    expected = zeros(*SHAPE)
+    expected[:, 9] = source.data[:, 7]
+    assert (target.data == expected).all()
+    user.manager.push_blocks(owner.blocks_key(), target.cache, [9], [8])
+    assert (source.data[:, 8] == expected[:, 9]).all()
+
+
+def test_the_engine_is_told_what_memory_it_is(make, gpu):
+    owner, _ = make()
+    OnGpu(owner, gpu, key=0)
+    owner.blocks(key=1)
+    (backend,) = owner.instance._engine.backends
+    kinds = {known.kind: int(known.rows[0, 2]) for known in backend._regions.values()}
+    assert kinds == {"VRAM": 0, "DRAM": 0}
+
+
+def test_an_unregistered_cache_is_gone(make, gpu):
+    owner, user = make()
+    source, target = OnGpu(owner, gpu, seed=6, key=0), OnGpu(user, gpu)
+    user.manager.pull_blocks(owner.blocks_key(), target.cache, EVERY, EVERY)
+    owner.manager.unregister_cache(source.cache.cache_id)
+    with failing("LLM_KV_CACHE_NOT_EXIST", "pull_blocks", peer=1):
+        user.manager.pull_blocks(owner.blocks_key(), target.cache, EVERY, ORDER)
+    assert (target.data == pattern(SHAPE, 6)).all()
+
+
+def test_beside_the_path_of_host_memory(make, gpu):
+    """Each kind of memory has its own path over one link."""
+    owner, user = make("auto", device="cuda")
+    for model_id, where in enumerate(("host", "gpu")):
+        key = owner.blocks_key(model_id)
+        source = cache_on(where, owner, gpu, seed=7, key=model_id)
+        target = cache_on(where, user, gpu)
+        user.manager.pull_blocks(key, target.cache, EVERY, ORDER)
+        assert (target.data[:, ORDER] == source.data).all()
+        other = cache_on(where, user, gpu, seed=8)
+        user.manager.push_blocks(key, other.cache, EVERY, ORDER)
+        assert (source.data[:, ORDER] == pattern(SHAPE, 8)).all()
+    assert user.instance.describe_link(1)["backend"] == {"host": "host", "device": "nixl"}
+
+
+def test_copies_within_an_instance(make, gpu):
+    (side,) = make(count=1)
+    there, here = OnGpu(side, gpu, seed=9), side.blocks(tensors=TENSORS, units=UNITS, words=WORDS)
+    pairs = dict(zip(EVERY, ORDER, strict=True))
+    side.manager.swap_blocks(there.cache, here.cache, pairs)
+    assert (here.data[:, ORDER] == there.data).all()
+    side.manager.copy_blocks(there.cache, {0: [1, 2]})
+    assert (there.data[:, 1] == pattern(SHAPE, 9)[:, 0]).all()
+    assert (there.data[:, 2] == there.data[:, 1]).all()
+
+
+def test_numpy_cannot_address_it(make, gpu):
+    (side,) = make(count=1)
+    with failing("LLM_PARAM_INVALID", "tensor", "device memory"):
+        OnGpu(side, gpu).cache.tensor(0)
+
+
+def test_one_cache_is_in_one_memory(make, gpu):
+    (side,) = make(count=1)
+    host = np.zeros(UNITS * WORDS, np.uint64)
+    desc = CacheDesc(2, [UNITS, WORDS], DataType.DT_UINT64, Placement.DEVICE)
+    addresses = [gpu.allocate(host.nbytes), host.ctypes.data]
+    with failing("LLM_PARAM_INVALID", "register_blocks_cache", "host memory", "GPU 0"):
+        side.manager.register_blocks_cache(desc, addresses)
+
+
+def test_the_placement_has_to_be_device(make, gpu):
+    (side,) = make(count=1)
+    with failing("LLM_PARAM_INVALID", "register_blocks_cache", "HOST", "GPU 0"):
+        OnGpu(side, gpu, placement=Placement.HOST)
+
+
+@pytest.mark.parametrize("backend", ["auto", "host", "tcp"])
+def test_an_instance_that_cannot_move_it_says_so(make, gpu, backend):
+    (side,) = make(backend, 1)
+    with failing("LLM_FEATURE_NOT_ENABLED", "register_blocks_cache", "GPU 0", "nixl"):
+        OnGpu(side, gpu)
+
+
+@pytest.mark.parametrize("backend", ["host", "tcp"])
+def test_an_instance_that_is_to_move_it_and_cannot_does_not_start(make, gpu, backend):
+    with failing("LLM_FEATURE_NOT_ENABLED", "init", "llm.Device", "NIXL"):
+        make(backend, 1, device="cuda")
+
+
+def test_there_are_no_pools_of_it(make, gpu):
+    with failing("LLM_FEATURE_NOT_ENABLED", "init", "mem_pool_cfg"):
+        make("nixl", 1, device="cuda", pool=1 << 20)
+
+
+def test_with_device_cpu_nobody_asks_the_driver(make, gpu):
+    (side,) = make("tcp", 1, device="cpu")
+    assert side.blocks().cache.tensor(0) is not None
+
+
+@pytest.mark.expects_log("NIXL is shut down")
+def test_without_the_engine_nothing_moves(make, gpu):
+    owner, user = make()
+    source, target = OnGpu(owner, gpu, seed=3, key=0), OnGpu(user, gpu)
+    (backend,) = user.instance._engine.backends
+    backend.fence("a test")
+    for call in (user.manager.pull_blocks, user.manager.push_blocks):
+        with failing("LLM_FAILED", call.__name__, "memory of an accelerator", peer=1):
+            call(owner.blocks_key(), target.cache, EVERY, EVERY)
+    assert (source.data == pattern(SHAPE, 3)).all()
+    assert not target.data.any()
+
+
+def test_bare_addresses_of_it_are_refused_over_lanes(make, gpu):
+    """The initiator knows no cache there, so that it takes the path of host memory."""
+    owner, user = make("auto", device="cuda")
+    target, source = OnGpu(owner, gpu, seed=3), user.blocks(seed=1)
+    engine = user.instance._engine
+    local = engine.registry.find("test", source.cache)
+    data = engine.links.get(1, "test").data
+    addresses = np.array([target.addresses[0]], np.uint64)
+    plan = Plan(local.layout.addrs[:1].copy(), addresses, np.array([4096], np.uint64), 4096)
+    with failing("LLM_PARAM_INVALID", "push", "refused", peer=1):
+        engine.transfers.push_raw("push", 1, local, plan)
+    assert data.failures == 1
+    assert (target.data == pattern(SHAPE, 3)).all()
+
+
+def test_checksums_are_not_supported(make, gpu):
+    owner, user = make(checksum="crc32c")
+    OnGpu(owner, gpu, key=0)
+    with failing("LLM_FEATURE_NOT_ENABLED", "pull_blocks", "checksums", peer=1):
+        user.manager.pull_blocks(owner.blocks_key(), OnGpu(user, gpu).cache, EVERY, EVERY)
+
+
+def test_every_byte_is_copied_by_the_driver(make, gpu, stand_in):
+    owner, user = make()
+    OnGpu(owner, gpu, seed=3, key=0)
+    target = OnGpu(user, gpu)
+    stand_in.stand_in_copied_bytes.restype = ctypes.c_uint64
+    before = stand_in.stand_in_copied_bytes()
+    user.manager.pull_blocks(owner.blocks_key(), target.cache, EVERY, ORDER)
+    assert stand_in.stand_in_copied_bytes() == before + TENSORS * UNITS * WORDS * 8
+
+
+def test_a_driver_that_fails(make, gpu, stand_in):
+    owner, user = make()
+    OnGpu(owner, gpu, seed=3, key=0)
+    target = OnGpu(user, gpu)
+    stand_in.stand_in_fail(1)
+    try:
+        with failing("LLM_FAILED", "pull_blocks", "SYSTEM", peer=1):
+            user.manager.pull_blocks(owner.blocks_key(), target.cache, EVERY, ORDER)
+    finally:
+        stand_in.stand_in_fail(0)
+    user.manager.pull_blocks(owner.blocks_key(), target.cache, EVERY, ORDER)
+    assert (target.data[:, ORDER] == pattern(SHAPE, 3)).all()
+
+
+def test_between_processes(gpu):
+    """The example of two processes, whose caches are in a GPU's memory."""
+    if STAND_IN:
+        pytest.skip("what stands in for a GPU is a memory of its process")
+    command = [sys.executable, str(HERE / "two_processes.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "right bytes" in done.stdout
