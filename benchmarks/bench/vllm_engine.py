@@ -59,7 +59,7 @@ class Clock:
         allocated, load, finished = (
             scheduling.update_state_after_alloc,
             worker.start_load_kv,
-            worker.get_finished,
+            worker.get_transfer_results,
         )
 
         def note_allocated(request: Any, blocks: Any, num_external_tokens: int) -> None:
@@ -73,14 +73,14 @@ class Clock:
                 self.ended.setdefault(request_id, time.perf_counter())
 
         def note_finished(*args: Any, **kwargs: Any) -> Any:
-            result = finished(*args, **kwargs)
-            for request_id in result[1] or ():
+            results = finished(*args, **kwargs)
+            for request_id in results.finished_recving:
                 self.ended[request_id] = time.perf_counter()
-            return result
+            return results
 
         scheduling.update_state_after_alloc = note_allocated
         worker.start_load_kv = note_load
-        worker.get_finished = note_finished
+        worker.get_transfer_results = note_finished
 
     def milliseconds(self) -> float | None:
         """From room to bytes for the request that has run; None when nothing was loaded."""
