@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import time
+
+from llm_datadist.testing import FaultPolicy, FaultRule, inject_faults
 
 BLOCK = 32
 MODULE = "llm_datadist.integrations.vllm"
@@ -113,6 +116,7 @@ class _Engine:
         self.is_inproc = hasattr(engine.engine_core, "engine_core")
         self.done = {}
         self.began = {}
+        self._faults = contextlib.ExitStack()
 
     @property
     def scheduler(self):
@@ -182,6 +186,20 @@ class _Engine:
     def abort(self, request_ids):
         self.engine.abort_request(request_ids)
         return True
+
+    def corrupt(self, pulls):
+        """Have one byte of each of these pulls, counted from 1, arrive as another one."""
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+        instance = get_kv_transfer_group()._worker._instance.instance
+        policy = FaultPolicy([FaultRule("corrupt", nth=nth, write=False) for nth in pulls], seed=3)
+        self._policy = self._faults.enter_context(inject_faults(instance, policy))
+        return True
+
+    def mend(self):
+        """End that; how many pulls were spoilt."""
+        self._faults.close()
+        return len(self._policy.decisions)
 
     def reset_prefix_cache(self):
         return self.engine.reset_prefix_cache()

@@ -38,6 +38,22 @@ def test_sliding_windows_with_several_groups(tmp_path):
         assert [outputs[name]["cached"] for name in prompts] == [39, 199, 332, 699]
 
 
+def test_corrupted_blocks_are_noticed_and_computed(model):
+    """One byte of some transfers arrives as another one: with checksums no token shows it."""
+    prompts = {f"c{i}": prompt(80 + i, 400) for i in range(6)}
+    with pair_of(model, checksum="crc32c", concurrent_loads=1) as pair:
+        expected = pair.monolithic(prompts)
+        offers = pair.offers(prompts)
+        pair.decode.ask("corrupt", [1, 3, 4])
+        outputs = pair.decoded(prompts, offers)
+        assert pair.decode.ask("mend") == 3
+        assert tokens_of(outputs) == expected
+        fetched = [output["cached"] for output in outputs.values()]
+        assert 0 < sum(cached == 399 for cached in fetched) < 6, fetched
+        again = pair.decoded(prompts, pair.offers(prompts, "again-"), tag="again-")
+        assert tokens_of(again) == expected
+
+
 @pytest.mark.parametrize("what", ["block size"])
 def test_engines_that_do_not_fit_compute(model, what):
     with pair_of(model, prefill={"block_size": 64}) as pair:
