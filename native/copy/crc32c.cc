@@ -3,6 +3,8 @@
 #include <array>
 #include <cstring>
 
+#include "copy/crc32c_fold.h"
+
 #if defined(__x86_64__)
 #include <nmmintrin.h>
 #define LDD_CRC_TARGET __attribute__((target("sse4.2")))
@@ -112,12 +114,16 @@ LDD_CRC_TARGET std::uint64_t by_threes(std::uint64_t state, const std::byte*& at
   return state;
 }
 
-LDD_CRC_TARGET std::uint32_t by_instruction(std::uint32_t before, std::span<const std::byte> data) {
+LDD_CRC_TARGET std::uint32_t by_instruction(std::uint32_t before, std::span<const std::byte> data,
+                                            bool folds) {
   static const ZeroBytes long_zeroes(kLongStretch);
   static const ZeroBytes short_zeroes(kShortStretch);
   const std::byte* at = data.data();
   const std::byte* const end = at + data.size();
   std::uint64_t state = before;
+  if (folds && data.size() >= kLeastFold) {
+    state = crc32c_fold(before, at, end);
+  }
   state = by_threes(state, at, end, kLongStretch, long_zeroes);
   state = by_threes(state, at, end, kShortStretch, short_zeroes);
   for (; static_cast<std::size_t>(end - at) >= sizeof state; at += sizeof state) {
@@ -156,7 +162,16 @@ std::uint32_t crc32c_by_table(std::span<const std::byte> data, std::uint32_t bef
 std::uint32_t crc32c(std::span<const std::byte> data, std::uint32_t before) {
 #ifdef LDD_CRC_TARGET
   if (crc32c_is_fast()) {
-    return ~by_instruction(~before, data);
+    return ~by_instruction(~before, data, crc32c_can_fold());
+  }
+#endif
+  return crc32c_by_table(data, before);
+}
+
+std::uint32_t crc32c_by_instruction(std::span<const std::byte> data, std::uint32_t before) {
+#ifdef LDD_CRC_TARGET
+  if (crc32c_is_fast()) {
+    return ~by_instruction(~before, data, false);
   }
 #endif
   return crc32c_by_table(data, before);

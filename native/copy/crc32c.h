@@ -1,4 +1,4 @@
-// CRC-32C (Castagnoli), by the processor's instruction where it has one.
+// CRC-32C (Castagnoli), in the fastest way that the processor has.
 #pragma once
 
 #include <cstddef>
@@ -10,11 +10,15 @@ namespace ldd {
 // The checksum of `data` that follows what `before` is the checksum of.
 [[nodiscard]] std::uint32_t crc32c(std::span<const std::byte> data, std::uint32_t before = 0);
 
+// The same by the processor's instruction for it, or else by table.
+[[nodiscard]] std::uint32_t crc32c_by_instruction(std::span<const std::byte> data,
+                                                  std::uint32_t before = 0);
+
 // The same by table, on any processor.
 [[nodiscard]] std::uint32_t crc32c_by_table(std::span<const std::byte> data,
                                             std::uint32_t before = 0);
 
-// Whether crc32c uses an instruction.
+// Whether there is such an instruction.
 [[nodiscard]] bool crc32c_is_fast();
 
 }  // namespace ldd

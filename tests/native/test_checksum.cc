@@ -32,6 +32,7 @@ void check_published_values() {
   std::array<std::byte, 32> block{};
   const auto check = [](std::span<const std::byte> data, std::uint32_t sum) {
     CHECK(ldd::crc32c(data) == sum);
+    CHECK(ldd::crc32c_by_instruction(data) == sum);
     CHECK(ldd::crc32c_by_table(data) == sum);
   };
   check({}, 0);
@@ -66,11 +67,14 @@ std::vector<std::byte> noise(std::size_t size) {
 void check_lengths_and_cuts() {
   const std::vector<std::byte> data = noise(40'000);
   const std::span<const std::byte> all(data);
-  for (const std::size_t around : {0, 8, 256, 768, 1536, 4096, 12288, 24576, 13056, 39000}) {
+  for (const std::size_t around :
+       {0, 8, 256, 320, 512, 576, 768, 1536, 4096, 12288, 24576, 13056, 39000}) {
     for (std::size_t length = around < 9 ? 0 : around - 9; length < around + 9; ++length) {
       for (const std::size_t begin : {0, 1, 7}) {
         const auto part = all.subspan(begin, length);
-        CHECK(ldd::crc32c(part) == ldd::crc32c_by_table(part));
+        const std::uint32_t sum = ldd::crc32c_by_table(part);
+        CHECK(ldd::crc32c(part) == sum);
+        CHECK(ldd::crc32c_by_instruction(part) == sum);
       }
     }
   }

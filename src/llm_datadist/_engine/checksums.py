@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     Destination: TypeAlias = tuple[int, LocalCache | RemoteCache | None]
 
 SEGMENT_BYTES = 4 << 20
-WINDOW_BYTES = 64 << 20
-"""Of a question that is asked before its bytes are read."""
+WINDOW_BYTES = 8 << 20
+"""Of a question that is asked before its bytes are read: both sides read them while the processors'
+shared cache has them."""
 
 FEATURE = "crc32c"
 """In the endpoint of an instance that answers questions for checksums."""

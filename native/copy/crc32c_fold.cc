@@ -1,0 +1,110 @@
+#include "copy/crc32c_fold.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define LDD_FOLD_TARGET __attribute__((target("avx512f,avx512vl,vpclmulqdq,pclmul,sse4.2")))
+#endif
+
+namespace ldd {
+
+#ifdef LDD_FOLD_TARGET
+
+namespace {
+
+constexpr std::uint32_t kPolynomial = 0x82F63B78;  // bit 31 stands for x^0
+
+// A message is a polynomial whose first bit is the highest power; words are read such that bit 0
+// comes first. What counts is its remainder, so that 128 bits in front may be replaced by anything
+// that has the same remainder D bits further on: by their two halves times x^(D + 64) and x^D. The
+// product of two words comes out one place too low, hence one power less.
+constexpr std::uint64_t power(std::size_t n) {
+  std::uint32_t state = 0x80000000;
+  for (std::size_t i = 0; i < n; ++i) {
+    state = (state >> 1) ^ ((state & 1) != 0 ? kPolynomial : 0);
+  }
+  return std::uint64_t{state} << 32;
+}
+
+struct Step {
+  std::uint64_t first;
+  std::uint64_t second;
+};
+
+constexpr Step step_of(std::size_t bits) { return {power(bits + 63), power(bits - 1)}; }
+
+constexpr Step k2048 = step_of(2048);
+constexpr Step k512 = step_of(512);
+constexpr Step k384 = step_of(384);
+constexpr Step k256 = step_of(256);
+constexpr Step k128 = step_of(128);
+
+LDD_FOLD_TARGET inline __m512i every(const Step& step) {
+  const auto first = static_cast<long long>(step.first);
+  const auto second = static_cast<long long>(step.second);
+  return _mm512_set_epi64(second, first, second, first, second, first, second, first);
+}
+
+LDD_FOLD_TARGET inline __m512i load(const std::byte* at) { return _mm512_loadu_si512(at); }
+
+// `state`, moved on, and what is there.
+LDD_FOLD_TARGET inline __m512i fold(__m512i state, __m512i step, __m512i there) {
+  constexpr int kExclusiveOr = 0x96;
+  return _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(state, step, 0x00),
+                                   _mm512_clmulepi64_epi128(state, step, 0x11), there,
+                                   kExclusiveOr);
+}
+
+}  // namespace
+
+bool crc32c_can_fold() {
+  static const bool can =
+      __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512vl") != 0 &&
+      __builtin_cpu_supports("vpclmulqdq") != 0 && __builtin_cpu_supports("sse4.2") != 0;
+  return can;
+}
+
+LDD_FOLD_TARGET std::uint32_t crc32c_fold(std::uint32_t state, const std::byte*& at,
+                                          const std::byte* end) {
+  const __m512i before = _mm512_zextsi128_si512(_mm_cvtsi32_si128(static_cast<int>(state)));
+  __m512i a = _mm512_xor_si512(load(at), before);
+  __m512i b = load(at + 64);
+  __m512i c = load(at + 128);
+  __m512i d = load(at + 192);
+  const __m512i by_2048 = every(k2048);
+  for (at += 256; end - at >= 256; at += 256) {
+    a = fold(a, by_2048, load(at));
+    b = fold(b, by_2048, load(at + 64));
+    c = fold(c, by_2048, load(at + 128));
+    d = fold(d, by_2048, load(at + 192));
+  }
+  const __m512i by_512 = every(k512);
+  d = fold(fold(fold(a, by_512, b), by_512, c), by_512, d);
+  for (; end - at >= 64; at += 64) {
+    d = fold(d, by_512, load(at));
+  }
+  // The first three of the four lanes move on to where the last one is.
+  const __m512i to_last = _mm512_set_epi64(
+      0, 0, static_cast<long long>(k128.second), static_cast<long long>(k128.first),
+      static_cast<long long>(k256.second), static_cast<long long>(k256.first),
+      static_cast<long long>(k384.second), static_cast<long long>(k384.first));
+  const __m512i moved = fold(d, to_last, _mm512_setzero_si512());
+  __m128i rest = _mm_xor_si128(_mm512_extracti32x4_epi32(d, 3), _mm512_castsi512_si128(moved));
+  rest = _mm_xor_si128(rest, _mm512_extracti32x4_epi32(moved, 1));
+  rest = _mm_xor_si128(rest, _mm512_extracti32x4_epi32(moved, 2));
+  const std::uint64_t half =
+      _mm_crc32_u64(0, static_cast<std::uint64_t>(_mm_extract_epi64(rest, 0)));
+  return static_cast<std::uint32_t>(
+      _mm_crc32_u64(half, static_cast<std::uint64_t>(_mm_extract_epi64(rest, 1))));
+}
+
+#else
+
+bool crc32c_can_fold() { return false; }
+
+std::uint32_t crc32c_fold(std::uint32_t state, const std::byte*&, const std::byte*) {
+  return state;
+}
+
+#endif
+
+}  // namespace ldd
