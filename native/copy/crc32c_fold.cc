@@ -1,5 +1,7 @@
 #include "copy/crc32c_fold.h"
 
+#include <array>
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define LDD_FOLD_TARGET __attribute__((target("avx512f,avx512vl,vpclmulqdq,pclmul,sse4.2")))
@@ -87,14 +89,12 @@ LDD_FOLD_TARGET std::uint32_t crc32c_fold(std::uint32_t state, const std::byte*&
       0, 0, static_cast<long long>(k128.second), static_cast<long long>(k128.first),
       static_cast<long long>(k256.second), static_cast<long long>(k256.first),
       static_cast<long long>(k384.second), static_cast<long long>(k384.first));
-  const __m512i moved = fold(d, to_last, _mm512_setzero_si512());
-  __m128i rest = _mm_xor_si128(_mm512_extracti32x4_epi32(d, 3), _mm512_castsi512_si128(moved));
-  rest = _mm_xor_si128(rest, _mm512_extracti32x4_epi32(moved, 1));
-  rest = _mm_xor_si128(rest, _mm512_extracti32x4_epi32(moved, 2));
-  const std::uint64_t half =
-      _mm_crc32_u64(0, static_cast<std::uint64_t>(_mm_extract_epi64(rest, 0)));
-  return static_cast<std::uint32_t>(
-      _mm_crc32_u64(half, static_cast<std::uint64_t>(_mm_extract_epi64(rest, 1))));
+  alignas(64) std::array<std::uint64_t, 8> last{};
+  alignas(64) std::array<std::uint64_t, 8> moved{};
+  _mm512_store_si512(last.data(), d);
+  _mm512_store_si512(moved.data(), fold(d, to_last, _mm512_setzero_si512()));
+  const std::uint64_t half = _mm_crc32_u64(0, last[6] ^ moved[0] ^ moved[2] ^ moved[4]);
+  return static_cast<std::uint32_t>(_mm_crc32_u64(half, last[7] ^ moved[1] ^ moved[3] ^ moved[5]));
 }
 
 #else

@@ -232,8 +232,8 @@ class Engine:
             there = msgspec.msgpack.decode(endpoint, type=Endpoint)
             known = PeerEndpoint(peer.cluster_id, peer.incarnation, there.link_ref, there.backends)
             selection = select_channel(self.backends, known, lanes)
-            beside, why_not = select_device_channel(self.backends, known, lanes, selection.channel)
             self._check_expected(selection, known, rdma=there.rdma and has_rdma())
+            beside, why_not = select_device_channel(self.backends, known, lanes, selection.channel)
             lanes.serve()  # OSError: this instance was finalised meanwhile, and lanes closed
         except (Unavailable, *DECODE_ERRORS, OSError) as error:
             lanes.close()
