@@ -77,11 +77,13 @@ void IoThread::detach(Served& served) {
   }
 }
 
-void IoThread::expect_more() { awake_until_ns_ = now_ns() + kStayAwakeNs; }
+void IoThread::expect_more() {
+  awake_until_ns_.store(now_ns() + kStayAwakeNs, std::memory_order_relaxed);
+}
 
 int IoThread::wait(std::span<epoll_event> events) const {
   const int most = static_cast<int>(events.size());
-  while (now_ns() < awake_until_ns_) {
+  while (now_ns() < awake_until_ns_.load(std::memory_order_relaxed)) {
     const int count = ::epoll_wait(epoll_.get(), events.data(), most, 0);
     if (count != 0) {
       return count;
