@@ -53,7 +53,7 @@ class IoThread {
   std::vector<std::function<void()>> tasks_;
   std::unordered_map<Served*, std::shared_ptr<Served>> served_;
   std::vector<std::shared_ptr<Served>> detached_;  // until the current events are done
-  std::atomic<std::int64_t> awake_until_ns_{0};  // fuzzers serve lanes on a thread of their own
+  std::atomic<std::int64_t> awake_until_ns_{0};    // fuzzers serve lanes on a thread of their own
 };
 
 class IoThreads {
