@@ -8,7 +8,7 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Final, final
 
 from llm_datadist._control.relay import Relays
-from llm_datadist._errors import LLMStatusCode
+from llm_datadist._errors import LLMException, LLMStatusCode
 from llm_datadist._links.ledger import Ledger
 from llm_datadist._types.checks import INT32_MAX
 
@@ -130,7 +130,10 @@ class Connecting:
             return await self._context.workers.outcome(self._call)
         except Exception as error:
             cluster_id = self._peer.cluster_id
-            logger.warning("link to cluster %d refused here", cluster_id, exc_info=True)
+            unexpected = not isinstance(error, LLMException)  # what is meant to be said has said it
+            logger.warning(
+                "link to cluster %d refused here: %s", cluster_id, str(error), exc_info=unexpected
+            )
             reason = f"cluster {self._context.cluster_id} cannot use the link: {error}"
             raise SetupError(LLMStatusCode.LLM_LINK_FAILED, reason) from error
 

@@ -198,7 +198,7 @@ MUTATIONS = (
             ),
             Edit(
                 "src/llm_datadist/_engine/remap.py",
-                "link.data.channel.forget(address, size)",
+                "channel.forget(address, size)",
                 "pass",
             ),
         ),
