@@ -68,9 +68,9 @@ void check_lengths_and_cuts() {
   const std::vector<std::byte> data = noise(40'000);
   const std::span<const std::byte> all(data);
   for (const std::size_t around :
-       {0, 8, 256, 320, 512, 576, 768, 1536, 4096, 12288, 24576, 13056, 39000}) {
+       {0U, 8U, 256U, 320U, 512U, 576U, 768U, 1536U, 4096U, 12288U, 24576U, 13056U, 39000U}) {
     for (std::size_t length = around < 9 ? 0 : around - 9; length < around + 9; ++length) {
-      for (const std::size_t begin : {0, 1, 7}) {
+      for (const std::size_t begin : {0U, 1U, 7U}) {
         const auto part = all.subspan(begin, length);
         const std::uint32_t sum = ldd::crc32c_by_table(part);
         CHECK(ldd::crc32c(part) == sum);
@@ -134,7 +134,7 @@ void check_faults_end_it() {
     addresses[i] = pages.address() + i * kPage;
   }
   std::vector<std::uint32_t> sums(2048);
-  for (const std::size_t bad : {0, 700, 2047}) {
+  for (const std::size_t bad : {0U, 700U, 2047U}) {
     pages.protect(bad, PROT_NONE);
     const Outcome outcome =
         ldd::checksum_ranges(addresses, lengths, nothing_to_take, Code::kRemoteFault, sums);
