@@ -63,10 +63,10 @@ void check_operations_at_once() {
 
 int main() {
   CHECK(CopyPool::instance().threads() >= 1);
-  for (const std::size_t threads : {1, 2, 4}) {
+  for (const std::size_t threads : {1U, 2U, 4U}) {
     CopyPool::instance().set_threads(threads);
     CHECK(CopyPool::instance().threads() == threads);
-    for (const std::size_t count : {0, 1, 2, 3, 100, 5000}) {
+    for (const std::size_t count : {0U, 1U, 2U, 3U, 100U, 5000U}) {
       check_every_batch_once(count);
     }
     check_the_lowest_failure_wins();
