@@ -251,6 +251,13 @@ def replace(address, size, *, access=_READ_WRITE, fd=-1):
     assert _mapped(address, size, _MAP_FIXED, access, fd) == address
 
 
+def take_away(address, size):
+    """Unmap memory of a pool, and keep its place: the next mapping of any thread might fill a hole,
+    and would be unmapped with the pool.
+    """
+    replace(address, size, access=_NO_ACCESS)
+
+
 def protect(address, size, access):
     _check(_libc.mprotect(address, size, access))
 

@@ -5,7 +5,18 @@ import time
 
 import numpy as np
 import pytest
-from instances import PAGE, Pages, Side, eventually, failing, finalize, link, pattern, unmap
+from instances import (
+    PAGE,
+    Pages,
+    Side,
+    eventually,
+    failing,
+    finalize,
+    link,
+    pattern,
+    take_away,
+    unmap,
+)
 
 from llm_datadist import (
     BlocksCacheKey,
@@ -318,7 +329,7 @@ def own_pages(here, backend):
     while (order := here.receive()) is not None:
         if order == "break":
             memory.unmap(1, 5)
-            unmap(pooled.tensor_addrs[1], 16 * PAGE)
+            take_away(pooled.tensor_addrs[1], 16 * PAGE)
         elif order == "repair":
             memory.replace(1, 5)
             memory.data[1, 5] = 55
@@ -373,7 +384,7 @@ def test_pool_memory_that_its_owner_has_unmapped():
         target = user.slots(tensors=2, units=1, words=16 * WORDS)
         key = CacheKeyByIdAndIndex(1, cache.cache_id)
         user.manager.pull_cache(key, target.cache)
-        unmap(cache.tensor_addrs[1], 16 * PAGE)
+        take_away(cache.tensor_addrs[1], 16 * PAGE)
         with failing(REMOTE, "pull_cache", "tensor 1", peer=1):
             user.manager.pull_cache(key, target.cache)
         assert np.count_nonzero(target.data) == 0
