@@ -46,7 +46,11 @@ class Driver:
         self._process = _spawn.Process(target=_drive, args=(there, kind, size, environment or {}))
         self._process.start()
         there.close()
-        self._pids = [self._process.pid, *self._receive()]
+        try:
+            self._pids = [self._process.pid, *self._receive()]
+        except BaseException:
+            self._process.kill()
+            raise
         self._sleep()
 
     def call(self, action: Callable[..., Any], *arguments: object) -> Any:
@@ -97,6 +101,21 @@ def _drive(
         except Exception as error:
             problem = f"{contender.name}: {action.__name__}: {error}\n{traceback.format_exc()}"
             pipe.send(RuntimeError(problem))
+
+
+def start(
+    kinds: Sequence[type[Contender]], size: int, environment: Mapping[str, str] | None = None
+) -> dict[str, Driver]:
+    """Start a driver for each contender, by name: all of them, or none is left behind."""
+    drivers: dict[str, Driver] = {}
+    try:
+        for kind in kinds:
+            drivers[kind.name] = Driver(kind, size, environment)
+    except BaseException:
+        for driver in drivers.values():
+            driver.close()
+        raise
+    return drivers
 
 
 def alternate(

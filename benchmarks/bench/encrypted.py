@@ -16,6 +16,7 @@ from bench.driver import (
     call_times,
     cpu_us_per_gib,
     prepare,
+    start,
 )
 from bench.ours import OursTcp, owner
 from bench.same_host import cases
@@ -89,7 +90,7 @@ class Encrypted:
         subprocess.run(_OPENSSL.split(), cwd=self._files.name, check=True, capture_output=True)
         size, environment = work.whole_mib(512 * work.MIB * scale), {_FILES: self._files.name}
         kinds = (OursTcp, OursTls, OursEncrypted)
-        self._drivers = [Driver(kind, size, environment) for kind in kinds]
+        self._drivers = list(start(kinds, size, environment).values())
 
     def close(self) -> None:
         for driver in self._drivers:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench import work
-from bench.driver import Driver, alternate, call_times, prepare
+from bench.driver import alternate, call_times, prepare, start
 from bench.ours import OWNER_ID, Ours, owner, register
 from bench.rival_nixl import Nixl
 from bench.timing import Goal, Row
@@ -124,7 +124,7 @@ class NixlComparison:
         self.goals: list[Goal] = []
         environment = {"UCX_TLS": TRANSPORTS[transport]}
         self._total = work.whole_mib(512 * work.MIB * scale)
-        self._drivers = [Driver(kind, self._total, environment) for kind in (OursNixl, BareNixl)]
+        self._drivers = list(start((OursNixl, BareNixl), self._total, environment).values())
 
     def close(self) -> None:
         for driver in self._drivers:

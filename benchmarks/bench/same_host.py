@@ -14,6 +14,7 @@ from bench.driver import (
     call_times,
     prepare,
     prepare_write,
+    start,
 )
 from bench.limits import BareReadv, BigMemcpy
 from bench.ours import Ours, OursPool, register
@@ -53,7 +54,7 @@ class SameHost:
         kinds: list[type[Contender]] = [Ours, OursPool, BareReadv, BigMemcpy]
         if PACKAGE is not None:
             kinds.append(Nixl)
-        self._drivers = {kind.name: Driver(kind, size) for kind in kinds}
+        self._drivers = start(kinds, size)
 
     def run(self) -> None:
         for case in cases(self.scale):

@@ -19,6 +19,7 @@ from bench.driver import (
     cpu_us_per_gib,
     prepare,
     prepare_write,
+    start,
 )
 from bench.ours import OWNER_ID, OursTcp
 from bench.rival_mooncake import Mooncake
@@ -49,7 +50,7 @@ class Tcp:
         if find_spec("mooncake") is not None:
             kinds.append(Mooncake)
         size = whole_mib(512 * MIB * scale)
-        self._drivers = {kind.name: Driver(kind, size, {"UCX_TLS": "tcp"}) for kind in kinds}
+        self._drivers = start(kinds, size, {"UCX_TLS": "tcp"})
 
     def close(self) -> None:
         for driver in self._drivers.values():

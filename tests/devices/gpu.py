@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+HERE = Path(__file__).parent
 STAND_IN = os.environ.get("LLM_DATADIST_STAND_IN_DRIVER", "")
 """Path of the library that stands in for the driver; empty: the driver itself."""
 
@@ -70,6 +71,3 @@ def _at(data):
 
 def _copy(to, source, size):
     return to, source, ctypes.c_size_t(size)
-
-
-HERE = Path(__file__).parent

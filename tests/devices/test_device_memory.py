@@ -248,7 +248,7 @@ def test_a_driver_that_fails(make, gpu, stand_in):
 
 
 def test_between_processes(gpu):
-    """The example of two processes, whose caches are in a GPU's memory."""
+    """A prefill and a decode process, whose caches are in a GPU's memory."""
     if STAND_IN:
         pytest.skip("what stands in for a GPU is a memory of its process")
     command = [sys.executable, str(HERE / "two_processes.py")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from llm_datadist._backends.nixl.channel import NixlChannel
+
+    _Places: TypeAlias = tuple[
+        np.ndarray[tuple[int], np.dtype[np.uint64]], np.ndarray[tuple[int], np.dtype[np.int64]]
+    ]
 
 __all__ = ["Pull"]
 
@@ -47,32 +51,29 @@ class Pull:
         why_not = self._channel.memory.why_not(transfer)
         if why_not:
             return why_not
-        before = self._probe(transfer)
+        one_byte = self._one_byte(transfer)
+        before = self._probe(transfer, one_byte)
         if before.code != Code.OK:
             return before._replace(moved_bytes=0)
         moved = self._move(transfer)
         if isinstance(moved, str) or moved.code != Code.OK:
             return moved
-        after = self._check(transfer, *self._one_byte(transfer))
+        after = self._check(transfer, *one_byte)
         return after._replace(moved_bytes=moved.moved_bytes)
 
-    def _probe(self, transfer: Transfer) -> Outcome:
+    def _probe(self, transfer: Transfer, one_byte: _Places) -> Outcome:
         """Have the peer's threads see whether it may be read, and can be.
 
         Engines without RDMA hardware read host memory with the peer's own processor: a page that
         cannot be read would end its process.
         """
-        on_device = self._channel.memory.is_device(transfer)
+        on_device = not len(one_byte[0])
         if on_device or self._channel.backend.in_hardware(self._channel.there):
-            return self._check(transfer, *self._one_byte(transfer))
+            return self._check(transfer, *one_byte)
         places, origin = page_probes(transfer.remote, transfer.length, mmap.PAGESIZE)
         return self._check(transfer, places, origin)
 
-    def _one_byte(
-        self, transfer: Transfer
-    ) -> tuple[
-        np.ndarray[tuple[int], np.dtype[np.uint64]], np.ndarray[tuple[int], np.dtype[np.int64]]
-    ]:
+    def _one_byte(self, transfer: Transfer) -> _Places:
         """What a check has to read: a byte, or nothing where own threads cannot."""
         count = 0 if self._channel.memory.is_device(transfer) else 1
         return transfer.remote[:count], np.zeros(count, np.int64)
