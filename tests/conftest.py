@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,19 @@ class _Records(logging.Handler):
 
     def emit(self, record):
         self.records.append(record)
+
+
+@pytest.fixture
+def eventually():
+    """Wait for something that nothing tells."""
+
+    def wait(condition, seconds=5.0):
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+
+    return wait
 
 
 @pytest.fixture(autouse=True)

@@ -189,19 +189,6 @@ def refusing():
         yield sock.getsockname()
 
 
-@pytest.fixture
-def eventually():
-    """Wait for something that nothing tells."""
-
-    def wait(condition, seconds=5.0):
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-
-    return wait
-
-
 class Background(threading.Thread):
     """Calls something on a thread of its own; `result()` is what it returned or raised."""
 

@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -201,19 +200,6 @@ def end(child):  # children outlive the ends, so that their end is nobody's loss
 @pytest.fixture
 def info():
     return info_of
-
-
-@pytest.fixture
-def eventually():
-    """Wait for something that nothing tells."""
-
-    def wait(condition, seconds=5.0):
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-
-    return wait
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ def test_a_changed_byte_ends_the_lane(carried):
     far.close()
 
 
-def test_nothing_is_left(carried):
+def test_nothing_is_left(carried, eventually):
     def descriptors():
         return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -165,10 +165,7 @@ def test_nothing_is_left(carried):
         near.close()
         assert far.recv(1) == b""
         far.close()
-    deadline = time.monotonic() + 5
-    while descriptors() > before:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    eventually(lambda: descriptors() <= before)
 
 
 def test_closing_ends_lanes_and_threads(carried):

@@ -50,7 +50,9 @@ def malformed(wire):
     }
 
 
-def test_malformed_frames_get_an_answer_and_close_that_lane_only(link, raw_lane, wire, code):
+def test_malformed_frames_get_an_answer_and_close_that_lane_only(
+    link, raw_lane, wire, code, eventually
+):
     one = link(lanes=1)
     frames = malformed(wire)
     for name, frame in frames.items():
@@ -60,7 +62,7 @@ def test_malformed_frames_get_an_answer_and_close_that_lane_only(link, raw_lane,
         if got:  # a reset may overtake the answer
             assert wire.parse_outcome(got).code == code.PROTOCOL, name
     assert one.server.statistics()["protocol_errors"] == len(frames)
-    assert one.server.link_lanes(7) == 1
+    eventually(lambda: one.server.link_lanes(7) == 1)  # a lane is closed before it is forgotten
     assert one.ping() == code.OK
 
 
@@ -189,7 +191,7 @@ def test_nothing_but_connected_stream_sockets_is_taken(link):
     assert one.lanes.count() == 2
 
 
-def test_no_descriptor_is_left(link, code):
+def test_no_descriptor_is_left(link, code, eventually):
     def descriptors():
         return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -206,10 +208,10 @@ def test_no_descriptor_is_left(link, code):
         with pytest.raises(OSError, match="closed"):
             one.server.serve(far.detach(), 7)
         one.close()
-    assert descriptors() <= before
+    eventually(lambda: descriptors() <= before)  # an io thread lets go of a closed lane in its time
 
 
-def test_a_forked_child_holds_no_lane_open(link, code):
+def test_a_forked_child_holds_no_lane_open(link, code, eventually):
     one = link()
     assert one.ping() == code.OK
     reader, writer = os.pipe()
@@ -232,9 +234,7 @@ def test_a_forked_child_holds_no_lane_open(link, code):
             os._exit(2)
     os.close(reader)
     one.lanes.close()
-    deadline = time.monotonic() + 5
-    while one.server.link_lanes(7) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert one.server.link_lanes(7) == 0  # the child's copies did not keep the connections
+    # The child's copies did not keep the connections.
+    eventually(lambda: one.server.link_lanes(7) == 0)
     os.close(writer)
     assert os.waitpid(child, 0)[1] == 0
