@@ -156,7 +156,9 @@ class Proxy:
     def _accept(self):
         with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
             client, _ = self._listener.accept()
-            self._loop.create_task(Connection(self, client, self._loop).run(self._target))
+            connection = Connection(self, client, self._loop)
+            task = self._loop.create_task(connection.run(self._target))
+            task.add_done_callback(lambda _: connection.end())  # whatever it was cut off in
 
 
 async def _cancel_others():
@@ -187,7 +189,6 @@ class Connection:
             await self.loop.sock_connect(self._server, target)
             head = await self._head()
         except OSError:
-            self.end()
             return
         for sock in (self._client, self._server):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

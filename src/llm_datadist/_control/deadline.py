@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
+import sys
 import time
 from typing import TYPE_CHECKING, TypeVar, final
+
+if sys.version_info >= (3, 11):
+    from asyncio import timeout
+else:
+    from async_timeout import timeout
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -37,5 +42,10 @@ class Deadline:
         return Deadline(min(seconds, self.remaining()))
 
     async def limit(self, work: Awaitable[_T]) -> _T:
-        """Await `work`; past the deadline cancel it and raise asyncio.TimeoutError."""
-        return await asyncio.wait_for(work, self.remaining())
+        """Await `work`; past the deadline cancel it and raise asyncio.TimeoutError.
+
+        In the caller's own task: asyncio.wait_for, which has one for the work, loses what that
+        returns or raises in the moment in which the caller is cancelled, a socket for example.
+        """
+        async with timeout(self.remaining()):
+            return await work

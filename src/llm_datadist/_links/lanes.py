@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, final
 
 from llm_datadist._control.connection import PeerClosedError
+from llm_datadist._control.deadline import Deadline
 from llm_datadist._control.dial import connect_resolved
 from llm_datadist._control.tls import SecureSocket, shake_hands
 from llm_datadist._protocol.codec import Kind, ProtocolError, encode_preamble
@@ -214,7 +216,8 @@ async def _open_lane(
     route: LaneRoute, terms: LaneTerms, place: LanePlace, connect_seconds: float | None
 ) -> ProvenLane:
     hello = LaneHello(terms.session, *place, fresh_lane_nonce())
-    sock = await asyncio.wait_for(connect_resolved(*route), connect_seconds)
+    limit = Deadline(math.inf if connect_seconds is None else connect_seconds)
+    sock = await limit.limit(connect_resolved(*route))
     try:
         wire = await _greet(sock, terms.relays, hello)
         answer = await wire.receive_exactly(LANE_ANSWER_BYTES)
