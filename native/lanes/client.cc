@@ -5,6 +5,7 @@
 #include <span>
 #include <stdexcept>
 
+#include "copy/pool.h"
 #include "lanes/drive.h"
 #include "lanes/ping_all.h"
 
@@ -15,6 +16,7 @@ namespace {
 constexpr std::uint64_t kMinStripeBytes = 1024 * 1024;
 constexpr std::uint64_t kMaxStripeBytes = 16 * 1024 * 1024;
 constexpr std::size_t kStripesPerLane = 4;
+constexpr std::size_t kSendingThreads = 2;
 constexpr std::size_t kStripeDescriptors = 16 * 1024;
 
 // The own entry that an operation reads or writes.
@@ -245,7 +247,12 @@ Outcome Lanes::transfer(wire::Kind kind, const Descriptors& work, const LaneChec
     batches.emplace_back();  // of no bytes: it asks whether the cache is there
   }
   Stripes stripes(kind, work, checks, std::move(batches), guard);
-  return drive(lanes_, stripes, {lanes, checks.deadline_ns, kind != wire::Kind::kRead});
+  // Whoever sends has the most work: a read's senders are the peer's threads.
+  const std::size_t threads =
+      kind == wire::Kind::kWrite
+          ? std::min({kSendingThreads, lanes, CopyPool::instance().threads()})
+          : 1;
+  return drive(lanes_, stripes, {lanes, checks.deadline_ns, kind != wire::Kind::kRead, threads});
 }
 
 Outcome Lanes::read(const Descriptors& work, const LaneChecks& checks) {

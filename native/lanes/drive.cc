@@ -4,12 +4,16 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
+#include <mutex>
+#include <new>
 #include <span>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "base/clock.h"
+#include "copy/pool.h"
 
 namespace ldd {
 
@@ -38,10 +42,15 @@ class Drive::Driver {
   void begin() {
     std::vector<LaneSet::Lane> taken;
     failure_ = lanes_.take(plan_.lanes, plan_.deadline_ns, taken);
-    for (LaneSet::Lane& lane : taken) {
-      start(std::move(lane));
+    begin(taken);
+  }
+
+  // Begins on lanes that are free now, if there are any.
+  void begin_if_free() {
+    std::vector<LaneSet::Lane> taken;
+    if (lanes_.take(plan_.lanes, 0, taken).ok()) {
+      begin(taken);
     }
-    step_all();
   }
 
   Outcome finish() {
@@ -56,6 +65,13 @@ class Drive::Driver {
   [[nodiscard]] std::uint64_t value() const { return value_; }
 
  private:
+  void begin(std::vector<LaneSet::Lane>& taken) {
+    for (LaneSet::Lane& lane : taken) {
+      start(std::move(lane));
+    }
+    step_all();
+  }
+
   void start(LaneSet::Lane lane) {
     std::unique_ptr<Exchange> exchange = failure_.ok() ? parts_.next(*lane) : nullptr;
     if (exchange != nullptr && now_ns() >= plan_.deadline_ns) {
@@ -198,6 +214,52 @@ class Drive::Driver {
   std::uint64_t value_ = 0;
 };
 
+// Parts for several drivers; there are none after one of them has failed.
+class Drive::SharedParts : public Parts {
+ public:
+  explicit SharedParts(Parts& parts) : parts_(parts) {}
+
+  std::unique_ptr<Exchange> next(ClientLane& lane) override {
+    const std::lock_guard lock(mutex_);
+    return failed_ ? nullptr : parts_.next(lane);
+  }
+  void fail() {
+    const std::lock_guard lock(mutex_);
+    failed_ = true;
+  }
+
+ private:
+  std::mutex mutex_;
+  Parts& parts_;
+  bool failed_ = false;
+};
+
+// The first of the drivers answers for all parts; the others only help, with lanes that nobody
+// uses.
+Outcome Drive::on_threads(LaneSet& lanes, Parts& parts, const DrivePlan& plan) {
+  SharedParts shared(parts);
+  DrivePlan share = plan;
+  share.lanes = (plan.lanes + plan.threads - 1) / plan.threads;
+  return CopyPool::instance().run(plan.threads, [&](std::size_t place) {
+    Outcome outcome;
+    try {
+      Driver driver(lanes, shared, share);
+      if (place == 0) {
+        driver.begin();
+      } else {
+        driver.begin_if_free();
+      }
+      outcome = driver.finish();
+    } catch (const std::bad_alloc&) {
+      outcome = Outcome::failure(Code::kSystem, ENOMEM);
+    }
+    if (!outcome.ok()) {
+      shared.fail();
+    }
+    return outcome;
+  });
+}
+
 Drive::Drive(LaneSet& lanes, Parts& parts, const DrivePlan& plan)
     : driver_(std::make_unique<Driver>(lanes, parts, plan)) {
   driver_->begin();
@@ -208,6 +270,9 @@ Drive::~Drive() = default;
 Outcome Drive::finish() { return driver_->finish(); }
 
 Outcome drive(LaneSet& lanes, Parts& parts, const DrivePlan& plan, std::uint64_t* value) {
+  if (plan.threads > 1 && plan.lanes > 1) {
+    return Drive::on_threads(lanes, parts, plan);
+  }
   Drive::Driver driver(lanes, parts, plan);
   driver.begin();
   const Outcome outcome = driver.finish();

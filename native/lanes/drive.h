@@ -1,4 +1,5 @@
-// Runs the exchanges of one operation over one or several lanes, on the calling thread.
+// Runs the exchanges of one operation over one or several lanes, on the calling thread, and if the
+// plan says so on copy workers too.
 #pragma once
 
 #include <cstddef>
@@ -25,6 +26,8 @@ struct DrivePlan {
   // Whether the target touches its memory for us: then the end of a failed operation waits, for a
   // moment, until the target has stopped.
   bool target_acts = false;
+  // At most, the caller's included, which each drive a part of the lanes. For drive() only.
+  std::size_t threads = 1;
 };
 
 // The first failure, or ok; moved_bytes over all parts. `value` is the last reply's extra word.
@@ -44,7 +47,10 @@ class Drive {
 
  private:
   class Driver;
+  class SharedParts;
   friend Outcome drive(LaneSet& lanes, Parts& parts, const DrivePlan& plan, std::uint64_t* value);
+
+  static Outcome on_threads(LaneSet& lanes, Parts& parts, const DrivePlan& plan);
 
   std::unique_ptr<Driver> driver_;
 };

@@ -216,3 +216,32 @@ def test_many_threads_share_a_link(link, code):
     assert (one.local == before).all()
     assert (one.remote == before).all()
     assert one.lanes.count() == 2
+
+
+@pytest.mark.parametrize("operation", ["read", "write"])
+def test_striped_transfers_of_many_threads_share_the_lanes(link, code, operation):
+    """More threads than lanes, and each transfer would like to have all of them."""
+    share, block, threads = 8 << 20, 1 << 16, 5
+    one = link(size=threads * share, lanes=3)
+    blocks = share // block
+
+    def work(i):
+        order = np.random.default_rng(i).permutation(blocks)
+        ranges = [
+            (i * share + k * block, i * share + int(order[k]) * block, block) for k in range(blocks)
+        ]
+        for _ in range(5):
+            assert getattr(one, operation)(ranges) == (code.OK, 0, -1, share)
+        return ranges
+
+    one.local[:] = np.random.default_rng(4).integers(0, 255, one.local.size, dtype=np.uint8)
+    source, target = (one.remote, one.local) if operation == "read" else (one.local, one.remote)
+    before = source.copy()
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        for here, there, length in (
+            each for part in pool.map(work, range(threads)) for each in part
+        ):
+            at, of = (here, there) if operation == "read" else (there, here)
+            assert (target[at : at + length] == source[of : of + length]).all()
+    assert (source == before).all()
+    assert one.lanes.count() == 3
