@@ -187,11 +187,11 @@ nixl-check: $(VENV)/.installed $(VENV)/.test
 
 .PHONY: faults-long kill-freeze chaos mutants
 faults-long: $(VENV)/.installed $(VENV)/.test
-	LDD_LONG=1 LDD_MOMENTS=10 $(BIN)/python -m pytest tests/faults tests/netns $(ARGS)
+	LDD_LONG=1 LDD_MOMENTS=10 $(BIN)/python -m pytest tests/faults tests/netns -o faulthandler_timeout=0 $(ARGS)
 
 # 200 peers killed or frozen in each of 10 ways; LDD_SEED=2 chooses other moments.
 kill-freeze: $(VENV)/.installed $(VENV)/.test
-	LDD_LONG=1 $(BIN)/python -m pytest tests/faults/test_kill_freeze.py $(ARGS)
+	LDD_LONG=1 $(BIN)/python -m pytest tests/faults/test_kill_freeze.py -o faulthandler_timeout=0 $(ARGS)
 
 # Processes that do everything to each other at random: docs/testing.md, ARGS="--seconds 1800 --seed 7".
 chaos: $(VENV)/.installed

@@ -57,7 +57,7 @@ MUTATIONS = (
                 "const Outcome after;",
             ),
         ),
-        chaos={**_CALM, "backend": "auto"},
+        tests=("tests/unit/native/test_host_read.py", "-k", "uses_the_memory_again"),
     ),
     Mutation(
         "guards-before-and-after-read",
@@ -105,7 +105,7 @@ MUTATIONS = (
                 "while (false) {",
             ),
         ),
-        chaos={**_CALM, "backend": "mix", "seconds": 120.0},
+        tests=("tests/unit/native/test_host_read.py", "-k", "once_its_close_has_returned"),
     ),
     Mutation(
         "unregister-closes",

@@ -11,6 +11,7 @@ import numpy as np
 from llm_datadist import _native
 
 PAGE = mmap.PAGESIZE
+REUSED = 253  # not of the pattern
 FAR_AWAY = 0x2000_0000_0000  # where a hole stays one; elsewhere the next mapping may fill it
 libc = ctypes.CDLL(None)
 libc.mmap.restype = ctypes.c_void_p
@@ -61,6 +62,14 @@ def main():
             tell(libc.mprotect(address + arguments[0] * PAGE, arguments[1] * PAGE, arguments[2]))
         elif command == "close_entry":
             tell(node.close_entry(*arguments))
+        elif command == "close_entry_and_reuse":  # the end of its memory first
+            closed = node.close_entry(*arguments)
+            view(address, size)[-PAGE:] = REUSED
+            view(address, size)[:] = REUSED
+            tell(closed)
+        elif command == "restore_and_open_entry":
+            view(address, size)[:] = pattern
+            tell(entry(address))
         elif command == "reopen_entry":
             tell(node.reopen_entry(*arguments))
         elif command == "open_key":

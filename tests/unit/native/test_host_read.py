@@ -282,11 +282,12 @@ def test_the_node_outlives_its_name(peer_process, pages, tools):
 
 
 class Background(threading.Thread):
-    """Repeats a large read until it fails."""
+    """Repeats a large read until it fails, and looks at what each brought."""
 
-    def __init__(self, at, **changes):
+    def __init__(self, at, check=lambda: None, **changes):
         super().__init__()
         self.at = at
+        self.check = check
         self.changes = changes
         self.began = threading.Event()
         self.outcome = None
@@ -298,6 +299,7 @@ class Background(threading.Thread):
             self.began.set()
             if self.outcome[0] != _native.OK:
                 return
+            self.check()
 
     def ends_with(self):
         self.join(10)
@@ -336,6 +338,47 @@ def test_a_running_read_is_stopped_and_then_writes_nothing(reading, how, code):
     if how not in {"close peer object", "close own entry"}:
         at.write_all(255)
     assert (at.own.bytes == 255).all()
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_an_entry_is_not_written_once_its_close_has_returned(reading):
+    at = reading(8192)
+    spots = at.own.bytes[:: 16 * at.own.page]  # some of them in what is being written then
+    for moment in range(12):
+        running = Background(at)
+        assert running.began.wait(10)
+        time.sleep(moment / 2000)
+        assert at.node.close_entry(*at.local_ref)
+        spots[:] = 255
+        assert running.ends_with() == _native.LOCAL_GONE
+        assert (spots == 255).all()
+        at.local_ref = at.node.open_entry(
+            at.tools.u64(at.own.address), at.tools.u64(at.own.size), True
+        )
+
+
+def test_a_read_is_void_when_the_owner_uses_the_memory_again_before_its_end(reading):
+    """One batch, which has begun while the entry was open."""
+    before = _native.threads()
+    _native.set_threads(1)
+    try:
+        at = reading(1000)
+        expected = at.expected()[:: at.own.page]
+        wrong = []
+
+        def check():
+            wrong.extend(np.flatnonzero(at.own.bytes[:: at.own.page] != expected))
+
+        for moment in range(12):
+            running = Background(at, check)
+            assert running.began.wait(10)
+            time.sleep(moment / 5000)
+            assert at.peer.ask("close_entry_and_reuse", *at.peer.entry)
+            assert running.ends_with() == _native.GONE
+            assert not wrong
+            at.peer.entry = tuple(at.peer.ask("restore_and_open_entry"))
+    finally:
+        _native.set_threads(before)
 
 
 @pytest.mark.usefixtures("two_threads")
