@@ -236,11 +236,15 @@ class LinkLanes:
                 link._on_loss()
         return [raw[0] == Code.OK for raw in found]
 
-    def close(self) -> None:
-        """Close both directions; returns when no operation of this link touches memory."""
+    def end(self) -> None:
+        """Let nobody wait for further lanes, which will not come any more. Never blocks."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """Close both directions; returns when no operation of this link touches memory."""
+        self.end()
         while self._server_fds:
             os.close(self._server_fds.pop())
         self._client.close()
@@ -264,6 +268,8 @@ class LinkLanes:
                 self._on_loss()
             if outcome.code != Code.NO_LANE:
                 return outcome
+            if self._closed:
+                return Outcome(Code.CANCELLED)
             if time.monotonic_ns() >= deadline_ns:
                 return Outcome(Code.TIMEOUT)
             self._wait_for_lane(deadline_ns)

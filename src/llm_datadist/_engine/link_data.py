@@ -176,6 +176,7 @@ class LinkData:
 
     def close(self) -> None:
         """End everything; returns when no transfer of the link touches memory."""
+        self.lanes.end()  # a channel waits for its transfers, and those must not wait for lanes
         for channel in self.channels():
             channel.close()
         self.lanes.close()

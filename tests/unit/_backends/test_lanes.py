@@ -1,12 +1,15 @@
-"""Who owns the sockets of a link whose instance closes while the link is made."""
+"""Who owns sockets when an instance closes while it links; who waits for lanes."""
 
 import os
 import socket
+import threading
+import time
 
 import pytest
 
 from llm_datadist._backends.lanes import LinkLanes
 from llm_datadist._backends.node import Node
+from llm_datadist._backends.outcomes import Code
 
 
 def sockets(count):
@@ -51,3 +54,25 @@ def test_closing_before_serving_closes_every_socket(node):
     assert not any(map(is_open, (*client, *served)))
     for end in (*client_ends, *served_ends):
         end.close()
+
+
+def test_who_waits_for_a_lane_gives_up_when_the_link_ends(node):
+    """Before the lanes are closed: what carries the transfer is closed first, and waits for it."""
+    client, ends = sockets(1)
+    lanes = LinkLanes(node, 1, client, [], on_loss=lambda: None)
+    for end in ends:
+        end.close()
+    outcomes = []
+
+    def ask():
+        outcomes.append(lanes.ping(time.monotonic_ns() + 60 * 10**9))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join(0.1)
+    assert thread.is_alive()
+    lanes.end()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert outcomes[-1].code == Code.CANCELLED
+    lanes.close()
