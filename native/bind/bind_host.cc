@@ -1,10 +1,12 @@
 // HostPeer: a peer process on the same host.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 
 #include <cstdint>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "bind/casters.h"
 #include "bind/released_gil.h"
@@ -37,6 +39,20 @@ Outcome read_ranges(HostPeer& peer, const BorrowedU64& local, const BorrowedU64&
   const ReleasedGil release;
   ldd::ReadChecks checks{local_ref, link_ref, cache_ref, key_ref, deadline_ns, nullptr};
   return peer.read(ldd::descriptors_of(local, remote, length), checks);
+}
+
+std::pair<Outcome, nb::bytes> read_and_sum(HostPeer& peer, const BorrowedU64& local,
+                                           const BorrowedU64& remote, const BorrowedU64& length,
+                                           Ref local_ref, Ref link_ref, Ref cache_ref, Ref key_ref,
+                                           std::int64_t deadline_ns) {
+  std::vector<std::uint32_t> sums(length.span().size());
+  Outcome outcome;
+  {
+    const ReleasedGil release;
+    ldd::ReadChecks checks{local_ref, link_ref, cache_ref, key_ref, deadline_ns, nullptr};
+    outcome = peer.read(ldd::descriptors_of(local, remote, length), checks, sums);
+  }
+  return {outcome, nb::bytes(sums.data(), sums.size() * sizeof(std::uint32_t))};
 }
 
 }  // namespace
@@ -98,6 +114,9 @@ void bind_host(nb::module_& module) {
           "LOCAL_GONE, TIMEOUT, PEER_DEAD,\nREMOTE_FAULT and LOCAL_FAULT with the descriptor's "
           "index, "
           "CLOSED, CANCELLED, or SYSTEM with errno.\nWhen it returns nothing is written any more.")
+      .def("read_and_sum", read_and_sum, "local"_a, "remote"_a, "length"_a, "local_ref"_a,
+           "link_ref"_a, "cache_ref"_a, "key_ref"_a, "deadline_ns"_a,
+           "As read: (outcome, CRC-32C of what has arrived by each descriptor, as native uint32).")
       .def("close", &HostPeer::close, nb::call_guard<ReleasedGil>(),
            "Running reads end with CANCELLED; returns when none is left. Idempotent.");
 }

@@ -14,38 +14,6 @@ namespace ldd {
 
 namespace {
 
-constexpr std::uint64_t kLeastPartBytes = 128 * 1024;
-constexpr std::size_t kPartsPerThread = 4;
-constexpr std::size_t kMostPartRanges = 1024;
-
-// Ranges [first, end), for one thread.
-struct Part {
-  std::size_t first = 0;
-  std::size_t end = 0;
-};
-
-std::vector<Part> parts_of(std::span<const std::uint64_t> lengths, std::size_t threads) {
-  std::uint64_t total = 0;
-  for (const std::uint64_t length : lengths) {
-    total += length;
-  }
-  const std::uint64_t limit =
-      threads <= 1 || total <= kSingleBatchBytes
-          ? kBatchBytes
-          : std::clamp(total / (threads * kPartsPerThread), kLeastPartBytes, kBatchBytes);
-  std::vector<Part> parts;
-  std::uint64_t bytes = 0;
-  for (std::size_t i = 0; i < lengths.size(); ++i) {
-    if (parts.empty() || bytes >= limit || i - parts.back().first == kMostPartRanges) {
-      parts.push_back({i, i});
-      bytes = 0;
-    }
-    bytes += lengths[i];
-    parts.back().end = i + 1;
-  }
-  return parts;
-}
-
 class Summing {
  public:
   Summing(std::span<const std::uint64_t> addresses, std::span<const std::uint64_t> lengths,
@@ -53,10 +21,10 @@ class Summing {
       : addresses_(addresses), lengths_(lengths), take_(take), fault_(fault), sums_(sums) {}
 
   // Nothing is held for longer than it takes to read kBatchBytes.
-  [[nodiscard]] Outcome part(const Part& part) const {
+  [[nodiscard]] Outcome run(const Run& run) const {
     std::vector<Use> uses;
     std::uint64_t allowed = 0;
-    for (std::size_t i = part.first; i < part.end; ++i) {
+    for (std::size_t i = run.first; i < run.end; ++i) {
       std::uint32_t sum = 0;
       for (std::uint64_t offset = 0; offset < lengths_[i];) {
         if (allowed == 0) {
@@ -96,11 +64,11 @@ Outcome checksum_ranges(std::span<const std::uint64_t> addresses,
   prepare_guarded_copies();
   CopyPool& pool = CopyPool::instance();
   const Summing summing(addresses, lengths, take, fault, sums);
-  const std::vector<Part> parts = parts_of(lengths, pool.threads());
-  if (parts.size() == 1) {
-    return summing.part(parts.front());
+  const std::vector<Run> runs = divide_whole(lengths, pool.threads());
+  if (runs.size() == 1) {
+    return summing.run(runs.front());
   }
-  return pool.run(parts.size(), [&](std::size_t i) { return summing.part(parts[i]); });
+  return pool.run(runs.size(), [&](std::size_t i) { return summing.run(runs[i]); });
 }
 
 Outcome checksum_entry(std::span<const std::uint64_t> addresses,

@@ -46,7 +46,25 @@ LDD_FOLD_TARGET inline __m512i every(const Step& step) {
   return _mm512_set_epi64(second, first, second, first, second, first, second, first);
 }
 
-LDD_FOLD_TARGET inline __m512i load(const std::byte* at) { return _mm512_loadu_si512(at); }
+constexpr std::size_t kAhead = 1024;
+
+// What comes next, one line of it; moves on.
+template <bool Stores>
+struct Lines {
+  const std::byte* at;
+  std::byte* to;
+
+  LDD_FOLD_TARGET __m512i take() {
+    const __m512i line = _mm512_loadu_si512(at);
+    at += sizeof line;
+    if constexpr (Stores) {
+      _mm_prefetch(reinterpret_cast<const char*>(at + kAhead), _MM_HINT_T0);
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(to), line);
+      to += sizeof line;
+    }
+    return line;
+  }
+};
 
 // `state`, moved on, and what is there.
 LDD_FOLD_TARGET inline __m512i fold(__m512i state, __m512i step, __m512i there) {
@@ -56,33 +74,25 @@ LDD_FOLD_TARGET inline __m512i fold(__m512i state, __m512i step, __m512i there) 
                                    kExclusiveOr);
 }
 
-}  // namespace
-
-bool crc32c_can_fold() {
-  static const bool can =
-      __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512vl") != 0 &&
-      __builtin_cpu_supports("vpclmulqdq") != 0 && __builtin_cpu_supports("sse4.2") != 0;
-  return can;
-}
-
-LDD_FOLD_TARGET std::uint32_t crc32c_fold(std::uint32_t state, const std::byte*& at,
-                                          const std::byte* end) {
+template <bool Stores>
+LDD_FOLD_TARGET std::uint32_t fold_all(std::uint32_t state, Lines<Stores>& lines,
+                                       const std::byte* end) {
   const __m512i before = _mm512_zextsi128_si512(_mm_cvtsi32_si128(static_cast<int>(state)));
-  __m512i a = _mm512_xor_si512(load(at), before);
-  __m512i b = load(at + 64);
-  __m512i c = load(at + 128);
-  __m512i d = load(at + 192);
+  __m512i a = _mm512_xor_si512(lines.take(), before);
+  __m512i b = lines.take();
+  __m512i c = lines.take();
+  __m512i d = lines.take();
   const __m512i by_2048 = every(k2048);
-  for (at += 256; end - at >= 256; at += 256) {
-    a = fold(a, by_2048, load(at));
-    b = fold(b, by_2048, load(at + 64));
-    c = fold(c, by_2048, load(at + 128));
-    d = fold(d, by_2048, load(at + 192));
+  while (end - lines.at >= 256) {
+    a = fold(a, by_2048, lines.take());
+    b = fold(b, by_2048, lines.take());
+    c = fold(c, by_2048, lines.take());
+    d = fold(d, by_2048, lines.take());
   }
   const __m512i by_512 = every(k512);
   d = fold(fold(fold(a, by_512, b), by_512, c), by_512, d);
-  for (; end - at >= 64; at += 64) {
-    d = fold(d, by_512, load(at));
+  while (end - lines.at >= 64) {
+    d = fold(d, by_512, lines.take());
   }
   // The first three of the four lanes move on to where the last one is.
   const __m512i to_last = _mm512_set_epi64(
@@ -97,11 +107,40 @@ LDD_FOLD_TARGET std::uint32_t crc32c_fold(std::uint32_t state, const std::byte*&
   return static_cast<std::uint32_t>(_mm_crc32_u64(half, last[7] ^ moved[1] ^ moved[3] ^ moved[5]));
 }
 
+}  // namespace
+
+bool crc32c_can_fold() {
+  static const bool can =
+      __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512vl") != 0 &&
+      __builtin_cpu_supports("vpclmulqdq") != 0 && __builtin_cpu_supports("sse4.2") != 0;
+  return can;
+}
+
+std::uint32_t crc32c_fold(std::uint32_t state, const std::byte*& at, const std::byte* end) {
+  Lines<false> lines{at, nullptr};
+  const std::uint32_t after = fold_all(state, lines, end);
+  at = lines.at;
+  return after;
+}
+
+std::uint32_t crc32c_fold_and_stream(std::uint32_t state, const std::byte*& at,
+                                     const std::byte* end, std::byte* to) {
+  Lines<true> lines{at, to};
+  const std::uint32_t after = fold_all(state, lines, end);
+  at = lines.at;
+  return after;
+}
+
 #else
 
 bool crc32c_can_fold() { return false; }
 
 std::uint32_t crc32c_fold(std::uint32_t state, const std::byte*&, const std::byte*) {
+  return state;
+}
+
+std::uint32_t crc32c_fold_and_stream(std::uint32_t state, const std::byte*&, const std::byte*,
+                                     std::byte*) {
   return state;
 }
 

@@ -16,4 +16,9 @@ bool crc32c_can_fold();
 // leaves less than 64 bytes before `end`, and moves `at` there.
 std::uint32_t crc32c_fold(std::uint32_t state, const std::byte*& at, const std::byte* end);
 
+// The same, and stores what it includes to `to`, whose address divides by 64, around the caches:
+// finish_streaming() comes after the last one.
+std::uint32_t crc32c_fold_and_stream(std::uint32_t state, const std::byte*& at,
+                                     const std::byte* end, std::byte* to);
+
 }  // namespace ldd

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 
 namespace ldd {
@@ -9,6 +10,7 @@ namespace ldd {
 namespace {
 
 constexpr std::uint64_t kLeastBatchBytes = 64 * 1024;
+constexpr std::uint64_t kLeastRunBytes = 128 * 1024;
 constexpr std::size_t kLeastBatchPieces = 32;
 constexpr std::size_t kBatchesPerThread = 4;
 
@@ -78,6 +80,25 @@ Division division_for(const Extent& extent, std::size_t threads, std::size_t max
   division.batch_pieces =
       std::clamp(extent.pieces / parts + 1, std::min(kLeastBatchPieces, max_pieces), max_pieces);
   return division;
+}
+
+std::vector<Run> divide_whole(std::span<const std::uint64_t> lengths, std::size_t threads) {
+  const std::uint64_t total = std::accumulate(lengths.begin(), lengths.end(), std::uint64_t{0});
+  const std::uint64_t limit =
+      threads <= 1 || total <= kSingleBatchBytes
+          ? kBatchBytes
+          : std::clamp(total / (threads * kBatchesPerThread), kLeastRunBytes, kBatchBytes);
+  std::vector<Run> runs;
+  std::uint64_t bytes = 0;
+  for (std::size_t i = 0; i < lengths.size(); ++i) {
+    if (runs.empty() || bytes >= limit || i - runs.back().first == kMaxIovecs) {
+      runs.push_back({i, i});
+      bytes = 0;
+    }
+    bytes += lengths[i];
+    runs.back().end = i + 1;
+  }
+  return runs;
 }
 
 std::size_t fill_iovecs(const Descriptors& work, const Batch& batch, iovec* local, iovec* remote) {

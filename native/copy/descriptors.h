@@ -56,6 +56,16 @@ struct Division {
 };
 Division division_for(const Extent& extent, std::size_t threads, std::size_t max_pieces);
 
+// Descriptors [first, end).
+struct Run {
+  std::size_t first = 0;
+  std::size_t end = 0;
+};
+
+// Divides work into runs of whole descriptors for `threads`, each of at least one and of at most
+// kMaxIovecs.
+std::vector<Run> divide_whole(std::span<const std::uint64_t> lengths, std::size_t threads);
+
 // Fills the iovecs of one batch for both sides (room for kMaxIovecs each); returns how many of
 // each.
 std::size_t fill_iovecs(const Descriptors& work, const Batch& batch, iovec* local, iovec* remote);

@@ -7,6 +7,7 @@
 #include "copy/crc32c.h"
 #include "copy/fault_handler.h"
 #include "copy/streaming.h"
+#include "copy/summed_copy.h"
 
 namespace ldd {
 
@@ -65,6 +66,29 @@ CopyFault guarded_copy(const iovec* destination, const iovec* source, std::size_
   }
   std::atomic_signal_fence(std::memory_order_seq_cst);
   catch_faults(nullptr);
+  return {};
+}
+
+CopyFault guarded_copy_and_checksum(const iovec& destination, const iovec& source, CopyKind kind,
+                                    std::uint32_t& sum) {
+  FaultCatcher catcher;
+  if (sigsetjmp(catcher.landing, 0) != 0) {
+    ::pthread_sigmask(SIG_SETMASK, &catcher.mask, nullptr);
+    finish_streaming();
+    return {side_of(catcher, destination, source), 0};
+  }
+  catch_faults(&catcher);
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  const auto copy = kind == CopyKind::kStreaming ? &stream_and_checksum : &copy_and_checksum;
+  const std::uint32_t after =
+      copy(static_cast<std::byte*>(destination.iov_base),
+           static_cast<const std::byte*>(source.iov_base), source.iov_len, sum);
+  if (kind == CopyKind::kStreaming) {
+    finish_streaming();
+  }
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  catch_faults(nullptr);
+  sum = after;
   return {};
 }
 

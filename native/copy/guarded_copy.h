@@ -32,6 +32,10 @@ void prepare_guarded_copies();
 CopyFault guarded_copy(const iovec* destination, const iovec* source, std::size_t count,
                        CopyKind kind);
 
+// The same for one pair, and makes `sum`, the CRC-32C of what came before, include what was copied.
+CopyFault guarded_copy_and_checksum(const iovec& destination, const iovec& source, CopyKind kind,
+                                    std::uint32_t& sum);
+
 // Makes `sum`, the CRC-32C of what came before, include `size` more bytes; false on a fault.
 bool guarded_checksum(const void* data, std::size_t size, std::uint32_t& sum);
 

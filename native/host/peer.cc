@@ -145,12 +145,13 @@ Outcome HostPeer::check_window(const Descriptors& work) {
   return {};
 }
 
-Outcome HostPeer::read(const Descriptors& work, const ReadChecks& checks) {
+Outcome HostPeer::read(const Descriptors& work, const ReadChecks& checks,
+                       std::span<std::uint32_t> sums) {
   if (mark_.inherited()) {
     return Outcome::failure(Code::kClosed);
   }
   const Running running(*this);
-  HostRead read(*this, work, checks, running.segments());
+  HostRead read(*this, work, checks, running.segments(), sums);
   const Outcome inside = check_window(work);
   return inside.ok() ? read.run() : inside;
 }

@@ -79,8 +79,10 @@ class HostPeer : public std::enable_shared_from_this<HostPeer> {
   [[nodiscard]] const PublishedView& view() const { return view_; }
   // Copies remote ranges into local ones. Every batch re-reads the nonce, so that another process
   // under a recycled pid never counts. kGone when a guard changed, whatever was copied. When it
-  // returns nothing is written any more.
-  Outcome read(const Descriptors& work, const ReadChecks& checks);
+  // returns nothing is written any more. `sums` is empty, or as long as there are descriptors, and
+  // then gets the CRC-32C of what has arrived by each of them.
+  Outcome read(const Descriptors& work, const ReadChecks& checks,
+               std::span<std::uint32_t> sums = {});
   // Running reads end with kCancelled; returns when none is left. Idempotent.
   void close();
 

@@ -17,8 +17,6 @@ namespace ldd {
 
 namespace {
 
-constexpr std::size_t kDataIovecs = kMaxIovecs - 1;  // the last one of each call reads the nonce
-
 void* pointer(std::uint64_t address) { return reinterpret_cast<void*>(address); }
 
 // Joins ranges that touch: the kernel then pins the peer's pages in long stretches, while the local
@@ -42,11 +40,12 @@ Code code_of(int error_number) { return error_number == ESRCH ? Code::kPeerDead 
 }  // namespace
 
 HostRead::HostRead(const HostPeer& peer, const Descriptors& work, const ReadChecks& checks,
-                   std::shared_ptr<const SegmentList> segments)
+                   std::shared_ptr<const SegmentList> segments, std::span<std::uint32_t> sums)
     : peer_(peer),
       work_(work),
       checks_(checks),
       segments_(std::move(segments)),
+      sums_(sums),
       extent_(measure(work)) {
   if (checks_.local.named()) {
     local_entry_ = peer_.node_->entries().find(checks_.local);
@@ -59,16 +58,7 @@ HostRead::HostRead(const HostPeer& peer, const Descriptors& work, const ReadChec
 }
 
 Outcome HostRead::run() {
-  Outcome outcome;
-  CopyPool& pool = CopyPool::instance();
-  const Division division =
-      division_for(extent_, pool.threads(), mapped_ ? kMaxIovecs : kDataIovecs);
-  if (division.single) {
-    outcome = batch({0, 0, extent_.bytes});
-  } else {
-    const std::vector<Batch> batches = divide(work_, division.batch_bytes, division.batch_pieces);
-    outcome = pool.run(batches.size(), [&](std::size_t i) { return batch(batches[i]); });
-  }
+  Outcome outcome = sums_.empty() ? move_all() : move_and_sum_all();
   if (outcome.ok() && mapped_) {
     const Outcome alive = peer_.prove();  // a dead peer's mapping can still be read
     if (!alive.ok()) {
@@ -83,6 +73,17 @@ Outcome HostRead::run() {
     }
   }
   return outcome;
+}
+
+Outcome HostRead::move_all() const {
+  CopyPool& pool = CopyPool::instance();
+  const Division division =
+      division_for(extent_, pool.threads(), mapped_ ? kMaxIovecs : kDataIovecs);
+  if (division.single) {
+    return batch({0, 0, extent_.bytes});
+  }
+  const std::vector<Batch> batches = divide(work_, division.batch_bytes, division.batch_pieces);
+  return pool.run(batches.size(), [&](std::size_t i) { return batch(batches[i]); });
 }
 
 Outcome HostRead::guards() const {
@@ -122,11 +123,15 @@ Outcome HostRead::batch(const Batch& batch) const {
   if (local_entry_ != nullptr && !local_entry_->on_host()) {
     return place_on_device(batch);
   }
-  return mapped_ ? copy_mapped(batch) : fetch(batch);
+  if (!mapped_) {
+    const Outcome fetched = fetch(batch);
+    return fetched.ok() && !sums_.empty() ? sum(batch, fetched) : fetched;
+  }
+  return copy_mapped(batch);
 }
 
 Outcome HostRead::place_on_device(const Batch& batch) const {
-  if (peer_.address_.pid != ::getpid()) {
+  if (peer_.address_.pid != ::getpid() || !sums_.empty()) {
     return Outcome::failure(Code::kSystem, EOPNOTSUPP);
   }
   iovec local[kMaxIovecs];
@@ -177,7 +182,8 @@ Outcome HostRead::copy_mapped(const Batch& batch) const {
     // Only ever read through; iovec has no const.
     remote[i].iov_base = const_cast<std::byte*>(segment->data + (address - segment->begin));
   }
-  const CopyFault fault = guarded_copy(local, remote, count, kind_);
+  const CopyFault fault = sums_.empty() ? guarded_copy(local, remote, count, kind_)
+                                        : copy_and_sum(batch, local, remote, count);
   if (!fault.none()) {
     const Code code = fault.side == FaultSide::kSource ? Code::kRemoteFault : Code::kLocalFault;
     return Outcome::failure(code, 0,

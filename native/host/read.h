@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 
 #include "copy/descriptors.h"
 #include "copy/guarded_copy.h"
@@ -12,11 +13,15 @@
 
 namespace ldd {
 
+// Of one call of process_vm_readv; one more reads the nonce.
+inline constexpr std::size_t kDataIovecs = kMaxIovecs - 1;
+
 class HostRead {
  public:
-  // `segments` are the peer's mapped ones at the start of the read.
+  // `segments` are the peer's mapped ones at the start of the read. `sums` is empty, or gets the
+  // CRC-32C of what has arrived by each descriptor.
   HostRead(const HostPeer& peer, const Descriptors& work, const ReadChecks& checks,
-           std::shared_ptr<const SegmentList> segments);
+           std::shared_ptr<const SegmentList> segments, std::span<std::uint32_t> sums);
 
   Outcome run();
 
@@ -28,7 +33,17 @@ class HostRead {
   [[nodiscard]] const MappedSegment* segment_of(std::uint64_t address, std::uint64_t length) const;
   [[nodiscard]] bool all_mapped() const;
 
+  [[nodiscard]] Outcome move_all() const;
   [[nodiscard]] Outcome batch(const Batch& batch) const;
+
+  // summed_read.cc: with checksums, which are added up batch by batch, while the bytes are in the
+  // caches. The batches of a descriptor follow one another on one thread.
+  [[nodiscard]] Outcome move_and_sum_all() const;
+  [[nodiscard]] Outcome move_and_sum(const Run& run) const;
+  [[nodiscard]] Outcome sum(const Batch& batch, const Outcome& moved) const;
+  [[nodiscard]] CopyFault copy_and_sum(const Batch& batch, const iovec* local, const iovec* remote,
+                                       std::size_t count) const;
+
   [[nodiscard]] Outcome copy_mapped(const Batch& batch) const;
   [[nodiscard]] Outcome fetch(const Batch& batch) const;
   // For an entry on an accelerator, which only memory of this very process is copied to.
@@ -42,6 +57,7 @@ class HostRead {
   const Descriptors& work_;
   const ReadChecks& checks_;
   std::shared_ptr<const SegmentList> segments_;
+  std::span<std::uint32_t> sums_;
   std::shared_ptr<Entry> local_entry_;
   Extent extent_;
   bool mapped_ = false;

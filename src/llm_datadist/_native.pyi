@@ -276,6 +276,21 @@ class HostPeer:
         When it returns nothing is written any more.
         """
 
+    def read_and_sum(
+        self,
+        local: numpy.typing.NDArray[numpy.uint64],
+        remote: numpy.typing.NDArray[numpy.uint64],
+        length: numpy.typing.NDArray[numpy.uint64],
+        local_ref: tuple[int, int],
+        link_ref: tuple[int, int],
+        cache_ref: tuple[int, int],
+        key_ref: tuple[int, int],
+        deadline_ns: int,
+    ) -> tuple[tuple[int, int, int, int], bytes]:
+        """
+        As read: (outcome, CRC-32C of what has arrived by each descriptor, as native uint32).
+        """
+
     def close(self) -> None:
         """
         Running reads end with CANCELLED; returns when none is left. Idempotent.

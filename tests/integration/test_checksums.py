@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -51,7 +52,11 @@ def linked(backend):
 
 @pytest.fixture
 def spoil(linked):
-    """Make the next transfers of the checking side go wrong: give it what to do after each."""
+    """Make the next transfers of the checking side go wrong: give it what to do after each.
+
+    Bytes that have arrived are spoilt before anybody looks at them, so that a read and its checksum
+    are two steps here.
+    """
     _, user = linked
     channel = user.instance._engine.links.get(1).data.channel
     run = channel.run
@@ -63,9 +68,31 @@ def spoil(linked):
             return outcome
 
         channel.run = spoilt
+        channel.read_and_sum = lambda transfer: None
 
     yield spoil
     channel.__dict__.pop("run", None)
+    channel.__dict__.pop("read_and_sum", None)
+
+
+@pytest.fixture
+def misread(linked):
+    """Make reads of the checking side bring other blocks: give it which, and where from instead."""
+    _, user = linked
+    channel = user.instance._engine.links.get(1).data.channel
+    changed = {}
+
+    def wrong(transfer):
+        remote = transfer.remote.copy()
+        for there, instead in changed.items():
+            remote[transfer.remote == there] = instead
+        return replace(transfer, remote=remote)
+
+    run, read_and_sum = channel.run, channel.read_and_sum
+    channel.run = lambda transfer: run(wrong(transfer))
+    channel.read_and_sum = lambda transfer: read_and_sum(wrong(transfer))
+    yield changed
+    del channel.run, channel.read_and_sum
 
 
 def counters(side, cluster_id):
@@ -171,6 +198,22 @@ def test_a_pull_that_went_wrong_names_its_blocks(sides, spoil):
     spoilt.clear()
     user.manager.pull_blocks(BlocksCacheKey(1), target.cache, EVERY, EVERY)
     assert np.array_equal(target.data, source.data)
+
+
+def test_a_pull_that_reads_elsewhere_names_its_block(sides, misread):
+    """As the data path moves bytes and takes their checksums, at one go where it does that."""
+    owner, user = sides
+    source = owner.blocks(1, key=0, **SHAPE)
+    target = user.blocks(**SHAPE)
+    order = EVERY[1::2] + EVERY[::2]  # no two neighbours in one descriptor
+    misread[source.data[2, 7].ctypes.data] = source.data[1, 3].ctypes.data
+    with failing("LLM_FAILED", "pull_blocks", "crc32c", f"cache {target.id}", peer=1) as caught:
+        user.manager.pull_blocks(BlocksCacheKey(1), target.cache, EVERY, order)
+    (fault,) = caught.value.faults
+    assert (fault.tensor_index, fault.block) == (2, order[7])
+    misread.clear()
+    user.manager.pull_blocks(BlocksCacheKey(1), target.cache, EVERY, order)
+    assert np.array_equal(target.data[:, order], source.data)
 
 
 def test_transfers_of_many_segments(sides, spoil, monkeypatch):
@@ -362,21 +405,21 @@ def test_an_interrupted_transfer_leaves_no_lane_taken(backend):
         link(user.instance, owner.address)
         source, target = owner.blocks(1, key=0), user.blocks()
         channel = user.instance._engine.links.get(1).data.channel
-        run = channel.run
+        run, read_and_sum = channel.run, channel.read_and_sum
 
         def interrupted(transfer):
             raise KeyboardInterrupt
 
         arguments = (BlocksCacheKey(1), target.cache, EVERY[:8], EVERY[:8])
-        channel.run = interrupted
+        channel.run = channel.read_and_sum = interrupted
         with pytest.raises(KeyboardInterrupt) as caught:
             user.manager.pull_blocks(*arguments)
-        channel.run = run
+        channel.run, channel.read_and_sum = run, read_and_sum
         user.manager.pull_blocks(*arguments)
         assert np.array_equal(target.data, source.data)
         user.instance.finalize()
         assert caught.value is not None
-        del caught, channel, run, interrupted
+        del caught, channel, run, read_and_sum, interrupted
     finally:
         finalize(owner, user)
 

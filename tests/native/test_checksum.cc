@@ -1,4 +1,5 @@
 // CRC-32C against published values and against the table; ranges on several threads; faults.
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
@@ -12,6 +13,8 @@
 #include "copy/checksum.h"
 #include "copy/crc32c.h"
 #include "copy/guarded_copy.h"
+#include "copy/streaming.h"
+#include "copy/summed_copy.h"
 
 namespace {
 
@@ -81,6 +84,30 @@ void check_lengths_and_cuts() {
   const std::uint32_t whole = ldd::crc32c(all);
   for (std::size_t cut = 0; cut <= all.size(); cut += 1237) {
     CHECK(ldd::crc32c(all.subspan(cut), ldd::crc32c(all.first(cut))) == whole);
+  }
+}
+
+// Copies bring every byte, touch no other, and tell the checksum; of any length and alignment.
+void check_summed_copies() {
+  const std::vector<std::byte> data = noise(70'000);
+  std::vector<std::byte> to(data.size());
+  for (const auto copy : {&ldd::copy_and_checksum, &ldd::stream_and_checksum}) {
+    for (const std::size_t length : {0U, 1U, 63U, 64U, 2047U, 2048U, 2111U, 2304U, 2305U, 4096U,
+                                     16383U, 16385U, 32768U, 65000U}) {
+      for (const std::size_t begin : {0U, 1U, 40U, 63U}) {
+        for (const std::size_t from : {0U, 5U}) {
+          std::memset(to.data(), 0xA5, to.size());
+          const auto part = std::span(data).subspan(from, length);
+          const std::uint32_t sum = copy(to.data() + begin, part.data(), length, 0xABCD);
+          ldd::finish_streaming();
+          CHECK(sum == ldd::crc32c_by_table(part, 0xABCD));
+          CHECK(std::equal(part.begin(), part.end(), to.data() + begin));
+          const auto untouched = [](std::byte each) { return each == std::byte{0xA5}; };
+          CHECK(std::all_of(to.data(), to.data() + begin, untouched));
+          CHECK(std::all_of(to.data() + begin + length, to.data() + to.size(), untouched));
+        }
+      }
+    }
   }
 }
 
@@ -172,6 +199,7 @@ void check_what_must_hold() {
 int main() {
   check_published_values();
   check_lengths_and_cuts();
+  check_summed_copies();
   check_single_bits();
   check_ranges_on_several_threads();
   check_faults_end_it();

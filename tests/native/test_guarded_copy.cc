@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "check.h"
+#include "copy/crc32c.h"
 #include "copy/guarded_copy.h"
 #include "copy/local_copy.h"
 #include "copy/pool.h"
@@ -40,6 +41,29 @@ void check_sides_and_pieces(CopyKind kind) {
     to.protect(bad, PROT_READ);
     fault = ldd::guarded_copy(destination, source, 8, kind);
     CHECK(fault.side == FaultSide::kDestination && fault.piece == bad);
+    to.protect(bad, PROT_READ | PROT_WRITE);
+  }
+}
+
+void check_sides_with_checksums(CopyKind kind) {
+  const Pages from(8);
+  const Pages to(8);
+  std::memset(from.data(), 1, from.size_bytes());
+  const iovec source{from.data(), from.size_bytes()};
+  const iovec destination{to.data(), to.size_bytes()};
+  const auto copy = [&](std::uint32_t& sum) {
+    return ldd::guarded_copy_and_checksum(destination, source, kind, sum);
+  };
+  std::uint32_t right = 0;
+  CHECK(copy(right).none());
+  CHECK(right == ldd::crc32c({to.data(), to.size_bytes()}));
+  for (std::size_t bad = 0; bad < 8; ++bad) {
+    std::uint32_t sum = 7;
+    from.protect(bad, PROT_NONE);
+    CHECK(copy(sum).side == FaultSide::kSource && sum == 7);
+    from.protect(bad, PROT_READ | PROT_WRITE);
+    to.protect(bad, PROT_READ);
+    CHECK(copy(sum).side == FaultSide::kDestination && sum == 7);
     to.protect(bad, PROT_READ | PROT_WRITE);
   }
 }
@@ -103,6 +127,8 @@ int main() {
   ldd::prepare_guarded_copies();
   check_sides_and_pieces(CopyKind::kCached);
   check_sides_and_pieces(CopyKind::kStreaming);
+  check_sides_with_checksums(CopyKind::kCached);
+  check_sides_with_checksums(CopyKind::kStreaming);
   check_a_truncated_file();
   ldd::CopyPool::instance().set_threads(3);
   check_faults_in_the_pool();

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from llm_datadist._backends.lanes import LinkLanes
+    from llm_datadist._backends.node import Checksums
     from llm_datadist._types import Placement
 
     U64Array = npt.NDArray[np.uint64]
@@ -189,6 +190,14 @@ class Channel(ABC):
             return handle.wait()
         finally:
             handle.release()
+
+    def read_and_sum(self, transfer: Transfer) -> tuple[Outcome, Checksums] | None:
+        """Carry out a read, and tell the CRC-32C of what has arrived by each descriptor.
+
+        For channels that do both in less time than one after the other. None (and nothing is done)
+        from those that do not.
+        """
+        return None
 
     def update(self, metadata: bytes) -> None:  # noqa: B027 - most backends hold no metadata
         """Take the peer's new `describe` (only with Capabilities.metadata_changes)."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import msgspec
+import numpy as np
 
 from llm_datadist import _native
 from llm_datadist._backends.base import Backend, Capabilities, Channel, Finished, Unavailable
@@ -23,7 +24,7 @@ from llm_datadist._protocol.messages import Uint64
 if TYPE_CHECKING:
     from llm_datadist._backends.base import Handle, PeerEndpoint, Transfer
     from llm_datadist._backends.lanes import LinkLanes
-    from llm_datadist._backends.node import Node
+    from llm_datadist._backends.node import Checksums, Node
     from llm_datadist._devices.cpu import PoolMemory
 
 
@@ -79,6 +80,7 @@ class HostChannel(Channel):
         self._lanes = lanes
         self._link_ref = peer.link_ref
         self._read = reader.read
+        self._read_and_sum = reader.read_and_sum
         self._pushes_refused = ""
         self._mapped_bytes = 0
 
@@ -105,6 +107,19 @@ class HostChannel(Channel):
                 transfer.deadline_ns,
             )
         )
+
+    def read_and_sum(self, transfer: Transfer) -> tuple[Outcome, Checksums]:
+        outcome, sums = self._read_and_sum(
+            transfer.local,
+            transfer.remote,
+            transfer.length,
+            transfer.local_ref,
+            self._link_ref,
+            transfer.cache_ref,
+            transfer.key_ref,
+            transfer.deadline_ns,
+        )
+        return Outcome(*outcome), np.frombuffer(sums, np.uint32)
 
     def post(self, transfer: Transfer) -> Handle:
         return Finished(self.run(transfer))

@@ -20,8 +20,9 @@ NO_REF = (0, 0)
 class Reading:
     """A peer process, own memory as large as its entry, and the calls that tests make."""
 
-    def __init__(self, node, peer_process, pages, tools, count=64):
+    def __init__(self, node, peer_process, pages, tools, count, *, sums):
         self.node = node
+        self.sums = sums
         self.tools = tools
         self.peer = peer_process(count)
         self.host = self.peer.seen_from(node)
@@ -41,12 +42,29 @@ class Reading:
             "key_ref": NO_REF,
             "deadline_ns": self.tools.soon(),
         } | {name: value for name, value in changes.items() if name != "base"}
-        return self.host.read(
+        return self.read_ranges(
             steps + np.uint64(self.own.address),
             steps + np.uint64(changes.get("base", self.peer.address)),
             np.full(count, page, dtype=np.uint64),
             **refs,
         )
+
+    def read_ranges(self, local, remote, length, *arguments, **refs):
+        if not self.sums:
+            return self.host.read(local, remote, length, *arguments, **refs)
+        outcome, sums = self.host.read_and_sum(local, remote, length, *arguments, **refs)
+        self.found = (local, length, np.frombuffer(sums, np.uint32))
+        assert len(self.found[2]) == len(length)
+        return outcome
+
+    def has_every_byte(self, shift=0):
+        """Whether all has arrived, and the checksums, if there are any, are those of it."""
+        if self.sums:
+            for address, length, found in zip(*self.found, strict=True):
+                begin = int(address) - self.own.address
+                data = self.own.bytes[begin : begin + int(length)].tobytes()
+                assert found == _native.crc32c(data)
+        return np.array_equal(self.own.bytes, self.expected(shift))
 
     def expected(self, shift=0):
         return (np.arange(self.own.size) // self.own.page % 251 + shift).astype(np.uint8)
@@ -55,12 +73,12 @@ class Reading:
         self.own.bytes[:] = value
 
 
-@pytest.fixture
-def reading(node, peer_process, pages, tools):
+@pytest.fixture(params=[False, True], ids=["read", "read_and_sum"])
+def reading(node, peer_process, pages, tools, request):
     made = []
 
     def make(count=64):
-        made.append(Reading(node, peer_process, pages, tools, count))
+        made.append(Reading(node, peer_process, pages, tools, count, sums=request.param))
         return made[-1]
 
     yield make
@@ -73,7 +91,7 @@ def reading(node, peer_process, pages, tools):
 def test_a_read_brings_every_byte(reading, pages_read):
     at = reading(pages_read)
     assert at.read() == (_native.OK, 0, -1, at.own.size)
-    assert np.array_equal(at.own.bytes, at.expected())
+    assert at.has_every_byte()
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -82,17 +100,17 @@ def test_a_mapped_segment_is_read_as_well(reading):
     at.host.map_segment(*at.peer.segment)
     outcome = at.read(base=at.peer.segment[1], cache_ref=at.peer.segment_entry)
     assert outcome == (_native.OK, 0, -1, at.own.size)
-    assert np.array_equal(at.own.bytes, at.expected(shift=1))
+    assert at.has_every_byte(shift=1)
     at.write_all(0)
     at.host.unmap_range(at.peer.segment[1] + at.own.page, at.own.page)
     outcome = at.read(base=at.peer.segment[1], cache_ref=at.peer.segment_entry)
     assert outcome[0] == _native.OK
-    assert np.array_equal(at.own.bytes, at.expected(shift=1))
+    assert at.has_every_byte(shift=1)
 
 
 def test_long_and_empty_and_unaligned_descriptors(reading, tools):
     at = reading(2048)
-    outcome = at.host.read(
+    outcome = at.read_ranges(
         tools.u64(at.own.address, at.own.address, at.own.address + 3),
         tools.u64(at.peer.address, at.peer.address, at.peer.address + 3),
         tools.u64(3, 0, at.own.size - 3),
@@ -103,7 +121,7 @@ def test_long_and_empty_and_unaligned_descriptors(reading, tools):
         tools.soon(),
     )
     assert outcome == (_native.OK, 0, -1, at.own.size)
-    assert np.array_equal(at.own.bytes, at.expected())
+    assert at.has_every_byte()
 
 
 def test_nothing_to_read_is_ok_but_checked(reading):
@@ -116,11 +134,11 @@ def test_arrays_that_make_no_sense_are_refused(reading, tools):
     at = reading(1)
     rest = (at.local_ref, INSTANCE, at.peer.entry, NO_REF, tools.soon())
     with pytest.raises(ValueError, match="differ in length"):
-        at.host.read(tools.u64(1, 2), tools.u64(1), tools.u64(1), *rest)
+        at.read_ranges(tools.u64(1, 2), tools.u64(1), tools.u64(1), *rest)
     with pytest.raises(ValueError, match="wraps"):
-        at.host.read(tools.u64(2**64 - 1), tools.u64(1), tools.u64(2), *rest)
+        at.read_ranges(tools.u64(2**64 - 1), tools.u64(1), tools.u64(2), *rest)
     with pytest.raises(ValueError, match="16 TiB"):
-        at.host.read(tools.u64(1), tools.u64(1), tools.u64(1 << 45), *rest)
+        at.read_ranges(tools.u64(1), tools.u64(1), tools.u64(1 << 45), *rest)
 
 
 def test_guards_of_the_peer_end_a_read_before_it_writes(reading):
@@ -173,7 +191,7 @@ def test_protected_memory_of_the_peer_is_contained_and_can_be_repaired(reading):
 def test_a_fault_in_the_middle_of_a_descriptor_is_found(reading, tools):
     at = reading(8)
     at.peer.ask("unmap", 6, 1)
-    outcome = at.host.read(
+    outcome = at.read_ranges(
         tools.u64(at.own.address),
         tools.u64(at.peer.address + 9),
         tools.u64(at.own.size - 9),
@@ -407,7 +425,7 @@ def test_many_threads_read_at_once(reading):
     for thread in threads:
         thread.join()
     assert codes == [_native.OK] * 80
-    assert np.array_equal(at.own.bytes, at.expected())
+    assert at.has_every_byte()
 
 
 def test_a_forked_child_cannot_use_the_parents_peer(reading):
