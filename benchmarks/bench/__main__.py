@@ -42,10 +42,11 @@ def same_host(
 def tcp(
     rounds: Annotated[int, typer.Option(help="Rounds; each contender runs once in each.")] = 5,
     scale: Annotated[float, typer.Option(help="Shrinks the totals (512 and 128 MiB).")] = 1.0,
+    veth: Annotated[bool, typer.Option(help="Between two network namespaces; needs root.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here.")] = None,
 ) -> None:
     """TCP lanes over loopback, beside NIXL on TCP, Mooncake and iperf3 (those installed)."""
-    _run(Tcp(rounds, scale), json_file)
+    _run(Tcp(rounds, scale, veth=veth), json_file)
 
 
 @app.command("links")

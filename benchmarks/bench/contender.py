@@ -8,7 +8,7 @@ import traceback
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from bench import work
+from bench import hosts, work
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,6 +54,7 @@ class Owner:
 
     def __init__(self, body: Callable[[Connection, np.ndarray], None], size: int) -> None:
         self._pipe, there = _spawn.Pipe()
+        _spawn.set_executable(hosts.executable(hosts.OWNER))
         self._process = _spawn.Process(target=_owner_main, args=(there, body, size), daemon=True)
         self._process.start()
         there.close()

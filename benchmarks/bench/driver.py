@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench import timing, work
+from bench import hosts, timing, work
 from bench.timing import Row
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Driver:
     ) -> None:
         self.name = kind.name
         self._pipe, there = _spawn.Pipe()
+        _spawn.set_executable(hosts.executable(hosts.LOCAL))
         self._process = _spawn.Process(target=_drive, args=(there, kind, size, environment or {}))
         self._process.start()
         there.close()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench import work
 from bench.contender import Contender, serve
+from bench.hosts import LOCAL, OWNER, address
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -22,12 +23,12 @@ _TIMEOUT_MS = 60_000
 def start(
     cluster_id: int, backend: str, *, pool_bytes: int = 0, **properties: object
 ) -> LLMDataDist:
-    """An initialised instance that accepts links on loopback; the rest is set in LLMConfig."""
+    """An initialised instance that accepts links; the rest is set in LLMConfig."""
     from llm_datadist import LLMConfig, LLMDataDist, LLMRole  # noqa: PLC0415
 
     config = LLMConfig()
     config.enable_cache_manager = True
-    config.listen_ip_info = "127.0.0.1:0"
+    config.listen_ip_info = f"{address(OWNER if cluster_id == OWNER_ID else LOCAL)}:0"
     config.sync_kv_timeout = _TIMEOUT_MS
     config.transfer_backend = backend
     if pool_bytes:
@@ -134,7 +135,7 @@ class Ours(Contender):
         self._lists: dict[str, tuple[list[int], list[int]]] = {}
         info = LLMClusterInfo()
         info.remote_cluster_id = OWNER_ID
-        info.append_local_ip_info("127.0.0.1", 0)
+        info.append_local_ip_info(address(LOCAL), 0)
         info.append_remote_ip_info(*self.owner.hello["address"])
         status, each = self.instance.link_clusters([info], 10_000)
         if status != LLMStatusCode.LLM_SUCCESS:

@@ -6,20 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench import work
+from bench import hosts, work
 from bench.contender import Contender, serve
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-_HOST = "127.0.0.1"
 
-
-def _engine(memory: np.ndarray) -> Any:
+def _engine(memory: np.ndarray, end: int) -> Any:
     from mooncake.engine import TransferEngine  # noqa: PLC0415
 
     engine = TransferEngine()
-    if engine.initialize(_HOST, "P2PHANDSHAKE", "tcp", "") != 0:
+    if engine.initialize(hosts.address(end), "P2PHANDSHAKE", "tcp", "") != 0:
         raise RuntimeError("Mooncake cannot start")
     if engine.register_memory(work.address(memory), len(memory)) != 0:
         raise RuntimeError("Mooncake cannot register the buffer")
@@ -28,9 +26,9 @@ def _engine(memory: np.ndarray) -> Any:
 
 def owner(pipe: Connection, memory: np.ndarray) -> None:
     """Body of the owner process."""
-    engine = _engine(memory)
+    engine = _engine(memory, hosts.OWNER)
     port = engine.get_rpc_port()
-    pipe.send({"session": f"{_HOST}:{port}", "address": work.address(memory)})
+    pipe.send({"session": f"{hosts.address(hosts.OWNER)}:{port}", "address": work.address(memory)})
     serve(pipe, memory)
 
 
@@ -41,7 +39,7 @@ class Mooncake(Contender):
 
     def __init__(self, local: np.ndarray) -> None:
         super().__init__(local)
-        self._engine = _engine(local)
+        self._engine = _engine(local, hosts.LOCAL)
         self._blocks: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""TCP over loopback: pulls, pushes and small calls, beside NIXL on TCP, Mooncake and iperf3."""
+"""TCP over loopback, or between two hosts: ours beside NIXL on TCP, Mooncake and iperf3."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from bench import hosts
 from bench.driver import (
     Driver,
     alternate,
@@ -38,9 +39,15 @@ _CALLS = 3000
 
 
 class Tcp:
-    """The comparison over loopback; one contender is awake at a time."""
+    """The comparison; one contender is awake at a time.
 
-    def __init__(self, rounds: int, scale: float) -> None:
+    Args:
+        rounds, scale: As of every comparison.
+        veth: Between two network namespaces instead of over loopback.
+    """
+
+    def __init__(self, rounds: int, scale: float, *, veth: bool = False) -> None:
+        self._veth = hosts.Veth() if veth else None
         self.rounds, self.scale = rounds, scale
         self.rows: list[Row] = []
         self.goals: list[Goal] = []
@@ -50,11 +57,18 @@ class Tcp:
         if find_spec("mooncake") is not None:
             kinds.append(Mooncake)
         size = whole_mib(512 * MIB * scale)
-        self._drivers = start(kinds, size, {"UCX_TLS": "tcp"})
+        try:
+            self._drivers = start(kinds, size, {"UCX_TLS": "tcp"})
+        except BaseException:
+            if self._veth is not None:
+                self._veth.close()
+            raise
 
     def close(self) -> None:
         for driver in self._drivers.values():
             driver.close()
+        if self._veth is not None:
+            self._veth.close()
 
     def run(self) -> None:
         for case in cases(self.scale):
@@ -123,7 +137,7 @@ def link_p50(contender: OursTcp) -> float:
 
     info = LLMClusterInfo()
     info.remote_cluster_id = OWNER_ID
-    info.append_local_ip_info("127.0.0.1", 0)
+    info.append_local_ip_info(hosts.address(hosts.LOCAL), 0)
     info.append_remote_ip_info(*contender.owner.hello["address"])
     values = []
     for _ in range(30):
@@ -137,15 +151,17 @@ def link_p50(contender: OursTcp) -> float:
 
 
 def iperf3() -> float:
-    """GB/s of two plain streams over loopback."""
-    command = ["iperf3", "-s", "-1", "-p", "0"]
-    port = _free_port()
-    command[-1] = str(port)
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    """GB/s of two plain streams."""
+    there, port = hosts.address(hosts.OWNER), _free_port()
+    server = subprocess.Popen(
+        [*hosts.prefix(hosts.OWNER), "iperf3", "-s", "-1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+    )
     time.sleep(0.3)
+    client = f"iperf3 -c {there} -p {port} -P 2 -J -t {_IPERF_SECONDS}"
     try:
         result = subprocess.run(
-            f"iperf3 -c 127.0.0.1 -p {port} -P 2 -J -t {_IPERF_SECONDS}".split(),
+            [*hosts.prefix(hosts.LOCAL), *client.split()],
             capture_output=True,
             check=True,
             text=True,
