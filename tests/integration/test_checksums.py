@@ -68,11 +68,11 @@ def spoil(linked):
             return outcome
 
         channel.run = spoilt
-        channel.read_and_sum = lambda transfer: None
+        channel.reads_and_sums = False
 
     yield spoil
     channel.__dict__.pop("run", None)
-    channel.__dict__.pop("read_and_sum", None)
+    channel.__dict__.pop("reads_and_sums", None)
 
 
 @pytest.fixture

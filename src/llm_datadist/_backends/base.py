@@ -164,10 +164,10 @@ class Channel(ABC):
     """One link's data path to one peer. Owned by the link; closed with it."""
 
     name: ClassVar[str]
-    reads_use_lanes: ClassVar[bool] = False
-    """Whether a read waits for lanes of the link."""
     reaches_devices: ClassVar[bool] = False
     """Whether it moves memory of accelerators."""
+    reads_and_sums: ClassVar[bool] = False
+    """Whether a read can take checksums as the bytes arrive; one that needs lanes must not."""
 
     @property
     def trouble(self) -> str:
@@ -191,13 +191,12 @@ class Channel(ABC):
         finally:
             handle.release()
 
-    def read_and_sum(self, transfer: Transfer) -> tuple[Outcome, Checksums] | None:
+    def read_and_sum(self, transfer: Transfer) -> tuple[Outcome, Checksums]:
         """Carry out a read, and tell the CRC-32C of what has arrived by each descriptor.
 
-        For channels that do both in less time than one after the other. None (and nothing is done)
-        from those that do not.
+        Only with `reads_and_sums`.
         """
-        return None
+        raise NotImplementedError
 
     def update(self, metadata: bytes) -> None:  # noqa: B027 - most backends hold no metadata
         """Take the peer's new `describe` (only with Capabilities.metadata_changes)."""

@@ -73,6 +73,7 @@ class HostChannel(Channel):
     """Reads from, and doorbells to, one peer process on this host."""
 
     name = "host"
+    reads_and_sums = True
 
     def __init__(self, peer: PeerEndpoint, reader: _native.HostPeer, lanes: LinkLanes) -> None:
         self._peer = peer

@@ -16,7 +16,6 @@ class TcpChannel(Channel):
     """Reads and writes over one link's lanes."""
 
     name = "tcp"
-    reads_use_lanes = True
 
     def __init__(self, lanes: LinkLanes) -> None:
         self._lanes = lanes

@@ -2,7 +2,7 @@
 
 Whatever the data path was: each side's native threads read their own memory, and the initiator
 compares. A transfer is checked in segments, each right after it was moved, while it is in the
-caches of the processors; on the same host a read is summed up as it arrives, in fewer steps.
+caches of the processors; on the same host a read is summed up as it arrives.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from llm_datadist._errors import Fault
 from llm_datadist._plan import Plan, cut, segments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from llm_datadist._backends.base import Transfer
     from llm_datadist._backends.node import Checksums as Sums
@@ -32,14 +32,12 @@ if TYPE_CHECKING:
 
 SEGMENT_BYTES = 4 << 20
 WINDOW_BYTES = 16 << 20
-"""Of a question that is asked before its bytes are read: both sides read them while the processors'
-shared cache has them."""
+"""The same for a read that takes its checksums as the bytes arrive."""
 
 FEATURE = "crc32c"
 """In the endpoint of an instance that answers questions for checksums."""
 
 _MOST_REPORTED = 4096
-_NO_SUMS = np.empty(0, np.uint32)
 
 
 def checkable(plan: Plan, unit_bytes: int) -> Plan:
@@ -94,78 +92,73 @@ class Checksums:
             The outcome; its code is CORRUPT when something differs, and then what. What comes after
             the segment (window) that it is in was not moved.
         """
-        # Where a read needs no lane, the source's checksums are computed while it goes on.
-        at_once = not transfer.write and not data.channel.innermost.reads_use_lanes
+        at_one_go = not transfer.write and data.channel.reads_and_sums
+        check = self._read if at_one_go else self._move
         moved_bytes, version = 0, transfer.version
-        for part in segments(transfer.length, WINDOW_BYTES if at_once else SEGMENT_BYTES):
-            window = _part(transfer, part, version)
-            outcome, different = self._window(data, window, unit_bytes, at_once=at_once)
+        for part in segments(transfer.length, WINDOW_BYTES if at_one_go else SEGMENT_BYTES):
+            segment = _part(transfer, part, version)
+            outcome, different = check(data, segment, unit_bytes)
             moved_bytes += outcome.moved_bytes
             if outcome.code != Code.OK:
                 return _within(outcome, part, moved_bytes), different
             version = 0  # it was current when the transfer began; from there on guards tell
         return Outcome(Code.OK, moved_bytes=moved_bytes), NO_PLAN
 
-    def _window(
-        self, data: LinkData, transfer: Transfer, unit_bytes: int, *, at_once: bool
-    ) -> tuple[Outcome, Plan]:
-        """Move what one question for checksums is about, and check it.
+    def _read(self, data: LinkData, transfer: Transfer, unit_bytes: int) -> tuple[Outcome, Plan]:
+        """Read a window, while the owner computes its checksums.
 
-        A read is good if it gives the bytes that the checksums are of, whether the owner has
-        written in between or not.
+        It is good if it gives the bytes that the checksums are of, whether the owner has written in
+        between or not.
         """
-        if not len(transfer.length):
-            return data.channel.run(transfer), NO_PLAN
         units = _units(transfer, unit_bytes)
-        answer = data.lanes.ask_checksum(units) if at_once else None
-        moved = None
-        try:
-            moved, here = (at_once and _at_one_go(data, transfer, units)) or self._move(
-                data, transfer, unit_bytes
-            )
-        finally:  # an interrupt, too, must not leave a lane taken
-            if answer is not None and (moved is None or moved.code != Code.OK):
-                answer()
+
+        def here() -> tuple[Outcome, Sums]:
+            return data.channel.read_and_sum(units)
+
+        return _compare(data, transfer, units, here)
+
+    def _move(self, data: LinkData, transfer: Transfer, unit_bytes: int) -> tuple[Outcome, Plan]:
+        """Move a segment, then have both sides look at it."""
+        moved = data.channel.run(transfer)
         if moved.code != Code.OK:
             return moved, NO_PLAN
-        outcome, there = (answer or data.lanes.ask_checksum(units))()
-        if outcome.code != Code.OK:
-            at = _holder(transfer, units, outcome.descriptor)
-            return Outcome(outcome.code, outcome.sys_errno, at, moved.moved_bytes), NO_PLAN
-        places = np.flatnonzero(here != there)
-        if not len(places):
-            return moved, NO_PLAN
-        different = Plan(units.local[places], units.remote[places], units.length[places], 0)
-        return Outcome(Code.CORRUPT, moved_bytes=moved.moved_bytes), different
+        units = _units(transfer, unit_bytes)
 
-    def _move(self, data: LinkData, transfer: Transfer, unit_bytes: int) -> tuple[Outcome, Sums]:
-        """Move segment by segment, and compute the own side's checksums of each while it is hot."""
-        moved_bytes, version, sums = 0, transfer.version, []
-        for part in segments(transfer.length, SEGMENT_BYTES):
-            segment = _part(transfer, part, version)
-            outcome = data.channel.run(segment)
-            moved_bytes += outcome.moved_bytes
-            if outcome.code != Code.OK:
-                return _within(outcome, part, moved_bytes), _NO_SUMS
-            units = _units(segment, unit_bytes)
-            outcome, found = self._node.checksum(
+        def here() -> tuple[Outcome, Sums]:
+            outcome, sums = self._node.checksum(
                 units.local, units.length, units.local_ref, units.deadline_ns
             )
-            if outcome.code != Code.OK:
-                outcome = outcome._replace(descriptor=_holder(segment, units, outcome.descriptor))
-                return _within(outcome, part, moved_bytes), _NO_SUMS
-            sums.append(found)
-            version = 0
-        return Outcome(Code.OK, moved_bytes=moved_bytes), np.concatenate(sums)
+            return outcome._replace(moved_bytes=moved.moved_bytes), sums
+
+        return _compare(data, transfer, units, here)
 
 
-def _at_one_go(data: LinkData, transfer: Transfer, units: Transfer) -> tuple[Outcome, Sums] | None:
-    """Read a window and take the checksums of what arrives, where the channel does that."""
-    done = data.channel.read_and_sum(units)
-    if done is None:
-        return None
-    outcome, sums = done
-    return outcome._replace(descriptor=_holder(transfer, units, outcome.descriptor)), sums
+def _compare(
+    data: LinkData,
+    transfer: Transfer,
+    units: Transfer,
+    here: Callable[[], tuple[Outcome, Sums]],
+) -> tuple[Outcome, Plan]:
+    """Compare the peer's checksums with the own ones, which `here` finds in the meantime."""
+    if not len(units.length):
+        return here()[0], NO_PLAN
+    question = data.lanes.ask_checksum(units)
+    found = None
+    try:
+        found, own = here()
+    finally:  # an interrupt, too, must not leave a lane taken
+        if found is None or found.code != Code.OK:
+            question()
+    if found.code == Code.OK:
+        answered, peers = question()
+        found = answered._replace(moved_bytes=found.moved_bytes)
+    if found.code != Code.OK:
+        return found._replace(descriptor=_holder(transfer, units, found.descriptor)), NO_PLAN
+    places = np.flatnonzero(own != peers)
+    if not len(places):
+        return found, NO_PLAN
+    different = Plan(units.local[places], units.remote[places], units.length[places], 0)
+    return found._replace(code=Code.CORRUPT), different
 
 
 def _units(transfer: Transfer, unit_bytes: int) -> Transfer:
