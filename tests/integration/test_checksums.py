@@ -24,7 +24,7 @@ from llm_datadist._engine import checksums
 from llm_datadist.testing import FaultPolicy, FaultRule, inject_faults
 
 UNITS = 24
-WORDS = 8192  # blocks of 64 KiB: several segments in a call
+WORDS = 8192  # blocks of 64 KiB
 EVERY = list(range(UNITS))
 SHAPE = {"tensors": 4, "units": UNITS, "words": WORDS}
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     Destination: TypeAlias = tuple[int, LocalCache | RemoteCache | None]
 
-SEGMENT_BYTES = 4 << 20
-WINDOW_BYTES = 16 << 20
+SEGMENT_BYTES = 16 << 20
+WINDOW_BYTES = 256 << 20
 """The same for a read that takes its checksums as the bytes arrive."""
 
 FEATURE = "crc32c"
