@@ -1,9 +1,9 @@
 """The consumer's side of a worker: fetches requests' blocks on threads of its own.
 
-A load leases the request's key at the producer, pulls its blocks in the order of the tokens, and
-releases the lease. Whatever goes wrong, the blocks from the first one on whose bytes are not known
-to be right are reported as failed, and vLLM computes them itself; the call that failed writes none
-of them any more.
+A load leases the request's key at the producer, pulls its blocks in the order of the tokens,
+reports them, and releases the lease. Whatever goes wrong, the blocks from the first one on whose
+bytes are not known to be right are reported as failed, and vLLM computes them itself; the call that
+failed writes none of them any more.
 """
 
 from __future__ import annotations
@@ -112,10 +112,16 @@ class Consumer:
         except Exception:
             logger.exception("request %s: its load failed", order.request_id)
         finally:
-            with self._lock:
-                self._pending.pop(order.request_id, None)
-                self._ended[order.request_id] = failed | set(order.unavailable)
-            self._changes.notify()
+            self._report(order, abandoned, failed)
+
+    def _report(self, order: Load, abandoned: threading.Event, failed: set[int]) -> None:
+        """Let the scheduler's side know how a load has ended; the first word counts."""
+        with self._lock:
+            if self._pending.get(order.request_id) is not abandoned:
+                return
+            del self._pending[order.request_id]
+            self._ended[order.request_id] = failed | set(order.unavailable)
+        self._changes.notify()
 
     def _run_dismiss(self, offer: Offer) -> None:
         try:
@@ -182,6 +188,8 @@ class Consumer:
                 self._pull(left, rank)
                 if left.pieces:
                     lease.renew()
+            if not left.pieces:
+                self._report(left.order, abandoned, set())  # before the producer is told
 
     def _pull(self, left: Pieces, rank: RankAddress) -> None:
         part, src_blocks, dst_blocks = left.pieces[0]
