@@ -70,8 +70,8 @@ std::vector<std::byte> noise(std::size_t size) {
 void check_lengths_and_cuts() {
   const std::vector<std::byte> data = noise(40'000);
   const std::span<const std::byte> all(data);
-  for (const std::size_t around :
-       {0U, 8U, 256U, 320U, 512U, 576U, 768U, 1536U, 4096U, 12288U, 24576U, 13056U, 39000U}) {
+  for (const std::size_t around : {0U, 8U, 256U, 320U, 512U, 576U, 768U, 1536U, 4096U, 12288U,
+                                   24576U, 13056U, 16384U, 16448U, 16640U, 32768U, 39000U}) {
     for (std::size_t length = around < 9 ? 0 : around - 9; length < around + 9; ++length) {
       for (const std::size_t begin : {0U, 1U, 7U}) {
         const auto part = all.subspan(begin, length);
@@ -93,7 +93,7 @@ void check_summed_copies() {
   std::vector<std::byte> to(data.size());
   for (const auto copy : {&ldd::copy_and_checksum, &ldd::stream_and_checksum}) {
     for (const std::size_t length : {0U, 1U, 63U, 64U, 2047U, 2048U, 2111U, 2304U, 2305U, 4096U,
-                                     16383U, 16385U, 32768U, 65000U}) {
+                                     16383U, 16385U, 16448U, 16640U, 32768U, 33000U, 65000U}) {
       for (const std::size_t begin : {0U, 1U, 40U, 63U}) {
         for (const std::size_t from : {0U, 5U}) {
           std::memset(to.data(), 0xA5, to.size());
