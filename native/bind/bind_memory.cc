@@ -149,12 +149,14 @@ void bind_segment(nb::module_& module) {
             new (self) Segment(name, size);
           },
           "size"_a, "name"_a, "Pages are committed when first touched; OSError when refused.")
-      .def_prop_ro("fd", &Segment::fd, "The memory file, for peers on the same host.")
+      .def_prop_ro("fd", &Segment::fd,
+                   "The memory file, for peers on the same host; -1 once it is closed.")
       .def_prop_ro(
           "address",
           [](const Segment& segment) { return reinterpret_cast<std::uint64_t>(segment.data()); },
           "Where it is mapped; 0 after close().")
       .def_prop_ro("size", &Segment::size_bytes, "Bytes; 0 after close().")
+      .def("close_file", &Segment::close_file, "Close the file; the memory stays. Idempotent.")
       .def("close", &Segment::close, "Unmap. Nothing may use the memory any more. Idempotent.");
 }
 

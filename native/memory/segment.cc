@@ -36,4 +36,9 @@ void Segment::close() {
   fd_.reset();
 }
 
+void Segment::close_file() {
+  const std::lock_guard lock(closing_);
+  fd_.reset();
+}
+
 }  // namespace ldd

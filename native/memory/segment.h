@@ -25,6 +25,8 @@ class Segment {
   [[nodiscard]] std::size_t size_bytes() const { return mapping_.size_bytes(); }
   // Idempotent, from any thread.
   void close();
+  // Closes the file alone; the memory stays.
+  void close_file();
 
  private:
   std::mutex closing_;

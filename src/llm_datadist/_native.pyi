@@ -110,7 +110,7 @@ class Segment:
 
     @property
     def fd(self) -> int:
-        """The memory file, for peers on the same host."""
+        """The memory file, for peers on the same host; -1 once it is closed."""
 
     @property
     def address(self) -> int:
@@ -119,6 +119,9 @@ class Segment:
     @property
     def size(self) -> int:
         """Bytes; 0 after close()."""
+
+    def close_file(self) -> None:
+        """Close the file; the memory stays. Idempotent."""
 
     def close(self) -> None:
         """Unmap. Nothing may use the memory any more. Idempotent."""

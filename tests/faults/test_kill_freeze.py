@@ -17,7 +17,7 @@ from nixl_backends import NEEDS_NIXL
 from rig import LATE_S, NOISE_S
 from station import OK, TENSORS, RemoteStation, digest
 
-from llm_datadist.testing import Killed, PeerGroup
+from llm_datadist.testing import Killed, PeerFailed, PeerGroup
 
 LONG = bool(os.environ.get("LDD_LONG"))
 MOMENTS = int(os.environ.get("LDD_MOMENTS", "200" if LONG else "2"))
@@ -34,8 +34,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120 + 10 * MOMENTS)]
 class Scene:
     """A station that listens and one that has linked it and makes the calls."""
 
-    def __init__(self, group, **options):
+    def __init__(self, group, way, **options):
         self.group = group
+        self.way = way
         self.options = options | {
             "sync_kv_timeout": int(TIMEOUT_S * 1000),
             "blocks": BLOCKS,
@@ -108,7 +109,7 @@ def scene(request, monkeypatch, tmp_path):
         monkeypatch.setenv("UCX_LOG_LEVEL", "fatal")
         monkeypatch.setenv("NIXL_LOG_LEVEL", "FATAL")
     with PeerGroup(timeout_s=60) as group:
-        yield Scene(group, **options)
+        yield Scene(group, request.param, **options)
 
 
 def moments(test, low, high):
@@ -135,23 +136,38 @@ def test_the_target_is_killed(scene):
 
 
 def test_the_initiator_is_killed(scene):
-    fds = []
+    fds, ended_by_ucx = [], 0
     for moment in moments("kill initiator", 0.0, 0.2):
         scene.load(SEED)
         time.sleep(moment)
         scene.here.peer.kill()
         assert scene.here.peer.wait() == Killed(signal.SIGKILL)
-        deadline = time.monotonic() + DEAD_PEER_S + NOISE_S
-        while scene.there.call("describe", 2).status == OK:
-            assert time.monotonic() < deadline, "the dead peer's link is still there"
-        before = scene.there.value("digest")
-        time.sleep(0.1)
-        assert scene.there.value("digest") == before
-        fds.append(scene.there.value("fds"))
+        try:
+            fds.append(descriptors_when_quiet(scene.there))
+        except PeerFailed:
+            # UCX ends a process that answers a read whose asker has died: docs/design/nixl.md.
+            assert scene.way == "nixl-tcp"
+            assert scene.there.peer.wait() == Killed(signal.SIGABRT)
+            ended_by_ucx += 1
+            fds.clear()
+            scene.there = scene.station(1)
         scene.here = scene.station(2)
         scene.link()
         scene.works()
-    assert max(fds) <= fds[0] + 1, "the dead peers' descriptors were left behind"
+    print(f"{ended_by_ucx} of {MOMENTS} targets were ended by UCX")
+    assert ended_by_ucx <= 1 + MOMENTS // 10
+    assert max(fds, default=0) <= min(fds, default=0) + 1, "descriptors were left behind"
+
+
+def descriptors_when_quiet(there):
+    """Return how many files a station has open that has lost its peer, and whose memory rests."""
+    deadline = time.monotonic() + DEAD_PEER_S + NOISE_S
+    while there.call("describe", 2).status == OK:
+        assert time.monotonic() < deadline, "the dead peer's link is still there"
+    before = there.value("digest")
+    time.sleep(0.1)
+    assert there.value("digest") == before
+    return there.value("fds")
 
 
 @pytest.mark.parametrize("scene", EVERY_WAY, indirect=True)

@@ -1,6 +1,8 @@
 """NIXL as instances use it: what is chosen and said, memory that comes and goes, a silent peer."""
 
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,6 +68,15 @@ def pulled(owner, user):
     return (mine.data[:, EVERY[::-1]] == theirs.data).all()
 
 
+def landing_files():
+    """Return the memory files of landing slots that this process has open."""
+    paths = []
+    for each in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # the one of this loop
+            paths.append(str(each.readlink()))
+    return [path for path in paths if "llm_datadist-nixl" in path]
+
+
 def test_what_is_forced_is_used_and_described(make):
     owner, user = make("nixl")
     assert pulled(owner, user)
@@ -87,6 +98,19 @@ def test_memory_that_comes_and_goes_under_a_link(make):
         with failing("LLM_KV_CACHE_NOT_EXIST", "pull_blocks", peer=1):
             user.manager.pull_blocks(held.slot(), mine.cache, (), [0])
     assert facts(user)["channel"]["over_lanes"] == 0
+
+
+@pytest.mark.expects_log("now names")
+def test_links_that_have_ended_leave_no_descriptors(make):
+    """Their landing slots stay mapped, since the engine may still write there; no file does."""
+    owner, user = make("nixl")
+    files = []
+    for _ in range(6):
+        assert pulled(owner, user)
+        user.instance.unlink_clusters([cluster_info(owner.address, 1)])
+        files.append(len(landing_files()))
+        link(user.instance, owner.address)
+    assert files == [files[0]] * 6
 
 
 def test_units_that_are_not_neighbours_go_by_index(make):

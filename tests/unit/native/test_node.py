@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 
@@ -129,6 +130,9 @@ def test_a_segment_is_sealed_memory():
     assert segment.address % 4096 == 0
     with pytest.raises(PermissionError):
         os.ftruncate(segment.fd, 4096)
+    segment.close_file()
+    assert segment.fd == -1
+    ctypes.memset(segment.address, 7, segment.size)
     segment.close()
     segment.close()
     assert segment.size == 0

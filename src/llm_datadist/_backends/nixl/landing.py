@@ -53,6 +53,7 @@ class Landing:
         self.num_slots = num_slots
         self.size = num_slots * SLOT_BYTES + _SCRATCH_BYTES
         self._segment = _native.Segment(self.size, "llm_datadist-nixl")
+        self._segment.close_file()  # nobody maps it, and slots of ended links stay
         self.address = self._segment.address
         self.ref: Ref = node.open_entry([self.address], [self.size], accessible=False)
 
