@@ -27,6 +27,8 @@ TIMEOUT_S = 0.5
 DEAD_PEER_S = 1.0
 NEXT_WORKS_S = 5.0
 GONE = {"LLM_LINK_FAILED", "LLM_NOT_YET_LINK"}
+#: It aborts; the second, when Python's report of that meets a thread at the wrong moment.
+ENDED_BY_UCX = (Killed(signal.SIGABRT), Killed(signal.SIGSEGV))
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120 + 10 * MOMENTS)]
 
@@ -147,7 +149,7 @@ def test_the_initiator_is_killed(scene):
         except PeerFailed:
             # UCX ends a process that answers a read whose asker has died: docs/design/nixl.md.
             assert scene.way == "nixl-tcp"
-            assert scene.there.peer.wait() == Killed(signal.SIGABRT)
+            assert scene.there.peer.wait() in ENDED_BY_UCX
             ended_by_ucx += 1
             fds.clear()
             scene.there = scene.station(1)
