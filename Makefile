@@ -189,7 +189,7 @@ nixl-check: $(VENV)/.installed $(VENV)/.test
 faults-long: $(VENV)/.installed $(VENV)/.test
 	LDD_LONG=1 LDD_MOMENTS=10 $(BIN)/python -m pytest tests/faults tests/netns -o faulthandler_timeout=0 $(ARGS)
 
-# 200 peers killed or frozen in each of 10 ways; LDD_SEED=2 chooses other moments.
+# 200 peers killed or frozen in each of 25 ways (an hour); LDD_SEED=2 chooses other moments.
 kill-freeze: $(VENV)/.installed $(VENV)/.test
 	LDD_LONG=1 $(BIN)/python -m pytest tests/faults/test_kill_freeze.py -o faulthandler_timeout=0 $(ARGS)
 

@@ -137,7 +137,7 @@ def test_the_target_is_killed(scene):
         scene.works()
 
 
-def test_the_initiator_is_killed(scene):
+def test_the_initiator_is_killed(scene, capfd):
     fds, ended_by_ucx = [], 0
     for moment in moments("kill initiator", 0.0, 0.2):
         scene.load(SEED)
@@ -150,6 +150,7 @@ def test_the_initiator_is_killed(scene):
             # UCX ends a process that answers a read whose asker has died: docs/design/nixl.md.
             assert scene.way == "nixl-tcp"
             assert scene.there.peer.wait() in ENDED_BY_UCX
+            assert "Fatal: unexpected error: Endpoint timeout" in "".join(capfd.readouterr())
             ended_by_ucx += 1
             fds.clear()
             scene.there = scene.station(1)

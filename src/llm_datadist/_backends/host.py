@@ -22,10 +22,13 @@ from llm_datadist._protocol.codec import DECODE_ERRORS
 from llm_datadist._protocol.messages import Uint64
 
 if TYPE_CHECKING:
-    from llm_datadist._backends.base import Handle, PeerEndpoint, Transfer
+    from llm_datadist._backends.base import Handle, PeerEndpoint, Transfer, U64Array
     from llm_datadist._backends.lanes import LinkLanes
     from llm_datadist._backends.node import Checksums, Node
+    from llm_datadist._backends.outcomes import Ref
     from llm_datadist._devices.cpu import PoolMemory
+
+    _Read: TypeAlias = tuple[U64Array, U64Array, U64Array, Ref, Ref, Ref, Ref, int]
 
 
 Descriptor: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
@@ -96,21 +99,14 @@ class HostChannel(Channel):
     def run(self, transfer: Transfer) -> Outcome:
         if transfer.write:
             return self._push(transfer)
-        return Outcome(
-            *self._read(
-                transfer.local,
-                transfer.remote,
-                transfer.length,
-                transfer.local_ref,
-                self._link_ref,
-                transfer.cache_ref,
-                transfer.key_ref,
-                transfer.deadline_ns,
-            )
-        )
+        return Outcome(*self._read(*self._arguments(transfer)))
 
     def read_and_sum(self, transfer: Transfer) -> tuple[Outcome, Checksums]:
-        outcome, sums = self._read_and_sum(
+        outcome, sums = self._read_and_sum(*self._arguments(transfer))
+        return Outcome(*outcome), np.frombuffer(sums, np.uint32)
+
+    def _arguments(self, transfer: Transfer) -> _Read:
+        return (
             transfer.local,
             transfer.remote,
             transfer.length,
@@ -120,7 +116,6 @@ class HostChannel(Channel):
             transfer.key_ref,
             transfer.deadline_ns,
         )
-        return Outcome(*outcome), np.frombuffer(sums, np.uint32)
 
     def post(self, transfer: Transfer) -> Handle:
         return Finished(self.run(transfer))
