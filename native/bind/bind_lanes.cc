@@ -49,6 +49,13 @@ Outcome send_ranges(Lanes& lanes, const BorrowedU64& local, const BorrowedU64& r
                             {local_ref, cache_ref, {}, version, deadline_ns});
 }
 
+Outcome probe_ranges(Lanes& lanes, const BorrowedU64& remote, const BorrowedU64& length,
+                     Ref cache_ref, Ref key_ref, std::uint64_t version, std::int64_t deadline_ns) {
+  const ReleasedGil release;
+  const ldd::Descriptors work = ldd::descriptors_of(remote, remote, length);
+  return lanes.probe(work.remote, work.length, {{}, cache_ref, key_ref, version, deadline_ns});
+}
+
 std::unique_ptr<ChecksumQuestion> ask_checksum(Lanes& lanes, const BorrowedU64& remote,
                                                const BorrowedU64& length, Ref cache_ref,
                                                Ref key_ref, std::uint64_t version,
@@ -138,6 +145,8 @@ void bind_client(nb::module_& module) {
       .def("push", send_ranges<&Lanes::push>, "local"_a, "remote"_a, "length"_a, "local_ref"_a,
            "cache_ref"_a, "version"_a, "deadline_ns"_a,
            "As write, but the peer's threads fetch the bytes from this process (same host).")
+      .def("probe", probe_ranges, "remote"_a, "length"_a, "cache_ref"_a, "key_ref"_a, "version"_a,
+           "deadline_ns"_a, "Have the peer look whether it can read each page of remote ranges.")
       .def("ask_checksum", ask_checksum, "remote"_a, "length"_a, "cache_ref"_a, "key_ref"_a,
            "version"_a, "deadline_ns"_a, nb::keep_alive<0, 1>(),
            "Ask for the CRC-32C of each remote range, which the peer's threads compute.")

@@ -14,9 +14,10 @@ namespace ldd {
 
 namespace {
 
-class Summing {
+// Goes through ranges; without room for sums it only looks whether their pages can be read.
+class Reading {
  public:
-  Summing(std::span<const std::uint64_t> addresses, std::span<const std::uint64_t> lengths,
+  Reading(std::span<const std::uint64_t> addresses, std::span<const std::uint64_t> lengths,
           const TakeUses& take, Code fault, std::span<std::uint32_t> sums)
       : addresses_(addresses), lengths_(lengths), take_(take), fault_(fault), sums_(sums) {}
 
@@ -37,13 +38,15 @@ class Summing {
         }
         const std::uint64_t bytes = std::min(lengths_[i] - offset, allowed);
         const void* at = reinterpret_cast<const void*>(addresses_[i] + offset);
-        if (!guarded_checksum(at, bytes, sum)) {
+        if (!(sums_.empty() ? guarded_probe(at, bytes) : guarded_checksum(at, bytes, sum))) {
           return Outcome::failure(fault_, EFAULT, static_cast<std::int64_t>(i));
         }
         offset += bytes;
         allowed -= bytes;
       }
-      sums_[i] = sum;
+      if (!sums_.empty()) {
+        sums_[i] = sum;
+      }
     }
     return {};
   }
@@ -56,19 +59,27 @@ class Summing {
   std::span<std::uint32_t> sums_;
 };
 
+Outcome run(const Reading& reading, std::span<const std::uint64_t> lengths) {
+  prepare_guarded_copies();
+  CopyPool& pool = CopyPool::instance();
+  const std::vector<Run> runs = divide_whole(lengths, pool.threads());
+  if (runs.size() == 1) {
+    return reading.run(runs.front());
+  }
+  return pool.run(runs.size(), [&](std::size_t i) { return reading.run(runs[i]); });
+}
+
 }  // namespace
 
 Outcome checksum_ranges(std::span<const std::uint64_t> addresses,
                         std::span<const std::uint64_t> lengths, const TakeUses& take, Code fault,
                         std::span<std::uint32_t> sums) {
-  prepare_guarded_copies();
-  CopyPool& pool = CopyPool::instance();
-  const Summing summing(addresses, lengths, take, fault, sums);
-  const std::vector<Run> runs = divide_whole(lengths, pool.threads());
-  if (runs.size() == 1) {
-    return summing.run(runs.front());
-  }
-  return pool.run(runs.size(), [&](std::size_t i) { return summing.run(runs[i]); });
+  return run(Reading(addresses, lengths, take, fault, sums), lengths);
+}
+
+Outcome probe_ranges(std::span<const std::uint64_t> addresses,
+                     std::span<const std::uint64_t> lengths, const TakeUses& take, Code fault) {
+  return run(Reading(addresses, lengths, take, fault, {}), lengths);
 }
 
 Outcome checksum_entry(std::span<const std::uint64_t> addresses,

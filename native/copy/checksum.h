@@ -1,4 +1,4 @@
-// Checksums of ranges of this process's memory, on several threads.
+// Checksums and probes of ranges of this process's memory, on several threads.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +28,11 @@ Outcome checksum_ranges(std::span<const std::uint64_t> addresses,
                         std::span<const std::uint64_t> lengths, const TakeUses& take, Code fault,
                         std::span<std::uint32_t> sums);
 
-// The same for memory of one entry of a node, on behalf of the side that asks: kLocalGone,
+// Reads one byte of each page of the ranges; the same otherwise.
+Outcome probe_ranges(std::span<const std::uint64_t> addresses,
+                     std::span<const std::uint64_t> lengths, const TakeUses& take, Code fault);
+
+// Checksums of memory of one entry of a node, on behalf of the side that asks: kLocalGone,
 // kLocalFault, kTimeout, kClosed.
 Outcome checksum_entry(std::span<const std::uint64_t> addresses,
                        std::span<const std::uint64_t> lengths, const SumChecks& checks,

@@ -1,5 +1,7 @@
 #include "copy/guarded_copy.h"
 
+#include <unistd.h>
+
 #include <atomic>
 #include <csignal>
 #include <cstring>
@@ -104,6 +106,24 @@ bool guarded_checksum(const void* data, std::size_t size, std::uint32_t& sum) {
   std::atomic_signal_fence(std::memory_order_seq_cst);
   catch_faults(nullptr);
   sum = after;
+  return true;
+}
+
+bool guarded_probe(const void* data, std::size_t size) {
+  static const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  FaultCatcher catcher;
+  if (sigsetjmp(catcher.landing, 0) != 0) {
+    ::pthread_sigmask(SIG_SETMASK, &catcher.mask, nullptr);
+    return false;
+  }
+  catch_faults(&catcher);
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  const auto* const bytes = static_cast<const volatile std::byte*>(data);
+  for (std::size_t at = 0; at < size; at += page - (value(data) + at) % page) {
+    static_cast<void>(bytes[at]);
+  }
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  catch_faults(nullptr);
   return true;
 }
 

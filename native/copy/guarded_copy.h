@@ -1,5 +1,5 @@
-// Copies, and checksums, that survive memory which is unmapped, protected or truncated: the fault
-// ends the copy, not the process.
+// Copies, checksums and probes that survive memory which is unmapped, protected or truncated: the
+// fault ends the copy, not the process.
 #pragma once
 
 #include <sys/uio.h>
@@ -38,5 +38,8 @@ CopyFault guarded_copy_and_checksum(const iovec& destination, const iovec& sourc
 
 // Makes `sum`, the CRC-32C of what came before, include `size` more bytes; false on a fault.
 bool guarded_checksum(const void* data, std::size_t size, std::uint32_t& sum);
+
+// Reads one byte of each page of the range; false on a fault.
+bool guarded_probe(const void* data, std::size_t size);
 
 }  // namespace ldd

@@ -77,9 +77,10 @@ class Stripes : public Parts {
       return nullptr;
     }
     const Batch& batch = batches_[next_++];
-    const bool push = kind_ == wire::Kind::kPush;
+    const bool moves_here = kind_ == wire::Kind::kRead || kind_ == wire::Kind::kWrite;
     const Cursor local =
-        push ? Cursor{} : Cursor(work_.local, work_.length, batch.first, batch.offset, batch.bytes);
+        !moves_here ? Cursor{}
+                    : Cursor(work_.local, work_.length, batch.first, batch.offset, batch.bytes);
     return std::make_unique<Exchange>(lane, ask(batch), local, guard_);
   }
 
@@ -247,12 +248,13 @@ Outcome Lanes::transfer(wire::Kind kind, const Descriptors& work, const LaneChec
     batches.emplace_back();  // of no bytes: it asks whether the cache is there
   }
   Stripes stripes(kind, work, checks, std::move(batches), guard);
+  const bool target_acts = kind == wire::Kind::kWrite || push;
   // Whoever sends has the most work: a read's senders are the peer's threads.
   const std::size_t threads =
       kind == wire::Kind::kWrite
           ? std::min({kSendingThreads, lanes, CopyPool::instance().threads()})
           : 1;
-  return drive(lanes_, stripes, {lanes, checks.deadline_ns, kind != wire::Kind::kRead, threads});
+  return drive(lanes_, stripes, {lanes, checks.deadline_ns, target_acts, threads});
 }
 
 Outcome Lanes::read(const Descriptors& work, const LaneChecks& checks) {
@@ -265,6 +267,11 @@ Outcome Lanes::write(const Descriptors& work, const LaneChecks& checks) {
 
 Outcome Lanes::push(const Descriptors& work, const LaneChecks& checks) {
   return transfer(wire::Kind::kPush, work, checks);
+}
+
+Outcome Lanes::probe(std::span<const std::uint64_t> remote, std::span<const std::uint64_t> length,
+                     const LaneChecks& checks) {
+  return transfer(wire::Kind::kProbe, {remote, remote, length}, checks);
 }
 
 Outcome Lanes::consume(Ref key, std::int64_t deadline_ns) {

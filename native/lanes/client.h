@@ -42,6 +42,10 @@ class Lanes {
   // The target's threads fetch the bytes from this process.
   Outcome push(const Descriptors& work, const LaneChecks& checks);
 
+  // The target's threads look whether they can read each page of the remote ranges; no byte moves.
+  Outcome probe(std::span<const std::uint64_t> remote, std::span<const std::uint64_t> length,
+                const LaneChecks& checks);
+
   Outcome consume(Ref key, std::int64_t deadline_ns);
   std::pair<Outcome, std::uint64_t> version(std::int64_t deadline_ns);
   std::pair<Outcome, std::vector<std::byte>> read_log(std::uint64_t offset, std::uint64_t size,

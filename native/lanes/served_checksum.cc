@@ -1,4 +1,5 @@
 // CHECKSUM: the initiator of a transfer compares its side with ours, which own threads read.
+// PROBE: it wants to know whether something that has no guard may read our pages.
 #include <algorithm>
 
 #include "copy/checksum.h"
@@ -11,6 +12,7 @@ namespace {
 
 // Short enough to be done on the io thread, which saves two changes of threads.
 constexpr std::uint64_t kShortChecksumBytes = 256 * 1024;
+constexpr std::uint64_t kShortProbeBytes = 4 * 1024 * 1024;
 
 }  // namespace
 
@@ -20,8 +22,9 @@ ServedLane::Progress ServedLane::begin_checksum() {
   if (!checked.ok()) {
     return reply(checked);
   }
-  sums_.assign(request_.count, 0);
-  if (requested_bytes() <= kShortChecksumBytes) {
+  const bool probes = header_->kind == wire::Kind::kProbe;
+  sums_.assign(probes ? 0 : request_.count, 0);
+  if (requested_bytes() <= (probes ? kShortProbeBytes : kShortChecksumBytes)) {
     return reply_sums(run_checksum());
   }
   state_ = State::kJob;
@@ -37,7 +40,10 @@ Outcome ServedLane::run_checksum() {
     return cancelled_.load() || socket_.hung_up() ? Outcome::failure(Code::kCancelled)
                                                   : rights_.take(uses);
   };
-  const Outcome outcome = checksum_ranges(column(0), column(1), take, Code::kRemoteFault, sums_);
+  const Outcome outcome =
+      header_->kind == wire::Kind::kProbe
+          ? probe_ranges(column(0), column(1), take, Code::kRemoteFault)
+          : checksum_ranges(column(0), column(1), take, Code::kRemoteFault, sums_);
   return outcome.ok() && !rights_.key_live() ? Outcome::failure(Code::kGone) : outcome;
 }
 

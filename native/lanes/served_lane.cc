@@ -188,6 +188,7 @@ ServedLane::Progress ServedLane::begin() {
     case wire::Kind::kPush:
       return begin_push();
     case wire::Kind::kChecksum:
+    case wire::Kind::kProbe:
       return begin_checksum();
     case wire::Kind::kConsume:
       if (now_ns() >= deadline_ns_) {

@@ -73,7 +73,7 @@ std::uint16_t flags_of(Kind kind) {
   return is_request(kind) ? kClocksShared : std::uint16_t{0};
 }
 
-bool known(std::uint8_t kind) { return (kind >= 1 && kind <= 8) || (kind >= 16 && kind <= 18); }
+bool known(std::uint8_t kind) { return (kind >= 1 && kind <= 9) || (kind >= 16 && kind <= 18); }
 
 bool body_fits(Kind kind, std::uint32_t body_bytes) {
   switch (kind) {
@@ -99,13 +99,14 @@ void put_header(Writer& out, const Header& header) {
 
 }  // namespace
 
-bool is_request(Kind kind) { return kind <= Kind::kChecksum; }
+bool is_request(Kind kind) { return kind <= Kind::kProbe; }
 
 std::size_t words_per_descriptor(Kind kind) {
   switch (kind) {
     case Kind::kRead:
     case Kind::kWrite:
     case Kind::kChecksum:
+    case Kind::kProbe:
       return 2;
     case Kind::kPush:
       return 3;

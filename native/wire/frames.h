@@ -39,6 +39,7 @@ enum class Kind : std::uint8_t {
   kReadLog = 6,
   kPing = 7,
   kChecksum = 8,
+  kProbe = 9,
   kChunk = 16,
   kOutcome = 17,
   kGo = 18,

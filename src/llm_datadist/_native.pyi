@@ -404,6 +404,17 @@ class Lanes:
         As write, but the peer's threads fetch the bytes from this process (same host).
         """
 
+    def probe(
+        self,
+        remote: numpy.typing.NDArray[numpy.uint64],
+        length: numpy.typing.NDArray[numpy.uint64],
+        cache_ref: tuple[int, int],
+        key_ref: tuple[int, int],
+        version: int,
+        deadline_ns: int,
+    ) -> tuple[int, int, int, int]:
+        """Have the peer look whether it can read each page of remote ranges."""
+
     def ask_checksum(
         self,
         remote: numpy.typing.NDArray[numpy.uint64],

@@ -41,9 +41,13 @@ constexpr std::array<Choice, 8> kChoices{{{wire::Kind::kRead, 2},
                                           {wire::Kind::kConsume, 0}}};
 
 constexpr Choice kChecksum{wire::Kind::kChecksum, 2};
+constexpr Choice kProbe{wire::Kind::kProbe, 0};
 
 const Choice& choice_of(std::uint8_t byte) {
-  return byte >= 0xF0 ? kChecksum : kChoices[byte % kChoices.size()];
+  if (byte >= 0xF0) {
+    return byte >= 0xF8 ? kChecksum : kProbe;
+  }
+  return kChoices[byte % kChoices.size()];
 }
 
 std::uint64_t sum_of(std::size_t pieces) {

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 MAGIC = 0x4E4C444C
-READ, WRITE, PUSH, CONSUME, VERSION, READ_LOG, PING, CHECKSUM = range(1, 9)
+READ, WRITE, PUSH, CONSUME, VERSION, READ_LOG, PING, CHECKSUM, PROBE = range(1, 10)
 CHUNK, OUTCOME, GO = 16, 17, 18
 INLINE = 2
 LATER_NS = 1 << 60
@@ -69,6 +69,7 @@ def conversations() -> dict[str, bytes]:
                 + outcome()
             )
             found[f"checksum {name} {how}"] = request(CHECKSUM, ranges, entry=ref)
+            found[f"probe {name} {how}"] = request(PROBE, ranges, entry=ref)
             found[f"push {name} {how}"] = request(
                 PUSH,
                 [(*each, AT[ACCESSIBLE]) for each in ranges],
@@ -102,6 +103,8 @@ def answers() -> dict[str, bytes]:
         "short log": b"\6\0" + chunk(data[:100]) + outcome(),
         "consume": b"\7\0" + outcome(1),
         "checksum": b"\xff\0" + chunk(data[:1536]) + outcome(),
+        "probe": b"\xf0\0" + outcome(),
+        "probe of a bad page": b"\xf0\0" + outcome(6),
     }
 
 

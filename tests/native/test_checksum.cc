@@ -167,9 +167,33 @@ void check_faults_end_it() {
         ldd::checksum_ranges(addresses, lengths, nothing_to_take, Code::kRemoteFault, sums);
     CHECK(outcome.code == Code::kRemoteFault);
     CHECK(outcome.index == static_cast<std::int64_t>(bad));
+    const Outcome probed =
+        ldd::probe_ranges(addresses, lengths, nothing_to_take, Code::kRemoteFault);
+    CHECK(probed.code == Code::kRemoteFault);
+    CHECK(probed.index == static_cast<std::int64_t>(bad));
     pages.protect(bad, PROT_READ | PROT_WRITE);
   }
   CHECK(ldd::checksum_ranges(addresses, lengths, nothing_to_take, Code::kRemoteFault, sums).ok());
+  CHECK(ldd::probe_ranges(addresses, lengths, nothing_to_take, Code::kRemoteFault).ok());
+}
+
+// Every page of a range counts, wherever in them it begins and ends, and none beside it.
+void check_probes_reach_every_page() {
+  const Pages pages(4);
+  for (const std::size_t bad : {1U, 2U}) {
+    pages.protect(bad, PROT_NONE);
+    for (const std::size_t begin :
+         {std::size_t{0}, std::size_t{1}, kPage - 1, kPage, 2 * kPage + 5}) {
+      for (const std::size_t end : {kPage, kPage + 1, 2 * kPage, 3 * kPage, 4 * kPage}) {
+        if (begin < end) {
+          const bool touches = begin < (bad + 1) * kPage && end > bad * kPage;
+          CHECK(ldd::guarded_probe(pages.data() + begin, end - begin) != touches);
+        }
+      }
+    }
+    pages.protect(bad, PROT_READ | PROT_WRITE);
+  }
+  CHECK(ldd::guarded_probe(nullptr, 0));
 }
 
 void check_what_must_hold() {
@@ -203,6 +227,7 @@ int main() {
   check_single_bits();
   check_ranges_on_several_threads();
   check_faults_end_it();
+  check_probes_reach_every_page();
   check_what_must_hold();
   return 0;
 }

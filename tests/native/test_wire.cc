@@ -11,8 +11,8 @@ namespace wire = ldd::wire;
 using wire::Kind;
 
 constexpr Kind kRequests[] = {
-    Kind::kRead,    Kind::kWrite, Kind::kPush,    Kind::kConsume, Kind::kDirectoryVersion,
-    Kind::kReadLog, Kind::kPing,  Kind::kChecksum};
+    Kind::kRead,    Kind::kWrite, Kind::kPush,     Kind::kConsume, Kind::kDirectoryVersion,
+    Kind::kReadLog, Kind::kPing,  Kind::kChecksum, Kind::kProbe};
 
 std::span<const std::byte, wire::kHeaderBytes> header_of(std::span<const std::byte> frame) {
   return frame.first<wire::kHeaderBytes>();

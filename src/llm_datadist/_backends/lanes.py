@@ -165,6 +165,18 @@ class LinkLanes:
             transfer.version,
         )
 
+    def probe(self, transfer: Transfer) -> Outcome:
+        """Have the peer's threads look whether they can read each page that a read names."""
+        return self._run(
+            transfer.deadline_ns,
+            self._client.probe,
+            transfer.remote,
+            transfer.length,
+            transfer.cache_ref,
+            transfer.key_ref,
+            transfer.version,
+        )
+
     def ask_checksum(self, transfer: Transfer) -> Callable[[], tuple[Outcome, Checksums]]:
         """Have the peer's threads compute the CRC-32C of each range of its side of a transfer.
 
