@@ -13,6 +13,7 @@ from rig import forget
 from llm_datadist import BlocksCacheKey, LLMStatusCode
 from llm_datadist._backends.base import Unavailable
 from llm_datadist._backends.host import HostBackend
+from llm_datadist._backends.nixl.wheel import NUM_POSTERS
 from llm_datadist.testing import PeerGroup
 
 BIG = {"tensors": 2, "units": 64, "words": 2048}  # 2 MiB: more than what goes over lanes
@@ -85,6 +86,28 @@ def test_what_is_forced_is_used_and_described(make):
     assert found["channel"]["engine"] == "UCX"
     assert found["channel"]["wheel"].startswith("nixl-cu")
     assert (found["channel"]["transfers"], found["channel"]["over_lanes"]) == (1, 0)
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+def test_large_transfers_are_posted_by_several_threads(make, monkeypatch, transport):
+    """Where the engine copies while it posts, as within a host, once that has been seen."""
+    monkeypatch.setenv("UCX_TLS", "shm,cma,self,tcp" if transport == "shm" else "tcp")
+    owner, user = make("nixl")
+    large = {"tensors": 2, "units": 64, "words": 96 << 10}  # 48 MiB: six chunks
+    theirs, mine = owner.blocks(seed=3, key=0, **large), user.blocks(seed=4, **large)
+    order = np.random.default_rng(5).permutation(64)
+    for _ in range(3):
+        mine.data[:] = 0
+        user.manager.pull_blocks(owner.blocks_key(), mine.cache, EVERY, order.tolist())
+        assert (mine.data[:, order] == theirs.data).all()
+    for _ in range(3):
+        theirs.data[:] = 0
+        user.manager.push_blocks(owner.blocks_key(), mine.cache, order.tolist(), EVERY)
+        assert (mine.data[:, order] == theirs.data).all()
+    found = facts(user)["channel"]
+    assert (found["transfers"], found["over_lanes"]) == (6, 0)
+    if transport == "shm":
+        assert found["posting_threads"] == NUM_POSTERS
 
 
 def test_memory_that_comes_and_goes_under_a_link(make):

@@ -37,29 +37,34 @@ class PreparedList:
 
 @final
 class Running:
-    """A transfer in the hands of the engine, which has no way to take it back.
+    """A transfer in the hands of the engine, which has no way to take it back. Thread-safe.
 
     Attributes:
         done: How it went, once the engine is through with it; None before.
     """
 
-    __slots__ = ("_agent", "_handle", "done")
+    __slots__ = ("_agent", "_handle", "_lock", "done")
 
     def __init__(self, agent: Agent, handle: int) -> None:
         self._agent = agent
         self._handle = handle
+        self._lock = threading.Lock()  # the engine wants one call about a transfer at a time
         self.done: bool | None = None
 
     def poll(self) -> bool | None:
         """Return whether it went well, None while it runs."""
-        if self.done is None:
-            self.done = self._agent.state(self._handle)
-        return self.done
+        with self._lock:
+            if self.done is None:
+                self.done = self._agent.state(self._handle)
+            return self.done
 
 
 @final
 class Agent:
     """See the module. Thread-safe; after `close` everything raises NixlError.
+
+    Calls run at the same time: where the engine copies bytes in the call that posts a transfer, as
+    UCX does within a host, it uses as many cores as there are threads that post.
 
     Args:
         wheel: The loaded wheel.
@@ -75,23 +80,27 @@ class Agent:
         self.name = name
         self._bindings = wheel.bindings
         self._kinds = {"DRAM": wheel.bindings.DRAM_SEG, "VRAM": wheel.bindings.VRAM_SEG}
-        self._lock = threading.Lock()
-        self._agent: Any
+        self._changed = threading.Condition()
+        self._calls = 0
+        self.closed = False
+        self._agent: Any  # never in a variable: `close` has to drop the last reference
         self._agent, self._engine = wheel.make_agent(name, engine, params)
 
-    @property
-    def closed(self) -> bool:
-        return self._agent is None
-
     @contextmanager
-    def _calling(self) -> Iterator[Any]:
-        with self._lock:
-            if self._agent is None:
+    def _calling(self) -> Iterator[None]:
+        with self._changed:
+            if self.closed:
                 raise NixlError("the agent is closed")
-            try:
-                yield self._agent
-            except Exception as error:
-                raise NixlError(f"{type(error).__name__}: {error}") from error
+            self._calls += 1
+        try:
+            yield
+        except Exception as error:
+            raise NixlError(f"{type(error).__name__}: {error}") from error
+        finally:
+            with self._changed:
+                self._calls -= 1
+                if not self._calls:
+                    self._changed.notify_all()
 
     def _regions(self, rows: Rows, kind: str) -> Any:  # noqa: ANN401 - the bindings have no types
         listed = [(int(address), int(size), int(device), "") for address, size, device in rows]
@@ -102,62 +111,66 @@ class Agent:
 
     def register(self, rows: Rows, kind: str) -> None:
         """Make memory known; rows are (address, bytes, device)."""
-        with self._calling() as agent:
-            agent.registerMem(self._regions(rows, kind), [self._engine])
+        with self._calling():
+            self._agent.registerMem(self._regions(rows, kind), [self._engine])
 
     def deregister(self, rows: Rows, kind: str) -> None:
         """Undo `register` of the same rows."""
-        with self._calling() as agent:
-            agent.deregisterMem(self._regions(rows, kind), [self._engine])
+        with self._calling():
+            self._agent.deregisterMem(self._regions(rows, kind), [self._engine])
 
     def connection_metadata(self) -> bytes:
         """What a peer needs to connect, without any region."""
-        with self._calling() as agent:
+        with self._calling():
             empty = self._bindings.nixlRegDList(self._kinds["DRAM"])
-            return bytes(agent.getLocalPartialMD(empty, True, [self._engine]))
+            return bytes(self._agent.getLocalPartialMD(empty, True, [self._engine]))
 
     def region_metadata(self, rows: Rows, kind: str) -> bytes:
         """What a peer needs to reach these registered rows, once it is connected."""
-        with self._calling() as agent:
-            return bytes(agent.getLocalPartialMD(self._regions(rows, kind), False, [self._engine]))
+        with self._calling():
+            return bytes(
+                self._agent.getLocalPartialMD(self._regions(rows, kind), False, [self._engine])
+            )
 
     def load(self, metadata: bytes) -> str:
         """Take in metadata of a peer; return its agent's name."""
-        with self._calling() as agent:
-            name = agent.loadRemoteMD(metadata)
+        with self._calling():
+            name = self._agent.loadRemoteMD(metadata)
         return name.decode() if isinstance(name, bytes) else str(name)
 
     def forget_peer(self, name: str) -> None:
         """Disconnect. Only when none of its transfers runs: the engine would lose sight of them."""
-        with suppress(NixlError), self._calling() as agent:
-            agent.invalidateRemoteMD(name)
+        with suppress(NixlError), self._calling():
+            self._agent.invalidateRemoteMD(name)
 
     def prepare(self, peer: str | None, rows: Rows, kind: str) -> PreparedList:
         """Prepare descriptors of a peer, or own ones (None)."""
-        with self._calling() as agent:
+        with self._calling():
             name = self._bindings.NIXL_INIT_AGENT if peer is None else peer
-            return PreparedList(agent.prepXferDlist(name, self._pieces(rows, kind), [self._engine]))
+            return PreparedList(
+                self._agent.prepXferDlist(name, self._pieces(rows, kind), [self._engine])
+            )
 
     def release(self, prepared: PreparedList) -> None:
         """Give a prepared list back."""
-        with suppress(NixlError), self._calling() as agent:
-            agent.releasedDlistH(prepared.handle)
+        with suppress(NixlError), self._calling():
+            self._agent.releasedDlistH(prepared.handle)
 
     def start(self, peer: str, local: Rows, remote: Rows, kind: str, *, write: bool) -> Running:
         """Post a transfer between own host memory and memory of a peer."""
-        with self._calling() as agent:
+        with self._calling():
             here, there = self._pieces(local, "DRAM"), self._pieces(remote, kind)
-            handle = agent.createXferReq(
+            handle = self._agent.createXferReq(
                 self._direction(write=write), here, there, peer, "", [self._engine]
             )
-            return self._post(agent, handle)
+            return self._post(handle)
 
     def start_prepared(
         self, local: PreparedList, ours: Indices, remote: PreparedList, theirs: Indices
     ) -> Running:
         """Post a read between prepared lists, by index."""
-        with self._calling() as agent:
-            handle = agent.makeXferReq(
+        with self._calling():
+            handle = self._agent.makeXferReq(
                 self._direction(write=False),
                 local.handle,
                 ours,
@@ -166,43 +179,46 @@ class Agent:
                 "",
                 [self._engine],
             )
-            return self._post(agent, handle)
+            return self._post(handle)
 
     def state(self, handle: int) -> bool | None:
         """How a transfer went; None while it runs. Its handle is released with the answer."""
-        with self._lock:
-            if self._agent is None:
-                return False
-            try:
-                status = self._agent.getXferStatus(handle)
-            except Exception:  # the connection broke, and every transfer on it with it
-                status = None
-            return self._settled(self._agent, handle, status)
+        try:
+            with self._calling():
+                try:
+                    status = self._agent.getXferStatus(handle)
+                except Exception:  # the connection broke, and every transfer on it with it
+                    status = None
+                return self._settled(handle, status)
+        except NixlError:
+            return False
 
     def close(self) -> None:
         """End the agent; when it returns no transfer of it moves a byte any more. Idempotent."""
-        with self._lock:
+        with self._changed:
+            self.closed = True
+            self._changed.wait_for(lambda: not self._calls)
             self._agent = None  # the last reference: its destructor takes the engine down
 
     def _direction(self, *, write: bool) -> Any:  # noqa: ANN401 - the bindings have no types
         return self._bindings.NIXL_WRITE if write else self._bindings.NIXL_READ
 
-    def _post(self, agent: Any, handle: int) -> Running:  # noqa: ANN401 - as above
+    def _post(self, handle: int) -> Running:
         running = Running(self, handle)
         try:
-            status = agent.postXferReq(handle, "")
+            status = self._agent.postXferReq(handle, "")
         except Exception:
             with suppress(Exception):
-                agent.releaseXferReq(handle)
+                self._agent.releaseXferReq(handle)
             raise
-        running.done = self._settled(agent, handle, status)
+        running.done = self._settled(handle, status)
         return running
 
-    def _settled(self, agent: Any, handle: int, status: Any) -> bool | None:  # noqa: ANN401
+    def _settled(self, handle: int, status: Any) -> bool | None:  # noqa: ANN401 - as above
         if status == self._bindings.NIXL_IN_PROG:
             return None
         with suppress(Exception):
-            agent.releaseXferReq(handle)
+            self._agent.releaseXferReq(handle)
         return bool(status == self._bindings.NIXL_SUCCESS)
 
 

@@ -18,8 +18,9 @@ from llm_datadist._backends.base import Backend, Capabilities, Unavailable
 from llm_datadist._backends.nixl.agent import Agent, NixlError, PreparedList, rows_of
 from llm_datadist._backends.nixl.channel import NixlChannel
 from llm_datadist._backends.nixl.landing import SLOT_BYTES, Landing, Slots
+from llm_datadist._backends.nixl.posters import Posters
 from llm_datadist._backends.nixl.regions import Added, RegionLog, joined, words_bytes
-from llm_datadist._backends.nixl.wheel import has_rdma, load_wheel
+from llm_datadist._backends.nixl.wheel import NUM_POSTERS, has_rdma, load_wheel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -138,6 +139,7 @@ class NixlBackend(Backend):
         self._peers: dict[str, int] = {}
         self._leaving: list[NixlChannel] = []
         self.slots = Slots(_OWN_SLOTS)
+        self.posters = Posters(NUM_POSTERS)
         try:
             self._log = RegionLog(node)
             self.landing = Landing(node, _OWN_SLOTS)
@@ -414,6 +416,7 @@ class NixlBackend(Backend):
 
     def close(self) -> None:
         self.agent.close()
+        self.posters.dismiss()
         with self._lock:
             for grant in (*self._offers.values(), *self._grants.values()):
                 grant.reader.close()

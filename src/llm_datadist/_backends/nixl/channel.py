@@ -13,16 +13,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llm_datadist._backends.base import Channel, Finished
+from llm_datadist._backends.nixl.landing import SLOT_BYTES
 from llm_datadist._backends.nixl.peer import PeerMemory
 from llm_datadist._backends.nixl.pull import Pull
 from llm_datadist._backends.nixl.push import Push
+from llm_datadist._backends.nixl.wheel import NUM_POSTERS
 from llm_datadist._backends.outcomes import Code, Outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llm_datadist._backends.base import Handle, PeerEndpoint, Transfer
     from llm_datadist._backends.lanes import LinkLanes
     from llm_datadist._backends.nixl.agent import Running
     from llm_datadist._backends.nixl.backend import NixlBackend, NixlMetadata
+    from llm_datadist._backends.nixl.work import Work
 
 __all__ = ["FAILED", "NixlChannel"]
 
@@ -31,6 +36,9 @@ FAILED = -1
 
 _FIRST_PAUSE_S = 20e-6
 _LONGEST_PAUSE_S = 500e-6
+_TELLING_BYTES = 1 << 20
+"""So much that is done when it has been posted was copied meanwhile, most likely."""
+_CONVINCING_CHUNKS = 3
 
 
 class NixlChannel(Channel):
@@ -62,6 +70,7 @@ class NixlChannel(Channel):
         self.memory = PeerMemory(self)
         self.over_lanes = 0
         self.moved = 0
+        self._done_at_once = 0
         self._why_not = why_not
         self._last_detour = why_not
         self._closed = threading.Event()
@@ -126,6 +135,26 @@ class NixlChannel(Channel):
             pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
         return Code.OK if done else FAILED
 
+    def share(self, work: Work, take_part: Callable[[Work], None]) -> None:
+        """Carry out a transfer, on several threads where it is posting that takes the time."""
+        if self.engine_copies and int(work.transfer.length.sum()) > SLOT_BYTES:
+            self.backend.posters.run(lambda: take_part(work))
+        else:
+            take_part(work)
+
+    @property
+    def engine_copies(self) -> bool:
+        """Whether the engine lately copied within the calls that post, as UCX does on one host.
+
+        More threads that post then move more bytes.
+        """
+        return self._done_at_once >= _CONVINCING_CHUNKS
+
+    def was_posted(self, running: Running, total_bytes: int) -> None:
+        """Learn from a chunk whether the engine copies while it is posted."""
+        if total_bytes >= _TELLING_BYTES:
+            self._done_at_once = self._done_at_once + 1 if running.done else 0
+
     def _ended(self, transfer: Transfer) -> int:
         """Whether something else than the engine has ended a transfer."""
         if self.node.guard(0) % 2 == 0:
@@ -149,6 +178,7 @@ class NixlChannel(Channel):
             "reads": "NIXL READ into own landing slots",
             "pushes": "NIXL WRITE into the peer's landing slots, moved on by its own threads",
             "small_transfers": f"lanes, up to {self.backend.small_bytes} bytes",
+            "posting_threads": NUM_POSTERS if self.engine_copies else 1,
             "transfers": self.moved,
             "over_lanes": self.over_lanes,
         }

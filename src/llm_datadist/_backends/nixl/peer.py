@@ -63,6 +63,28 @@ class _Units:
         return found
 
 
+class _Reading:
+    """A read from when it is decided on: its region may not go before it has come to an end."""
+
+    __slots__ = ("posting", "running")
+
+    def __init__(self) -> None:
+        self.posting = True
+        self.running: Running | None = None
+
+    @property
+    def is_known_to_be_over(self) -> bool:
+        """`is_over`, without asking the engine."""
+        return not self.posting and (self.running is None or self.running.done is not None)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the engine is through with it, or never had it."""
+        if self.posting:
+            return False
+        return self.running is None or self.running.poll() is not None
+
+
 class PeerMemory:
     """See the module. Thread-safe."""
 
@@ -72,7 +94,8 @@ class PeerMemory:
         self._lock = threading.Lock()
         self._regions = RemoteRegions()
         self._units: dict[int, _Units] = {}
-        self._reading: list[Running] = []
+        self._unused: list[_Units] = []
+        self._reading: list[_Reading] = []
 
     def why_not(self, transfer: Transfer) -> str:
         """Why the engine cannot reach all that a read names; looks at the peer's log on a miss."""
@@ -105,30 +128,44 @@ class PeerMemory:
         Raises:
             NixlError: The engine refuses.
         """
+        reading = _Reading()
         with self._lock:
             found = self._regions.locate(chunk.remote, chunk.length)
             if isinstance(found, bool):
                 if not found:
                     return None
-                region = next(iter(self._regions.known.values()))
+                region, units = next(iter(self._regions.known.values())), None
             else:
-                region = found
-            running = self._start_prepared(region, chunk, slot) if found is region else None
-            if running is None:
-                landing = self._channel.backend.landing
-                local = offsets_in_slot(chunk.length) + np.uint64(landing.slot(slot))
-                running = self._channel.backend.agent.start(
-                    self._channel.there.agent,
-                    rows_of(local, chunk.length),
-                    rows_of(chunk.remote, chunk.length, region.device_id),
-                    region.kind,
-                    write=False,
-                )
-            self._reading = [each for each in self._reading if each.done is None]
-            self._reading.append(running)
-            return running
+                region, units = found, self._units_of(found, chunk)
+            self._reading = [each for each in self._reading if not each.is_known_to_be_over]
+            self._reading.append(reading)
+        try:
+            reading.running = self._post(region, units, chunk, slot)
+        finally:
+            reading.posting = False
+        return reading.running
 
-    def _start_prepared(self, region: Added, chunk: Chunk, slot: int) -> Running | None:
+    def _post(self, region: Added, units: _Units | None, chunk: Chunk, slot: int) -> Running:
+        """Have the engine read, by index where that can be; may take as long as the copy does."""
+        backend = self._channel.backend
+        theirs = None if units is None else units.indices(chunk)
+        if units is not None and theirs is not None:
+            first = slot * (SLOT_BYTES // region.unit_bytes)
+            ours = np.arange(first, first + len(theirs), dtype=np.int32)
+            local = backend.landing_units(region.unit_bytes)
+            return backend.agent.start_prepared(local, ours, units.prepared, theirs)
+        return backend.agent.start(
+            self._channel.there.agent,
+            rows_of(
+                offsets_in_slot(chunk.length) + np.uint64(backend.landing.slot(slot)), chunk.length
+            ),
+            rows_of(chunk.remote, chunk.length, region.device_id),
+            region.kind,
+            write=False,
+        )
+
+    def _units_of(self, region: Added, chunk: Chunk) -> _Units | None:
+        """The region's prepared list, where it is worth one."""
         unit = region.unit_bytes
         if len(chunk.length) < 2 or not _MIN_UNIT_BYTES <= unit <= SLOT_BYTES:
             return None
@@ -139,16 +176,7 @@ class PeerMemory:
             return None
         if region.region_id not in self._units:
             self._units[region.region_id] = _Units(self._channel, region)
-        units = self._units[region.region_id]
-        theirs = units.indices(chunk)
-        if theirs is None:
-            return None
-        backend = self._channel.backend
-        first = slot * (SLOT_BYTES // unit)
-        ours = np.arange(first, first + len(theirs), dtype=np.int32)
-        return backend.agent.start_prepared(
-            backend.landing_units(unit), ours, units.prepared, theirs
-        )
+        return self._units[region.region_id]
 
     def forget(self, address: int, size: int) -> None:
         """Drop a range that the peer withdraws; returns when no read of this peer's runs.
@@ -157,32 +185,37 @@ class PeerMemory:
             TimeoutError: The engine does not come to an end with them.
         """
         with self._lock:
-            for region_id in self._regions.forget(address, size):
-                self._drop_units(region_id)
+            self._drop_units(self._regions.forget(address, size))
             reading = list(self._reading)
         deadline = time.monotonic() + _DRAIN_S
-        for running in reading:
-            while running.poll() is None:
+        for each in reading:
+            while not each.is_over:
                 if time.monotonic() > deadline:
                     raise TimeoutError("reads of the memory have not come to an end")
                 time.sleep(_DRAIN_PAUSE_S)
+        with self._lock:
+            self._release_unused()
 
     @property
     def is_quiet(self) -> bool:
         """Whether no read of this peer runs."""
         with self._lock:
-            return all(running.poll() is not None for running in self._reading)
+            return all(each.is_over for each in self._reading)
 
     def close(self) -> None:
         """Give back what was prepared."""
         with self._lock:
-            for region_id in list(self._units):
-                self._drop_units(region_id)
+            self._drop_units(list(self._units))
 
-    def _drop_units(self, region_id: int) -> None:
-        units = self._units.pop(region_id, None)
-        if units is not None:
-            self._channel.backend.agent.release(units.prepared)
+    def _drop_units(self, region_ids: list[int]) -> None:
+        self._unused += [self._units.pop(each) for each in region_ids if each in self._units]
+        self._release_unused()
+
+    def _release_unused(self) -> None:
+        """Give prepared lists back that nobody posts a read with; what is left waits."""
+        if not any(each.posting for each in self._reading):
+            while self._unused:
+                self._channel.backend.agent.release(self._unused.pop().prepared)
 
     def _learn(self, deadline_ns: int) -> str:
         """Read what is new in the peer's log of regions; say why that cannot be done."""
@@ -205,8 +238,7 @@ class PeerMemory:
             backend.slots.give(slot)
         with self._lock:
             if era != self._regions.era:
-                for region_id in list(self._units):
-                    self._drop_units(region_id)
+                self._drop_units(list(self._units))
             return self._load(self._regions.take(era, data))
 
     def _load(self, added: list[Added]) -> str:

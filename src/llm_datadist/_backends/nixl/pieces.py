@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from llm_datadist._backends.base import U64Array
 
-__all__ = ["Chunk", "chunks", "offsets_in_slot", "page_probes"]
+__all__ = ["Chunk", "chunks", "offsets_in_slot"]
 
 
 class Chunk(NamedTuple):
@@ -68,17 +68,3 @@ def offsets_in_slot(length: U64Array) -> U64Array:
     """Where each piece begins when they lie one after the other."""
     offsets: U64Array = np.cumsum(length) - length
     return offsets
-
-
-def page_probes(
-    remote: U64Array, length: U64Array, page_bytes: int
-) -> tuple[U64Array, np.ndarray[tuple[int], np.dtype[np.int64]]]:
-    """One address in each page that the ranges touch, and the number of its range."""
-    page = np.uint64(page_bytes)
-    touched = length > 0
-    first, last = remote // page, (remote + np.maximum(length, 1) - np.uint64(1)) // page
-    counts = np.where(touched, (last - first).astype(np.int64) + 1, 0)
-    origin = np.repeat(np.arange(len(remote)), counts)
-    before = np.cumsum(counts) - counts
-    pages = first[origin] + (np.arange(len(origin)) - before[origin]).astype(np.uint64)
-    return np.maximum(pages * page, remote[origin]), origin

@@ -17,11 +17,10 @@ from llm_datadist._backends.base import Transfer
 from llm_datadist._backends.nixl.agent import NixlError, Running, rows_of
 from llm_datadist._backends.nixl.landing import SLOT_BYTES, Slots
 from llm_datadist._backends.nixl.pieces import Chunk, chunks, offsets_in_slot
+from llm_datadist._backends.nixl.work import Work
 from llm_datadist._backends.outcomes import NO_REF, Code, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from llm_datadist._backends.nixl.channel import NixlChannel
 
 __all__ = ["Push"]
@@ -60,52 +59,52 @@ class Push:
         """Carry a write out; text says why it has to go over the lanes instead."""
         if self._channel.there.landing_slots == 0:
             return "the peer has no landing slots for us"
-        waiting = chunks(transfer.local, transfer.remote, transfer.length, SLOT_BYTES)
+        work = Work(transfer, chunks(transfer.local, transfer.remote, transfer.length, SLOT_BYTES))
+        self._channel.share(work, self._take_part)
+        return work.result()
+
+    def _take_part(self, work: Work) -> None:
+        """Move chunks until there are none left."""
+        transfer = work.transfer
         under: deque[_Under] = deque()
-        moved_bytes = 0
         try:
             while True:
-                begun = self._fill(transfer, waiting, under)
-                if isinstance(begun, str) or begun.code != Code.OK:
-                    return begun
-                if not under:
-                    return Outcome(Code.OK, moved_bytes=moved_bytes)
+                self._fill(work, under)
+                if not under or work.ended:
+                    return
                 code = self._channel.wait(under[0].running, transfer)
-                if code < 0:
-                    return "NIXL has failed"
                 if code != Code.OK:
-                    return Outcome(code, moved_bytes=moved_bytes)
-                placed = self._place(transfer, under.popleft())
-                moved_bytes += placed.moved_bytes
-                if placed.code != Code.OK:
-                    return placed._replace(moved_bytes=moved_bytes)
+                    work.end("NIXL has failed" if code < 0 else Outcome(code))
+                    return
+                work.count(self._place(transfer, under.popleft()))
         finally:
             for each in under:
                 self._backend.slots.hold(each.slot, each.running)
                 self._granted.hold(each.remote_slot, each.running)
 
-    def _fill(
-        self, transfer: Transfer, waiting: Iterator[Chunk], under: deque[_Under]
-    ) -> Outcome | str:
+    def _fill(self, work: Work, under: deque[_Under]) -> None:
         """Gather chunks and have the engine send them, as long as there are slots at both ends."""
         slots = self._backend.slots
-        while True:
-            wait_s = 0 if under else self._slot_wait_s(transfer)
+        while not (under and self._channel.engine_copies):
+            wait_s = 0 if under else self._slot_wait_s(work.transfer)
             remote_slot = self._granted.take(wait_s)
             slot = None if remote_slot is None else slots.take(wait_s)
             if remote_slot is None or slot is None:
                 if remote_slot is not None:
                     self._granted.give(remote_slot)
-                return Outcome(Code.OK) if under else "no landing slot is free"
-            chunk = next(waiting, None)
-            begun: Outcome | str | Running = Outcome(Code.OK)
-            if chunk is not None:
-                begun = self._begin(transfer, chunk, slot, remote_slot)
+                if not under:
+                    work.leave()
+                return
+            chunk = work.next()
+            begun = None if chunk is None else self._begin(work.transfer, chunk, slot, remote_slot)
             if chunk is None or not isinstance(begun, Running):
                 slots.give(slot)
                 self._granted.give(remote_slot)
-                assert not isinstance(begun, Running)
-                return begun
+                if begun is not None:
+                    assert not isinstance(begun, Running)
+                    work.end(begun)
+                return
+            self._channel.was_posted(begun, chunk.total_bytes)
             under.append(_Under(chunk, slot, remote_slot, begun))
 
     def _begin(

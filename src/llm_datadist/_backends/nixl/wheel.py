@@ -11,6 +11,7 @@ the process when a peer's agent is replaced, which is how a transfer that is lat
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import threading
 from dataclasses import dataclass
@@ -24,12 +25,17 @@ from llm_datadist._options.environment import defaults_in_environment
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Wheel", "has_rdma", "load_wheel"]
+__all__ = ["NUM_POSTERS", "Wheel", "has_rdma", "load_wheel"]
 
 _PACKAGES: Final = (("nixl_cu12", "nixl-cu12"), ("nixl_cu13", "nixl-cu13"))
 _OLDEST: Final = (1, 5)
 _PROGRESS_PAUSE_US: Final = 50
 _RDMA_DEVICES: Final = Path("/sys/class/infiniband")
+
+NUM_POSTERS: Final = min(4, len(os.sched_getaffinity(0)))
+"""How many threads can post transfers without waiting for each other."""
+
+_DEFAULTS: Final = {"UCX": {"num_workers": str(NUM_POSTERS)}}
 _loading = threading.Lock()
 
 
@@ -64,14 +70,14 @@ class Wheel:
         config.useProgThread = True
         config.useListenThread = False
         config.pthrDelay = _PROGRESS_PAUSE_US
-        config.syncMode = bindings.NIXL_THREAD_SYNC_STRICT
+        config.syncMode = bindings.NIXL_THREAD_SYNC_RW
         config.captureTelemetry = False
         try:
             agent = bindings.nixlAgent(name, config)
             if engine not in agent.getAvailPlugins():
                 raise Unavailable(f"{self.distribution} has no engine {engine}")
             with _loading, defaults_in_environment(_ucx_settings()):
-                return agent, agent.createBackend(engine, dict(params))
+                return agent, agent.createBackend(engine, _DEFAULTS.get(engine, {}) | dict(params))
         except Unavailable:
             raise
         except Exception as error:
@@ -112,8 +118,9 @@ def _ucx_settings() -> dict[str, str]:
     """What UCX reads at the moment in which it is loaded.
 
     It would take the signals of bad memory for itself, by which guarded copies notice bad pages.
+    Threads that wait for one of its locks would spin, on a core that its holder may need.
     Without an RDMA device its InfiniBand module is of no use, and the wheels' copy of libnl, which
     only that module needs, crashes the process when it exits.
     """
-    settings = {"UCX_ERROR_SIGNALS": ""}
+    settings = {"UCX_ERROR_SIGNALS": "", "UCX_USE_MT_MUTEX": "y"}
     return settings if has_rdma() else settings | {"UCX_MODULES": "^ib"}

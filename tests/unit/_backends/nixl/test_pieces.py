@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llm_datadist._backends.nixl.pieces import chunks, offsets_in_slot, page_probes
+from llm_datadist._backends.nixl.pieces import chunks, offsets_in_slot
 
 
 def u64(*values):
@@ -41,9 +41,3 @@ def test_nothing_gives_no_chunk():
 
 def test_pieces_lie_one_after_the_other():
     assert list(offsets_in_slot(u64(3, 4, 5))) == [0, 3, 7]
-
-
-def test_one_probe_in_each_page_within_the_range():
-    places, origin = page_probes(u64(100, 4095, 8192, 5), u64(10, 2, 8193, 0), 4096)
-    assert list(places) == [100, 4095, 4096, 8192, 12288, 16384]
-    assert list(origin) == [0, 1, 1, 2, 2, 2]

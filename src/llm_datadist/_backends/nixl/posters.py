@@ -1,0 +1,55 @@
+"""Threads that post transfers side by side, each with a worker of the engine to itself.
+
+The engine gives its workers to threads in turn, as they first come to it. The threads of this
+module come together, so that no two of them share one; the application's own threads may.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import wait
+from typing import TYPE_CHECKING, final
+
+from llm_datadist._control.workers import Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Posters"]
+
+
+@final
+class Posters:
+    """See the module. Thread-safe.
+
+    Args:
+        count: How many threads.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._idle = count
+        self._lock = threading.Lock()
+        self._workers = Workers("llm-datadist-nixl", count)
+
+    def run(self, part: Callable[[], None]) -> None:
+        """Run a part of the same work on each thread that is idle; return when all have ended.
+
+        The caller's thread does it alone where none is. Parts have to share what there is to do.
+        """
+        with self._lock:
+            count, self._idle = self._idle, 0
+        if not count:
+            part()
+            return
+        try:
+            parts = [self._workers.submit(part) for _ in range(count)]
+            wait(parts)
+        finally:
+            with self._lock:
+                self._idle += count
+        for each in parts:
+            each.result()
+
+    def dismiss(self) -> None:
+        """Let the threads go."""
+        self._workers.dismiss()

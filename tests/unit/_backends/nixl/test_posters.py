@@ -1,0 +1,63 @@
+"""Threads that post side by side: never waited for while they do something else."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from llm_datadist._backends.nixl.posters import Posters
+
+
+@pytest.fixture
+def posters():
+    made = Posters(2)
+    yield made
+    made.dismiss()
+
+
+def test_the_parts_run_at_the_same_time(posters):
+    together = threading.Barrier(2, timeout=10)
+    names = []
+
+    def part():
+        together.wait()
+        names.append(threading.current_thread())
+
+    posters.run(part)
+    assert len(set(names)) == 2
+    assert threading.current_thread() not in names
+
+
+def test_work_that_finds_them_busy_goes_on_at_once(posters):
+    begun, end = threading.Barrier(3, timeout=10), threading.Event()
+
+    def slow():
+        begun.wait()
+        end.wait(10)
+
+    caller = threading.Thread(target=posters.run, args=(slow,))
+    caller.start()
+    begun.wait()
+    on = []
+    posters.run(lambda: on.append(threading.current_thread()))
+    end.set()
+    caller.join()
+    assert on == [threading.current_thread()]
+    posters.run(lambda: on.append(threading.current_thread()))
+    assert threading.current_thread() not in on[1:]
+    assert len(on) == 3
+
+
+def test_an_error_comes_out_when_all_have_ended(posters):
+    together, ended = threading.Barrier(2, timeout=10), []
+
+    def part():
+        if together.wait() == 0:
+            raise ZeroDivisionError
+        ended.append(True)
+
+    with pytest.raises(ZeroDivisionError):
+        posters.run(part)
+    assert ended == [True]
+    posters.run(together.wait)
