@@ -10,7 +10,7 @@ import numpy as np
 from bench import work
 from bench.driver import alternate, call_times, prepare, start
 from bench.ours import OWNER_ID, Ours, owner, register
-from bench.rival_nixl import Nixl
+from bench.rival_nixl import Nixl, make_agent, owner_that_listens
 from bench.timing import Goal, Row
 
 if TYPE_CHECKING:
@@ -78,12 +78,14 @@ class BareNixl(Nixl):
 
     name = BARE
     _registered: Any = None
+    _asking: Any = None
+
+    @staticmethod
+    def owner_body() -> Any:
+        return owner_that_listens
 
     def connect(self, total: int) -> None:
-        each = total // _TENSORS // 4096 * 4096
-        first = work.address(self.local)
-        rows = [(first + index * each, each, 0, "") for index in range(_TENSORS)]
-        self._registered = self._agent.register_memory(rows, "DRAM")
+        self._registered = self._agent.register_memory(self._tensors(total), "DRAM")
         self._remote = self._agent.add_remote_agent(self.owner.hello["metadata"])
         self._agent.make_connection(self._remote)
 
@@ -91,6 +93,27 @@ class BareNixl(Nixl):
         if self._registered is not None:
             self._agent.deregister_memory(self._registered)
         self._agent.remove_remote_agent(self._remote)
+
+    def exchange(self) -> float:
+        """`set_up` between another pair of agents, by NIXL's own exchange of metadata; in us."""
+        if self._asking is None:
+            self._asking = make_agent("asking", 0)
+        else:
+            self._asking.remove_remote_agent("asked")
+        begin = time.perf_counter_ns()
+        registered = self._asking.register_memory(self._tensors(len(self.local)), "DRAM")
+        self._asking.fetch_remote_metadata("asked", *self.owner.hello["listens"])
+        while not self._asking.check_remote_metadata("asked"):
+            time.sleep(50e-6)
+        self._asking.make_connection("asked")
+        took_us = (time.perf_counter_ns() - begin) / 1e3
+        self._asking.deregister_memory(registered)
+        return took_us
+
+    def _tensors(self, total: int) -> list[tuple[int, int, int, str]]:
+        each = total // _TENSORS // 4096 * 4096
+        first = work.address(self.local)
+        return [(first + index * each, each, 0, "") for index in range(_TENSORS)]
 
 
 # What a driver does for this comparison only.
@@ -108,6 +131,11 @@ def set_up(contender: OursNixl | BareNixl) -> float:
     begin = time.perf_counter_ns()
     contender.connect(total)
     return (time.perf_counter_ns() - begin) / 1e3
+
+
+def set_up_from_address(contender: OursNixl | BareNixl) -> float:
+    """The same from nothing but the owner's address, which is how links are made here."""
+    return contender.exchange() if isinstance(contender, BareNixl) else set_up(contender)
 
 
 def described(contender: OursNixl) -> object:
@@ -142,6 +170,7 @@ class NixlComparison:
         self._compare(work.Case("push 32 KiB, random", 32 << 10, total), "write")
         self._times("one 4 KiB block, p50", small, 1 / 1.5)
         self._times(f"register {_TENSORS} tensors and link", set_up, 1 / 1.2)
+        self._times("the same, given an address only", set_up_from_address, 1 / 1.2)
         print(self._drivers[0].call(described))
 
     def _compare(self, case: work.Case, what: str) -> None:

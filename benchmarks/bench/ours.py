@@ -126,9 +126,10 @@ class Ours(Contender):
     properties: ClassVar[dict[str, object]] = {}
 
     def __init__(self, local: np.ndarray) -> None:
-        from llm_datadist import LLMClusterInfo, LLMStatusCode  # noqa: PLC0415
+        from llm_datadist import BlocksCacheKey, LLMClusterInfo, LLMStatusCode  # noqa: PLC0415
 
         super().__init__(local)
+        self._key = BlocksCacheKey
         properties = {"checksum": self.checksum} | self.properties
         self.instance = start(LOCAL_ID, self.backend, **properties)
         self._caches: dict[int, Any] = {}
@@ -159,19 +160,15 @@ class Ours(Contender):
         self._lists[case.name] = src.tolist(), dst.tolist()
 
     def read(self, case: work.Case) -> None:
-        from llm_datadist import BlocksCacheKey  # noqa: PLC0415
-
         src, dst = self._lists[case.name]
         self.instance.cache_manager.pull_blocks(
-            BlocksCacheKey(OWNER_ID, case.block_bytes), self._caches[case.block_bytes], src, dst
+            self._key(OWNER_ID, case.block_bytes), self._caches[case.block_bytes], src, dst
         )
 
     def write(self, case: work.Case) -> None:
-        from llm_datadist import BlocksCacheKey  # noqa: PLC0415
-
         src, dst = self._lists[case.name]
         self.instance.cache_manager.push_blocks(
-            BlocksCacheKey(OWNER_ID, case.block_bytes), self._caches[case.block_bytes], src, dst
+            self._key(OWNER_ID, case.block_bytes), self._caches[case.block_bytes], src, dst
         )
 
     def close(self) -> None:

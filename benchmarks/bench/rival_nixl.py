@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -20,21 +21,46 @@ PACKAGE = next((name for name in ("nixl_cu12", "nixl_cu13") if find_spec(name)),
 """The wheel that is installed."""
 
 
-def _agent(name: str) -> Any:
+def make_agent(name: str, listen_port: int | None = None) -> Any:
+    """An agent; with a port it exchanges metadata by itself (0: it only asks others)."""
     api = import_module(f"{PACKAGE}._api")
-    return api.nixl_agent(name, api.nixl_agent_config(backends=["UCX"]))
+    listens = {"enable_listen_thread": True, "listen_port": listen_port}
+    more = {} if listen_port is None else listens
+    return api.nixl_agent(name, api.nixl_agent_config(backends=["UCX"], **more))
 
 
-def _register(agent: Any, memory: np.ndarray) -> None:
+def register(agent: Any, memory: np.ndarray) -> None:
     agent.register_memory([(work.address(memory), len(memory), 0, "")], "DRAM")
 
 
 def owner(pipe: Connection, memory: np.ndarray) -> None:
     """Body of the owner process."""
-    agent = _agent("owner")
-    _register(agent, memory)
+    agent = make_agent("owner")
+    register(agent, memory)
     pipe.send({"metadata": agent.get_agent_metadata(), "address": work.address(memory)})
     serve(pipe, memory)
+
+
+def owner_that_listens(pipe: Connection, memory: np.ndarray) -> None:
+    """The same, with a second agent that peers ask for its metadata."""
+    agent = make_agent("owner")
+    register(agent, memory)
+    port = _free_port()
+    asked = make_agent("asked", port)
+    register(asked, memory)
+    pipe.send(
+        {
+            "metadata": agent.get_agent_metadata(),
+            "address": work.address(memory),
+            "listens": ("127.0.0.1", port),
+        }
+    )
+    serve(pipe, memory)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def owner_tcp(pipe: Connection, memory: np.ndarray) -> None:
@@ -49,8 +75,8 @@ class Nixl(Contender):
 
     def __init__(self, local: np.ndarray) -> None:
         super().__init__(local)
-        self._agent = _agent("local")
-        _register(self._agent, local)
+        self._agent = make_agent("local")
+        register(self._agent, local)
         self._remote = self._agent.add_remote_agent(self.owner.hello["metadata"])
         self._there = self.owner.hello["address"]
         self._blocks: dict[str, tuple[np.ndarray, np.ndarray]] = {}

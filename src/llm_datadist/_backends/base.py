@@ -113,6 +113,14 @@ class Transfer:
     version: int = 0
     on_device: bool = False
 
+    @property
+    def total_bytes(self) -> int:
+        """How much is moved."""
+        length = self.length
+        return int(
+            length.item() if len(length) == 1 else length.sum()
+        )  # one call in the usual case
+
 
 @dataclass(frozen=True, slots=True)
 class PeerEndpoint:

@@ -80,10 +80,11 @@ class NixlChannel(Channel):
         self._cluster_id = peer.cluster_id
 
     def run(self, transfer: Transfer) -> Outcome:
-        total_bytes = int(transfer.length.sum())
-        if total_bytes == 0:  # only asks whether the cache is there
+        total_bytes = transfer.total_bytes
+        small = total_bytes <= self.backend.small_bytes and not transfer.on_device
+        if small or total_bytes == 0:  # of no bytes: it only asks whether the cache is there
             return self._over_lanes(transfer)
-        if self._why_not or (total_bytes <= self.backend.small_bytes and not transfer.on_device):
+        if self._why_not:
             return self._detour(transfer)
         with self._changed:
             if self._closed.is_set():
@@ -137,7 +138,7 @@ class NixlChannel(Channel):
 
     def share(self, work: Work, take_part: Callable[[Work], None]) -> None:
         """Carry out a transfer, on several threads where it is posting that takes the time."""
-        if self.engine_copies and int(work.transfer.length.sum()) > SLOT_BYTES:
+        if self.engine_copies and work.transfer.total_bytes > SLOT_BYTES:
             self.backend.posters.run(lambda: take_part(work))
         else:
             take_part(work)
