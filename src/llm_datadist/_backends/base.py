@@ -117,9 +117,7 @@ class Transfer:
     def total_bytes(self) -> int:
         """How much is moved."""
         length = self.length
-        return int(
-            length.item() if len(length) == 1 else length.sum()
-        )  # one call in the usual case
+        return int(length.item() if len(length) == 1 else length.sum())
 
 
 @dataclass(frozen=True, slots=True)

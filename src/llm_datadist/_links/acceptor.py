@@ -260,8 +260,7 @@ class _Inbound:
             ) from None
 
     async def _wait_gone(self, leaving: Link, incarnation: int) -> None:
-        ours = leaving.state is LinkState.UNLINKING and not leaving.peer_unlinks
-        if ours and leaving.incarnation == incarnation:
+        if leaving.is_unlinked_here and leaving.incarnation == incarnation:
             raise SetupError(
                 LLMStatusCode.LLM_PROCESSING_LINK,
                 f"cluster {self._context.cluster_id} is taking the same link down; retry soon",

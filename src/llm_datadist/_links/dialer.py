@@ -335,7 +335,7 @@ class _Dial:
             if rival is not None:
                 await rival.over.wait()
             elif leaving is not None:
-                if self._request.domain is None and leaving.state is LinkState.UNLINKING:
+                if self._request.domain is None and leaving.is_unlinked_here:
                     _processing(cluster_id, "taken down")
                 await leaving.gone.wait()
             elif link is not None and link.incarnation != incarnation:

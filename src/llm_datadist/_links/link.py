@@ -135,6 +135,11 @@ class Link:
         return self.state is LinkState.LINKED
 
     @property
+    def is_unlinked_here(self) -> bool:
+        """Whether a call at this end takes the link down, of which the peer need not know yet."""
+        return self.state is LinkState.UNLINKING and not self.peer_unlinks
+
+    @property
     def encrypted(self) -> str:
         """What travels inside TLS."""
         if self.terms.relays is not None:

@@ -88,7 +88,7 @@ def test_random_bytes(linked):
     for size in (1, 8, 9, 100, 5000):
         for head in (b"", CONTROL, LANE):
             with socket.create_connection(linked.address) as sock:
-                with contextlib.suppress(ConnectionError):
+                with contextlib.suppress(OSError):  # closed already: a reset, or not connected
                     sock.sendall(head + secrets.token_bytes(size))
                     sock.shutdown(socket.SHUT_WR)
                 assert is_closed(sock)

@@ -191,6 +191,25 @@ def test_a_teardown_under_way_is_waited_for_by_unlink_and_refused_by_link(end):
     assert a.link(b)[0].is_ok
 
 
+def test_a_teardown_that_the_peer_has_asked_for_is_waited_for_by_link(end):
+    """Whoever links here cannot know of it: it is no reason to refuse."""
+    a, b = end(1), end(2)
+    a.link(b)
+    holding, let_go = threading.Event(), threading.Event()
+    disconnect = b.plane.disconnect
+
+    def slow_disconnect(data):
+        holding.set()
+        assert let_go.wait(10)
+        disconnect(data)
+
+    b.plane.disconnect = slow_disconnect
+    assert statuses(a.unlink(b, force=True)) == [OK]
+    assert holding.wait(5)
+    threading.Timer(0.1, let_go.set).start()
+    assert b.link(a)[0].is_ok
+
+
 def test_linking_right_after_unlinking_works_from_either_end(end):
     a, b = end(1), end(2)
     for one, other in ((a, b), (b, a)) * 5:
