@@ -17,7 +17,7 @@ from llm_datadist._links.context import CLUSTERS, SetupError
 from llm_datadist._links.delegate import Peer, Refusal
 from llm_datadist._links.lanes import LaneSession, LaneTerms
 from llm_datadist._links.ledger import Setup
-from llm_datadist._links.link import Link, LinkState
+from llm_datadist._links.link import Link
 from llm_datadist._protocol.codec import ProtocolError
 from llm_datadist._protocol.handshake import Handshake, SecretMismatchError, Side, fresh_nonce
 from llm_datadist._protocol.messages import (

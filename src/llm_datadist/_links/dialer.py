@@ -21,7 +21,6 @@ from llm_datadist._links.context import CLUSTERS, SetupError
 from llm_datadist._links.delegate import LinkResult, Peer
 from llm_datadist._links.lanes import LaneTerms, all_places, open_lanes
 from llm_datadist._links.ledger import Relink, Setup
-from llm_datadist._links.link import LinkState
 from llm_datadist._protocol.codec import Kind, ProtocolError, encode_preamble
 from llm_datadist._protocol.handshake import (
     Handshake,
