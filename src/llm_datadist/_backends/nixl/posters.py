@@ -34,21 +34,30 @@ class Posters:
     def run(self, part: Callable[[], None]) -> None:
         """Run a part of the same work on each thread that is idle; return when all have ended.
 
-        The caller's thread does it alone where none is. Parts have to share what there is to do.
+        The caller's thread does it alone where none is, or none can be had. Parts have to share
+        what there is to do.
         """
         with self._lock:
             count, self._idle = self._idle, 0
-        if not count:
-            part()
-            return
+        ended: list[BaseException | None] = []
+
+        def begin() -> None:
+            try:
+                part()
+            except BaseException as error:
+                ended.append(error)
+            else:
+                ended.append(None)
+
         try:
-            parts = [self._workers.submit(part) for _ in range(count)]
-            wait(parts)
+            wait([self._workers.submit(begin) for _ in range(count)])
         finally:
             with self._lock:
                 self._idle += count
-        for each in parts:
-            each.result()
+        if not ended:
+            part()
+        for error in filter(None, ended):
+            raise error
 
     def dismiss(self) -> None:
         """Let the threads go."""

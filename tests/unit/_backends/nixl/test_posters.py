@@ -49,6 +49,16 @@ def test_work_that_finds_them_busy_goes_on_at_once(posters):
     assert len(on) == 3
 
 
+def test_without_threads_the_caller_does_it(posters, monkeypatch):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    on = []
+    posters.run(lambda: on.append(threading.current_thread()))
+    assert on == [threading.current_thread()]
+
+
 def test_an_error_comes_out_when_all_have_ended(posters):
     together, ended = threading.Barrier(2, timeout=10), []
 
