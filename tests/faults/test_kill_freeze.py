@@ -137,7 +137,7 @@ def test_the_target_is_killed(scene):
         scene.works()
 
 
-def test_the_initiator_is_killed(scene, capfd):
+def test_the_initiator_is_killed(capfd, scene):  # in this order: of stations, too
     fds, ended_by_ucx = [], 0
     for moment in moments("kill initiator", 0.0, 0.2):
         scene.load(SEED)
