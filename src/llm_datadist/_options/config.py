@@ -202,7 +202,7 @@ class LLMConfig:
     nixl_params = Str(
         keys.NIXL_PARAMS,
         "Parameters of NIXL's engine, a JSON object of text, numbers and switches *(extension)*. "
-        "Unset: none.",
+        "Unset: for UCX as many workers as cores, up to 4.",
     )
     strict_backend = Bool(
         keys.STRICT_BACKEND,

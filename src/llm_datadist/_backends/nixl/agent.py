@@ -90,6 +90,8 @@ class Agent:
     def _calling(self) -> Iterator[None]:
         with self._changed:
             if self.closed:
+                # Whoever hears of the end may rely on it: nothing moves any more.
+                self._changed.wait_for(lambda: self._agent is None)
                 raise NixlError("the agent is closed")
             self._calls += 1
         try:
@@ -199,6 +201,7 @@ class Agent:
             self.closed = True
             self._changed.wait_for(lambda: not self._calls)
             self._agent = None  # the last reference: its destructor takes the engine down
+            self._changed.notify_all()
 
     def _direction(self, *, write: bool) -> Any:  # noqa: ANN401 - the bindings have no types
         return self._bindings.NIXL_WRITE if write else self._bindings.NIXL_READ

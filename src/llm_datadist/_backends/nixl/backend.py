@@ -260,10 +260,15 @@ class NixlBackend(Backend):
     # ---- links
 
     def describe(self, link_id: int) -> bytes:
+        try:
+            connection = self.agent.connection_metadata()
+        except NixlError as error:
+            logger.debug("no connection by NIXL is offered: %s", error)
+            connection = b""
         metadata = NixlMetadata(
             agent=self.agent.name,
             engine=self.engine,
-            connection=b"" if self.agent.closed else self.agent.connection_metadata(),
+            connection=connection,
             rdma=has_rdma(),
             log_address=self._log.address,
             log_ref=self._log.ref,
@@ -412,7 +417,7 @@ class NixlBackend(Backend):
         """
         if not self.agent.closed:
             logger.warning("NIXL is shut down, transfers go over lanes: %s", reason)
-            self.agent.close()
+        self.agent.close()  # also where another thread is at it: what is under way has to end
 
     def close(self) -> None:
         self.agent.close()

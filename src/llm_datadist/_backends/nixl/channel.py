@@ -123,13 +123,15 @@ class NixlChannel(Channel):
     def _over_lanes(self, transfer: Transfer) -> Outcome:
         return self.lanes.write(transfer) if transfer.write else self.lanes.read(transfer)
 
-    def wait(self, running: Running, transfer: Transfer) -> int:
-        """Wait for the engine; return a Code, or FAILED."""
-        pause_s = _FIRST_PAUSE_S
+    def wait(self, running: Running, work: Work) -> int:
+        """Wait for the engine, no longer than for all of the work; return a Code, or FAILED."""
+        transfer, pause_s = work.transfer, _FIRST_PAUSE_S
         while (done := running.poll()) is None:
             left_s = (transfer.deadline_ns - time.monotonic_ns()) / 1e9
             if left_s <= 0:
                 return Code.TIMEOUT
+            if work.has_ended():
+                return Code.CANCELLED
             if (ended := self._ended(transfer)) != Code.OK:
                 return ended
             time.sleep(min(pause_s, left_s))
@@ -139,7 +141,9 @@ class NixlChannel(Channel):
     def share(self, work: Work, take_part: Callable[[Work], None]) -> None:
         """Carry out a transfer, on several threads where it is posting that takes the time."""
         if self.engine_copies and work.transfer.total_bytes > SLOT_BYTES:
-            self.backend.posters.run(lambda: take_part(work))
+            self.backend.posters.run(
+                lambda: take_part(work), lambda: work.end(Outcome(Code.CANCELLED))
+            )
         else:
             take_part(work)
 

@@ -7,7 +7,7 @@ module come together, so that no two of them share one; the application's own th
 from __future__ import annotations
 
 import threading
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, final
 
 from llm_datadist._control.workers import Workers
@@ -31,11 +31,12 @@ class Posters:
         self._lock = threading.Lock()
         self._workers = Workers("llm-datadist-nixl", count)
 
-    def run(self, part: Callable[[], None]) -> None:
+    def run(self, part: Callable[[], None], stop: Callable[[], None]) -> None:
         """Run a part of the same work on each thread that is idle; return when all have ended.
 
         The caller's thread does it alone where none is, or none can be had. Parts have to share
-        what there is to do.
+        what there is to do, and end soon after `stop` was called, which is where the caller is
+        interrupted: no part outlives this call.
         """
         with self._lock:
             count, self._idle = self._idle, 0
@@ -49,8 +50,15 @@ class Posters:
             else:
                 ended.append(None)
 
+        parts: list[Future[None]] = []
         try:
-            wait([self._workers.submit(begin) for _ in range(count)])
+            for _ in range(count):
+                parts.append(self._workers.submit(begin))
+            wait(parts)
+        except BaseException:
+            stop()
+            wait(parts)
+            raise
         finally:
             with self._lock:
                 self._idle += count

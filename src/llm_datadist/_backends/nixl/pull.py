@@ -93,9 +93,11 @@ class Pull:
         try:
             while True:
                 self._fill(work, under)
-                if not under or work.ended:
+                if not under or work.has_ended():
                     return
-                code = self._channel.wait(under[0].running, transfer)
+                code = self._channel.wait(under[0].running, work)
+                if work.has_ended():
+                    return
                 if code != Code.OK:
                     work.end("NIXL has failed" if code < 0 else Outcome(code))
                     return
@@ -122,12 +124,13 @@ class Pull:
                 return
             try:
                 running = self._channel.memory.start(chunk, slot)
-                why_not = "the peer has withdrawn that memory"
             except NixlError as error:
-                running, why_not = None, str(error)
+                slots.rest(slot)  # some of its pieces may be on their way
+                work.end(str(error))
+                return
             if running is None:
                 slots.give(slot)
-                work.end(why_not)
+                work.end("the peer has withdrawn that memory")
                 return
             self._channel.was_posted(running, chunk.total_bytes)
             under.append(_Under(chunk, slot, running))

@@ -70,9 +70,11 @@ class Push:
         try:
             while True:
                 self._fill(work, under)
-                if not under or work.ended:
+                if not under or work.has_ended():
                     return
-                code = self._channel.wait(under[0].running, transfer)
+                code = self._channel.wait(under[0].running, work)
+                if work.has_ended():
+                    return
                 if code != Code.OK:
                     work.end("NIXL has failed" if code < 0 else Outcome(code))
                     return
@@ -96,12 +98,18 @@ class Push:
                     work.leave()
                 return
             chunk = work.next()
-            begun = None if chunk is None else self._begin(work.transfer, chunk, slot, remote_slot)
+            begun: Outcome | str | Running | None = None
+            if chunk is not None:
+                begun = self._begin(work.transfer, chunk, slot, remote_slot)
+            if isinstance(begun, str):  # the engine refused; some of it may be on its way
+                slots.rest(slot)
+                self._granted.rest(remote_slot)
+                work.end(begun)
+                return
             if chunk is None or not isinstance(begun, Running):
                 slots.give(slot)
                 self._granted.give(remote_slot)
-                if begun is not None:
-                    assert not isinstance(begun, Running)
+                if isinstance(begun, Outcome):
                     work.end(begun)
                 return
             self._channel.was_posted(begun, chunk.total_bytes)

@@ -21,17 +21,21 @@ class Work:
 
     def __init__(self, transfer: Transfer, waiting: Iterator[Chunk]) -> None:
         self.transfer = transfer
-        self.ended = False
+        self._ended = False
         self._waiting = waiting
         self._lock = threading.Lock()
         self._moved_bytes = 0
         self._was_left = False
         self._why: Outcome | str = Outcome(Code.OK)
 
+    def has_ended(self) -> bool:
+        """Whether something has ended it before all was moved."""
+        return self._ended
+
     def next(self) -> Chunk | None:
         """Return a chunk that nobody has begun."""
         with self._lock:
-            return None if self.ended else next(self._waiting, None)
+            return None if self._ended else next(self._waiting, None)
 
     def count(self, copied: Outcome) -> None:
         """Take note of a chunk; a failed one ends it all."""
@@ -43,9 +47,9 @@ class Work:
     def end(self, why: Outcome | str) -> None:
         """Begin no more chunks; the first reason counts, but an outcome before a detour."""
         with self._lock:
-            if not self.ended or (isinstance(self._why, str) and not isinstance(why, str)):
+            if not self._ended or (isinstance(self._why, str) and not isinstance(why, str)):
                 self._why = why
-            self.ended = True
+            self._ended = True
 
     def leave(self) -> None:
         """Leave what is left to the other threads, for want of a slot."""

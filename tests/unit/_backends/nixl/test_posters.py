@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import wait
 
 import pytest
 
 from llm_datadist._backends.nixl.posters import Posters
+
+
+def no_stop():
+    pytest.fail("stopped")
 
 
 @pytest.fixture
@@ -24,7 +29,7 @@ def test_the_parts_run_at_the_same_time(posters):
         together.wait()
         names.append(threading.current_thread())
 
-    posters.run(part)
+    posters.run(part, no_stop)
     assert len(set(names)) == 2
     assert threading.current_thread() not in names
 
@@ -36,15 +41,15 @@ def test_work_that_finds_them_busy_goes_on_at_once(posters):
         begun.wait()
         end.wait(10)
 
-    caller = threading.Thread(target=posters.run, args=(slow,))
+    caller = threading.Thread(target=posters.run, args=(slow, no_stop))
     caller.start()
     begun.wait()
     on = []
-    posters.run(lambda: on.append(threading.current_thread()))
+    posters.run(lambda: on.append(threading.current_thread()), no_stop)
     end.set()
     caller.join()
     assert on == [threading.current_thread()]
-    posters.run(lambda: on.append(threading.current_thread()))
+    posters.run(lambda: on.append(threading.current_thread()), no_stop)
     assert threading.current_thread() not in on[1:]
     assert len(on) == 3
 
@@ -55,7 +60,7 @@ def test_without_threads_the_caller_does_it(posters, monkeypatch):
 
     monkeypatch.setattr(threading.Thread, "start", start)
     on = []
-    posters.run(lambda: on.append(threading.current_thread()))
+    posters.run(lambda: on.append(threading.current_thread()), no_stop)
     assert on == [threading.current_thread()]
 
 
@@ -68,6 +73,29 @@ def test_an_error_comes_out_when_all_have_ended(posters):
         ended.append(True)
 
     with pytest.raises(ZeroDivisionError):
-        posters.run(part)
+        posters.run(part, no_stop)
     assert ended == [True]
-    posters.run(together.wait)
+    posters.run(together.wait, no_stop)
+
+
+def test_no_part_outlives_an_interrupted_caller(posters, monkeypatch):
+    """What an exception ends must not go on in the caller's memory."""
+    begun, stopped = threading.Barrier(3, timeout=10), threading.Event()
+    ended = []
+
+    def part():
+        begun.wait()
+        assert stopped.wait(10)
+        ended.append(True)
+
+    def interrupted(parts):
+        begun.wait()
+        monkeypatch.setattr("llm_datadist._backends.nixl.posters.wait", wait)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llm_datadist._backends.nixl.posters.wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        posters.run(part, stopped.set)
+    assert ended == [True, True]
+    together = threading.Barrier(2, timeout=10)
+    posters.run(together.wait, no_stop)

@@ -29,7 +29,7 @@ def test_a_failure_ends_it_for_all():
     work.next()
     work.count(Outcome(Code.OK, moved_bytes=8))
     work.count(Outcome(Code.LOCAL_FAULT, 14, 1, 4))
-    assert work.ended
+    assert work.has_ended()
     assert work.next() is None
     assert work.result() == Outcome(Code.LOCAL_FAULT, 14, 1, 12)
 
