@@ -24,19 +24,22 @@ PACKAGE = next((name for name in ("nixl_cu12", "nixl_cu13") if find_spec(name)),
 def make_agent(name: str, listen_port: int | None = None) -> Any:
     """An agent; with a port it exchanges metadata by itself (0: it only asks others)."""
     api = import_module(f"{PACKAGE}._api")
-    listens = {"enable_listen_thread": True, "listen_port": listen_port}
-    more = {} if listen_port is None else listens
-    return api.nixl_agent(name, api.nixl_agent_config(backends=["UCX"], **more))
+    config = api.nixl_agent_config(
+        backends=["UCX"],
+        enable_listen_thread=listen_port is not None,
+        listen_port=listen_port or 0,
+    )
+    return api.nixl_agent(name, config)
 
 
-def register(agent: Any, memory: np.ndarray) -> None:
+def _register(agent: Any, memory: np.ndarray) -> None:
     agent.register_memory([(work.address(memory), len(memory), 0, "")], "DRAM")
 
 
 def owner(pipe: Connection, memory: np.ndarray) -> None:
     """Body of the owner process."""
     agent = make_agent("owner")
-    register(agent, memory)
+    _register(agent, memory)
     pipe.send({"metadata": agent.get_agent_metadata(), "address": work.address(memory)})
     serve(pipe, memory)
 
@@ -44,10 +47,10 @@ def owner(pipe: Connection, memory: np.ndarray) -> None:
 def owner_that_listens(pipe: Connection, memory: np.ndarray) -> None:
     """The same, with a second agent that peers ask for its metadata."""
     agent = make_agent("owner")
-    register(agent, memory)
+    _register(agent, memory)
     port = _free_port()
     asked = make_agent("asked", port)
-    register(asked, memory)
+    _register(asked, memory)
     pipe.send(
         {
             "metadata": agent.get_agent_metadata(),
@@ -76,7 +79,7 @@ class Nixl(Contender):
     def __init__(self, local: np.ndarray) -> None:
         super().__init__(local)
         self._agent = make_agent("local")
-        register(self._agent, local)
+        _register(self._agent, local)
         self._remote = self._agent.add_remote_agent(self.owner.hello["metadata"])
         self._there = self.owner.hello["address"]
         self._blocks: dict[str, tuple[np.ndarray, np.ndarray]] = {}

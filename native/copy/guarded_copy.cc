@@ -35,6 +35,22 @@ FaultSide side_of(const FaultCatcher& catcher, const iovec& destination, const i
                                                               : FaultSide::kSource;
 }
 
+// Runs a body that only reads and has nothing to destroy; whether it met no fault.
+template <typename Body>
+bool survives(const Body& body) {
+  FaultCatcher catcher;
+  if (sigsetjmp(catcher.landing, 0) != 0) {
+    ::pthread_sigmask(SIG_SETMASK, &catcher.mask, nullptr);
+    return false;
+  }
+  catch_faults(&catcher);
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  body();
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+  catch_faults(nullptr);
+  return true;
+}
+
 }  // namespace
 
 void prepare_guarded_copies() { install_fault_handlers(); }
@@ -95,36 +111,17 @@ CopyFault guarded_copy_and_checksum(const iovec& destination, const iovec& sourc
 }
 
 bool guarded_checksum(const void* data, std::size_t size, std::uint32_t& sum) {
-  FaultCatcher catcher;
-  if (sigsetjmp(catcher.landing, 0) != 0) {
-    ::pthread_sigmask(SIG_SETMASK, &catcher.mask, nullptr);
-    return false;
-  }
-  catch_faults(&catcher);
-  std::atomic_signal_fence(std::memory_order_seq_cst);
-  const std::uint32_t after = crc32c({static_cast<const std::byte*>(data), size}, sum);
-  std::atomic_signal_fence(std::memory_order_seq_cst);
-  catch_faults(nullptr);
-  sum = after;
-  return true;
+  return survives([&] { sum = crc32c({static_cast<const std::byte*>(data), size}, sum); });
 }
 
 bool guarded_probe(const void* data, std::size_t size) {
   static const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
-  FaultCatcher catcher;
-  if (sigsetjmp(catcher.landing, 0) != 0) {
-    ::pthread_sigmask(SIG_SETMASK, &catcher.mask, nullptr);
-    return false;
-  }
-  catch_faults(&catcher);
-  std::atomic_signal_fence(std::memory_order_seq_cst);
-  const auto* const bytes = static_cast<const volatile std::byte*>(data);
-  for (std::size_t at = 0; at < size; at += page - (value(data) + at) % page) {
-    static_cast<void>(bytes[at]);
-  }
-  std::atomic_signal_fence(std::memory_order_seq_cst);
-  catch_faults(nullptr);
-  return true;
+  return survives([&] {
+    const auto* const bytes = static_cast<const volatile std::byte*>(data);
+    for (std::size_t at = 0; at < size; at += page - (value(data) + at) % page) {
+      static_cast<void>(bytes[at]);
+    }
+  });
 }
 
 }  // namespace ldd

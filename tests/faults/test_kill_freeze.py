@@ -4,9 +4,11 @@ The long form (`LDD_LONG=1`, `make kill-freeze`) tries 200 moments, and LDD_MOME
 LDD_SEED chooses others.
 """
 
+import contextlib
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -27,6 +29,7 @@ TIMEOUT_S = 0.5
 DEAD_PEER_S = 1.0
 NEXT_WORKS_S = 5.0
 GONE = {"LLM_LINK_FAILED", "LLM_NOT_YET_LINK"}
+UCX_SAYS = "Fatal: unexpected error: Endpoint timeout"
 #: It aborts; the second, when Python's report of that meets a thread at the wrong moment.
 ENDED_BY_UCX = (Killed(signal.SIGABRT), Killed(signal.SIGSEGV))
 
@@ -36,9 +39,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120 + 10 * MOMENTS)]
 class Scene:
     """A station that listens and one that has linked it and makes the calls."""
 
-    def __init__(self, group, way, **options):
+    def __init__(self, group, way, printed, **options):
         self.group = group
         self.way = way
+        self.printed = printed
         self.options = options | {
             "sync_kv_timeout": int(TIMEOUT_S * 1000),
             "blocks": BLOCKS,
@@ -49,7 +53,8 @@ class Scene:
         self.link()
 
     def station(self, cluster_id):
-        made = RemoteStation(self.group, cluster_id, **self.options)
+        with stderr_of_peers(self.printed):
+            made = RemoteStation(self.group, cluster_id, **self.options)
         made.value("fill", cluster_id)
         return made
 
@@ -110,8 +115,23 @@ def scene(request, monkeypatch, tmp_path):
         monkeypatch.setenv("UCX_TLS", transport)
         monkeypatch.setenv("UCX_LOG_LEVEL", "fatal")
         monkeypatch.setenv("NIXL_LOG_LEVEL", "FATAL")
+    printed = tmp_path / "printed"
     with PeerGroup(timeout_s=60) as group:
-        yield Scene(group, request.param, **options)
+        yield Scene(group, request.param, printed, **options)
+    sys.stderr.write(printed.read_text(errors="replace"))
+
+
+@contextlib.contextmanager
+def stderr_of_peers(path):
+    """Peers that are started meanwhile print there, as long as they live."""
+    before = os.dup(2)
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def moments(test, low, high):
@@ -147,11 +167,11 @@ def test_the_initiator_is_killed(scene):
         try:
             fds.append(descriptors_when_quiet(scene.there))
         except PeerFailed:
-            # UCX ends a process that answers a read whose asker has died: docs/design/nixl.md. What
-            # it says of that, on the process's stderr, is not always captured: see the log.
+            # UCX ends a process that answers a read whose asker has died: docs/design/nixl.md.
             assert scene.way == "nixl-tcp"
             assert scene.there.peer.wait() in ENDED_BY_UCX
             ended_by_ucx += 1
+            assert scene.printed.read_text(errors="replace").count(UCX_SAYS) == ended_by_ucx
             fds.clear()
             scene.there = scene.station(1)
         scene.here = scene.station(2)

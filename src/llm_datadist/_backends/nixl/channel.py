@@ -123,7 +123,14 @@ class NixlChannel(Channel):
     def _over_lanes(self, transfer: Transfer) -> Outcome:
         return self.lanes.write(transfer) if transfer.write else self.lanes.read(transfer)
 
-    def wait(self, running: Running, work: Work) -> int:
+    def settled(self, running: Running, work: Work) -> bool:
+        """Wait for a chunk; return whether it has arrived. If it has not, the work has ended."""
+        code = self._wait(running, work)
+        if code != Code.OK and not work.has_ended():
+            work.end("NIXL has failed" if code == FAILED else Outcome(code))
+        return not work.has_ended()
+
+    def _wait(self, running: Running, work: Work) -> int:
         """Wait for the engine, no longer than for all of the work; return a Code, or FAILED."""
         transfer, pause_s = work.transfer, _FIRST_PAUSE_S
         while (done := running.poll()) is None:

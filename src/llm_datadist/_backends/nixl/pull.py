@@ -95,11 +95,7 @@ class Pull:
                 self._fill(work, under)
                 if not under or work.has_ended():
                     return
-                code = self._channel.wait(under[0].running, work)
-                if work.has_ended():
-                    return
-                if code != Code.OK:
-                    work.end("NIXL has failed" if code < 0 else Outcome(code))
+                if not self._channel.settled(under[0].running, work):
                     return
                 chunk, slot, _ = under.popleft()
                 copied = self._empty(transfer, chunk, slot)
