@@ -45,12 +45,10 @@ def owner(pipe: Connection, memory: np.ndarray) -> None:
 
 
 def owner_that_listens(pipe: Connection, memory: np.ndarray) -> None:
-    """The same, with a second agent that peers ask for its metadata."""
-    agent = make_agent("owner")
-    _register(agent, memory)
+    """The same, with an agent that peers ask for its metadata."""
     port = _free_port()
-    asked = make_agent("asked", port)
-    _register(asked, memory)
+    agent = make_agent("owner", port)
+    _register(agent, memory)
     pipe.send(
         {
             "metadata": agent.get_agent_metadata(),
@@ -78,11 +76,15 @@ class Nixl(Contender):
 
     def __init__(self, local: np.ndarray) -> None:
         super().__init__(local)
-        self._agent = make_agent("local")
+        self._agent = self.agent()
         _register(self._agent, local)
         self._remote = self._agent.add_remote_agent(self.owner.hello["metadata"])
         self._there = self.owner.hello["address"]
         self._blocks: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    @classmethod
+    def agent(cls) -> Any:
+        return make_agent("local")
 
     @staticmethod
     def owner_body() -> Any:
