@@ -70,6 +70,12 @@ def unexpected_log(request):
         pytest.fail("unexpected log lines:\n" + "\n".join(unexpected), pytrace=False)
 
 
+@pytest.fixture(autouse=True)
+def alone_on_host(monkeypatch):
+    """Let no test depend on who else uses this host: listening warns when other users do."""
+    monkeypatch.setattr("llm_datadist._links.listening.has_other_users", lambda: False)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """Note how the test itself ended, for the traps that look only at good ends."""

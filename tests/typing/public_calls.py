@@ -73,7 +73,7 @@ def options() -> dict[str, str]:
     config.link_base_port = 60000
     config.link_secret = "secret"
     config.tls_cert = config.tls_key = config.tls_ca = "file.pem"
-    config.tls_lanes = True
+    config.tls_lanes = config.allow_anonymous = True
     config.device = "cpu"
     config.transfer_threads = 2
     config.lanes_per_link = 4

@@ -69,6 +69,7 @@ class LinkContext:
         self.incarnation = incarnation
         self.secret = config.secret
         self.tls = config.tls
+        self.allow_anonymous = config.allow_anonymous
         self.relays = None if config.tls is None else Relays(control.name, config.tls.dialing)
         self.num_lanes = config.lanes_per_link
         self.heartbeat_seconds = config.heartbeat_ms / 1000

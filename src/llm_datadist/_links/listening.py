@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
-from typing import TYPE_CHECKING, final
+import os
+from typing import TYPE_CHECKING, Final, final
 
 from llm_datadist._control.listener import Doorway, Listener
 from llm_datadist._control.sockets import listen_on, printed
+from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._links.link import same_place
 
 if TYPE_CHECKING:
@@ -17,9 +19,12 @@ if TYPE_CHECKING:
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.context import LinkContext
 
-__all__ = ["Listening"]
+__all__ = ["Listening", "has_other_users"]
 
 logger = logging.getLogger("llm_datadist")
+
+_FIRST_USER: Final = 1000
+"""Smaller user ids are those of the system's own services."""
 
 
 @final
@@ -39,7 +44,10 @@ class Listening:
 
         Raises:
             OSError: It cannot be bound; everything is as before.
+            LLMException: LLM_PARAM_INVALID: as `_check_allowed`; everything is as before.
         """
+        if listen is not None:
+            self._check_allowed(listen, operation)
         old = self._main
         if listen is not None and old is not None and self._serves(listen, old):
             return
@@ -59,6 +67,7 @@ class Listening:
 
     def open(self, address: Address, operation: str) -> Address:
         """Listen at one more address; return what was bound. OSError when it cannot be."""
+        self._check_allowed(address, operation)
         listener = self._open(listen_on(address), operation)
         assert listener is not None
         self._extra[listener.address] = listener
@@ -112,14 +121,56 @@ class Listening:
 
         self._context.control.run(stop(), operation)
 
+    def _is_anonymous(self) -> bool:
+        return self._context.secret is None and self._context.tls is None
+
+    def _check_allowed(self, address: Address, operation: str) -> None:
+        """Raise LLM_PARAM_INVALID when strangers may not link and nothing would keep them out."""
+        if self._context.allow_anonymous is False and self._is_anonymous():
+            raise fail(
+                LLMStatusCode.LLM_PARAM_INVALID,
+                operation,
+                f"option llm.AllowAnonymous is 0, and listening on {printed(address)} without a "
+                "secret and without TLS would let every process that can connect link",
+                "set link_secret (or LLM_DATADIST_SECRET), or TLS, on all instances",
+            )
+
     def _warn(self, address: Address) -> None:
-        context = self._context
-        if self._warned or context.secret is not None or context.tls is not None:
+        if self._warned or not self._is_anonymous() or self._context.allow_anonymous is not None:
             return
         if not ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
-            self._warned = True
-            logger.warning(
-                "listening on %s without a secret: whoever can connect can link and reach the "
-                "caches; set link_secret (or LLM_DATADIST_SECRET), or TLS, on all instances",
-                printed(address),
-            )
+            who = "every process that can connect"
+        elif has_other_users():
+            who = "every process on this host, those of other users as well,"
+        else:
+            return
+        self._warned = True
+        logger.warning(
+            "listening on %s without a secret: %s can link and reach the caches; set link_secret "
+            "(or LLM_DATADIST_SECRET), or TLS, on all instances, or set llm.AllowAnonymous to 1",
+            printed(address),
+            who,
+        )
+
+
+def has_other_users() -> bool:
+    """Return whether processes of another user run on this host, as far as /proc shows.
+
+    Users are ids from 1000 on; smaller ones are those of services of the system.
+    """
+    own = os.geteuid()
+    try:
+        with os.scandir("/proc") as found:
+            names = [each for each in found if each.name.isdigit()]
+    except OSError:
+        return False
+    return any(_owner(each) not in {None, own} for each in names)
+
+
+def _owner(process: os.DirEntry[str]) -> int | None:
+    """Return which user runs a process; None for the system, or when it has ended."""
+    try:
+        owner = process.stat().st_uid
+    except OSError:
+        return None
+    return owner if owner >= _FIRST_USER else None

@@ -151,6 +151,12 @@ class LLMConfig:
         "Encrypt the bytes of lanes, too, which then pass through Python threads and are slower; "
         "needs tls_cert *(extension)*. Unset: off.",
     )
+    allow_anonymous = Bool(
+        keys.ALLOW_ANONYMOUS,
+        "Whether to listen without a secret and without TLS, so that every process that can "
+        "connect may link *(extension)*. True: no warning. False: refused. Unset: a warning when "
+        "processes of other users can connect.",
+    )
     device = Str(
         keys.DEVICE,
         "Where device memory is: \"auto\" (a GPU's where the addresses are, else the host's), "

@@ -90,6 +90,7 @@ def parse_options(options: dict[str, str], environ: Mapping[str, str] | None = N
         ),
         secret=_secret(reader),
         tls=parse_tls(reader),
+        allow_anonymous=reader.switch(keys.ALLOW_ANONYMOUS),
         device=_choice(reader, keys.DEVICE, get_args(Device), "auto"),
         transfer_threads=reader.number(keys.TRANSFER_THREADS, 1, 256),
         lanes_per_link=_either(reader.number(keys.LANES_PER_LINK, 1, 64), 4),

@@ -76,6 +76,7 @@ class Config:
         link_base_port: First port of the listeners of domains.
         secret: Shared secret; None for none.
         tls: Mutual TLS; None for none.
+        allow_anonymous: Whether to listen without secret and TLS; None to warn about it.
         device: Where device memory is.
         transfer_threads: Threads that move bytes; None for the number that suits the cores.
         lanes_per_link: Data connections of a link in each direction.
@@ -110,6 +111,7 @@ class Config:
     link_base_port: int = 60000
     secret: bytes | None = field(default=None, repr=False)
     tls: Tls | None = field(default=None, repr=False)
+    allow_anonymous: bool | None = None
     device: Device = "auto"
     transfer_threads: int | None = None
     lanes_per_link: int = 4

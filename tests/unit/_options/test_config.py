@@ -37,6 +37,7 @@ SWITCHES = {
     "auto_relink": "llm.AutoRelink",
     "strict_backend": "llm.StrictBackend",
     "tls_lanes": "llm.TlsLanes",
+    "allow_anonymous": "llm.AllowAnonymous",
 }
 INTEGERS = {
     "link_total_time": ("llm.LinkTotalTime", 0, 2**32 - 1),

@@ -30,6 +30,7 @@ def open_instance(role: LLMRole, cluster_id: int, backend: str, *, listen: bool)
     config.sync_kv_timeout = _TRANSFER_TIMEOUT_MS
     if listen:
         config.listen_ip_info = "127.0.0.1:0"
+        config.allow_anonymous = True  # it serves made-up caches, on loopback, for some seconds
     instance = LLMDataDist(role, cluster_id)
     instance.init(config.generate_options())
     return instance
