@@ -50,6 +50,7 @@ class Authority:
                 serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
             )
         )
+        key_file.chmod(0o600)
         cert_file = self._write("cert", certificate)
         return {"tls_cert": cert_file, "tls_key": str(key_file), "tls_ca": self.ca}
 

@@ -18,6 +18,7 @@ from llm_datadist._options.json_options import (
     parse_params,
     parse_pool,
 )
+from llm_datadist._options.private_files import check_private
 from llm_datadist._options.reader import OptionReader
 from llm_datadist._options.settings import Backend, Checksum, Config, Device, NixlEngine
 from llm_datadist._options.tls_files import parse_tls
@@ -252,4 +253,5 @@ def _secret(reader: OptionReader) -> bytes | None:
         raise reader.invalid(source, f"cannot be read: {error}", "name a file to read") from None
     if not content:
         raise reader.invalid(source, "is empty", "put the secret into the file")
+    check_private(reader, keys.LINK_SECRET, name)
     return content

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from llm_datadist._options import keys
+from llm_datadist._options.private_files import check_private
 from llm_datadist._options.settings import Tls
 
 if TYPE_CHECKING:
@@ -40,11 +41,10 @@ def parse_tls(reader: OptionReader) -> Tls | None:
     files = {key: _existing(reader, key, name, given[0]) for key, name in names.items()}
     _check_certificates(reader, keys.TLS_CERT, files)
     _check_certificates(reader, keys.TLS_CA, files)
-    return Tls(
-        _context(reader, ssl.PROTOCOL_TLS_CLIENT, files),
-        _context(reader, ssl.PROTOCOL_TLS_SERVER, files),
-        lanes,
-    )
+    dialing = _context(reader, ssl.PROTOCOL_TLS_CLIENT, files)
+    accepting = _context(reader, ssl.PROTOCOL_TLS_SERVER, files)
+    check_private(reader, keys.TLS_KEY, files[keys.TLS_KEY])
+    return Tls(dialing, accepting, lanes)
 
 
 def _existing(reader: OptionReader, key: str, name: str | None, given: str) -> str:

@@ -63,6 +63,7 @@ def test_it_may_come_from_the_environment(instance, info, blocks, monkeypatch, t
     near = instance(1, link_secret=SECRET)
     file = tmp_path / "secret"
     file.write_text(SECRET)
+    file.chmod(0o600)
     monkeypatch.setenv(way, str(file) if way.endswith("FILE") else SECRET)
     far = instance(2)
     assert far.link_clusters([info(near)]) == OK

@@ -405,6 +405,7 @@ def test_a_secret_comes_from_the_option_then_the_environment_then_the_file(tmp_p
     """api.md checklist 60."""
     file = tmp_path / "secret"
     file.write_bytes(b" from file \n")
+    file.chmod(0o600)
     environ = {"LLM_DATADIST_SECRET_FILE": str(file)}
     assert parse(environ).secret == b" from file "
     environ["LLM_DATADIST_SECRET"] = "from environment"
