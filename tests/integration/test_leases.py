@@ -312,14 +312,15 @@ def test_a_lease_of_very_many_blocks(sides):
 
 @KEEPS_WORKERS
 @pytest.mark.expects_log("callback of on_lease_end failed")
-def test_errors_of_the_callback_stay_there(sides):
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_errors_of_the_callback_stay_there(sides, kind):
     owner, user = sides
     held = owner.blocks(1, key=0)
     told, caller = [], threading.get_ident()
 
     def callback(end):
         told.append((end, threading.get_ident()))
-        raise ValueError("of the callback")
+        raise kind("of the callback")
 
     owner.manager.on_lease_end(callback)
     for count in range(1, 3):

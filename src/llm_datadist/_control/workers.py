@@ -118,7 +118,11 @@ def _settle(waiter: asyncio.Future[_T], done: Future[_T]) -> None:
     if waiter.done():
         return
     error = done.exception()
-    if error is not None:
+    if isinstance(error, Exception):
         waiter.set_exception(error)
+    elif error is not None:  # such as SystemExit, which would end the loop of a task that raises it
+        problem = RuntimeError(f"the call raised {error!r}")
+        problem.__cause__ = error
+        waiter.set_exception(problem)
     else:
         waiter.set_result(done.result())

@@ -90,7 +90,7 @@ class Layerwise:
     ) -> None:
         try:
             self._send_layers(state, synchronizer, targets)
-        except Exception:
+        except BaseException:  # SystemExit too: it would end this thread without a word
             logger.exception("%s: the worker failed", OPERATION)
             for index in range(len(targets)):
                 state.set_result(index, LLMStatusCode.LLM_FAILED)

@@ -172,7 +172,7 @@ class Lending:
                 continue
             try:
                 callback(end)
-            except Exception:
+            except BaseException:  # SystemExit too: it would end the calls that follow
                 logger.exception("the callback of on_lease_end failed for %r", end)
 
 

@@ -81,3 +81,16 @@ def test_a_call_outlives_the_wait_for_it_and_the_loop(workers):
     asyncio.run(give_up())
     gate.set()
     assert done.wait(5)
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_what_would_end_the_loop_reaches_it_as_an_ordinary_error(workers, kind):
+    def call():
+        raise kind("of the call")
+
+    async def main():
+        with pytest.raises(RuntimeError, match=f"{kind.__name__}.*of the call"):
+            await workers.run(call)
+        return await workers.run(int, "7")
+
+    assert asyncio.run(main()) == 7
