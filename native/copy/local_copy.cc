@@ -51,8 +51,10 @@ class LocalCopy {
     if (checks_.source.named() && !reading) {
       return Outcome::failure(Code::kGone);
     }
-    iovec to[kMaxIovecs];
-    iovec from[kMaxIovecs];
+    // On the heap: the caller's thread may have a small stack.
+    thread_local std::vector<iovec> room(2 * kMaxIovecs);
+    iovec* const to = room.data();
+    iovec* const from = to + kMaxIovecs;
     const std::size_t count = fill_iovecs(work_, batch, to, from);
     const int device =
         destination_.device() != kHostMemory ? destination_.device() : source_.device();
