@@ -251,3 +251,20 @@ def test_large_copies(here, copy):
     copy(target.cache, source.cache, 1, 0)
     assert (target.data[:, 1] == source.data[:, 0]).all()
     assert not target.data[:, 0].any()
+
+
+def test_ranges_that_overlap_are_refused_and_stay_as_they_are(here, copy):
+    """Two caches over one memory, the second half a slot further on."""
+    memory = here.slots(1)
+    desc = memory.cache.cache_desc
+    shifted = CacheDesc(1, [2, *desc.shape[1:]], desc.data_type, Placement.HOST)
+    start = memory.data[0].ctypes.data
+    near = here.manager.register_cache(shifted, [start + 512])
+    before = memory.data.copy()
+    far = here.manager.register_cache(shifted, [start])
+    with failing("LLM_PARAM_INVALID", "copy_cache", "overlaps", hex(start)):
+        copy(near, far)
+    assert (memory.data == before).all()
+    copy(near, far, offset=512)  # each reads what the other writes nowhere
+    here.manager.unregister_cache(near.cache_id)
+    here.manager.unregister_cache(far.cache_id)

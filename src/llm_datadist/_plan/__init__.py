@@ -28,6 +28,7 @@ from llm_datadist._plan.descriptors import (
 )
 from llm_datadist._plan.indices import blocks_array, copy_pairs, tensor_ranges
 from llm_datadist._plan.layout import Layout, Piece, Plan
+from llm_datadist._plan.overlap import first_overlap
 from llm_datadist._plan.segments import cut, cut_between, segments
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "copy_pairs",
     "cut",
     "cut_between",
+    "first_overlap",
     "plan_block_copies",
     "plan_blocks",
     "plan_slot_to_blocks",
