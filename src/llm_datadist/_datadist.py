@@ -93,7 +93,8 @@ class LLMDataDist:
         Raises:
             TypeError: options is no dict, or a value has a wrong type.
             LLMException: LLM_PARAM_INVALID (a bad option, named), LLM_FEATURE_NOT_ENABLED
-                (first-generation mode), LLM_FAILED (listen address in use or not of this machine),
+                (first-generation mode), LLM_FAILED (listen address in use or not of this machine,
+                or no thread can be had),
                 LLM_OUT_OF_MEMORY (a pool that cannot be had). Nothing is left behind.
         Source: api.md 4.2.
         """

@@ -45,10 +45,22 @@ class ControlLoop:
         self._pid = os.getpid()
 
     def start(self) -> None:
-        """Start the thread. Once only."""
+        """Start the thread. Once only.
+
+        Raises:
+            LLMException: LLM_FAILED: no thread can be had; nothing was started.
+        """
         self._loop = asyncio.new_event_loop()
         try:
             self._thread.start()
+        except RuntimeError as error:
+            self._loop.close()
+            raise fail(
+                LLMStatusCode.LLM_FAILED,
+                "init",
+                f"the control thread cannot be started ({error})",
+                "raise the limit of threads (ulimit -u, or pids.max of the cgroup)",
+            ) from error
         except BaseException:
             self._loop.close()
             raise
