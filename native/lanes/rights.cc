@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <unordered_map>
 
 #include "base/clock.h"
 
@@ -61,23 +62,22 @@ Outcome Rights::check_named(Ref cache, std::span<const std::uint64_t> addresses,
 Outcome Rights::check_any(std::span<const std::uint64_t> addresses,
                           std::span<const std::uint64_t> lengths) {
   holders_.reserve(addresses.size());
-  std::size_t last = 0;  // neighbours mostly lie in one entry
+  std::unordered_map<const Entry*, std::uint32_t> places;
+  std::uint32_t last = 0;  // neighbours mostly lie in one entry
   for (std::size_t i = 0; i < addresses.size(); ++i) {
-    const auto holds = [&](const auto& held) {
-      return held.first->contains(addresses[i], lengths[i]);
-    };
-    if (last >= entries_.size() || !holds(entries_[last])) {
-      const auto known = std::find_if(entries_.begin(), entries_.end(), holds);
-      last = static_cast<std::size_t>(known - entries_.begin());
-      if (known == entries_.end()) {
-        auto held = node_->entries().find_holding(addresses[i], lengths[i]);
-        if (held.first == nullptr) {
-          return Outcome::failure(Code::kDenied, 0, static_cast<std::int64_t>(i));
-        }
+    if (entries_.empty() || !entries_[last].first->contains(addresses[i], lengths[i])) {
+      auto held = node_->entries().find_holding(addresses[i], lengths[i]);
+      if (held.first == nullptr) {
+        return Outcome::failure(Code::kDenied, 0, static_cast<std::int64_t>(i));
+      }
+      const auto place = static_cast<std::uint32_t>(entries_.size());
+      const auto [known, added] = places.try_emplace(held.first.get(), place);
+      last = known->second;
+      if (added) {
         entries_.push_back(std::move(held));
       }
     }
-    holders_.push_back(static_cast<std::uint32_t>(last));
+    holders_.push_back(last);
   }
   return {};
 }

@@ -71,14 +71,30 @@ Ref Entries::open(std::vector<Range> ranges, bool accessible, int device) {
   published_.require_owner();
   const std::unique_lock lock(mutex_);
   const Ref ref = published_.open_guard();
-  entries_.emplace(ref.index,
-                   std::make_shared<Entry>(published_, ref, std::move(ranges), accessible, device));
+  const auto entry =
+      std::make_shared<Entry>(published_, ref, std::move(ranges), accessible, device);
+  entries_.emplace(ref.index, entry);
+  index_ranges(*entry);
   return ref;
 }
 
+void Entries::index_ranges(const Entry& entry) {
+  if (entry.accessible_) {
+    for (const Range& range : entry.ranges_) {
+      accessible_.add(range, entry.index_);
+    }
+  }
+}
+
 bool Entries::kill_and_drain(Ref ref, const std::shared_ptr<Entry>& entry) {
-  if (!published_.kill_guard(ref)) {
-    return false;
+  {
+    const std::unique_lock lock(mutex_);
+    if (!published_.kill_guard(ref)) {
+      return false;
+    }
+    for (const Range& range : entry->ranges_) {
+      accessible_.remove(range, entry->index_);
+    }
   }
   while (entry->users_.load(std::memory_order_seq_cst) != 0) {
     std::this_thread::yield();
@@ -104,7 +120,10 @@ std::uint64_t Entries::reopen(Ref ref) {
   if (entry == nullptr || !kill_and_drain(ref, entry)) {
     return 0;
   }
-  return published_.revive_guard(ref.index);
+  const std::unique_lock lock(mutex_);
+  const std::uint64_t value = published_.revive_guard(ref.index);
+  index_ranges(*entry);
+  return value;
 }
 
 std::shared_ptr<Entry> Entries::find(Ref ref) const {
@@ -125,13 +144,11 @@ std::pair<std::shared_ptr<Entry>, std::uint64_t> Entries::find_holding(std::uint
     return {nullptr, 0};
   }
   const std::shared_lock lock(mutex_);
-  for (const auto& [index, entry] : entries_) {
-    const std::uint64_t value = published_.view().guard(index);
-    if (entry->accessible() && (value & 1) != 0 && entry->contains(address, length)) {
-      return {entry, value};
-    }
+  const std::uint64_t* index = accessible_.find(address, length);
+  if (index == nullptr) {
+    return {nullptr, 0};
   }
-  return {nullptr, 0};
+  return {entries_.at(*index), published_.view().guard(*index)};
 }
 
 }  // namespace ldd

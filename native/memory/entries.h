@@ -17,13 +17,9 @@
 #include <vector>
 
 #include "memory/published.h"
+#include "memory/range_index.h"
 
 namespace ldd {
-
-struct Range {
-  std::uint64_t begin = 0;
-  std::uint64_t end = 0;  // one past the last byte
-};
 
 inline constexpr int kHostMemory = -1;
 
@@ -91,10 +87,12 @@ class Entries {
 
  private:
   [[nodiscard]] bool kill_and_drain(Ref ref, const std::shared_ptr<Entry>& entry);
+  void index_ranges(const Entry& entry);  // with the lock held
 
   Published& published_;
   mutable std::shared_mutex mutex_;
   std::unordered_map<std::uint64_t, std::shared_ptr<Entry>> entries_;
+  RangeIndex accessible_;  // of the live accessible entries; changes with their guards, locked
 };
 
 }  // namespace ldd

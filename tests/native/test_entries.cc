@@ -26,6 +26,56 @@ void check_ranges() {
   CHECK(node.entries().find_holding(310, 1).first == nullptr);
 }
 
+void check_overlapping_entries() {
+  Node node(1, 64, 4096);
+  ldd::Entries& entries = node.entries();
+  const auto holder = [&](std::uint64_t address, std::uint64_t length) {
+    const auto [entry, value] = entries.find_holding(address, length);
+    CHECK(entry == nullptr || node.view().live({entry->index(), value}));
+    return entry == nullptr ? 0 : entry->index();
+  };
+  entries.open({{0, 10'000}}, false);  // peers may not touch it
+  const Ref outer = entries.open({{100, 900}}, true);
+  const Ref inner = entries.open({{200, 300}, {600, 700}}, true);
+  const Ref across = entries.open({{800, 1200}}, true);
+  CHECK(holder(100, 800) == outer.index && holder(250, 100) == outer.index);
+  CHECK(holder(850, 100) == across.index && holder(850, 200) == across.index);
+  CHECK(holder(700, 300) == 0 && holder(99, 1) == 0 && holder(1199, 2) == 0);
+  CHECK(holder(150, ~std::uint64_t{0}) == 0);
+
+  CHECK(entries.close(outer));
+  CHECK(holder(200, 100) == inner.index && holder(620, 80) == inner.index);
+  CHECK(holder(250, 100) == 0 && holder(650, 100) == 0);
+  const std::uint64_t value = entries.reopen(inner);
+  CHECK(holder(200, 100) == inner.index && entries.find_holding(200, 100).second == value);
+  const Ref twin = entries.open({{200, 300}}, true);
+  CHECK(entries.close({inner.index, value}));
+  CHECK(holder(200, 100) == twin.index && holder(620, 80) == 0);
+  CHECK(entries.close(twin) && entries.close(across) && holder(850, 1) == 0);
+}
+
+// A peer chooses which ranges it asks for, and an io thread looks each of them up.
+void check_steps_of_a_search() {
+  constexpr std::uint64_t kEntries = 60'000;
+  constexpr std::uint64_t kQuestions = 65'536;
+  ldd::RangeIndex index;
+  for (std::uint64_t i = 0; i < kEntries; ++i) {  // each overlaps the ten before and after it
+    index.add({i * 4096, (i + 10) * 4096}, i);
+    index.add({i * 4096 + 8, i * 4096 + 16}, kEntries + i);  // nested
+  }
+  std::size_t steps = 0;
+  for (std::uint64_t i = 0; i < kQuestions; ++i) {
+    const std::uint64_t address = i * 7919 % kEntries * 4096;
+    CHECK(index.find(address, 10 * 4096, &steps) != nullptr);
+    CHECK(index.find(address, 10 * 4096 + 1, &steps) == nullptr);
+  }
+  CHECK(steps < kQuestions * 2 * 60);
+  for (std::uint64_t i = 0; i < kEntries; ++i) {
+    index.remove({i * 4096, (i + 10) * 4096}, i);
+  }
+  CHECK(index.find(4096, 4096) == nullptr && *index.find(4096 + 8, 8) == kEntries + 1);
+}
+
 // `inside` is plain on purpose: the thread sanitizer sees any use that outlives the entry.
 void check_closing_excludes_users() {
   Node node(1, 64, 4096);
@@ -87,6 +137,8 @@ void check_one_closer_wins() {
 
 int main() {
   check_ranges();
+  check_overlapping_entries();
+  check_steps_of_a_search();
   check_closing_excludes_users();
   check_one_closer_wins();
 }
