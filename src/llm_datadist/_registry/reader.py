@@ -25,7 +25,7 @@ from llm_datadist._registry.records import (
     Remapped,
     Removed,
     Unnamed,
-    decode_frames,
+    decode_frames_with_ends,
 )
 from llm_datadist._types import (
     BlocksCacheKey,
@@ -37,8 +37,6 @@ from llm_datadist._types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from llm_datadist._plan import Layout
     from llm_datadist._registry.node import Ref
     from llm_datadist._registry.records import Record
@@ -48,6 +46,7 @@ if TYPE_CHECKING:
 _TAIL_BITS = 40
 _TAIL_MASK = (1 << _TAIL_BITS) - 1
 _REWRITE_PAUSE_S = 0.0001
+_RECORDS_BETWEEN_LOOKS = 256  # at the deadline: a few milliseconds
 
 
 class DirectorySource(Protocol):
@@ -132,7 +131,8 @@ class DirectoryReader:
         """Learn what changed at the peer; return whether anything did.
 
         Raises:
-            LLMException: LLM_TIMEOUT if the peer was rewriting its directory until the deadline.
+            LLMException: LLM_TIMEOUT if the peer was rewriting its directory until the deadline, or
+                the deadline passed while it was parsed.
             CorruptDirectory: What the peer published breaks the protocol.
         """
         version = self._source.version(deadline_ns)
@@ -142,7 +142,7 @@ class DirectoryReader:
             while version != self._version:
                 if version >> _TAIL_BITS & 1:
                     self._pause(operation, deadline_ns)
-                elif self._take(version, deadline_ns):
+                elif self._take(operation, version, deadline_ns):
                     return True
                 version = self._source.version(deadline_ns)
         return True
@@ -200,7 +200,7 @@ class DirectoryReader:
         """Return the caches that are known."""
         return list(self._tables.caches.values())
 
-    def _take(self, version: int, deadline_ns: int) -> bool:
+    def _take(self, operation: str, version: int, deadline_ns: int) -> bool:
         """Fetch and apply what leads to `version`; False if the log was rewritten meanwhile."""
         era, tail = version >> _TAIL_BITS, version & _TAIL_MASK
         known_era, known_tail = self._version >> _TAIL_BITS, self._version & _TAIL_MASK
@@ -215,11 +215,29 @@ class DirectoryReader:
             return False  # what was read may be of two logs
         if len(log) != tail - offset:
             raise CorruptDirectory(f"{len(log)} bytes of the log instead of {tail - offset}")
-        tables = self._tables if same_era else _Tables()
-        tables.apply(decode_frames(log))
-        self._tables = tables
-        self._version = version
+        if not same_era:
+            self._tables = _Tables()
+            self._version = era << _TAIL_BITS
+        self._apply(operation, log, deadline_ns)
         return True
+
+    def _apply(self, operation: str, log: bytes, deadline_ns: int) -> None:
+        """Apply the frames that follow the known ones; the version grows with each of them.
+
+        So a call that is out of time leaves what it has parsed to the next call.
+        """
+        base = self._version
+        for count, (record, end) in enumerate(decode_frames_with_ends(log), 1):
+            self._tables.apply(record)
+            self._version = base + end
+            if count % _RECORDS_BETWEEN_LOOKS == 0 and time.monotonic_ns() >= deadline_ns:
+                raise fail(
+                    LLMStatusCode.LLM_TIMEOUT,
+                    operation,
+                    f"the deadline passed after {count} records of the peer's directory",
+                    "retry, which goes on from there, or raise sync_kv_timeout",
+                    cluster_id=self._cluster_id,
+                )
 
     def _pause(self, operation: str, deadline_ns: int) -> None:
         if time.monotonic_ns() >= deadline_ns:
@@ -241,22 +259,21 @@ class _Tables:
         self.blocks_keys: dict[int, Resolved] = {}
         self.keys: dict[KeyName, Resolved] = {}
 
-    def apply(self, records: Iterator[Record]) -> None:
-        for record in records:
-            if isinstance(record, Added):
-                self._add(record)
-                continue
-            cache = self.caches.get(record.cache_id)
-            if cache is None:
-                raise CorruptDirectory(f"a record concerns cache {record.cache_id}, there is none")
-            if isinstance(record, Removed):
-                self._remove(cache)
-            elif isinstance(record, KeyRemoved):
-                self._remove_key(cache, record.guard)
-            elif isinstance(record, Unnamed):
-                cache.named = False
-            elif isinstance(record, Remapped):
-                cache.ref = (cache.ref[0], record.value)
+    def apply(self, record: Record) -> None:
+        if isinstance(record, Added):
+            self._add(record)
+            return
+        cache = self.caches.get(record.cache_id)
+        if cache is None:
+            raise CorruptDirectory(f"a record concerns cache {record.cache_id}, there is none")
+        if isinstance(record, Removed):
+            self._remove(cache)
+        elif isinstance(record, KeyRemoved):
+            self._remove_key(cache, record.guard)
+        elif isinstance(record, Unnamed):
+            cache.named = False
+        elif isinstance(record, Remapped):
+            cache.ref = (cache.ref[0], record.value)
 
     def _add(self, record: Added) -> None:
         cache = _remote_cache(record)

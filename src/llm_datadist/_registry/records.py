@@ -138,6 +138,12 @@ def decode_frames(log: bytes) -> Iterator[Record]:
     Raises:
         CorruptDirectory: The bytes are not whole frames of valid records.
     """
+    for record, _ in decode_frames_with_ends(log):
+        yield record
+
+
+def decode_frames_with_ends(log: bytes) -> Iterator[tuple[Record, int]]:
+    """As `decode_frames`, each record with the offset behind its frame."""
     view = memoryview(log)
     offset = 0
     while offset < len(view):
@@ -151,4 +157,4 @@ def decode_frames(log: bytes) -> Iterator[Record]:
             record: Record = _decode(view[begin:offset])
         except DECODE_ERRORS as error:
             raise CorruptDirectory(f"a record cannot be read: {error}") from error
-        yield record
+        yield record, offset

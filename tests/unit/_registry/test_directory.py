@@ -337,3 +337,20 @@ def test_many_threads_refresh_at_once(peer):
     assert failures == []
     peer.refresh()
     assert {cache.cache_id for cache in peer.reader.caches()} == {297, 298, 299}
+
+
+def test_parsing_ends_at_the_deadline_and_goes_on_from_there(peer):
+    for cache_id in range(1, 601):
+        peer.writer.add(added(cache_id))
+    for parsed in (256, 512):
+        with pytest.raises(LLMException, match="the deadline passed after 256 records") as error:
+            peer.reader.refresh("pull_blocks", time.monotonic_ns())
+        assert error.value.status_code is LLMStatusCode.LLM_TIMEOUT
+        assert len(peer.reader.caches()) == parsed
+        assert peer.reader.version != peer.log.version()
+    assert peer.refresh()
+    assert len(peer.reader.caches()) == 600
+    assert peer.reader.version == peer.log.version()
+    ends = [offset + size for offset, size in peer.source.reads]
+    assert len(set(ends)) == 1
+    assert sorted({offset for offset, _ in peer.source.reads}) == [o for o, _ in peer.source.reads]
