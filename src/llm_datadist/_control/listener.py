@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import resource
 from typing import TYPE_CHECKING, Final, final
 
 from llm_datadist._control.sockets import (
@@ -37,6 +38,7 @@ logger = logging.getLogger("llm_datadist")
 
 HANDSHAKE_SECONDS: Final = 10.0
 MAX_UNPROVEN: Final = 256
+_DESCRIPTOR_SHARE: Final = 8  # so that at most an eighth of RLIMIT_NOFILE is theirs
 _ACCEPTS_AT_ONCE: Final = 64
 _PAUSE_SECONDS: Final = 0.1
 _COMPLAINT_SECONDS: Final = 10.0
@@ -161,9 +163,10 @@ class Doorway:
             raise TlsError(f"TLS: {error}") from error
 
     def _admit(self, visit: Visit) -> None:
-        if len(self._unproven) >= MAX_UNPROVEN:
+        limit = _max_unproven()
+        if len(self._unproven) >= limit:
             oldest = next(iter(self._unproven))
-            oldest.refuse(f"more than {MAX_UNPROVEN} connections have not proved themselves")
+            oldest.refuse(f"more than {limit} connections have not proved themselves")
             self._unproven.pop(oldest)
         self._unproven[visit] = None
         visit.begin(HANDSHAKE_SECONDS, lambda done: self._unproven.pop(done, None))
@@ -213,6 +216,14 @@ class Listener:
     def _resume(self) -> None:
         if self._sock.fileno() >= 0:
             self._loop.add_reader(self._sock, self._accept)
+
+
+def _max_unproven() -> int:
+    """Return how many connections may be unproven: strangers get a share of the descriptors."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return MAX_UNPROVEN
+    return max(1, min(MAX_UNPROVEN, soft // _DESCRIPTOR_SHARE))
 
 
 def _words(error: Exception) -> str:

@@ -47,7 +47,7 @@ logger = logging.getLogger("llm_datadist")
 
 _Kind = TypeVar("_Kind", bound=Message)
 _SETUP_SECONDS: Final = 30.0  # for a proven peer; it closes the connection when it gives up earlier
-_EARLIER_SECONDS: Final = 1.0
+_EARLIER_SECONDS: Final = 3.0  # longer than a stalled set-up is left alone
 #: Without a secret anybody gets that far, and could hold as many connections for _SETUP_SECONDS.
 MAX_ARRIVING: Final = 2048
 _FAILED: Final = LLMStatusCode.LLM_LINK_FAILED
@@ -109,7 +109,7 @@ class _Inbound:
             confirm = await self._hear(Confirm)
         except SecretMismatchError:
             raise ProtocolError("it has another secret") from None
-        if self._context.arriving >= MAX_ARRIVING:
+        if self._context.arriving >= MAX_ARRIVING and not self._ledger.withdraw_stalled():
             raise SetupError(
                 LLMStatusCode.LLM_PROCESSING_LINK,
                 f"cluster {self._context.cluster_id} sets up {MAX_ARRIVING} links now; retry soon",
@@ -231,7 +231,7 @@ class _Inbound:
             if earlier is not None:
                 await self._wait_for(earlier, earlier_deadline)
             elif rival is not None:
-                await rival.over.wait()
+                await rival.make_way()
             elif leaving is not None:
                 await self._wait_gone(leaving, incarnation)
             elif link is not None:
@@ -252,7 +252,7 @@ class _Inbound:
 
     async def _wait_for(self, earlier: Setup, deadline: Deadline) -> None:
         try:
-            await deadline.limit(earlier.over.wait())
+            await deadline.limit(earlier.make_way())
         except asyncio.TimeoutError:
             raise SetupError(
                 LLMStatusCode.LLM_PROCESSING_LINK,
@@ -276,8 +276,7 @@ class _Inbound:
             num_lanes = min(context.num_lanes, hello.num_lanes)
             relays = context.relays if self._encrypts_lanes(hello) else None
             session = self._accept(endpoint, num_lanes, relays)
-            await self._hear(Complete)
-            await self._filled(session)
+            await self._opened(setup, session)
             peer = self._peer(hello)
             connecting = context.begin_connect(peer, link_id, confirm.endpoint, session.take())
             try:
@@ -318,6 +317,28 @@ class _Inbound:
         session.key = self._shake.lane_key()
         self._context.sessions[session.session] = session
         return session
+
+    async def _opened(self, setup: Setup, session: LaneSession) -> None:
+        """Wait until the dialer has done its part; SetupError when another set-up goes first."""
+        opening = asyncio.ensure_future(self._completed(session))
+        withdrawn = asyncio.ensure_future(setup.withdrawn.wait())
+        try:
+            await asyncio.wait({opening, withdrawn}, return_when=asyncio.FIRST_COMPLETED)
+            if not opening.done():
+                raise SetupError(
+                    LLMStatusCode.LLM_PROCESSING_LINK,
+                    f"the dialer did not complete the link to cluster {self._context.cluster_id} "
+                    "in time and another set-up goes first; retry soon",
+                )
+            await opening
+        finally:
+            for waiting in (opening, withdrawn):
+                waiting.cancel()
+            await asyncio.gather(opening, withdrawn, return_exceptions=True)
+
+    async def _completed(self, session: LaneSession) -> None:
+        await self._hear(Complete)
+        await self._filled(session)
 
     async def _filled(self, session: LaneSession) -> None:
         """Wait for the lanes, for as long as the dialer waits, too: it may have lost one of them.

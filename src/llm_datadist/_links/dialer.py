@@ -116,7 +116,7 @@ class DialOutcome:
 class _DialAgainError(Exception):
     """Another set-up of the same link was under way; `first` is what to wait for before dialing."""
 
-    def __init__(self, first: asyncio.Event | None) -> None:
+    def __init__(self, first: Setup | None) -> None:
         super().__init__()
         self.first = first
 
@@ -167,7 +167,7 @@ class _Dial:
                 if again.first is None:
                     attempts += 1
                 else:  # as many of those as there are; only the deadline bounds them
-                    await again.first.wait()
+                    await again.first.make_way()
         raise SetupError(_FAILED, "the link keeps changing while it is set up; link again")
 
     async def _attempt(self) -> Link:
@@ -332,7 +332,7 @@ class _Dial:
             leaving = self._ledger.leaving_from(cluster_id)
             link = self._ledger.links.get(cluster_id)
             if rival is not None:
-                await rival.over.wait()
+                await rival.make_way()
             elif leaving is not None:
                 if self._request.domain is None and leaving.is_unlinked_here:
                     _processing(cluster_id, "taken down")
@@ -358,10 +358,10 @@ class _Dial:
             waits = self._request.domain is not None or own.caller is self._request.caller
             if not waits and not isinstance(own.caller, Relink):
                 _processing(own.cluster_id, "set up by another call")
-            raise _DialAgainError(own.over)
+            raise _DialAgainError(own)
         inbound = self._ledger.inbounds.get(incarnation)
         if inbound is not None and incarnation != self._context.incarnation:
-            raise _DialAgainError(inbound.over)
+            raise _DialAgainError(inbound)
 
     def _existing(self, welcome: Welcome) -> Link:
         """The peer has just seen our link alive."""

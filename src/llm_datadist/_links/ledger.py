@@ -7,8 +7,11 @@ read from any thread.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import TYPE_CHECKING, Final, final
+
+from llm_datadist._control.deadline import Deadline
 
 if TYPE_CHECKING:
     from llm_datadist._links.link import Link
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["Ledger", "Relink", "Setup"]
 
 _MAX_REMEMBERED: Final = 1024
+#: How long a set-up that waits for its dialer keeps another one for the same peer out.
+STALL_SECONDS: Final = 2.0
 
 
 @final
@@ -27,6 +32,8 @@ class Setup:
         incarnation: Of the peer.
         caller: Whose call it belongs to; set-ups of one call wait for each other.
         accepted: Whether the acceptor has accepted it; set on the dialing end.
+        withdrawn: Set when another set-up must not wait for this one any longer. An incoming set-up
+            gives up then, unless it has all it needs from its dialer; a dial pays no attention.
         over: Set when it has come to its end, whichever.
     """
 
@@ -35,7 +42,24 @@ class Setup:
         self.incarnation = incarnation
         self.caller = caller
         self.accepted = False
+        self.withdrawn = asyncio.Event()
         self.over = asyncio.Event()
+        self._stalls = time.monotonic() + STALL_SECONDS
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether it has taken so long that it must not keep others out."""
+        return time.monotonic() >= self._stalls
+
+    async def make_way(self) -> None:
+        """Wait for its end, and have it withdrawn when that takes too long.
+
+        Without a secret every id and incarnation can be claimed by a stranger, who then stalls.
+        """
+        with contextlib.suppress(asyncio.TimeoutError):
+            await Deadline(max(0.0, self._stalls - time.monotonic())).limit(self.over.wait())
+        self.withdrawn.set()
+        await self.over.wait()
 
 
 @final
@@ -98,6 +122,15 @@ class Ledger:
         return next(
             (s for s in setups if s.cluster_id == cluster_id and s.incarnation != incarnation), None
         )
+
+    def withdraw_stalled(self) -> bool:
+        """Have the oldest incoming set-up give up if it is stalled; return whether it was."""
+        waiting = (setup for setup in self.inbounds.values() if not setup.withdrawn.is_set())
+        oldest = next(waiting, None)
+        if oldest is None or not oldest.is_stalled:
+            return False
+        oldest.withdrawn.set()
+        return True
 
     def add(self, link: Link) -> None:
         """Take in a link that is up."""

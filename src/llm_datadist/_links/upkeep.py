@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from typing import TYPE_CHECKING, Final, final
 
 from llm_datadist._control.connection import Conversation, PeerClosedError
@@ -100,8 +101,13 @@ class Upkeep:
         """Return whether the peer answers in time."""
         try:
             await Deadline(seconds).limit(link.conversation.ping())
-        except (PeerClosedError, asyncio.TimeoutError):
+        except PeerClosedError:
             return False
+        except asyncio.TimeoutError:  # its interpreter may be busy; its native threads are not
+            deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
+            ping_all = self._context.delegate.ping_all
+            answers = await self._context.workers.run(ping_all, [link.data], deadline_ns)
+            return link.alive and any(answers)
         return link.alive
 
     async def drop(self, link: Link, reason: str, *, died: bool = True) -> None:

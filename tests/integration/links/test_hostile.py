@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import secrets
 import socket
+import threading
 
 import pytest
 
 from llm_datadist import LLMStatusCode
 from llm_datadist._control import listener
-from llm_datadist._links import acceptor
+from llm_datadist._links import acceptor, ledger
 from llm_datadist._protocol.codec import (
     MAX_GREETING_BYTES,
     Kind,
@@ -106,6 +108,13 @@ def test_slow_connections_are_closed_by_the_deadline(linked, monkeypatch):
 
 def test_of_too_many_unproven_connections_the_oldest_goes(linked, monkeypatch):
     monkeypatch.setattr(listener, "MAX_UNPROVEN", 4)
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(socket.create_connection(linked.address)) for _ in range(9)]
+        assert all(map(is_closed, socks[:5]))
+
+
+def test_strangers_hold_a_share_of_the_descriptors(linked, monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (32, 32))
     with contextlib.ExitStack() as stack:
         socks = [stack.enter_context(socket.create_connection(linked.address)) for _ in range(9)]
         assert all(map(is_closed, socks[:5]))
@@ -216,14 +225,49 @@ def test_lanes_of_a_set_up_that_ended_are_closed(linked, intruder):
         assert is_closed(sock)
 
 
-def test_the_same_peer_again_while_its_set_up_hangs(linked, intruder):
-    intruder.accepted()
-    second = Intruder(linked.address)
-    with second.sock:
-        second.say(Hello(version=1, cluster_id=66, incarnation=66, nonce=fresh_nonce()))
-        second.hear()
-        second.say(Confirm(endpoint=b""))
-        assert isinstance(second.hear(), Reject)
+@pytest.fixture
+def impatient(monkeypatch):
+    """Give a set-up that stalls a moment only."""
+    monkeypatch.setattr(ledger, "STALL_SECONDS", 0.1)
+
+
+@pytest.mark.parametrize("cluster_id", [66, 67], ids=["same id", "another id"])
+def test_a_stalled_set_up_makes_way_for_the_same_peer(linked, impatient, cluster_id):
+    stalled, second = Intruder(linked.address), Intruder(linked.address)
+    with stalled.sock, second.sock:
+        stalled.accepted(cluster_id=cluster_id)
+        second.accepted()
+        refusal = stalled.hear()
+        assert isinstance(refusal, Reject)
+        assert refusal.status == LLMStatusCode.LLM_PROCESSING_LINK
+        assert is_closed(stalled.sock)
+
+
+@pytest.mark.parametrize("names", ["id", "incarnation"])
+def test_a_stalled_set_up_keeps_nobody_out(linked, end, impatient, names):
+    """It names another id or incarnation, and opens no lanes; both directions work."""
+    for dials in (True, False):
+        victim = end(7)
+        incarnation = victim.incarnation if names == "incarnation" else 66
+        stalled = Intruder(linked.address)
+        with stalled.sock:
+            stalled.accepted(cluster_id=7, incarnation=incarnation)
+            first, second = (victim, linked) if dials else (linked, victim)
+            (result,) = first.link(second, timeout_ms=5000)
+            assert result.is_ok, result
+            assert first.unlink(second)[0].is_ok
+
+
+def test_a_stalled_set_up_goes_when_there_are_too_many(linked, impatient, monkeypatch):
+    monkeypatch.setattr(acceptor, "MAX_ARRIVING", 1)
+    stalled = Intruder(linked.address)
+    with stalled.sock:
+        stalled.accepted()
+        threading.Event().wait(0.15)  # until it is stalled
+        late = Intruder(linked.address)
+        with late.sock:
+            late.accepted(cluster_id=68, incarnation=68)
+            assert isinstance(stalled.hear(), Reject)
 
 
 @pytest.mark.expects_log("lost")
