@@ -7,7 +7,9 @@ import contextlib
 import errno
 import ipaddress
 import logging
+import os
 import socket
+import struct
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_datadist._control.sockets import (
@@ -93,10 +95,22 @@ async def _attempt(family: int, sockaddr: tuple[Any, ...], source: str | None) -
         if source is not None:
             _bind(sock, source)
         await asyncio.get_running_loop().sock_connect(sock, sockaddr)
+        _refuse_itself(sock)
         return tune(sock)
     except BaseException:
         sock.close()
         raise
+
+
+def _refuse_itself(sock: socket.socket) -> None:
+    """Raise ConnectionRefusedError when the system has connected a socket to itself.
+
+    That happens on the own host where nothing listens, when the port is one that the system gives
+    to sockets that connect. The socket is reset, so that the port stays free for its server.
+    """
+    if sock.getsockname() == sock.getpeername():
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
 
 def _bind(sock: socket.socket, source: str) -> None:
