@@ -22,6 +22,8 @@ from llm_datadist._control.sockets import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llm_datadist._control.deadline import Deadline
     from llm_datadist._control.sockets import Address
     from llm_datadist._control.workers import Workers
@@ -38,7 +40,11 @@ _BAD_SOURCE: Final = frozenset(
 
 
 async def connect(
-    address: Address, deadline: Deadline, workers: Workers, source: str | None = None
+    address: Address,
+    deadline: Deadline,
+    resolvers: Workers,
+    source: str | None = None,
+    on_resolved: Callable[[], object] = lambda: None,
 ) -> socket.socket:
     """Return a connected socket, ready for use on this loop.
 
@@ -47,15 +53,17 @@ async def connect(
     Args:
         address: Of the peer.
         deadline: When to give up.
-        workers: For the resolver.
+        resolvers: For look-ups of names.
         source: Local ip to connect from; one from which it does not go is ignored with a warning
             when it goes without.
+        on_resolved: Called when the name has been looked up.
 
     Raises:
         OSError: Refused, unreachable, or not resolved.
         asyncio.TimeoutError: No answer in time.
     """
-    candidates = await deadline.limit(resolve(address, workers))
+    candidates = await deadline.limit(resolve(address, resolvers))
+    on_resolved()
     error: Exception = OSError(f"{printed(address)} stands for no address")
     for place, (family, sockaddr) in enumerate(candidates):
         share = deadline.at_most(deadline.remaining() / (len(candidates) - place))

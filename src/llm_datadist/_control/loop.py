@@ -24,6 +24,7 @@ logger = logging.getLogger("llm_datadist")
 
 _T = TypeVar("_T")
 _STOP_SECONDS: Final = 2.0
+_RESOLVERS: Final = 4
 
 
 @final
@@ -37,6 +38,8 @@ class ControlLoop:
     def __init__(self, name: str) -> None:
         self.name = name
         self.workers = Workers(name)
+        # Of their own: a name server that does not answer must not hold up other work.
+        self.resolvers = Workers(f"{name}-names", limit=_RESOLVERS)
         self._loop: asyncio.AbstractEventLoop
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._tasks: set[asyncio.Task[Any]] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, final
 
 from llm_datadist._control.sockets import plain_address, printed, resolve
@@ -95,9 +96,9 @@ class Clusters:
         """Unlink one cluster, found by its id, else by its addresses."""
         ledger = self._context.ledger
         lost = [*ledger.dead.values(), *(relink.lost for relink in ledger.relinks.values())]
-        dead = await self._find(info, list(dict.fromkeys(lost)))
+        dead = await self._find(info, list(dict.fromkeys(lost)), deadline)
         await self._relinks.cancel(dead)
-        links = [link for link in await self._find(info, self._all()) if link not in dead]
+        links = [link for link in await self._find(info, self._all(), deadline) if link not in dead]
         for link in dead:
             ledger.dead.pop(link.cluster_id, None)
             await self._upkeep.unlink(link, deadline, tell=False)
@@ -118,7 +119,9 @@ class Clusters:
         ledger = self._context.ledger
         return [*ledger.links.values(), *(link for link in ledger.leaving if not link.is_mirror)]
 
-    async def _find(self, info: LLMClusterInfo, links: list[Link]) -> list[Link]:
+    async def _find(
+        self, info: LLMClusterInfo, links: list[Link], deadline: Deadline
+    ) -> list[Link]:
         """Return the links that are meant: by id, else by address as given, told or resolved."""
         if info.remote_cluster_id is not None:
             return [link for link in links if link.cluster_id == info.remote_cluster_id]
@@ -128,8 +131,8 @@ class Clusters:
             return found
         for address in info.remote_ip_info_list:
             try:
-                resolved = await resolve(address, self._context.workers)
-            except OSError:
+                resolved = await deadline.limit(resolve(address, self._context.resolvers))
+            except (OSError, asyncio.TimeoutError):
                 continue
             wanted |= {plain_address(sockaddr) for _, sockaddr in resolved}
         return _at(wanted, links)

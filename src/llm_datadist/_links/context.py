@@ -80,6 +80,7 @@ class LinkContext:
         self.hooks = hooks
         self.control = control
         self.workers = control.workers
+        self.resolvers = control.resolvers
         self.ledger = Ledger()
         self.sessions: dict[bytes, LaneSink] = {}
         self.ended_sessions: deque[bytes] = deque(maxlen=_MAX_ENDED)

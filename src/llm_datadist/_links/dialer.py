@@ -222,16 +222,22 @@ class _Dial:
                 raise
         return await ControlConnection.open(sock, self._context.silence_ms, session)
 
+    def _resolved(self) -> None:
+        self.step = "connecting"
+
     async def _connect(self) -> tuple[socket.socket, LaneRoute]:
         """Return a connection that is a control connection by its preamble, and the way it went."""
         request = self._request
         kind = Kind.CONTROL if self._context.tls is None else Kind.CONTROL_TLS
+        host = request.address[0]
+        self.step = f"host {host!r} was looked up and the name server did not answer"
         try:
             sock = await connect(
                 request.address,
                 request.deadline.at_most(request.connect_seconds),
-                self._context.workers,
+                self._context.resolvers,
                 request.source_ip,
+                self._resolved,
             )
         except OSError as error:
             raise SetupError(

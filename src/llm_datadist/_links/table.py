@@ -165,6 +165,7 @@ class LinkTable:
         if not self._context.workers.wait_idle(_CLOSE_SECONDS):
             logger.warning("finalize: a call that tears a link down has not come to an end")
         self._context.workers.dismiss()
+        self._context.resolvers.dismiss()
         if self._context.relays is not None:
             self._context.relays.close()
 
