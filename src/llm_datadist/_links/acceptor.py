@@ -235,7 +235,7 @@ class _Inbound:
             elif leaving is not None:
                 await self._wait_gone(leaving, incarnation)
             elif link is not None:
-                if await self._upkeep.is_alive(link):
+                if await self._upkeep.is_alive(link, asks_lanes=link.incarnation != incarnation):
                     if link.incarnation == incarnation:
                         return link
                     raise SetupError(

@@ -97,14 +97,23 @@ class Upkeep:
         )
         return link
 
-    async def is_alive(self, link: Link, seconds: float = _ALIVE_SECONDS) -> bool:
-        """Return whether the peer answers in time."""
+    async def is_alive(self, link: Link, *, asks_lanes: bool = True) -> bool:
+        """Return whether the peer answers in time.
+
+        Args:
+            link: The link over which it is asked.
+            asks_lanes: Whether an answer on the lanes counts: that of a peer whose interpreter is
+                busy. It does not where the same peer wants a link again, because its end of this
+                one is gone.
+        """
         try:
-            await Deadline(seconds).limit(link.conversation.ping())
+            await Deadline(_ALIVE_SECONDS).limit(link.conversation.ping())
         except PeerClosedError:
             return False
-        except asyncio.TimeoutError:  # its interpreter may be busy; its native threads are not
-            deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
+        except asyncio.TimeoutError:
+            if not asks_lanes:
+                return False
+            deadline_ns = time.monotonic_ns() + int(_ALIVE_SECONDS * 1e9)
             ping_all = self._context.delegate.ping_all
             answers = await self._context.workers.run(ping_all, [link.data], deadline_ns)
             return link.alive and any(answers)
