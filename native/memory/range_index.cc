@@ -100,15 +100,13 @@ const std::uint64_t* RangeIndex::find(std::uint64_t address, std::uint64_t lengt
     if (steps != nullptr) {
       ++*steps;
     }
-    if (node->range.begin > address) {
-      node = node->low.get();
-    } else if (node->range.end >= end) {
+    const bool begins_early = node->range.begin <= address;
+    if (begins_early && node->range.end >= end) {
       return &node->owner;
-    } else if (node->low != nullptr && node->low->greatest_end >= end) {
-      node = node->low.get();  // all of it begins early enough, and some range ends late enough
-    } else {
-      node = node->high.get();
     }
+    // Where this range begins early enough, all of `low` does: it is enough that one ends late.
+    const bool low_ends_late = node->low != nullptr && node->low->greatest_end >= end;
+    node = !begins_early || low_ends_late ? node->low.get() : node->high.get();
   }
   return nullptr;
 }

@@ -40,7 +40,7 @@ class RangeIndex {
   static bool erase(Tree& tree, const Node& what);
 
   Tree root_;
-  std::minstd_rand priorities_;
+  std::minstd_rand priorities_{std::random_device{}()};
 };
 
 }  // namespace ldd
