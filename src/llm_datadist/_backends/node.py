@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+import os
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from llm_datadist._backends.outcomes import Ref
 
     Checksums: TypeAlias = npt.NDArray[np.uint32]
+
+_own: Final[dict[int, int]] = {}
+"""Incarnations of open nodes of this process, and the process that opened each of them."""
 
 
 class Node:
@@ -36,6 +40,7 @@ class Node:
         self.incarnation = incarnation
         self.native = _native.Node(incarnation)
         self.lane_server = _native.LaneServer(self.native)
+        _own[incarnation] = os.getpid()
         # The registry's hot calls go straight to the native object.
         self.append = self.native.append
         self.rewrite = self.native.rewrite
@@ -77,8 +82,14 @@ class Node:
 
     def close(self) -> None:
         """Kill the instance's guard, end every operation, close every served lane. Idempotent."""
+        _own.pop(self.incarnation, None)
         self.native.close()
         self.lane_server.close()
+
+
+def is_of_this_process(incarnation: int) -> bool:
+    """Return whether an open node of this process has that incarnation: not one of a parent's."""
+    return _own.get(incarnation) == os.getpid()
 
 
 def set_threads(count: int) -> None:

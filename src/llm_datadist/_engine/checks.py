@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_datadist._errors import LLMStatusCode, fail
-from llm_datadist._plan import Layout, slot_pieces
+from llm_datadist._plan import Layout, first_overlap, slot_pieces
 
 if TYPE_CHECKING:
+    from llm_datadist._plan import Plan
     from llm_datadist._plan.indices import Blocks
     from llm_datadist._registry import LocalCache, Resolved
     from llm_datadist._types import BlocksCacheKey, CacheDesc, CacheKey, CacheKeyByIdAndIndex
@@ -172,3 +173,24 @@ def check_same_layers(operation: str, layers: Layers) -> None:
             f"src_layer_range {src} and dst_layer_range {dst} differ",
             "a push sends layers to the same layers of the peer",
         )
+
+
+def check_apart(operation: str, plan: Plan, *, write: bool) -> None:
+    """Refuse a plan within one process that would both read and write a range.
+
+    Args:
+        operation: For the text.
+        plan: What is moved; both sides are addresses of this process.
+        write: Whether the remote side is the destination.
+    """
+    overlap = first_overlap(plan)
+    if overlap is None:
+        return
+    (dst, dst_bytes), (src, src_bytes) = reversed(overlap) if write else overlap
+    raise fail(
+        _INVALID,
+        operation,
+        f"the destination range of {dst_bytes} bytes at {dst:#x} overlaps the source range of "
+        f"{src_bytes} bytes at {src:#x}",
+        "copy by way of other memory",
+    )

@@ -14,7 +14,7 @@ import msgspec
 from llm_datadist._backends.base import PeerEndpoint, Unavailable
 from llm_datadist._backends.lanes import LinkLanes
 from llm_datadist._backends.nixl import has_rdma
-from llm_datadist._backends.node import Node, set_threads
+from llm_datadist._backends.node import Node, is_of_this_process, set_threads
 from llm_datadist._backends.outcomes import NO_REF
 from llm_datadist._backends.select import make_backends, select_channel, select_device_channel
 from llm_datadist._devices.cpu import PoolMemory
@@ -259,6 +259,7 @@ class Engine:
             own_ref,
             device_channel=beside,
             why_no_device=why_not,
+            in_process=is_of_this_process(peer.incarnation),
             checksum=self._checksum(peer, there.features),
             keep_directory=self.config.remote_accessible,
         )

@@ -67,6 +67,7 @@ class LinkData:
         why_no_device: Why there is none.
         reasons: Backends that were passed over, and why.
         own_link_ref: Own guard that lives as long as this end of the link.
+        in_process: Whether the peer is of this process, so that both have the same addresses.
         checksum: How this side's transfers are checked: "crc32c", or why not, from "off" on.
         keep_directory: enable_remote_cache_accessible: look at the directory again on a miss only.
     """
@@ -81,6 +82,7 @@ class LinkData:
         *,
         device_channel: Channel | None = None,
         why_no_device: str = "",
+        in_process: bool = False,
         checksum: str,
         keep_directory: bool,
     ) -> None:
@@ -91,6 +93,7 @@ class LinkData:
         self._why_no_device = why_no_device
         self.reasons = reasons
         self.own_link_ref = own_link_ref
+        self.in_process = in_process
         self.marks = RemoteMarks()
         self.failures = self.mismatches = 0
         self.checksum = checksum

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._devices.cpu import copy
-from llm_datadist._engine.checks import blocks_of, slots_of
+from llm_datadist._engine.checks import blocks_of, check_apart, slots_of
 from llm_datadist._engine.containment import FAULTS, Containment
 from llm_datadist._engine.faults import described, fault_at
 from llm_datadist._errors import LLMException, LLMStatusCode, fail
@@ -14,7 +14,6 @@ from llm_datadist._plan import (
     blocks_array,
     copy_pairs,
     cut_between,
-    first_overlap,
     plan_block_copies,
     plan_blocks,
     plan_slots,
@@ -129,7 +128,7 @@ class LocalCopies:
     def _copy(self, operation: str, plan: Plan, dst: LocalCache, src: LocalCache) -> None:
         if not len(plan.length):
             return
-        _check_apart(operation, plan)
+        check_apart(operation, plan, write=False)
         marks = self._engine.faults
         marks.check(operation, dst, plan, None, local=True)
         marks.check(operation, src, plan, None, local=False)
@@ -186,17 +185,3 @@ class LocalCopies:
             )
         problem = f"the copy failed with {Code(code).name}"
         return fail(LLMStatusCode.LLM_FAILED, operation, problem, "see the log")
-
-
-def _check_apart(operation: str, plan: Plan) -> None:
-    """Raise LLM_PARAM_INVALID when a range would be both read and written."""
-    overlap = first_overlap(plan)
-    if overlap is not None:
-        (dst, dst_bytes), (src, src_bytes) = overlap
-        raise fail(
-            _INVALID,
-            operation,
-            f"the destination range of {dst_bytes} bytes at {dst:#x} overlaps the source range of "
-            f"{src_bytes} bytes at {src:#x}",
-            "copy by way of other memory",
-        )

@@ -14,6 +14,7 @@ from llm_datadist._backends.base import Transfer
 from llm_datadist._backends.outcomes import ANY_ENTRY, NO_REF, Code, Outcome
 from llm_datadist._engine.checks import (
     blocks_for,
+    check_apart,
     check_equal,
     check_fits,
     check_pieces,
@@ -307,7 +308,9 @@ class Transfers:
 
     @staticmethod
     def _planned(call: _Call, data: LinkData, plan: Plan, remote: Resolved | None = None) -> Plan:
-        """Cut what the planner has made one and cannot be moved as one."""
+        """Check a plan, and cut what the planner has made one and cannot be moved as one."""
+        if data.in_process:
+            check_apart(call.operation, plan, write=call.write)
         there = remote is not None and remote.cache.on_device
         if call.local.device is not None or there:
             # Each tensor may be an allocation of its own, and no copy goes beyond one.
