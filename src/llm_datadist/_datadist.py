@@ -10,6 +10,7 @@ import threading
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 from llm_datadist._cache_manager import CacheManager
+from llm_datadist._control.patched import check_not_patched
 from llm_datadist._domains import Domains
 from llm_datadist._engine import Engine
 from llm_datadist._errors import LLMStatusCode, fail
@@ -94,7 +95,7 @@ class LLMDataDist:
             TypeError: options is no dict, or a value has a wrong type.
             LLMException: LLM_PARAM_INVALID (a bad option, named), LLM_FEATURE_NOT_ENABLED
                 (first-generation mode), LLM_FAILED (listen address in use or not of this machine,
-                or no thread can be had),
+                no thread can be had, or gevent or eventlet has patched threads or sockets),
                 LLM_OUT_OF_MEMORY (a pool that cannot be had). Nothing is left behind.
         Source: api.md 4.2.
         """
@@ -102,6 +103,7 @@ class LLMDataDist:
         with self._lock:
             if self._engine is not None:
                 return
+            check_not_patched()
             config = parse_options(dict(options))
             engine = Engine(self._cluster_id, config)
             try:
