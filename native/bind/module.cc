@@ -24,10 +24,33 @@ void translate_system_error(const std::exception_ptr& error, void*) {
   }
 }
 
+// Whether the interpreter has the module already: the package is imported once more, after it was
+// taken from sys.modules or from a copy of its files. Then this module gets the first one's
+// contents, as a C++ class can be bound only once. The first one is kept until the interpreter
+// ends: its types have instances that live as long.
+bool adopt_first(nb::module_& module) {
+  const nb::dict kept = nb::borrow<nb::dict>(PyInterpreterState_GetDict(PyInterpreterState_Get()));
+  const nb::str key("llm_datadist._native");
+  if (!kept.contains(key)) {
+    kept[key] = module;
+    return false;
+  }
+  const nb::dict first = nb::borrow<nb::dict>(kept[key].attr("__dict__"));
+  for (const auto& [name, value] : first) {
+    if (!nb::hasattr(module, name)) {
+      nb::setattr(module, name, value);
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 NB_MODULE(_native, module) {
   module.doc() = "Native core of llm_datadist: bytes moving and threads serving peers. No policy.";
+  if (adopt_first(module)) {
+    return;
+  }
   // Objects that daemon threads or a forked child hold at exit are no news for the user.
   nb::set_leak_warnings(false);
   nb::register_exception_translator(translate_system_error);
