@@ -9,9 +9,11 @@ import numpy as np
 
 from llm_datadist import _native
 from llm_datadist._backends.outcomes import Outcome
+from llm_datadist._errors import LLMStatusCode, fail
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import NoReturn
 
     import numpy.typing as npt
 
@@ -23,6 +25,24 @@ if TYPE_CHECKING:
 _own: Final[dict[int, int]] = {}
 """Incarnations of open nodes of this process, and the process that opened each of them."""
 
+_NATIVE: Final = frozenset(
+    {
+        "native",
+        "lane_server",
+        "append",
+        "rewrite",
+        "version",
+        "read_log",
+        "open_guard",
+        "close_guard",
+        "close_entry",
+        "reopen_entry",
+        "guard",
+        "consumed",
+    }
+)
+"""The attributes of a node that keep its native objects alive."""
+
 
 class Node:
     """Guards, entries, the published directory, and the threads that serve peers.
@@ -33,7 +53,8 @@ class Node:
     Raises:
         OSError: The published page cannot be had.
 
-    Thread-safe. `close` ends every operation of the instance; the object stays usable for reads.
+    Thread-safe. `close` ends every operation of the instance; the object stays usable for reads
+    until `release`.
     """
 
     def __init__(self, incarnation: int) -> None:
@@ -52,6 +73,16 @@ class Node:
         self.reopen_entry = self.native.reopen_entry
         self.guard = self.native.guard
         self.consumed = self.native.consumed
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name not in _NATIVE:
+            raise AttributeError(name)
+        raise fail(
+            LLMStatusCode.LLM_ENGINE_FINALIZED,
+            "the call",
+            "this instance was finalised during it",
+            "do not use it any more",
+        )
 
     @property
     def consumed_fd(self) -> int:
@@ -83,8 +114,19 @@ class Node:
     def close(self) -> None:
         """Kill the instance's guard, end every operation, close every served lane. Idempotent."""
         _own.pop(self.incarnation, None)
-        self.native.close()
-        self.lane_server.close()
+        if "native" in vars(self):
+            self.native.close()
+            self.lane_server.close()
+
+    def release(self) -> None:
+        """Let go of the native objects, and so of descriptors and address space. Idempotent.
+
+        Explicitly, as the objects of an instance refer to each other in circles, and its caller may
+        keep some of them. What runs natively keeps what it uses; any later use raises
+        LLM_ENGINE_FINALIZED.
+        """
+        for name in _NATIVE:
+            vars(self).pop(name, None)
 
 
 def is_of_this_process(incarnation: int) -> bool:

@@ -248,6 +248,7 @@ class Conversation:
                 if not answer.done():
                     answer.set_exception(PeerClosedError(reason))
             self._on_closed(reason)
+            del self._on_message, self._on_signal, self._on_closed  # they refer to their link
 
     async def ask(self, body: bytes) -> bytes:
         """Send a Request and return the body of its Reply; the caller sets the time limit.

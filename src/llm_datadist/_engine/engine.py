@@ -326,11 +326,13 @@ class Engine:
     def close(self) -> None:
         """End links, threads and memory. Idempotent; never hangs."""
         self.begin_close()
-        self.links.close()
+        is_quiet = self.links.close()
         self.registry.close()
         for backend in self.backends:
             backend.close()
         self._release_memory()
+        if is_quiet:
+            self.node.release()
 
     def _release_memory(self) -> None:
         self.node.close()

@@ -1,7 +1,7 @@
 """Which links there are, which are coming and which are going.
 
-Only the loop thread changes it, and never across an await; `links`, `dead` and `relinks` may be
-read from any thread.
+Only the loop thread changes it, and never across an await; `clear` is for when that has ended.
+`links`, `dead` and `relinks` may be read from any thread.
 """
 
 from __future__ import annotations
@@ -148,6 +148,13 @@ class Ledger:
             del self.links[link.cluster_id]
         self.mirrors.discard(link)
         self.leaving.add(link)
+
+    def clear(self) -> None:
+        """Forget everything; the loop has ended."""
+        for links in (self.links, self.ends, self.leaving, self.mirrors, self.dead):
+            links.clear()
+        for setups in (self.dials, self.inbounds, self.relinks):
+            setups.clear()
 
     def remember_death(self, link: Link) -> None:
         """Note that the peer died, for the caller who will unlink it."""

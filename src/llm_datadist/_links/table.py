@@ -143,15 +143,18 @@ class LinkTable:
         with self._changing:
             self._listening.close(address, "unlink")
 
-    def close(self) -> None:
+    def close(self) -> bool:
         """End every link; peers notice at once. Idempotent, bounded, never raises.
 
         When it returns, the delegate has disconnected every link, the port is free and the control
         thread has ended. Calls of other threads that are under way raise LLM_ENGINE_FINALIZED.
+
+        Returns:
+            Whether it has closed the table, and nothing of it runs any more.
         """
         with self._changing:
             if self._closed or os.getpid() != self._pid:
-                return
+                return False
             self._closed = True
             links: list[Link] = []
             with contextlib.suppress(LLMException):  # never started
@@ -162,12 +165,14 @@ class LinkTable:
                 self._context.delegate.disconnect(link.data)
             except Exception:
                 logger.exception("taking down link %d", link.link_id)
-        if not self._context.workers.wait_idle(_CLOSE_SECONDS):
+        self._context.ledger.clear()
+        if not (is_quiet := self._context.workers.wait_idle(_CLOSE_SECONDS)):
             logger.warning("finalize: a call that tears a link down has not come to an end")
         self._context.workers.dismiss()
         self._context.resolvers.dismiss()
         if self._context.relays is not None:
             self._context.relays.close()
+        return is_quiet
 
     async def _shut(self) -> list[Link]:
         self._listening.close_all()
