@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 from typing import TYPE_CHECKING, Final, final
 
-from llm_datadist._control.sockets import explained, limit_silence
+from llm_datadist._control.sockets import explained, limit_silence, unacknowledged_bytes
 from llm_datadist._protocol.codec import (
     HEADER_BYTES,
     MAX_FRAME_BYTES,
@@ -26,6 +27,7 @@ from llm_datadist._protocol.messages import (
     Notify,
     Ping,
     Pong,
+    Reject,
     Reopen,
     Reply,
     Request,
@@ -44,6 +46,7 @@ __all__ = ["ControlConnection", "Conversation", "PeerClosedError", "RemoteError"
 
 _INBOX: Final = 64
 _RECORDS_BYTES: Final = 64 << 10
+_MAX_REST_READS: Final = 64  # of _RECORDS_BYTES; a socket holds no more unless it was told to
 
 
 class PeerClosedError(ConnectionError):
@@ -55,6 +58,43 @@ class RemoteError(Exception):
 
 
 @final
+class _WholeStream(asyncio.StreamReaderProtocol):
+    """A stream that can be read to its end, whatever ends it.
+
+    asyncio forgets what has arrived as soon as a connection breaks: what it has read already, and
+    what waits in the socket when a write fails. A peer that says goodbye and then resets the
+    connection, as closing it with data unread does, would be taken for one that died.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(reader, loop=loop)
+        self._whole = reader
+        self._socket: socket.socket | None = None
+        self.end = "the peer closed the connection"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._socket = transport.get_extra_info("socket")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if isinstance(exc, OSError):
+            self.end = f"the connection broke: {explained(exc)}"
+            self._take_the_rest()
+            exc = None
+        super().connection_lost(exc)
+
+    def _take_the_rest(self) -> None:
+        if self._socket is None:
+            return
+        with contextlib.suppress(OSError):  # the same error, once everything is read
+            for _ in range(_MAX_REST_READS):
+                data = os.read(self._socket.fileno(), _RECORDS_BYTES)
+                if not data:
+                    return
+                self._whole.feed_data(data)
+
+
+@final
 class ControlConnection:
     """Framed messages over one socket. Loop thread only. Make one with `open`."""
 
@@ -62,10 +102,12 @@ class ControlConnection:
         self,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        stream: _WholeStream,
         session: TlsSession | None = None,
     ) -> None:
         self._reader = reader
         self._writer = writer
+        self._stream = stream
         self._session = session
         self._limit = MAX_GREETING_BYTES
         self._finished = False
@@ -84,12 +126,12 @@ class ControlConnection:
         """
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(loop=loop)
-        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        protocol = _WholeStream(reader, loop)
         try:
             limit_silence(sock, silence_ms)
             transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock)
             writer = asyncio.StreamWriter(transport, protocol, reader, loop)
-            return ControlConnection(reader, writer, session)
+            return ControlConnection(reader, writer, protocol, session)
         except BaseException:
             sock.close()
             raise
@@ -133,7 +175,7 @@ class ControlConnection:
             raise PeerClosedError(f"the connection broke: {explained(error)}") from error
 
     async def receive(self) -> Message:
-        """Return the next message.
+        """Return the next message; what has arrived before a connection broke comes first.
 
         Raises:
             PeerClosedError: There is none; the connection is over.
@@ -143,7 +185,7 @@ class ControlConnection:
             header = await self._exactly(HEADER_BYTES)
             body = await self._exactly(decode_header(header, self._limit))
         except EOFError:  # IncompleteReadError is one, too
-            raise PeerClosedError("the peer closed the connection") from None
+            raise PeerClosedError(self._stream.end) from None
         except OSError as error:
             raise PeerClosedError(f"the connection broke: {explained(error)}") from error
         return decode_message(body)
@@ -190,6 +232,14 @@ class ControlConnection:
             self.close()
         asyncio.get_running_loop().call_later(seconds, self.abort)
 
+    @property
+    def is_delivered(self) -> bool:
+        """Whether the peer's host has everything that was sent, or never will."""
+        return self._writer.transport.is_closing() or not (
+            self._writer.transport.get_write_buffer_size()
+            or unacknowledged_bytes(self._writer.get_extra_info("socket").fileno())
+        )
+
     def abort(self) -> None:
         """Close at once and drop what is queued. Idempotent."""
         self._writer.transport.abort()
@@ -199,7 +249,8 @@ class ControlConnection:
 class Conversation:
     """Questions and answers on a connection whose link is up. Loop thread only.
 
-    A Ping is answered at once; Unlink, Unlinked and Reopen go to `on_signal` at once. Engine
+    A Ping is answered at once; Unlink, Unlinked and Reopen go to `on_signal` at once, a Reject does
+    as an Unlink. Engine
     messages go to `on_message` one at a time and in order. While 64 of them wait, or answers that
     the peer does not read, no more is read: that holds the peer back instead of filling memory.
 
@@ -211,6 +262,7 @@ class Conversation:
 
     Attributes:
         heard: Messages that have come.
+        over: Set when everything that the peer has sent was looked at and the connection is over.
     """
 
     def __init__(
@@ -222,6 +274,7 @@ class Conversation:
     ) -> None:
         self.connection = connection
         self.heard = 0
+        self.over = asyncio.Event()
         connection.trust()
         self._on_message = on_message
         self._on_signal = on_signal
@@ -244,11 +297,20 @@ class Conversation:
         finally:
             handling.cancel()
             self.connection.abort()
-            for answer in self._waiting.values():
-                if not answer.done():
-                    answer.set_exception(PeerClosedError(reason))
+            self._answer_none(reason)
             self._on_closed(reason)
             del self._on_message, self._on_signal, self._on_closed  # they refer to their link
+            self.over.set()
+
+    def finish(self, reason: str, seconds: float) -> None:
+        """End it from this end: no question is answered any more; see ControlConnection.finish."""
+        self._answer_none(reason)
+        self.connection.finish(seconds)
+
+    def _answer_none(self, reason: str) -> None:
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(PeerClosedError(reason))
 
     async def ask(self, body: bytes) -> bytes:
         """Send a Request and return the body of its Reply; the caller sets the time limit.
@@ -287,9 +349,9 @@ class Conversation:
 
     async def _receive(self, message: Message) -> None:
         if isinstance(message, Ping):
-            with contextlib.suppress(PeerClosedError):  # this end has finished, and reads on
+            with contextlib.suppress(PeerClosedError):  # it cannot be answered, but read on
                 self.connection.send(Pong(id=message.id))
-            await self.connection.drain()
+                await self.connection.drain()
         elif isinstance(message, (Pong, Reply)):
             answer = self._waiting.get(message.id)
             if answer is not None and not answer.done():
@@ -298,6 +360,8 @@ class Conversation:
             await self._inbox.put(message)
         elif isinstance(message, (Unlink, Unlinked, Reopen)):
             self._on_signal(message)
+        elif isinstance(message, Reject):  # the dialer gave up before it had read our Ready
+            self._on_signal(Unlink(reason=message.reason))
         else:
             raise ProtocolError(f"{type(message).__name__} on a link that is up")
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import ipaddress
 import os
 import resource
 import socket
+import sys
+import termios
 import weakref
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -28,6 +31,7 @@ __all__ = [
     "tcp_socket",
     "track",
     "tune",
+    "unacknowledged_bytes",
 ]
 
 #: (host or ip, port)
@@ -112,6 +116,12 @@ def limit_silence(sock: socket.socket, silence_ms: int) -> None:
     for option, value in ((_TCP_THIN_LINEAR_TIMEOUTS, 1), (_TCP_RTO_MAX_MS, _RETRANSMIT_MS)):
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def unacknowledged_bytes(fd: int) -> int:
+    """Return how much of what was sent on a TCP socket its peer's host has not acknowledged."""
+    answer = fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4))
+    return int.from_bytes(answer, sys.byteorder)
 
 
 def resolve_now(

@@ -279,15 +279,16 @@ class _Inbound:
             await self._opened(setup, session)
             peer = self._peer(hello)
             connecting = context.begin_connect(peer, link_id, confirm.endpoint, session.take())
+            terms = LaneTerms(num_lanes, session.session, session.key, relays=relays)
+            connection, holder = self._connection, _holder(hello)
             try:
                 data = await connecting.data()
+                link = self._upkeep.install(
+                    peer, link_id, data, connection, terms, holder, _listening_at(hello)
+                )
             except BaseException:
                 connecting.undo()
                 raise
-            terms = LaneTerms(num_lanes, session.session, session.key, relays=relays)
-            link = self._upkeep.install(
-                peer, link_id, data, self._connection, terms, _holder(hello), _listening_at(hello)
-            )
             self.kept = True
             self._say(Ready())
         finally:
@@ -349,7 +350,7 @@ class _Inbound:
         hearing = asyncio.ensure_future(self._hear(Reject))
         try:
             await asyncio.wait({filling, hearing}, return_when=asyncio.FIRST_COMPLETED)
-            if not filling.done():
+            if hearing.done() or not filling.done():
                 await hearing
         finally:
             for waiting in (filling, hearing):

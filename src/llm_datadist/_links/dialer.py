@@ -183,6 +183,9 @@ class _Dial:
         except _DialAgainError:
             call.give_up(LLMStatusCode.LLM_PROCESSING_LINK, "another set-up of the link goes first")
             raise
+        except asyncio.CancelledError:  # out of time, or finalized
+            call.give_up(LLMStatusCode.LLM_PROCESSING_LINK, "the dial was given up")
+            raise
         except SecretMismatchError:
             raise SetupError(
                 _FAILED,
@@ -396,19 +399,18 @@ class _Dial:
         fds = await self._open_lanes(route, terms)
         self.step = "waiting for the peer to complete the link"
         connecting = self._context.begin_connect(peer, link_id, accept.endpoint, fds)
+        connection, holder = call.connection, self._request.holder
+        resolved = (route[1][0], route[1][1])
         try:
             call.say(Complete())
             await call.hear(Ready)  # first, because the peer has to be told differently after it
             data = await connecting.data()
+            link = self._upkeep.install(peer, link_id, data, connection, terms, holder, [resolved])
         except BaseException:
             connecting.undo()
             raise
         call.kept = True
         self.is_new = True
-        resolved = (route[1][0], route[1][1])
-        link = self._upkeep.install(
-            peer, link_id, data, call.connection, terms, self._request.holder, [resolved]
-        )
         return self._found(link)
 
     def _agreed_relays(self, accept: Accept) -> Relays | None:

@@ -159,6 +159,7 @@ class LinkTable:
             links: list[Link] = []
             with contextlib.suppress(LLMException):  # never started
                 links = self._control.run(self._shut(), "finalize")
+                self._control.run(self._upkeep.part(links), "finalize")
             self._control.stop()
         for link in links:  # here, because at interpreter exit no thread can be started
             try:

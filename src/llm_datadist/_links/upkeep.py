@@ -12,6 +12,7 @@ from llm_datadist._control.connection import Conversation, PeerClosedError
 from llm_datadist._control.deadline import Deadline
 from llm_datadist._control.sockets import printed
 from llm_datadist._errors import LLMStatusCode
+from llm_datadist._links.context import SetupError
 from llm_datadist._links.delegate import LinkResult
 from llm_datadist._links.healing import Healing
 from llm_datadist._links.link import Link, LinkState
@@ -42,6 +43,10 @@ logger = logging.getLogger("llm_datadist")
 
 _ALIVE_SECONDS: Final = 1.0
 _FAREWELL_SECONDS: Final = 1.0
+#: How long finalize waits for its peers' ends, and for their hosts at least to have its own.
+_PARTING_SECONDS: Final = 0.1
+_DELIVERY_SECONDS: Final = 0.5
+_PARTING_PAUSE: Final = 0.005
 _MAX_ERROR_TEXT: Final = 4000
 
 
@@ -59,6 +64,7 @@ class Upkeep:
         self._ledger = context.ledger
         self.healing = Healing(context)
         self.relinks: Relinks | None = None
+        self._abandoned = False
 
     def install(
         self,
@@ -70,7 +76,12 @@ class Upkeep:
         holder: str,
         addresses: Iterable[Address] = (),
     ) -> Link:
-        """Put a link into use and begin to listen to its peer."""
+        """Put a link into use and begin to listen to its peer; SetupError when finalized."""
+        if self._abandoned:
+            raise SetupError(
+                LLMStatusCode.LLM_LINK_FAILED,
+                f"cluster {self._context.cluster_id} was finalized while the link was set up",
+            )
         link: Link
         conversation = Conversation(
             connection,
@@ -109,6 +120,8 @@ class Upkeep:
         try:
             await Deadline(_ALIVE_SECONDS).limit(link.conversation.ping())
         except PeerClosedError:
+            with contextlib.suppress(asyncio.TimeoutError):  # it may have said goodbye
+                await Deadline(_ALIVE_SECONDS).limit(link.conversation.over.wait())
             return False
         except asyncio.TimeoutError:
             if not asks_lanes:
@@ -167,11 +180,12 @@ class Upkeep:
         )
 
     def abandon_all(self, reason: str) -> list[Link]:
-        """Take every link out of use at once and close its connection, for good.
+        """Take every link out of use at once and end its connection, for good; see `part`.
 
         Returns:
             The links whose data is still to be disconnected, by the caller.
         """
+        self._abandoned = True
         for setup in (*self._ledger.dials.values(), *self._ledger.inbounds.values()):
             setup.over.set()
         links = [*self._ledger.links.values(), *self._ledger.mirrors]
@@ -181,8 +195,23 @@ class Upkeep:
             self.healing.end(link)
             with contextlib.suppress(PeerClosedError):
                 link.conversation.connection.send(Unlink(reason="the peer was finalized"))
-            link.conversation.connection.close()
+            link.conversation.finish(reason, _FAREWELL_SECONDS)
         return links
+
+    @staticmethod
+    async def part(links: Iterable[Link]) -> None:
+        """Wait until the peers of abandoned links have read that they are, a moment at most.
+
+        Peers that do not read get a little longer for their hosts to have taken it.
+        """
+        conversations = [link.conversation for link in links]
+        deadline, parting = Deadline(_DELIVERY_SECONDS), Deadline(_PARTING_SECONDS)
+        with contextlib.suppress(asyncio.TimeoutError):
+            for each in conversations:
+                await parting.limit(each.over.wait())
+        for each in conversations:
+            while deadline.remaining() and not each.connection.is_delivered:  # noqa: ASYNC110
+                await asyncio.sleep(_PARTING_PAUSE)
 
     def lose(self, link: Link, reason: str, *, died: bool = True) -> None:
         """Give a link up as lost, if it is up, without waiting for the end of its transfers."""

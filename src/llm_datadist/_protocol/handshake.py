@@ -106,7 +106,10 @@ _HANDSHAKE: Final[_Rules] = {
 _CONVERSATION: Final[_Rules] = {
     (Phase.LINKED, kind): (_EITHER, Phase.LINKED)
     for kind in (Ping, Pong, Request, Reply, Notify, Unlink, Unlinked)
-} | {(Phase.LINKED, Reopen): (_ACCEPTOR, Phase.LINKED)}
+} | {
+    (Phase.LINKED, Reopen): (_ACCEPTOR, Phase.LINKED),
+    (Phase.LINKED, Reject): (_DIALER, Phase.OVER),  # sent before it had read the Ready
+}
 #: (phase, message) -> (who may send it, phase after it). What is not in it is a violation.
 TRANSITIONS: Final = MappingProxyType(_HANDSHAKE | _CONVERSATION)
 
