@@ -20,6 +20,7 @@ from llm_datadist._links.acceptor import receive_link
 from llm_datadist._links.clusters import Clusters
 from llm_datadist._links.context import LinkContext
 from llm_datadist._links.delegate import Hooks, LinkResult
+from llm_datadist._links.failures import finalized, timed_out
 from llm_datadist._links.heartbeat import Heartbeat
 from llm_datadist._links.lanes import receive_lane
 from llm_datadist._links.listening import Listening
@@ -335,7 +336,7 @@ class LinkTable:
         if link is not None:
             return link
         if self._closed:
-            raise _finalized(operation, cluster_id)
+            raise finalized(operation, cluster_id)
         problem, remedy = "there is no link to it", "link_clusters first"
         relink = self._context.ledger.relinks.get(cluster_id)
         if (dead := self._context.ledger.dead.get(cluster_id)) is not None:
@@ -377,7 +378,7 @@ class LinkTable:
         try:
             await Deadline(timeout_ms / 1000).limit(link.conversation.ping())
         except asyncio.TimeoutError:
-            raise _timeout(operation, link, timeout_ms) from None
+            raise timed_out(operation, link, timeout_ms) from None
         except PeerClosedError as error:
             raise self._lost(operation, link, error) from error
 
@@ -416,7 +417,7 @@ class LinkTable:
         try:
             return await Deadline(timeout_ms / 1000).limit(link.conversation.ask(body))
         except asyncio.TimeoutError:
-            raise _timeout(operation, link, timeout_ms) from None
+            raise timed_out(operation, link, timeout_ms) from None
         except PeerClosedError as error:
             raise self._lost(operation, link, error) from error
         except RemoteError as error:
@@ -463,7 +464,7 @@ class LinkTable:
 
     def _lost(self, operation: str, link: Link, error: PeerClosedError) -> LLMException:
         if self._closed:
-            return _finalized(operation, link.cluster_id)
+            return finalized(operation, link.cluster_id)
         return fail(
             LLMStatusCode.LLM_LINK_FAILED,
             operation,
@@ -479,23 +480,3 @@ class LinkTable:
 
     async def _receive_lane(self, visit: Visit) -> None:
         await receive_lane(self._context, visit)
-
-
-def _timeout(operation: str, link: Link, timeout_ms: float) -> LLMException:
-    return fail(
-        LLMStatusCode.LLM_TIMEOUT,
-        operation,
-        f"{printed(link.address)} did not answer within {timeout_ms:.0f} ms",
-        "retry, or unlink_clusters with force when the peer is not coming back",
-        cluster_id=link.cluster_id,
-    )
-
-
-def _finalized(operation: str, cluster_id: int) -> LLMException:
-    return fail(
-        LLMStatusCode.LLM_ENGINE_FINALIZED,
-        operation,
-        "the instance was finalized",
-        "initialise it again",
-        cluster_id=cluster_id,
-    )
