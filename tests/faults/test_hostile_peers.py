@@ -21,7 +21,7 @@ from llm_datadist._backends.host import HostMetadata, boot_id, pid_namespace
 from llm_datadist._engine.engine import Endpoint
 from llm_datadist._protocol.codec import encode_frame
 from llm_datadist._protocol.handshake import Side
-from llm_datadist._protocol.messages import Ping, Pong, Reject, Reply, Request
+from llm_datadist._protocol.messages import Notify, Ping, Pong, Reject, Request
 
 SECRET = "correct horse battery staple"
 OPTIONS = {"link_secret": SECRET, "blocks": 16, "words": 2048, "sync_kv_timeout": 1000}
@@ -126,19 +126,42 @@ def test_the_key_of_another_link_opens_no_lane(served, intruder):
         assert other.hear() == Pong(id=1)
 
 
+U64 = 2**64 - 1
+
+
+@pytest.mark.parametrize("kind", [Request, Notify])
 @pytest.mark.parametrize(
     "body",
-    [b"", b"\xff" * 100, b"\x91" * 5000, packed(("remapped", ((-1, -1),))), packed(("x", 1))],
-    ids=["nothing", "garbage", "nested", "negative", "unknown"],
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"\xff" * 100, id="garbage"),
+        pytest.param(b"\x91" * 5000, id="nested"),
+        pytest.param(packed(("x", 1)), id="unknown"),
+        pytest.param(packed(("remapped", ((-1, -1),))), id="negative"),
+        pytest.param(packed(("remapped", ((1, 1),) * 1025)), id="too many ranges"),
+        pytest.param(packed(("lend", 1, (1, 2, 3, 4), None, 5)), id="no such key"),
+        pytest.param(packed(("lend", -1, (1,), None, 5)), id="negative lease"),
+        pytest.param(packed(("lend", 1, (1, U64), None, 5)), id="wide key"),
+        pytest.param(packed(("lend", 1, (1,), None, 1 << 32)), id="wide time"),
+        pytest.param(packed(("renew", 1, 0)), id="no time"),
+        pytest.param(packed(("faulted", (1, 1), ((1, 1),) * 1025)), id="too many faults"),
+        pytest.param(packed(("marked", (1, 1), ((-1, 1),))), id="negative mark"),
+        pytest.param(packed(("release", "1")), id="no number"),
+    ],
 )
-def test_a_malformed_request_is_answered_and_changes_nothing(served, intruder, body):
+def test_a_message_that_no_peer_can_say_ends_its_link_and_no_other(served, intruder, kind, body):
     intruder.link()
-    intruder.say(Request(id=7, body=body))
-    answer = intruder.hear()
-    assert isinstance(answer, Reply)
-    assert answer.error
-    intruder.say(Ping(id=1))
-    assert intruder.hear() == Pong(id=1)
+    fields = {"id": 7} if kind is Request else {}
+    intruder.say(kind(**fields, body=body))
+    assert is_closed(intruder.sock)
+    eventually_unlinked(served, 66)
+
+
+def eventually_unlinked(station, cluster_id):
+    deadline = time.monotonic() + 3
+    while station.call("describe", cluster_id).status != "LLM_NOT_YET_LINK":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def resident_bytes():

@@ -126,7 +126,7 @@ def endpoint(data):
 
 def engine_message(data):
     """To an engine that serves nothing: what can be read is refused as well."""
-    with pytest.raises(codec.DECODE_ERRORS):
+    with pytest.raises(ProtocolError):
         Inbox({}, {}).on_request(None, data)
     answer = decode_answer(data)
     assert isinstance(answer, Granted | Refused)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 Descriptor: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=256)]
 Pid: TypeAlias = Annotated[int, msgspec.Meta(ge=1, lt=1 << 31)]
 
 
@@ -47,13 +48,13 @@ class SegmentMetadata(msgspec.Struct, array_like=True, frozen=True):
 class HostMetadata(msgspec.Struct, array_like=True, frozen=True):
     """Where a peer on the same host finds this process's memory."""
 
-    boot_id: str
-    pid_namespace: str
+    boot_id: Name
+    pid_namespace: Name
     pid: Pid
     nonce_address: Uint64
     published_fd: Descriptor
     published_bytes: Uint64
-    segments: tuple[SegmentMetadata, ...] = ()
+    segments: Annotated[tuple[SegmentMetadata, ...], msgspec.Meta(max_length=16)] = ()
 
 
 def boot_id() -> str:

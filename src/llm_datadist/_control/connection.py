@@ -256,7 +256,8 @@ class Conversation:
 
     Args:
         connection: Past its handshake.
-        on_message: Called with each Request and Notify; returns the Reply to a Request.
+        on_message: Called with each Request and Notify; returns the Reply to a Request; may raise
+            ProtocolError, which ends the connection.
         on_signal: Called with each Unlink, Unlinked and Reopen; may raise ProtocolError.
         on_closed: Called once with the reason when the connection is over, however it came about.
 
@@ -280,6 +281,7 @@ class Conversation:
         self._on_signal = on_signal
         self._on_closed = on_closed
         self._ids = itertools.count(1)
+        self._violation: str | None = None
         self._waiting: dict[int, asyncio.Future[Pong | Reply]] = {}
         self._inbox: asyncio.Queue[Request | Notify] = asyncio.Queue(_INBOX)
 
@@ -293,7 +295,7 @@ class Conversation:
                 self.heard += 1
                 await self._receive(message)
         except (PeerClosedError, ProtocolError) as error:
-            reason = str(error)
+            reason = self._violation or str(error)
         finally:
             handling.cancel()
             self.connection.abort()
@@ -374,6 +376,10 @@ class Conversation:
                     self._send_reply(reply)
                     await self.connection.drain()
             except PeerClosedError:
+                return
+            except ProtocolError as error:
+                self._violation = str(error)
+                self.connection.abort()
                 return
 
     def _send_reply(self, reply: Reply) -> None:

@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -27,13 +27,23 @@ from llm_datadist._engine.lending import Lending
 from llm_datadist._engine.link_data import LinkData
 from llm_datadist._engine.local import LocalCopies
 from llm_datadist._engine.memory import RegisteredMemory
-from llm_datadist._engine.messages import Faulted, Inbox, Lend, Marked, Release, Remapped, Renew
+from llm_datadist._engine.messages import (
+    MAX_RANGES,
+    Faulted,
+    Guard,
+    Inbox,
+    Lend,
+    Marked,
+    Release,
+    Remapped,
+    Renew,
+)
 from llm_datadist._engine.remap import Remap
 from llm_datadist._engine.transfers import Transfers
 from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._links import LinkTable
 from llm_datadist._protocol.codec import DECODE_ERRORS
-from llm_datadist._protocol.messages import Uint64
+from llm_datadist._protocol.messages import MAX_ENDPOINT_BYTES
 from llm_datadist._registry import CacheRegistry, Pool
 from llm_datadist._types import Placement
 
@@ -53,14 +63,18 @@ _OFFER_S = 600.0
 """A link that was not made this long after its endpoint was asked for will not be made."""
 
 
+Name = Annotated[str, msgspec.Meta(max_length=64)]
+Metadata = Annotated[bytes, msgspec.Meta(max_length=MAX_ENDPOINT_BYTES)]
+
+
 class Endpoint(msgspec.Struct, array_like=True, frozen=True):
     """How the peer reaches this instance's memory over one link; sent after authentication."""
 
-    link_ref: tuple[Uint64, Uint64]
-    backends: dict[str, bytes]
-    features: tuple[str, ...] = ()
+    link_ref: Guard
+    backends: Annotated[dict[Name, Metadata], msgspec.Meta(max_length=16)]
+    features: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)] = ()
     """What its native threads know beyond the first version of the wire format."""
-    marks: tuple[Marked, ...] = ()
+    marks: Annotated[tuple[Marked, ...], msgspec.Meta(max_length=MAX_RANGES)] = ()
     """Its memory that is known to be at fault."""
     rdma: bool = False
     """Whether its host has an RDMA device."""

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, TypeAlias, final
 
 import numpy as np
 
-from llm_datadist._engine.messages import Lend, Refused, Release, Renew, decode_answer, encode
+from llm_datadist._engine.messages import (
+    MAX_LEASED_BLOCKS,
+    Lend,
+    Refused,
+    Release,
+    Renew,
+    decode_answer,
+    encode,
+)
 from llm_datadist._errors import LLMException, LLMStatusCode, fail
 from llm_datadist._plan import blocks_array
 from llm_datadist._protocol.codec import DECODE_ERRORS
@@ -24,9 +32,6 @@ if TYPE_CHECKING:
     from llm_datadist._links import Link
 
 Key: TypeAlias = BlocksCacheKey | CacheKey | CacheKeyByIdAndIndex
-
-MOST_BLOCKS = 200_000
-"""Of one lease that lists them: it has to fit one message."""
 
 _INVALID = LLMStatusCode.LLM_PARAM_INVALID
 _STATUSES = frozenset({_INVALID, LLMStatusCode.LLM_KV_CACHE_NOT_EXIST}) | {
@@ -155,12 +160,12 @@ class Leases:
         listed, words = None, None
         if blocks is not None:
             array = blocks_array(operation, "blocks", blocks, UINT32_MAX)
-            if len(array) > MOST_BLOCKS:
+            if len(array) > MAX_LEASED_BLOCKS:
                 raise fail(
                     _INVALID,
                     operation,
                     f"blocks has {len(array)} entries",
-                    f"give at most {MOST_BLOCKS}, or None for the whole cache",
+                    f"give at most {MAX_LEASED_BLOCKS}, or None for the whole cache",
                 )
             listed, words = tuple(array.tolist()), array.astype(np.dtype("<u4")).tobytes()
         link = self._links.get(key.cluster_id, operation)

@@ -13,6 +13,7 @@ import numpy as np
 from llm_datadist._engine.lease_book import MOST_BLOCKS, MOST_LEASES, BookFull, LeaseBook
 from llm_datadist._engine.messages import Granted, Refused, encode
 from llm_datadist._errors import LLMStatusCode
+from llm_datadist._protocol.codec import ProtocolError
 from llm_datadist._types import BlocksCacheKey, Cache, CacheKey, CacheKeyByIdAndIndex
 
 if TYPE_CHECKING:
@@ -107,10 +108,10 @@ class Lending:
     # Inside
 
     def _lend(self, link: Link, message: Lend) -> None:
-        kind = _KEYS.get(len(message.key))
-        if kind is None:
-            raise ValueError(f"a key of {len(message.key)} numbers")
-        key = kind(self._engine.cluster_id, *message.key)
+        try:
+            key = _KEYS[len(message.key)](self._engine.cluster_id, *message.key)
+        except ValueError as error:
+            raise ProtocolError(f"a lease of a key that cannot be: {error}") from error
         found = self._registry.named(key)
         if found is None:
             raise _gone(f"the peer has no cache under {key!r}")

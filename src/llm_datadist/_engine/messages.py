@@ -1,22 +1,38 @@
-"""What the engines of two linked instances say to each other: one union, decoded in one place."""
+"""What the engines of two linked instances say to each other: one union, decoded in one place.
+
+Every number has a width, every list and text a cap. What is beyond them no correct peer says: it is
+a protocol error, which ends the link.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias, final
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, final
 
 import msgspec
 
-from llm_datadist._protocol.messages import Uint64
+from llm_datadist._protocol.codec import DECODE_ERRORS, ProtocolError
+from llm_datadist._protocol.messages import Status, Text, Uint64
 
 if TYPE_CHECKING:
     from llm_datadist._links import Link
+
+MAX_RANGES: Final = 1024
+"""Of one message."""
+MAX_LEASED_BLOCKS: Final = 200_000
+"""Of one lease that lists them: it has to fit one message."""
+
+Guard: TypeAlias = tuple[Uint64, Uint64]
+Ranges = Annotated[tuple[tuple[Uint64, Uint64], ...], msgspec.Meta(max_length=MAX_RANGES)]
+Numbers = Annotated[tuple[Uint64, ...], msgspec.Meta(min_length=1, max_length=3)]
+Blocks = Annotated[bytes, msgspec.Meta(max_length=4 * MAX_LEASED_BLOCKS)]
+Milliseconds = Annotated[int, msgspec.Meta(ge=1, le=(1 << 32) - 1)]
 
 
 class Remapped(msgspec.Struct, array_like=True, frozen=True, tag="remapped"):
     """Request: drop what you hold of these ranges (address, size)."""
 
-    ranges: tuple[tuple[Uint64, Uint64], ...]
+    ranges: Ranges
 
 
 class Lend(msgspec.Struct, array_like=True, frozen=True, tag="lend"):
@@ -30,17 +46,17 @@ class Lend(msgspec.Struct, array_like=True, frozen=True, tag="lend"):
         ttl_ms: How long, counted by the receiver from its receipt.
     """
 
-    lease_id: int
-    key: tuple[int, ...]
-    blocks: bytes | None
-    ttl_ms: int
+    lease_id: Uint64
+    key: Numbers
+    blocks: Blocks | None
+    ttl_ms: Milliseconds
 
 
 class Renew(msgspec.Struct, array_like=True, frozen=True, tag="renew"):
     """Request: count the time of a lease anew."""
 
-    lease_id: int
-    ttl_ms: int
+    lease_id: Uint64
+    ttl_ms: Milliseconds
 
 
 class Granted(msgspec.Struct, array_like=True, frozen=True, tag="granted"):
@@ -50,9 +66,9 @@ class Granted(msgspec.Struct, array_like=True, frozen=True, tag="granted"):
 class Refused(msgspec.Struct, array_like=True, frozen=True, tag="refused"):
     """Answer to Lend and Renew: an LLMStatusCode, what is wrong, what to do."""
 
-    status: int
-    problem: str
-    remedy: str
+    status: Status
+    problem: Text
+    remedy: Text
 
 
 class Faulted(msgspec.Struct, array_like=True, frozen=True, tag="faulted"):
@@ -62,21 +78,21 @@ class Faulted(msgspec.Struct, array_like=True, frozen=True, tag="faulted"):
     does not blame the new memory.
     """
 
-    entry: tuple[Uint64, Uint64]
-    ranges: tuple[tuple[Uint64, Uint64], ...]
+    entry: Guard
+    ranges: Ranges
 
 
 class Marked(msgspec.Struct, array_like=True, frozen=True, tag="marked"):
     """Notice from the owner of a cache: these ranges of it, and no others, are marked now."""
 
-    entry: tuple[int, int]
-    ranges: tuple[tuple[int, int], ...]
+    entry: Guard
+    ranges: Ranges
 
 
 class Release(msgspec.Struct, array_like=True, frozen=True, tag="release"):
     """Notice: a lease is not needed any more, if there is one of that id."""
 
-    lease_id: int
+    lease_id: Uint64
 
 
 Answer: TypeAlias = Granted | Refused
@@ -88,12 +104,20 @@ decode_answer = msgspec.msgpack.Decoder(Answer).decode
 _decode = msgspec.msgpack.Decoder(Message).decode
 
 
+def remapped(ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Return the requests that drop ranges: one for each MAX_RANGES of them."""
+    return [
+        encode(Remapped(tuple(ranges[first : first + MAX_RANGES])))
+        for first in range(0, len(ranges), MAX_RANGES)
+    ]
+
+
 @final
 class Inbox:
     """Hands what peers say to whom it concerns; runs on worker threads.
 
-    What cannot be decoded, or comes the wrong way (a notice as a request), raises: the peer gets
-    the text as the answer to its request.
+    What cannot be decoded, or comes the wrong way (a notice as a request), is a ProtocolError,
+    which ends the link. Any other exception of a handler answers the peer's request.
 
     Args:
         requests: Who answers which message; each returns the answer's bytes.
@@ -115,8 +139,11 @@ class Inbox:
 
     @staticmethod
     def _deliver(handlers: Handlers, link: Link, body: bytes) -> Any:  # noqa: ANN401
-        message = _decode(body)
+        try:
+            message = _decode(body)
+        except DECODE_ERRORS as error:
+            raise ProtocolError(f"malformed message of {len(body)} bytes: {error}") from error
         handler = handlers.get(type(message))
         if handler is None:
-            raise ValueError(f"{type(message).__name__} was sent the wrong way")
+            raise ProtocolError(f"{type(message).__name__} was sent the wrong way")
         return handler(link, message)

@@ -6,12 +6,13 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from llm_datadist._engine.messages import Remapped, encode
+from llm_datadist._engine.messages import remapped
 from llm_datadist._errors import LLMException, LLMStatusCode, fail
 from llm_datadist._types import Memtype
 
 if TYPE_CHECKING:
     from llm_datadist._engine.engine import Engine
+    from llm_datadist._engine.messages import Remapped
     from llm_datadist._links import Link
     from llm_datadist._types import MemInfo
 
@@ -47,10 +48,10 @@ class Remap:
         for address, size in ranges:
             self._engine.faults.clear(address, size)
         self._engine.faults.tell_peers()  # what is left of the marks, under the new guards
-        body = encode(Remapped(ranges))
-        links = self._engine.links.links()
-        if links:
-            self._engine.links.request_all(links, body, deadline_ns, self._peer_is_silent)
+        for body in remapped(ranges):
+            links = self._engine.links.links()
+            if links:
+                self._engine.links.request_all(links, body, deadline_ns, self._peer_is_silent)
 
     def serve(self, link: Link, message: Remapped) -> bytes:
         """A peer has remapped: forget its ranges. Called on an executor thread."""

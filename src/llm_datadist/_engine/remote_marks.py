@@ -7,6 +7,7 @@ set-up. A mark belongs to one life of a cache: a remap or a new registration end
 from __future__ import annotations
 
 import threading
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
     from llm_datadist._plan import Plan
 
 _ADDRESS_SPACE = 1 << 64
-_MOST_CACHES = 4096  # a peer may say what it likes
+MOST_MARKS = 4096
+"""Of one link, whatever the peer says: those beyond it are found out by transfers again."""
 
 Range = tuple[int, int]
 """Address and size."""
 
-__all__ = ["Range", "RemoteMarks"]
+__all__ = ["MOST_MARKS", "Range", "RemoteMarks"]
 
 
 class RemoteMarks:
@@ -42,20 +44,21 @@ class RemoteMarks:
         with self._lock:
             known_value, known = self._by_index.get(index, (value, ()))
             kept = known if known_value == value else ()
-            self._by_index[index] = value, tuple(dict.fromkeys((*kept, *ranges)))
+            self._put(index, value, (*kept, *ranges))
 
     def replace(self, entry: Ref, ranges: Iterable[Range]) -> None:
         """Take the owner's word for all the marks of a cache; what is no range is left out."""
-        index, value = entry
-        marks = tuple(
-            (addr, size)
-            for addr, size in ranges
-            if addr >= 0 and size > 0 and addr + size < _ADDRESS_SPACE
-        )
         with self._lock:
-            self._by_index.pop(index, None)
-            if marks and len(self._by_index) < _MOST_CACHES:
-                self._by_index[index] = value, marks
+            self._put(*entry, ranges)
+
+    def _put(self, index: int, value: int, ranges: Iterable[Range]) -> None:
+        """Make these the marks of a cache, as far as there is room; with the lock held."""
+        self._by_index.pop(index, None)
+        room = MOST_MARKS - sum(len(marks) for _, marks in self._by_index.values())
+        fits = (r for r in ranges if r[0] >= 0 and r[1] > 0 and r[0] + r[1] < _ADDRESS_SPACE)
+        marks = tuple(islice(dict.fromkeys(fits), room))
+        if marks:
+            self._by_index[index] = value, marks
 
     def forget(self, addr: int, size: int) -> None:
         """The peer has remapped a range: marks that touch it go."""

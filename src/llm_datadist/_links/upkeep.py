@@ -16,6 +16,7 @@ from llm_datadist._links.context import SetupError
 from llm_datadist._links.delegate import LinkResult
 from llm_datadist._links.healing import Healing
 from llm_datadist._links.link import Link, LinkState
+from llm_datadist._protocol.codec import ProtocolError
 from llm_datadist._protocol.messages import (
     Notify,
     Reopen,
@@ -296,6 +297,8 @@ class Upkeep:
             return Reply(
                 id=message.id, body=await workers.run(hooks.on_request, link, message.body)
             )
+        except ProtocolError:
+            raise  # ends the link
         except Exception as error:
             logger.warning("message of cluster %d failed", link.cluster_id, exc_info=True)
             if isinstance(message, Notify):

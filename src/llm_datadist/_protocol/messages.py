@@ -1,8 +1,9 @@
 """Messages of the control connection: one typed struct each, told apart by their `type` field.
 
 Every field that a peer fills has a width and a cap here, so that a decoded message is already of
-sane size. Fields that this version does not know are ignored; PROTOCOL_VERSION changes when a
-message changes its meaning.
+sane size; `tests/unit/_protocol/test_caps.py` holds every struct that a peer fills to that. Fields
+that this version does not know are ignored; PROTOCOL_VERSION changes when a message changes its
+meaning.
 
 The order in which they may be sent is the table in `handshake`.
 """
@@ -43,15 +44,20 @@ NONCE_BYTES: Final = 32
 SESSION_BYTES: Final = 16
 MAC_BYTES: Final = 32
 MAX_LANES: Final = 64
+MAX_ENDPOINT_BYTES: Final = 32 << 10
+MAX_BODY_BYTES: Final = 1 << 20
 
+Uint32 = Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]
 Uint64 = Annotated[int, Meta(ge=0)]  # msgpack has no wider integers
 Nonce = Annotated[bytes, Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
 Session = Annotated[bytes, Meta(min_length=SESSION_BYTES, max_length=SESSION_BYTES)]
 Mac = Annotated[bytes, Meta(max_length=MAC_BYTES)]  # empty where no secret is configured
-Endpoint = Annotated[bytes, Meta(max_length=32 << 10)]
+Endpoint = Annotated[bytes, Meta(max_length=MAX_ENDPOINT_BYTES)]
 Text = Annotated[str, Meta(max_length=4096)]
 Host = Annotated[str, Meta(max_length=256)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
+Status = Annotated[int, Meta(ge=-1, le=(1 << 32) - 1)]  # an LLMStatusCode
+Body = Annotated[bytes, Meta(max_length=MAX_BODY_BYTES)]
 
 
 class Message(Struct, frozen=True, kw_only=True, tag=str.lower, tag_field="type"):
@@ -154,7 +160,7 @@ class Yield(Message, frozen=True, kw_only=True):
 class Reject(Message, frozen=True, kw_only=True):
     """No link; `status` is an LLMStatusCode, `reason` the text for the dialer's caller."""
 
-    status: int
+    status: Status
     reason: Text
 
 
@@ -188,21 +194,21 @@ class Request(Message, frozen=True, kw_only=True):
     """Engine message that wants a Reply; the body is the engine's business."""
 
     id: Uint64
-    body: bytes
+    body: Body
 
 
 class Reply(Message, frozen=True, kw_only=True):
     """Answer to the Request of that id: a body, or why there is none."""
 
     id: Uint64
-    body: bytes = b""
+    body: Body = b""
     error: Text | None = None
 
 
 class Notify(Message, frozen=True, kw_only=True):
     """Engine message without an answer."""
 
-    body: bytes
+    body: Body
 
 
 class Unlink(Message, frozen=True, kw_only=True):

@@ -14,7 +14,9 @@ from llm_datadist._engine.messages import (
     Renew,
     decode_answer,
     encode,
+    remapped,
 )
+from llm_datadist._protocol.codec import ProtocolError
 
 LINK = object()
 REQUESTS = [Remapped(((4096, 8),)), Lend(1, (2**64 - 1, 0, 3), b"\0" * 4, 50), Renew(1, 50)]
@@ -42,7 +44,7 @@ def inbox(heard):
 def test_a_request_reaches_its_handler(inbox, heard, message):
     assert inbox.on_request(LINK, encode(message)) == b"answer"
     assert heard == [(LINK, message)]
-    with pytest.raises(ValueError, match=f"{type(message).__name__} was sent the wrong way"):
+    with pytest.raises(ProtocolError, match=f"{type(message).__name__} was sent the wrong way"):
         inbox.on_notify(LINK, encode(message))
 
 
@@ -50,7 +52,7 @@ def test_a_request_reaches_its_handler(inbox, heard, message):
 def test_a_notice_reaches_its_handler(inbox, heard, message):
     inbox.on_notify(LINK, encode(message))
     assert heard == [(LINK, message)]
-    with pytest.raises(ValueError, match=f"{type(message).__name__} was sent the wrong way"):
+    with pytest.raises(ProtocolError, match=f"{type(message).__name__} was sent the wrong way"):
         inbox.on_request(LINK, encode(message))
 
 
@@ -67,8 +69,8 @@ def test_a_notice_reaches_its_handler(inbox, heard, message):
         encode(Granted()),
     ],
 )
-def test_anything_else_is_a_value_error(inbox, heard, body):
-    with pytest.raises(ValueError):  # noqa: PT011 - the texts are msgspec's
+def test_anything_else_breaks_the_protocol(inbox, heard, body):
+    with pytest.raises(ProtocolError, match="malformed message"):
         inbox.on_request(LINK, body)
     assert heard == []
 
@@ -82,3 +84,13 @@ def test_a_later_version_may_append_fields(inbox, heard):
     """What a peer of a later version adds is passed over."""
     inbox.on_request(LINK, msgspec.msgpack.encode(["renew", 1, 50, "more"]))
     assert heard == [(LINK, Renew(1, 50))]
+
+
+def test_a_remap_of_many_ranges_is_several_messages(inbox, heard):
+    """No message is larger than the receiver takes."""
+    ranges = [(number * 8, 8) for number in range(2500)]
+    for body in remapped(ranges):
+        inbox.on_request(LINK, body)
+    assert [len(message.ranges) for _, message in heard] == [1024, 1024, 452]
+    assert [each for _, message in heard for each in message.ranges] == ranges
+    assert remapped(()) == []

@@ -1,8 +1,9 @@
 """What one end of a link knows of the other's memory at fault."""
 
 import numpy as np
+import pytest
 
-from llm_datadist._engine.remote_marks import RemoteMarks
+from llm_datadist._engine.remote_marks import MOST_MARKS, RemoteMarks
 from llm_datadist._plan import Plan
 
 ENTRY = (7, 101)
@@ -64,3 +65,16 @@ def test_what_is_no_range_of_memory_is_left_out():
     assert not marks
     marks.replace(ENTRY, [(2**64 - 9, 8), (-5, 1)])
     assert marks.touched(ENTRY, plan((2**64 - 2, 1))) == [(2**64 - 9, 8)]
+
+
+@pytest.mark.parametrize("say", ["add", "replace"])
+def test_marks_have_a_limit_whatever_is_said(say):
+    """A peer may mark as much of its own memory as it likes; it takes no more room here."""
+    marks = RemoteMarks()
+    for index in range(12):
+        getattr(marks, say)((index, 1), [(number * 8, 8) for number in range(1024)])
+    whole = plan((0, 1 << 20))
+    assert sum(len(marks.touched((index, 1), whole)) for index in range(12)) == MOST_MARKS
+    marks.replace((0, 1), [])
+    marks.add((11, 3), [(0, 8)])
+    assert marks.touched((11, 3), whole) == [(0, 8)]

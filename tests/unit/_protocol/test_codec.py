@@ -46,7 +46,7 @@ any_message = st.one_of(
         mac=mac,
         encrypt_lanes=st.just(msgspec.UNSET) | st.booleans(),
     ),
-    st.builds(messages.Reject, status=st.integers(-1, 2**32), reason=text),
+    st.builds(messages.Reject, status=st.integers(-1, 2**32 - 1), reason=text),
     st.builds(messages.Request, id=uint64, body=st.binary(max_size=100)),
     st.builds(messages.Reply, id=uint64, body=st.binary(max_size=100), error=st.none() | text),
     st.builds(messages.Notify, body=st.binary(max_size=100)),
