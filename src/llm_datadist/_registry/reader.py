@@ -17,6 +17,8 @@ from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._registry.layouts import cache_layout
 from llm_datadist._registry.node import NO_REF
 from llm_datadist._registry.records import (
+    MAX_ALL_KEYS,
+    MAX_CACHES,
     MAX_LOG_BYTES,
     Added,
     CorruptDirectory,
@@ -37,6 +39,7 @@ from llm_datadist._types import (
 )
 
 if TYPE_CHECKING:
+    from llm_datadist._errors import LLMException
     from llm_datadist._plan import Layout
     from llm_datadist._registry.node import Ref
     from llm_datadist._registry.records import Record
@@ -47,6 +50,7 @@ _TAIL_BITS = 40
 _TAIL_MASK = (1 << _TAIL_BITS) - 1
 _REWRITE_PAUSE_S = 0.0001
 _RECORDS_BETWEEN_LOOKS = 256  # at the deadline: a few milliseconds
+_BYTES_BETWEEN_LOOKS = 64 << 10
 
 
 class DirectorySource(Protocol):
@@ -138,13 +142,19 @@ class DirectoryReader:
         version = self._source.version(deadline_ns)
         if version == self._version:
             return False
-        with self._lock:
+        if not self._lock.acquire(timeout=max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9)):
+            raise self._out_of_time(operation, "another call read the peer's directory")
+        try:
             while version != self._version:
                 if version >> _TAIL_BITS & 1:
                     self._pause(operation, deadline_ns)
                 elif self._take(operation, version, deadline_ns):
                     return True
+                else:
+                    self._pause(operation, deadline_ns)
                 version = self._source.version(deadline_ns)
+        finally:
+            self._lock.release()
         return True
 
     def lookup(self, key: AnyKey) -> Resolved | None:
@@ -226,11 +236,14 @@ class DirectoryReader:
 
         So a call that is out of time leaves what it has parsed to the next call.
         """
-        base = self._version
+        base, looked = self._version, 0
         for count, (record, end) in enumerate(decode_frames_with_ends(log), 1):
             self._tables.apply(record)
             self._version = base + end
-            if count % _RECORDS_BETWEEN_LOOKS == 0 and time.monotonic_ns() >= deadline_ns:
+            if count % _RECORDS_BETWEEN_LOOKS and end - looked < _BYTES_BETWEEN_LOOKS:
+                continue
+            looked = end
+            if time.monotonic_ns() >= deadline_ns:
                 raise fail(
                     LLMStatusCode.LLM_TIMEOUT,
                     operation,
@@ -241,14 +254,17 @@ class DirectoryReader:
 
     def _pause(self, operation: str, deadline_ns: int) -> None:
         if time.monotonic_ns() >= deadline_ns:
-            raise fail(
-                LLMStatusCode.LLM_TIMEOUT,
-                operation,
-                "the peer was rewriting its directory until the deadline",
-                "retry, or check that the peer's process runs",
-                cluster_id=self._cluster_id,
-            )
+            raise self._out_of_time(operation, "the peer was rewriting its directory")
         time.sleep(_REWRITE_PAUSE_S)
+
+    def _out_of_time(self, operation: str, what: str) -> LLMException:
+        return fail(
+            LLMStatusCode.LLM_TIMEOUT,
+            operation,
+            f"{what} until the deadline",
+            "retry, or check that the peer's process runs",
+            cluster_id=self._cluster_id,
+        )
 
 
 class _Tables:
@@ -258,6 +274,7 @@ class _Tables:
         self.caches: dict[int, RemoteCache] = {}
         self.blocks_keys: dict[int, Resolved] = {}
         self.keys: dict[KeyName, Resolved] = {}
+        self._num_keys = 0  # of caches, so that several of one name count
 
     def apply(self, record: Record) -> None:
         if isinstance(record, Added):
@@ -276,7 +293,12 @@ class _Tables:
             cache.ref = (cache.ref[0], record.value)
 
     def _add(self, record: Added) -> None:
+        if record.cache_id in self.caches:
+            raise CorruptDirectory(f"cache {record.cache_id} is there twice")
+        if len(self.caches) >= MAX_CACHES or self._num_keys + len(record.keys) > MAX_ALL_KEYS:
+            raise CorruptDirectory(f"more than {MAX_CACHES} caches or {MAX_ALL_KEYS} keys")
         cache = _remote_cache(record)
+        self._num_keys += len(cache.keys)
         self.caches[record.cache_id] = cache
         if record.blocks_key is not None:
             self.blocks_keys[record.blocks_key] = Resolved(cache, 0, NO_REF)
@@ -293,6 +315,7 @@ class _Tables:
 
     def _remove_key(self, cache: RemoteCache, guard: Ref) -> None:
         name = cache.keys.pop(guard, None)
+        self._num_keys -= name is not None
         if name is not None and name in self.keys and self.keys[name].cache is cache:
             del self.keys[name]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import msgspec
 
 from llm_datadist._protocol.codec import DECODE_ERRORS
-from llm_datadist._protocol.messages import Uint64
+from llm_datadist._protocol.messages import Uint32, Uint64
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,11 +23,18 @@ if TYPE_CHECKING:
 #: (req_id, model_id, prefix_id): a CacheKey without its cluster id, which selects the directory.
 KeyName: TypeAlias = tuple[int, int, int]
 
-Uint32: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+Int32: TypeAlias = Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)]
 Guard: TypeAlias = tuple[Uint64, Uint64]
 
 #: Of a whole log; a node's own has that capacity.
 MAX_LOG_BYTES = 64 << 20
+#: Of one record, so that nobody is kept long by one; MAX_KEYS of them are of one cache.
+MAX_RECORD_BYTES = 1 << 20
+MAX_KEYS = 1 << 14
+MAX_DIMENSIONS = 64
+#: Of a whole directory: what a peer keeps in its memory.
+MAX_CACHES = 1 << 17
+MAX_ALL_KEYS = 1 << 18
 
 _LENGTH = struct.Struct("<I")
 
@@ -76,16 +83,16 @@ class Added(msgspec.Struct, array_like=True, frozen=True, tag=1):
     cache_id: Uint64
     entry: Guard
     is_blocks: bool
-    num_tensors: int
-    shape: tuple[int, ...]
-    data_type: int
-    placement: int
-    batch_dim_index: int
-    addrs: bytes
+    num_tensors: Uint32
+    shape: Annotated[tuple[Uint64, ...], msgspec.Meta(max_length=MAX_DIMENSIONS)]
+    data_type: Int32
+    placement: Int32
+    batch_dim_index: Int32
+    addrs: Annotated[bytes, msgspec.Meta(max_length=MAX_RECORD_BYTES)]
     accessible: bool
     named: bool = True
     blocks_key: Uint64 | None = None
-    keys: tuple[KeyRecord, ...] = ()
+    keys: Annotated[tuple[KeyRecord, ...], msgspec.Meta(max_length=MAX_KEYS)] = ()
     on_device: bool = False
 
 
@@ -150,7 +157,10 @@ def decode_frames_with_ends(log: bytes) -> Iterator[tuple[Record, int]]:
         begin = offset + _LENGTH.size
         if begin > len(view):
             raise CorruptDirectory(f"{len(view) - offset} bytes behind the last record")
-        offset = begin + _LENGTH.unpack_from(view, begin - _LENGTH.size)[0]
+        size = _LENGTH.unpack_from(view, begin - _LENGTH.size)[0]
+        if size > MAX_RECORD_BYTES:
+            raise CorruptDirectory(f"a record of {size} bytes; {MAX_RECORD_BYTES} are the most")
+        offset = begin + size
         if offset > len(view):
             raise CorruptDirectory(f"a record is cut off {offset - len(view)} bytes before its end")
         try:

@@ -7,6 +7,11 @@ from typing import TYPE_CHECKING, final
 import msgspec
 
 from llm_datadist._registry.records import (
+    MAX_ALL_KEYS,
+    MAX_CACHES,
+    MAX_DIMENSIONS,
+    MAX_KEYS,
+    MAX_RECORD_BYTES,
     Added,
     KeyRemoved,
     Remapped,
@@ -30,7 +35,7 @@ _GROWTH = 16
 
 
 class DirectoryFull(Exception):
-    """The log has no room for another record, even when compacted; nothing was written."""
+    """The directory has no room for another record, even when compacted; nothing was written."""
 
 
 @final
@@ -52,6 +57,7 @@ class DirectoryWriter:
         self._sizes: dict[int, int] = {}
         self._alive_bytes = 0
         self._blocks_keys: dict[int, int] = {}
+        self._num_keys = 0
 
     @property
     def tail(self) -> int:
@@ -66,11 +72,11 @@ class DirectoryWriter:
         """
         frame = encode_frame(record)
         size = len(frame) + _GROWTH
-        if self._alive_bytes + size > self._capacity:
-            raise DirectoryFull
+        self._check_room(record, size)
         self._alive[record.cache_id] = record
         self._sizes[record.cache_id] = size
         self._alive_bytes += size
+        self._num_keys += len(record.keys)
         if record.blocks_key is not None:
             loser = self._blocks_keys.get(record.blocks_key)
             if loser is not None:
@@ -82,6 +88,7 @@ class DirectoryWriter:
         """Publish that a cache is gone."""
         record = self._alive.pop(cache_id)
         self._alive_bytes -= self._sizes.pop(cache_id)
+        self._num_keys -= len(record.keys)
         if record.blocks_key is not None:
             self._blocks_keys.pop(record.blocks_key)
         self._append(Removed(cache_id))
@@ -89,7 +96,9 @@ class DirectoryWriter:
     def remove_key(self, cache_id: int, guard: Ref) -> None:
         """Publish that a key of a cache is gone."""
         keys = self._alive[cache_id].keys
-        self._change(cache_id, keys=tuple(key for key in keys if key.guard != guard))
+        left = tuple(key for key in keys if key.guard != guard)
+        self._num_keys -= len(keys) - len(left)
+        self._change(cache_id, keys=left)
         self._append(KeyRemoved(cache_id, guard))
 
     def unname(self, cache_id: int) -> None:
@@ -101,6 +110,20 @@ class DirectoryWriter:
         """Publish the new value of a cache's entry."""
         self._change(cache_id, entry=(self._alive[cache_id].entry[0], value))
         self._append(Remapped(cache_id, value))
+
+    def _check_room(self, record: Added, size: int) -> None:
+        """Raise DirectoryFull for what the log cannot hold, or no peer would take."""
+        limits = (
+            ("bytes of the directory", self._alive_bytes + size, self._capacity),
+            ("bytes of a cache's record", size, MAX_RECORD_BYTES),
+            ("dimensions of a cache", len(record.shape), MAX_DIMENSIONS),
+            ("keys of a cache", len(record.keys), MAX_KEYS),
+            ("caches", len(self._alive) + 1, MAX_CACHES),
+            ("keys of all caches", self._num_keys + len(record.keys), MAX_ALL_KEYS),
+        )
+        for what, wanted, most in limits:
+            if wanted > most:
+                raise DirectoryFull(f"{wanted} {what}; {most} are the most")
 
     def _change(self, cache_id: int, **fields: object) -> None:
         self._alive[cache_id] = msgspec.structs.replace(self._alive[cache_id], **fields)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from llm_datadist._errors import LLMException, LLMStatusCode
+from llm_datadist._registry import reader, writer
 from llm_datadist._registry.node import NO_REF
 from llm_datadist._registry.reader import DirectoryReader
 from llm_datadist._registry.records import Added, CorruptDirectory, KeyRecord, encode_frame
@@ -354,3 +355,95 @@ def test_parsing_ends_at_the_deadline_and_goes_on_from_there(peer):
     ends = [offset + size for offset, size in peer.source.reads]
     assert len(set(ends)) == 1
     assert sorted({offset for offset, _ in peer.source.reads}) == [o for o, _ in peer.source.reads]
+
+
+class Forever(Source):
+    """A log whose era changes whenever somebody looks."""
+
+    def version(self, deadline_ns):
+        self.version_calls += 1
+        return self.version_calls << 41 | 8
+
+    def read_log(self, offset, size, deadline_ns):
+        return bytes(size)
+
+
+def test_a_log_that_changes_for_ever_ends_at_the_deadline(peer):
+    reader = DirectoryReader(Forever(peer.log), PEER)
+    with pytest.raises(LLMException, match="LLM_TIMEOUT"):
+        reader.refresh("pull_blocks", time.monotonic_ns() + 20_000_000)
+
+
+def test_a_call_does_not_wait_for_another_beyond_its_own_deadline(peer):
+    """The other one, with a later deadline, parses a long log."""
+    peer.writer.add(added(1))
+    with (
+        peer.reader._lock,
+        pytest.raises(LLMException, match=r"another call .* until the deadline"),
+    ):
+        peer.reader.refresh("pull_blocks", time.monotonic_ns() + 10_000_000)
+    assert peer.refresh()
+
+
+def test_records_that_are_long_are_looked_at_one_by_one(peer):
+    """The deadline is looked at by bytes too, not only every so many records."""
+    keys = tuple(key_record(number, 0, (number, 1)) for number in range(8000))
+    for number in range(1, 4):
+        peer.writer.add(added(number, is_blocks=False, keys=keys))
+    with pytest.raises(LLMException, match="passed after 1 records"):
+        peer.reader.refresh("pull_blocks", time.monotonic_ns() + 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        ("MAX_RECORD_BYTES", "bytes of a cache's record"),
+        ("MAX_KEYS", "keys of a cache"),
+        ("MAX_DIMENSIONS", "dimensions"),
+        ("MAX_CACHES", "caches"),
+        ("MAX_ALL_KEYS", "keys of all caches"),
+    ],
+)
+def test_an_owner_publishes_nothing_that_no_peer_would_take(peer, monkeypatch, limit, words):
+    """Nothing is written; what goes makes room."""
+    monkeypatch.setattr(writer, limit, 1 if limit != "MAX_RECORD_BYTES" else 64)
+    one = added(1, keys=(key_record(1, 0, (4, 5)),), shape=(4,))
+    if limit == "MAX_RECORD_BYTES":
+        monkeypatch.setattr(writer, limit, len(encode_frame(one)) + 16)
+    peer.writer.add(one)
+    keys = tuple(key_record(number, 0, (number, 5)) for number in (6, 7))
+    tail = peer.writer.tail
+    with pytest.raises(DirectoryFull, match=words):
+        peer.writer.add(added(2, keys=keys, shape=(4, 10)))
+    assert peer.writer.tail == tail
+    peer.writer.remove(1)
+    peer.writer.add(one)
+
+
+@pytest.mark.parametrize(("limit", "most"), [("MAX_CACHES", 3), ("MAX_ALL_KEYS", 6)])
+def test_a_peer_cannot_have_more_kept_than_a_directory_has(peer, monkeypatch, limit, most):
+    """What goes does not count any more."""
+    monkeypatch.setattr(reader, limit, most)
+    for number in range(1, 4):
+        guards = tuple(key_record(number, 0, (number * 10 + at, 1)) for at in range(2))
+        peer.writer.add(added(number, keys=guards))
+    peer.writer.remove_key(1, (10, 1))
+    peer.writer.remove(2)
+    peer.writer.add(added(4, keys=(key_record(4, 0, (40, 1)),)))
+    peer.refresh()
+    peer.writer.add(added(5, keys=tuple(key_record(5, 0, (50 + at, 1)) for at in range(6))))
+    with pytest.raises(CorruptDirectory, match="more than"):
+        peer.refresh()
+
+
+def test_one_huge_record_is_refused_before_it_is_read():
+    log = InMemoryNode(log_capacity=4 << 20)
+    log.append(((2 << 20).to_bytes(4, "little")) + bytes(2 << 20))
+    with pytest.raises(CorruptDirectory, match="a record of 2097152 bytes"):
+        DirectoryReader(Source(log), PEER).refresh("pull_blocks", FAR)
+
+
+def test_a_cache_that_is_there_twice_is_refused(peer):
+    peer.log.append(encode_frame(added(1)) * 2)
+    with pytest.raises(CorruptDirectory, match="cache 1 is there twice"):
+        peer.refresh()
