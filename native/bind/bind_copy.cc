@@ -48,6 +48,16 @@ std::pair<Outcome, nb::bytes> checksum(const BorrowedU64& addresses, const Borro
   return {outcome, nb::bytes(sums.data(), sums.size() * sizeof(std::uint32_t))};
 }
 
+nb::bytes probe(const BorrowedU64& addresses, const BorrowedU64& length, std::int64_t deadline_ns) {
+  std::vector<std::uint8_t> readable;
+  {
+    const ReleasedGil release;
+    ldd::measure(ldd::descriptors_of(addresses, addresses, length));
+    ldd::probe_each(addresses.span(), length.span(), deadline_ns, readable);
+  }
+  return nb::bytes(readable.data(), readable.size());
+}
+
 using Addresses = std::vector<std::pair<std::uint64_t, std::uint64_t>>;
 
 void set_device_driver(std::uint64_t set_context, std::uint64_t copy_function,
@@ -110,6 +120,12 @@ void bind_copy(nb::module_& module) {
       "(outcome, CRC-32C of each range of own memory as native uint32).\n\n"
       "ref names an entry of the node that must stay live; (0, 0) checks nothing. The outcome is "
       "OK,\nTIMEOUT, CLOSED, LOCAL_GONE, or LOCAL_FAULT with the index of the range.");
+  module.def(
+      "probe", probe, "addresses"_a, "length"_a, "deadline_ns"_a,
+      "One byte for each range of own memory, in order: 1 if each of its pages can be read, else 0."
+      "\n\n"
+      "Ranges that the deadline leaves no time for are left out at the end. Runs on the calling "
+      "thread\nand holds nothing, so that memory which never answers keeps only the caller.");
   module.def(
       "crc32c",
       [](const nb::bytes& data) {

@@ -82,6 +82,23 @@ Outcome probe_ranges(std::span<const std::uint64_t> addresses,
   return run(Reading(addresses, lengths, take, fault, {}), lengths);
 }
 
+void probe_each(std::span<const std::uint64_t> addresses, std::span<const std::uint64_t> lengths,
+                std::int64_t deadline_ns, std::vector<std::uint8_t>& readable) {
+  prepare_guarded_copies();
+  readable.clear();
+  for (std::size_t i = 0; i < lengths.size(); ++i) {
+    bool intact = true;
+    for (std::uint64_t offset = 0; intact && offset < lengths[i]; offset += kBatchBytes) {
+      if (now_ns() >= deadline_ns) {
+        return;
+      }
+      const std::uint64_t bytes = std::min(lengths[i] - offset, kBatchBytes);
+      intact = guarded_probe(reinterpret_cast<const void*>(addresses[i] + offset), bytes);
+    }
+    readable.push_back(intact ? 1 : 0);
+  }
+}
+
 Outcome checksum_entry(std::span<const std::uint64_t> addresses,
                        std::span<const std::uint64_t> lengths, const SumChecks& checks,
                        std::span<std::uint32_t> sums) {

@@ -196,6 +196,18 @@ def checksum(
     TIMEOUT, CLOSED, LOCAL_GONE, or LOCAL_FAULT with the index of the range.
     """
 
+def probe(
+    addresses: numpy.typing.NDArray[numpy.uint64],
+    length: numpy.typing.NDArray[numpy.uint64],
+    deadline_ns: int,
+) -> bytes:
+    """
+    One byte for each range of own memory, in order: 1 if each of its pages can be read, else 0.
+
+    Ranges that the deadline leaves no time for are left out at the end. Runs on the calling thread
+    and holds nothing, so that memory which never answers keeps only the caller.
+    """
+
 def crc32c(data: bytes) -> int:
     """CRC-32C of bytes."""
 

@@ -196,6 +196,21 @@ void check_probes_reach_every_page() {
   CHECK(ldd::guarded_probe(nullptr, 0));
 }
 
+// Each range for itself, in order, until the deadline.
+void check_probes_tell_ranges_apart() {
+  const Pages pages(6);
+  std::memset(pages.data(), 1, pages.size_bytes());
+  pages.protect(2, PROT_NONE);
+  const std::uint64_t at = pages.address();
+  const std::vector<std::uint64_t> addresses{at, at + kPage, at + 2 * kPage + 9, at + 3 * kPage, 1};
+  const std::vector<std::uint64_t> lengths{2 * kPage, kPage + 1, 1, 3 * kPage, 0};
+  std::vector<std::uint8_t> readable;
+  ldd::probe_each(addresses, lengths, ldd::now_ns() + kLong, readable);
+  CHECK((readable == std::vector<std::uint8_t>{1, 0, 0, 1, 1}));
+  ldd::probe_each(addresses, lengths, ldd::now_ns(), readable);
+  CHECK(readable.empty());
+}
+
 void check_what_must_hold() {
   ldd::Node node(1, 64, 4096);
   const Pages pages(4);
@@ -228,6 +243,7 @@ int main() {
   check_ranges_on_several_threads();
   check_faults_end_it();
   check_probes_reach_every_page();
+  check_probes_tell_ranges_apart();
   check_what_must_hold();
   return 0;
 }

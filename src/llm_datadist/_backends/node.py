@@ -111,6 +111,25 @@ class Node:
         outcome, sums = _native.checksum(addresses, length, self.native, ref, deadline_ns)
         return Outcome(*outcome), np.frombuffer(sums, np.uint32)
 
+    @staticmethod
+    def probe(
+        addresses: U64Array | Sequence[int], length: U64Array | Sequence[int], deadline_ns: int
+    ) -> list[bool]:
+        """Look which ranges of own memory this process can read, on the calling thread.
+
+        Nothing is held meanwhile: memory that never answers keeps the caller, and nobody else.
+
+        Returns:
+            One value for each range; those that the deadline leaves no time for are left out at the
+            end.
+        """
+        found = _native.probe(
+            np.ascontiguousarray(addresses, dtype=np.uint64),
+            np.ascontiguousarray(length, dtype=np.uint64),
+            deadline_ns,
+        )
+        return [value == 1 for value in found]
+
     def close(self) -> None:
         """Kill the instance's guard, end every operation, close every served lane. Idempotent."""
         _own.pop(self.incarnation, None)

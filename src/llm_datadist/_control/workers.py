@@ -32,11 +32,13 @@ class Workers:
     Args:
         name: Prefix of the threads' names.
         limit: Threads at most; further calls queue.
+        idle_seconds: How long a thread stays that has nothing to do.
     """
 
-    def __init__(self, name: str, limit: int = 64) -> None:
+    def __init__(self, name: str, limit: int = 64, idle_seconds: float = _IDLE_SECONDS) -> None:
         self._name = name
         self._limit = limit
+        self._idle_seconds = idle_seconds
         self._changed = threading.Condition()
         self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._threads = self._idle = self._busy = 0
@@ -105,7 +107,7 @@ class Workers:
     def _take(self) -> tuple[Future[Any], Callable[[], Any]] | None:
         with self._changed:
             self._idle += 1
-            self._changed.wait_for(lambda: bool(self._jobs) or self._dismissed, _IDLE_SECONDS)
+            self._changed.wait_for(lambda: bool(self._jobs) or self._dismissed, self._idle_seconds)
             self._idle -= 1
             if not self._jobs:
                 self._threads -= 1

@@ -335,6 +335,7 @@ class Engine:
         """Refuse new calls and make running ones end with LLM_ENGINE_FINALIZED."""
         self.closing = True
         self.layerwise.close()
+        self.faults.close()
         self.node.close()
 
     def close(self) -> None:

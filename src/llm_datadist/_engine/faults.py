@@ -1,9 +1,9 @@
 """Memory at fault: which slots or blocks it is, and the marks that keep transfers off own memory.
 
 A mark belongs to every cache over the range and goes with it, or with a remap. Own memory gets its
-marks from own transfers that failed on it, and from peers whose transfers did: they send a notice,
-because memory that a peer reads by itself fails without its owner's knowledge. The owner tells all
-its peers of its marks, so that their transfers fail at once and leave the memory alone.
+marks from own transfers that failed on it, and from own looks after a peer's notice (`notices`).
+The owner tells all its peers of its marks, so that their transfers fail at once and leave the
+memory alone. What a peer says of its own memory counts for its own caches alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llm_datadist._backends.outcomes import ANY_ENTRY
-from llm_datadist._engine.messages import Faulted, Marked, encode
+from llm_datadist._engine.messages import MAX_RANGES, Faulted, Marked, encode
+from llm_datadist._engine.notices import MAX_BYTES, Notices
 from llm_datadist._errors import Fault, LLMException, LLMStatusCode, fail
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from llm_datadist._registry import LocalCache, RemoteCache
 
 logger = logging.getLogger("llm_datadist")
-
-_MOST_REPORTED = 1024
 
 
 def fault_of(cluster_id: int, cache: LocalCache | RemoteCache, piece: Piece) -> Fault:
@@ -79,6 +78,9 @@ class Faults:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._registry = engine.registry
+        self._notices = Notices(engine.registry, engine.node.probe, self._found)
+        self.receive = self._notices.receive
+        self.close = self._notices.close
 
     def check(
         self, operation: str, cache: LocalCache, plan: Plan, peer: int | None, *, local: bool
@@ -139,43 +141,39 @@ class Faults:
             entry: The cache as the transfer knew it.
             faults: What failed.
         """
-        ranges = tuple((fault.addr, fault.size) for fault in faults[:_MOST_REPORTED])
+        ranges = _reported(faults)
         if ranges and entry != ANY_ENTRY:
             link.data.marks.add(entry, ranges)
             with suppress(LLMException):
                 self._engine.links.notify(link, encode(Faulted(entry, ranges)))
 
-    def receive(self, link: Link, message: Faulted) -> None:
-        """Take a peer's notice; only memory that peers may touch gets a mark by it."""
-        found = [
-            (addr, size)
-            for addr, size in message.ranges[:_MOST_REPORTED]
-            if self._mark_for_peer(message.entry, addr, size)
-        ]
-        if found:
-            self.tell_peers()
-            addr, size = found[0]
-            logger.warning(
-                "cluster %d met a fault in own memory, %d bytes at %#x%s; repair it and call "
-                "remap_registered_memory",
-                link.cluster_id,
-                size,
-                addr,
-                f" and {len(found) - 1} more ranges" if len(found) > 1 else "",
-            )
-
     def heed(self, link: Link, message: Marked) -> None:
         """Take the peer's word for what of its memory is at fault."""
-        link.data.marks.replace(message.entry, message.ranges[:_MOST_REPORTED])
+        link.data.marks.replace(message.entry, message.ranges)
 
-    def _mark_for_peer(self, entry: Ref, addr: int, size: int) -> bool:
-        """Mark a range that a peer has named; False if nothing of it is new, or the peer's."""
-        caches = self._registry.overlapping(addr, size)
-        cache = next((c for c in caches if c.accessible and c.ref == entry), None)
-        if cache is None:
-            return False
-        pieces = [(piece.addr, piece.size) for piece in cache.layout.locate(addr, size)]
-        return self._mark_all(cache, entry, pieces)
+    def _found(self, link: Link, cache: LocalCache, message: Faulted, bad: list[Piece]) -> None:
+        """Mark what this process itself could not read; tell the peer that asked in any case."""
+        pieces = [(piece.addr, piece.size) for piece in bad]
+        if not self._mark_all(cache, message.entry, pieces):
+            self._answer(link, cache, message.entry)
+            return
+        self.tell_peers()
+        addr, size = pieces[0]
+        logger.warning(
+            "cluster %d met a fault in own memory, %d bytes at %#x%s; repair it and call "
+            "remap_registered_memory",
+            link.cluster_id,
+            size,
+            addr,
+            f" and {len(pieces) - 1} more ranges" if len(pieces) > 1 else "",
+        )
+
+    def _answer(self, link: Link, cache: LocalCache, entry: Ref) -> None:
+        """Tell a peer which marks a cache really has, so that it does not go on with its own."""
+        marks = tuple((piece.addr, piece.size) for piece in cache.faulted[:MAX_RANGES])
+        if cache.ref == entry:
+            with suppress(LLMException):
+                self._engine.links.notify(link, encode(Marked(entry, marks)))
 
     def known(self, operation: str, link: Link, attempt: _Attempt) -> LLMException | None:
         """Make the exception for a transfer that would touch memory known to be at fault."""
@@ -207,7 +205,7 @@ class Faults:
         those out by themselves.
         """
         by_cache: dict[int, tuple[LocalCache, list[tuple[int, int]]]] = {}
-        for cache, piece in self._registry.faulted()[:_MOST_REPORTED]:
+        for cache, piece in self._registry.faulted()[:MAX_RANGES]:
             if cache.accessible:
                 found = by_cache.setdefault(cache.cache_id, (cache, []))
                 found[1].append((piece.addr, piece.size))
@@ -229,3 +227,15 @@ class Faults:
                 self.clear(addr, size)
             return False
         return any(marked)
+
+
+def _reported(faults: Sequence[Fault]) -> tuple[tuple[int, int], ...]:
+    """Return the ranges of a notice: as many as the owner looks at."""
+    left = MAX_BYTES
+    ranges = []
+    for fault in faults[:MAX_RANGES]:
+        left -= fault.size
+        if left < 0:
+            break
+        ranges.append((fault.addr, fault.size))
+    return tuple(ranges)

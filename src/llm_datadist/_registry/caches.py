@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from llm_datadist._errors import LLMException
     from llm_datadist._plan.layout import Piece
-    from llm_datadist._registry.node import MemoryListener, Node
+    from llm_datadist._registry.node import MemoryListener, Node, Ref
     from llm_datadist._registry.pool import Pool
     from llm_datadist._registry.records import KeyName
     from llm_datadist._registry.tables import Named
@@ -268,6 +268,14 @@ class CacheRegistry:
     def get(self, cache_id: int) -> LocalCache | None:
         """Return the cache of that id, if it is live."""
         return self._caches.get(cache_id)
+
+    def accessible_at(self, ref: Ref) -> LocalCache | None:
+        """Return the live cache that has this entry now, if peers may touch it."""
+        with self._lock:
+            for local in self._caches.values():
+                if local.ref == ref and local.accessible:
+                    return local
+        return None
 
     def overlapping(
         self, addr: int, size: int, placement: Placement | None = None

@@ -251,3 +251,16 @@ def test_python_handlers_still_get_signals_that_were_sent():
         "os.kill(os.getpid(), signal.SIGBUS); time.sleep(0)"
     )
     assert (done.returncode, done.stdout) == (0, "handler\n")
+
+
+def test_a_probe_says_which_ranges_can_be_read(tools):
+    """Pages are looked at, not bytes; what is not mapped is no fault of the process."""
+    memory = np.ones(4 * 4096, np.uint8)
+    addresses = np.array([memory.ctypes.data, 4096, memory.ctypes.data + 5], np.uint64)
+    lengths = np.array([memory.size, 1, 4096], np.uint64)
+    assert _native.probe(addresses, lengths, tools.soon()) == b"\x01\x00\x01"
+    assert _native.probe(addresses, lengths, 0) == b""
+    with pytest.raises(ValueError, match="wrap"):
+        _native.probe(np.array([2**64 - 8], np.uint64), np.array([16], np.uint64), tools.soon())
+    with pytest.raises(ValueError, match="length"):
+        _native.probe(addresses, lengths[:1], tools.soon())
