@@ -9,8 +9,10 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -18,6 +20,7 @@
 #include "bind/released_gil.h"
 #include "lanes/client.h"
 #include "lanes/server.h"
+#include "lanes/socket.h"
 
 namespace nb = nanobind;
 using nb::literals::operator""_a;
@@ -28,6 +31,7 @@ using ldd::BorrowedU64;
 using ldd::ChecksumQuestion;
 using ldd::Lanes;
 using ldd::LaneServer;
+using ldd::LaneSocket;
 using ldd::Outcome;
 using ldd::Ref;
 using Release = nb::call_guard<ReleasedGil>;
@@ -93,14 +97,55 @@ std::pair<Outcome, nb::bytes> read_log(Lanes& lanes, std::uint64_t offset, std::
   return {result.first, nb::bytes(result.second.data(), result.second.size())};
 }
 
+ldd::wire::SipKey key_of(const nb::bytes& bytes, const char* name) {
+  ldd::wire::SipKey key{};
+  if (bytes.size() != key.size()) {
+    throw std::invalid_argument(std::string(name) + " must be 16 bytes long, got " +
+                                std::to_string(bytes.size()));
+  }
+  std::memcpy(key.data(), bytes.data(), key.size());
+  return key;
+}
+
+LaneSocket taken(LaneSocket& socket) {
+  if (!socket.valid()) {
+    throw std::invalid_argument("the lane's socket has been taken over or closed");
+  }
+  return std::move(socket);
+}
+
+void make_socket(LaneSocket* self, int fd, const nb::bytes& send_key, const nb::bytes& receive_key,
+                 std::int64_t clock_offset_ns) {
+  const ldd::LaneTerms terms{key_of(send_key, "send_key"), key_of(receive_key, "receive_key"),
+                             clock_offset_ns};
+  new (self) LaneSocket(ldd::adopt_lane(fd, terms));
+}
+
+void bind_socket(nb::module_& module) {
+  nb::class_<LaneSocket>(module, "LaneSocket",
+                         "A connected, authenticated socket that is to become a lane. Its owner is "
+                         "the one that\n"
+                         "it is given to, once.")
+      .def("__init__", make_socket, "fd"_a, "send_key"_a, "receive_key"_a,
+           "clock_offset_ns"_a = std::int64_t{0},
+           "Take over a socket, also when OSError comes; not when a key is not 16 bytes long.\n\n"
+           "send_key: of the tags of what goes to the other end; receive_key: of what comes.\n"
+           "clock_offset_ns: the other end's CLOCK_MONOTONIC less the own one, at most.")
+      .def("close", &LaneSocket::reset, "Close it, unless somebody has it. Idempotent.");
+}
+
 void bind_server(nb::module_& module) {
   nb::class_<LaneServer>(
       module, "LaneServer",
       "Serves the lanes of an instance's links with a few native threads. Thread-safe.")
       .def(nb::init<std::shared_ptr<ldd::Node>>(), "node"_a, Release())
       .def(
-          "serve", &LaneServer::serve, "fd"_a, "link_id"_a, Release(),
-          "Serve a connected, authenticated socket; its ownership passes, also when OSError comes.")
+          "serve",
+          [](LaneServer& server, LaneSocket& socket, std::uint64_t link_id) {
+            server.serve(taken(socket), link_id);
+          },
+          "socket"_a, "link_id"_a, Release(),
+          "Serve the peer on a lane; its ownership passes, also when OSError comes.")
       .def("attach_host", &LaneServer::attach_host, "link_id"_a, "host_peer"_a, Release(),
            "Carry out that link's pushes by reading the peer's memory.")
       .def("attach_landing", &LaneServer::attach_landing, "link_id"_a, "landing"_a, Release(),
@@ -132,8 +177,9 @@ void bind_client(nb::module_& module) {
       "more to see it stop. Outcomes are (code, errno, index, moved_bytes); NO_LANE: none is\n"
       "left, so nothing was asked.")
       .def(nb::init<std::shared_ptr<ldd::Node>, std::uint64_t>(), "node"_a, "link_id"_a, Release())
-      .def("add", &Lanes::add, "fd"_a, Release(),
-           "Take over a connected, authenticated socket, also when OSError comes.")
+      .def(
+          "add", [](Lanes& lanes, LaneSocket& socket) { lanes.add(taken(socket)); }, "socket"_a,
+          Release(), "Take over a lane, also when OSError comes; all lead to one peer.")
       .def("count", &Lanes::count, Release(), "Number of open lanes.")
       .def("prune", &Lanes::prune, Release(),
            "Close idle lanes that the peer has closed; number of open lanes after that.")
@@ -170,6 +216,7 @@ void bind_client(nb::module_& module) {
 
 void bind_lanes(nb::module_& module);
 void bind_lanes(nb::module_& module) {
+  bind_socket(module);
   bind_server(module);
   bind_client(module);
   module.def(

@@ -6,7 +6,6 @@
 #include <span>
 
 #include "copy/descriptors.h"
-#include "lanes/socket.h"
 
 namespace ldd {
 
@@ -49,40 +48,42 @@ void ChunkSender::stop(const Outcome& why) {
   }
 }
 
-Flow ChunkSender::fail(const Outcome& why) {
+Flow ChunkSender::fail(const Outcome& why, wire::Tags& tags) {
   failure_ = why;
-  if (header_left_ == wire::kHeaderBytes) {  // nobody knows of this chunk yet
+  if (header_left_ == header_.size()) {  // nobody knows of this chunk yet
+    tags.take_back();
     header_left_ = 0;
     chunk_left_ = 0;
   }
   return Flow::kGoOn;
 }
 
-void ChunkSender::open_chunk() {
+void ChunkSender::open_chunk(wire::Tags& tags) {
   chunk_left_ = std::min<std::uint64_t>(cursor_.left(), wire::kMaxChunkBytes);
   header_ = wire::encode_header(
       {wire::Kind::kChunk, 0, static_cast<std::uint32_t>(chunk_left_), sequence_});
-  header_left_ = wire::kHeaderBytes;
+  tags.seal(header_);
+  header_left_ = header_.size();
 }
 
-Flow ChunkSender::step(int fd, BatchGuard& guard) {
+Flow ChunkSender::step(LaneSocket& lane, BatchGuard& guard) {
   if (chunk_left_ == 0) {
     if (cursor_.done() || !failure_.ok()) {
       return Flow::kEnd;
     }
-    open_chunk();
+    open_chunk(lane.sent);
   }
   if (failure_.ok()) {
     const Outcome taken = guard.take(uses_);
     if (!taken.ok()) {
       uses_.clear();
-      return fail(taken);
+      return fail(taken, lane.sent);
     }
   }
   const std::span<iovec> pieces = piece_room();
   std::size_t count = 0;
   if (header_left_ > 0) {
-    pieces[count++] = {header_.data() + wire::kHeaderBytes - header_left_, header_left_};
+    pieces[count++] = {header_.data() + header_.size() - header_left_, header_left_};
   }
   if (!failure_.ok()) {
     pieces[count++] = {zeroes().data(), std::min<std::size_t>(chunk_left_, zeroes().size())};
@@ -93,11 +94,12 @@ Flow ChunkSender::step(int fd, BatchGuard& guard) {
   }
   // The outcome that follows the last chunk shall travel in one segment with its end.
   const bool last_chunk = failure_.ok() && chunk_left_ == cursor_.left();
-  const ssize_t sent = send_pieces(fd, pieces.first(count), last_chunk);
+  const ssize_t sent = send_pieces(lane.get(), pieces.first(count), last_chunk);
   uses_.clear();
   if (sent == -EFAULT && failure_.ok()) {
     if (careful_) {
-      return fail(Outcome::failure(fault_, EFAULT, static_cast<std::int64_t>(cursor_.index())));
+      return fail(Outcome::failure(fault_, EFAULT, static_cast<std::int64_t>(cursor_.index())),
+                  lane.sent);
     }
     careful_ = true;
     return Flow::kGoOn;
@@ -122,7 +124,7 @@ void ChunkReceiver::begin(std::uint32_t sequence, const Cursor& cursor, Code fau
   failure_ = {};
   careful_ = false;
   frame_filled_ = 0;
-  frame_wanted_ = wire::kHeaderBytes;
+  frame_wanted_ = wire::kHeadBytes;
   chunk_left_ = 0;
   unread_ = cursor.left();
 }
@@ -132,11 +134,11 @@ Flow ChunkReceiver::fail(const Outcome& why) {
   return Flow::kFailed;
 }
 
-Flow ChunkReceiver::step(int fd, BatchGuard& guard) {
-  return chunk_left_ > 0 ? receive_payload(fd, guard) : receive_frame(fd);
+Flow ChunkReceiver::step(LaneSocket& lane, BatchGuard& guard) {
+  return chunk_left_ > 0 ? receive_payload(lane, guard) : receive_frame(lane);
 }
 
-Flow ChunkReceiver::receive_payload(int fd, BatchGuard& guard) {
+Flow ChunkReceiver::receive_payload(LaneSocket& lane, BatchGuard& guard) {
   if (failure_.ok()) {
     const Outcome taken = guard.take(uses_);
     if (!taken.ok()) {
@@ -151,14 +153,14 @@ Flow ChunkReceiver::receive_payload(int fd, BatchGuard& guard) {
     count = filled.pieces;
     if (!careful_ && filled.bytes == chunk_left_) {
       // What follows is another chunk's header, or the outcome after the last chunk.
-      frame_wanted_ = chunk_left_ == unread_ ? frame_.size() : wire::kHeaderBytes;
+      frame_wanted_ = chunk_left_ == unread_ ? frame_.size() : wire::kHeadBytes;
       pieces[count++] = {frame_.data(), frame_wanted_};
     }
   } else {
     const auto scratch = scratch_room();
     pieces[0] = {scratch.data(), std::min<std::size_t>(chunk_left_, scratch.size())};
   }
-  const ssize_t got = receive_pieces(fd, pieces.first(count));
+  const ssize_t got = receive_pieces(lane.get(), pieces.first(count));
   uses_.clear();
   if (got == -EFAULT && failure_.ok()) {
     if (careful_) {
@@ -178,46 +180,47 @@ Flow ChunkReceiver::receive_payload(int fd, BatchGuard& guard) {
   if (failure_.ok()) {
     cursor_.advance(of_payload);
   }
-  return frame_filled_ > 0 ? parse_frame() : Flow::kGoOn;
+  return frame_filled_ > 0 ? parse_frame(lane.received) : Flow::kGoOn;
 }
 
-Flow ChunkReceiver::receive_frame(int fd) {
+Flow ChunkReceiver::receive_frame(LaneSocket& lane) {
   if (frame_filled_ == 0) {
-    frame_wanted_ = unread_ == 0 ? frame_.size() : wire::kHeaderBytes;
+    frame_wanted_ = unread_ == 0 ? frame_.size() : wire::kHeadBytes;
   }
   iovec rest{frame_.data() + frame_filled_, frame_wanted_ - frame_filled_};
-  const ssize_t got = receive_pieces(fd, {&rest, 1});
+  const ssize_t got = receive_pieces(lane.get(), {&rest, 1});
   if (got < 0) {
     return flow_of_error(got);
   }
   frame_filled_ += static_cast<std::size_t>(got);
-  return parse_frame();
+  return parse_frame(lane.received);
 }
 
-// Takes what has come of a frame; its header is judged as soon as it is there.
-Flow ChunkReceiver::parse_frame() {
+// Takes what has come of a frame; its header is judged as soon as it is there, its tag before
+// anything of it counts.
+Flow ChunkReceiver::parse_frame(wire::Tags& tags) {
   const std::span<const std::byte, wire::kOutcomeFrameBytes> bytes(frame_);
   if (frame_filled_ < wire::kHeaderBytes) {
     return Flow::kGoOn;
   }
   const auto header = wire::decode_header(bytes.first<wire::kHeaderBytes>());
-  if (!header || header->sequence != sequence_) {
+  if (!header) {
+    return Flow::kForged;
+  }
+  const bool outcome = header->kind == wire::Kind::kOutcome;
+  const std::size_t covered = outcome ? frame_.size() : wire::kHeadBytes;
+  if (frame_filled_ < covered) {
+    frame_wanted_ = covered;
+    return Flow::kGoOn;
+  }
+  if (!tags.check(bytes.first(covered))) {
+    return Flow::kForged;
+  }
+  if (header->sequence != sequence_ || frame_filled_ > covered) {
     return Flow::kMalformed;
   }
-  if (header->kind == wire::Kind::kOutcome) {
-    frame_wanted_ = frame_.size();
-    if (frame_filled_ < frame_.size()) {
-      return Flow::kGoOn;
-    }
-    const auto reply = wire::decode_outcome(bytes.last<wire::kOutcomeBytes>());
-    if (!reply) {
-      return Flow::kMalformed;
-    }
-    reply_ = *reply;
-    return Flow::kEnd;
-  }
-  if (frame_filled_ > wire::kHeaderBytes) {
-    return Flow::kMalformed;
+  if (outcome) {
+    return take_outcome();
   }
   frame_filled_ = 0;
   if (header->kind == wire::Kind::kGo) {
@@ -228,6 +231,16 @@ Flow ChunkReceiver::parse_frame() {
   }
   chunk_left_ = header->body_bytes;
   return Flow::kGoOn;
+}
+
+Flow ChunkReceiver::take_outcome() {
+  const auto reply = wire::decode_outcome(
+      std::span<const std::byte, wire::kOutcomeFrameBytes>(frame_).last<wire::kOutcomeBytes>());
+  if (!reply) {
+    return Flow::kMalformed;
+  }
+  reply_ = *reply;
+  return Flow::kEnd;
 }
 
 }  // namespace ldd

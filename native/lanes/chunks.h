@@ -10,6 +10,7 @@
 
 #include "base/outcome.h"
 #include "lanes/cursor.h"
+#include "lanes/socket.h"
 #include "memory/entries.h"
 #include "wire/frames.h"
 
@@ -28,6 +29,7 @@ enum class Flow {
   kWait,       // the socket is not ready
   kBroken,     // the other end or the connection is gone
   kMalformed,  // the other end sent what it must not
+  kForged,     // what came is not by the other end, as far as can be seen
   kFailed,     // receiver, once: the memory side failed; what is still to come will be dropped
   kGo,         // receiver: a GO has come
   kEnd,        // sender: everything announced is sent; receiver: the outcome has come
@@ -37,7 +39,7 @@ class ChunkSender {
  public:
   // `fault` is the code of unreadable memory.
   void begin(std::uint32_t sequence, const Cursor& cursor, Code fault);
-  Flow step(int fd, BatchGuard& guard);
+  Flow step(LaneSocket& lane, BatchGuard& guard);
   // Announce no more.
   void stop(const Outcome& why);
 
@@ -46,15 +48,15 @@ class ChunkSender {
   [[nodiscard]] std::uint64_t left() const { return cursor_.left(); }
 
  private:
-  void open_chunk();
-  Flow fail(const Outcome& why);
+  void open_chunk(wire::Tags& tags);
+  Flow fail(const Outcome& why, wire::Tags& tags);
 
   std::uint32_t sequence_ = 0;
   Cursor cursor_;
   Code fault_ = Code::kSystem;
   Outcome failure_;
   bool careful_ = false;  // one piece per call, to find the one at fault
-  wire::HeaderBytes header_{};
+  wire::Head header_{};
   std::size_t header_left_ = 0;
   std::uint64_t chunk_left_ = 0;
   std::vector<Use> uses_;
@@ -63,7 +65,7 @@ class ChunkSender {
 class ChunkReceiver {
  public:
   void begin(std::uint32_t sequence, const Cursor& cursor, Code fault);
-  Flow step(int fd, BatchGuard& guard);
+  Flow step(LaneSocket& lane, BatchGuard& guard);
   // Drop what is still to come.
   void stop(const Outcome& why) { failure_ = why; }
 
@@ -74,9 +76,10 @@ class ChunkReceiver {
   [[nodiscard]] std::uint64_t left() const { return cursor_.left(); }
 
  private:
-  Flow receive_payload(int fd, BatchGuard& guard);
-  Flow receive_frame(int fd);
-  Flow parse_frame();
+  Flow receive_payload(LaneSocket& lane, BatchGuard& guard);
+  Flow receive_frame(LaneSocket& lane);
+  Flow parse_frame(wire::Tags& tags);
+  Flow take_outcome();
   Flow fail(const Outcome& why);
 
   std::uint32_t sequence_ = 0;
@@ -87,7 +90,7 @@ class ChunkReceiver {
   wire::Reply reply_;
   wire::OutcomeFrame frame_{};
   std::size_t frame_filled_ = 0;
-  std::size_t frame_wanted_ = wire::kHeaderBytes;
+  std::size_t frame_wanted_ = wire::kHeadBytes;
   std::uint64_t chunk_left_ = 0;
   std::uint64_t unread_ = 0;  // payload that may still be announced or is
   std::vector<Use> uses_;

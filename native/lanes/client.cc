@@ -53,8 +53,8 @@ class Call : public Parts {
     if (std::exchange(done_, true)) {
       return nullptr;
     }
-    set_deadline(request_, deadline_ns_);
-    return std::make_unique<Exchange>(lane, Ask{kind_, request_, {}, 0}, payload_, guard_);
+    return std::make_unique<Exchange>(lane, Ask{kind_, request_, {}, 0, deadline_ns_}, payload_,
+                                      guard_);
   }
 
  private:
@@ -106,7 +106,7 @@ class Stripes : public Parts {
     }
     cut(words, count, batch);
     wire::Request& request = ask.request;
-    set_deadline(request, checks_.deadline_ns);
+    ask.deadline_ns = checks_.deadline_ns;
     request.version = checks_.version;
     request.cache_index = checks_.cache.index;
     request.cache_value = checks_.cache.value;
@@ -175,7 +175,7 @@ class Sums : public Parts {
       const auto some = column.subspan(ask.first_descriptor, count);
       ask.words.insert(ask.words.end(), some.begin(), some.end());
     }
-    set_deadline(ask.request, checks_.deadline_ns);
+    ask.deadline_ns = checks_.deadline_ns;
     ask.request.version = checks_.version;
     ask.request.cache_index = checks_.cache.index;
     ask.request.cache_value = checks_.cache.value;

@@ -30,8 +30,8 @@ class Lanes {
   Lanes(std::shared_ptr<Node> node, std::uint64_t link_id)
       : lanes_(std::move(node)), link_id_(link_id) {}
 
-  // Takes ownership of a connected, authenticated socket; throws std::system_error.
-  void add(int fd) { lanes_.add(std::make_unique<ClientLane>(fd)); }
+  // All of them lead to one target. Throws std::system_error.
+  void add(LaneSocket socket) { lanes_.add(std::make_unique<ClientLane>(std::move(socket))); }
   [[nodiscard]] std::size_t count() const { return lanes_.count(); }
   std::size_t prune() { return lanes_.prune(); }
   [[nodiscard]] std::uint64_t link_id() const { return link_id_; }

@@ -112,7 +112,7 @@ class Drive::Driver {
         done.exchange.reset();
         start(std::move(done.lane));
       } else {
-        fail(Outcome::failure(flow == Flow::kMalformed ? Code::kProtocol : Code::kPeerDead));
+        fail(Outcome::failure(flow == Flow::kBroken ? Code::kPeerDead : Code::kProtocol));
         lanes_.discard(std::move(done.lane));
       }
     }

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "lanes/replies.h"
 
 namespace ldd {
 
@@ -16,19 +17,18 @@ namespace {
 
 constexpr int kTurns = 16;  // system calls before deadline and other lanes are looked at
 
-}  // namespace
-
-void set_deadline(wire::Request& request, std::int64_t deadline_ns) {
-  const auto whole = static_cast<std::uint64_t>(std::max<std::int64_t>(deadline_ns, 0));
-  const auto left = static_cast<std::uint64_t>(std::max<std::int64_t>(deadline_ns - now_ns(), 0));
-  request.deadline_ns = std::min(whole, wire::kMaxRemainingNs);
-  request.remaining_ns = std::min(left, wire::kMaxRemainingNs);
+std::uint64_t capped(std::int64_t ns) {
+  constexpr auto kMost = static_cast<std::int64_t>(wire::kMaxRemainingNs);
+  return static_cast<std::uint64_t>(std::clamp<std::int64_t>(ns, 0, kMost));
 }
+
+}  // namespace
 
 Exchange::Exchange(ClientLane& lane, Ask ask, const Cursor& payload, BatchGuard& guard)
     : lane_(lane), ask_(std::move(ask)), guard_(guard), payload_bytes_(payload.left()) {
   const std::uint32_t sequence = ++lane_.sequence;
-  unsigned flags = lane_.clocks_shared || ask_.kind == wire::Kind::kPush ? wire::kClocksShared : 0U;
+  set_deadline();
+  unsigned flags = wire::kTargetsClock;
   if (inline_payload()) {
     flags |= wire::kInlinePayload;
   }
@@ -38,6 +38,12 @@ Exchange::Exchange(ClientLane& lane, Ask ask, const Cursor& payload, BatchGuard&
   const bool writes = ask_.kind == wire::Kind::kWrite;
   sender_.begin(sequence, writes ? payload : Cursor{}, Code::kLocalFault);
   receiver_.begin(sequence, writes ? Cursor{} : payload, Code::kLocalFault);
+}
+
+void Exchange::set_deadline() {
+  asked_ns_ = now_ns();
+  ask_.request.deadline_ns = capped(lane_.clock->there(ask_.deadline_ns));
+  ask_.request.remaining_ns = capped(ask_.deadline_ns - asked_ns_);
 }
 
 bool Exchange::inline_payload() const {
@@ -80,6 +86,10 @@ short Exchange::events() const {
 
 Flow Exchange::send_request() {
   const auto words = std::as_writable_bytes(std::span(ask_.words));
+  if (!sealed_) {  // not before: one that is never sent must not count
+    lane_.socket.sent.seal(frame_, words);
+    sealed_ = true;
+  }
   std::array<iovec, 2> pieces{};
   std::size_t count = 0;
   if (request_sent_ < frame_.size()) {
@@ -106,14 +116,14 @@ Flow Exchange::send_request() {
 }
 
 Flow Exchange::await_go() {
-  const Flow flow = receiver_.step(fd(), guard_);
+  const Flow flow = receiver_.step(lane_.socket, guard_);
   if (flow == Flow::kGo) {
     phase_ = Phase::kPayload;
     return Flow::kGoOn;
   }
   if (flow == Flow::kEnd) {
     phase_ = Phase::kDone;
-    return receiver_.reply().outcome.ok() || !reply_plausible() ? Flow::kMalformed : Flow::kEnd;
+    return judge(true);
   }
   return flow == Flow::kFailed ? Flow::kMalformed : flow;
 }
@@ -121,9 +131,9 @@ Flow Exchange::await_go() {
 Flow Exchange::send_payload() {
   // Between chunks, has the target given up on this write already?
   if (sender_.between_chunks() && !answered_ && !inline_payload()) {
-    const Flow early = receiver_.step(fd(), guard_);
+    const Flow early = receiver_.step(lane_.socket, guard_);
     if (early == Flow::kEnd) {
-      if (receiver_.reply().outcome.ok() || !reply_plausible()) {
+      if (judge(true) != Flow::kEnd) {
         return Flow::kMalformed;
       }
       answered_ = true;
@@ -132,10 +142,11 @@ Flow Exchange::send_payload() {
       return early == Flow::kBroken ? early : Flow::kMalformed;
     }
   }
-  const Flow flow = sender_.step(fd(), guard_);
+  const Flow flow = sender_.step(lane_.socket, guard_);
   if (flow == Flow::kEnd) {
     const Outcome ended = Outcome::failure(sender_.failure().code);
     closing_ = wire::encode_outcome(lane_.sequence, {ended, 0});
+    lane_.socket.sent.seal(closing_);
     phase_ = Phase::kClosing;
     return Flow::kGoOn;
   }
@@ -156,7 +167,7 @@ Flow Exchange::send_closing() {
 }
 
 Flow Exchange::await_reply() {
-  const Flow flow = receiver_.step(fd(), guard_);
+  const Flow flow = receiver_.step(lane_.socket, guard_);
   if (flow == Flow::kFailed) {
     return Flow::kGoOn;  // what is still to come is dropped
   }
@@ -165,16 +176,35 @@ Flow Exchange::await_reply() {
   }
   if (flow == Flow::kEnd) {
     phase_ = Phase::kDone;
-    const bool sends_all = ask_.kind == wire::Kind::kRead || ask_.kind == wire::Kind::kChecksum;
-    const bool short_read = sends_all && receiver_.reply().outcome.ok() && receiver_.unread() != 0;
-    return short_read || !reply_plausible() ? Flow::kMalformed : Flow::kEnd;
+    return judge(false);
   }
   return flow;
 }
 
-bool Exchange::reply_plausible() const {
-  const Outcome& there = receiver_.reply().outcome;
-  return there.index >= -1 && there.index < static_cast<std::int64_t>(ask_.request.count);
+Flow Exchange::judge(bool early) {
+  const wire::Reply& reply = receiver_.reply();
+  const Expected expected{ask_.request.count, requested_bytes(), receiver_.unread(),
+                          sender_.failure().code, early};
+  if (!may_answer(ask_.kind, reply, expected)) {
+    return Flow::kMalformed;
+  }
+  if (ask_.kind != wire::Kind::kDirectoryVersion) {
+    lane_.clock->learn(static_cast<std::int64_t>(reply.value), asked_ns_, now_ns());
+  }
+  return Flow::kEnd;
+}
+
+std::uint64_t Exchange::requested_bytes() const {
+  if (ask_.kind != wire::Kind::kPush) {
+    return payload_bytes_;
+  }
+  std::uint64_t sum = 0;
+  for (std::size_t i = 0; i < ask_.request.count; ++i) {
+    std::uint64_t length = ask_.words[ask_.request.count + i];
+    wire::convert_words({&length, 1});  // they are as on the wire by now
+    sum += length;
+  }
+  return sum;
 }
 
 Outcome Exchange::outcome() const {

@@ -6,20 +6,25 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "base/outcome.h"
 #include "lanes/chunks.h"
 #include "lanes/socket.h"
+#include "lanes/target_clock.h"
 #include "wire/frames.h"
 
 namespace ldd {
 
 struct ClientLane {
-  explicit ClientLane(int fd) : socket(adopt_lane(fd)), clocks_shared(socket.same_host()) {}
+  explicit ClientLane(LaneSocket its_socket)
+      : socket(std::move(its_socket)),
+        clock(std::make_shared<TargetClock>(socket.clock_offset_ns())) {}
 
   LaneSocket socket;
-  bool clocks_shared;
+  std::shared_ptr<TargetClock> clock;  // shared by the lanes that lead to one target
   std::uint32_t sequence = 0;
 };
 
@@ -29,10 +34,8 @@ struct Ask {
   wire::Request request;
   std::vector<std::uint64_t> words;
   std::size_t first_descriptor = 0;  // of the transfer that this is a part of
+  std::int64_t deadline_ns = 0;      // fills the request's words about it
 };
-
-// Fills in when the request's time is over.
-void set_deadline(wire::Request& request, std::int64_t deadline_ns);
 
 class Exchange {
  public:
@@ -40,7 +43,8 @@ class Exchange {
   Exchange(ClientLane& lane, Ask ask, const Cursor& payload, BatchGuard& guard);
 
   // Goes on until the socket is not ready (kWait), the reply is complete (kEnd), the lane has
-  // failed (kBroken, kMalformed), or so much has been done that others have their turn (kGoOn).
+  // failed (kBroken, kMalformed, kForged), or so much has been done that others have their turn
+  // (kGoOn).
   Flow step();
   // Events of poll(2) to wait for after kWait.
   [[nodiscard]] short events() const;
@@ -62,14 +66,19 @@ class Exchange {
   Flow send_closing();
   Flow await_reply();
   [[nodiscard]] bool inline_payload() const;
-  [[nodiscard]] bool reply_plausible() const;
+  void set_deadline();
+  // kEnd when the reply that has come is one that this request may get.
+  Flow judge(bool early);
+  [[nodiscard]] std::uint64_t requested_bytes() const;
 
   ClientLane& lane_;
   Ask ask_;
   BatchGuard& guard_;
   std::uint64_t payload_bytes_;
+  std::int64_t asked_ns_ = 0;
   Phase phase_ = Phase::kRequest;
   wire::RequestFrame frame_{};
+  bool sealed_ = false;
   std::size_t request_sent_ = 0;
   bool answered_ = false;  // the outcome of a write came before the payload ended
   ChunkSender sender_;

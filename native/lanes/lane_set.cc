@@ -22,6 +22,12 @@ void LaneSet::add(Lane lane) {
   if (closing_.load() || mark_.inherited()) {
     throw std::system_error(ESHUTDOWN, std::generic_category(), "the lanes are closed");
   }
+  if (clock_ == nullptr) {
+    clock_ = lane->clock;
+  } else {
+    clock_->learn(lane->clock->offset_ns());
+    lane->clock = clock_;
+  }
   free_.push_back(std::move(lane));
   ++open_;
   changed_.notify_one();

@@ -25,7 +25,9 @@ class LaneSet {
   LaneSet& operator=(const LaneSet&) = delete;
   ~LaneSet() { close(); }
 
-  void add(Lane lane);  // throws std::system_error when closed
+  // The lanes lead to one target, and share what is known of its clock. Throws std::system_error
+  // when closed.
+  void add(Lane lane);
   [[nodiscard]] std::size_t count() const;
   // Closes free lanes that the other end has closed; how many are open then, taken ones included.
   std::size_t prune();
@@ -65,7 +67,8 @@ class LaneSet {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<Lane> free_;
-  std::size_t open_ = 0;  // free and taken
+  std::shared_ptr<TargetClock> clock_;  // of the first lane
+  std::size_t open_ = 0;                // free and taken
   std::size_t operations_ = 0;
   std::atomic<bool> closing_{false};
 };

@@ -66,10 +66,8 @@ class Round {
       return;
     }
     one.lane = std::move(taken.front());
-    wire::Request request;
-    set_deadline(request, deadline_ns_);
-    one.exchange = std::make_unique<Exchange>(*one.lane, Ask{wire::Kind::kPing, request, {}, 0},
-                                              Cursor{}, nothing_);
+    one.exchange = std::make_unique<Exchange>(
+        *one.lane, Ask{wire::Kind::kPing, {}, {}, 0, deadline_ns_}, Cursor{}, nothing_);
     if (!stepped(one)) {
       asked_.push_back(std::move(one));
     }
@@ -105,7 +103,7 @@ class Round {
     if (flow == Flow::kEnd) {
       finish(one, one.exchange->outcome(), true);
     } else {
-      const Code code = flow == Flow::kMalformed ? Code::kProtocol : Code::kPeerDead;
+      const Code code = flow == Flow::kBroken ? Code::kPeerDead : Code::kProtocol;
       finish(one, Outcome::failure(code), false);
     }
     return true;

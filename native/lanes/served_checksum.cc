@@ -57,15 +57,9 @@ void ServedLane::end_checksum(const Outcome& outcome) {
 }
 
 ServedLane::Progress ServedLane::reply_sums(const Outcome& outcome) {
-  const Progress progress = reply(outcome);
-  if (outcome.ok() && !sums_.empty()) {
-    wire::convert_words(std::span(sums_));
-    const auto bytes = std::as_bytes(std::span(sums_));
-    const auto header = wire::encode_header(
-        {wire::Kind::kChunk, 0, static_cast<std::uint32_t>(bytes.size()), header_->sequence});
-    out_.insert(out_.begin(), bytes.begin(), bytes.end());
-    out_.insert(out_.begin(), header.begin(), header.end());
-  }
+  wire::convert_words(std::span(sums_));
+  const auto sums = std::as_bytes(std::span(sums_));
+  const Progress progress = reply(outcome, outcome.ok() ? sums : std::span<const std::byte>{});
   std::vector<std::uint32_t>().swap(sums_);
   return progress;
 }

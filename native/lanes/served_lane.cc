@@ -25,7 +25,7 @@ std::int64_t deadline_of(const wire::Header& header, const wire::Request& reques
   const auto most = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max() - now);
   const std::int64_t by_duration =
       now + static_cast<std::int64_t>(std::min(request.remaining_ns, most));
-  if ((header.flags & wire::kClocksShared) == 0) {
+  if ((header.flags & wire::kTargetsClock) == 0) {
     return by_duration;
   }
   return std::min(by_duration, static_cast<std::int64_t>(request.deadline_ns));
@@ -141,7 +141,7 @@ ServedLane::Progress ServedLane::read_prefix() {
   if (!header_ && prefix_filled_ >= wire::kHeaderBytes) {
     header_ = wire::decode_header(bytes.first<wire::kHeaderBytes>());
     if (!header_ || !wire::is_request(header_->kind)) {
-      return protocol_error();
+      return forged();
     }
   }
   if (prefix_filled_ < prefix_.size()) {
@@ -149,7 +149,7 @@ ServedLane::Progress ServedLane::read_prefix() {
   }
   const auto request = wire::decode_request(*header_, bytes.last<wire::kRequestBytes>());
   if (!request) {
-    return protocol_error();
+    return forged();  // how much the tag covers cannot be told
   }
   request_ = *request;
   words_.resize(request_.count * wire::words_per_descriptor(header_->kind));
@@ -169,11 +169,14 @@ ServedLane::Progress ServedLane::read_words() {
   if (words_filled_ < bytes.size()) {
     return Progress::kGoOn;
   }
-  wire::convert_words(words_);
   return begin();
 }
 
 ServedLane::Progress ServedLane::begin() {
+  if (!socket_.received.check(prefix_, std::as_bytes(std::span(words_)))) {
+    return forged();
+  }
+  wire::convert_words(words_);
   Node& node = links_->node();
   if (node.closed() || cancelled_.load() || socket_.carrier_hung_up()) {
     return Progress::kClose;
@@ -198,7 +201,7 @@ ServedLane::Progress ServedLane::begin() {
                        ? Outcome{}
                        : Outcome::failure(Code::kGone));
     case wire::Kind::kDirectoryVersion:
-      return reply({}, node.view().version());
+      return reply_version();
     case wire::Kind::kReadLog:
       return reply_log();
     case wire::Kind::kPing:
@@ -212,25 +215,46 @@ ServedLane::Progress ServedLane::reply_log() {
   const auto bytes = links_->node().view().read_log(request_.offset, request_.size);
   Outcome outcome;
   outcome.moved_bytes = bytes.size();
-  const Progress progress = reply(outcome);
-  if (!bytes.empty()) {
-    const auto header = wire::encode_header(
-        {wire::Kind::kChunk, 0, static_cast<std::uint32_t>(bytes.size()), header_->sequence});
-    out_.insert(out_.begin(), bytes.begin(), bytes.end());
-    out_.insert(out_.begin(), header.begin(), header.end());
-  }
-  return progress;
+  return reply(outcome, bytes);
 }
 
-ServedLane::Progress ServedLane::reply(const Outcome& outcome, std::uint64_t value) {
+ServedLane::Progress ServedLane::reply(const Outcome& outcome, std::span<const std::byte> payload) {
   if (!outcome.ok()) {
     links_->counts().refused.fetch_add(1, std::memory_order_relaxed);
   }
   rights_.reset();
-  const auto frame = wire::encode_outcome(header_->sequence, {outcome, value});
+  out_.clear();
+  if (!payload.empty()) {
+    auto head = wire::encode_header(
+        {wire::Kind::kChunk, 0, static_cast<std::uint32_t>(payload.size()), header_->sequence});
+    socket_.sent.seal(head);
+    out_.assign(head.begin(), head.end());
+    out_.insert(out_.end(), payload.begin(), payload.end());
+  }
+  const auto frame = outcome_frame(outcome);
+  out_.insert(out_.end(), frame.begin(), frame.end());
+  return send_out(State::kPrefix);
+}
+
+ServedLane::Progress ServedLane::reply_version() {
+  auto frame =
+      wire::encode_outcome(header_->sequence, {Outcome{}, links_->node().view().version()});
+  socket_.sent.seal(frame);
   out_.assign(frame.begin(), frame.end());
+  return send_out(State::kPrefix);
+}
+
+// The next frame to be sent; it tells our clock as of now.
+wire::OutcomeFrame ServedLane::outcome_frame(const Outcome& outcome) {
+  const std::uint32_t sequence = header_ ? header_->sequence : 0;
+  auto frame = wire::encode_outcome(sequence, {outcome, static_cast<std::uint64_t>(now_ns())});
+  socket_.sent.seal(frame);
+  return frame;
+}
+
+ServedLane::Progress ServedLane::send_out(State then) {
   out_sent_ = 0;
-  after_reply_ = State::kPrefix;
+  after_reply_ = then;
   state_ = State::kReply;
   return Progress::kGoOn;
 }
@@ -271,10 +295,15 @@ ServedLane::Progress ServedLane::await_request() {
 
 ServedLane::Progress ServedLane::protocol_error() {
   links_->counts().protocol_errors.fetch_add(1, std::memory_order_relaxed);
-  const std::uint32_t sequence = header_ ? header_->sequence : 0;
-  auto frame = wire::encode_outcome(sequence, {Outcome::failure(Code::kProtocol), 0});
+  auto frame = outcome_frame(Outcome::failure(Code::kProtocol));
   iovec whole{frame.data(), frame.size()};
   [[maybe_unused]] const ssize_t sent = send_pieces(socket_.get(), {&whole, 1}, false);
+  return Progress::kClose;
+}
+
+// Without an answer, which whoever it is would do something with.
+ServedLane::Progress ServedLane::forged() {
+  links_->counts().protocol_errors.fetch_add(1, std::memory_order_relaxed);
   return Progress::kClose;
 }
 

@@ -47,9 +47,14 @@ class ServedLane final : public Served,
   Progress read_words();
   Progress send_reply();
   Progress begin();
-  Progress reply(const Outcome& outcome, std::uint64_t value = 0);
+  // `payload`, if there is some, goes before the outcome as one chunk.
+  Progress reply(const Outcome& outcome, std::span<const std::byte> payload = {});
+  Progress reply_version();
+  [[nodiscard]] wire::OutcomeFrame outcome_frame(const Outcome& outcome);
+  Progress send_out(State then);  // what is in out_
   Progress await_request();
-  Progress protocol_error();
+  Progress protocol_error();  // of the initiator
+  Progress forged();          // not of the initiator, as far as can be seen
   Progress reply_log();
   void await_events();
   void close();

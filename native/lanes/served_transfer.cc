@@ -1,6 +1,7 @@
 // READ: the bytes go from registered memory to the socket, then comes the outcome.
 // WRITE: the payload goes from the socket straight into registered memory; the outcome is sent
 // after the last byte is in place.
+#include "lanes/replies.h"
 #include "lanes/served_lane.h"
 
 namespace ldd {
@@ -28,7 +29,7 @@ ServedLane::Progress ServedLane::begin_read() {
 }
 
 ServedLane::Progress ServedLane::stream() {
-  switch (sender_.step(socket_.get(), *this)) {
+  switch (sender_.step(socket_, *this)) {
     case Flow::kGoOn:
       return Progress::kGoOn;
     case Flow::kWait:
@@ -65,17 +66,16 @@ ServedLane::Progress ServedLane::begin_write() {
   }
   state_ = State::kPayload;
   if (!at_once) {
-    const auto go = wire::encode_header({wire::Kind::kGo, 0, 0, header_->sequence});
+    auto go = wire::encode_header({wire::Kind::kGo, 0, 0, header_->sequence});
+    socket_.sent.seal(go);
     out_.assign(go.begin(), go.end());
-    out_sent_ = 0;
-    after_reply_ = State::kPayload;
-    state_ = State::kReply;
+    return send_out(State::kPayload);
   }
   return Progress::kGoOn;
 }
 
 ServedLane::Progress ServedLane::payload() {
-  switch (receiver_.step(socket_.get(), *this)) {
+  switch (receiver_.step(socket_, *this)) {
     case Flow::kGoOn:
       return Progress::kGoOn;
     case Flow::kWait:
@@ -86,6 +86,8 @@ ServedLane::Progress ServedLane::payload() {
       return end_write();
     case Flow::kBroken:
       return Progress::kClose;
+    case Flow::kForged:
+      return forged();
     default:
       return protocol_error();
   }
@@ -102,7 +104,7 @@ ServedLane::Progress ServedLane::fail_write() {
   rights_.reset();
   answered_ = true;
   // Nothing else is on its way to the initiator, so that this small frame always fits.
-  auto frame = wire::encode_outcome(header_->sequence, {outcome, 0});
+  auto frame = outcome_frame(outcome);
   iovec whole{frame.data(), frame.size()};
   const ssize_t sent = send_pieces(socket_.get(), {&whole, 1}, false);
   return sent == static_cast<ssize_t>(frame.size()) ? Progress::kGoOn : Progress::kClose;
@@ -110,7 +112,8 @@ ServedLane::Progress ServedLane::fail_write() {
 
 ServedLane::Progress ServedLane::end_write() {
   Outcome outcome = receiver_.reply().outcome;
-  if (outcome.ok() && receiver_.unread() != 0) {
+  const bool may_end = answered_ || may_end_payload(outcome.code);
+  if (!may_end || (outcome.ok() && receiver_.unread() != 0)) {
     return protocol_error();
   }
   const std::uint64_t moved_bytes = requested_bytes() - receiver_.left();

@@ -6,15 +6,13 @@
 
 #include "lanes/io_threads.h"
 #include "lanes/served_lane.h"
-#include "lanes/socket.h"
 
 namespace ldd {
 
 LaneServer::LaneServer(std::shared_ptr<Node> node)
     : links_(std::make_shared<ServedLinks>(std::move(node))) {}
 
-void LaneServer::serve(int fd, std::uint64_t link_id) {
-  LaneSocket socket = adopt_lane(fd);
+void LaneServer::serve(LaneSocket socket, std::uint64_t link_id) {
   if (mark_.inherited()) {
     throw std::system_error(ECHILD, std::generic_category(), "the server of a parent process");
   }

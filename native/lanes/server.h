@@ -9,6 +9,7 @@
 
 #include "base/fork.h"
 #include "lanes/served_links.h"
+#include "lanes/socket.h"
 
 namespace ldd {
 
@@ -19,9 +20,9 @@ class LaneServer {
   LaneServer(const LaneServer&) = delete;
   LaneServer& operator=(const LaneServer&) = delete;
 
-  // Serves the connected, authenticated socket `fd`, whose ownership passes; throws
-  // std::system_error when it cannot be served (it is closed then).
-  void serve(int fd, std::uint64_t link_id);
+  // Serves an authenticated lane; throws std::system_error when it cannot be served (it is closed
+  // then).
+  void serve(LaneSocket socket, std::uint64_t link_id);
   // Lets pushes of that link be carried out by reading `host`.
   void attach_host(std::uint64_t link_id, std::shared_ptr<HostPeer> host);
   // The same by reading landing slots of this process, where the peer has no other way.

@@ -120,7 +120,7 @@ void LaneFd::reset() {
   fd_ = -1;
 }
 
-LaneSocket adopt_lane(int fd) {
+LaneSocket adopt_lane(int fd, const LaneTerms& terms) {
   LaneFd lane(fd);
   int type = 0;
   socklen_t size = sizeof type;
@@ -136,29 +136,7 @@ LaneSocket adopt_lane(int fd) {
   }
   LaneFd carrier = receive_carrier(fd);
   tune(carrier.valid() ? carrier.get() : fd);
-  return LaneSocket(std::move(lane), std::move(carrier));
-}
-
-bool LaneSocket::same_host() const {
-  sockaddr_storage own{};
-  sockaddr_storage other{};
-  socklen_t own_size = sizeof own;
-  socklen_t other_size = sizeof other;
-  if (::getsockname(outer(), reinterpret_cast<sockaddr*>(&own), &own_size) != 0 ||
-      ::getpeername(outer(), reinterpret_cast<sockaddr*>(&other), &other_size) != 0 ||
-      own.ss_family != other.ss_family) {
-    return false;
-  }
-  if (own.ss_family == AF_UNIX) {
-    return true;
-  }
-  if (own.ss_family == AF_INET) {
-    return reinterpret_cast<sockaddr_in*>(&own)->sin_addr.s_addr ==
-           reinterpret_cast<sockaddr_in*>(&other)->sin_addr.s_addr;
-  }
-  return own.ss_family == AF_INET6 &&
-         std::memcmp(&reinterpret_cast<sockaddr_in6*>(&own)->sin6_addr,
-                     &reinterpret_cast<sockaddr_in6*>(&other)->sin6_addr, sizeof(in6_addr)) == 0;
+  return {std::move(lane), std::move(carrier), terms};
 }
 
 bool LaneSocket::hung_up() const {

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "base/unique_fd.h"
+#include "wire/tags.h"
 
 namespace ldd {
 
@@ -40,22 +41,36 @@ class LaneFd {
   int fd_ = -1;
 };
 
-// The socket of a lane. The bytes of an encrypted lane are carried by another connection: threads
+// What the two ends of a lane agreed on when it was opened.
+struct LaneTerms {
+  wire::SipKey send_key{};
+  wire::SipKey receive_key{};
+  // The other end's CLOCK_MONOTONIC less the own one: not more than it is, less by as long as
+  // the other end's word of it was under way. 0 where both have one clock.
+  std::int64_t clock_offset_ns = 0;
+};
+
+// The socket of a lane, and what tells the frames of its two ends from those of anybody else. The
+// bytes of an encrypted lane are carried by another connection: threads
 // outside the core move them between that carrier and the Unix socket that the core reads and
 // writes. The core never reads or writes the carrier, but looks there whether the peer has hung up,
 // and cuts it, so that neither has to wait for those threads.
 class LaneSocket {
  public:
   LaneSocket() = default;
-  explicit LaneSocket(LaneFd own, LaneFd carrier = {})
-      : own_(std::move(own)), carrier_(std::move(carrier)) {}
+  LaneSocket(LaneFd own, LaneFd carrier, const LaneTerms& terms)
+      : sent(terms.send_key),
+        received(terms.receive_key),
+        own_(std::move(own)),
+        carrier_(std::move(carrier)),
+        clock_offset_ns_(terms.clock_offset_ns) {}
+
+  wire::Tags sent;      // of frames to the other end
+  wire::Tags received;  // of its frames
 
   [[nodiscard]] int get() const { return own_.get(); }
-  // What leads to the peer.
-  [[nodiscard]] int outer() const { return carrier_.valid() ? carrier_.get() : own_.get(); }
-
-  // Whether both ends of the connection are on this host, so that they share CLOCK_MONOTONIC.
-  [[nodiscard]] bool same_host() const;
+  [[nodiscard]] bool valid() const { return own_.valid(); }
+  [[nodiscard]] std::int64_t clock_offset_ns() const { return clock_offset_ns_; }
   // Whether the other end has closed, or the connection has failed. One system call.
   [[nodiscard]] bool hung_up() const;
   // The same when only threads outside the core would tell; costs nothing without them.
@@ -70,13 +85,14 @@ class LaneSocket {
  private:
   LaneFd own_;
   LaneFd carrier_;
+  std::int64_t clock_offset_ns_ = 0;
 };
 
 // Takes a connected stream socket and makes it a lane: non-blocking, closed on exec, no Nagle
 // delay, dead connections noticed. A Unix socket may bring its carrier: one byte with the
 // descriptor as SCM_RIGHTS, sent before anything else. Throws std::system_error (the socket is
 // closed then) when it is none.
-LaneSocket adopt_lane(int fd);
+LaneSocket adopt_lane(int fd, const LaneTerms& terms);
 
 // sendmsg/recvmsg without blocking and without SIGPIPE. What went through, or -errno; a receive
 // that meets the end of the stream gives -EPIPE; -EAGAIN is back-pressure. EINTR never appears.

@@ -41,6 +41,7 @@ class Writer {
     std::memcpy(out_.data(), &little, sizeof little);
     out_ = out_.subspan(sizeof little);
   }
+  void skip(std::size_t bytes) { out_ = out_.subspan(bytes); }
 
  private:
   std::span<std::byte> out_;
@@ -68,9 +69,9 @@ std::uint64_t body_of(Kind kind, std::uint64_t count) {
 
 std::uint16_t flags_of(Kind kind) {
   if (kind == Kind::kWrite) {
-    return kClocksShared | kInlinePayload;
+    return kTargetsClock | kInlinePayload;
   }
-  return is_request(kind) ? kClocksShared : std::uint16_t{0};
+  return is_request(kind) ? kTargetsClock : std::uint16_t{0};
 }
 
 bool known(std::uint8_t kind) { return (kind >= 1 && kind <= 9) || (kind >= 16 && kind <= 18); }
@@ -95,6 +96,7 @@ void put_header(Writer& out, const Header& header) {
   out.put(header.flags);
   out.put(header.body_bytes);
   out.put(header.sequence);
+  out.skip(kTagBytes);
 }
 
 }  // namespace
@@ -115,8 +117,8 @@ std::size_t words_per_descriptor(Kind kind) {
   }
 }
 
-HeaderBytes encode_header(const Header& header) {
-  HeaderBytes bytes{};
+Head encode_header(const Header& header) {
+  Head bytes{};
   Writer out(bytes);
   put_header(out, header);
   return bytes;

@@ -16,13 +16,15 @@
 namespace ldd::wire {
 
 inline constexpr std::uint32_t kMagic = 0x4E4C444C;  // "LDLN"
-inline constexpr std::uint8_t kVersion = 1;
+inline constexpr std::uint8_t kVersion = 2;
 
 inline constexpr std::size_t kHeaderBytes = 16;
+inline constexpr std::size_t kTagBytes = 16;
+inline constexpr std::size_t kHeadBytes = kHeaderBytes + kTagBytes;
 inline constexpr std::size_t kRequestBytes = 80;
 inline constexpr std::size_t kOutcomeBytes = 32;
-inline constexpr std::size_t kRequestFrameBytes = kHeaderBytes + kRequestBytes;
-inline constexpr std::size_t kOutcomeFrameBytes = kHeaderBytes + kOutcomeBytes;
+inline constexpr std::size_t kRequestFrameBytes = kHeadBytes + kRequestBytes;
+inline constexpr std::size_t kOutcomeFrameBytes = kHeadBytes + kOutcomeBytes;
 
 inline constexpr std::uint32_t kMaxDescriptors = 64 * 1024;   // of one request
 inline constexpr std::uint32_t kMaxChunkBytes = 1024 * 1024;  // payload of one chunk
@@ -45,7 +47,7 @@ enum class Kind : std::uint8_t {
   kGo = 18,
 };
 
-inline constexpr std::uint16_t kClocksShared = 1;   // deadline_ns is of the receiver's clock too
+inline constexpr std::uint16_t kTargetsClock = 1;   // deadline_ns is a time of the target's clock
 inline constexpr std::uint16_t kInlinePayload = 2;  // WRITE: the payload follows at once
 
 struct Header {
@@ -56,7 +58,7 @@ struct Header {
 };
 
 struct Request {
-  std::uint64_t deadline_ns = 0;   // CLOCK_MONOTONIC of the sender
+  std::uint64_t deadline_ns = 0;   // CLOCK_MONOTONIC of the target, with kTargetsClock
   std::uint64_t remaining_ns = 0;  // until then, when the request was sent
   std::uint64_t version = 0;       // directory version that must be current; 0 = any
   std::uint64_t cache_index = 0;
@@ -68,13 +70,15 @@ struct Request {
   std::uint32_t count = 0;   // descriptors
 };
 
-// An outcome and one more word (the version, for kDirectoryVersion).
+// An outcome and one more word: of a target the version, for kDirectoryVersion, and for all others
+// its CLOCK_MONOTONIC.
 struct Reply {
   Outcome outcome;
   std::uint64_t value = 0;
 };
 
-using HeaderBytes = std::array<std::byte, kHeaderBytes>;
+// Header and tag, which is made and checked by Tags (wire/tags.h).
+using Head = std::array<std::byte, kHeadBytes>;
 using OutcomeFrame = std::array<std::byte, kOutcomeFrameBytes>;
 using RequestFrame = std::array<std::byte, kRequestFrameBytes>;
 
@@ -82,7 +86,8 @@ using RequestFrame = std::array<std::byte, kRequestFrameBytes>;
 // 64-bit words per descriptor that follow a request of this kind; 0 = it has no descriptors.
 [[nodiscard]] std::size_t words_per_descriptor(Kind kind);
 
-[[nodiscard]] HeaderBytes encode_header(const Header& header);
+// Encoded frames have room for their tag, in which are zeroes.
+[[nodiscard]] Head encode_header(const Header& header);
 // The frame without its descriptor columns, which the sender appends; body_bytes counts them.
 [[nodiscard]] RequestFrame encode_request(Kind kind, std::uint16_t flags, std::uint32_t sequence,
                                           const Request& request);

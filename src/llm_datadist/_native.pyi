@@ -311,15 +311,34 @@ class HostPeer:
         Running reads end with CANCELLED; returns when none is left. Idempotent.
         """
 
+class LaneSocket:
+    """
+    A connected, authenticated socket that is to become a lane. Its owner is the one that
+    it is given to, once.
+    """
+
+    def __init__(
+        self, fd: int, send_key: bytes, receive_key: bytes, clock_offset_ns: int = 0
+    ) -> None:
+        """
+        Take over a socket, also when OSError comes; not when a key is not 16 bytes long.
+
+        send_key: of the tags of what goes to the other end; receive_key: of what comes.
+        clock_offset_ns: the other end's CLOCK_MONOTONIC less the own one, at most.
+        """
+
+    def close(self) -> None:
+        """Close it, unless somebody has it. Idempotent."""
+
 class LaneServer:
     """
     Serves the lanes of an instance's links with a few native threads. Thread-safe.
     """
 
     def __init__(self, node: Node) -> None: ...
-    def serve(self, fd: int, link_id: int) -> None:
+    def serve(self, socket: LaneSocket, link_id: int) -> None:
         """
-        Serve a connected, authenticated socket; its ownership passes, also when OSError comes.
+        Serve the peer on a lane; its ownership passes, also when OSError comes.
         """
 
     def attach_host(self, link_id: int, host_peer: HostPeer) -> None:
@@ -366,8 +385,8 @@ class Lanes:
     """
 
     def __init__(self, node: Node, link_id: int) -> None: ...
-    def add(self, fd: int) -> None:
-        """Take over a connected, authenticated socket, also when OSError comes."""
+    def add(self, socket: LaneSocket) -> None:
+        """Take over a lane, also when OSError comes; all lead to one peer."""
 
     def count(self) -> int:
         """Number of open lanes."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 
 import msgspec
+from framing import FramedSocket
 
 from llm_datadist._engine.engine import Endpoint
 from llm_datadist._protocol.codec import (
@@ -27,9 +29,18 @@ from llm_datadist._protocol.lane_auth import (
     LaneHello,
     check_answer,
     fresh_lane_nonce,
+    lane_keys,
     prove_lane,
 )
-from llm_datadist._protocol.messages import Accept, Complete, Confirm, Hello, Ready, Welcome
+from llm_datadist._protocol.messages import (
+    PROTOCOL_VERSION,
+    Accept,
+    Complete,
+    Confirm,
+    Hello,
+    Ready,
+    Welcome,
+)
 
 
 class Intruder:
@@ -81,7 +92,7 @@ class Intruder:
             endpoint = msgspec.msgpack.encode(Endpoint((1, 1), {"tcp": b""}))
         self.say(
             Hello(
-                version=1,
+                version=PROTOCOL_VERSION,
                 cluster_id=self.cluster_id,
                 incarnation=self.cluster_id,
                 nonce=fresh_nonce(),
@@ -104,9 +115,10 @@ class Intruder:
         answer = sock.recv(LANE_ANSWER_BYTES, socket.MSG_WAITALL)
         if session is None:
             check_answer(self.lane_key, hello, answer)
-        sock.sendall(prove_lane(key or self.lane_key, hello, answer))
-        self.lanes[server].append(sock)
-        return sock
+        sock.sendall(prove_lane(key or self.lane_key, hello, answer, time.monotonic_ns()))
+        keys = lane_keys(key or self.lane_key, hello, answer, Side.DIALER)
+        self.lanes[server].append(FramedSocket(sock, *keys))
+        return self.lanes[server][-1]
 
     def complete(self, endpoint=None, num_lanes=1):
         """Go as far as the Complete; the answer is still to be heard."""

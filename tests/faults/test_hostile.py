@@ -31,7 +31,7 @@ from llm_datadist._protocol.lane_auth import (
     LaneHello,
     fresh_lane_nonce,
 )
-from llm_datadist._protocol.messages import SESSION_BYTES, Hello, Ping
+from llm_datadist._protocol.messages import PROTOCOL_VERSION, SESSION_BYTES, Hello, Ping
 
 CONTROL, LANE = encode_preamble(Kind.CONTROL), encode_preamble(Kind.LANE)
 SECRET = "correct horse battery staple"
@@ -74,7 +74,12 @@ def is_closed(sock):
 
 
 def hello(**fields):
-    given = {"version": 1, "cluster_id": 66, "incarnation": 66, "nonce": fresh_nonce()}
+    given = {
+        "version": PROTOCOL_VERSION,
+        "cluster_id": 66,
+        "incarnation": 66,
+        "nonce": fresh_nonce(),
+    }
     return encode_frame(Hello(**given | fields))
 
 

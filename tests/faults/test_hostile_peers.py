@@ -215,12 +215,13 @@ class LyingTarget:
         code, data = 0, b""
         if kind == 6:  # READ_LOG
             data = self._log[:wanted] if self._log is not None else bytes(wanted)
-        elif kind != 5:
+        elif kind in (1, 8, 9):  # what looks a key up
             code = 8  # STALE
         said = b""
         if data:
-            said = self.HEADER.pack(0x4E4C444C, 1, 16, 0, len(data), sequence) + data
-        outcome = (0x4E4C444C, 1, 17, 0, 32, sequence, code, 0, -1, len(data), self._version)
+            said = self.HEADER.pack(0x4E4C444C, 2, 16, 0, len(data), sequence) + data
+        value = self._version if kind == 5 else time.monotonic_ns()
+        outcome = (0x4E4C444C, 2, 17, 0, 32, sequence, code, 0, -1, len(data), value)
         self._sock.sendall(said + self.OUTCOME.pack(*outcome))
 
     def close(self):

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "check.h"
+#include "wire/tags.h"
 
 namespace ldd_fuzz {
 
@@ -62,6 +63,32 @@ class Arena {
   }
   std::byte* base_;
 };
+
+// Puts the right tags of a lane without secrets into the frames that `said` begins with, so that
+// what is tested has to do with more than wrong tags. What is no frame stays as it is.
+inline std::vector<std::byte> sealed(std::span<const std::byte> said) {
+  namespace wire = ldd::wire;
+  wire::Tags tags;
+  std::vector<std::byte> out;
+  while (said.size() >= wire::kHeaderBytes) {
+    const auto header = wire::decode_header(said.first<wire::kHeaderBytes>());
+    if (!header) {
+      break;
+    }
+    const std::size_t end =
+        std::min<std::size_t>(said.size(), wire::kHeaderBytes + header->body_bytes);
+    const std::size_t covered = header->kind == wire::Kind::kChunk ? wire::kHeaderBytes : end;
+    std::vector<std::byte> frame(said.begin(), said.begin() + wire::kHeaderBytes);
+    frame.resize(wire::kHeadBytes);
+    const auto body = said.first(end).subspan(wire::kHeaderBytes);
+    tags.seal(frame, body.first(covered - wire::kHeaderBytes));
+    out.insert(out.end(), frame.begin(), frame.end());
+    out.insert(out.end(), body.begin(), body.end());
+    said = said.subspan(end);
+  }
+  out.insert(out.end(), said.begin(), said.end());
+  return out;
+}
 
 // A stream socket pair; the other end belongs to what is tested.
 class Ends {

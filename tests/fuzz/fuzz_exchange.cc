@@ -2,7 +2,8 @@
 // that is: only the caller's memory is written; a read that ends well has put exactly the bytes of
 // the chunks in place; the end of the stream ends it.
 //
-// The first byte of the input chooses the request, the second how many bytes arrive at a time.
+// The first byte of the input chooses the request, the second how many bytes arrive at a time; 255
+// for all, and for frames that get no tags.
 #include "arena.h"
 #include "base/clock.h"
 #include "lanes/exchange.h"
@@ -61,7 +62,7 @@ std::uint64_t sum_of(std::size_t pieces) {
 ldd::Ask ask_for(const Choice& choice) {
   ldd::Ask ask;
   ask.kind = choice.kind;
-  ldd::set_deadline(ask.request, ldd::now_ns() + 60'000'000'000);
+  ask.deadline_ns = ldd::now_ns() + 60'000'000'000;
   if (wire::words_per_descriptor(choice.kind) != 0) {
     ask.request.count = static_cast<std::uint32_t>(choice.pieces);
     ask.words.assign(choice.pieces * wire::words_per_descriptor(choice.kind), 64);
@@ -134,14 +135,17 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   }
   const std::span<const std::byte> input(reinterpret_cast<const std::byte*>(data) + 2, size - 2);
   const Choice& choice = choice_of(data[0]);
-  const std::size_t piece = data[1] == 0 ? ldd_fuzz::kMaxInput : data[1];
+  const bool tagged = data[1] != 255;
+  const std::size_t piece = data[1] == 0 || !tagged ? 2 * ldd_fuzz::kMaxInput : data[1];
+  const std::vector<std::byte> said =
+      tagged ? ldd_fuzz::sealed(input) : std::vector<std::byte>(input.begin(), input.end());
   const Arena& arena = Arena::get();
   arena.reset();
   for (std::size_t i = 0; i < kAddresses.size(); ++i) {
     arena.open(kAddresses[i], kAddresses[i] + kLengths[i]);
   }
   const ldd_fuzz::Ends ends;
-  ldd::ClientLane lane(ends.theirs());
+  ldd::ClientLane lane(ldd::adopt_lane(ends.theirs(), {}));
   NoGuard guard;
   const std::uint64_t payload_bytes = choice.kind == wire::Kind::kPush ? 0 : sum_of(choice.pieces);
   const std::span<const std::uint64_t> addresses(kAddresses);
@@ -149,8 +153,9 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const ldd::Cursor payload(addresses.first(choice.pieces), lengths.first(choice.pieces), 0, 0,
                             payload_bytes);
   ldd::Exchange exchange(lane, ask_for(choice), payload, guard);
-  const Flow flow = run(exchange, ends, input, piece);
-  CHECK(flow == Flow::kEnd || flow == Flow::kBroken || flow == Flow::kMalformed);
+  const Flow flow = run(exchange, ends, said, piece);
+  CHECK(flow == Flow::kEnd || flow == Flow::kBroken || flow == Flow::kMalformed ||
+        flow == Flow::kForged);
   if (flow == Flow::kEnd) {
     const ldd::Outcome outcome = exchange.outcome();
     CHECK(outcome.code <= ldd::Code::kCancelled);

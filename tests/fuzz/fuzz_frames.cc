@@ -1,5 +1,5 @@
-// The decoder of frames, on a sequence of them. What decodes is within every cap and encodes to the
-// very bytes that it came from; nothing else decodes.
+// The decoder of frames, on a sequence of them, without tags. What decodes is within every cap and
+// encodes to the very bytes that it came from; nothing else decodes.
 #include <algorithm>
 
 #include "arena.h"
@@ -9,8 +9,11 @@ namespace {
 
 namespace wire = ldd::wire;
 
-bool same(std::span<const std::byte> a, std::span<const std::byte> b) {
-  return std::equal(a.begin(), a.end(), b.begin(), b.end());
+// Whether the input begins with this frame, which has room for a tag where the input has none.
+bool same_frame(std::span<const std::byte> encoded, std::span<const std::byte> input) {
+  const auto body = encoded.subspan(wire::kHeadBytes);
+  return std::equal(encoded.begin(), encoded.begin() + wire::kHeaderBytes, input.begin()) &&
+         std::equal(body.begin(), body.end(), input.begin() + wire::kHeaderBytes);
 }
 
 void check_request(const wire::Header& header, std::span<const std::byte> frame) {
@@ -25,8 +28,8 @@ void check_request(const wire::Header& header, std::span<const std::byte> frame)
   CHECK(request->remaining_ns <= wire::kMaxRemainingNs);
   const std::uint64_t words = wire::words_per_descriptor(header.kind) * request->count;
   CHECK(header.body_bytes == wire::kRequestBytes + 8 * words);
-  CHECK(same(wire::encode_request(header.kind, header.flags, header.sequence, *request),
-             frame.first(wire::kRequestFrameBytes)));
+  CHECK(same_frame(wire::encode_request(header.kind, header.flags, header.sequence, *request),
+                   frame));
 }
 
 void check_outcome(const wire::Header& header, std::span<const std::byte> frame) {
@@ -34,8 +37,7 @@ void check_outcome(const wire::Header& header, std::span<const std::byte> frame)
   if (reply) {
     CHECK(reply->outcome.code <= ldd::Code::kCancelled);
     CHECK(header.flags == 0);
-    CHECK(
-        same(wire::encode_outcome(header.sequence, *reply), frame.first(wire::kOutcomeFrameBytes)));
+    CHECK(same_frame(wire::encode_outcome(header.sequence, *reply), frame));
   }
 }
 
@@ -48,11 +50,11 @@ std::size_t check_frame(std::span<const std::byte> data) {
   if (!header) {
     return 0;
   }
-  CHECK(same(wire::encode_header(*header), data.first(wire::kHeaderBytes)));
+  CHECK(same_frame(wire::encode_header(*header), data));
   const bool outcome = header->kind == wire::Kind::kOutcome;
-  if (wire::is_request(header->kind) && data.size() >= wire::kRequestFrameBytes) {
+  if (wire::is_request(header->kind) && data.size() >= wire::kHeaderBytes + wire::kRequestBytes) {
     check_request(*header, data);
-  } else if (outcome && data.size() >= wire::kOutcomeFrameBytes) {
+  } else if (outcome && data.size() >= wire::kHeaderBytes + wire::kOutcomeBytes) {
     check_outcome(*header, data);
   }
   return std::min<std::size_t>(data.size(), wire::kHeaderBytes + header->body_bytes);

@@ -2,8 +2,9 @@
 // that is not registered, or not accessible, is neither written nor sent; every answer is a whole
 // frame; the lane lets go of everything when it ends.
 //
-// The first byte of the input chooses: how many bytes arrive at a time, and whether there is a host
-// peer to push. All memory and all guards are the same in every run.
+// The first byte of the input chooses: how many bytes arrive at a time, whether there is a host
+// peer to push, and whether the frames get no tags. All memory and all guards are the same in every
+// run.
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 
@@ -54,7 +55,7 @@ struct Served {
                      node, ldd::PeerAddress{::getpid(), node->incarnation(), node->nonce_address(),
                                             page.fd(), page.size_bytes()}));
     }
-    lane = std::make_shared<ldd::ServedLane>(links, kLink, ldd::adopt_lane(ends.theirs()),
+    lane = std::make_shared<ldd::ServedLane>(links, kLink, ldd::adopt_lane(ends.theirs(), {}),
                                              idle_thread());
     CHECK(links->add(kLink, lane));
   }
@@ -91,18 +92,21 @@ std::vector<std::byte> converse(Served& served, std::span<const std::byte> input
 }
 
 void check_said(std::span<const std::byte> said, bool may_hold_secrets) {
+  wire::Tags tags;
   while (!said.empty()) {
-    CHECK(said.size() >= wire::kHeaderBytes);
+    CHECK(said.size() >= wire::kHeadBytes);
     const auto header = wire::decode_header(said.first<wire::kHeaderBytes>());
     CHECK(header && !wire::is_request(header->kind));
-    CHECK(said.size() >= wire::kHeaderBytes + header->body_bytes);
-    const auto body = said.subspan(wire::kHeaderBytes, header->body_bytes);
+    CHECK(said.size() >= wire::kHeadBytes + header->body_bytes);
+    const auto body = said.subspan(wire::kHeadBytes, header->body_bytes);
+    const bool chunk = header->kind == wire::Kind::kChunk;
+    CHECK(tags.check(said.first(wire::kHeadBytes), chunk ? body.first(0) : body));
     if (header->kind == wire::Kind::kOutcome) {
       CHECK(wire::decode_outcome(body.first<wire::kOutcomeBytes>()));
     } else if (header->kind == wire::Kind::kChunk && !may_hold_secrets) {
       CHECK(std::find(body.begin(), body.end(), ldd_fuzz::kSecret) == body.end());
     }
-    said = said.subspan(wire::kHeaderBytes + header->body_bytes);
+    said = said.subspan(wire::kHeadBytes + header->body_bytes);
   }
 }
 
@@ -128,9 +132,12 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   }
   const std::span<const std::byte> input(reinterpret_cast<const std::byte*>(data) + 1, size - 1);
   const unsigned choice = data[0];
-  const std::size_t piece = (choice & 0x7E) == 0 ? input.size() : (choice & 0x7E);
+  const std::vector<std::byte> frames = (choice & 0x80) == 0
+                                            ? ldd_fuzz::sealed(input)
+                                            : std::vector<std::byte>(input.begin(), input.end());
+  const std::size_t piece = (choice & 0x7E) == 0 ? frames.size() : (choice & 0x7E);
   Served served((choice & 1) != 0);
-  const std::vector<std::byte> said = converse(served, input, piece);
+  const std::vector<std::byte> said = converse(served, frames, piece);
   // It may have written that byte where peers may, or pushed it there, and read it back.
   const bool may_hold_secrets =
       (choice & 1) != 0 || asks_for_checksums(input) ||

@@ -19,7 +19,7 @@ AT = {ACCESSIBLE: BASE + 1024, PRIVATE: BASE + PAGE, FAULTY: BASE + 3 * PAGE - 5
 
 
 def header(kind: int, body: int = 0, flags: int = 0, sequence: int = 1) -> bytes:
-    return struct.pack("<IBBHII", MAGIC, 1, kind, flags, body, sequence)
+    return struct.pack("<IBBHII", MAGIC, 2, kind, flags, body, sequence)
 
 
 def request(
@@ -41,8 +41,8 @@ def chunk(data: bytes) -> bytes:
     return header(CHUNK, len(data)) + data
 
 
-def outcome(code: int = 0, index: int = -1) -> bytes:
-    return header(OUTCOME, 32) + struct.pack("<IiqQQ", code, 0, index, 0, 0)
+def outcome(code: int = 0, index: int = -1, moved: int = 0) -> bytes:
+    return header(OUTCOME, 32) + struct.pack("<IiqQQ", code, 0, index, moved, 0)
 
 
 def conversations() -> dict[str, bytes]:
@@ -87,24 +87,25 @@ def conversations() -> dict[str, bytes]:
 def answers() -> dict[str, bytes]:
     """What a target may say: choice of the request, pieces, frames."""
     data = bytes(range(256)) * 6
-    whole = chunk(data) + outcome()
+    done = outcome(moved=len(data))
     return {
-        "read": b"\0\0" + whole,
-        "read in parts": b"\0\7" + chunk(data[:100]) + chunk(data[100:]) + outcome(),
+        "read": b"\0\0" + chunk(data) + done,
+        "read in parts": b"\0\7" + chunk(data[:100]) + chunk(data[100:]) + done,
         "read refused": b"\0\0" + outcome(1),
-        "read failed late": b"\0\0" + chunk(data[:700]) + outcome(5, 1),
-        "read of a bad page": b"\1\0" + chunk(data) + chunk(bytes(1024)) + outcome(),
-        "write": b"\2\0" + outcome(),
+        "read failed late": b"\0\0" + chunk(data[:700]) + outcome(5, 1, 700),
+        "read of a bad page": b"\1\0" + chunk(data) + chunk(bytes(1024)) + outcome(moved=2560),
+        "write": b"\2\0" + done,
         "write refused": b"\2\0" + outcome(7, 1),
-        "write go": b"\3\0" + header(GO) + outcome(),
-        "push": b"\4\0" + outcome(),
+        "write go": b"\3\0" + header(GO) + done,
+        "push": b"\4\0" + outcome(moved=128),
         "version": b"\5\0" + outcome(),
-        "log": b"\6\0" + chunk(data[:1024]) + outcome(),
-        "short log": b"\6\0" + chunk(data[:100]) + outcome(),
+        "log": b"\6\0" + chunk(data[:1024]) + outcome(moved=1024),
+        "short log": b"\6\0" + chunk(data[:100]) + outcome(moved=100),
         "consume": b"\7\0" + outcome(1),
         "checksum": b"\xff\0" + chunk(data[:1536]) + outcome(),
         "probe": b"\xf0\0" + outcome(),
-        "probe of a bad page": b"\xf0\0" + outcome(6),
+        "probe of a bad page": b"\xf0\0" + outcome(5),
+        "no tags": b"\0\xff" + chunk(data) + done,
     }
 
 
@@ -115,7 +116,7 @@ def main(directory: Path) -> None:
         "served_lane": {
             f"{name} {choice}": bytes([choice]) + data
             for name, data in said.items()
-            for choice in ((1, 3) if name.startswith("push") else (0, 8))
+            for choice in ((1, 3) if name.startswith("push") else (0, 8, 0x80))
         },
         "exchange": answered,
     }

@@ -16,6 +16,7 @@
 
 namespace {
 
+namespace wire = ldd::wire;
 using ldd::Code;
 
 constexpr std::uint64_t kSize = 4 * 1024 * 1024;
@@ -31,8 +32,10 @@ struct Link {
     for (std::size_t i = 0; i < count; ++i) {
       int ends[2];
       CHECK(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
-      server.serve(ends[0], 1);
-      lanes.add(ends[1]);
+      wire::SipKey there{std::byte{1}};
+      wire::SipKey back{std::byte{2}};
+      server.serve(ldd::adopt_lane(ends[0], {back, there}), 1);
+      lanes.add(ldd::adopt_lane(ends[1], {there, back}));
     }
     const auto& there = initiator->published();
     host = std::make_shared<ldd::HostPeer>(

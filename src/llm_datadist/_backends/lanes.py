@@ -25,11 +25,17 @@ if TYPE_CHECKING:
 
     from llm_datadist._backends.base import Transfer
     from llm_datadist._backends.node import Checksums, Node
+    from llm_datadist._protocol.lane_auth import OpenLane
 
 _LOSSES = frozenset({Code.TIMEOUT, Code.PEER_DEAD, Code.PROTOCOL, Code.CANCELLED, Code.NO_LANE})
 """Outcomes that may have cost a lane."""
 
 _LONGEST_WAIT_S = 0.25
+
+
+def _socket(lane: OpenLane) -> _native.LaneSocket:
+    """Hand a lane over to the native core, which owns its socket from then on; OSError."""
+    return _native.LaneSocket(lane.fd, *lane.keys, lane.clock_offset_ns)
 
 
 class LinkLanes:
@@ -38,8 +44,8 @@ class LinkLanes:
     Args:
         node: The instance.
         link_id: Names the link in the native core; unique within the instance.
-        client_fds: Connected sockets on which the peer serves us; ownership passes.
-        server_fds: Connected sockets on which our native threads serve the peer; ownership passes.
+        client_lanes: On which the peer serves us; ownership passes.
+        server_lanes: On which our native threads serve the peer; ownership passes.
         on_loss: Called when lanes on which we ask are missing, on the thread of the operation that
             finds it; it must not block, and has `add` called in the end. None when nobody opens new
             ones: then a link without lanes is as good as dead.
@@ -51,27 +57,27 @@ class LinkLanes:
         self,
         node: Node,
         link_id: int,
-        client_fds: Sequence[int],
-        server_fds: Sequence[int],
+        client_lanes: Sequence[OpenLane],
+        server_lanes: Sequence[OpenLane],
         on_loss: Callable[[], None] | None = None,
     ) -> None:
         self.node = node
         self.link_id = link_id
         self.answers = 0
         """Operations that went well; unlocked, so that it may miss a few."""
-        self._client_lanes = len(client_fds)
-        self._server_lanes = len(server_fds)
+        self._num_client = len(client_lanes)
+        self._num_server = len(server_lanes)
         self._on_loss = on_loss
         self._changed = threading.Condition()  # also: nothing is added once it is closed
         self._closed = False
         self._client = _native.Lanes(node.native, link_id)
-        self._server_fds = list(server_fds)
-        waiting = list(client_fds)
+        self._unserved = list(server_lanes)
+        waiting = list(client_lanes)
         try:
             while waiting:
-                self._client.add(waiting.pop(0))
+                self._client.add(_socket(waiting.pop(0)))
         except OSError:
-            self._server_fds += waiting
+            self._unserved += waiting
             self.close()
             raise
 
@@ -82,8 +88,8 @@ class LinkLanes:
             OSError: The instance has been closed, and the lanes are now, too.
         """
         try:
-            while self._server_fds:
-                self.node.lane_server.serve(self._server_fds.pop(), self.link_id)
+            while self._unserved:
+                self.node.lane_server.serve(_socket(self._unserved.pop()), self.link_id)
         except OSError:
             self.close()
             raise
@@ -99,24 +105,24 @@ class LinkLanes:
         Negative when there are more. Lanes of either kind that the peer has closed do not count.
         """
         served = self.node.lane_server.link_lanes(self.link_id)
-        return self._client_lanes - self._client.prune(), self._server_lanes - served
+        return self._num_client - self._client.prune(), self._num_server - served
 
-    def add(self, client_fds: Sequence[int], server_fds: Sequence[int]) -> None:
+    def add(self, client_lanes: Sequence[OpenLane], server_lanes: Sequence[OpenLane]) -> None:
         """Put further lanes into use; ownership passes. Never blocks.
 
         A link or an instance that has been closed meanwhile closes them.
         """
         with self._changed:
             if self._closed:
-                for fd in (*client_fds, *server_fds):
-                    os.close(fd)
+                for lane in (*client_lanes, *server_lanes):
+                    os.close(lane.fd)
                 return
-            for fd in client_fds:
+            for lane in client_lanes:
                 with suppress(OSError):  # the instance is closed, and the socket now, too
-                    self._client.add(fd)
-            for fd in server_fds:
+                    self._client.add(_socket(lane))
+            for lane in server_lanes:
                 with suppress(OSError):
-                    self.node.lane_server.serve(fd, self.link_id)
+                    self.node.lane_server.serve(_socket(lane), self.link_id)
             self._changed.notify_all()
 
     def attach_host(self, host: _native.HostPeer) -> None:
@@ -243,7 +249,7 @@ class LinkLanes:
         """
         found = _native.ping_all([link._client for link in links], deadline_ns)
         for link, raw in zip(links, found, strict=True):
-            lost = raw[0] in _LOSSES and link._client.count() < link._client_lanes
+            lost = raw[0] in _LOSSES and link._client.count() < link._num_client
             if lost and link._on_loss is not None:
                 link._on_loss()
         return [raw[0] == Code.OK for raw in found]
@@ -257,8 +263,8 @@ class LinkLanes:
     def close(self) -> None:
         """Close both directions; returns when no operation of this link touches memory."""
         self.end()
-        while self._server_fds:
-            os.close(self._server_fds.pop())
+        while self._unserved:
+            os.close(self._unserved.pop().fd)
         self._client.close()
         self.node.lane_server.drop_link(self.link_id)
 
@@ -276,7 +282,7 @@ class LinkLanes:
                 return outcome
             if self._on_loss is None:
                 return Outcome(Code.PEER_DEAD) if outcome.code == Code.NO_LANE else outcome
-            if self._client.count() < self._client_lanes:
+            if self._client.count() < self._num_client:
                 self._on_loss()
             if outcome.code != Code.NO_LANE:
                 return outcome

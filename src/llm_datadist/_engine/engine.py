@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from llm_datadist._links import Peer
     from llm_datadist._options import Config
     from llm_datadist._options.settings import Pool as PoolConfig
+    from llm_datadist._protocol.lane_auth import OpenLane
     from llm_datadist._types import MemInfo
 
 logger = logging.getLogger("llm_datadist")
@@ -230,8 +231,8 @@ class Engine:
         peer: Peer,
         link_id: int,
         endpoint: bytes,
-        client_fds: list[int],
-        server_fds: list[int],
+        client_lanes: list[OpenLane],
+        server_lanes: list[OpenLane],
     ) -> LinkData:
         """Make the data plane of a link.
 
@@ -241,7 +242,7 @@ class Engine:
         heal = partial(self.links.heal, link_id)
         with self._offered_lock:
             own_ref, _ = self._offered.pop(link_id, (NO_REF, 0.0))
-        lanes = LinkLanes(self.node, link_id, client_fds, server_fds, heal)
+        lanes = LinkLanes(self.node, link_id, client_lanes, server_lanes, heal)
         try:
             there = msgspec.msgpack.decode(endpoint, type=Endpoint)
             known = PeerEndpoint(peer.cluster_id, peer.incarnation, there.link_ref, there.backends)
@@ -313,9 +314,11 @@ class Engine:
         """How many lanes fewer there are than at first: on which we ask, and which we serve."""
         return data.lanes.missing()
 
-    def add_lanes(self, data: LinkData, client_fds: list[int], server_fds: list[int]) -> None:
+    def add_lanes(
+        self, data: LinkData, client_lanes: list[OpenLane], server_lanes: list[OpenLane]
+    ) -> None:
         """Put new lanes of a link into use."""
-        data.lanes.add(client_fds, server_fds)
+        data.lanes.add(client_lanes, server_lanes)
 
     def traffic(self, data: LinkData) -> int:
         """How many operations the peer's native threads have answered."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from llm_datadist._control.loop import ControlLoop
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.delegate import Hooks, LinkData, LinkDelegate, Peer
-    from llm_datadist._links.lanes import LaneFds, LaneSink
+    from llm_datadist._links.lanes import LaneSink, OpenLanes
     from llm_datadist._options import Config
 
 __all__ = ["CLUSTERS", "Connecting", "LinkContext", "SetupError"]
@@ -99,9 +99,11 @@ class LinkContext:
             reason = f"cluster {self.cluster_id} cannot offer its memory: {error}"
             raise SetupError(LLMStatusCode.LLM_LINK_FAILED, reason) from error
 
-    def begin_connect(self, peer: Peer, link_id: int, endpoint: bytes, fds: LaneFds) -> Connecting:
-        """Have the delegate connect a link; it owns the fds from here on."""
-        return Connecting(self, peer, link_id, endpoint, fds)
+    def begin_connect(
+        self, peer: Peer, link_id: int, endpoint: bytes, lanes: OpenLanes
+    ) -> Connecting:
+        """Have the delegate connect a link; it owns the lanes from here on."""
+        return Connecting(self, peer, link_id, endpoint, lanes)
 
 
 def _silence_ms(config: Config) -> int:
@@ -119,12 +121,12 @@ class Connecting:
     """A call of the delegate's connect, under way on a worker from construction on."""
 
     def __init__(
-        self, context: LinkContext, peer: Peer, link_id: int, endpoint: bytes, fds: LaneFds
+        self, context: LinkContext, peer: Peer, link_id: int, endpoint: bytes, lanes: OpenLanes
     ) -> None:
         self._context = context
         self._peer = peer
         call = context.delegate.connect
-        self._call = context.workers.submit(call, peer, link_id, endpoint, *fds)
+        self._call = context.workers.submit(call, peer, link_id, endpoint, *lanes)
 
     async def data(self) -> LinkData:
         """Return what it returned; SetupError when the delegate refuses."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.link import Link
+    from llm_datadist._protocol.lane_auth import OpenLane
 
 __all__ = ["DomainHello", "Hooks", "LinkData", "LinkDelegate", "LinkResult", "Peer", "Refusal"]
 
@@ -60,8 +61,8 @@ class LinkDelegate(Protocol):
         peer: Peer,
         link_id: int,
         endpoint: bytes,
-        client_fds: list[int],
-        server_fds: list[int],
+        client_lanes: list[OpenLane],
+        server_lanes: list[OpenLane],
     ) -> LinkData:
         """Make a link usable; an exception refuses it, and its text goes to both ends' callers.
 
@@ -69,10 +70,10 @@ class LinkDelegate(Protocol):
             peer: The other end.
             link_id: Unique in this table; the two ends number a link each for itself.
             endpoint: What the peer's delegate returned from `endpoint`.
-            client_fds: Connected non-blocking sockets of the lanes on which we ask.
-            server_fds: The same for the lanes on which the peer asks.
+            client_lanes: On which we ask; their sockets are connected and non-blocking.
+            server_lanes: The same on which the peer asks.
 
-        Ownership of all fds passes with the call, also when it raises. The peer may ask on its
+        Ownership of all lanes passes with the call, also when it raises. The peer may ask on its
         lanes before its `connect` or ours has returned.
         """
         ...
@@ -84,7 +85,9 @@ class LinkDelegate(Protocol):
         """
         ...
 
-    def add_lanes(self, data: LinkData, client_fds: list[int], server_fds: list[int]) -> None:
+    def add_lanes(
+        self, data: LinkData, client_lanes: list[OpenLane], server_lanes: list[OpenLane]
+    ) -> None:
         """Put further lanes into use, or close them when the link has ended; see `connect`.
 
         Called on the control thread: must not block.

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from llm_datadist._control.relay import Relays
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.context import LinkContext
-    from llm_datadist._links.lanes import LaneFds, LaneRoute
+    from llm_datadist._links.lanes import LaneRoute, OpenLanes
     from llm_datadist._links.link import Link
     from llm_datadist._links.upkeep import Upkeep
     from llm_datadist._protocol.messages import DomainHello
@@ -396,9 +396,9 @@ class _Dial:
         self.step = "opening lanes"
         relays = self._agreed_relays(accept)
         terms = LaneTerms(accept.num_lanes, accept.session, call.shake.lane_key(), route, relays)
-        fds = await self._open_lanes(route, terms)
+        lanes = await self._open_lanes(route, terms)
         self.step = "waiting for the peer to complete the link"
-        connecting = self._context.begin_connect(peer, link_id, accept.endpoint, fds)
+        connecting = self._context.begin_connect(peer, link_id, accept.endpoint, lanes)
         connection, holder = call.connection, self._request.holder
         resolved = (route[1][0], route[1][1])
         try:
@@ -423,7 +423,7 @@ class _Dial:
         return self._context.relays if encrypted else None
 
     @staticmethod
-    async def _open_lanes(route: LaneRoute, terms: LaneTerms) -> LaneFds:
+    async def _open_lanes(route: LaneRoute, terms: LaneTerms) -> OpenLanes:
         try:
             return await open_lanes(route, terms, all_places(terms.num_lanes))
         except (OSError, EOFError) as error:

@@ -27,7 +27,7 @@ from llm_datadist._protocol.messages import Reopen
 
 if TYPE_CHECKING:
     from llm_datadist._links.context import LinkContext
-    from llm_datadist._links.lanes import LaneFds, LanePlace, LaneRoute, ProvenLane
+    from llm_datadist._links.lanes import LanePlace, LaneRoute, OpenLanes, ProvenLane
     from llm_datadist._links.link import Link
 
 __all__ = ["Healing"]
@@ -112,7 +112,7 @@ class Healing:
             patient.asked = num_lanes
             self.heal(link)
 
-    def take(self, link: Link, place: LanePlace, sock: ProvenLane) -> None:
+    def take(self, link: Link, place: LanePlace, lane: ProvenLane) -> None:
         """Take a proven lane on the accepting end.
 
         Raises:
@@ -125,11 +125,11 @@ class Healing:
         if place[0] is Side.DIALER:
             if asking <= 0:
                 raise PeerClosedError("no lane is missing on which this end asks")
-            delegate.add_lanes(link.data, [sock.detach()], [])
+            delegate.add_lanes(link.data, [lane.detach()], [])
         else:
             if serving <= (1 - _MOST_SERVED) * link.terms.num_lanes:
                 raise PeerClosedError("too many lanes that this end serves")
-            delegate.add_lanes(link.data, [], [sock.detach()])
+            delegate.add_lanes(link.data, [], [lane.detach()])
         patient.came.set()
 
     def _missing(self, link: Link, patient: _Patient) -> list[LanePlace]:
@@ -152,7 +152,9 @@ class Healing:
             deadline = Deadline(_ANSWER_SECONDS)
             next_attempt = Deadline(pause)
             try:
-                fds = await deadline.limit(open_lanes(route, link.terms, places, _CONNECT_SECONDS))
+                lanes = await deadline.limit(
+                    open_lanes(route, link.terms, places, _CONNECT_SECONDS)
+                )
             except (OSError, EOFError, ProtocolError, asyncio.TimeoutError) as error:
                 failures += 1
                 _log_failure(link, error, failures)
@@ -160,7 +162,7 @@ class Healing:
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 continue
             failures = 0
-            self._add(link, patient, fds)
+            self._add(link, patient, lanes)
         patient.well_since = time.monotonic()
 
     async def _rest(self, patient: _Patient) -> None:
@@ -171,16 +173,16 @@ class Healing:
         else:
             patient.rest = 0.0
 
-    def _add(self, link: Link, patient: _Patient, fds: LaneFds) -> None:
+    def _add(self, link: Link, patient: _Patient, lanes: OpenLanes) -> None:
         if not link.alive:
-            for fd in (*fds[0], *fds[1]):
-                os.close(fd)
+            for lane in (*lanes[0], *lanes[1]):
+                os.close(lane.fd)
             return
-        self._context.delegate.add_lanes(link.data, *fds)
-        patient.asked = max(0, patient.asked - len(fds[1]))
+        self._context.delegate.add_lanes(link.data, *lanes)
+        patient.asked = max(0, patient.asked - len(lanes[1]))
         logger.info(
             "opened %d lanes anew to cluster %d at %s",
-            len(fds[0]) + len(fds[1]),
+            len(lanes[0]) + len(lanes[1]),
             link.cluster_id,
             printed(link.address),
         )
@@ -217,9 +219,9 @@ class _Standing:
         self._healing = healing
         self._link = link
 
-    def fill(self, place: LanePlace, sock: ProvenLane) -> None:
+    def fill(self, place: LanePlace, lane: ProvenLane) -> None:
         """Take a proven lane; PeerClosedError when the link does not need it."""
-        self._healing.take(self._link, place, sock)
+        self._healing.take(self._link, place, lane)
 
 
 def _log_failure(link: Link, error: Exception, failures: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, final
 
@@ -19,10 +20,13 @@ from llm_datadist._protocol.lane_auth import (
     LANE_HELLO_BYTES,
     LANE_PROOF_BYTES,
     LaneHello,
+    LaneKeys,
+    OpenLane,
     answer_lane,
     check_answer,
     check_proof,
     fresh_lane_nonce,
+    lane_keys,
     prove_lane,
 )
 from llm_datadist._protocol.messages import SESSION_BYTES
@@ -36,25 +40,48 @@ if TYPE_CHECKING:
     from llm_datadist._links.context import LinkContext
 
 __all__ = [
-    "LaneFds",
     "LanePlace",
     "LaneRoute",
     "LaneSession",
     "LaneSink",
     "LaneTerms",
+    "OpenLanes",
+    "ProvenLane",
     "all_places",
     "open_lanes",
     "receive_lane",
 ]
 
-#: (lanes on which we ask, lanes on which the peer asks): detached file descriptors
-LaneFds: TypeAlias = tuple[list[int], list[int]]
+#: (lanes on which we ask, lanes on which the peer asks)
+OpenLanes: TypeAlias = tuple[list[OpenLane], list[OpenLane]]
 #: (which end serves, index)
 LanePlace: TypeAlias = tuple[Side, int]
 #: (family, socket address, source ip or None)
 LaneRoute: TypeAlias = tuple[int, tuple[Any, ...], str | None]
-#: A connection that has proved itself; `detach` gives the descriptor for the delegate
-ProvenLane: TypeAlias = "socket.socket | CarriedLane"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ProvenLane:
+    """A connection that has proved itself.
+
+    Attributes:
+        sock: What becomes the native core's.
+        keys: Of the tags of its frames.
+        clock_offset_ns: See OpenLane.
+    """
+
+    sock: socket.socket | CarriedLane
+    keys: LaneKeys = field(repr=False)
+    clock_offset_ns: int
+
+    def detach(self) -> OpenLane:
+        """Return it for the delegate, who owns it then."""
+        return OpenLane(self.sock.detach(), self.keys, self.clock_offset_ns)
+
+    def close(self) -> None:
+        """Close it, instead of `detach`. Idempotent."""
+        self.sock.close()
 
 
 @final
@@ -88,7 +115,7 @@ class LaneSink(Protocol):
     def relays(self) -> Relays | None:
         """What encrypts their bytes."""
 
-    def fill(self, place: LanePlace, sock: ProvenLane) -> None:
+    def fill(self, place: LanePlace, lane: ProvenLane) -> None:
         """Take a proven lane; an exception refuses it."""
 
 
@@ -118,7 +145,7 @@ class LaneSession:
         self._lanes: dict[LanePlace, ProvenLane] = {}
         self._filled = asyncio.Event()
 
-    def fill(self, place: LanePlace, sock: ProvenLane) -> None:
+    def fill(self, place: LanePlace, lane: ProvenLane) -> None:
         """Take a proven lane.
 
         Raises:
@@ -127,7 +154,7 @@ class LaneSession:
         if place not in self._missing:
             raise ProtocolError(f"no place for lane {place[1]} served by the {place[0].value}")
         self._missing.remove(place)
-        self._lanes[place] = sock
+        self._lanes[place] = lane
         if not self._missing:
             self._filled.set()
 
@@ -135,7 +162,7 @@ class LaneSession:
         """Wait until every lane is there."""
         await self._filled.wait()
 
-    def take(self) -> LaneFds:
+    def take(self) -> OpenLanes:
         """Return all lanes; they are the caller's."""
         lanes, self._lanes = self._lanes, {}
         return _detach(lanes, Side.ACCEPTOR)
@@ -143,8 +170,8 @@ class LaneSession:
     def close(self) -> None:
         """Close the lanes that were not taken, and take no more. Idempotent."""
         self._missing.clear()
-        for sock in self._lanes.values():
-            sock.close()
+        for lane in self._lanes.values():
+            lane.close()
         self._lanes.clear()
 
 
@@ -157,7 +184,7 @@ async def receive_lane(context: LinkContext, visit: Visit) -> None:
         EOFError, OSError: It broke.
     """
     wire = SecureSocket(visit.sock, visit.session)
-    lane: ProvenLane = visit.sock
+    sock: socket.socket | CarriedLane = visit.sock
     try:
         hello = LaneHello.unpack(await wire.receive_exactly(LANE_HELLO_BYTES))
         sink = context.sessions.get(hello.session)
@@ -168,14 +195,16 @@ async def receive_lane(context: LinkContext, visit: Visit) -> None:
         if (sink.relays is None) is not (wire.session is None):
             have, want = ("inside", "outside")[:: 1 if wire.session else -1]
             raise ProtocolError(f"lane {have} TLS of a link whose lanes are {want} TLS")
-        answer = answer_lane(sink.key, hello)
+        answer = answer_lane(sink.key, hello, time.monotonic_ns())
         await wire.send(answer)
-        check_proof(sink.key, hello, answer, await wire.receive_exactly(LANE_PROOF_BYTES))
+        proof = await wire.receive_exactly(LANE_PROOF_BYTES)
+        offset_ns = check_proof(sink.key, hello, answer, proof) - time.monotonic_ns()
         if sink.relays is not None:
-            lane = sink.relays.carry(wire, serves=hello.server is Side.ACCEPTOR)
-        sink.fill((hello.server, hello.index), lane)
+            sock = sink.relays.carry(wire, serves=hello.server is Side.ACCEPTOR)
+        keys = lane_keys(sink.key, hello, answer, Side.ACCEPTOR)
+        sink.fill((hello.server, hello.index), ProvenLane(sock, keys, offset_ns))
     except BaseException:
-        lane.close()
+        sock.close()
         raise
 
 
@@ -184,7 +213,7 @@ async def open_lanes(
     terms: LaneTerms,
     places: Iterable[LanePlace],
     connect_seconds: float | None = None,
-) -> LaneFds:
+) -> OpenLanes:
     """Open lanes of a link, from the dialing end. All or none; the caller sets the time limit.
 
     Args:
@@ -221,14 +250,16 @@ async def _open_lane(
     try:
         wire = await _greet(sock, terms.relays, hello)
         answer = await wire.receive_exactly(LANE_ANSWER_BYTES)
-        check_answer(terms.key, hello, answer)
-        await wire.send(prove_lane(terms.key, hello, answer))
+        offset_ns = check_answer(terms.key, hello, answer) - time.monotonic_ns()
+        await wire.send(prove_lane(terms.key, hello, answer, time.monotonic_ns()))
+        keys = lane_keys(terms.key, hello, answer, Side.DIALER)
         if terms.relays is not None:
-            return terms.relays.carry(wire, serves=place[0] is Side.DIALER)
+            carried = terms.relays.carry(wire, serves=place[0] is Side.DIALER)
+            return ProvenLane(carried, keys, offset_ns)
     except BaseException:
         sock.close()
         raise
-    return sock
+    return ProvenLane(sock, keys, offset_ns)
 
 
 async def _greet(sock: socket.socket, relays: Relays | None, hello: LaneHello) -> SecureSocket:
@@ -248,8 +279,8 @@ def _close_lane(opened: asyncio.Task[ProvenLane]) -> None:
         opened.result().close()
 
 
-def _detach(lanes: dict[LanePlace, ProvenLane], own_side: Side) -> LaneFds:
-    def served_by(side: Side) -> list[int]:
+def _detach(lanes: dict[LanePlace, ProvenLane], own_side: Side) -> OpenLanes:
+    def served_by(side: Side) -> list[OpenLane]:
         places = sorted((place for place in lanes if place[0] is side), key=lambda place: place[1])
         return [lanes[place].detach() for place in places]
 

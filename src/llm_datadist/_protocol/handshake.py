@@ -135,7 +135,7 @@ class Handshake:
         self.side = side
         self.phase = Phase.NEW
         self._secret = secret
-        self._transcript = hashlib.sha256(b"llm-datadist link 1")
+        self._transcript = hashlib.sha256(b"llm-datadist link 2")
 
     def prove(self, message: _Proof) -> _Proof:
         """Return the message, about to be sent, with its proof filled in."""

@@ -2,14 +2,25 @@
 
     dialer                              acceptor
       LaneHello  ----------------------->          session, index, who serves, nonce
-                 <----------------------- answer   nonce, proof
-      proof      ----------------------->
+                 <----------------------- answer   nonce, clock, proof
+      proof      ----------------------->          clock, proof
 
-Proofs are HMAC-SHA256 with the link's lane key over the sender's side, the hello and the acceptor's
-nonce. Both ends prove the key, because either may be the one that serves requests on the lane. The
-acceptor's nonce is fresh for each connection, so that a recorded lane opens nothing. While the link
-is set up a place (index, who serves) of its session is taken once. Later the session takes lanes
-that replace lost ones, as many as are missing; an index then only tells apart those of one attempt.
+Proofs are HMAC-SHA256 with the link's lane key over the sender's side and clock, the hello and the
+acceptor's nonce. Both ends prove the key, because either may be the one that serves requests on the
+lane. The acceptor's nonce is fresh for each connection, so that a recorded lane opens nothing. The
+key is of one handshake, and so of two incarnations and of which of them dialed: a lane that
+somebody passes on to another instance, or back to the one that opens it, proves nothing there.
+
+From the key and both nonces come two more for each lane, one for each direction: those of the tags
+of frames, which the native core makes and checks. Without a secret and without TLS whoever has read
+the handshake can compute all of them.
+
+A clock is CLOCK_MONOTONIC in nanoseconds, when the sender said it. Deadlines of requests are times
+of the clock of the end that serves, which need not be that of the other end.
+
+While the link is set up a place (index, who serves) of its session is taken once. Later the session
+takes lanes that replace lost ones, as many as are missing; an index then only tells apart those of
+one attempt.
 """
 
 from __future__ import annotations
@@ -18,7 +29,7 @@ import hmac
 import secrets
 import struct
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Final, NamedTuple, final
 
 from llm_datadist._protocol.codec import ProtocolError
 from llm_datadist._protocol.handshake import Side
@@ -29,10 +40,13 @@ __all__ = [
     "LANE_HELLO_BYTES",
     "LANE_PROOF_BYTES",
     "LaneHello",
+    "LaneKeys",
+    "OpenLane",
     "answer_lane",
     "check_answer",
     "check_proof",
     "fresh_lane_nonce",
+    "lane_keys",
     "prove_lane",
 ]
 
@@ -40,7 +54,12 @@ _NONCE_BYTES: Final = 16
 _HELLO: Final = struct.Struct(f"<{SESSION_BYTES}sBBH{_NONCE_BYTES}s")
 _SERVERS: Final = (Side.ACCEPTOR, Side.DIALER)  # by the number on the wire
 
-LANE_PROOF_BYTES: Final = 32
+_MAC_BYTES: Final = 32
+_CLOCK: Final = struct.Struct("<Q")
+_MOST_CLOCK: Final = 1 << 62
+_TAG_KEY_BYTES: Final = 16
+
+LANE_PROOF_BYTES: Final = _CLOCK.size + _MAC_BYTES
 LANE_HELLO_BYTES: Final = _HELLO.size
 LANE_ANSWER_BYTES: Final = _NONCE_BYTES + LANE_PROOF_BYTES
 
@@ -77,37 +96,79 @@ class LaneHello:
         return LaneHello(session, _SERVERS[server], index, nonce)
 
 
+class LaneKeys(NamedTuple):
+    """Keys of the tags of one lane, at one end: of what it sends, and of what it receives."""
+
+    send: bytes
+    receive: bytes
+
+
+class OpenLane(NamedTuple):
+    """A lane that has proved itself, as the native core takes it over.
+
+    Attributes:
+        fd: Its connected socket; whoever has this owns it.
+        keys: Of its tags.
+        clock_offset_ns: The other end's CLOCK_MONOTONIC less the own one, at most.
+    """
+
+    fd: int
+    keys: LaneKeys
+    clock_offset_ns: int
+
+
 def fresh_lane_nonce() -> bytes:
     """Return a nonce for a LaneHello."""
     return secrets.token_bytes(_NONCE_BYTES)
 
 
-def answer_lane(key: bytes, hello: LaneHello) -> bytes:
-    """Return the acceptor's answer: a fresh nonce and the proof of the key."""
+def answer_lane(key: bytes, hello: LaneHello, clock_ns: int) -> bytes:
+    """Return the acceptor's answer: a fresh nonce, its clock and the proof of the key."""
     nonce = secrets.token_bytes(_NONCE_BYTES)
-    return nonce + _proof(key, Side.ACCEPTOR, hello, nonce)
+    return nonce + _proof(key, Side.ACCEPTOR, hello, nonce, clock_ns)
 
 
-def check_answer(key: bytes, hello: LaneHello, answer: bytes) -> None:
-    """Check the acceptor's answer; ProtocolError when it does not have the key."""
+def check_answer(key: bytes, hello: LaneHello, answer: bytes) -> int:
+    """Return the acceptor's clock; ProtocolError when it does not have the key."""
     nonce, proof = answer[:_NONCE_BYTES], answer[_NONCE_BYTES:]
-    _check(proof, _proof(key, Side.ACCEPTOR, hello, nonce))
+    return _check(key, Side.ACCEPTOR, hello, nonce, proof)
 
 
-def prove_lane(key: bytes, hello: LaneHello, answer: bytes) -> bytes:
-    """Return the dialer's proof, given the acceptor's answer."""
-    return _proof(key, Side.DIALER, hello, answer[:_NONCE_BYTES])
+def prove_lane(key: bytes, hello: LaneHello, answer: bytes, clock_ns: int) -> bytes:
+    """Return the dialer's clock and proof, given the acceptor's answer."""
+    return _proof(key, Side.DIALER, hello, answer[:_NONCE_BYTES], clock_ns)
 
 
-def check_proof(key: bytes, hello: LaneHello, answer: bytes, proof: bytes) -> None:
-    """Check the dialer's proof; ProtocolError when it does not have the key."""
-    _check(proof, prove_lane(key, hello, answer))
+def check_proof(key: bytes, hello: LaneHello, answer: bytes, proof: bytes) -> int:
+    """Return the dialer's clock; ProtocolError when it does not have the key."""
+    return _check(key, Side.DIALER, hello, answer[:_NONCE_BYTES], proof)
 
 
-def _proof(key: bytes, side: Side, hello: LaneHello, nonce: bytes) -> bytes:
-    return hmac.digest(key, b"lane " + side.value.encode() + b"\0" + hello.pack() + nonce, "sha256")
+def lane_keys(key: bytes, hello: LaneHello, answer: bytes, side: Side) -> LaneKeys:
+    """Return one end's keys of the lane that hello and answer have opened."""
+    nonce = answer[:_NONCE_BYTES]
+    of = {
+        sender: _mac(key, b"tags of the " + sender.value.encode(), hello, nonce)[:_TAG_KEY_BYTES]
+        for sender in Side
+    }
+    return LaneKeys(send=of[side], receive=of[side.other])
 
 
-def _check(given: bytes, expected: bytes) -> None:
+def _proof(key: bytes, side: Side, hello: LaneHello, nonce: bytes, clock_ns: int) -> bytes:
+    clock = _CLOCK.pack(clock_ns)
+    return clock + _mac(key, b"lane " + side.value.encode(), hello, nonce + clock)
+
+
+def _check(key: bytes, side: Side, hello: LaneHello, nonce: bytes, proof: bytes) -> int:
+    clock, given = proof[: _CLOCK.size], proof[_CLOCK.size :]
+    expected = _mac(key, b"lane " + side.value.encode(), hello, nonce + clock)
     if not hmac.compare_digest(given, expected):
         raise ProtocolError("the lane's proof is wrong")
+    (clock_ns,) = _CLOCK.unpack(clock)
+    if clock_ns > _MOST_CLOCK:
+        raise ProtocolError(f"a clock of {clock_ns} ns")
+    return int(clock_ns)
+
+
+def _mac(key: bytes, label: bytes, hello: LaneHello, rest: bytes) -> bytes:
+    return hmac.digest(key, label + b"\0" + hello.pack() + rest, "sha256")

@@ -12,6 +12,7 @@ from llm_datadist._backends.base import PeerEndpoint, Region
 from llm_datadist._backends.lanes import LinkLanes
 from llm_datadist._backends.node import Node
 from llm_datadist._backends.outcomes import Ref
+from llm_datadist._protocol.lane_auth import LaneKeys, OpenLane
 from llm_datadist._types import Placement
 from llm_datadist.testing._arena import Arena
 
@@ -72,10 +73,14 @@ class BackendEnd:
         )
 
     def connect(
-        self, there: Introduction, client_fds: list[int], server_fds: list[int], cluster_id: int
+        self,
+        there: Introduction,
+        client_lanes: list[OpenLane],
+        server_lanes: list[OpenLane],
+        cluster_id: int,
     ) -> None:
         """Make the channel over connected sockets, whose ownership passes."""
-        self._lanes = LinkLanes(self.node, LINK_ID, client_fds, server_fds)
+        self._lanes = LinkLanes(self.node, LINK_ID, client_lanes, server_lanes)
         endpoint = PeerEndpoint(cluster_id, there.incarnation, there.link_ref, there.metadata)
         self.channel = self.backend.connect(endpoint, self._lanes)
         self._lanes.serve()
@@ -103,17 +108,22 @@ def listen() -> socket.socket:
     return socket.create_server(("127.0.0.1", 0))
 
 
-def accept_lanes(listener: socket.socket) -> tuple[list[int], list[int]]:
+def _open_lane(sock: socket.socket) -> OpenLane:
+    """A lane that nothing has to prove, between two ends that have one clock."""
+    return OpenLane(sock.detach(), LaneKeys(bytes(16), bytes(16)), 0)
+
+
+def accept_lanes(listener: socket.socket) -> tuple[list[OpenLane], list[OpenLane]]:
     """Take the other end's lanes: (those we initiate on, those that we serve)."""
-    served = [listener.accept()[0].detach() for _ in range(LANES_PER_DIRECTION)]
-    client = [listener.accept()[0].detach() for _ in range(LANES_PER_DIRECTION)]
+    served = [_open_lane(listener.accept()[0]) for _ in range(LANES_PER_DIRECTION)]
+    client = [_open_lane(listener.accept()[0]) for _ in range(LANES_PER_DIRECTION)]
     return client, served
 
 
-def dial_lanes(port: int) -> tuple[list[int], list[int]]:
+def dial_lanes(port: int) -> tuple[list[OpenLane], list[OpenLane]]:
     """Open the lanes to the other end: (those we initiate on, those that we serve)."""
-    fds = [
-        socket.create_connection(("127.0.0.1", port)).detach()
+    lanes = [
+        _open_lane(socket.create_connection(("127.0.0.1", port)))
         for _ in range(2 * LANES_PER_DIRECTION)
     ]
-    return fds[:LANES_PER_DIRECTION], fds[LANES_PER_DIRECTION:]
+    return lanes[:LANES_PER_DIRECTION], lanes[LANES_PER_DIRECTION:]

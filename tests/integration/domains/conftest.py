@@ -24,9 +24,9 @@ class Nothing:
     def endpoint(self, link_id):
         return b""
 
-    def connect(self, peer, link_id, endpoint, client_fds, server_fds):
-        for fd in (*client_fds, *server_fds):
-            os.close(fd)
+    def connect(self, peer, link_id, endpoint, client_lanes, server_lanes):
+        for lane in (*client_lanes, *server_lanes):
+            os.close(lane.fd)
         self.calls["connect"] += 1
 
     def missing_lanes(self, data):

@@ -20,8 +20,8 @@ class Plane:
     def endpoint(self, link_id):
         return b""
 
-    def connect(self, peer, link_id, endpoint, client_fds, server_fds):
-        return [*client_fds, *server_fds]
+    def connect(self, peer, link_id, endpoint, client_lanes, server_lanes):
+        return [lane.fd for lane in (*client_lanes, *server_lanes)]
 
     def missing_lanes(self, data):
         return 0, 0

@@ -40,9 +40,9 @@ class Plane:
     def endpoint(self, link_id):
         return f"{id(self)}/{link_id}".encode()
 
-    def connect(self, peer, link_id, endpoint, client_fds, server_fds):
-        clients = [socket.socket(fileno=fd) for fd in client_fds]
-        servers = [socket.socket(fileno=fd) for fd in server_fds]
+    def connect(self, peer, link_id, endpoint, client_lanes, server_lanes):
+        clients = [socket.socket(fileno=lane.fd) for lane in client_lanes]
+        servers = [socket.socket(fileno=lane.fd) for lane in server_lanes]
         self.entered.set()
         assert self.gate.wait(10)
         if self.refusal is not None:

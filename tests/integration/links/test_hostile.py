@@ -7,6 +7,7 @@ import resource
 import secrets
 import socket
 import threading
+import time
 
 import pytest
 
@@ -21,8 +22,24 @@ from llm_datadist._protocol.codec import (
     encode_preamble,
 )
 from llm_datadist._protocol.handshake import Handshake, Side, fresh_nonce
-from llm_datadist._protocol.lane_auth import LaneHello, check_answer, fresh_lane_nonce, prove_lane
-from llm_datadist._protocol.messages import Accept, Complete, Confirm, Hello, Ping, Reject, Welcome
+from llm_datadist._protocol.lane_auth import (
+    LANE_ANSWER_BYTES,
+    LANE_PROOF_BYTES,
+    LaneHello,
+    check_answer,
+    fresh_lane_nonce,
+    prove_lane,
+)
+from llm_datadist._protocol.messages import (
+    PROTOCOL_VERSION,
+    Accept,
+    Complete,
+    Confirm,
+    Hello,
+    Ping,
+    Reject,
+    Welcome,
+)
 
 pytestmark = pytest.mark.expects_log("connection from .* closed")
 CONTROL, LANE = encode_preamble(Kind.CONTROL), encode_preamble(Kind.LANE)
@@ -42,7 +59,12 @@ def linked(end):
 
 
 def hello_frame(**fields):
-    given = {"version": 1, "cluster_id": 66, "incarnation": 66, "nonce": fresh_nonce()}
+    given = {
+        "version": PROTOCOL_VERSION,
+        "cluster_id": 66,
+        "incarnation": 66,
+        "nonce": fresh_nonce(),
+    }
     return encode_frame(Hello(**given | fields))
 
 
@@ -148,7 +170,12 @@ class Intruder:
     def accepted(self, incarnation=66, cluster_id=66):
         """Go as far as Accept."""
         self.say(
-            Hello(version=1, cluster_id=cluster_id, incarnation=incarnation, nonce=fresh_nonce())
+            Hello(
+                version=PROTOCOL_VERSION,
+                cluster_id=cluster_id,
+                incarnation=incarnation,
+                nonce=fresh_nonce(),
+            )
         )
         assert isinstance(self.hear(), Welcome)
         self.say(Confirm(endpoint=b""))
@@ -161,9 +188,13 @@ class Intruder:
         sock = socket.create_connection(self.address)
         sock.settimeout(5)
         sock.sendall(LANE + hello.pack())
-        answer = sock.recv(48, socket.MSG_WAITALL)
+        answer = sock.recv(LANE_ANSWER_BYTES, socket.MSG_WAITALL)
         check_answer(self.shake.lane_key(), hello, answer)
-        sock.sendall(prove_lane(key, hello, answer) if prove else bytes(32))
+        sock.sendall(
+            prove_lane(key, hello, answer, time.monotonic_ns())
+            if prove
+            else bytes(LANE_PROOF_BYTES)
+        )
         return sock
 
 
@@ -202,7 +233,7 @@ def test_set_ups_that_hang_are_capped(linked, monkeypatch):
     for number, each in enumerate(hanging):
         each.accepted(incarnation=100 + number, cluster_id=100 + number)
     late = Intruder(linked.address)
-    late.say(Hello(version=1, cluster_id=99, incarnation=99, nonce=fresh_nonce()))
+    late.say(Hello(version=PROTOCOL_VERSION, cluster_id=99, incarnation=99, nonce=fresh_nonce()))
     assert isinstance(late.hear(), Welcome)
     late.say(Confirm(endpoint=b""))
     refusal = late.hear()

@@ -10,17 +10,20 @@ import pytest
 from llm_datadist._backends.lanes import LinkLanes
 from llm_datadist._backends.node import Node
 from llm_datadist._backends.outcomes import Code
+from llm_datadist._protocol.lane_auth import LaneKeys, OpenLane
 
 
 def sockets(count):
-    """Descriptors of connected sockets, and the other ends."""
+    """Lanes, and the other ends."""
     pairs = [socket.socketpair() for _ in range(count)]
-    return [here.detach() for here, _ in pairs], [there for _, there in pairs]
+    keys = LaneKeys(bytes(16), bytes(16))
+    lanes = [OpenLane(here.detach(), keys, 0) for here, _ in pairs]
+    return lanes, [there for _, there in pairs]
 
 
-def is_open(fd):
+def is_open(lane):
     try:
-        os.fstat(fd)
+        os.fstat(lane.fd)
     except OSError:
         return False
     return True

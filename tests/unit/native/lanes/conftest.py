@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from authority import Authority
 from carried import Carried, tls_of
+from framing import FramedSocket, lane_of
 
 from llm_datadist import _native
 
@@ -131,8 +132,8 @@ class LocalLink(Initiator):
         self.host = None
         for _ in range(lanes):
             near, far = pair()
-            self.server.serve(far.detach(), 7)
-            self.lanes.add(near.detach())
+            self.server.serve(lane_of(far), 7)
+            self.lanes.add(lane_of(near))
 
     def open_entry(self, array, *, accessible=True, device=-1):
         return self.target.open_entry(
@@ -181,7 +182,7 @@ class RemoteLink(Initiator):
         )
         for near, other in pairs:
             other.close()
-            self.lanes.add(near.detach())
+            self.lanes.add(lane_of(near))
         told = json.loads(self.process.stdout.readline())
         self.remote_address = told["address"]
         self.entry = tuple(told["entry"])
@@ -235,7 +236,7 @@ def remote_link():
 
 
 class Wire:
-    """Frames made by hand, for initiators that do not behave."""
+    """Frames made by hand, for ends that do not behave; without tags, see framing.py."""
 
     MAGIC = 0x4E4C444C
     READ, WRITE, PUSH, CONSUME, VERSION, READ_LOG, PING = range(1, 8)
@@ -243,7 +244,7 @@ class Wire:
     INLINE = 2
 
     @classmethod
-    def header(cls, kind, body=0, flags=0, sequence=1, magic=MAGIC, version=1):
+    def header(cls, kind, body=0, flags=0, sequence=1, magic=MAGIC, version=2):
         return struct.pack("<IBBHII", magic, version, kind, flags, body, sequence)
 
     @classmethod
@@ -256,8 +257,9 @@ class Wire:
         return cls.header(kind, len(body), flags, sequence) + body
 
     @classmethod
-    def outcome(cls, code=0, sequence=1):
-        return cls.header(cls.OUTCOME, 32, 0, sequence) + struct.pack("<IiqQQ", code, 0, -1, 0, 0)
+    def outcome(cls, code=0, sequence=1, *, errno=0, index=-1, moved=0, value=0):
+        body = struct.pack("<IiqQQ", code, errno, index, moved, value)
+        return cls.header(cls.OUTCOME, 32, 0, sequence) + body
 
     @staticmethod
     def parse_outcome(frame):
@@ -274,10 +276,10 @@ def raw_lane():
 
     def make(link):
         near, far = tcp_pair()
-        link.server.serve(far.detach(), 7)
+        link.server.serve(lane_of(far), 7)
         near.settimeout(5)
-        made.append(near)
-        return near
+        made.append(FramedSocket(near))
+        return made[-1]
 
     yield make
     for each in made:

@@ -17,7 +17,7 @@ def main():
         np.array([memory.ctypes.data], np.uint64), np.array([size], np.uint64), True
     )
     for fd in sys.argv[2:]:
-        server.serve(int(fd), 7)
+        server.serve(_native.LaneSocket(int(fd), bytes(16), bytes(16)), 7)
 
     def tell(answer):
         sys.stdout.write(json.dumps(answer) + "\n")

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from framing import FramedSocket, lane_of
 
 from llm_datadist import _native
 
@@ -133,9 +134,10 @@ class FakeTarget:
     """Takes one request on a lane, and answers it with bytes that a test chooses."""
 
     def __init__(self, one, answer):
-        near, self.sock = socket.socketpair()
+        near, far = socket.socketpair()
+        self.sock = FramedSocket(far)
         self.lanes = _native.Lanes(one.node, 8)
-        self.lanes.add(near.detach())
+        self.lanes.add(lane_of(near))
         self.thread = threading.Thread(target=self._serve, args=(answer,))
         self.thread.start()
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from framing import NO_KEY, lane_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -32,7 +33,7 @@ def malformed(wire):
     return {
         "garbage": b"GET / HTTP/1.1\r\n\r\n",
         "magic": wire.header(wire.PING, 80, magic=0x12345678) + bytes(80),
-        "version": wire.header(wire.PING, 80, version=2) + bytes(80),
+        "version": wire.header(wire.PING, 80, version=1) + bytes(80),
         "kind": wire.header(99, 80) + bytes(80),
         "reply": wire.outcome(),
         "chunk": wire.header(wire.CHUNK, 100) + bytes(100),
@@ -179,15 +180,23 @@ def link_to_attack(link):
 def test_nothing_but_connected_stream_sockets_is_taken(link):
     one = link()
     reader, writer = os.pipe()
-    for adopt in (lambda fd: one.server.serve(fd, 7), one.lanes.add):
-        with pytest.raises(OSError, match="must be a socket"):
-            adopt(os.dup(reader))
-        datagrams, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        with pytest.raises(OSError, match="stream socket"):
-            adopt(datagrams.detach())
-        other.close()
+    with pytest.raises(OSError, match="must be a socket"):
+        _native.LaneSocket(os.dup(reader), NO_KEY, NO_KEY)
+    datagrams, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with pytest.raises(OSError, match="stream socket"):
+        lane_of(datagrams)
+    with pytest.raises(ValueError, match="receive_key must be 16 bytes long, got 15"):
+        _native.LaneSocket(other.fileno(), NO_KEY, bytes(15))
+    other.close()
     os.close(reader)
     os.close(writer)
+    near, far = socket.socketpair()
+    lane = lane_of(far)
+    one.server.serve(lane, 7)
+    for adopt in (lambda lane: one.server.serve(lane, 7), one.lanes.add):
+        with pytest.raises(ValueError, match="taken over"):
+            adopt(lane)
+    near.close()
     assert one.lanes.count() == 2
 
 
@@ -204,9 +213,9 @@ def test_no_descriptor_is_left(link, code, eventually):
         one.server.close()
         near, far = socket.socketpair()
         with pytest.raises(OSError, match="closed"):
-            one.lanes.add(near.detach())
+            one.lanes.add(lane_of(near))
         with pytest.raises(OSError, match="closed"):
-            one.server.serve(far.detach(), 7)
+            one.server.serve(lane_of(far), 7)
         one.close()
     eventually(lambda: descriptors() <= before)  # an io thread lets go of a closed lane in its time
 
@@ -226,8 +235,8 @@ def test_a_forked_child_holds_no_lane_open(link, code, eventually):
             near, far = socket.socketpair()
             server = _native.LaneServer(_native.Node(5, 16, 64))
             lanes = _native.Lanes(_native.Node(6, 16, 64), 1)
-            server.serve(far.detach(), 1)
-            lanes.add(near.detach())
+            server.serve(lane_of(far), 1)
+            lanes.add(lane_of(near))
             served = lanes.ping(time.monotonic_ns() + 5 * 10**9)[0] == code.OK
             os._exit(0 if closed and served else 1)
         finally:

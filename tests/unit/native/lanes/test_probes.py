@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from framing import FramedSocket, lane_of
 
 from llm_datadist import _native
 
@@ -105,9 +106,9 @@ def test_a_target_that_does_not_answer_right_costs_its_lane(link, wire, code, ba
         "go": wire.header(wire.GO),
         "garbage": bytes(64),
     }[bad]
-    near, far = socket.socketpair()
+    near, far = map(FramedSocket, socket.socketpair())
     lanes = _native.Lanes(one.node, 8)
-    lanes.add(near.detach())
+    lanes.add(lane_of(near))
 
     def serve():
         far.recv(96 + 16, socket.MSG_WAITALL)
