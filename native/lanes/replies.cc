@@ -27,11 +27,10 @@ constexpr Codes kOnlyOk{Code::kOk};
 constexpr Codes kOfConsume{Code::kOk, Code::kGone, Code::kTimeout};
 constexpr Codes kOfTransfer{Code::kOk,     Code::kGone,  Code::kTimeout, Code::kRemoteFault,
                             Code::kDenied, Code::kStale, Code::kSystem};
-constexpr Codes kOfJob{Code::kOk,          Code::kGone,   Code::kTimeout,
-                       Code::kRemoteFault, Code::kDenied, Code::kStale,
-                       Code::kSystem,      Code::kCancelled};
-constexpr Codes kOfPush{Code::kOk,         Code::kGone,   Code::kTimeout,   Code::kRemoteFault,
-                        Code::kDenied,     Code::kStale,  Code::kSystem,    Code::kCancelled,
+constexpr Codes kOfJob{Code::kOk,     Code::kGone,  Code::kTimeout, Code::kRemoteFault,
+                       Code::kDenied, Code::kStale, Code::kSystem,  Code::kCancelled};
+constexpr Codes kOfPush{Code::kOk,         Code::kGone,      Code::kTimeout, Code::kRemoteFault,
+                        Code::kDenied,     Code::kStale,     Code::kSystem,  Code::kCancelled,
                         Code::kLocalFault, Code::kLocalGone, Code::kPeerDead};
 constexpr Codes kNamesDescriptor{Code::kDenied, Code::kRemoteFault, Code::kLocalFault,
                                  Code::kSystem};
@@ -92,8 +91,7 @@ bool may_answer(wire::Kind kind, const wire::Reply& reply, const Expected& expec
   const bool tells_clock = kind != wire::Kind::kDirectoryVersion;
   return outcome.sys_errno >= 0 && outcome.sys_errno <= kMostErrno &&
          (!tells_clock || reply.value <= wire::kMaxRemainingNs) &&
-         index_plausible(outcome, expected.descriptors) &&
-         bytes_plausible(kind, outcome, expected);
+         index_plausible(outcome, expected.descriptors) && bytes_plausible(kind, outcome, expected);
 }
 
 bool may_end_payload(Code code) {

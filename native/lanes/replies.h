@@ -10,8 +10,8 @@ namespace ldd {
 // What the initiator knows when an outcome has come.
 struct Expected {
   std::uint32_t descriptors = 0;
-  std::uint64_t bytes = 0;   // that a complete transfer moves, or a complete answer has
-  std::uint64_t unread = 0;  // of these, when the bytes come as chunks, what has not come
+  std::uint64_t bytes = 0;       // that a complete transfer moves, or a complete answer has
+  std::uint64_t unread = 0;      // of these, when the bytes come as chunks, what has not come
   Code own_failure = Code::kOk;  // with which the initiator has ended a WRITE's payload
   bool early = false;            // it came before the payload of a WRITE had ended
 };

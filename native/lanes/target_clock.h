@@ -1,6 +1,6 @@
-// How a target's CLOCK_MONOTONIC stands to the own one. The two may be of one host, of two hosts, or
-// of two time namespaces; a deadline that the target can compare with its own clock holds also when
-// the request lay in a socket, or the target was frozen, before it was received.
+// How a target's CLOCK_MONOTONIC stands to the own one. The two may be of one host, of two hosts,
+// or of two time namespaces; a deadline that the target can compare with its own clock holds also
+// when the request lay in a socket, or the target was frozen, before it was received.
 #pragma once
 
 #include <atomic>

@@ -1,10 +1,9 @@
 // SipHash-2-4 with 128 bits: the vectors published with it (key 00 01 .. 0f, message 00 01 02 ..),
 // however the message is divided; and tags of frames, which no other frame has.
-#include "wire/siphash.h"
-
 #include <vector>
 
 #include "check.h"
+#include "wire/siphash.h"
 #include "wire/tags.h"
 
 namespace {
