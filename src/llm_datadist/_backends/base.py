@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from llm_datadist._backends.outcomes import NO_REF, Outcome, Ref
+from llm_datadist._protocol.texts import shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +42,13 @@ if TYPE_CHECKING:
 
 
 class Unavailable(Exception):
-    """A backend cannot serve this link; the text says why, in one clause. Not a failure."""
+    """A backend cannot serve this link; the text says why, in one clause. Not a failure.
+
+    The text may quote the peer: it is `shown`.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(shown(text))
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._links import LinkTable
 from llm_datadist._protocol.codec import DECODE_ERRORS
 from llm_datadist._protocol.messages import MAX_ENDPOINT_BYTES
+from llm_datadist._protocol.texts import shown
 from llm_datadist._registry import CacheRegistry, Pool
 from llm_datadist._types import Placement
 
@@ -256,7 +257,7 @@ class Engine:
             raise fail(
                 LLMStatusCode.LLM_LINK_FAILED,
                 "link_clusters",
-                f"no data path to the peer: {error}",
+                f"no data path to the peer: {shown(str(error))}",
                 'set transfer_backend to "auto" on both sides',
                 cluster_id=peer.cluster_id,
             ) from error

@@ -21,6 +21,7 @@ from llm_datadist._engine.messages import (
 from llm_datadist._errors import LLMException, LLMStatusCode, fail
 from llm_datadist._plan import blocks_array
 from llm_datadist._protocol.codec import DECODE_ERRORS
+from llm_datadist._protocol.texts import shown
 from llm_datadist._types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from llm_datadist._types.checks import UINT32_MAX, check_uint32
 
@@ -187,7 +188,7 @@ class Leases:
             raise fail(
                 LLMStatusCode.LLM_FAILED,
                 operation,
-                f"the peer's answer cannot be read ({error})",
+                f"the peer's answer cannot be read ({shown(str(error))})",
                 "use the same version on both sides",
                 cluster_id=link.cluster_id,
             ) from error

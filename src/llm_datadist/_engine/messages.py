@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, final
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from llm_datadist._protocol.codec import DECODE_ERRORS, ProtocolError
 from llm_datadist._protocol.messages import Status, Text, Uint64
+from llm_datadist._protocol.texts import shown
 
 if TYPE_CHECKING:
     from llm_datadist._links import Link
@@ -69,6 +71,10 @@ class Refused(msgspec.Struct, array_like=True, frozen=True, tag="refused"):
     status: Status
     problem: Text
     remedy: Text
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "problem", shown(self.problem))
+        force_setattr(self, "remedy", shown(self.remedy))
 
 
 class Faulted(msgspec.Struct, array_like=True, frozen=True, tag="faulted"):

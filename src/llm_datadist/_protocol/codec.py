@@ -42,6 +42,7 @@ from llm_datadist._protocol.messages import (
     Welcome,
     Yield,
 )
+from llm_datadist._protocol.texts import shown
 
 __all__ = [
     "DECODE_ERRORS",
@@ -99,7 +100,13 @@ _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(
 
 
 class ProtocolError(Exception):
-    """The peer sent something that this protocol does not allow; its connection has to go."""
+    """The peer sent something that this protocol does not allow; its connection has to go.
+
+    The text may quote the peer: it is `shown`.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(shown(text))
 
 
 class Kind(IntEnum):

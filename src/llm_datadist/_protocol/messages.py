@@ -13,6 +13,9 @@ from __future__ import annotations
 from typing import Annotated, Final
 
 from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec.structs import force_setattr
+
+from llm_datadist._protocol.texts import shown
 
 __all__ = [
     "NONCE_BYTES",
@@ -53,8 +56,8 @@ Nonce = Annotated[bytes, Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
 Session = Annotated[bytes, Meta(min_length=SESSION_BYTES, max_length=SESSION_BYTES)]
 Mac = Annotated[bytes, Meta(max_length=MAC_BYTES)]  # empty where no secret is configured
 Endpoint = Annotated[bytes, Meta(max_length=MAX_ENDPOINT_BYTES)]
-Text = Annotated[str, Meta(max_length=4096)]
-Host = Annotated[str, Meta(max_length=256)]
+Text = Annotated[str, Meta(max_length=4096)]  # `shown` once it is in a message
+Host = Annotated[str, Meta(max_length=256, pattern=r"^[!-~]*\Z")]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Status = Annotated[int, Meta(ge=-1, le=(1 << 32) - 1)]  # an LLMStatusCode
 Body = Annotated[bytes, Meta(max_length=MAX_BODY_BYTES)]
@@ -163,6 +166,9 @@ class Reject(Message, frozen=True, kw_only=True):
     status: Status
     reason: Text
 
+    def __post_init__(self) -> None:
+        force_setattr(self, "reason", shown(self.reason))
+
 
 class Complete(Message, frozen=True, kw_only=True):
     """The dialer has opened every lane."""
@@ -204,6 +210,10 @@ class Reply(Message, frozen=True, kw_only=True):
     body: Body = b""
     error: Text | None = None
 
+    def __post_init__(self) -> None:
+        if self.error is not None:
+            force_setattr(self, "error", shown(self.error))
+
 
 class Notify(Message, frozen=True, kw_only=True):
     """Engine message without an answer."""
@@ -215,6 +225,9 @@ class Unlink(Message, frozen=True, kw_only=True):
     """The sender's end of the link is going; the receiver's end has to go too."""
 
     reason: Text = ""
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "reason", shown(self.reason))
 
 
 class Unlinked(Message, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ import msgspec
 
 from llm_datadist._protocol.codec import DECODE_ERRORS
 from llm_datadist._protocol.messages import Uint32, Uint64
+from llm_datadist._protocol.texts import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +41,13 @@ _LENGTH = struct.Struct("<I")
 
 
 class CorruptDirectory(Exception):
-    """A peer's directory cannot be parsed: it breaks the protocol, its link is of no use."""
+    """A peer's directory cannot be parsed: it breaks the protocol, its link is of no use.
+
+    The text may quote the peer: it is `shown`.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(shown(text))
 
 
 class KeyRecord(msgspec.Struct, array_like=True, frozen=True):

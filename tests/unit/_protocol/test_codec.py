@@ -22,6 +22,7 @@ domain = st.builds(
     ranks=st.dictionaries(uint64, uint64, max_size=4),
     rank=uint64,
 )
+host = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=20)
 any_message = st.one_of(
     st.builds(
         messages.Hello,
@@ -31,7 +32,7 @@ any_message = st.one_of(
         nonce=nonce,
         expected_cluster_id=st.none() | uint64,
         has_secret=st.booleans(),
-        listen=st.none() | st.tuples(text, st.integers(0, 65535)),
+        listen=st.none() | st.tuples(host, st.integers(0, 65535)),
         num_lanes=st.integers(1, 64),
         domain=st.none() | domain,
         encrypt_lanes=st.just(msgspec.UNSET) | st.booleans(),
@@ -169,6 +170,8 @@ def test_a_message_that_is_too_large_is_refused_when_it_is_sent():
         {"listen": ["h", 65536]},
         {"listen": ["h" * 300, 1]},
         {"listen": ["h"]},
+        {"listen": ["h\n", 1]},
+        {"listen": ["\x1b[2J", 1]},
         {"domain": {"name": "", "ranks": {}, "rank": 0}},
         {"domain": {"name": "n", "ranks": {i: i for i in range(17)}, "rank": 0}},
     ],
