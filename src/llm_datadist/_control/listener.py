@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import resource
 from typing import TYPE_CHECKING, Final, final
 
+from llm_datadist._control.complaints import Complaints
 from llm_datadist._control.sockets import (
+    descriptor_share,
     explained,
     plain_address,
     printed,
@@ -42,6 +43,7 @@ _DESCRIPTOR_SHARE: Final = 8  # so that at most an eighth of RLIMIT_NOFILE is th
 _ACCEPTS_AT_ONCE: Final = 64
 _PAUSE_SECONDS: Final = 0.1
 _COMPLAINT_SECONDS: Final = 10.0
+_CLOSED: Final = "connection from %s closed: %s"
 
 
 @final
@@ -54,11 +56,13 @@ class Visit:
         peer: Where it comes from.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, complaints: Complaints) -> None:
         self.sock = sock
         self.session: TlsSession | None = None
         self.peer = plain_address(sock.getpeername())
         self.refusal: str | None = None
+        self._complaints = complaints
+        self._is_proven = False
         self._task = asyncio.current_task()
         self._timer: asyncio.TimerHandle | None = None
         self._leave: Callable[[Visit], object] | None = None
@@ -71,10 +75,18 @@ class Visit:
 
     def proven(self) -> None:
         """The peer has proved itself: from here on it is only bound by what it does. Idempotent."""
+        self._is_proven = True
         if self._timer is not None:
             self._timer.cancel()
         if self._leave is not None:
             self._leave(self)
+
+    def complain(self, level: int, text: str, *args: object) -> None:
+        """Log a line about the connection; those about strangers are limited."""
+        if self._is_proven:
+            logger.log(level, text, *args)
+        else:
+            self._complaints.say(level, self.peer[0], text, *args)
 
     def refuse(self, reason: str) -> None:
         """Break off, from outside the task that serves it."""
@@ -106,6 +118,7 @@ class Doorway:
         self._routes = routes
         self._tls = tls
         self._unproven: dict[Visit, None] = {}  # oldest first
+        self._complaints = Complaints()
 
     def enter(self, sock: socket.socket) -> None:
         """Serve a connection that has just been accepted."""
@@ -118,7 +131,7 @@ class Doorway:
 
     async def _serve(self, sock: socket.socket) -> None:
         try:
-            visit = Visit(tune(sock))
+            visit = Visit(tune(sock), self._complaints)
         except OSError:  # gone before it was looked at
             sock.close()
             return
@@ -126,25 +139,30 @@ class Doorway:
         try:
             await self._route(visit)
         except (ConnectionError, EOFError) as error:  # PeerClosedError is one, too
-            logger.info("connection from %s closed: %s", printed(visit.peer), _words(error))
+            visit.complain(logging.INFO, _CLOSED, printed(visit.peer), _words(error))
         except (ProtocolError, OSError) as error:
-            logger.warning("connection from %s closed: %s", printed(visit.peer), _words(error))
+            visit.complain(logging.WARNING, _CLOSED, printed(visit.peer), _words(error))
         except asyncio.CancelledError:
             if visit.refusal is None:
                 raise
-            logger.warning("connection from %s closed: %s", printed(visit.peer), visit.refusal)
+            visit.complain(logging.WARNING, _CLOSED, printed(visit.peer), visit.refusal)
         finally:
             visit.proven()
 
     async def _route(self, visit: Visit) -> None:
         try:
-            kind = decode_preamble(await receive_exactly(visit.sock, PREAMBLE_BYTES))
-            if kind.uses_tls:
-                await self._secure(visit)
-        except EOFError:  # a port scan, a health check
+            preamble = await receive_exactly(visit.sock, PREAMBLE_BYTES)
+        except (EOFError, ConnectionError):  # a port scan, a health check
             logger.debug("connection from %s closed before it said anything", printed(visit.peer))
             visit.sock.close()
             return
+        except BaseException:
+            visit.sock.close()
+            raise
+        try:
+            kind = decode_preamble(preamble)
+            if kind.uses_tls:
+                await self._secure(visit)
         except BaseException:
             visit.sock.close()
             raise
@@ -163,7 +181,7 @@ class Doorway:
             raise TlsError(f"TLS: {error}") from error
 
     def _admit(self, visit: Visit) -> None:
-        limit = _max_unproven()
+        limit = descriptor_share(_DESCRIPTOR_SHARE, MAX_UNPROVEN)
         if len(self._unproven) >= limit:
             oldest = next(iter(self._unproven))
             oldest.refuse(f"more than {limit} connections have not proved themselves")
@@ -216,14 +234,6 @@ class Listener:
     def _resume(self) -> None:
         if self._sock.fileno() >= 0:
             self._loop.add_reader(self._sock, self._accept)
-
-
-def _max_unproven() -> int:
-    """Return how many connections may be unproven: strangers get a share of the descriptors."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return MAX_UNPROVEN
-    return max(1, min(MAX_UNPROVEN, soft // _DESCRIPTOR_SHARE))
 
 
 def _words(error: Exception) -> str:

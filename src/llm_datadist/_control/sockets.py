@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Address",
+    "descriptor_share",
     "explained",
     "limit_silence",
     "listen_on",
@@ -57,6 +58,14 @@ def _forget_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def descriptor_share(divisor: int, most: int) -> int:
+    """Return that part of the descriptors that this process may have, 1 to `most`."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return most
+    return max(1, min(most, soft // divisor))
 
 
 def explained(error: OSError) -> str:

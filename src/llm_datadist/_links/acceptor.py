@@ -11,7 +11,7 @@ from msgspec import UNSET
 
 from llm_datadist._control.connection import ControlConnection, PeerClosedError
 from llm_datadist._control.deadline import Deadline
-from llm_datadist._control.sockets import printed
+from llm_datadist._control.sockets import descriptor_share, printed
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.context import CLUSTERS, SetupError
 from llm_datadist._links.delegate import Peer, Refusal
@@ -50,6 +50,7 @@ _SETUP_SECONDS: Final = 30.0  # for a proven peer; it closes the connection when
 _EARLIER_SECONDS: Final = 3.0  # longer than a stalled set-up is left alone
 #: Without a secret anybody gets that far, and could hold as many connections for _SETUP_SECONDS.
 MAX_ARRIVING: Final = 2048
+_ROOM_SECONDS: Final = 0.5
 _FAILED: Final = LLMStatusCode.LLM_LINK_FAILED
 #: A set-up that we are bound to, our own dial that goes first, or the link that there is already.
 _Verdict: TypeAlias = "Setup | Yield | Link"
@@ -66,8 +67,12 @@ async def receive_link(context: LinkContext, upkeep: Upkeep, visit: Visit) -> No
     try:
         await Deadline(_SETUP_SECONDS).limit(inbound.run())
     except SetupError as error:
-        logger.info(
-            "link from %s refused [%s]: %s", printed(visit.peer), error.status.name, error.reason
+        visit.complain(
+            logging.INFO,
+            "link from %s refused [%s]: %s",
+            printed(visit.peer),
+            error.status.name,
+            error.reason,
         )
         inbound.reject(error)
     except asyncio.TimeoutError:
@@ -109,17 +114,33 @@ class _Inbound:
             confirm = await self._hear(Confirm)
         except SecretMismatchError:
             raise ProtocolError("it has another secret") from None
-        if self._context.arriving >= MAX_ARRIVING and not self._ledger.withdraw_stalled():
-            raise SetupError(
-                LLMStatusCode.LLM_PROCESSING_LINK,
-                f"cluster {self._context.cluster_id} sets up {MAX_ARRIVING} links now; retry soon",
-            )
+        await self._wait_for_room(hello)
         self._visit.proven()
         self._context.arriving += 1
         try:
             await self._arrive(hello, confirm)
         finally:
             self._context.arriving -= 1
+
+    async def _wait_for_room(self, hello: Hello) -> None:
+        """Wait a moment while too many links are being set up, then refuse.
+
+        Without a secret and without TLS whoever connects gets that far; then at most half of the
+        descriptors are for set-ups, with the lanes that each of them is to have.
+        """
+        context = self._context
+        most = MAX_ARRIVING
+        if context.secret is None and context.tls is None:
+            each = 1 + 2 * min(context.num_lanes, hello.num_lanes)
+            most = descriptor_share(2 * each, MAX_ARRIVING)
+        deadline = asyncio.get_running_loop().time() + _ROOM_SECONDS
+        while context.arriving >= most and not self._ledger.withdraw_stalled():
+            if asyncio.get_running_loop().time() >= deadline:
+                raise SetupError(
+                    LLMStatusCode.LLM_PROCESSING_LINK,
+                    f"cluster {context.cluster_id} sets up {most} links now; retry soon",
+                )
+            await asyncio.sleep(_ROOM_SECONDS / 20)
 
     async def _arrive(self, hello: Hello, confirm: Confirm) -> None:
         """Set the link up, or say why there need not be one."""

@@ -167,16 +167,10 @@ class Intruder:
             assert part
             self.data += part
 
-    def accepted(self, incarnation=66, cluster_id=66):
+    def accepted(self, incarnation=66, cluster_id=66, num_lanes=1):
         """Go as far as Accept."""
-        self.say(
-            Hello(
-                version=PROTOCOL_VERSION,
-                cluster_id=cluster_id,
-                incarnation=incarnation,
-                nonce=fresh_nonce(),
-            )
-        )
+        who = {"cluster_id": cluster_id, "incarnation": incarnation}
+        self.say(Hello(version=PROTOCOL_VERSION, nonce=fresh_nonce(), num_lanes=num_lanes, **who))
         assert isinstance(self.hear(), Welcome)
         self.say(Confirm(endpoint=b""))
         answer = self.hear()
@@ -241,6 +235,32 @@ def test_set_ups_that_hang_are_capped(linked, monkeypatch):
     assert refusal.status == LLMStatusCode.LLM_PROCESSING_LINK
     assert is_closed(late.sock)
     for each in (*hanging, late):  # and then there is room again, as the fixture sees
+        each.sock.close()
+
+
+def test_set_ups_that_hang_hold_a_share_of_the_descriptors(linked, monkeypatch):
+    """Each counts with its lanes: 96 descriptors are 9 set-ups of one connection and 4 lanes."""
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (96, 96))
+    hanging = [Intruder(linked.address) for _ in range(9)]
+    for number, each in enumerate(hanging):
+        each.accepted(incarnation=100 + number, cluster_id=100 + number, num_lanes=2)
+    late = Intruder(linked.address)
+    with late.sock:
+        late.say(
+            Hello(
+                version=PROTOCOL_VERSION,
+                cluster_id=99,
+                incarnation=99,
+                nonce=fresh_nonce(),
+                num_lanes=2,
+            )
+        )
+        assert isinstance(late.hear(), Welcome)
+        late.say(Confirm(endpoint=b""))
+        refusal = late.hear()
+        assert isinstance(refusal, Reject)
+        assert "sets up 9 links now" in refusal.reason
+    for each in hanging:
         each.sock.close()
 
 

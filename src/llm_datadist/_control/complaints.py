@@ -1,0 +1,85 @@
+"""Log lines that strangers can cause: one for each source address and minute, with a count."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["MAX_SOURCES", "WINDOW_SECONDS", "Complaints"]
+
+logger = logging.getLogger("llm_datadist")
+
+WINDOW_SECONDS: Final = 60.0
+MAX_SOURCES: Final = 256
+"""Beyond which all others count as one."""
+_OTHERS: Final = "other addresses"
+
+
+@dataclass(slots=True)
+class _Source:
+    level: int
+    name: str
+    left_out: int = 0
+
+
+@final
+class Complaints:
+    """Logs the first line of a source, then what has been left out since, once a minute.
+
+    Lines of different levels are counted apart: what few read does not hide what is a warning. An
+    IPv6 source is its /64, of which one host may have all addresses. Loop thread only.
+
+    Args:
+        later: As `call_later` of a loop; None: of the running one.
+    """
+
+    def __init__(self, later: Callable[[float, Callable[[], None]], object] | None = None) -> None:
+        self._later = later
+        self._sources: dict[tuple[int, str], _Source] = {}
+
+    def say(self, level: int, host: str, text: str, *args: object) -> None:
+        """Log a line about a source, or count it."""
+        name = _source(host)
+        if (level, name) not in self._sources and len(self._sources) >= MAX_SOURCES:
+            name = _OTHERS
+        source = self._sources.get((level, name))
+        if source is not None:
+            source.left_out += 1
+            return
+        self._sources[level, name] = source = _Source(level, name)
+        self._watch(source)
+        logger.log(level, text, *args)
+
+    def _watch(self, source: _Source) -> None:
+        later = asyncio.get_running_loop().call_later if self._later is None else self._later
+        later(WINDOW_SECONDS, lambda: self._sum_up(source))
+
+    def _sum_up(self, source: _Source) -> None:
+        count, source.left_out = source.left_out, 0
+        if not count:
+            del self._sources[source.level, source.name]
+            return
+        self._watch(source)
+        logger.log(
+            source.level,
+            "%d more connections from %s were closed within %d s; their lines were left out",
+            count,
+            source.name,
+            WINDOW_SECONDS,
+        )
+
+
+def _source(host: str) -> str:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv6Address):
+        return f"{ipaddress.IPv6Address(int(address) >> 64 << 64)}/64"
+    return host
