@@ -3,12 +3,14 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <utility>
 #include <vector>
 
 #include "bind/casters.h"
+#include "bind/interruptible.h"
 #include "bind/released_gil.h"
 #include "host/peer.h"
 
@@ -18,6 +20,7 @@ using nb::literals::operator""_a;
 namespace {
 
 using ldd::BorrowedU64;
+using ldd::Descriptors;
 using ldd::HostPeer;
 using ldd::Node;
 using ldd::Outcome;
@@ -33,12 +36,54 @@ std::shared_ptr<HostPeer> open_peer(std::shared_ptr<Node> node, int pid, std::ui
       ldd::PeerAddress{pid, incarnation, nonce_address, published_fd, published_bytes});
 }
 
+// Signal handlers run between two parts, where they may use the peer, or close it.
+constexpr std::uint64_t kPartBytes = std::uint64_t{64} << 20;
+
+Outcome read_part(HostPeer& peer, const Descriptors& work, const ldd::ReadChecks& checks,
+                  const ldd::Batch& part) {
+  std::vector<std::uint64_t> local;
+  std::vector<std::uint64_t> remote;
+  std::vector<std::uint64_t> length;
+  std::uint64_t offset = part.offset;
+  for (std::uint64_t left = part.bytes; left > 0; offset = 0) {
+    const std::size_t i = part.first + length.size();
+    length.push_back(std::min(left, work.length[i] - offset));
+    local.push_back(work.local[i] + offset);
+    remote.push_back(work.remote[i] + offset);
+    left -= length.back();
+  }
+  Outcome outcome = peer.read({local, remote, length}, checks);
+  if (outcome.index >= 0) {
+    outcome.index += static_cast<std::int64_t>(part.first);
+  }
+  return outcome;
+}
+
+Outcome read_in_parts(HostPeer& peer, const Descriptors& work, const ldd::ReadChecks& checks) {
+  if (ldd::measure(work).bytes <= kPartBytes) {
+    return peer.read(work, checks);
+  }
+  std::uint64_t moved_bytes = 0;
+  for (const ldd::Batch& part : ldd::divide(work, kPartBytes, SIZE_MAX)) {
+    Outcome outcome = read_part(peer, work, checks, part);
+    moved_bytes += outcome.moved_bytes;
+    if (outcome.ok() && ldd::Interruptible::due(false) && ldd::Interruptible::ask()) {
+      outcome = Outcome::failure(ldd::Code::kCancelled);
+    }
+    if (!outcome.ok()) {
+      outcome.moved_bytes = moved_bytes;
+      return outcome;
+    }
+  }
+  return {ldd::Code::kOk, 0, -1, moved_bytes};
+}
+
 Outcome read_ranges(HostPeer& peer, const BorrowedU64& local, const BorrowedU64& remote,
                     const BorrowedU64& length, Ref local_ref, Ref link_ref, Ref cache_ref,
                     Ref key_ref, std::int64_t deadline_ns) {
-  const ReleasedGil release;
-  ldd::ReadChecks checks{local_ref, link_ref, cache_ref, key_ref, deadline_ns, nullptr};
-  return peer.read(ldd::descriptors_of(local, remote, length), checks);
+  const ldd::ReadChecks checks{local_ref, link_ref, cache_ref, key_ref, deadline_ns, nullptr};
+  return interruptible(
+      [&] { return read_in_parts(peer, ldd::descriptors_of(local, remote, length), checks); });
 }
 
 std::pair<Outcome, nb::bytes> read_and_sum(HostPeer& peer, const BorrowedU64& local,

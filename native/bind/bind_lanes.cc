@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "bind/casters.h"
+#include "bind/interruptible.h"
 #include "bind/released_gil.h"
 #include "lanes/client.h"
 #include "lanes/server.h"
@@ -39,42 +40,42 @@ using Release = nb::call_guard<ReleasedGil>;
 Outcome read_ranges(Lanes& lanes, const BorrowedU64& local, const BorrowedU64& remote,
                     const BorrowedU64& length, Ref local_ref, Ref cache_ref, Ref key_ref,
                     std::uint64_t version, std::int64_t deadline_ns) {
-  const ReleasedGil release;
-  return lanes.read(ldd::descriptors_of(local, remote, length),
-                    {local_ref, cache_ref, key_ref, version, deadline_ns});
+  return interruptible([&] {
+    return lanes.read(ldd::descriptors_of(local, remote, length),
+                      {local_ref, cache_ref, key_ref, version, deadline_ns});
+  });
 }
 
 template <Outcome (Lanes::*operation)(const ldd::Descriptors&, const ldd::LaneChecks&)>
 Outcome send_ranges(Lanes& lanes, const BorrowedU64& local, const BorrowedU64& remote,
                     const BorrowedU64& length, Ref local_ref, Ref cache_ref, std::uint64_t version,
                     std::int64_t deadline_ns) {
-  const ReleasedGil release;
-  return (lanes.*operation)(ldd::descriptors_of(local, remote, length),
-                            {local_ref, cache_ref, {}, version, deadline_ns});
+  return interruptible([&] {
+    return (lanes.*operation)(ldd::descriptors_of(local, remote, length),
+                              {local_ref, cache_ref, {}, version, deadline_ns});
+  });
 }
 
 Outcome probe_ranges(Lanes& lanes, const BorrowedU64& remote, const BorrowedU64& length,
                      Ref cache_ref, Ref key_ref, std::uint64_t version, std::int64_t deadline_ns) {
-  const ReleasedGil release;
-  const ldd::Descriptors work = ldd::descriptors_of(remote, remote, length);
-  return lanes.probe(work.remote, work.length, {{}, cache_ref, key_ref, version, deadline_ns});
+  return interruptible([&] {
+    const ldd::Descriptors work = ldd::descriptors_of(remote, remote, length);
+    return lanes.probe(work.remote, work.length, {{}, cache_ref, key_ref, version, deadline_ns});
+  });
 }
 
 std::unique_ptr<ChecksumQuestion> ask_checksum(Lanes& lanes, const BorrowedU64& remote,
                                                const BorrowedU64& length, Ref cache_ref,
                                                Ref key_ref, std::uint64_t version,
                                                std::int64_t deadline_ns) {
-  const ReleasedGil release;
   const ldd::LaneChecks checks{{}, cache_ref, key_ref, version, deadline_ns};
-  return std::make_unique<ChecksumQuestion>(lanes, remote.span(), length.span(), checks);
+  return interruptible([&] {
+    return std::make_unique<ChecksumQuestion>(lanes, remote.span(), length.span(), checks);
+  });
 }
 
 std::pair<Outcome, nb::bytes> answer_of(ChecksumQuestion& question) {
-  ChecksumQuestion::Answer answer;
-  {
-    const ReleasedGil release;
-    answer = question.wait();
-  }
+  const ChecksumQuestion::Answer answer = interruptible([&] { return question.wait(); });
   const std::vector<std::uint32_t>& sums = answer.second;
   return {answer.first, nb::bytes(sums.data(), sums.size() * sizeof(std::uint32_t))};
 }
@@ -89,11 +90,8 @@ std::vector<Outcome> ping_all(const std::vector<Lanes*>& links, std::int64_t dea
 
 std::pair<Outcome, nb::bytes> read_log(Lanes& lanes, std::uint64_t offset, std::uint64_t size,
                                        std::int64_t deadline_ns) {
-  std::pair<Outcome, std::vector<std::byte>> result;
-  {
-    const ReleasedGil release;
-    result = lanes.read_log(offset, size, deadline_ns);
-  }
+  const std::pair<Outcome, std::vector<std::byte>> result =
+      interruptible([&] { return lanes.read_log(offset, size, deadline_ns); });
   return {result.first, nb::bytes(result.second.data(), result.second.size())};
 }
 
@@ -173,7 +171,7 @@ void bind_client(nb::module_& module) {
       module, "Lanes",
       "The initiator's end of a link's lanes. Thread-safe; an operation runs on the calling "
       "thread\n"
-      "and ends by deadline_ns (time.monotonic_ns); one that lets the peer write may take 80 ms\n"
+      "and ends by deadline_ns (time.monotonic_ns); one that lets the peer write may take 40 ms\n"
       "more to see it stop. Outcomes are (code, errno, index, moved_bytes); NO_LANE: none is\n"
       "left, so nothing was asked.")
       .def(nb::init<std::shared_ptr<ldd::Node>, std::uint64_t>(), "node"_a, "link_id"_a, Release())
@@ -199,15 +197,24 @@ void bind_client(nb::module_& module) {
       .def(
           "consume",
           [](Lanes& lanes, std::uint64_t index, std::uint64_t value, std::int64_t deadline_ns) {
-            return lanes.consume({index, value}, deadline_ns);
+            return interruptible([&] { return lanes.consume({index, value}, deadline_ns); });
           },
-          "index"_a, "value"_a, "deadline_ns"_a, Release(),
+          "index"_a, "value"_a, "deadline_ns"_a,
           "Consume a key of the peer; ok for exactly one of all callers.")
-      .def("version", &Lanes::version, "deadline_ns"_a, Release(),
-           "(outcome, version of the peer's directory).")
+      .def(
+          "version",
+          [](Lanes& lanes, std::int64_t deadline_ns) {
+            return interruptible([&] { return lanes.version(deadline_ns); });
+          },
+          "deadline_ns"_a, "(outcome, version of the peer's directory).")
       .def("read_log", read_log, "offset"_a, "size"_a, "deadline_ns"_a,
            "(outcome, bytes of the peer's directory log), clamped to the log's capacity.")
-      .def("ping", &Lanes::ping, "deadline_ns"_a, Release(), "One round trip on a free lane.")
+      .def(
+          "ping",
+          [](Lanes& lanes, std::int64_t deadline_ns) {
+            return interruptible([&] { return lanes.ping(deadline_ns); });
+          },
+          "deadline_ns"_a, "One round trip on a free lane.")
       .def("close", &Lanes::close, Release(),
            "End running operations (CANCELLED), wait for them, close the lanes. Idempotent.");
 }

@@ -216,18 +216,18 @@ struct Compact {
 
 }  // namespace
 
-Outcome Lanes::transfer(wire::Kind kind, const Descriptors& work, const LaneChecks& checks) {
+Outcome Lanes::transfer(wire::Kind kind, const Descriptors& work, const LaneChecks& asked) {
   const LaneSet::Operation operation(lanes_);
   const Extent extent = measure(work);
   if (extent.pieces != work.size() && extent.pieces != 0) {
     const Compact compact(work);
-    Outcome outcome = transfer(kind, compact.descriptors(), checks);
+    Outcome outcome = transfer(kind, compact.descriptors(), asked);
     if (outcome.index >= 0) {
       outcome.index = compact.origin[static_cast<std::size_t>(outcome.index)];
     }
     return outcome;
   }
-  LocalGuard guard(*lanes_.node(), checks.local);
+  LocalGuard guard(*lanes_.node(), asked.local);
   const Outcome state = lanes_.open();
   if (!state.ok()) {
     return state;
@@ -247,14 +247,17 @@ Outcome Lanes::transfer(wire::Kind kind, const Descriptors& work, const LaneChec
   if (batches.empty()) {
     batches.emplace_back();  // of no bytes: it asks whether the cache is there
   }
-  Stripes stripes(kind, work, checks, std::move(batches), guard);
   const bool target_acts = kind == wire::Kind::kWrite || push;
+  LaneChecks checks = asked;
+  checks.deadline_ns = target_acts ? give_up_ns(asked.deadline_ns) : asked.deadline_ns;
+  Stripes stripes(kind, work, checks, std::move(batches), guard);
   // Whoever sends has the most work: a read's senders are the peer's threads.
   const std::size_t threads =
       kind == wire::Kind::kWrite
           ? std::min({kSendingThreads, lanes, CopyPool::instance().threads()})
           : 1;
-  return drive(lanes_, stripes, {lanes, checks.deadline_ns, target_acts, threads});
+  return drive(lanes_, stripes,
+               {lanes, asked.deadline_ns, target_acts, checks.deadline_ns, threads});
 }
 
 Outcome Lanes::read(const Descriptors& work, const LaneChecks& checks) {
@@ -280,8 +283,9 @@ Outcome Lanes::consume(Ref key, std::int64_t deadline_ns) {
   wire::Request request;
   request.key_index = key.index;
   request.key_value = key.value;
-  Call call(wire::Kind::kConsume, request, deadline_ns, {}, guard);
-  return drive(lanes_, call, {1, deadline_ns, true});
+  const std::int64_t by_ns = give_up_ns(deadline_ns);
+  Call call(wire::Kind::kConsume, request, by_ns, {}, guard);
+  return drive(lanes_, call, {1, deadline_ns, true, by_ns});
 }
 
 std::pair<Outcome, std::uint64_t> Lanes::version(std::int64_t deadline_ns) {

@@ -24,7 +24,7 @@ struct LaneChecks {
 };
 
 // Thread-safe; every operation runs on the thread that calls, large writes on a copy worker too,
-// and ends by its deadline (those that let the target act may take 80 ms more to see it stop).
+// and ends by its deadline (those that let the target act may take 40 ms more to see it stop).
 class Lanes {
  public:
   Lanes(std::shared_ptr<Node> node, std::uint64_t link_id)

@@ -7,12 +7,14 @@
 #include <cerrno>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <span>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "base/clock.h"
+#include "base/interrupt.h"
 #include "copy/pool.h"
 
 namespace ldd {
@@ -20,7 +22,12 @@ namespace ldd {
 namespace {
 
 constexpr std::int64_t kStopWaitNs = 80'000'000;
+// Of a call's time, at most, how much is kept for that wait; and how late the call may be by it.
+constexpr std::int64_t kReserveShare = 10;
+constexpr std::int64_t kReserveNs = 40'000'000;
+constexpr std::int64_t kLateNs = 40'000'000;
 constexpr int kLongestPollMs = 60'000;
+constexpr int kHelperPollMs = 50;
 // A round trip is over sooner than a core that has gone to sleep wakes up again.
 constexpr std::int64_t kSpinNs = 100'000;
 
@@ -31,10 +38,18 @@ struct Active {
 
 }  // namespace
 
+std::int64_t give_up_ns(std::int64_t deadline_ns) {
+  const std::int64_t left_ns = std::max<std::int64_t>(deadline_ns - now_ns(), 0);
+  return deadline_ns - std::min(left_ns / kReserveShare, kReserveNs);
+}
+
 class Drive::Driver {
  public:
   Driver(LaneSet& lanes, Parts& parts, const DrivePlan& plan)
-      : lanes_(lanes), parts_(parts), plan_(plan) {}
+      : lanes_(lanes),
+        parts_(parts),
+        plan_(plan),
+        end_ns_(plan.target_acts ? plan.give_up_ns : plan.deadline_ns) {}
   Driver(const Driver&) = delete;
   Driver& operator=(const Driver&) = delete;
   ~Driver() { abandon(); }
@@ -74,7 +89,7 @@ class Drive::Driver {
 
   void start(LaneSet::Lane lane) {
     std::unique_ptr<Exchange> exchange = failure_.ok() ? parts_.next(*lane) : nullptr;
-    if (exchange != nullptr && now_ns() >= plan_.deadline_ns) {
+    if (exchange != nullptr && now_ns() >= end_ns_) {
       exchange.reset();  // nothing of it has been sent
       fail(Outcome::failure(Code::kTimeout));
     }
@@ -125,20 +140,41 @@ class Drive::Driver {
       polled_.push_back({each.exchange->fd(), each.exchange->events(), 0});
     }
     polled_.push_back({lanes_.wake_fd(), POLLIN, 0});
+    bool signalled = false;
     if (busy_ || !spin()) {
-      const int timeout_ms = busy_ ? 0 : remaining_ms(plan_.deadline_ns, kLongestPollMs);
-      ::poll(polled_.data(), polled_.size(), timeout_ms);
+      signalled = ::poll(polled_.data(), polled_.size(), busy_ ? 0 : longest_wait_ms()) < 0;
+    }
+    if (interrupted(signalled)) {
+      fail(Outcome::failure(Code::kCancelled));
+      return false;
     }
     const Outcome state = lanes_.open();
     if (!state.ok()) {
       fail(state);
       return false;
     }
-    if (now_ns() >= plan_.deadline_ns) {
+    if (now_ns() >= end_ns_) {
       fail(Outcome::failure(Code::kTimeout));
       return false;
     }
     return true;
+  }
+
+  [[nodiscard]] int longest_wait_ms() const {
+    const bool helped = plan_.interrupted != nullptr;
+    return remaining_ms(Interruptible::wake_ns(end_ns_), helped ? kHelperPollMs : kLongestPollMs);
+  }
+
+  // Whether the caller wants the operation to end, on whichever of its threads this is.
+  bool interrupted(bool signalled) {
+    const bool ends = Interruptible::due(signalled) && lanes_.interrupted();
+    if (plan_.interrupted == nullptr) {
+      return ends;
+    }
+    if (ends) {
+      plan_.interrupted->store(true);
+    }
+    return plan_.interrupted->load(std::memory_order_relaxed);
   }
 
   // Looks again and again, for a moment in all, where one lane carries the whole operation; whether
@@ -149,7 +185,7 @@ class Drive::Driver {
     }
     const std::int64_t now = now_ns();
     spin_until_ns_ = spin_until_ns_ == 0 ? now + kSpinNs : spin_until_ns_;
-    for (std::int64_t at = now; at < std::min(spin_until_ns_, plan_.deadline_ns); at = now_ns()) {
+    for (std::int64_t at = now; at < std::min(spin_until_ns_, end_ns_); at = now_ns()) {
       if (::poll(polled_.data(), polled_.size(), 0) != 0) {
         return true;
       }
@@ -169,7 +205,7 @@ class Drive::Driver {
         polled_.push_back({each.exchange->fd(), POLLIN | POLLRDHUP, 0});
       }
     }
-    const std::int64_t until_ns = now_ns() + kStopWaitNs;
+    const std::int64_t until_ns = std::min(now_ns() + kStopWaitNs, plan_.deadline_ns + kLateNs);
     while (std::any_of(polled_.begin(), polled_.end(),
                        [](const pollfd& each) { return each.fd >= 0; })) {
       const int timeout_ms = remaining_ms(until_ns, kLongestPollMs);
@@ -205,6 +241,7 @@ class Drive::Driver {
   LaneSet& lanes_;
   Parts& parts_;
   DrivePlan plan_;
+  std::int64_t end_ns_;
   std::vector<Active> active_;
   std::vector<pollfd> polled_;
   Outcome failure_;
@@ -238,11 +275,18 @@ class Drive::SharedParts : public Parts {
 // uses.
 Outcome Drive::on_threads(LaneSet& lanes, Parts& parts, const DrivePlan& plan) {
   SharedParts shared(parts);
+  std::atomic<bool> interrupted{false};
   DrivePlan share = plan;
+  share.interrupted = &interrupted;
   share.lanes = (plan.lanes + plan.threads - 1) / plan.threads;
   return CopyPool::instance().run(plan.threads, [&](std::size_t place) {
     Outcome outcome;
     try {
+      // The caller's operation may pause while the helper's goes on.
+      std::optional<LaneSet::Operation> helping;
+      if (!Interruptible::here()) {
+        helping.emplace(lanes);
+      }
       Driver driver(lanes, shared, share);
       if (place == 0) {
         driver.begin();

@@ -2,6 +2,7 @@
 // plan says so on copy workers too.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -21,14 +22,23 @@ class Parts {
 };
 
 struct DrivePlan {
-  std::size_t lanes = 1;  // at most
-  std::int64_t deadline_ns = 0;
+  std::size_t lanes = 1;         // at most
+  std::int64_t deadline_ns = 0;  // for a lane, and for all of it if the target does not act
   // Whether the target touches its memory for us: then the end of a failed operation waits, for a
   // moment, until the target has stopped.
   bool target_acts = false;
+  // By when it has to be done if the target acts; what is asked of the target says so.
+  std::int64_t give_up_ns = 0;
   // At most, the caller's included, which each drive a part of the lanes. For drive() only.
   std::size_t threads = 1;
+  // Shared by those threads: set when the caller wants the operation to end.
+  std::atomic<bool>* interrupted = nullptr;
 };
+
+// When to give up on an operation for which the target acts. A part of its time is kept back, for
+// the target to be seen to have stopped, so that the call is late by the smaller part of that wait
+// and a busy machine has the rest of the 100 ms by which a call may be late.
+std::int64_t give_up_ns(std::int64_t deadline_ns);
 
 // The first failure, or ok; moved_bytes over all parts. `value` is the last reply's extra word.
 Outcome drive(LaneSet& lanes, Parts& parts, const DrivePlan& plan, std::uint64_t* value = nullptr);

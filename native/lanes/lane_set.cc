@@ -8,6 +8,9 @@
 #include <system_error>
 #include <utility>
 
+#include "base/clock.h"
+#include "base/interrupt.h"
+
 namespace ldd {
 
 LaneSet::LaneSet(std::shared_ptr<Node> node)
@@ -63,6 +66,22 @@ LaneSet::Operation::~Operation() {
   lanes_.changed_.notify_all();
 }
 
+LaneSet::Pause::Pause(LaneSet& lanes) : lanes_(lanes) {
+  const std::lock_guard lock(lanes_.mutex_);
+  --lanes_.operations_;
+  lanes_.changed_.notify_all();
+}
+
+LaneSet::Pause::~Pause() {
+  const std::lock_guard lock(lanes_.mutex_);
+  ++lanes_.operations_;
+}
+
+bool LaneSet::interrupted() {
+  const Pause pause(*this);
+  return Interruptible::ask();
+}
+
 Outcome LaneSet::open() const {
   if (node_->closed()) {
     return Outcome::failure(Code::kClosed);
@@ -71,7 +90,7 @@ Outcome LaneSet::open() const {
 }
 
 Outcome LaneSet::take(std::size_t wanted, std::int64_t deadline_ns, std::vector<Lane>& taken) {
-  const std::chrono::steady_clock::time_point deadline{std::chrono::nanoseconds(deadline_ns)};
+  using Moment = std::chrono::steady_clock::time_point;
   std::unique_lock lock(mutex_);
   for (;;) {
     const Outcome state = open();
@@ -93,8 +112,19 @@ Outcome LaneSet::take(std::size_t wanted, std::int64_t deadline_ns, std::vector<
     if (open_ == 0) {
       return Outcome::failure(Code::kNoLane);
     }
-    if (changed_.wait_until(lock, deadline) == std::cv_status::timeout && free_.empty()) {
+    const Moment wake{std::chrono::nanoseconds(Interruptible::wake_ns(deadline_ns))};
+    if (changed_.wait_until(lock, wake) == std::cv_status::no_timeout || !free_.empty()) {
+      continue;
+    }
+    if (now_ns() >= deadline_ns) {
       return Outcome::failure(Code::kTimeout);
+    }
+    if (Interruptible::due(false)) {
+      lock.unlock();
+      if (interrupted()) {
+        return Outcome::failure(Code::kCancelled);
+      }
+      lock.lock();
     }
   }
 }

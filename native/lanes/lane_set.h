@@ -44,8 +44,25 @@ class LaneSet {
     LaneSet& lanes_;
   };
 
+  // An operation of the calling thread that stands still: it neither touches memory nor uses its
+  // lanes until this is destroyed, and looks at open() then. The set does not wait for it.
+  class Pause {
+   public:
+    explicit Pause(LaneSet& lanes);
+    ~Pause();
+    Pause(const Pause&) = delete;
+    Pause& operator=(const Pause&) = delete;
+
+   private:
+    LaneSet& lanes_;
+  };
+
+  // Whether the caller of the operation wants it to end; the operation pauses while it is asked.
+  bool interrupted();
+
   // Takes at least one free lane and at most `wanted`, waiting for the first; not ok when there is
-  // none by the deadline, no lane is left (kNoLane), or everything is being closed.
+  // none by the deadline, no lane is left (kNoLane), everything is being closed, or the caller
+  // wants to end (kCancelled).
   Outcome take(std::size_t wanted, std::int64_t deadline_ns, std::vector<Lane>& taken);
   void give_back(Lane lane);
   // The lane has failed: it is closed and not counted any more.

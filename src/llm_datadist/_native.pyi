@@ -379,7 +379,7 @@ class ChecksumQuestion:
 class Lanes:
     """
     The initiator's end of a link's lanes. Thread-safe; an operation runs on the calling thread
-    and ends by deadline_ns (time.monotonic_ns); one that lets the peer write may take 80 ms
+    and ends by deadline_ns (time.monotonic_ns); one that lets the peer write may take 40 ms
     more to see it stop. Outcomes are (code, errno, index, moved_bytes); NO_LANE: none is
     left, so nothing was asked.
     """

@@ -276,14 +276,17 @@ class LinkLanes:
     ) -> Outcome:
         """Carry out a native operation, which takes the deadline last, once there is a lane."""
         while True:
-            outcome = Outcome(*operation(*arguments, deadline_ns))
+            try:
+                outcome = Outcome(*operation(*arguments, deadline_ns))
+            except BaseException:  # of a signal handler, which ended it as a timeout would have
+                self._tell_loss()
+                raise
             if outcome.code not in _LOSSES:
                 self.answers += outcome.code == Code.OK
                 return outcome
             if self._on_loss is None:
                 return Outcome(Code.PEER_DEAD) if outcome.code == Code.NO_LANE else outcome
-            if self._client.count() < self._num_client:
-                self._on_loss()
+            self._tell_loss()
             if outcome.code != Code.NO_LANE:
                 return outcome
             if self._closed:
@@ -291,6 +294,10 @@ class LinkLanes:
             if time.monotonic_ns() >= deadline_ns:
                 return Outcome(Code.TIMEOUT)
             self._wait_for_lane(deadline_ns)
+
+    def _tell_loss(self) -> None:
+        if self._on_loss is not None and self._client.count() < self._num_client:
+            self._on_loss()
 
     def _wait_for_lane(self, deadline_ns: int) -> None:
         """Wait, a moment at most, until there are lanes again or never will be."""

@@ -93,7 +93,7 @@ class ControlLoop:
             return future.result()
         except concurrent.futures.CancelledError:
             raise _finalized(operation) from None
-        except KeyboardInterrupt:
+        except BaseException:  # of the work itself, or of a signal handler
             future.cancel()
             raise
 

@@ -1,0 +1,42 @@
+// Blocking calls of the core that Python's signal handlers interrupt.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <unistd.h>
+
+#include "base/interrupt.h"
+#include "bind/released_gil.h"
+
+// Runs the handlers of signals that have arrived, as the interpreter would between two
+// instructions. Handlers run on the main thread only.
+inline ldd::Answer run_signal_handlers() {
+  if (::gettid() != ::getpid()) {
+    return ldd::Answer::kDoNotAsk;
+  }
+  const PyGILState_STATE state = PyGILState_Ensure();
+  const int raised = PyErr_CheckSignals();  // what it raises stays set for this thread
+  PyGILState_Release(state);
+  return raised == 0 ? ldd::Answer::kGoOn : ldd::Answer::kEnd;
+}
+
+// Does the work without the GIL. Signal handlers run meanwhile; what one of them raises ends the
+// work, quietly, and is raised here instead of its outcome.
+template <class Work>
+auto interruptible(Work&& work) {
+  const ldd::Interruptible call(run_signal_handlers);
+  try {
+    auto result = [&] {
+      const ReleasedGil release;
+      return work();
+    }();
+    if (call.ended()) {
+      throw nanobind::python_error();
+    }
+    return result;
+  } catch (const std::exception&) {
+    if (call.ended() && PyErr_Occurred() != nullptr) {
+      throw nanobind::python_error();
+    }
+    throw;
+  }
+}
