@@ -252,5 +252,53 @@ MUTATIONS = (
         ),
         tests=("tests/faults/test_policy.py", "-k", "test_every_fault"),
     ),
+    Mutation(
+        "notice-believed",
+        "an owner marks what it cannot read itself, and nothing on a peer's word",
+        (
+            Edit(
+                "src/llm_datadist/_engine/notices.py",
+                "for piece, good in zip(part, readable, strict=False) if not good]",
+                "for piece, good in zip(part, readable, strict=False)]",
+            ),
+        ),
+        tests=("tests/integration/test_notices.py", "-k", "a_lie_marks_nothing"),
+    ),
+    Mutation(
+        "notices-without-end",
+        "a peer has a limited part of the owner's memory looked at",
+        (
+            Edit(
+                "src/llm_datadist/_engine/notices.py",
+                "if ranges > MAX_RANGES or num_bytes > MAX_BYTES:",
+                "if False:",
+            ),
+        ),
+        tests=("tests/unit/_engine/test_notices.py", "-k", "in_a_second"),
+    ),
+    Mutation(
+        "messages-without-caps",
+        "what no correct peer says ends its link",
+        (
+            Edit(
+                "src/llm_datadist/_links/upkeep.py",
+                "except ProtocolError:\n            raise",
+                "except ProtocolError:\n            return None",
+            ),
+        ),
+        tests=("tests/faults/test_hostile_peers.py", "-k", "no_peer_can_say"),
+    ),
+    Mutation(
+        "raw-texts",
+        "texts of others are printable wherever they come out",
+        (
+            Edit(
+                "src/llm_datadist/_protocol/texts.py",
+                "if not text.isprintable():",
+                "if False:",
+            ),
+        ),
+        tests=("tests/integration/links/test_texts.py",),
+    ),
 )
 BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}
