@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from llm_datadist._backends.outcomes import NO_REF, Outcome, Ref
 from llm_datadist._protocol.texts import shown
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from llm_datadist._types import Placement
 
     U64Array = npt.NDArray[np.uint64]
+
+
+MemoryKind: TypeAlias = Literal["DRAM", "VRAM"]
 
 
 class Unavailable(Exception):
@@ -91,7 +94,7 @@ class Region:
     placement: Placement
     device_id: int = 0
     unit_bytes: int = 0
-    kind: str = "DRAM"
+    kind: MemoryKind = "DRAM"
 
 
 @dataclass(slots=True)

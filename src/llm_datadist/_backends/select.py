@@ -75,7 +75,13 @@ def make_backends(config: Config, node: Node, pools: tuple[PoolMemory, ...]) -> 
 
 
 def _make_nixl(config: Config, node: Node, *, rdma_only: bool) -> NixlBackend:
-    return NixlBackend(node, config.nixl_backend, config.nixl_params, rdma_only=rdma_only)
+    return NixlBackend(
+        node,
+        config.nixl_backend,
+        config.nixl_params,
+        rdma_only=rdma_only,
+        secret=config.secret,
+    )
 
 
 def select_channel(

@@ -16,7 +16,7 @@ from llm_datadist._errors import LLMException, LLMStatusCode, fail
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llm_datadist._backends.base import Backend
+    from llm_datadist._backends.base import Backend, MemoryKind
     from llm_datadist._engine.engine import Engine
     from llm_datadist._links import Link
     from llm_datadist._plan import Layout
@@ -91,7 +91,7 @@ class RegisteredMemory:
     def _region(self, layout: Layout, placement: Placement, device: int | None) -> Region:
         sizes = np.full(len(layout.addrs), layout.tensor_bytes, np.uint64)
         device_id = self._engine.config.device_ids[0] if device is None else device
-        kind = "DRAM" if device is None else "VRAM"
+        kind: MemoryKind = "DRAM" if device is None else "VRAM"
         return Region(layout.addrs, sizes, placement, device_id, layout.unit_bytes, kind)
 
     def _withdraw(self, backend: Backend, layout: Layout) -> None:

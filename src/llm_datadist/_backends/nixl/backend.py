@@ -18,18 +18,25 @@ from llm_datadist._backends.base import Backend, Capabilities, Unavailable
 from llm_datadist._backends.nixl.agent import Agent, NixlError, PreparedList, rows_of
 from llm_datadist._backends.nixl.channel import NixlChannel
 from llm_datadist._backends.nixl.landing import SLOT_BYTES, Landing, Slots
+from llm_datadist._backends.nixl.metadata import (
+    GRANTED_SLOTS,
+    SALT_BYTES,
+    NixlMetadata,
+    agent_name,
+    read_metadata,
+)
 from llm_datadist._backends.nixl.posters import Posters
-from llm_datadist._backends.nixl.regions import Added, RegionLog, joined, words_bytes
+from llm_datadist._backends.nixl.regions import Added, RegionLog, joined, log_key, words_bytes
 from llm_datadist._backends.nixl.wheel import NUM_POSTERS, has_rdma, load_wheel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llm_datadist._backends.base import PeerEndpoint, Region
+    from llm_datadist._backends.base import MemoryKind, PeerEndpoint, Region
     from llm_datadist._backends.lanes import LinkLanes
     from llm_datadist._backends.node import Node
 
-__all__ = ["SMALL_BYTES", "NixlBackend", "NixlMetadata"]
+__all__ = ["SMALL_BYTES", "NixlBackend"]
 
 logger = logging.getLogger("llm_datadist")
 
@@ -37,30 +44,8 @@ SMALL_BYTES: Final = 256 << 10
 """Up to so many bytes one round trip on a lane, checks included, is faster than the engine."""
 
 _OWN_SLOTS: Final = 8
-_GRANTED_SLOTS: Final = 2
 _MAX_OFFERS: Final = 64
-
-
-class NixlMetadata(msgspec.Struct, array_like=True, frozen=True):
-    """What a peer needs to connect.
-
-    Attributes:
-        agent, engine: Names.
-        connection: The engine's own, without regions.
-        rdma: Whether the host has an RDMA device.
-        log_address, log_ref: The log of regions, read over lanes.
-        landing_address, landing_slots, landing_metadata: Slots that the peer may write into.
-    """
-
-    agent: str
-    engine: str
-    connection: bytes
-    rdma: bool
-    log_address: int
-    log_ref: tuple[int, int]
-    landing_address: int = 0
-    landing_slots: int = 0
-    landing_metadata: bytes = b""
+_MAX_UNITS: Final = 1 << 20
 
 
 @dataclass(slots=True)
@@ -70,7 +55,7 @@ class _Registered:
     region_id: int
     rows: np.ndarray[tuple[int, int], np.dtype[np.uint64]]
     unit_bytes: int
-    kind: str
+    kind: MemoryKind
     users: int = 1
     published: bool = False
 
@@ -102,6 +87,7 @@ class NixlBackend(Backend):
         params: Parameters of the engine.
         small_bytes: Up to which size lanes do it all; None for SMALL_BYTES.
         rdma_only: Serve host memory only between hosts that both have an RDMA device.
+        secret: The instance's, which goes into the key of the log of regions.
 
     Raises:
         Unavailable: NIXL is not installed, or the engine cannot start.
@@ -120,19 +106,22 @@ class NixlBackend(Backend):
         small_bytes: int | None = None,
         *,
         rdma_only: bool = False,
+        secret: bytes | None = None,
     ) -> None:
         self.node = node
+        self._secret = secret
+        self._log_salt = secrets.token_bytes(SALT_BYTES)
         self._rdma_only = rdma_only
         self.engine = engine
         self.small_bytes = SMALL_BYTES if small_bytes is None else small_bytes
         wheel = load_wheel()
         self.distribution = wheel.distribution
-        name = f"llm-datadist-{node.incarnation:016x}-{secrets.token_hex(4)}"
-        self.agent = Agent(wheel, name, engine, params or {})
+        self.agent = Agent(wheel, agent_name(node.incarnation), engine, params or {})
         self._lock = threading.Lock()
         self._region_ids = count(1)
         self._regions: dict[tuple[bytes, bytes, str], _Registered] = {}
         self._units: dict[int, PreparedList] = {}
+        self._num_units = 0
         self._offers: dict[int, _Grant] = {}
         self._grants: dict[int, _Grant] = {}
         self._retired: list[Landing] = []
@@ -141,7 +130,7 @@ class NixlBackend(Backend):
         self.slots = Slots(_OWN_SLOTS)
         self.posters = Posters(NUM_POSTERS)
         try:
-            self._log = RegionLog(node)
+            self._log = RegionLog(node, log_key(secret, self._log_salt))
             self.landing = Landing(node, _OWN_SLOTS)
             self.agent.register(self._landing_rows(self.landing), "DRAM")
         except (OSError, NixlError) as error:
@@ -243,11 +232,18 @@ class NixlBackend(Backend):
                         logger.warning("after a remap %s", error)
                     self._publish(known)
 
-    def landing_units(self, unit_bytes: int) -> PreparedList:
-        """Own slots as a prepared list of units of that size; each slot begins a new one."""
+    def landing_units(self, unit_bytes: int) -> PreparedList | None:
+        """Own slots as a prepared list of units of that size; each slot begins a new one.
+
+        None when there are lists of too many sizes already: peers choose these.
+        """
         with self._lock:
             if unit_bytes not in self._units:
                 per_slot = SLOT_BYTES // unit_bytes
+                self._num_units += _OWN_SLOTS * per_slot
+                if self._num_units > _MAX_UNITS:
+                    self._num_units -= _OWN_SLOTS * per_slot
+                    return None
                 slots = np.repeat(np.arange(_OWN_SLOTS), per_slot)
                 numbers = np.arange(len(slots)) % per_slot
                 addresses = self.landing.address + slots * SLOT_BYTES + numbers * unit_bytes
@@ -272,6 +268,7 @@ class NixlBackend(Backend):
             rdma=has_rdma(),
             log_address=self._log.address,
             log_ref=self._log.ref,
+            log_salt=self._log_salt,
         )
         try:
             grant = self._make_grant()
@@ -290,7 +287,7 @@ class NixlBackend(Backend):
             msgspec.structs.replace(
                 metadata,
                 landing_address=grant.landing.address,
-                landing_slots=_GRANTED_SLOTS,
+                landing_slots=GRANTED_SLOTS,
                 landing_metadata=landing_metadata,
             )
         )
@@ -301,7 +298,7 @@ class NixlBackend(Backend):
         It reads by system calls, not through a mapping: a process that is stopped and goes on has
         finished a call, but not a copy, and must not finish it when its peer has given up.
         """
-        landing = Landing(self.node, _GRANTED_SLOTS)
+        landing = Landing(self.node, GRANTED_SLOTS)
         native = self.node.native
         try:
             reader = _native.HostPeer(
@@ -328,17 +325,11 @@ class NixlBackend(Backend):
         return self._open(peer, self._metadata(peer), lanes, must_work=True)
 
     def _metadata(self, peer: PeerEndpoint) -> NixlMetadata:
-        """Read what the peer's backend told."""
-        metadata = peer.metadata.get(self.name)
-        if metadata is None:
-            raise Unavailable("the peer does not offer it")
-        try:
-            there = msgspec.msgpack.decode(metadata, type=NixlMetadata)
-        except msgspec.DecodeError as error:
-            raise Unavailable(f"the peer's description cannot be read ({error})") from error
-        if there.engine != self.engine:
-            raise Unavailable(f"the engine is {self.engine} here and {there.engine} at the peer")
-        return there
+        return read_metadata(peer.metadata.get(self.name), peer.incarnation, self.engine)
+
+    def log_key(self, there: NixlMetadata) -> bytes:
+        """The key of a peer's log of regions."""
+        return log_key(self._secret, there.log_salt)
 
     def _open(
         self, peer: PeerEndpoint, there: NixlMetadata, lanes: LinkLanes, *, must_work: bool

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from llm_datadist._backends.base import Handle, PeerEndpoint, Transfer
     from llm_datadist._backends.lanes import LinkLanes
     from llm_datadist._backends.nixl.agent import Running
-    from llm_datadist._backends.nixl.backend import NixlBackend, NixlMetadata
+    from llm_datadist._backends.nixl.backend import NixlBackend
+    from llm_datadist._backends.nixl.metadata import NixlMetadata
     from llm_datadist._backends.nixl.work import Work
 
 __all__ = ["FAILED", "NixlChannel"]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["PeerMemory"]
 
 _MAX_PREPARED: Final = 1 << 20
+_MAX_PREPARED_OF_LINK: Final = 1 << 22
 _MIN_UNIT_BYTES: Final = 256
 _DRAIN_S: Final = 10.0
 _DRAIN_PAUSE_S: Final = 0.001
@@ -37,13 +38,15 @@ class _Units:
     """A region's prepared list: every unit of every tensor."""
 
     def __init__(self, channel: NixlChannel, region: Added) -> None:
+        self.region = region
         unit = np.uint64(region.unit_bytes)
         starts, sizes = words(region.addresses), words(region.sizes)
         order = np.argsort(starts, kind="stable")
         self._starts, self._unit = starts[order], unit
         counts = (sizes[order] // unit).astype(np.int64)
         self._first = np.cumsum(counts) - counts
-        numbers = np.arange(int(counts.sum())) - np.repeat(self._first, counts)
+        self.count = int(counts.sum())
+        numbers = np.arange(self.count) - np.repeat(self._first, counts)
         addresses = np.repeat(self._starts, counts) + numbers.astype(np.uint64) * unit
         rows = rows_of(addresses, np.full(len(addresses), unit), region.device_id)
         self.prepared: PreparedList = channel.backend.agent.prepare(
@@ -92,7 +95,7 @@ class PeerMemory:
         self._channel = channel
         self._learning = threading.Lock()  # held while the peer is asked; nobody else waits for it
         self._lock = threading.Lock()
-        self._regions = RemoteRegions()
+        self._regions = RemoteRegions(channel.backend.log_key(channel.there))
         self._units: dict[int, _Units] = {}
         self._unused: list[_Units] = []
         self._reading: list[_Reading] = []
@@ -149,10 +152,10 @@ class PeerMemory:
         """Have the engine read, by index where that can be; may take as long as the copy does."""
         backend = self._channel.backend
         theirs = None if units is None else units.indices(chunk)
-        if units is not None and theirs is not None:
+        local = None if theirs is None else backend.landing_units(region.unit_bytes)
+        if units is not None and theirs is not None and local is not None:
             first = slot * (SLOT_BYTES // region.unit_bytes)
             ours = np.arange(first, first + len(theirs), dtype=np.int32)
-            local = backend.landing_units(region.unit_bytes)
             return backend.agent.start_prepared(local, ours, units.prepared, theirs)
         return backend.agent.start(
             self._channel.there.agent,
@@ -172,10 +175,15 @@ class PeerMemory:
         if region.kind == "VRAM":
             # Of what is named by index the engine makes neighbours one, also across allocations.
             return None
-        if int(words(region.sizes).sum()) // unit > _MAX_PREPARED:
+        held = self._units.get(region.region_id)
+        if held is not None and held.region is region:
+            return held
+        self._drop_units([region.region_id])  # the peer has used the id once more
+        count = int(words(region.sizes).sum()) // unit
+        prepared = sum(each.count for each in self._units.values())
+        if count > _MAX_PREPARED or prepared + count > _MAX_PREPARED_OF_LINK:
             return None
-        if region.region_id not in self._units:
-            self._units[region.region_id] = _Units(self._channel, region)
+        self._units[region.region_id] = _Units(self._channel, region)
         return self._units[region.region_id]
 
     def forget(self, address: int, size: int) -> None:

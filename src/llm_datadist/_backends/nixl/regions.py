@@ -3,18 +3,27 @@
 The owner keeps a log of records in memory that peers read over their lanes, so that neither a
 registration nor its discovery costs a message or the owner's interpreter: a peer that misses memory
 reads what is new in the log. The log's era changes when it is written anew.
+
+Each record has a MAC under a key that only holders of the secret, or with TLS linked peers, can
+know; so that on plain lanes nobody on the path can change what the engine is given. What a peer
+itself writes is checked field by field: a record that cannot be a region's is passed over.
 """
 
 from __future__ import annotations
 
+import hmac
 import mmap
 import struct
 import threading
-import zlib
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Annotated, Final, final
 
 import msgspec
 import numpy as np
+from msgspec import Meta
+
+from llm_datadist._backends.base import MemoryKind
+from llm_datadist._backends.nixl.metadata import MAX_ADDRESS
+from llm_datadist._protocol.codec import DECODE_ERRORS
 
 if TYPE_CHECKING:
     from llm_datadist._backends.base import U64Array
@@ -28,6 +37,7 @@ __all__ = [
     "RegionLog",
     "RemoteRegions",
     "joined",
+    "log_key",
     "parse_header",
     "words",
     "words_bytes",
@@ -35,34 +45,75 @@ __all__ = [
 
 _LOG_BYTES: Final = 4 << 20
 _HEADER: Final = struct.Struct("<QQ")  # era, bytes of records
-_FRAME: Final = struct.Struct("<II")  # bytes, checksum
+_MAC_BYTES: Final = 16
+_FRAME: Final = struct.Struct(f"<I{_MAC_BYTES}s")  # bytes, MAC
+_PLACE: Final = struct.Struct("<QQ")  # era, where the record begins
 HEADER_BYTES: Final = _HEADER.size
+
+_MAX_REGIONS: Final = 1 << 14
+"""Of one peer: more than a log of honest records holds."""
+_MAX_SIZE: Final = 1 << 46
+_MAX_RANGES: Final = 1 << 16
+
+
+RegionId = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+Words = Annotated[bytes, Meta(min_length=8, max_length=8 * _MAX_RANGES)]
 
 
 class Added(msgspec.Struct, array_like=True, frozen=True, tag="a"):
     """A region: its tensors, and what the engine needs to reach it."""
 
-    region_id: int
-    kind: str
-    unit_bytes: int
-    device_id: int
-    addresses: bytes
-    sizes: bytes
-    metadata: bytes
+    region_id: RegionId
+    kind: MemoryKind
+    unit_bytes: Annotated[int, Meta(ge=0, le=_MAX_SIZE)]
+    device_id: Annotated[int, Meta(ge=0, le=0xFFFF)]
+    addresses: Words
+    sizes: Words
+    metadata: Annotated[bytes, Meta(min_length=1)]
+
+    @property
+    def is_sane(self) -> bool:
+        """Whether its ranges can be a process's."""
+        if len(self.addresses) != len(self.sizes) or len(self.addresses) % 8:
+            return False
+        addresses, sizes = words(self.addresses), words(self.sizes)
+        return bool((addresses <= MAX_ADDRESS).all() and (sizes <= _MAX_SIZE).all())
 
 
 class Gone(msgspec.Struct, array_like=True, frozen=True, tag="g"):
     """A region is no more."""
 
-    region_id: int
+    region_id: RegionId
 
 
 _decoder: Final = msgspec.msgpack.Decoder(Added | Gone)
 
 
-def _frame(record: Added | Gone) -> bytes:
+def log_key(secret: bytes | None, salt: bytes) -> bytes:
+    """Return the key of a log's records.
+
+    Args:
+        secret: The configured one.
+        salt: Random, chosen by the log's owner. It travels in the handshake, which TLS encrypts.
+    """
+    return hmac.digest(secret or b"", b"llm-datadist regions 1" + salt, "sha256")
+
+
+def _mac(key: bytes, era: int, at: int, body: bytes) -> bytes:
+    return hmac.digest(key, _PLACE.pack(era, at) + body, "sha256")[:_MAC_BYTES]
+
+
+def _frame(record: Added | Gone, key: bytes, era: int, at: int) -> bytes:
     body = msgspec.msgpack.encode(record)
-    return _FRAME.pack(len(body), zlib.crc32(body)) + body
+    return _FRAME.pack(len(body), _mac(key, era, at, body)) + body
+
+
+def _parse(body: bytes) -> Added | Gone | None:
+    try:
+        record = _decoder.decode(body)
+    except DECODE_ERRORS:
+        return None
+    return record if isinstance(record, Gone) or record.is_sane else None
 
 
 def parse_header(data: bytes) -> tuple[int, int]:
@@ -73,10 +124,16 @@ def parse_header(data: bytes) -> tuple[int, int]:
 
 @final
 class RegionLog:
-    """The owner's end. Thread-safe."""
+    """The owner's end. Thread-safe.
 
-    def __init__(self, node: Node) -> None:
+    Args:
+        node: The instance.
+        key: See `log_key`.
+    """
+
+    def __init__(self, node: Node, key: bytes) -> None:
         self._node = node
+        self._key = key
         self._memory = mmap.mmap(-1, _LOG_BYTES)
         self._lock = threading.Lock()
         self._live: dict[int, Added] = {}
@@ -91,38 +148,41 @@ class RegionLog:
         """Publish a region."""
         with self._lock:
             self._live[record.region_id] = record
-            self._append(_frame(record))
+            self._append(record)
 
     def remove(self, region_id: int) -> None:
         """Say that a region is gone."""
         with self._lock:
             if self._live.pop(region_id, None) is not None:
-                self._append(_frame(Gone(region_id)))
+                self._append(Gone(region_id))
 
     def close(self) -> None:
         """End it. Idempotent."""
         self._node.close_entry(*self.ref)
 
-    def _append(self, frame: bytes) -> None:
+    def _append(self, record: Added | Gone) -> None:
+        if self._write(record):
+            self._write_header()
+        else:
+            self._rewrite()
+
+    def _write(self, record: Added | Gone) -> bool:
+        """Put a record behind the last one; False when it does not fit."""
+        frame = _frame(record, self._key, self._era, self._tail)
         begin = HEADER_BYTES + self._tail
         if begin + len(frame) > _LOG_BYTES:
-            self._rewrite()
-            return
+            return False
         self._memory[begin : begin + len(frame)] = frame
         self._tail += len(frame)
-        self._write_header()
+        return True
 
     def _rewrite(self) -> None:
         self._era += 1
         self._tail = 0
         self._write_header()
         for record in self._live.values():  # what does not fit is moved over lanes
-            frame = _frame(record)
-            begin = HEADER_BYTES + self._tail
-            if begin + len(frame) > _LOG_BYTES:
+            if not self._write(record):
                 break
-            self._memory[begin : begin + len(frame)] = frame
-            self._tail += len(frame)
         self._write_header()
 
     def _write_header(self) -> None:
@@ -133,12 +193,16 @@ class RegionLog:
 class RemoteRegions:
     """A peer's regions as far as they are known here. Not thread-safe.
 
+    Args:
+        key: See `log_key`.
+
     Attributes:
         era, tail: How far its log has been read.
         known: Regions by id.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, key: bytes) -> None:
+        self._key = key
         self.era = self.tail = 0
         self.known: dict[int, Added] = {}
         self._starts: U64Array = np.empty(0, np.uint64)
@@ -146,35 +210,40 @@ class RemoteRegions:
         self._owners: np.ndarray[tuple[int], np.dtype[np.int64]] = np.empty(0, np.int64)
 
     def take(self, era: int, data: bytes) -> list[Added]:
-        """Take in more of the log; return what was added. A torn record and what follows wait."""
+        """Take in more of the log; return what was added.
+
+        A torn record and what follows wait, and so does one that the owner has not written.
+        """
         if era != self.era:
             self.era, self.tail, self.known = era, 0, {}
         added: list[Added] = []
         at = 0
         while at + _FRAME.size <= len(data):
-            size, checksum = _FRAME.unpack_from(data, at)
+            size, mac = _FRAME.unpack_from(data, at)
             body = data[at + _FRAME.size : at + _FRAME.size + size]
-            if len(body) != size or zlib.crc32(body) != checksum:
+            expected = _mac(self._key, era, self.tail + at, body)
+            if len(body) != size or not hmac.compare_digest(mac, expected):
                 break
-            record = _decoder.decode(body)
             at += _FRAME.size + size
-            if isinstance(record, Added):
+            record = _parse(body)
+            if isinstance(record, Gone):
+                self.known.pop(record.region_id, None)
+            elif record is not None and len(self.known) < _MAX_REGIONS:
                 self.known[record.region_id] = record
                 added.append(record)
-            else:
-                self.known.pop(record.region_id, None)
         self.tail += at
         self._index()
         return added
 
     def forget(self, address: int, size: int) -> list[int]:
         """Drop the regions that touch a range; return their ids."""
+        begin, end = min(address, MAX_ADDRESS), min(address + size, 2 * MAX_ADDRESS)
         gone = [
             region_id
             for region_id, record in self.known.items()
             if (
-                (words(record.addresses) < np.uint64(address + size))
-                & (words(record.addresses) + words(record.sizes) > np.uint64(address))
+                (words(record.addresses) < np.uint64(end))
+                & (words(record.addresses) + words(record.sizes) > np.uint64(begin))
             ).any()
         ]
         for region_id in gone:

@@ -3,6 +3,7 @@
 import ctypes
 import random
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -13,10 +14,13 @@ from llm_datadist._backends.nixl.regions import (
     RegionLog,
     RemoteRegions,
     joined,
+    log_key,
     parse_header,
     words_bytes,
 )
 from llm_datadist.testing.in_memory_node import InMemoryNode
+
+KEY = bytes(32)
 
 
 class Node(InMemoryNode):
@@ -35,7 +39,7 @@ def region(number, *starts, size=100, kind="DRAM", blob=b"x"):
 
 @pytest.fixture
 def log():
-    made = RegionLog(Node())
+    made = RegionLog(Node(), KEY)
     yield made
     made.close()
 
@@ -48,7 +52,7 @@ def look(log, known):
 
 
 def test_only_what_is_new_is_read(log):
-    known = RemoteRegions()
+    known = RemoteRegions(KEY)
     log.add(region(1, 1000, 2000))
     assert [each.region_id for each in look(log, known)] == [1]
     log.add(region(2, 5000))
@@ -64,7 +68,7 @@ def test_only_what_is_new_is_read(log):
 
 @pytest.mark.parametrize("where", [(999, 1), (1000, 101), (1100, 1), (2**64 - 50, 100)])
 def test_what_leaves_a_region_is_not_found(log, where):
-    known = RemoteRegions()
+    known = RemoteRegions(KEY)
     log.add(region(1, 1000))
     look(log, known)
     assert known.locate(u64(where[0]), u64(where[1])) is False
@@ -78,7 +82,7 @@ def test_ranges_that_touch_become_one():
 
 
 def test_kinds_are_not_mixed(log):
-    known = RemoteRegions()
+    known = RemoteRegions(KEY)
     log.add(region(1, 1000))
     log.add(region(2, 5000, kind="VRAM"))
     look(log, known)
@@ -86,7 +90,7 @@ def test_kinds_are_not_mixed(log):
 
 
 def test_a_range_is_forgotten_with_its_region(log):
-    known = RemoteRegions()
+    known = RemoteRegions(KEY)
     log.add(region(1, 1000, 9000))
     log.add(region(2, 5000))
     look(log, known)
@@ -97,7 +101,7 @@ def test_a_range_is_forgotten_with_its_region(log):
 
 def test_a_full_log_is_written_anew(log, monkeypatch):
     monkeypatch.setattr(regions, "_LOG_BYTES", 4096)
-    known = RemoteRegions()
+    known = RemoteRegions(KEY)
     chance, live = random.Random(1), {}
     for number in range(200):
         live[number] = 1000 * (number + 1)
@@ -112,9 +116,90 @@ def test_a_full_log_is_written_anew(log, monkeypatch):
     assert known.era > 1
 
 
+def frames(*records, era=1, key=KEY):
+    """What an owner writes."""
+    data = b""
+    for record in records:
+        data += regions._frame(record, key, era, len(data))
+    return data
+
+
 def test_a_torn_record_waits():
-    known = RemoteRegions()
-    whole = regions._frame(region(1, 1000)) + regions._frame(region(2, 2000))
+    known = RemoteRegions(KEY)
+    whole = frames(region(1, 1000), region(2, 2000))
     torn = whole[:-3] + bytes(3)
     assert [each.region_id for each in known.take(1, torn)] == [1]
     assert [each.region_id for each in known.take(1, whole[known.tail :])] == [2]
+
+
+def test_no_byte_of_the_log_can_be_changed_on_the_way():
+    whole = frames(region(1, 1000))
+    for at in range(len(whole)):
+        changed = bytearray(whole)
+        changed[at] ^= 1
+        assert RemoteRegions(KEY).take(1, bytes(changed)) == []
+    assert len(RemoteRegions(KEY).take(1, whole)) == 1
+
+
+def test_a_record_is_worth_nothing_elsewhere():
+    """Not in another era, at another place of the log, or in another log."""
+    one, two = region(1, 1000), region(2, 2000)
+    first = frames(one)
+    assert RemoteRegions(KEY).take(2, first) == []
+    assert RemoteRegions(KEY).take(1, frames(one, two)[len(first) :]) == []
+    for key in (
+        log_key(b"a", bytes(16)),
+        log_key(b"b", bytes(16)),
+        log_key(b"a", bytes(15) + b"1"),
+    ):
+        assert (key == log_key(b"a", bytes(16))) == (
+            len(RemoteRegions(log_key(b"a", bytes(16))).take(1, frames(one, key=key))) == 1
+        )
+
+
+#: By the order of the fields: what no owner writes there. None: a field that is left out.
+WRONG_TYPES = [None, True, 1.5, float("nan"), "text", [], {}, [1, 2]]
+ODD = {
+    "region_id": [-1, 2**63, 2**64 - 1],
+    "kind": ["", "DRAMA", b"DRAM", 0, "x" * 1000],
+    "unit_bytes": [-1, 2**46 + 1, 2**64 - 1],
+    "device_id": [-1, 2**16, 2**64 - 1],
+    "addresses": [b"", b"1234567", bytes(16), b"\xff" * 8, bytes(8 * (2**16 + 1))],
+    "sizes": [b"", b"1234567", bytes(16), b"\xff" * 8, bytes(8 * (2**16 + 1))],
+    "metadata": [b""],
+}
+CASES = [
+    (at, value)
+    for at, name in enumerate(ODD)
+    for value in ODD[name]
+    + [each for each in WRONG_TYPES if not (name == "kind" and each == "text")]
+]
+
+
+@pytest.mark.parametrize(("at", "value"), CASES, ids=lambda each: f"{each!r:.20}")
+def test_odd_values_are_no_regions(at, value):
+    """They are passed over; what follows counts."""
+    good = msgspec.to_builtins(region(1, 1000), builtin_types=(bytes,))
+    odd = list(good)
+    odd[1 + at] = value  # behind the tag
+    data = b""
+    for record in (odd, list(good)):
+        body = msgspec.msgpack.encode(record)
+        data += regions._FRAME.pack(len(body), regions._mac(KEY, 1, len(data), body)) + body
+    known = RemoteRegions(KEY)
+    assert [each.region_id for each in known.take(1, data)] == [1]
+    assert known.locate(u64(1000), u64(100)).region_id == 1
+
+
+def test_a_peer_fills_no_memory_with_regions(monkeypatch):
+    monkeypatch.setattr(regions, "_MAX_REGIONS", 3)
+    known = RemoteRegions(KEY)
+    known.take(1, frames(*(region(number, 1000 * number) for number in range(1, 9))))
+    assert set(known.known) == {1, 2, 3}
+
+
+@pytest.mark.parametrize(("address", "size"), [(0, 2**64 - 1), (2**64 - 1, 2**64 - 1)])
+def test_odd_ranges_can_be_forgotten(address, size):
+    known = RemoteRegions(KEY)
+    known.take(1, frames(region(1, 1000)))
+    assert known.forget(address, size) == ([1] if address == 0 else [])
