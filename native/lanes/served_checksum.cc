@@ -1,6 +1,7 @@
 // CHECKSUM: the initiator of a transfer compares its side with ours, which own threads read.
 // PROBE: it wants to know whether something that has no guard may read our pages.
 #include <algorithm>
+#include <cerrno>
 
 #include "copy/checksum.h"
 #include "lanes/served_lane.h"
@@ -27,11 +28,14 @@ ServedLane::Progress ServedLane::begin_checksum() {
   if (requested_bytes() <= (probes ? kShortProbeBytes : kShortChecksumBytes)) {
     return reply_sums(run_checksum());
   }
-  state_ = State::kJob;
-  run_on_job_thread([self = shared_from_this()] {
+  const bool runs = run_on_job_thread([self = shared_from_this()] {
     const Outcome outcome = self->run_checksum();
     self->thread_.post([self, outcome] { self->end_checksum(outcome); });
   });
+  if (!runs) {
+    return reply_sums(Outcome::failure(Code::kSystem, kNoThreadErrno));
+  }
+  state_ = State::kJob;
   return Progress::kWait;
 }
 

@@ -46,11 +46,14 @@ ServedLane::Progress ServedLane::begin_push() {
     links_->counts().pushed_bytes.fetch_add(outcome.moved_bytes, std::memory_order_relaxed);
     return reply(outcome);
   }
-  state_ = State::kJob;
-  run_on_job_thread([self = shared_from_this()] {
+  const bool runs = run_on_job_thread([self = shared_from_this()] {
     const Outcome outcome = self->run_push();
     self->thread_.post([self, outcome] { self->end_push(outcome); });
   });
+  if (!runs) {
+    return reply(Outcome::failure(Code::kSystem, kNoThreadErrno));
+  }
+  state_ = State::kJob;
   return Progress::kWait;
 }
 

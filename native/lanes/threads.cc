@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <deque>
 #include <memory>
+#include <system_error>
 #include <thread>
 
 #include "base/fault_signals.h"
@@ -44,7 +45,7 @@ void start_quiet_thread(std::function<void()> body) {
   std::thread([run = std::move(body)]() noexcept { run(); }).detach();
 }
 
-void run_on_job_thread(std::function<void()> job) {
+bool run_on_job_thread(std::function<void()> job) {
   static PerProcess<Jobs*> per_process;
   Jobs& jobs = *per_process.with([](Jobs*& own) {
     if (own == nullptr) {
@@ -54,11 +55,18 @@ void run_on_job_thread(std::function<void()> job) {
   });
   const std::lock_guard lock(jobs.mutex);
   if (jobs.idle <= jobs.queue.size() && jobs.threads < kJobThreads) {
-    start_quiet_thread([&jobs] { serve_jobs(jobs); });
-    ++jobs.threads;
+    try {
+      start_quiet_thread([&jobs] { serve_jobs(jobs); });
+      ++jobs.threads;
+    } catch (const std::system_error&) {
+      if (jobs.threads == 0) {
+        return false;
+      }
+    }
   }
   jobs.queue.push_back(std::move(job));
   jobs.ready.notify_one();
+  return true;
 }
 
 }  // namespace ldd

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <cerrno>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -18,9 +19,12 @@ namespace ldd {
 // Throws std::system_error.
 void start_quiet_thread(std::function<void()> body);
 
+// What a peer is told when there is no thread for what it asks: no system call fails so.
+inline constexpr int kNoThreadErrno = EUSERS;
+
 // Runs `job` on one of a few threads kept for work that takes longer than an io thread may be away.
-// Jobs must not throw. Throws std::system_error when no thread can be had.
-void run_on_job_thread(std::function<void()> job);
+// Jobs must not throw. False, and the job is not run, when there is no thread and none can be had.
+[[nodiscard]] bool run_on_job_thread(std::function<void()> job);
 
 // A `T` per process: the forked child gets a fresh one and leaves the inherited one alone, since
 // its locks may be held and its threads do not exist.

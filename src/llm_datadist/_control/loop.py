@@ -10,6 +10,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 
+from llm_datadist._control.threads import start
 from llm_datadist._control.workers import Workers
 from llm_datadist._errors import LLMStatusCode, fail
 
@@ -55,15 +56,7 @@ class ControlLoop:
         """
         self._loop = asyncio.new_event_loop()
         try:
-            self._thread.start()
-        except RuntimeError as error:
-            self._loop.close()
-            raise fail(
-                LLMStatusCode.LLM_FAILED,
-                "init",
-                f"the control thread cannot be started ({error})",
-                "raise the limit of threads (ulimit -u, or pids.max of the cgroup)",
-            ) from error
+            start(self._thread, "init")
         except BaseException:
             self._loop.close()
             raise

@@ -23,7 +23,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, final
 
 from llm_datadist._control.sockets import plain_address, printed, track
+from llm_datadist._control.threads import start
 from llm_datadist._control.tls import TlsError
+from llm_datadist._errors import LLMException
 
 if TYPE_CHECKING:
     import ssl
@@ -108,7 +110,7 @@ class Relays:
         with self._lock:
             if not self._closed and not self._threads:
                 count = max(1, min(_MOST_THREADS, os.cpu_count() or 1))
-                self._threads = [_RelayThread(f"{self._name}-relay-{i}") for i in range(count)]
+                self._threads = _relay_threads(f"{self._name}-relay", count)
         return CarriedLane(wire, self._begin, serves=serves)
 
     def close(self) -> None:
@@ -318,10 +320,10 @@ class _RelayThread:
         self._epoll.register(self._wake, _IN)
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         try:
-            self._thread.start()
-        except RuntimeError as error:
+            start(self._thread, "link_clusters")
+        except LLMException as error:
             self._release()
-            raise OSError(f"no thread for encrypted lanes can be had: {error}") from error
+            raise OSError(str(error)) from error
 
     def add(self, relay: _Relay) -> None:
         """Serve a relay, too."""
@@ -396,3 +398,16 @@ class _RelayThread:
         elif before != wanted:
             self._epoll.modify(fd, wanted)
         self._events[fd] = wanted
+
+
+def _relay_threads(name: str, count: int) -> list[_RelayThread]:
+    """Start some threads; fewer, but one at least, where no more can be had."""
+    threads: list[_RelayThread] = []
+    for i in range(count):
+        try:
+            threads.append(_RelayThread(f"{name}-{i}"))
+        except OSError:
+            if not threads:
+                raise
+            break
+    return threads

@@ -15,6 +15,9 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, final
 
+from llm_datadist._control.threads import start
+from llm_datadist._errors import LLMException
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -45,7 +48,10 @@ class Workers:
         self._dismissed = False
 
     def submit(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
-        """Queue a call; its outcome, an exception included, goes into the future."""
+        """Queue a call; its outcome, an exception included, goes into the future.
+
+        So does LLM_FAILED, at once, when there is no thread and none can be had.
+        """
         future: Future[_T] = Future()
         with self._changed:
             self._jobs.append((future, partial(call, *args, **kwargs)))
@@ -84,10 +90,10 @@ class Workers:
     def _start_thread(self) -> None:
         thread = threading.Thread(target=self._serve, name=f"{self._name}-worker", daemon=True)
         try:
-            thread.start()
-        except RuntimeError:  # the interpreter is shutting down, or no more threads can be had
-            if not self._threads:
-                self._jobs.pop()[0].set_exception(RuntimeError("cannot start a worker thread"))
+            start(thread, "the call")
+        except LLMException as error:
+            if not self._threads:  # else one of them comes to it
+                self._jobs.pop()[0].set_exception(error)
             return
         self._threads += 1
 

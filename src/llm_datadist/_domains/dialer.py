@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
+from llm_datadist._control.threads import start
 from llm_datadist._control.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
 __all__ = ["Dialer"]
 
@@ -47,17 +50,20 @@ class Dialer:
         self._closed = False
 
     def wake(self, peer_id: int) -> None:
-        """Begin a round for this peer as soon as may be."""
+        """Begin a round for this peer as soon as may be.
+
+        Raises:
+            LLMException: LLM_FAILED: no thread can be had.
+        """
         with self._changed:
             if self._closed:
                 return
+            if not self._scheduling:
+                name = "llm-datadist-domains"
+                start(threading.Thread(target=self._schedule, name=name, daemon=True), "link")
+                self._scheduling = True  # it waits for the lock
             self._pause[peer_id] = _FIRST_PAUSE_SECONDS
             self._due[peer_id] = 0.0
-            if not self._scheduling:
-                threading.Thread(
-                    target=self._schedule, name="llm-datadist-domains", daemon=True
-                ).start()
-                self._scheduling = True
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -80,8 +86,21 @@ class Dialer:
                     if due <= now and peer_id not in self._busy:
                         del self._due[peer_id]
                         self._busy.add(peer_id)
-                        self._workers.submit(self._serve, peer_id)
+                        served = self._workers.submit(self._serve, peer_id)
+                        served.add_done_callback(partial(self._served, peer_id))
             self._scheduling = False
+
+    def _served(self, peer_id: int, round_: Future[None]) -> None:
+        """Try again later where there was no thread for a round."""
+        error = round_.exception()
+        if error is None:
+            return
+        logger.warning("cluster %d is not dialed for now: %s", peer_id, error)
+        with self._changed:
+            self._busy.discard(peer_id)
+            if not self._closed:
+                self._due.setdefault(peer_id, time.monotonic() + _LONGEST_PAUSE_SECONDS)
+            self._changed.notify_all()
 
     def _serve(self, peer_id: int) -> None:
         again = True

@@ -78,7 +78,8 @@ class Domains:
         Raises:
             TypeError: A wrong type.
             LLMException: LLM_PARAM_INVALID: anything else wrong with the arguments;
-                LLM_CLUSTER_NUM_EXCEED_LIMIT: there are 512 domains; LLM_ENGINE_FINALIZED.
+                LLM_CLUSTER_NUM_EXCEED_LIMIT: there are 512 domains; LLM_ENGINE_FINALIZED;
+                LLM_FAILED: no thread can be had.
         """
         terms = check_terms(self._cluster_id, comm_name, cluster_rank_info, rank_table)
         pairs, own_addresses = self._pairs(terms)
@@ -100,9 +101,13 @@ class Domains:
                 self._domains[domain.comm_id] = self._by_name[domain.name] = domain
                 if deaf and not self._listening.addresses and not all(p.dials for p in pairs):
                     domain.fail(f"cannot listen for members of higher rank: {deaf}")
-        for pair in pairs:
-            if pair.dials:
-                self._dialer.wake(pair.peer_id)
+        try:
+            for pair in pairs:
+                if pair.dials:
+                    self._dialer.wake(pair.peer_id)
+        except BaseException:
+            self.unlink(domain.comm_id)
+            raise
         return domain.comm_id
 
     def unlink(self, comm_id: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 
@@ -101,6 +102,9 @@ def failure(outcome: Outcome, known: Failure) -> LLMException:
     elif code == Code.NO_PATH:
         problem = f"memory of an accelerator cannot be moved: {known.device_trouble or 'unknown'}"
         remedy = "mend that and link again, or use host memory; describe_link tells more"
+    elif code == Code.SYSTEM and outcome.sys_errno == errno.EUSERS:
+        problem = f"{known.peer} has no thread for it, and can have none"
+        remedy = "raise the limit of threads there (ulimit -u, or pids.max of the cgroup)"
     elif code == Code.CORRUPT:
         problem = (
             "the bytes differ between the two sides after the transfer (checksum crc32c): "

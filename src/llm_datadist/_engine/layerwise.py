@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from typing import TYPE_CHECKING
 
+from llm_datadist._control.threads import start
+from llm_datadist._control.workers import Workers
 from llm_datadist._engine.layer_plans import Destination, destinations
 from llm_datadist._errors import LLMException, LLMStatusCode
 from llm_datadist._types import CacheTask
@@ -14,6 +16,7 @@ from llm_datadist._types.task import TaskState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from concurrent.futures import Future
 
     from llm_datadist._engine.engine import Engine
     from llm_datadist._types import (
@@ -42,7 +45,7 @@ class Layerwise:
         self._engine = engine
         self._lock = threading.Lock()
         self._running: set[TaskState] = set()
-        self._senders: ThreadPoolExecutor | None = None
+        self._senders = Workers("llm_datadist-layers", _PARALLEL_DESTINATIONS - 1)
 
     def start(
         self,
@@ -61,29 +64,30 @@ class Layerwise:
         with self._lock:
             self._engine.check_open(OPERATION)
             self._running.add(state)
-            if len(targets) > 1 and self._senders is None:
-                self._senders = ThreadPoolExecutor(_PARALLEL_DESTINATIONS, "llm_datadist-layers")
         worker = threading.Thread(
             target=self._work,
             args=(state, synchronizer, targets),
             name="llm_datadist-layerwise",
             daemon=True,
         )
-        worker.start()
+        try:
+            start(worker, OPERATION)
+        except BaseException:
+            with self._lock:
+                self._running.discard(state)
+            raise
         return CacheTask(state)
 
     def close(self) -> None:
         """Complete every task with LLM_ENGINE_FINALIZED; running pushes end by themselves."""
         with self._lock:
             running, self._running = self._running, set()
-            senders, self._senders = self._senders, None
         for state in running:
             state.ask_to_end()
             for index in range(len(state.results())):
                 state.set_result(index, LLMStatusCode.LLM_ENGINE_FINALIZED)
             state.complete()
-        if senders is not None:
-            senders.shutdown(wait=False, cancel_futures=True)
+        self._senders.dismiss()
 
     def _work(
         self, state: TaskState, synchronizer: LayerSynchronizer, targets: list[Destination]
@@ -132,13 +136,10 @@ class Layerwise:
                 state.end_layer()
 
     def _send(self, targets: list[Destination], wanted: list[int], layer: int) -> list[_Sent]:
-        senders = self._senders
-        if len(wanted) == 1 or senders is None:
-            return [_send_one(targets[index], layer) for index in wanted]
-        try:
-            return list(senders.map(lambda index: _send_one(targets[index], layer), wanted))
-        except RuntimeError:  # shut down by finalize meanwhile
-            return [(LLMStatusCode.LLM_ENGINE_FINALIZED, None)] * len(wanted)
+        """Send to each destination at the same time, to the first of them from this thread."""
+        first, *others = (targets[index] for index in wanted)
+        sending = [self._senders.submit(_send_one, target, layer) for target in others]
+        return [_send_one(first, layer), *map(_outcome, sending, others, repeat(layer))]
 
 
 def _synchronized(synchronizer: LayerSynchronizer, layer: int) -> bool:
@@ -150,6 +151,14 @@ def _synchronized(synchronizer: LayerSynchronizer, layer: int) -> bool:
     if not done:
         logger.error("%s: synchronize_layer(%d) returned %r", OPERATION, layer, done)
     return bool(done)
+
+
+def _outcome(sending: Future[_Sent], target: Destination, layer: int) -> _Sent:
+    """Wait for what a sender does; where no thread can be had for it, do it here."""
+    try:
+        return sending.result()
+    except LLMException:
+        return _send_one(target, layer)
 
 
 def _send_one(target: Destination, layer: int) -> _Sent:

@@ -95,7 +95,8 @@ class LinkContext:
         try:
             return await self.workers.run(self.delegate.endpoint, link_id)
         except Exception as error:
-            logger.warning("no endpoint for link %d", link_id, exc_info=True)
+            unexpected = not isinstance(error, LLMException)
+            logger.warning("no endpoint for link %d: %s", link_id, error, exc_info=unexpected)
             reason = f"cluster {self.cluster_id} cannot offer its memory: {error}"
             raise SetupError(LLMStatusCode.LLM_LINK_FAILED, reason) from error
 

@@ -11,6 +11,7 @@ import pytest
 from authority import Authority
 from carried import Carried, shaken, tls_of
 
+from llm_datadist._control.relay import _relay_threads
 from llm_datadist._control.tls import TlsError, TlsSession
 
 
@@ -197,3 +198,21 @@ def test_idle_lanes_cost_nothing(carried):
     for pair in pairs:
         for sock in pair:
             sock.close()
+
+
+def test_fewer_threads_do_where_no_more_can_be_had(monkeypatch):
+    real, started = threading.Thread.start, []
+
+    def start(thread):
+        if len(started) == 1:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        real(thread)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        threads = _relay_threads("test", 3)
+        with pytest.raises(OSError, match=r"can't start new thread.*ulimit -u"):
+            _relay_threads("test", 3)
+    assert len(threads) == 1
+    threads[0].stop()

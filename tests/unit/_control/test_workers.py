@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from llm_datadist import LLMException
 from llm_datadist._control.workers import Workers
 
 
@@ -94,3 +95,14 @@ def test_what_would_end_the_loop_reaches_it_as_an_ordinary_error(workers, kind):
         return await workers.run(int, "7")
 
     assert asyncio.run(main()) == 7
+
+
+def test_a_call_that_no_thread_can_be_had_for_fails(workers, monkeypatch):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        with pytest.raises(LLMException, match=r"can't start new thread.*ulimit -u"):
+            workers.submit(int, "1").result(5)
+    assert workers.submit(int, "2").result(5) == 2

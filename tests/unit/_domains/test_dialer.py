@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from llm_datadist import LLMException
 from llm_datadist._domains.dialer import SETUPS_AT_ONCE, Dialer
 
 
@@ -103,3 +104,38 @@ def test_no_round_begins_after_close(dialing):
     rounds.gate.set()
     rounds.wait_for(lambda: not sum(rounds.running.values()))
     assert dict(rounds.begun) == {1: 1}
+
+
+@pytest.mark.expects_log("cluster 7 is not dialed for now: .*can't start new thread")
+def test_a_round_without_a_thread_is_tried_again(dialing, monkeypatch):
+    rounds = Rounds()
+    rounds.gate.set()
+    real, refused = threading.Thread.start, []
+
+    def start(thread):
+        if thread.name.endswith("-worker") and not refused:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    dialing(rounds).wake(7)
+    rounds.wait_for(lambda: rounds.begun[7] == 1)
+    assert refused
+
+
+def test_a_wake_without_a_thread_is_refused_and_another_one_is_not(dialing, monkeypatch):
+    rounds = Rounds()
+    rounds.gate.set()
+    dialer = dialing(rounds)
+
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        with pytest.raises(LLMException, match=r"^link failed \[LLM_FAILED\].*ulimit -u"):
+            dialer.wake(7)
+    dialer.wake(8)
+    rounds.wait_for(lambda: rounds.begun[8] == 1)
+    assert not rounds.begun[7]
