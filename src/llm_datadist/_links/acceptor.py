@@ -233,8 +233,8 @@ class _Inbound:
         """
         cluster_id, incarnation = hello.cluster_id, hello.incarnation
         own = self._context.incarnation
-        if incarnation == own and incarnation not in self._ledger.dials:
-            raise SetupError(_FAILED, "it takes itself for this instance, which is not dialing")
+        if incarnation == own:
+            self._check_own_dial()
         earlier_deadline = Deadline(_EARLIER_SECONDS)
         while True:
             own_dial = self._ledger.dials.get(incarnation)
@@ -279,6 +279,21 @@ class _Inbound:
                 LLMStatusCode.LLM_PROCESSING_LINK,
                 f"cluster {self._context.cluster_id} is still setting up the same link; retry soon",
             ) from None
+
+    def _check_own_dial(self) -> None:
+        """Refuse a dial of this very instance that somebody else has passed on.
+
+        The proofs are right then, and whoever is between would be on the path of the link.
+        """
+        dial = self._ledger.dials.get(self._context.incarnation)
+        if dial is None:
+            raise SetupError(_FAILED, "it takes itself for this instance, which is not dialing")
+        if dial.source != self._visit.peer:
+            raise SetupError(
+                _FAILED,
+                "this instance was dialed by itself, but somebody in between passes the connection "
+                "on; to link an instance to itself give the address at which it listens",
+            )
 
     async def _wait_gone(self, leaving: Link, incarnation: int) -> None:
         if leaving.is_unlinked_here and leaving.incarnation == incarnation:

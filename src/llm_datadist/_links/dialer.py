@@ -14,7 +14,7 @@ from msgspec import UNSET
 
 from llm_datadist._control.connection import ControlConnection, PeerClosedError
 from llm_datadist._control.dial import connect
-from llm_datadist._control.sockets import explained, printed
+from llm_datadist._control.sockets import explained, plain_address, printed
 from llm_datadist._control.tls import TlsError, shake_hands
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.context import CLUSTERS, SetupError
@@ -153,6 +153,7 @@ class _Dial:
         self._ledger = context.ledger
         self._upkeep = upkeep
         self._request = request
+        self._source: Address | None = None  # of the connection that there is
         self.step = "connecting"
         self.is_new = False
 
@@ -254,6 +255,7 @@ class _Dial:
         try:
             source = None if request.source_ip is None else sock.getsockname()[0]
             route = (sock.family, sock.getpeername(), source)
+            self._source = plain_address(sock.getsockname())
             await asyncio.get_running_loop().sock_sendall(sock, encode_preamble(kind))
         except OSError as error:
             sock.close()
@@ -357,7 +359,7 @@ class _Dial:
                 await self._upkeep.drop(link, "it does not answer and another took its id")
             else:
                 caller = self._request.relink or self._request.caller
-                setup = Setup(cluster_id, incarnation, caller)
+                setup = Setup(cluster_id, incarnation, caller, self._source)
                 self._ledger.dials[incarnation] = setup
                 return setup
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, final
 from llm_datadist._control.deadline import Deadline
 
 if TYPE_CHECKING:
+    from llm_datadist._control.sockets import Address
     from llm_datadist._links.link import Link
 
 __all__ = ["Ledger", "Relink", "Setup"]
@@ -31,16 +32,24 @@ class Setup:
         cluster_id: Of the peer.
         incarnation: Of the peer.
         caller: Whose call it belongs to; set-ups of one call wait for each other.
+        source: Where the connection comes from; set on the dialing end.
         accepted: Whether the acceptor has accepted it; set on the dialing end.
         withdrawn: Set when another set-up must not wait for this one any longer. An incoming set-up
             gives up then, unless it has all it needs from its dialer; a dial pays no attention.
         over: Set when it has come to its end, whichever.
     """
 
-    def __init__(self, cluster_id: int, incarnation: int, caller: object = None) -> None:
+    def __init__(
+        self,
+        cluster_id: int,
+        incarnation: int,
+        caller: object = None,
+        source: Address | None = None,
+    ) -> None:
         self.cluster_id = cluster_id
         self.incarnation = incarnation
         self.caller = caller
+        self.source = source
         self.accepted = False
         self.withdrawn = asyncio.Event()
         self.over = asyncio.Event()
