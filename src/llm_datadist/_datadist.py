@@ -14,6 +14,7 @@ from llm_datadist._control.patched import check_not_patched
 from llm_datadist._domains import Domains
 from llm_datadist._engine import Engine
 from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._logs import later
 from llm_datadist._options import parse_options, parse_switch_options
 from llm_datadist._types import LLMClusterInfo, LLMRole, RegisterMemStatus
 from llm_datadist._types.checks import (
@@ -100,7 +101,7 @@ class LLMDataDist:
         Source: api.md 4.2.
         """
         check_instance("options", options, dict)
-        with self._lock:
+        with later(), self._lock:
             if self._engine is not None:
                 return
             check_not_patched()
@@ -124,9 +125,14 @@ class LLMDataDist:
 
         Calls of other threads that are under way raise LLM_ENGINE_FINALIZED within a second. When
         it returns no peer can read or write memory of this instance any more. Never hangs.
+
+        Raises:
+            LLMException: LLM_FAILED: called on the library's own thread, by a log handler there.
         Source: api.md 4.3.
         """
-        with self._lock:
+        if (running := self._engine) is not None:
+            running.links.check_thread("finalize")
+        with later(), self._lock:
             engine, self._engine = self._engine, None
             domains, self._domains = self._domains, None
             self._cache_manager = None
@@ -296,10 +302,11 @@ class LLMDataDist:
         """
         operation = "switch_role"
         engine = self._live(operation)
+        engine.links.check_thread(operation)
         check_instance("role", role, LLMRole)
         if switch_options is not None:
             check_instance("switch_options", switch_options, dict)
-        with self._lock:
+        with later(), self._lock:
             if engine.links.links():
                 raise fail(
                     LLMStatusCode.LLM_EXIST_LINK,

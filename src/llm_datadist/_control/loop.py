@@ -67,7 +67,8 @@ class ControlLoop:
 
         Raises:
             LLMException: LLM_ENGINE_FINALIZED: the loop stopped before or meanwhile; LLM_FAILED:
-                this is a forked child, which has no loop.
+                this is a forked child, which has no loop, or the loop's own thread, which cannot
+                wait for itself.
         """
         if os.getpid() != self._pid:
             work.close()
@@ -77,6 +78,9 @@ class ControlLoop:
                 "this process was forked from the one that initialised the instance",
                 "initialise an instance of its own in the child",
             )
+        if self.is_own_thread:
+            work.close()
+            raise self.own_thread(operation)
         with self._submitting:
             if not self._open:
                 work.close()
@@ -89,6 +93,21 @@ class ControlLoop:
         except BaseException:  # of the work itself, or of a signal handler
             future.cancel()
             raise
+
+    @property
+    def is_own_thread(self) -> bool:
+        """Whether the caller runs on the control thread, as log handlers may."""
+        return threading.current_thread() is self._thread
+
+    def own_thread(self, operation: str) -> LLMException:
+        """Return the exception of a call that would wait for the thread that makes it."""
+        return fail(
+            LLMStatusCode.LLM_FAILED,
+            operation,
+            f"it was called on {self.name}, the library's own thread, for which it has to wait "
+            "(log handlers run there, too)",
+            "call it on another thread; a logging.handlers.QueueHandler moves handlers to one",
+        )
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work` in the background; an exception of it is logged. Loop thread only."""

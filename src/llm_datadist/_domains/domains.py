@@ -25,6 +25,7 @@ from llm_datadist._domains.listening import Listening
 from llm_datadist._domains.rendezvous import Outcome, Rendezvous
 from llm_datadist._errors import LLMException, LLMStatusCode, fail
 from llm_datadist._links import Refusal
+from llm_datadist._logs import later
 from llm_datadist._types import RegisterMemStatus
 
 if TYPE_CHECKING:
@@ -83,12 +84,12 @@ class Domains:
         """
         terms = check_terms(self._cluster_id, comm_name, cluster_rank_info, rank_table)
         pairs, own_addresses = self._pairs(terms)
-        with self._linking:
-            with self._lock:
+        with later(), self._linking:
+            with later(), self._lock:
                 self._check_admission(terms.name)
             # Also a member that only dials listens: its next domain may have a higher rank in it.
             deaf = self._listening.open(own_addresses)
-            with self._lock:
+            with later(), self._lock:
                 self._check_admission(terms.name)
                 domain = Domain(
                     next(self._comm_ids),
@@ -118,7 +119,7 @@ class Domains:
             LLMException: LLM_PARAM_INVALID: there is no such domain.
         """
         number = check_comm_id(comm_id)
-        with self._lock:
+        with later(), self._lock:
             domain = self._find("unlink", number)
             del self._domains[number], self._by_name[domain.name]
             held = [(pair.link, pair.hello) for pair in domain.pairs.values()]
@@ -134,7 +135,7 @@ class Domains:
             LLMException: LLM_PARAM_INVALID: there is no such domain.
         """
         number = check_comm_id(comm_id)
-        with self._lock:
+        with later(), self._lock:
             domain = self._find("query_register_mem_status", number)
             self._name_unexpected(domain)
             return domain.status(time.monotonic())
@@ -147,7 +148,7 @@ class Domains:
             LLMException: LLM_PARAM_INVALID: there is no such domain.
         """
         number = check_comm_id(comm_id)
-        with self._lock:
+        with later(), self._lock:
             domain = self._find("describe_domain", number)
             self._name_unexpected(domain)
             facts = domain.describe(time.monotonic())
@@ -155,7 +156,7 @@ class Domains:
 
     def close(self) -> None:
         """Forget all domains and dial no more; the links go with the link table. Idempotent."""
-        with self._lock:
+        with later(), self._lock:
             self._closed = True
             self._domains.clear()
             self._by_name.clear()
@@ -231,7 +232,7 @@ class Domains:
     def _waiting_for(self, peer_id: int) -> list[tuple[Domain, Pair]]:
         """Return the pairs with that peer that are to be dialed, the least tried first."""
         now = time.monotonic()
-        with self._lock:
+        with later(), self._lock:
             found = [
                 (domain, pair)
                 for domain in self._domains.values()
@@ -247,7 +248,7 @@ class Domains:
         known = [link for link in self._links.links() if link.cluster_id == pair.peer_id]
         addresses = list(dict.fromkeys([*(link.address for link in known), *pair.addresses]))
         if not addresses:
-            with self._lock:
+            with later(), self._lock:
                 domain.fail(f"the rank table has no address for rank {pair.rank}")
             return Outcome.REFUSED
         if not pair.attempts:
@@ -267,7 +268,7 @@ class Domains:
 
     def _note(self, domain: Domain, pair: Pair, meeting: Meeting) -> bool:
         """Enter the outcome of a dial; return whether the domain still wants it."""
-        with self._lock:
+        with later(), self._lock:
             if self._domains.get(domain.comm_id) is not domain or domain.failure:
                 return False
             if meeting.outcome is Outcome.LINKED:
@@ -283,7 +284,7 @@ class Domains:
 
     def _answer(self, hello: DomainHello, peer_id: int) -> Refusal | None:
         """Answer a dialer's hello: None accepts."""
-        with self._lock:
+        with later(), self._lock:
             domain = self._by_name.get(hello.name)
             if domain is not None and not domain.is_related(hello, peer_id):
                 return self._somebody_else(hello)
@@ -308,7 +309,7 @@ class Domains:
 
     def _accepted(self, hello: DomainHello, link: Link) -> None:
         """A link is up, and held, for a domain that was accepted."""
-        with self._lock:
+        with later(), self._lock:
             domain = self._by_name.get(hello.name)
             pair = None if domain is None else domain.pairs.get(link.cluster_id)
             wanted = pair is not None and pair.hello is not None and pair.hello.token == hello.token

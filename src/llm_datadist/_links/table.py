@@ -26,6 +26,7 @@ from llm_datadist._links.lanes import receive_lane
 from llm_datadist._links.listening import Listening
 from llm_datadist._links.relink import Relinks
 from llm_datadist._links.upkeep import Upkeep
+from llm_datadist._logs import later
 from llm_datadist._protocol.codec import Kind
 from llm_datadist._protocol.messages import Notify
 
@@ -101,7 +102,7 @@ class LinkTable:
         Raises:
             OSError: The address cannot be bound; nothing was started.
         """
-        with self._changing:
+        with later(), self._changing:
             self._control.start()
             if self._context.heartbeat_seconds:
                 self._control.post(self._begin_heartbeat)
@@ -126,7 +127,7 @@ class LinkTable:
             OSError: The address cannot be bound; everything is as before.
         """
         operation = "switch_role"
-        with self._changing:
+        with later(), self._changing:
             self._listening.move(listen, operation)
             self._control.run(self._relinks.cancel_all(), operation)
 
@@ -136,13 +137,18 @@ class LinkTable:
         Raises:
             OSError: It cannot be bound.
         """
-        with self._changing:
+        with later(), self._changing:
             return self._listening.open((host, port), "link")
 
     def close_listener(self, address: Address) -> None:
         """Stop accepting at an address that `open_listener` returned. Idempotent."""
-        with self._changing:
+        with later(), self._changing:
             self._listening.close(address, "unlink")
+
+    def check_thread(self, operation: str) -> None:
+        """Raise LLM_FAILED where a call that waits would wait for its own thread, for ever."""
+        if self._control.is_own_thread:
+            raise self._control.own_thread(operation)
 
     def close(self) -> bool:
         """End every link; peers notice at once. Idempotent, bounded, never raises.
@@ -153,7 +159,7 @@ class LinkTable:
         Returns:
             Whether it has closed the table, and nothing of it runs any more.
         """
-        with self._changing:
+        with later(), self._changing:
             if self._closed or os.getpid() != self._pid:
                 return False
             self._closed = True

@@ -15,6 +15,7 @@ import threading
 from typing import TYPE_CHECKING, final
 
 from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._logs import later
 from llm_datadist._registry.layouts import cache_layout
 from llm_datadist._registry.local import LocalCache
 from llm_datadist._registry.pool import OutOfMemory
@@ -421,7 +422,7 @@ class CacheRegistry:
         if listener is not None:
             listener.register(wanted.operation, layout, placement, device)
         try:
-            with self._lock:
+            with later(), self._lock:
                 if self._is_closed:
                     raise fail(
                         LLMStatusCode.LLM_ENGINE_FINALIZED,

@@ -28,6 +28,7 @@ from llm_datadist._backends.nixl.metadata import (
 from llm_datadist._backends.nixl.posters import Posters
 from llm_datadist._backends.nixl.regions import Added, RegionLog, joined, log_key, words_bytes
 from llm_datadist._backends.nixl.wheel import NUM_POSTERS, has_rdma, load_wheel
+from llm_datadist._logs import later
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -141,7 +142,7 @@ class NixlBackend(Backend):
 
     def register(self, region: Region) -> None:
         key = _key(region)
-        with self._lock:
+        with later(), self._lock:
             known = self._regions.get(key)
             if known is not None:
                 known.users += 1
@@ -190,7 +191,7 @@ class NixlBackend(Backend):
         )
 
     def withdraw(self, region: Region) -> None:
-        with self._lock:
+        with later(), self._lock:
             known = self._regions.get(_key(region))
             if known is not None and known.users == 1:
                 self._unpublish(known)
@@ -202,7 +203,7 @@ class NixlBackend(Backend):
 
     def deregister(self, region: Region) -> None:
         key = _key(region)
-        with self._lock:
+        with later(), self._lock:
             known = self._regions.get(key)
             if known is None:
                 return
@@ -220,7 +221,7 @@ class NixlBackend(Backend):
 
     def remapped(self, address: int, size: int) -> None:
         """Register what touches the range anew, under new ids."""
-        with self._lock:
+        with later(), self._lock:
             for known in self._regions.values():
                 starts, sizes = known.rows[:, 0], known.rows[:, 1]
                 if ((starts < address + size) & (starts + sizes > address)).any():
@@ -237,7 +238,7 @@ class NixlBackend(Backend):
 
         None when there are lists of too many sizes already: peers choose these.
         """
-        with self._lock:
+        with later(), self._lock:
             if unit_bytes not in self._units:
                 per_slot = SLOT_BYTES // unit_bytes
                 self._num_units += _OWN_SLOTS * per_slot
@@ -278,7 +279,7 @@ class NixlBackend(Backend):
         except (OSError, NixlError) as error:
             logger.info("NIXL pushes to this instance go over lanes: %s", error)
             return msgspec.msgpack.encode(metadata)
-        with self._lock:
+        with later(), self._lock:
             stale = [] if len(self._offers) < _MAX_OFFERS else [next(iter(self._offers))]
             for old in (*stale, link_id):
                 self._retire(self._offers.pop(old, None))
@@ -339,7 +340,7 @@ class NixlBackend(Backend):
             raise Unavailable(why_not)
         if not why_not:
             self._load(there)
-        with self._lock:
+        with later(), self._lock:
             grant = self._offers.pop(lanes.link_id, None)
             if grant is not None:
                 self._grants[lanes.link_id] = grant
@@ -364,7 +365,7 @@ class NixlBackend(Backend):
                 self.agent.load(there.landing_metadata)
         except NixlError as error:
             raise Unavailable(f"NIXL cannot connect: {error}") from error
-        with self._lock:
+        with later(), self._lock:
             self._peers[name] = self._peers.get(name, 0) + 1
 
     def in_hardware(self, there: NixlMetadata) -> bool:
@@ -373,7 +374,7 @@ class NixlBackend(Backend):
 
     def unlinked(self, channel: NixlChannel) -> None:
         """A channel is closed: give back what its link held, as soon as the engine lets go."""
-        with self._lock:
+        with later(), self._lock:
             self._retire(self._grants.pop(channel.lanes.link_id, None))
             self._leaving.append(channel)
             for each in list(self._leaving):
@@ -413,7 +414,7 @@ class NixlBackend(Backend):
     def close(self) -> None:
         self.agent.close()
         self.posters.dismiss()
-        with self._lock:
+        with later(), self._lock:
             for grant in (*self._offers.values(), *self._grants.values()):
                 grant.reader.close()
                 grant.landing.close()
