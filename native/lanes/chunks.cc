@@ -117,7 +117,7 @@ Flow ChunkSender::step(LaneSocket& lane, BatchGuard& guard) {
   return Flow::kGoOn;
 }
 
-void ChunkReceiver::begin(std::uint32_t sequence, const Cursor& cursor, Code fault) {
+void ChunkReceiver::begin(std::uint32_t sequence, const Cursor& cursor, Code fault, bool answer) {
   sequence_ = sequence;
   cursor_ = cursor;
   fault_ = fault;
@@ -127,6 +127,16 @@ void ChunkReceiver::begin(std::uint32_t sequence, const Cursor& cursor, Code fau
   frame_wanted_ = wire::kHeadBytes;
   chunk_left_ = 0;
   unread_ = cursor.left();
+  iovec whole{};
+  if (answer && cursor.fill({&whole, 1}, unread_).bytes == unread_) {
+    answer_ = {static_cast<const std::byte*>(whole.iov_base), whole.iov_len};
+  } else {
+    answer_ = {};
+  }
+}
+
+std::span<const std::byte> ChunkReceiver::answer_so_far() const {
+  return answer_.empty() ? answer_ : answer_.first(answer_.size() - unread_);
 }
 
 Flow ChunkReceiver::fail(const Outcome& why) {
@@ -213,7 +223,7 @@ Flow ChunkReceiver::parse_frame(wire::Tags& tags) {
     frame_wanted_ = covered;
     return Flow::kGoOn;
   }
-  if (!tags.check(bytes.first(covered))) {
+  if (!tags.check(bytes.first(covered), outcome ? answer_so_far() : answer_.first(0))) {
     return Flow::kForged;
   }
   if (header->sequence != sequence_ || frame_filled_ > covered) {

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "base/outcome.h"
@@ -64,7 +65,8 @@ class ChunkSender {
 
 class ChunkReceiver {
  public:
-  void begin(std::uint32_t sequence, const Cursor& cursor, Code fault);
+  // An `answer` is in one piece, and the outcome's tag covers it.
+  void begin(std::uint32_t sequence, const Cursor& cursor, Code fault, bool answer = false);
   Flow step(LaneSocket& lane, BatchGuard& guard);
   // Drop what is still to come.
   void stop(const Outcome& why) { failure_ = why; }
@@ -80,6 +82,7 @@ class ChunkReceiver {
   Flow receive_frame(LaneSocket& lane);
   Flow parse_frame(wire::Tags& tags);
   Flow take_outcome();
+  [[nodiscard]] std::span<const std::byte> answer_so_far() const;
   Flow fail(const Outcome& why);
 
   std::uint32_t sequence_ = 0;
@@ -92,6 +95,7 @@ class ChunkReceiver {
   std::size_t frame_filled_ = 0;
   std::size_t frame_wanted_ = wire::kHeadBytes;
   std::uint64_t chunk_left_ = 0;
+  std::span<const std::byte> answer_;
   std::uint64_t unread_ = 0;  // payload that may still be announced or is
   std::vector<Use> uses_;
 };

@@ -37,7 +37,8 @@ Exchange::Exchange(ClientLane& lane, Ask ask, const Cursor& payload, BatchGuard&
   wire::convert_words(ask_.words);
   const bool writes = ask_.kind == wire::Kind::kWrite;
   sender_.begin(sequence, writes ? payload : Cursor{}, Code::kLocalFault);
-  receiver_.begin(sequence, writes ? Cursor{} : payload, Code::kLocalFault);
+  receiver_.begin(sequence, writes ? Cursor{} : payload, Code::kLocalFault,
+                  wire::has_answer(ask_.kind));
 }
 
 void Exchange::set_deadline() {

@@ -218,20 +218,20 @@ ServedLane::Progress ServedLane::reply_log() {
   return reply(outcome, bytes);
 }
 
-ServedLane::Progress ServedLane::reply(const Outcome& outcome, std::span<const std::byte> payload) {
+ServedLane::Progress ServedLane::reply(const Outcome& outcome, std::span<const std::byte> answer) {
   if (!outcome.ok()) {
     links_->counts().refused.fetch_add(1, std::memory_order_relaxed);
   }
   rights_.reset();
   out_.clear();
-  if (!payload.empty()) {
+  if (!answer.empty()) {
     auto head = wire::encode_header(
-        {wire::Kind::kChunk, 0, static_cast<std::uint32_t>(payload.size()), header_->sequence});
+        {wire::Kind::kChunk, 0, static_cast<std::uint32_t>(answer.size()), header_->sequence});
     socket_.sent.seal(head);
     out_.assign(head.begin(), head.end());
-    out_.insert(out_.end(), payload.begin(), payload.end());
+    out_.insert(out_.end(), answer.begin(), answer.end());
   }
-  const auto frame = outcome_frame(outcome);
+  const auto frame = outcome_frame(outcome, answer);
   out_.insert(out_.end(), frame.begin(), frame.end());
   return send_out(State::kPrefix);
 }
@@ -245,10 +245,11 @@ ServedLane::Progress ServedLane::reply_version() {
 }
 
 // The next frame to be sent; it tells our clock as of now.
-wire::OutcomeFrame ServedLane::outcome_frame(const Outcome& outcome) {
+wire::OutcomeFrame ServedLane::outcome_frame(const Outcome& outcome,
+                                             std::span<const std::byte> answer) {
   const std::uint32_t sequence = header_ ? header_->sequence : 0;
   auto frame = wire::encode_outcome(sequence, {outcome, static_cast<std::uint64_t>(now_ns())});
-  socket_.sent.seal(frame);
+  socket_.sent.seal(frame, answer);
   return frame;
 }
 

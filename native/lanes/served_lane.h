@@ -47,10 +47,11 @@ class ServedLane final : public Served,
   Progress read_words();
   Progress send_reply();
   Progress begin();
-  // `payload`, if there is some, goes before the outcome as one chunk.
-  Progress reply(const Outcome& outcome, std::span<const std::byte> payload = {});
+  // `answer`, if there is one, goes before the outcome as one chunk.
+  Progress reply(const Outcome& outcome, std::span<const std::byte> answer = {});
   Progress reply_version();
-  [[nodiscard]] wire::OutcomeFrame outcome_frame(const Outcome& outcome);
+  [[nodiscard]] wire::OutcomeFrame outcome_frame(const Outcome& outcome,
+                                                 std::span<const std::byte> answer = {});
   Progress send_out(State then);  // what is in out_
   Progress await_request();
   Progress protocol_error();  // of the initiator

@@ -103,6 +103,8 @@ void put_header(Writer& out, const Header& header) {
 
 bool is_request(Kind kind) { return kind <= Kind::kProbe; }
 
+bool has_answer(Kind kind) { return kind == Kind::kReadLog || kind == Kind::kChecksum; }
+
 std::size_t words_per_descriptor(Kind kind) {
   switch (kind) {
     case Kind::kRead:

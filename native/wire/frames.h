@@ -83,6 +83,9 @@ using OutcomeFrame = std::array<std::byte, kOutcomeFrameBytes>;
 using RequestFrame = std::array<std::byte, kRequestFrameBytes>;
 
 [[nodiscard]] bool is_request(Kind kind);
+// Whether what comes in chunks answers the request, so that the tag of the outcome covers it too;
+// the bytes of other chunks are payload, which no tag covers.
+[[nodiscard]] bool has_answer(Kind kind);
 // 64-bit words per descriptor that follow a request of this kind; 0 = it has no descriptors.
 [[nodiscard]] std::size_t words_per_descriptor(Kind kind);
 

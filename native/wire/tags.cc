@@ -4,7 +4,7 @@
 
 namespace ldd::wire {
 
-SipTag Tags::tag_of(std::span<const std::byte> frame, std::span<const std::byte> columns) const {
+SipTag Tags::tag_of(std::span<const std::byte> frame, std::span<const std::byte> more) const {
   std::array<std::byte, sizeof count_> number{};
   for (std::size_t i = 0; i < number.size(); ++i) {
     number[i] = static_cast<std::byte>(count_ >> (8 * i));
@@ -13,18 +13,18 @@ SipTag Tags::tag_of(std::span<const std::byte> frame, std::span<const std::byte>
   hash.add(number);
   hash.add(frame.first(kHeaderBytes));
   hash.add(frame.subspan(kHeadBytes));
-  hash.add(columns);
+  hash.add(more);
   return hash.end();
 }
 
-void Tags::seal(std::span<std::byte> frame, std::span<const std::byte> columns) {
-  const SipTag tag = tag_of(frame, columns);
+void Tags::seal(std::span<std::byte> frame, std::span<const std::byte> more) {
+  const SipTag tag = tag_of(frame, more);
   std::copy(tag.begin(), tag.end(), frame.subspan(kHeaderBytes).begin());
   ++count_;
 }
 
-bool Tags::check(std::span<const std::byte> frame, std::span<const std::byte> columns) {
-  const SipTag tag = tag_of(frame, columns);
+bool Tags::check(std::span<const std::byte> frame, std::span<const std::byte> more) {
+  const SipTag tag = tag_of(frame, more);
   const auto given = frame.subspan(kHeaderBytes, kTagBytes);
   std::byte differing{0};  // all bytes are compared, so that the time tells nothing
   for (std::size_t i = 0; i < tag.size(); ++i) {

@@ -17,17 +17,17 @@ class Tags {
   explicit Tags(const SipKey& key) : key_(key) {}
 
   // Writes the tag of the next frame into its head. `frame` is the head and what else of the frame
-  // the tag covers, `columns` what follows that.
-  void seal(std::span<std::byte> frame, std::span<const std::byte> columns = {});
+  // the tag covers; `more` is covered as well: what follows that in the frame, or has gone before
+  // it.
+  void seal(std::span<std::byte> frame, std::span<const std::byte> more = {});
   // The frame that was sealed last is not going to be sent.
   void take_back() { --count_; }
   // Whether the next frame of this direction is this one.
-  [[nodiscard]] bool check(std::span<const std::byte> frame,
-                           std::span<const std::byte> columns = {});
+  [[nodiscard]] bool check(std::span<const std::byte> frame, std::span<const std::byte> more = {});
 
  private:
   [[nodiscard]] SipTag tag_of(std::span<const std::byte> frame,
-                              std::span<const std::byte> columns) const;
+                              std::span<const std::byte> more) const;
 
   SipKey key_{};
   std::uint64_t count_ = 0;  // frames so far

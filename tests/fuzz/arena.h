@@ -66,10 +66,12 @@ class Arena {
 
 // Puts the right tags of a lane without secrets into the frames that `said` begins with, so that
 // what is tested has to do with more than wrong tags. What is no frame stays as it is.
-inline std::vector<std::byte> sealed(std::span<const std::byte> said) {
+// With `answers` the tags of outcomes cover what came in chunks before them.
+inline std::vector<std::byte> sealed(std::span<const std::byte> said, bool answers = false) {
   namespace wire = ldd::wire;
   wire::Tags tags;
   std::vector<std::byte> out;
+  std::vector<std::byte> answer;
   while (said.size() >= wire::kHeaderBytes) {
     const auto header = wire::decode_header(said.first<wire::kHeaderBytes>());
     if (!header) {
@@ -81,7 +83,14 @@ inline std::vector<std::byte> sealed(std::span<const std::byte> said) {
     std::vector<std::byte> frame(said.begin(), said.begin() + wire::kHeaderBytes);
     frame.resize(wire::kHeadBytes);
     const auto body = said.first(end).subspan(wire::kHeaderBytes);
-    tags.seal(frame, body.first(covered - wire::kHeaderBytes));
+    std::vector<std::byte> more(
+        body.begin(), body.begin() + static_cast<std::ptrdiff_t>(covered - wire::kHeaderBytes));
+    if (answers && header->kind == wire::Kind::kChunk) {
+      answer.insert(answer.end(), body.begin(), body.end());
+    } else if (answers && header->kind == wire::Kind::kOutcome) {
+      more.insert(more.end(), answer.begin(), answer.end());
+    }
+    tags.seal(frame, more);
     out.insert(out.end(), frame.begin(), frame.end());
     out.insert(out.end(), body.begin(), body.end());
     said = said.subspan(end);

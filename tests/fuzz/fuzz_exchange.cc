@@ -41,7 +41,7 @@ constexpr std::array<Choice, 8> kChoices{{{wire::Kind::kRead, 2},
                                           {wire::Kind::kReadLog, 1},
                                           {wire::Kind::kConsume, 0}}};
 
-constexpr Choice kChecksum{wire::Kind::kChecksum, 2};
+constexpr Choice kChecksum{wire::Kind::kChecksum, 1};
 constexpr Choice kProbe{wire::Kind::kProbe, 0};
 
 const Choice& choice_of(std::uint8_t byte) {
@@ -137,8 +137,9 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const Choice& choice = choice_of(data[0]);
   const bool tagged = data[1] != 255;
   const std::size_t piece = data[1] == 0 || !tagged ? 2 * ldd_fuzz::kMaxInput : data[1];
-  const std::vector<std::byte> said =
-      tagged ? ldd_fuzz::sealed(input) : std::vector<std::byte>(input.begin(), input.end());
+  const std::vector<std::byte> said = tagged
+                                          ? ldd_fuzz::sealed(input, wire::has_answer(choice.kind))
+                                          : std::vector<std::byte>(input.begin(), input.end());
   const Arena& arena = Arena::get();
   arena.reset();
   for (std::size_t i = 0; i < kAddresses.size(); ++i) {

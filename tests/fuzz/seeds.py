@@ -102,7 +102,7 @@ def answers() -> dict[str, bytes]:
         "log": b"\6\0" + chunk(data[:1024]) + outcome(moved=1024),
         "short log": b"\6\0" + chunk(data[:100]) + outcome(moved=100),
         "consume": b"\7\0" + outcome(1),
-        "checksum": b"\xff\0" + chunk(data[:1536]) + outcome(),
+        "checksum": b"\xff\0" + chunk(data[:1024]) + outcome(),
         "probe": b"\xf0\0" + outcome(),
         "probe of a bad page": b"\xf0\0" + outcome(5),
         "no tags": b"\0\xff" + chunk(data) + done,

@@ -12,7 +12,8 @@ import struct
 from llm_datadist import _native
 
 HEADER_BYTES, TAG_BYTES = 16, 16
-CHUNK = 16
+CHUNK, OUTCOME = 16, 17
+WITH_ANSWER = (6, 8)  # READ_LOG, CHECKSUM: the tag of the outcome covers their chunk
 _MAGIC = struct.pack("<I", 0x4E4C444C)
 _MASK = (1 << 64) - 1
 NO_KEY = bytes(16)
@@ -69,12 +70,24 @@ class Tags:
     def __init__(self, key=NO_KEY):
         self.key = key
         self.count = 0
+        self.answer = None  # what came in chunks, where the tag of an outcome covers it
 
     def next(self, frame):
         """Return the tag of the next frame: its header, and its body unless it is a CHUNK."""
+        if frame[5:6] == bytes([OUTCOME]) and self.answer is not None:
+            frame += self.answer
         tag = siphash(self.key, struct.pack("<Q", self.count) + frame)
         self.count += 1
         return tag
+
+    def expect(self, kind):
+        """Note the kind of request that what comes next answers."""
+        self.answer = b"" if kind in WITH_ANSWER else None
+
+    def pass_on(self, payload):
+        """Note what came in a chunk."""
+        if self.answer is not None:
+            self.answer += payload
 
     def seal(self, data):
         """Put tags into the frames that `data` begins with; what is no frame stays as it is."""
@@ -83,6 +96,8 @@ class Tags:
             end = HEADER_BYTES + int.from_bytes(data[8:12], "little")
             covered = HEADER_BYTES if data[5] == CHUNK else end
             tag = self.next(data[:covered])
+            if data[5] == CHUNK:
+                self.pass_on(data[HEADER_BYTES:end])
             out += data[:HEADER_BYTES] + tag + data[HEADER_BYTES:end]
             data = data[end:]
         return out + data
@@ -107,6 +122,8 @@ class FramedSocket:
         self.sock.close()
 
     def sendall(self, data):
+        if data[:4] == _MAGIC and data[5] < CHUNK:
+            self.received.expect(data[5])
         self.sock.sendall(self.sent.seal(data))
 
     def recv(self, size, flags=0):
@@ -129,4 +146,8 @@ class FramedSocket:
         body = self.sock.recv(size, socket.MSG_WAITALL) if size else b""
         covered = header if header[5] == CHUNK else header + body
         assert self.received.next(covered) == tag, "the tag is wrong"
+        if header[5] == CHUNK:
+            self.received.pass_on(body)
+        elif header[5] < CHUNK:
+            self.sent.expect(header[5])
         return header + body

@@ -248,6 +248,18 @@ def test_what_an_end_has_sent_is_not_what_it_gets(link, code):
     assert one.server.statistics()["requests"] == 0
 
 
+@pytest.mark.parametrize("operation", ["log", "checksum"])
+def test_an_answer_that_is_changed_ends_the_lane(attacked, code, operation):
+    """A directory that somebody else has written would lead to other addresses."""
+    one = attacked()
+    assert one.run(operation) == code.OK
+    one.path.attacks["payload"] = lambda payload: (
+        payload[:-1] + bytes(each ^ 1 for each in payload[-1:])
+    )
+    assert one.run(operation) == code.PROTOCOL
+    assert one.link.lanes.count() == 0
+
+
 def test_payload_is_neither_secret_nor_covered(attacked, code):
     """As docs/security.md says: on a plain lane KV caches can be read and changed unseen."""
     one = attacked()
