@@ -300,5 +300,53 @@ MUTATIONS = (
         ),
         tests=("tests/integration/links/test_texts.py",),
     ),
+    Mutation(
+        "no-tags",
+        "frames of others than the lane's two ends do nothing",
+        (
+            Edit(
+                "native/wire/tags.cc",
+                "return differing == std::byte{0};",
+                "return differing == std::byte{0} || true;",
+            ),
+        ),
+        tests=("tests/unit/native/lanes/test_tags.py",),
+    ),
+    Mutation(
+        "own-clock",
+        "a target looks at its own clock, however long a request was under way",
+        (
+            Edit(
+                "native/lanes/served_lane.cc",
+                "if ((header.flags & wire::kTargetsClock) == 0) {",
+                "if (true) {",
+            ),
+        ),
+        tests=("tests/unit/native/lanes/test_clocks.py",),
+    ),
+    Mutation(
+        "odd-replies",
+        "an outcome that no target can have met is a protocol error",
+        (
+            Edit(
+                "native/lanes/replies.cc",
+                "if (!repeats && !codes_of(kind).has(outcome.code)) {",
+                "if (false) {",
+            ),
+        ),
+        tests=("tests/unit/native/lanes/test_replies.py",),
+    ),
+    Mutation(
+        "dialed-through-others",
+        "an instance links to itself only where nobody is in between",
+        (
+            Edit(
+                "src/llm_datadist/_links/acceptor.py",
+                "if dial.source != self._visit.peer:",
+                "if False:",
+            ),
+        ),
+        tests=("tests/faults/test_relays.py", "-k", "not_linked_to_itself"),
+    ),
 )
 BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}
