@@ -13,7 +13,7 @@ from llm_datadist._cache_manager import CacheManager
 from llm_datadist._control.patched import check_not_patched
 from llm_datadist._domains import Domains
 from llm_datadist._engine import Engine
-from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._errors import LLMStatusCode, fail, inherited
 from llm_datadist._logs import later
 from llm_datadist._options import parse_options, parse_switch_options
 from llm_datadist._types import LLMClusterInfo, LLMRole, RegisterMemStatus
@@ -63,6 +63,7 @@ class LLMDataDist:
         self._cluster_id = check_uint64("cluster_id", cluster_id)
         self._lock = threading.Lock()
         self._bound_port: int | None = None
+        self._inherited = False
         self._engine: Engine | None = None
         self._domains: Domains | None = None
         self._cache_manager: CacheManager | None = None
@@ -96,7 +97,8 @@ class LLMDataDist:
             TypeError: options is no dict, or a value has a wrong type.
             LLMException: LLM_PARAM_INVALID (a bad option, named), LLM_FEATURE_NOT_ENABLED
                 (first-generation mode), LLM_FAILED (listen address in use or not of this machine,
-                no thread can be had, or gevent or eventlet has patched threads or sockets),
+                threads, descriptors or memory files are refused, or gevent or eventlet has patched
+                threads or sockets),
                 LLM_OUT_OF_MEMORY (a pool that cannot be had). Nothing is left behind.
         Source: api.md 4.2.
         """
@@ -115,6 +117,7 @@ class LLMDataDist:
             listen = engine.links.listen_address
             self._bound_port = listen[1] if listen else None
             self._engine = engine
+            self._inherited = False
             self._domains = Domains(self._cluster_id, config, engine.links)
             self._cache_manager = CacheManager(engine)
             _live_instances.add(self)
@@ -160,21 +163,28 @@ class LLMDataDist:
     def _leave_to_parent(self) -> None:
         """Become an instance that is not initialised; in a forked child."""
         if self._engine is not None:
-            self._engine.closing = True
+            self._engine.closing = self._engine.inherited = self._inherited = True
             _inherited.append(self._engine)
         self._engine = self._domains = self._cache_manager = None
         self._lock = threading.Lock()
 
+    def _refuse(self, operation: str) -> NoReturn:
+        raise RuntimeError(
+            inherited(operation)
+            if self._inherited
+            else f"{operation}: the LLMDataDist instance is not initialised; call init() first"
+        )
+
     def _live(self, operation: str) -> Engine:
         engine = self._engine
         if engine is None:
-            _not_initialised(operation)
+            self._refuse(operation)
         return engine
 
     def _live_domains(self, operation: str) -> Domains:
         domains = self._domains
         if domains is None:
-            _not_initialised(operation)
+            self._refuse(operation)
         return domains
 
     def link_clusters(
@@ -373,7 +383,7 @@ class LLMDataDist:
         """
         cache_manager = self._cache_manager
         if cache_manager is None:
-            _not_initialised("cache_manager")
+            self._refuse("cache_manager")
         return cache_manager
 
     @property
@@ -392,12 +402,6 @@ class LLMDataDist:
             "this instance runs with the cache manager",
             "use the cache_manager property",
         )
-
-
-def _not_initialised(operation: str) -> NoReturn:
-    raise RuntimeError(
-        f"{operation}: the LLMDataDist instance is not initialised; call init() first"
-    )
 
 
 def _cluster_infos(clusters: object) -> list[LLMClusterInfo]:

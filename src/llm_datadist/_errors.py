@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Fault", "LLMException", "LLMStatusCode", "NamedIntEnum", "Status", "fail"]
+__all__ = ["Fault", "LLMException", "LLMStatusCode", "NamedIntEnum", "Status", "fail", "inherited"]
 
 _NUMBER_FORMATS = frozenset("bcdeEfFgGnoxX%")
 
@@ -229,3 +229,11 @@ class Status:
 
     def __repr__(self) -> str:
         return f"Status({self._status_code})"
+
+
+def inherited(operation: str) -> str:
+    """Return the text for a call in a forked child on an instance of its parent."""
+    return (
+        f"{operation}: the LLMDataDist instance is not initialised in this process, which was "
+        "forked from the one that did it; call init() here too"
+    )

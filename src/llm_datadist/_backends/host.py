@@ -194,7 +194,11 @@ class HostBackend(Backend):
             there = msgspec.msgpack.decode(metadata, type=HostMetadata)
         except DECODE_ERRORS as error:
             raise Unavailable(f"the peer's description cannot be read ({error})") from error
-        if not there.boot_id or there.boot_id != boot_id():
+        here = boot_id()
+        if not here or not there.boot_id:
+            side = "at the peer" if here else "here"
+            raise Unavailable(f"/proc cannot be read {side}: mount it there for the same-host path")
+        if there.boot_id != here:
             raise Unavailable("the peer runs on another host")
         if there.pid_namespace != pid_namespace():
             raise Unavailable("the peer lives in another process-id namespace")

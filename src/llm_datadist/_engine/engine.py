@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import secrets
 import threading
@@ -17,6 +18,7 @@ from llm_datadist._backends.nixl import has_rdma
 from llm_datadist._backends.node import Node, is_of_this_process, set_threads
 from llm_datadist._backends.outcomes import NO_REF
 from llm_datadist._backends.select import make_backends, select_channel, select_device_channel
+from llm_datadist._control.limits import limit_of, memory_remedy
 from llm_datadist._devices.cpu import PoolMemory
 from llm_datadist._engine.accelerators import check_cuda, check_reaches_devices
 from llm_datadist._engine.checksums import FEATURE, Checksums
@@ -40,7 +42,7 @@ from llm_datadist._engine.messages import (
 )
 from llm_datadist._engine.remap import Remap
 from llm_datadist._engine.transfers import Transfers
-from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._errors import LLMStatusCode, fail, inherited
 from llm_datadist._links import LinkTable
 from llm_datadist._protocol.codec import DECODE_ERRORS
 from llm_datadist._protocol.messages import MAX_ENDPOINT_BYTES
@@ -90,7 +92,8 @@ class Engine:
         config: Its parsed options.
 
     Raises:
-        LLMException: LLM_OUT_OF_MEMORY: a pool or the published page cannot be had;
+        LLMException: LLM_OUT_OF_MEMORY: a pool or the published page cannot be had; LLM_FAILED:
+            memory files or descriptors are refused;
             LLM_FEATURE_NOT_ENABLED: the options ask for memory of an accelerator, and there is
             none, or nothing that moves it.
     """
@@ -100,7 +103,7 @@ class Engine:
             check_cuda(config)
         self.cluster_id = cluster_id
         self.config = config
-        self.closing = False
+        self.closing = self.inherited = False
         self.incarnation = secrets.randbits(63) | 1
         if config.transfer_threads is not None:
             set_threads(config.transfer_threads)
@@ -111,11 +114,12 @@ class Engine:
         try:
             self.node = Node(self.incarnation)
         except OSError as error:
+            is_memory = error.errno == errno.ENOMEM
             raise fail(
-                LLMStatusCode.LLM_OUT_OF_MEMORY,
+                LLMStatusCode.LLM_OUT_OF_MEMORY if is_memory else LLMStatusCode.LLM_FAILED,
                 "init",
                 f"the published directory cannot be had ({error})",
-                "free memory or address space",
+                memory_remedy(error),
             ) from error
         try:
             self._add_pool(Placement.DEVICE, "mem_pool_cfg", config.device_pool)
@@ -173,7 +177,7 @@ class Engine:
                 LLMStatusCode.LLM_OUT_OF_MEMORY,
                 "init",
                 f"{option} cannot be had: {error}",
-                "ask for a smaller memory_size",
+                _pool_remedy(error),
             ) from error
         self._memories.append(memory)
         self._pools[placement] = Pool(memory.address, pool.memory_size, pool.page_shift)
@@ -192,11 +196,15 @@ class Engine:
                 LLMStatusCode.LLM_FAILED,
                 "init",
                 error.strerror or str(error),
-                "choose an address of this machine and a free port in listen_ip_info",
+                limit_of(
+                    error, "choose an address of this machine and a free port in listen_ip_info"
+                ),
             ) from error
 
     def check_open(self, operation: str) -> None:
         """Raise RuntimeError when the instance was finalised."""
+        if self.inherited:
+            raise RuntimeError(inherited(operation))
         if self.closing:
             raise RuntimeError(
                 f"{operation}: the LLMDataDist instance is not initialised any more; call init()"
@@ -254,11 +262,12 @@ class Engine:
         except (Unavailable, *DECODE_ERRORS, OSError) as error:
             lanes.close()
             self.node.close_guard(*own_ref)
+            remedy = 'set transfer_backend to "auto" on both sides'
             raise fail(
                 LLMStatusCode.LLM_LINK_FAILED,
                 "link_clusters",
                 f"no data path to the peer: {shown(str(error))}",
-                'set transfer_backend to "auto" on both sides',
+                limit_of(error, remedy) if isinstance(error, OSError) else remedy,
                 cluster_id=peer.cluster_id,
             ) from error
         logger.info(
@@ -357,3 +366,9 @@ class Engine:
         self.node.close()
         for memory in self._memories:
             memory.close()
+
+
+def _pool_remedy(error: MemoryError) -> str:
+    smaller = "ask for a smaller memory_size"
+    cause = error.__cause__
+    return f"{smaller}, or {memory_remedy(cause)}" if isinstance(cause, OSError) else smaller
