@@ -16,7 +16,7 @@ from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.context import CLUSTERS, SetupError
 from llm_datadist._links.delegate import Peer, Refusal
 from llm_datadist._links.lanes import LaneSession, LaneTerms
-from llm_datadist._links.ledger import Setup
+from llm_datadist._links.ledger import Setup, WithdrawnError
 from llm_datadist._links.link import Link
 from llm_datadist._protocol.codec import ProtocolError
 from llm_datadist._protocol.handshake import Handshake, SecretMismatchError, Side, fresh_nonce
@@ -240,10 +240,10 @@ class _Inbound:
             own_dial = self._ledger.dials.get(incarnation)
             if own_dial is not None and own < incarnation:
                 self._say(Yield())
-                await own_dial.over.wait()
+                await own_dial.make_way()
                 return None
             if own_dial is not None and own_dial.accepted and incarnation != own:
-                await own_dial.over.wait()  # the other end has it already, and only verifies
+                await own_dial.make_way()  # the other end has it already, and only verifies
                 continue
             earlier = self._ledger.inbounds.get(incarnation)
             rival = self._ledger.rival_setup(cluster_id, incarnation)
@@ -357,21 +357,14 @@ class _Inbound:
 
     async def _opened(self, setup: Setup, session: LaneSession) -> None:
         """Wait until the dialer has done its part; SetupError when another set-up goes first."""
-        opening = asyncio.ensure_future(self._completed(session))
-        withdrawn = asyncio.ensure_future(setup.withdrawn.wait())
         try:
-            await asyncio.wait({opening, withdrawn}, return_when=asyncio.FIRST_COMPLETED)
-            if not opening.done():
-                raise SetupError(
-                    LLMStatusCode.LLM_PROCESSING_LINK,
-                    f"the dialer did not complete the link to cluster {self._context.cluster_id} "
-                    "in time and another set-up goes first; retry soon",
-                )
-            await opening
-        finally:
-            for waiting in (opening, withdrawn):
-                waiting.cancel()
-            await asyncio.gather(opening, withdrawn, return_exceptions=True)
+            await setup.unless_withdrawn(self._completed(session))
+        except WithdrawnError:
+            raise SetupError(
+                LLMStatusCode.LLM_PROCESSING_LINK,
+                f"the dialer did not complete the link to cluster {self._context.cluster_id} "
+                "in time and another set-up goes first; retry soon",
+            ) from None
 
     async def _completed(self, session: LaneSession) -> None:
         await self._hear(Complete)

@@ -19,8 +19,9 @@ from llm_datadist._control.tls import TlsError, shake_hands
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.context import CLUSTERS, SetupError
 from llm_datadist._links.delegate import LinkResult, Peer
+from llm_datadist._links.failures import failed_status
 from llm_datadist._links.lanes import LaneTerms, all_places, open_lanes
-from llm_datadist._links.ledger import Relink, Setup
+from llm_datadist._links.ledger import Relink, Setup, WithdrawnError
 from llm_datadist._protocol.codec import Kind, ProtocolError, encode_preamble
 from llm_datadist._protocol.handshake import (
     Handshake,
@@ -62,6 +63,7 @@ logger = logging.getLogger("llm_datadist")
 
 _Kind = TypeVar("_Kind", bound=Message)
 _MAX_ATTEMPTS: Final = 8
+_STAND_BACK_SECONDS: Final = 1.0  # for those whom a dial has kept out
 _FAILED: Final = LLMStatusCode.LLM_LINK_FAILED
 _TLS_REMEDY: Final = (
     "give both sides llm.TlsCert, llm.TlsKey and llm.TlsCa, with certificates that are in force "
@@ -116,9 +118,10 @@ class DialOutcome:
 class _DialAgainError(Exception):
     """Another set-up of the same link was under way; `first` is what to wait for before dialing."""
 
-    def __init__(self, first: Setup | None) -> None:
+    def __init__(self, first: Setup | None, pause: float = 0.0) -> None:
         super().__init__()
         self.first = first
+        self.pause = pause
 
 
 async def dial(context: LinkContext, upkeep: Upkeep, request: DialRequest) -> DialOutcome:
@@ -167,6 +170,7 @@ class _Dial:
                 self.step = "another set-up of the same link is under way"
                 if again.first is None:
                     attempts += 1
+                    await asyncio.sleep(again.pause)
                 else:  # as many of those as there are; only the deadline bounds them
                     await again.first.make_way()
         raise SetupError(_FAILED, "the link keeps changing while it is set up; link again")
@@ -226,9 +230,6 @@ class _Dial:
                 raise
         return await ControlConnection.open(sock, self._context.silence_ms, session)
 
-    def _resolved(self) -> None:
-        self.step = "connecting"
-
     async def _connect(self) -> tuple[socket.socket, LaneRoute]:
         """Return a connection that is a control connection by its preamble, and the way it went."""
         request = self._request
@@ -241,7 +242,7 @@ class _Dial:
                 request.deadline.at_most(request.connect_seconds),
                 self._context.resolvers,
                 request.source_ip,
-                self._resolved,
+                lambda: setattr(self, "step", "connecting"),
             )
         except OSError as error:
             raise SetupError(
@@ -279,27 +280,35 @@ class _Dial:
         endpoint = await self._context.endpoint(link_id)
         setup = await self._claim(welcome)
         try:
-            self.step = "waiting for the peer's consent"
             call.say(call.shake.prove(Confirm(endpoint=endpoint)))
-            answer = await call.hear(Accept, Existing, Yield)
-            if isinstance(answer, Accept):
-                setup.accepted = True
-                peer = Peer(
-                    cluster_id=welcome.cluster_id,
-                    incarnation=welcome.incarnation,
-                    address=self._request.address,
-                    dialed=True,
-                    is_self=welcome.incarnation == self._context.incarnation,
-                )
-                return await self._complete(call, route, peer, link_id, answer)
-            if isinstance(answer, Yield):
-                self.step = "waiting for the peer, which is dialing us"
-                await call.connection.wait_closed_by_peer()
-                raise _DialAgainError(None)
-            return self._existing(welcome)
+            agreeing = self._agree(call, route, welcome, link_id, setup)
+            return await setup.unless_withdrawn(agreeing)
+        except WithdrawnError:  # whoever answers may stall in another's name
+            raise _DialAgainError(None, _STAND_BACK_SECONDS) from None
         finally:
             del self._ledger.dials[setup.incarnation]
             setup.over.set()
+
+    async def _agree(
+        self, call: _Call, route: LaneRoute, welcome: Welcome, link_id: int, setup: Setup
+    ) -> Link:
+        self.step = "waiting for the peer's consent"
+        answer = await call.hear(Accept, Existing, Yield)
+        if isinstance(answer, Accept):
+            setup.accepted = True
+            peer = Peer(
+                cluster_id=welcome.cluster_id,
+                incarnation=welcome.incarnation,
+                address=self._request.address,
+                dialed=True,
+                is_self=welcome.incarnation == self._context.incarnation,
+            )
+            return await self._complete(call, route, peer, link_id, answer)
+        if isinstance(answer, Yield):
+            self.step = "waiting for the peer, which is dialing us"
+            await call.connection.wait_closed_by_peer()
+            raise _DialAgainError(None)
+        return self._existing(welcome)
 
     def _hello(self) -> Hello:
         context, request = self._context, self._request
@@ -366,6 +375,9 @@ class _Dial:
     def _yield_to_setups(self, incarnation: int) -> None:
         own = self._ledger.dials.get(incarnation)
         if own is not None:
+            if own.is_stalled:
+                own.withdrawn.set()
+                raise _DialAgainError(own)
             waits = self._request.domain is not None or own.caller is self._request.caller
             if not waits and not isinstance(own.caller, Relink):
                 _processing(own.cluster_id, "set up by another call")
@@ -393,7 +405,13 @@ class _Dial:
         self, call: _Call, route: LaneRoute, peer: Peer, link_id: int, accept: Accept
     ) -> Link:
         stale = self._ledger.links.get(peer.cluster_id)
-        if stale is not None:  # the peer, who would know, has none
+        if stale is not None:  # the peer, who would know, has none: if this is the peer
+            if await self._upkeep.is_alive(stale):
+                raise SetupError(
+                    LLMStatusCode.LLM_ALREADY_LINK,
+                    f"what answers takes itself for cluster {peer.cluster_id}, whose link to "
+                    f"{printed(stale.address)} is alive; correct the address",
+                )
             await self._upkeep.drop(stale, "the peer no longer has this link", died=False)
         self.step = "opening lanes"
         relays = self._agreed_relays(accept)
@@ -465,7 +483,7 @@ class _Call:
         message = await self.connection.receive()
         self.shake.received(message)
         if isinstance(message, Reject):
-            raise SetupError(_status(message.status), message.reason)
+            raise SetupError(failed_status(message.status), message.reason)
         if not isinstance(message, kinds):
             raise ProtocolError(f"unexpected {type(message).__name__}")
         return message
@@ -473,14 +491,6 @@ class _Call:
 
 def _words(error: OSError | EOFError) -> str:
     return explained(error) if isinstance(error, OSError) else str(error)
-
-
-def _status(number: int) -> LLMStatusCode:
-    try:
-        status = LLMStatusCode(number)
-    except ValueError:
-        return _FAILED
-    return _FAILED if status is LLMStatusCode.LLM_SUCCESS else status
 
 
 def _processing(cluster_id: int, what: str) -> NoReturn:

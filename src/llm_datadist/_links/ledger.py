@@ -9,19 +9,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 
 from llm_datadist._control.deadline import Deadline
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.link import Link
 
-__all__ = ["Ledger", "Relink", "Setup"]
+__all__ = ["Ledger", "Relink", "Setup", "WithdrawnError"]
+
+_T = TypeVar("_T")
 
 _MAX_REMEMBERED: Final = 1024
 #: How long a set-up that waits for its dialer keeps another one for the same peer out.
 STALL_SECONDS: Final = 2.0
+
+
+class WithdrawnError(Exception):
+    """A set-up gives up because another one goes first."""
 
 
 @final
@@ -34,8 +42,8 @@ class Setup:
         caller: Whose call it belongs to; set-ups of one call wait for each other.
         source: Where the connection comes from; set on the dialing end.
         accepted: Whether the acceptor has accepted it; set on the dialing end.
-        withdrawn: Set when another set-up must not wait for this one any longer. An incoming set-up
-            gives up then, unless it has all it needs from its dialer; a dial pays no attention.
+        withdrawn: Set when another set-up must not wait for this one any longer. It gives up then;
+            an incoming one does not where it has all it needs from its dialer.
         over: Set when it has come to its end, whichever.
     """
 
@@ -69,6 +77,20 @@ class Setup:
             await Deadline(max(0.0, self._stalls - time.monotonic())).limit(self.over.wait())
         self.withdrawn.set()
         await self.over.wait()
+
+    async def unless_withdrawn(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Await `work`; WithdrawnError when the set-up is withdrawn first, which cancels it."""
+        working = asyncio.ensure_future(work)
+        withdrawn = asyncio.ensure_future(self.withdrawn.wait())
+        try:
+            await asyncio.wait({working, withdrawn}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise WithdrawnError
+            return await working
+        finally:
+            for waiting in (working, withdrawn):
+                waiting.cancel()
+            await asyncio.gather(working, withdrawn, return_exceptions=True)
 
 
 @final
