@@ -40,7 +40,8 @@ def station(group):
     """Make a station in a process on a host."""
 
     def make(host, cluster_id, *, ip="4", listen=True, **options):
-        address = host.ip4 if ip == "4" else host.ip6
+        addresses = {"4": host.ip4, "6": host.ip6, "link-local": f"{host.link_local}%eth0"}
+        address = addresses[ip]
         printed = address if ip == "4" else f"[{address}]"
         options = {"sync_kv_timeout": TRANSFER_MS, "local_ip": address} | options
         prefix = options.pop("command_prefix", host.command_prefix)

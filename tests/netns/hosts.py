@@ -16,12 +16,13 @@ def ip(*arguments):
 
 
 class Host:
-    """One namespace with an IPv4 and an IPv6 address."""
+    """One namespace with an IPv4, an IPv6 and a link-local IPv6 address."""
 
     def __init__(self, network, number):
         self.name = f"{network.name}-{number}"
         self.ip4 = f"192.0.2.{number}"
         self.ip6 = f"2001:db8::{number}"
+        self.link_local = f"fe80::{number}"  # means nothing without its zone, %eth0
         #: For PeerGroup.start; `ip` replaces itself by what it runs.
         self.command_prefix = ("ip", "netns", "exec", self.name)
         ip("netns", "add", self.name)
@@ -34,6 +35,7 @@ class Host:
         ip("-n", bridge, "link", "set", port, "master", "bridge", "up")
         ip("-n", self.name, "address", "add", f"{self.ip4}/24", "dev", "eth0")
         ip("-n", self.name, "address", "add", f"{self.ip6}/64", "dev", "eth0", "nodad")
+        ip("-n", self.name, "address", "add", f"{self.link_local}/64", "dev", "eth0", "nodad")
         ip("-n", self.name, "link", "set", "eth0", "up")
 
     def up(self):

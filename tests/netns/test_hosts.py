@@ -23,7 +23,16 @@ def whole(seed):
     return digest(pattern(seed, BLOCKS, WORDS))
 
 
-@pytest.mark.parametrize("ip", ["4", "6"])
+def test_link_local_addresses_keep_their_zone(network, station):
+    """In parsing, listening, dialing from a source, and where each end says the other is."""
+    hosts = network(2)
+    there, here = linked(station, hosts, ip="link-local", transfer_backend="tcp")
+    assert there.address[0] == "fe80::1%eth0"
+    assert here.value("describe", 1)["peer"] == f"[fe80::1%eth0]:{there.address[1]}"
+    assert there.value("describe", 2)["peer"].startswith("[fe80::2%eth0]:")
+
+
+@pytest.mark.parametrize("ip", ["4", "6", "link-local"])
 def test_pull_and_push_both_ways(network, station, ip):
     there, here = linked(station, network(2), ip=ip, transfer_backend="tcp")
     for one, other in ((here, there), (there, here)):

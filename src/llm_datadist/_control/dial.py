@@ -17,6 +17,7 @@ from llm_datadist._control.sockets import (
     plain_address,
     printed,
     resolve,
+    resolve_now,
     tcp_socket,
     tune,
 )
@@ -125,8 +126,9 @@ def _bind(sock: socket.socket, source: str) -> None:
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
     try:
-        sock.bind((source, 0))
-    except (OSError, UnicodeError) as error:  # another family, or no address
+        [(_, own), *_] = resolve_now((source, 0), numeric=True)  # keeps the zone of an IPv6 address
+        sock.bind(own)
+    except (OSError, UnicodeError, TypeError) as error:  # another family, or no address
         raise OSError(errno.EADDRNOTAVAIL, f"not an address of ours: {error}") from error
 
 

@@ -45,6 +45,7 @@ _KEEPALIVE: Final = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 _TCP_THIN_LINEAR_TIMEOUTS: Final = 16
 _TCP_RTO_MAX_MS: Final = 44  # since Linux 6.15
 _RETRANSMIT_MS: Final = 1000
+_SCOPE_PLACE: Final = 3  # in the socket address of IPv6
 
 _tracked: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
@@ -155,13 +156,26 @@ async def resolve(address: Address, workers: Workers) -> list[Resolved]:
 
 
 def plain_address(sockaddr: tuple[Any, ...]) -> Address:
-    """Return (ip, port) of a socket address; IPv4 inside IPv6 comes out as IPv4."""
+    """Return (ip, port) of a socket address; IPv4 inside IPv6 comes out as IPv4.
+
+    An IPv6 address that means something on one interface only comes out with its zone, without
+    which nobody could connect to it: `fe80::1%eth0`.
+    """
     host = str(sockaddr[0])
+    if len(sockaddr) > _SCOPE_PLACE and sockaddr[_SCOPE_PLACE] and "%" not in host:
+        host = f"{host}%{_zone(sockaddr[_SCOPE_PLACE])}"
     with contextlib.suppress(ValueError):
         ip = ipaddress.ip_address(host)
         if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
             host = str(ip.ipv4_mapped)
     return host, int(sockaddr[1])
+
+
+def _zone(scope_id: int) -> str:
+    try:
+        return socket.if_indextoname(scope_id)
+    except OSError:  # the interface is gone
+        return str(scope_id)
 
 
 def printed(address: Address) -> str:

@@ -254,7 +254,7 @@ class _Dial:
                 answered=False,
             ) from error
         try:
-            source = None if request.source_ip is None else sock.getsockname()[0]
+            source = None if request.source_ip is None else plain_address(sock.getsockname())[0]
             route = (sock.family, sock.getpeername(), source)
             self._source = plain_address(sock.getsockname())
             await asyncio.get_running_loop().sock_sendall(sock, encode_preamble(kind))
@@ -420,7 +420,7 @@ class _Dial:
         self.step = "waiting for the peer to complete the link"
         connecting = self._context.begin_connect(peer, link_id, accept.endpoint, lanes)
         connection, holder = call.connection, self._request.holder
-        resolved = (route[1][0], route[1][1])
+        resolved = plain_address(route[1])
         try:
             call.say(Complete())
             await call.hear(Ready)  # first, because the peer has to be told differently after it
