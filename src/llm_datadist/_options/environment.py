@@ -1,4 +1,4 @@
-"""Environment variables that a library reads once, when it is loaded."""
+"""Environment variables that a library reads once, when it is loaded, here or in a child."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["defaults_in_environment"]
+__all__ = ["defaults_in_environment", "environment_with"]
 
 
 @contextmanager
@@ -22,3 +22,8 @@ def defaults_in_environment(values: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+def environment_with(values: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment for a child with more variables; those that are set already win."""
+    return {**values, **os.environ}

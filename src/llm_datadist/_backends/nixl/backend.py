@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import threading
+import time
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Final
@@ -27,6 +28,7 @@ from llm_datadist._backends.nixl.metadata import (
 )
 from llm_datadist._backends.nixl.posters import Posters
 from llm_datadist._backends.nixl.regions import Added, RegionLog, joined, log_key, words_bytes
+from llm_datadist._backends.nixl.trial import Trial, TrialTimeoutError
 from llm_datadist._backends.nixl.wheel import NUM_POSTERS, has_rdma, load_wheel
 from llm_datadist._logs import later
 
@@ -46,6 +48,7 @@ SMALL_BYTES: Final = 256 << 10
 
 _OWN_SLOTS: Final = 8
 _MAX_OFFERS: Final = 64
+_TRIAL_S: Final = 10.0
 _MAX_UNITS: Final = 1 << 20
 
 
@@ -117,7 +120,6 @@ class NixlBackend(Backend):
         self.small_bytes = SMALL_BYTES if small_bytes is None else small_bytes
         wheel = load_wheel()
         self.distribution = wheel.distribution
-        self.agent = Agent(wheel, agent_name(node.incarnation), engine, params or {})
         self._lock = threading.Lock()
         self._region_ids = count(1)
         self._regions: dict[tuple[bytes, bytes, str], _Registered] = {}
@@ -130,9 +132,19 @@ class NixlBackend(Backend):
         self._leaving: list[NixlChannel] = []
         self.slots = Slots(_OWN_SLOTS)
         self.posters = Posters(NUM_POSTERS)
+        self.trial = Trial(wheel, engine, params or {})  # starts while the agent does
         try:
-            self._log = RegionLog(node, log_key(secret, self._log_salt))
-            self.landing = Landing(node, _OWN_SLOTS)
+            self.agent = Agent(wheel, agent_name(node.incarnation), engine, params or {})
+            self._make_memory()
+        except BaseException:
+            self.trial.close()
+            raise
+
+    def _make_memory(self) -> None:
+        """Make what peers read, and what the engine writes."""
+        try:
+            self._log = RegionLog(self.node, log_key(self._secret, self._log_salt))
+            self.landing = Landing(self.node, _OWN_SLOTS)
             self.agent.register(self._landing_rows(self.landing), "DRAM")
         except (OSError, NixlError) as error:
             self.agent.close()
@@ -339,7 +351,7 @@ class NixlBackend(Backend):
         if why_not and must_work:
             raise Unavailable(why_not)
         if not why_not:
-            self._load(there)
+            self._try(there)
         with later(), self._lock:
             grant = self._offers.pop(lanes.link_id, None)
             if grant is not None:
@@ -356,17 +368,27 @@ class NixlBackend(Backend):
             return "NIXL has been shut down here"
         return "" if there.connection else "NIXL has been shut down at the peer"
 
-    def _load(self, there: NixlMetadata) -> None:
+    def _try(self, there: NixlMetadata) -> None:
+        """Have a process of its own load what the peer told; `load` does when it is needed."""
+        pieces = [each for each in (there.connection, there.landing_metadata) if each]
         try:
-            name = self.agent.load(there.connection)
-            if name != there.agent:
-                raise Unavailable(f"the peer's agent is {name}, it says {there.agent}")
+            _, why_not = self.trial.loaded(there.agent, pieces, time.monotonic() + _TRIAL_S)
+        except TrialTimeoutError:
+            why_not = "the process that tries it is busy"
+        if why_not:
+            raise Unavailable(f"NIXL cannot connect: {why_not}")
+
+    def load(self, there: NixlMetadata) -> None:
+        """Let the engine know a peer, whose `unlinked` undoes it.
+
+        Raises:
+            NixlError: It refuses.
+        """
+        with later(), self._lock:
+            self.agent.load(there.connection)
             if there.landing_metadata:
                 self.agent.load(there.landing_metadata)
-        except NixlError as error:
-            raise Unavailable(f"NIXL cannot connect: {error}") from error
-        with later(), self._lock:
-            self._peers[name] = self._peers.get(name, 0) + 1
+            self._peers[there.agent] = self._peers.get(there.agent, 0) + 1
 
     def in_hardware(self, there: NixlMetadata) -> bool:
         """Whether RDMA hardware moves the bytes: both hosts have some."""
@@ -376,7 +398,8 @@ class NixlBackend(Backend):
         """A channel is closed: give back what its link held, as soon as the engine lets go."""
         with later(), self._lock:
             self._retire(self._grants.pop(channel.lanes.link_id, None))
-            self._leaving.append(channel)
+            if channel.is_loaded:
+                self._leaving.append(channel)
             for each in list(self._leaving):
                 if each.is_quiet:
                     self._leaving.remove(each)
@@ -412,6 +435,7 @@ class NixlBackend(Backend):
         self.agent.close()  # also where another thread is at it: what is under way has to end
 
     def close(self) -> None:
+        self.trial.close()
         self.agent.close()
         self.posters.dismiss()
         with later(), self._lock:

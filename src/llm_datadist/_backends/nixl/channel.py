@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llm_datadist._backends.base import Channel, Finished
+from llm_datadist._backends.nixl.agent import NixlError
 from llm_datadist._backends.nixl.landing import SLOT_BYTES
 from llm_datadist._backends.nixl.peer import PeerMemory
 from llm_datadist._backends.nixl.pull import Pull
@@ -71,6 +72,8 @@ class NixlChannel(Channel):
         self.memory = PeerMemory(self)
         self.over_lanes = 0
         self.moved = 0
+        self.is_loaded = False
+        self._loading = threading.Lock()
         self._done_at_once = 0
         self._why_not = why_not
         self._last_detour = why_not
@@ -92,7 +95,8 @@ class NixlChannel(Channel):
                 return Outcome(Code.CANCELLED)
             self._running += 1
         try:
-            outcome = (self._push if transfer.write else self._pull).run(transfer)
+            outcome: Outcome | str = self._why_not_loaded()
+            outcome = outcome or (self._push if transfer.write else self._pull).run(transfer)
         finally:
             with self._changed:
                 self._running -= 1
@@ -103,6 +107,22 @@ class NixlChannel(Channel):
         self.over_lanes += not transfer.on_device
         self._last_detour = outcome
         return self._detour(transfer)
+
+    def _why_not_loaded(self) -> str:
+        """Let the engine know the peer, if it does not yet; say why that cannot be."""
+        if self.is_loaded:
+            return ""
+        with self._loading:
+            return self._load()
+
+    def _load(self) -> str:
+        if not self.is_loaded and not self._why_not:
+            try:
+                self.backend.load(self.there)
+                self.is_loaded = True
+            except NixlError as error:
+                self._why_not = f"NIXL cannot connect: {error}"
+        return self._why_not
 
     def post(self, transfer: Transfer) -> Handle:
         return Finished(self.run(transfer))

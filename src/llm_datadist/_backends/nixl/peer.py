@@ -16,10 +16,12 @@ from llm_datadist._backends.nixl.pieces import Chunk, offsets_in_slot
 from llm_datadist._backends.nixl.regions import (
     HEADER_BYTES,
     Added,
+    Gone,
     RemoteRegions,
     parse_header,
     words,
 )
+from llm_datadist._backends.nixl.trial import TrialTimeoutError
 from llm_datadist._backends.outcomes import NO_REF, Code
 
 if TYPE_CHECKING:
@@ -95,6 +97,7 @@ class PeerMemory:
         self._channel = channel
         self._learning = threading.Lock()  # held while the peer is asked; nobody else waits for it
         self._lock = threading.Lock()
+        self._forgotten = 0  # how often; what was read before is out of date
         self._regions = RemoteRegions(channel.backend.log_key(channel.there))
         self._units: dict[int, _Units] = {}
         self._unused: list[_Units] = []
@@ -193,6 +196,7 @@ class PeerMemory:
             TimeoutError: The engine does not come to an end with them.
         """
         with self._lock:
+            self._forgotten += 1
             self._drop_units(self._regions.forget(address, size))
             reading = list(self._reading)
         deadline = time.monotonic() + _DRAIN_S
@@ -227,7 +231,7 @@ class PeerMemory:
 
     def _learn(self, deadline_ns: int) -> str:
         """Read what is new in the peer's log of regions; say why that cannot be done."""
-        backend = self._channel.backend
+        backend, forgotten = self._channel.backend, self._forgotten
         slot = backend.slots.take(0)
         if slot is None:
             return "no landing slot is free"
@@ -236,29 +240,49 @@ class PeerMemory:
             if isinstance(header, str):
                 return header
             era, tail = parse_header(header)
-            known = self._regions.tail if era == self._regions.era else 0
-            if tail <= known and era == self._regions.era:
+            begin = self._regions.tail if era == self._regions.era else 0
+            if tail <= begin and era == self._regions.era:
                 return ""
-            data = self._fetch(slot, HEADER_BYTES + known, tail - known, deadline_ns)
+            data = self._fetch(slot, HEADER_BYTES + begin, tail - begin, deadline_ns)
             if isinstance(data, str):
                 return data
         finally:
             backend.slots.give(slot)
+        news = self._regions.read(era, data)
+        why_not, loaded = self._load(news.added, deadline_ns)
         with self._lock:
+            if forgotten != self._forgotten or loaded is None:
+                return why_not or "the peer's regions have changed meanwhile"
             if era != self._regions.era:
                 self._drop_units(list(self._units))
-            return self._load(self._regions.take(era, data))
-
-    def _load(self, added: list[Added]) -> str:
-        """Have the engine take regions in; those that it does not are forgotten again."""
-        why_not = ""
-        for region in added:
-            try:
-                self._channel.backend.agent.load(region.metadata)
-            except NixlError as error:
-                self._regions.drop(region.region_id)
-                why_not = str(error)
+            known = {id(each) for each in loaded}
+            kept = [each for each in news.records if isinstance(each, Gone) or id(each) in known]
+            self._regions.take(news._replace(records=kept))
         return why_not
+
+    def _load(self, added: list[Added], deadline_ns: int) -> tuple[str, list[Added] | None]:
+        """Have the engine take regions in, those that a process of its own could load.
+
+        Returns:
+            Why some were not, and those that were; None when it is not known yet.
+        """
+        if not added:
+            return "", []
+        backend, there = self._channel.backend, self._channel.there
+        pieces = [region.metadata for region in added]
+        try:
+            good = backend.trial.accepted(there.agent, there.connection, pieces, deadline_ns / 1e9)
+        except TrialTimeoutError:
+            return "the peer's regions were not tried in time", None
+        why_not = "" if len(good) == len(added) else "the peer's regions cannot be loaded"
+        loaded = []
+        for number in good:
+            try:
+                backend.agent.load(pieces[number])
+                loaded.append(added[number])
+            except NixlError as error:
+                why_not = str(error)
+        return why_not, loaded
 
     def _fetch(self, slot: int, offset: int, size: int, deadline_ns: int) -> bytes | str:
         """Read a piece of the log, by way of a slot; text says why that cannot be done."""

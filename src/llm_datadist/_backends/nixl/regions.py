@@ -15,7 +15,7 @@ import hmac
 import mmap
 import struct
 import threading
-from typing import TYPE_CHECKING, Annotated, Final, final
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple, final
 
 import msgspec
 import numpy as np
@@ -34,6 +34,7 @@ __all__ = [
     "HEADER_BYTES",
     "Added",
     "Gone",
+    "News",
     "RegionLog",
     "RemoteRegions",
     "joined",
@@ -189,6 +190,19 @@ class RegionLog:
         self._memory[:HEADER_BYTES] = _HEADER.pack(self._era, self._tail)
 
 
+class News(NamedTuple):
+    """What is new in a log: records, and how far it has been read with them."""
+
+    era: int
+    tail: int
+    records: list[Added | Gone]
+
+    @property
+    def added(self) -> list[Added]:
+        """The regions among the records."""
+        return [each for each in self.records if isinstance(each, Added)]
+
+
 @final
 class RemoteRegions:
     """A peer's regions as far as they are known here. Not thread-safe.
@@ -209,31 +223,37 @@ class RemoteRegions:
         self._ends: U64Array = self._starts
         self._owners: np.ndarray[tuple[int], np.dtype[np.int64]] = np.empty(0, np.int64)
 
-    def take(self, era: int, data: bytes) -> list[Added]:
-        """Take in more of the log; return what was added.
+    def read(self, era: int, data: bytes) -> News:
+        """Read more of the log, from `tail` on, or from its beginning where its era is new.
 
         A torn record and what follows wait, and so does one that the owner has not written.
         """
-        if era != self.era:
-            self.era, self.tail, self.known = era, 0, {}
-        added: list[Added] = []
+        begin = self.tail if era == self.era else 0
+        records: list[Added | Gone] = []
         at = 0
         while at + _FRAME.size <= len(data):
             size, mac = _FRAME.unpack_from(data, at)
             body = data[at + _FRAME.size : at + _FRAME.size + size]
-            expected = _mac(self._key, era, self.tail + at, body)
+            expected = _mac(self._key, era, begin + at, body)
             if len(body) != size or not hmac.compare_digest(mac, expected):
                 break
             at += _FRAME.size + size
             record = _parse(body)
+            if record is not None and len(records) < 2 * _MAX_REGIONS:
+                records.append(record)
+        return News(era, begin + at, records)
+
+    def take(self, news: News) -> None:
+        """Take in what was read; nothing else may have been meanwhile."""
+        if news.era != self.era:
+            self.known = {}
+        self.era, self.tail = news.era, news.tail
+        for record in news.records:
             if isinstance(record, Gone):
                 self.known.pop(record.region_id, None)
-            elif record is not None and len(self.known) < _MAX_REGIONS:
+            elif len(self.known) < _MAX_REGIONS:
                 self.known[record.region_id] = record
-                added.append(record)
-        self.tail += at
         self._index()
-        return added
 
     def forget(self, address: int, size: int) -> list[int]:
         """Drop the regions that touch a range; return their ids."""
@@ -250,11 +270,6 @@ class RemoteRegions:
             del self.known[region_id]
         self._index()
         return gone
-
-    def drop(self, region_id: int) -> None:
-        """Take a region for one that is not there."""
-        self.known.pop(region_id, None)
-        self._index()
 
     def locate(self, remote: U64Array, length: U64Array) -> Added | bool:
         """Find ranges: the one region that all lie in, True for several of one kind, else False."""

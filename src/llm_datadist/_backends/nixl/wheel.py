@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import sys
 import threading
 from dataclasses import dataclass
 from importlib import metadata
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_datadist._backends.base import Unavailable
-from llm_datadist._options.environment import defaults_in_environment
+from llm_datadist._options.environment import defaults_in_environment, environment_with
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,6 +83,20 @@ class Wheel:
             raise
         except Exception as error:
             raise Unavailable(f"engine {engine} of {self.distribution}: {error}") from error
+
+    def trial_environment(self) -> dict[str, str]:
+        """The environment of a process that may end as it loads a peer's metadata: silently."""
+        return environment_with(_ucx_settings() | {"UCX_HANDLE_ERRORS": "none"})
+
+    def trial_settings(self, engine: str, params: Mapping[str, str]) -> dict[str, object]:
+        """What `trial_process` needs to make an agent with the same engine."""
+        few = {"num_workers": "1"} if engine == "UCX" else {}
+        return {
+            "bindings": self.bindings.__name__,
+            "path": list(sys.path),
+            "engine": engine,
+            "params": dict(params) | few,
+        }
 
 
 def load_wheel() -> Wheel:

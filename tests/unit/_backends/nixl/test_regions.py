@@ -44,11 +44,17 @@ def log():
     made.close()
 
 
+def take(known, era, data):
+    news = known.read(era, data)
+    known.take(news)
+    return news.added
+
+
 def look(log, known):
     """Read what is new, as a peer does; return what was added."""
     era, tail = parse_header(ctypes.string_at(log.address, HEADER_BYTES))
     begin = known.tail if era == known.era else 0
-    return known.take(era, ctypes.string_at(log.address + HEADER_BYTES + begin, tail - begin))
+    return take(known, era, ctypes.string_at(log.address + HEADER_BYTES + begin, tail - begin))
 
 
 def test_only_what_is_new_is_read(log):
@@ -128,8 +134,8 @@ def test_a_torn_record_waits():
     known = RemoteRegions(KEY)
     whole = frames(region(1, 1000), region(2, 2000))
     torn = whole[:-3] + bytes(3)
-    assert [each.region_id for each in known.take(1, torn)] == [1]
-    assert [each.region_id for each in known.take(1, whole[known.tail :])] == [2]
+    assert [each.region_id for each in take(known, 1, torn)] == [1]
+    assert [each.region_id for each in take(known, 1, whole[known.tail :])] == [2]
 
 
 def test_no_byte_of_the_log_can_be_changed_on_the_way():
@@ -137,23 +143,23 @@ def test_no_byte_of_the_log_can_be_changed_on_the_way():
     for at in range(len(whole)):
         changed = bytearray(whole)
         changed[at] ^= 1
-        assert RemoteRegions(KEY).take(1, bytes(changed)) == []
-    assert len(RemoteRegions(KEY).take(1, whole)) == 1
+        assert take(RemoteRegions(KEY), 1, bytes(changed)) == []
+    assert len(take(RemoteRegions(KEY), 1, whole)) == 1
 
 
 def test_a_record_is_worth_nothing_elsewhere():
     """Not in another era, at another place of the log, or in another log."""
     one, two = region(1, 1000), region(2, 2000)
     first = frames(one)
-    assert RemoteRegions(KEY).take(2, first) == []
-    assert RemoteRegions(KEY).take(1, frames(one, two)[len(first) :]) == []
+    assert take(RemoteRegions(KEY), 2, first) == []
+    assert take(RemoteRegions(KEY), 1, frames(one, two)[len(first) :]) == []
     for key in (
         log_key(b"a", bytes(16)),
         log_key(b"b", bytes(16)),
         log_key(b"a", bytes(15) + b"1"),
     ):
         assert (key == log_key(b"a", bytes(16))) == (
-            len(RemoteRegions(log_key(b"a", bytes(16))).take(1, frames(one, key=key))) == 1
+            len(take(RemoteRegions(log_key(b"a", bytes(16))), 1, frames(one, key=key))) == 1
         )
 
 
@@ -187,19 +193,19 @@ def test_odd_values_are_no_regions(at, value):
         body = msgspec.msgpack.encode(record)
         data += regions._FRAME.pack(len(body), regions._mac(KEY, 1, len(data), body)) + body
     known = RemoteRegions(KEY)
-    assert [each.region_id for each in known.take(1, data)] == [1]
+    assert [each.region_id for each in take(known, 1, data)] == [1]
     assert known.locate(u64(1000), u64(100)).region_id == 1
 
 
 def test_a_peer_fills_no_memory_with_regions(monkeypatch):
     monkeypatch.setattr(regions, "_MAX_REGIONS", 3)
     known = RemoteRegions(KEY)
-    known.take(1, frames(*(region(number, 1000 * number) for number in range(1, 9))))
+    take(known, 1, frames(*(region(number, 1000 * number) for number in range(1, 9))))
     assert set(known.known) == {1, 2, 3}
 
 
 @pytest.mark.parametrize(("address", "size"), [(0, 2**64 - 1), (2**64 - 1, 2**64 - 1)])
 def test_odd_ranges_can_be_forgotten(address, size):
     known = RemoteRegions(KEY)
-    known.take(1, frames(region(1, 1000)))
+    take(known, 1, frames(region(1, 1000)))
     assert known.forget(address, size) == ([1] if address == 0 else [])

@@ -1,0 +1,145 @@
+"""A process of its own loads what peers say: it may end, and others may not be harmed by it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+from nixl_backends import NEEDS_NIXL
+
+from llm_datadist._backends.nixl.agent import Agent, rows_of
+from llm_datadist._backends.nixl.trial import Trial, TrialTimeoutError
+from llm_datadist._backends.nixl.wheel import load_wheel
+
+pytestmark = [NEEDS_NIXL, pytest.mark.slow]
+
+SOME_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def peer():
+    """A peer's name, its connection and what it says of two regions."""
+    agent = Agent(load_wheel(), "peer", "UCX", {})
+    memory = np.zeros(8192, np.uint8)
+    halves = [
+        rows_of(np.array([memory.ctypes.data + at], np.uint64), np.array([4096], np.uint64))
+        for at in (0, 4096)
+    ]
+    for half in halves:
+        agent.register(half, "DRAM")
+    regions = [agent.region_metadata(half, "DRAM") for half in halves]
+    yield "peer", agent.connection_metadata(), regions
+    agent.close()
+
+
+@pytest.fixture
+def trial():
+    made = Trial(load_wheel(), "UCX", {})
+    yield made
+    made.close()
+
+
+def soon():
+    return time.monotonic() + SOME_S
+
+
+def changed(blob, at, by=0xFF):
+    data = bytearray(blob)
+    data[at] ^= by
+    return bytes(data)
+
+
+def fatal(connection):
+    """UCX ends the process that loads this: a version of an address that there is not."""
+    return changed(connection, connection.index(b"|c") + 10)
+
+
+def test_good_pieces_are_accepted_time_and_again(trial, peer):
+    name, connection, regions = peer
+    for _ in range(5):
+        assert trial.loaded(name, [connection, *regions], soon()) == (3, "")
+        assert trial.accepted(name, connection, regions, soon()) == [0, 1]
+
+
+def test_a_piece_that_ends_the_process_ends_nothing_else(trial, peer):
+    name, connection, regions = peer
+    for _ in range(2):
+        loaded, why_not = trial.loaded(name, [fatal(connection)], soon())
+        assert (loaded, why_not) == (0, "a process that loaded it has ended (SIGABRT)")
+        assert trial.loaded(name, [connection, *regions], soon()) == (3, "")
+
+
+def test_refused_regions_are_left_out(trial, peer):
+    name, connection, regions = peer
+    short = regions[0][:-9]
+    assert trial.accepted(name, connection, [regions[0], short, regions[1]], soon()) == [0, 2]
+    many = [short] * 50 + [regions[0]]
+    begun = time.monotonic()
+    assert trial.accepted(name, connection, many, soon()) == []
+    assert time.monotonic() - begun < SOME_S / 2, "each costs a process"
+
+
+@pytest.mark.parametrize("length", [0, 1, 40, 80, 150])
+def test_pieces_that_are_cut_off_are_refused(trial, peer, length):
+    name, connection, regions = peer
+    assert trial.loaded(name, [connection[:length]], soon())[0] == 0
+    assert trial.loaded(name, [connection, regions[0][:length]], soon())[0] <= 1
+    assert trial.loaded(name, [connection, *regions], soon()) == (3, "")
+
+
+def test_nobody_speaks_for_another(trial, peer):
+    _, connection, _ = peer
+    assert trial.loaded("other", [connection], soon()) == (0, "it names another agent")
+
+
+def test_a_process_that_was_ended_by_others_is_started_anew(trial, peer):
+    name, connection, _ = peer
+    assert trial.loaded(name, [connection], soon()) == (1, "")
+    trial._process.kill()
+    trial._process.wait()
+    assert trial.loaded(name, [connection], soon()) == (1, "")
+
+
+def test_a_deadline_is_kept(trial, peer):
+    """It says nothing about the peer; whoever asks next has an answer."""
+    name, connection, _ = peer
+    assert trial.loaded(name, [connection], soon()) == (1, "")
+    os.kill(trial._process.pid, signal.SIGSTOP)
+    begun = time.monotonic()
+    with pytest.raises(TrialTimeoutError):
+        trial.loaded(name, [connection], begun + 0.1)
+    assert time.monotonic() - begun < 0.6
+    assert trial.loaded(name, [connection], soon()) == (1, "")
+
+
+def test_without_an_interpreter_there_is_a_sentence(monkeypatch, peer):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    trial = Trial(load_wheel(), "UCX", {})
+    loaded, why_not = trial.loaded(peer[0], [peer[1]], soon())
+    assert loaded == 0
+    assert "cannot be started" in why_not
+    assert "/nowhere/python" in why_not
+    trial.close()
+
+
+def test_an_engine_that_cannot_start_is_a_sentence(peer):
+    trial = Trial(load_wheel(), "NONE", {})
+    loaded, why_not = trial.loaded(peer[0], [peer[1]], soon())
+    assert loaded == 0
+    assert "cannot start NIXL" in why_not
+    trial.close()
+
+
+def test_its_end(trial, peer):
+    name, connection, _ = peer
+    process = trial._process
+    trial.close()
+    assert process.poll() is not None
+    loaded, why_not = trial.loaded(name, [connection], soon())
+    assert loaded == 0
+    assert "finalised" in why_not
+    trial.close()
