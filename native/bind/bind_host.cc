@@ -28,12 +28,14 @@ using ldd::Ref;
 
 // Owned by its shared_ptr alone, as Node is (bind_memory.cc).
 std::shared_ptr<HostPeer> open_peer(std::shared_ptr<Node> node, int pid, std::uint64_t incarnation,
-                                    std::uint64_t nonce_address, int published_fd,
-                                    std::uint64_t published_bytes) {
+                                    std::uint64_t page_address, int published_fd,
+                                    std::uint64_t published_bytes, std::uint64_t link_index,
+                                    const nb::bytes& proof) {
+  const ldd::PeerAddress address{
+      pid,        incarnation,         page_address, published_fd, published_bytes,
+      link_index, ldd::proof_of(proof)};
   const ReleasedGil release;
-  return std::make_shared<HostPeer>(
-      std::move(node),
-      ldd::PeerAddress{pid, incarnation, nonce_address, published_fd, published_bytes});
+  return std::make_shared<HostPeer>(std::move(node), address);
 }
 
 // Signal handlers run between two parts, where they may use the peer, or close it.
@@ -107,11 +109,17 @@ void bind_host(nb::module_& module) {
   nb::class_<HostPeer>(
       module, "HostPeer",
       "A peer process on the same host, read without its help. Thread-safe; keeps the node alive.")
-      .def(nb::new_(&open_peer), "node"_a, "pid"_a, "incarnation"_a, "nonce_address"_a,
-           "published_fd"_a, "published_bytes"_a,
-           "Map the peer's published page and prove that its memory can be read.\n\n"
-           "OSError, with the reason, when the page cannot be opened or mapped, is not the "
-           "incarnation's, or\nwhen process_vm_readv is refused or reaches another process.")
+      .def(
+          nb::new_(&open_peer), "node"_a, "pid"_a, "incarnation"_a, "page_address"_a,
+          "published_fd"_a, "published_bytes"_a, "link_index"_a, "proof"_a,
+          "Map the peer's published page and check that the process is the other end of a link.\n\n"
+          "The process must have that page mapped at page_address, writable, and show the link's "
+          "proof there, beside\nthe guard link_index. OSError, with the reason, when the page "
+          "cannot "
+          "be opened or mapped, is not the\nincarnation's, shows another proof, or when "
+          "process_vm_readv is refused.")
+      .def_static("own", &HostPeer::own, "node"_a, nb::call_guard<ReleasedGil>(),
+                  "A reader of own memory, for landing slots. OSError as above.")
       .def(
           "map_segment",
           [](HostPeer& peer, int fd, std::uint64_t remote_address, std::uint64_t size,
@@ -158,7 +166,8 @@ void bind_host(nb::module_& module) {
           "live until the bytes\nhad arrived. Returns (code, errno, index, moved_bytes): OK, GONE, "
           "LOCAL_GONE, TIMEOUT, PEER_DEAD,\nREMOTE_FAULT and LOCAL_FAULT with the descriptor's "
           "index, "
-          "CLOSED, CANCELLED, or SYSTEM with errno.\nWhen it returns nothing is written any more.")
+          "CLOSED, CANCELLED, or SYSTEM with errno: EAGAIN when pages of the peer are "
+          "absent.\nWhen it returns nothing is written any more.")
       .def("read_and_sum", read_and_sum, "local"_a, "remote"_a, "length"_a, "local_ref"_a,
            "link_ref"_a, "cache_ref"_a, "key_ref"_a, "deadline_ns"_a,
            "As read: (outcome, CRC-32C of what has arrived by each descriptor, as native uint32).")

@@ -154,7 +154,8 @@ void bind_server(nb::module_& module) {
       .def("link_lanes", &LaneServer::link_lanes, "link_id"_a, Release(),
            "Number of open lanes of the link.")
       .def("statistics", &LaneServer::statistics, Release(),
-           "Counts since the start: requests, refused, protocol_errors, bytes by kind; and lanes.")
+           "Counts since the start: requests, refused, protocol_errors, strayed_pushes, bytes by "
+           "kind; and lanes.")
       .def("close", &LaneServer::close, Release(),
            "Drop every link and serve no more. Idempotent.");
 }
@@ -186,9 +187,11 @@ void bind_client(nb::module_& module) {
       .def("write", send_ranges<&Lanes::write>, "local"_a, "remote"_a, "length"_a, "local_ref"_a,
            "cache_ref"_a, "version"_a, "deadline_ns"_a,
            "Write local ranges to remote ones; ok means applied there.")
-      .def("push", send_ranges<&Lanes::push>, "local"_a, "remote"_a, "length"_a, "local_ref"_a,
-           "cache_ref"_a, "version"_a, "deadline_ns"_a,
-           "As write, but the peer's threads fetch the bytes from this process (same host).")
+      .def(
+          "push", send_ranges<&Lanes::push>, "local"_a, "remote"_a, "length"_a, "local_ref"_a,
+          "cache_ref"_a, "version"_a, "deadline_ns"_a,
+          "As write, but the peer's threads fetch the bytes from this process (same host).\n\n"
+          "Without a local_ref they lie in landing slots at the peer, and local counts from there.")
       .def("probe", probe_ranges, "remote"_a, "length"_a, "cache_ref"_a, "key_ref"_a, "version"_a,
            "deadline_ns"_a, "Have the peer look whether it can read each page of remote ranges.")
       .def("ask_checksum", ask_checksum, "remote"_a, "length"_a, "cache_ref"_a, "key_ref"_a,

@@ -13,6 +13,7 @@
 #include "base/outcome.h"
 #include "bind/casters.h"
 #include "bind/released_gil.h"
+#include "lanes/touch.h"
 #include "memory/node.h"
 #include "memory/segment.h"
 
@@ -23,11 +24,21 @@ namespace {
 
 using ldd::BorrowedU64;
 using ldd::Node;
+using ldd::Outcome;
 using ldd::Ref;
 using ldd::Segment;
 
 std::span<const std::byte> bytes_of(const nb::bytes& bytes) {
   return {static_cast<const std::byte*>(bytes.data()), bytes.size()};
+}
+
+Outcome touch(std::shared_ptr<Node> node, const BorrowedU64& addresses, const BorrowedU64& length,
+              Ref entry, std::int64_t deadline_ns) {
+  const auto begins = addresses.span();
+  const auto lengths = length.span();
+  const ReleasedGil release;
+  return ldd::touch_entry(std::move(node), entry, {begins.begin(), begins.end()},
+                          {lengths.begin(), lengths.end()}, deadline_ns);
 }
 
 Ref open_entry(Node& node, const BorrowedU64& addresses, const BorrowedU64& sizes, bool accessible,
@@ -69,8 +80,8 @@ void bind_node(nb::module_& module) {
           "published_bytes", [](Node& node) { return node.published().size_bytes(); },
           "Size of that file.")
       .def_prop_ro(
-          "nonce_address", &Node::nonce_address,
-          "Address of a word holding the incarnation: what a peer reads to prove that it can.")
+          "page_address", [](Node& node) { return node.published().address(); },
+          "Where this process has it mapped: peers look for the proof of their link there.")
       .def_prop_ro("consumed_fd", &Node::consumed_fd,
                    "An eventfd, readable while consumed() has something to give.")
       .def(
@@ -102,15 +113,32 @@ void bind_node(nb::module_& module) {
             return nb::bytes(bytes.data(), bytes.size());
           },
           "offset"_a, "size"_a, "Directory bytes [offset, offset + size), clamped to the log.")
-      .def("open_guard", &Node::open_key,
-           "Open a guard that names a key: one that a peer can consume. ValueError when none is "
-           "left.")
+      .def("open_guard", &Node::open_guard,
+           "Open the guard of a link or a pool. ValueError when none is left.")
       .def(
           "close_guard",
           [](Node& node, std::uint64_t index, std::uint64_t value) {
-            return node.close_key({index, value});
+            return node.close_guard({index, value});
           },
           "index"_a, "value"_a, "Kill and free it; False when it was not live at that value.")
+      .def("open_key", &Node::open_key,
+           "Open a guard that names a key: one that a peer can consume. ValueError when none is "
+           "left.")
+      .def(
+          "close_key",
+          [](Node& node, std::uint64_t index, std::uint64_t value) {
+            return node.close_key({index, value});
+          },
+          "index"_a, "value"_a,
+          "Kill and free the guard of a key; False when it was not live at that value.")
+      .def(
+          "show_proof",
+          [](Node& node, Ref link, const nb::bytes& proof) {
+            node.published().show_proof(link, ldd::proof_of(proof));
+          },
+          "link_ref"_a, "proof"_a,
+          "Show the 16 bytes that tell the peer of a link that this page is its other end's.\n\n"
+          "ValueError when the link's guard is not open.")
       .def(
           "guard", [](const Node& node, std::uint64_t index) { return node.view().guard(index); },
           "index"_a, "The guard's word now; 0 outside the page.")
@@ -135,6 +163,10 @@ void bind_node(nb::module_& module) {
           },
           "index"_a, "value"_a, nb::call_guard<ReleasedGil>(),
           "Kill, wait, and make it live again; the new value, or 0 when it was not live.")
+      .def("touch", touch, "addresses"_a, "length"_a, "entry_ref"_a, "deadline_ns"_a,
+           "Bring own pages of an entry into memory on a thread of the library's.\n\n"
+           "Returns (code, errno, index, 0): OK, LOCAL_GONE, LOCAL_FAULT or DENIED (outside the "
+           "entry) with the\nrange's index, or TIMEOUT at the deadline, whatever the pages do.")
       .def("consumed", &Node::take_consumed, "Keys that peers consumed since the last call.")
       .def("close", &Node::close,
            "Kill the instance's guard; operations of this instance end with CLOSED. Idempotent.");

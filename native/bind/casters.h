@@ -61,6 +61,16 @@ inline Descriptors descriptors_of(const BorrowedU64& local, const BorrowedU64& r
   return {local.span(), remote.span(), length.span()};
 }
 
+// Throws ValueError when it has another length.
+inline Proof proof_of(const nanobind::bytes& bytes) {
+  Proof proof{};
+  if (bytes.size() != proof.size()) {
+    throw nanobind::value_error("a proof has 16 bytes");
+  }
+  std::memcpy(proof.data(), bytes.data(), proof.size());
+  return proof;
+}
+
 }  // namespace ldd
 
 NAMESPACE_BEGIN(NB_NAMESPACE)

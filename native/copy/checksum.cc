@@ -14,7 +14,6 @@ namespace ldd {
 
 namespace {
 
-// Goes through ranges; without room for sums it only looks whether their pages can be read.
 class Reading {
  public:
   Reading(std::span<const std::uint64_t> addresses, std::span<const std::uint64_t> lengths,
@@ -38,15 +37,13 @@ class Reading {
         }
         const std::uint64_t bytes = std::min(lengths_[i] - offset, allowed);
         const void* at = reinterpret_cast<const void*>(addresses_[i] + offset);
-        if (!(sums_.empty() ? guarded_probe(at, bytes) : guarded_checksum(at, bytes, sum))) {
+        if (!guarded_checksum(at, bytes, sum)) {
           return Outcome::failure(fault_, EFAULT, static_cast<std::int64_t>(i));
         }
         offset += bytes;
         allowed -= bytes;
       }
-      if (!sums_.empty()) {
-        sums_[i] = sum;
-      }
+      sums_[i] = sum;
     }
     return {};
   }
@@ -75,11 +72,6 @@ Outcome checksum_ranges(std::span<const std::uint64_t> addresses,
                         std::span<const std::uint64_t> lengths, const TakeUses& take, Code fault,
                         std::span<std::uint32_t> sums) {
   return run(Reading(addresses, lengths, take, fault, sums), lengths);
-}
-
-Outcome probe_ranges(std::span<const std::uint64_t> addresses,
-                     std::span<const std::uint64_t> lengths, const TakeUses& take, Code fault) {
-  return run(Reading(addresses, lengths, take, fault, {}), lengths);
 }
 
 void probe_each(std::span<const std::uint64_t> addresses, std::span<const std::uint64_t> lengths,

@@ -1,4 +1,4 @@
-// Checksums and probes of ranges of this process's memory, on several threads.
+// Checksums of ranges of this process's memory, on several threads.
 #pragma once
 
 #include <cstdint>
@@ -27,10 +27,6 @@ struct SumChecks {
 Outcome checksum_ranges(std::span<const std::uint64_t> addresses,
                         std::span<const std::uint64_t> lengths, const TakeUses& take, Code fault,
                         std::span<std::uint32_t> sums);
-
-// Reads one byte of each page of the ranges; the same otherwise.
-Outcome probe_ranges(std::span<const std::uint64_t> addresses,
-                     std::span<const std::uint64_t> lengths, const TakeUses& take, Code fault);
 
 // Looks at ranges one after the other, on the calling thread alone and holding nothing: so that a
 // page which never answers keeps nobody but the caller. Makes `readable` one byte for each range

@@ -1,13 +1,17 @@
 #include "host/peer.h"
 
 #include <sys/uio.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <optional>
 #include <stdexcept>
+#include <string>
 #include <system_error>
 #include <utility>
 
+#include "base/clock.h"
 #include "host/read.h"
 #include "host/remote_file.h"
 
@@ -15,12 +19,26 @@ namespace ldd {
 
 namespace {
 
+constexpr std::int64_t kLookAgainNs = 1'000'000;
+
 PublishedView view_of(const MappedRegion& page, std::uint64_t incarnation) {
   try {
     return {page.bytes(), incarnation};
   } catch (const std::invalid_argument& error) {
     throw std::system_error(EINVAL, std::generic_category(), error.what());
   }
+}
+
+MappedRegion page_of(const PeerAddress& address) {
+  RemoteFile file = map_remote_file(address.pid, address.published_fd, address.published_bytes);
+  // Only its owner has a page mapped writable: another process that merely reads it, as this one
+  // does now, must not pass for the owner.
+  if (!maps_file_at(address.pid, file.fd.get(), address.page_address, address.published_bytes,
+                    true)) {
+    throw std::system_error(EINVAL, std::generic_category(),
+                            "the process does not have the page mapped as its owner has");
+  }
+  return std::move(file.mapping);
 }
 
 }  // namespace
@@ -51,29 +69,61 @@ class HostPeer::Running {
 HostPeer::HostPeer(std::shared_ptr<Node> node, const PeerAddress& address)
     : node_(std::move(node)),
       address_(address),
-      page_(map_remote_file(address.pid, address.published_fd, address.published_bytes).mapping),
-      view_(view_of(page_, address.incarnation)) {
+      page_(page_of(address)),
+      view_(view_of(page_, address.incarnation)),
+      presence_(address.pid) {
+  const std::optional<std::uint64_t> offset = view_.proof_offset(address.link_index);
+  if (!offset) {
+    throw std::system_error(EINVAL, std::generic_category(), "the page has no such link");
+  }
+  proof_address_ = address.page_address + *offset;
   const Outcome proof = prove();
   if (!proof.ok()) {
     const int error_number = proof.sys_errno != 0 ? proof.sys_errno : ESRCH;
+    const std::string process = "process " + std::to_string(address.pid);
     throw std::system_error(error_number, std::generic_category(),
-                            "cannot read the memory of process " + std::to_string(address.pid));
+                            proof.sys_errno != 0
+                                ? "cannot read the memory of " + process
+                                : process + " does not show the proof of this link");
   }
 }
 
 HostPeer::~HostPeer() { close(); }
 
+std::shared_ptr<HostPeer> HostPeer::own(std::shared_ptr<Node> node) {
+  const Published& page = node->published();
+  const PeerAddress address{::getpid(),        node->incarnation(), page.address(),   page.fd(),
+                            page.size_bytes(), node->self().index,  node->own_proof()};
+  return std::make_shared<HostPeer>(std::move(node), address);
+}
+
+bool HostPeer::proof_present() const {
+  const std::int64_t now = now_ns();
+  if (now - proof_seen_ns_.load(std::memory_order_relaxed) < kLookAgainNs) {
+    return true;
+  }
+  const iovec proof{reinterpret_cast<void*>(proof_address_), sizeof(Proof)};
+  if (!presence_.all_present({&proof, 1})) {
+    return false;
+  }
+  proof_seen_ns_.store(now, std::memory_order_relaxed);
+  return true;
+}
+
 Outcome HostPeer::prove() const {
-  std::uint64_t nonce = 0;
-  const iovec local{&nonce, sizeof nonce};
-  const iovec remote{reinterpret_cast<void*>(address_.nonce_address), sizeof nonce};
+  if (!proof_present()) {
+    return Outcome::failure(Code::kSystem, EAGAIN);
+  }
+  Proof shown{};
+  const iovec local{shown.data(), shown.size()};
+  const iovec remote{reinterpret_cast<void*>(proof_address_), shown.size()};
   if (::process_vm_readv(address_.pid, &local, 1, &remote, 1, 0) !=
-      static_cast<ssize_t>(sizeof nonce)) {
-    // No memory at the nonce's address: another program runs under that pid now.
+      static_cast<ssize_t>(shown.size())) {
+    // No memory at that address: another program runs under that pid now.
     const bool other = errno == ESRCH || errno == EFAULT;
     return Outcome::failure(other ? Code::kPeerDead : Code::kSystem, errno);
   }
-  return nonce == address_.incarnation ? Outcome{} : Outcome::failure(Code::kPeerDead);
+  return shown == address_.proof ? Outcome{} : Outcome::failure(Code::kPeerDead);
 }
 
 void HostPeer::map_segment(int remote_fd, std::uint64_t remote_address, std::uint64_t size_bytes,
@@ -126,6 +176,16 @@ void HostPeer::restrict_to(std::uint64_t remote_address, std::uint64_t size_byte
   const std::lock_guard lock(mutex_);
   window_begin_ = remote_address;
   window_end_ = remote_address + size_bytes;
+}
+
+std::vector<Range> HostPeer::ranges(Ref entry) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (window_end_ != 0) {
+      return {{window_begin_, window_end_}};
+    }
+  }
+  return view_.ranges(entry);
 }
 
 Outcome HostPeer::check_window(const Descriptors& work) {

@@ -17,16 +17,20 @@
 #include "base/mapped_region.h"
 #include "base/outcome.h"
 #include "copy/descriptors.h"
+#include "host/presence.h"
 #include "memory/node.h"
 
 namespace ldd {
 
+// What the peer says of itself, none of which is believed, and what it has to show.
 struct PeerAddress {
   int pid = 0;
   std::uint64_t incarnation = 0;
-  std::uint64_t nonce_address = 0;
-  int published_fd = -1;  // in the peer
+  std::uint64_t page_address = 0;  // of its published page, in the peer
+  int published_fd = -1;           // in the peer
   std::uint64_t published_bytes = 0;
+  std::uint64_t link_index = 0;  // the peer's guard of the link
+  Proof proof{};                 // which its page shows beside that guard
 };
 
 // What has to hold before, between and after the batches of a read.
@@ -58,9 +62,12 @@ using SegmentList = std::vector<MappedSegment>;
 
 class HostPeer : public std::enable_shared_from_this<HostPeer> {
  public:
-  // Opens and maps the peer's published page through /proc/<pid>/fd and proves by reading the nonce
-  // that process_vm_readv reaches this very process; throws std::system_error with a reason.
+  // Opens and maps the peer's published page through /proc/<pid>/fd, and proves that the process is
+  // the other end of the link: it has that very page mapped writable, as owners do, and the link's
+  // proof is found there by process_vm_readv. Throws std::system_error with a reason.
   HostPeer(std::shared_ptr<Node> node, const PeerAddress& address);
+  // A reader of own memory.
+  static std::shared_ptr<HostPeer> own(std::shared_ptr<Node> node);
   HostPeer(const HostPeer&) = delete;
   HostPeer& operator=(const HostPeer&) = delete;
   ~HostPeer();
@@ -77,8 +84,11 @@ class HostPeer : public std::enable_shared_from_this<HostPeer> {
   void restrict_to(std::uint64_t remote_address, std::uint64_t size_bytes);
 
   [[nodiscard]] const PublishedView& view() const { return view_; }
-  // Copies remote ranges into local ones. Every batch re-reads the nonce, so that another process
-  // under a recycled pid never counts. kGone when a guard changed, whatever was copied. When it
+  // The window, or the ranges that the peer's page lists for the entry; empty when it lists none.
+  [[nodiscard]] std::vector<Range> ranges(Ref entry);
+  // Copies remote ranges into local ones. Every batch re-reads the proof, so that another process
+  // under a recycled pid never counts. kSystem with EAGAIN when pages of the peer are absent, which
+  // only the owner can do something about. kGone when a guard changed, whatever was copied. When it
   // returns nothing is written any more. `sums` is empty, or as long as there are descriptors, and
   // then gets the CRC-32C of what has arrived by each of them.
   Outcome read(const Descriptors& work, const ReadChecks& checks,
@@ -93,7 +103,9 @@ class HostPeer : public std::enable_shared_from_this<HostPeer> {
   [[nodiscard]] bool closed() const { return closed_.load(std::memory_order_acquire); }
   // kDenied with the descriptor's index when one lies outside the window.
   [[nodiscard]] Outcome check_window(const Descriptors& work);
-  // Reads the nonce once more: is this still the process that it was?
+  // Whether the page that shows the proof is in the peer's memory; looked at again after a moment.
+  [[nodiscard]] bool proof_present() const;
+  // Reads the proof once more: is this still the process that it was?
   [[nodiscard]] Outcome prove() const;
   // The known segments that are still in use, less [begin, end). Called with mutex_ held.
   [[nodiscard]] SegmentList segments_outside(std::uint64_t begin, std::uint64_t end) const;
@@ -102,6 +114,9 @@ class HostPeer : public std::enable_shared_from_this<HostPeer> {
   PeerAddress address_;
   MappedRegion page_;
   PublishedView view_;
+  PagePresence presence_;
+  std::uint64_t proof_address_ = 0;  // in the peer
+  mutable std::atomic<std::int64_t> proof_seen_ns_{0};
   ProcessMark mark_;
   std::atomic<bool> closed_{false};
   std::mutex mutex_;  // guards what follows

@@ -4,7 +4,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -33,6 +35,19 @@ std::size_t join_neighbours(const iovec* ranges, std::size_t count, iovec* stret
     stretches[last] = ranges[i];
   }
   return count == 0 ? 0 : last + 1;
+}
+
+// Too large for the stack of a thread that was given a small one. One for each thread: a batch is
+// never read within another.
+struct Room {
+  std::array<iovec, kMaxIovecs> local;
+  std::array<iovec, kMaxIovecs> remote;
+  std::array<iovec, kMaxIovecs> stretches;
+};
+
+Room& room() {
+  thread_local const auto own = std::make_unique<Room>();
+  return *own;
 }
 
 Code code_of(int error_number) { return error_number == ESRCH ? Code::kPeerDead : Code::kSystem; }
@@ -134,8 +149,8 @@ Outcome HostRead::place_on_device(const Batch& batch) const {
   if (peer_.address_.pid != ::getpid() || !sums_.empty()) {
     return Outcome::failure(Code::kSystem, EOPNOTSUPP);
   }
-  iovec local[kMaxIovecs];
-  iovec own[kMaxIovecs];
+  iovec* local = room().local.data();
+  iovec* own = room().remote.data();
   const std::size_t count = fill_iovecs(work_, batch, local, own);
   return device_copy(local_entry_->device(), local, own, count);
 }
@@ -167,8 +182,8 @@ bool HostRead::all_mapped() const {
 }
 
 Outcome HostRead::copy_mapped(const Batch& batch) const {
-  iovec local[kMaxIovecs];
-  iovec remote[kMaxIovecs];
+  iovec* local = room().local.data();
+  iovec* remote = room().remote.data();
   const std::size_t count = fill_iovecs(work_, batch, local, remote);
   const MappedSegment* segment = nullptr;
   for (std::size_t i = 0; i < count; ++i) {
@@ -193,24 +208,27 @@ Outcome HostRead::copy_mapped(const Batch& batch) const {
 }
 
 Outcome HostRead::fetch(const Batch& batch) const {
-  iovec local[kMaxIovecs];
-  iovec remote[kMaxIovecs];
-  iovec stretches[kMaxIovecs];
+  iovec* local = room().local.data();
+  iovec* remote = room().remote.data();
+  iovec* stretches = room().stretches.data();
   const std::size_t count = fill_iovecs(work_, batch, local, remote);
   std::size_t joined = join_neighbours(remote, count, stretches);
-  std::uint64_t nonce = 0;
-  local[count] = {&nonce, sizeof nonce};
-  stretches[joined++] = {pointer(peer_.address_.nonce_address), sizeof nonce};
+  if (!peer_.proof_present() || !peer_.presence_.all_present({stretches, joined})) {
+    return Outcome::failure(Code::kSystem, EAGAIN);
+  }
+  Proof shown{};
+  local[count] = {shown.data(), shown.size()};
+  stretches[joined++] = {pointer(peer_.proof_address_), shown.size()};
   const ssize_t moved =
       ::process_vm_readv(peer_.address_.pid, local, count + 1, stretches, joined, 0);
   if (moved < 0 && errno != EFAULT) {
     return Outcome::failure(code_of(errno), errno);
   }
   const std::uint64_t done = moved < 0 ? 0 : static_cast<std::uint64_t>(moved);
-  if (done != batch.bytes + sizeof nonce) {
+  if (done != batch.bytes + shown.size()) {
     return finish_singly(batch, local, remote, count, done);
   }
-  if (nonce != peer_.address_.incarnation) {
+  if (shown != peer_.address_.proof) {
     return Outcome::failure(Code::kPeerDead);
   }
   return {Code::kOk, 0, -1, batch.bytes};

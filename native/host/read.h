@@ -13,7 +13,7 @@
 
 namespace ldd {
 
-// Of one call of process_vm_readv; one more reads the nonce.
+// Of one call of process_vm_readv; one more reads the proof.
 inline constexpr std::size_t kDataIovecs = kMaxIovecs - 1;
 
 class HostRead {

@@ -1,7 +1,9 @@
 #include "host/remote_file.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/sysmacros.h>
 
 #include <cerrno>
@@ -30,6 +32,8 @@ struct MapsLine {
   std::uint64_t offset = 0;
   dev_t device = 0;
   std::uint64_t inode = 0;
+  bool shared = false;
+  bool writable = false;
 };
 
 MapsLine parse(const std::string& text) {
@@ -41,10 +45,12 @@ MapsLine parse(const std::string& text) {
   std::istringstream in(text);
   in >> std::hex >> line.begin >> separator >> line.end >> permissions >> line.offset >>
       major_number >> separator >> minor_number >> std::dec >> line.inode;
-  if (!in) {
+  if (!in || permissions.size() < 4) {
     return {};
   }
   line.device = makedev(major_number, minor_number);
+  line.writable = permissions[1] == 'w';
+  line.shared = permissions[3] == 's';
   return line;
 }
 
@@ -61,9 +67,13 @@ RemoteFile map_remote_file(int pid, int remote_fd, std::uint64_t size_bytes) {
   if (seals < 0 || (seals & F_SEAL_SHRINK) == 0) {
     fail(EINVAL, path + " is no sealed memory file");
   }
+  struct statfs system{};
   struct stat status{};
-  if (::fstat(fd.get(), &status) != 0) {
+  if (::fstatfs(fd.get(), &system) != 0 || ::fstat(fd.get(), &status) != 0) {
     fail(errno, "cannot stat " + path);
+  }
+  if (system.f_type != TMPFS_MAGIC) {  // reading large pages that are not there may fault
+    fail(EINVAL, path + " is no memory file of ordinary pages");
   }
   if (size_bytes == 0 || static_cast<std::uint64_t>(status.st_size) < size_bytes) {
     fail(EINVAL, path + " is smaller than announced");
@@ -72,7 +82,7 @@ RemoteFile map_remote_file(int pid, int remote_fd, std::uint64_t size_bytes) {
   return {std::move(fd), std::move(mapping)};
 }
 
-bool maps_file_at(int pid, int fd, std::uint64_t address, std::uint64_t size_bytes) {
+bool maps_file_at(int pid, int fd, std::uint64_t address, std::uint64_t size_bytes, bool writable) {
   struct stat status{};
   if (::fstat(fd, &status) != 0) {
     fail(errno, "fstat");
@@ -89,7 +99,8 @@ bool maps_file_at(int pid, int fd, std::uint64_t address, std::uint64_t size_byt
       continue;
     }
     const bool same_file = mapped.inode == status.st_ino && mapped.device == status.st_dev;
-    if (mapped.begin > covered || !same_file ||
+    const bool as_asked = mapped.shared && (mapped.writable || !writable);
+    if (mapped.begin > covered || !same_file || !as_asked ||
         mapped.offset + (covered - mapped.begin) != covered - address) {
       return false;
     }

@@ -17,8 +17,10 @@ struct RemoteFile {
 };
 RemoteFile map_remote_file(int pid, int remote_fd, std::uint64_t size_bytes);
 
-// Whether `pid` has the file `fd` mapped from its first byte on at [address, address + size_bytes),
-// all of it. Throws std::system_error when /proc/<pid>/maps cannot be read.
-bool maps_file_at(int pid, int fd, std::uint64_t address, std::uint64_t size_bytes);
+// Whether `pid` has the file `fd` mapped, shared, from its first byte on at [address, address +
+// size_bytes), all of it, and writable if that is asked for. Throws std::system_error when
+// /proc/<pid>/maps cannot be read.
+bool maps_file_at(int pid, int fd, std::uint64_t address, std::uint64_t size_bytes,
+                  bool writable = false);
 
 }  // namespace ldd

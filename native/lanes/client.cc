@@ -32,6 +32,8 @@ class LocalGuard : public BatchGuard {
     return uses.emplace_back(entry_, value_) ? Outcome{} : Outcome::failure(Code::kLocalGone);
   }
   [[nodiscard]] bool live() const { return !named_ || entry_ != nullptr; }
+  // Of the entry, which the offsets of a push count from; 0 when it names none, but a window.
+  [[nodiscard]] std::uint64_t begin() const { return entry_ == nullptr ? 0 : entry_->begin(); }
 
  private:
   bool named_;
@@ -69,7 +71,7 @@ class Call : public Parts {
 class Stripes : public Parts {
  public:
   Stripes(wire::Kind kind, const Descriptors& work, const LaneChecks& checks,
-          std::vector<Batch> batches, BatchGuard& guard)
+          std::vector<Batch> batches, LocalGuard& guard)
       : kind_(kind), work_(work), checks_(checks), batches_(std::move(batches)), guard_(guard) {}
 
   std::unique_ptr<Exchange> next(ClientLane& lane) override {
@@ -101,8 +103,10 @@ class Stripes : public Parts {
     std::copy_n(work_.length.begin() + static_cast<std::ptrdiff_t>(batch.first), count,
                 words.begin() + static_cast<std::ptrdiff_t>(count));
     if (push) {
-      std::copy_n(work_.local.begin() + static_cast<std::ptrdiff_t>(batch.first), count,
-                  words.begin() + static_cast<std::ptrdiff_t>(2 * count));
+      const auto first = work_.local.begin() + static_cast<std::ptrdiff_t>(batch.first);
+      std::transform(first, first + static_cast<std::ptrdiff_t>(count),
+                     words.begin() + static_cast<std::ptrdiff_t>(2 * count),
+                     [&](std::uint64_t address) { return address - guard_.begin(); });
     }
     cut(words, count, batch);
     wire::Request& request = ask.request;
@@ -137,7 +141,7 @@ class Stripes : public Parts {
   const Descriptors& work_;
   const LaneChecks& checks_;
   std::vector<Batch> batches_;
-  BatchGuard& guard_;
+  LocalGuard& guard_;
   std::size_t next_ = 0;
 };
 

@@ -39,7 +39,9 @@ class Lanes {
   // Throw std::invalid_argument when the arrays are inconsistent (see measure()).
   Outcome read(const Descriptors& work, const LaneChecks& checks);
   Outcome write(const Descriptors& work, const LaneChecks& checks);
-  // The target's threads fetch the bytes from this process.
+  // The target's threads fetch the bytes from this process: from the local entry, or, where none is
+  // named, from landing slots that the target has for this link; `work.local` then counts from the
+  // first of them.
   Outcome push(const Descriptors& work, const LaneChecks& checks);
 
   // The target's threads look whether they can read each page of the remote ranges; no byte moves.

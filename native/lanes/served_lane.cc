@@ -53,7 +53,7 @@ void ServedLane::start() {
 void ServedLane::shut() {
   cancelled_.store(true);
   thread_.post([self = shared_from_this()] {
-    if (self->state_ != State::kJob) {
+    if (self->state_ != State::kJob || self->job_may_outlast_lane_) {
       self->close();
     }
   });
@@ -64,6 +64,7 @@ void ServedLane::close() {
     return;
   }
   state_ = State::kClosed;
+  cancelled_.store(true);
   const auto self = shared_from_this();
   thread_.detach(*this);
   rights_.reset();
@@ -73,7 +74,7 @@ void ServedLane::close() {
 
 void ServedLane::on_events(std::uint32_t events) noexcept {
   if ((events & kHangUp) != 0) {
-    if (state_ == State::kJob) {
+    if (state_ == State::kJob && !job_may_outlast_lane_) {
       cancelled_.store(true);
       thread_.detach(*this);  // the job holds the lane and closes it
     } else {

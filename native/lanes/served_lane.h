@@ -36,6 +36,8 @@ class ServedLane final : public Served,
 
   [[nodiscard]] int fd() const override { return socket_.get(); }
   void on_events(std::uint32_t events) noexcept override;
+  // Whether a job thread works for it. From any thread.
+  [[nodiscard]] bool has_job() const { return has_job_.load(std::memory_order_acquire); }
 
  private:
   enum class State { kPrefix, kWords, kStream, kPayload, kJob, kReply, kClosed };
@@ -71,6 +73,7 @@ class ServedLane final : public Served,
 
   // served_checksum.cc
   Progress begin_checksum();
+  Progress begin_probe();
   [[nodiscard]] Outcome run_checksum();
   void end_checksum(const Outcome& outcome);
   Progress reply_sums(const Outcome& outcome);
@@ -78,6 +81,7 @@ class ServedLane final : public Served,
   // served_push.cc
   Progress begin_push();
   [[nodiscard]] Outcome run_push();
+  [[nodiscard]] Outcome find_sources(HostPeer& host, std::vector<std::uint64_t>& sources);
   void end_push(const Outcome& outcome);
 
   [[nodiscard]] std::span<const std::uint64_t> column(std::size_t which) const;
@@ -103,6 +107,9 @@ class ServedLane final : public Served,
   ChunkSender sender_;
   ChunkReceiver receiver_;
   bool answered_ = false;  // a write's outcome has been sent before its payload ended
+
+  std::atomic<bool> has_job_{false};
+  bool job_may_outlast_lane_ = false;  // the running one touches nothing of the lane's
 
   std::vector<std::uint32_t> sums_;
 

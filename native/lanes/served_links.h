@@ -21,6 +21,7 @@ struct ServedCounts {
   std::atomic<std::uint64_t> requests{0};
   std::atomic<std::uint64_t> refused{0};          // requests that ended with another code than ok
   std::atomic<std::uint64_t> protocol_errors{0};  // lanes closed for malformed frames
+  std::atomic<std::uint64_t> strayed_pushes{0};   // that named bytes outside the initiator's entry
   std::atomic<std::uint64_t> read_bytes{0};
   std::atomic<std::uint64_t> written_bytes{0};
   std::atomic<std::uint64_t> pushed_bytes{0};

@@ -1,5 +1,7 @@
 // PUSH: a doorbell. Own threads read the memory of an initiator on this host, or the landing slots
-// where its engine has put the bytes; nobody else ever writes ours.
+// where its engine has put the bytes; nobody else ever writes ours. The request says where in an
+// entry the bytes are; the addresses come from the page of the initiator, which lists its entries.
+#include <algorithm>
 #include <cerrno>
 
 #include "lanes/served_lane.h"
@@ -8,9 +10,6 @@
 namespace ldd {
 
 namespace {
-
-// Short enough to be done on the io thread, which saves two changes of threads.
-constexpr std::uint64_t kShortPushBytes = 256 * 1024;
 
 // An outcome of our reading as the pushing side sees it.
 Code seen_from_initiator(Code code) {
@@ -41,16 +40,15 @@ ServedLane::Progress ServedLane::begin_push() {
   if (links_->source(link_id_, rights_.on_device()) == nullptr) {
     return reply(Outcome::failure(Code::kSystem, EOPNOTSUPP));
   }
-  if (requested_bytes() <= kShortPushBytes) {
-    const Outcome outcome = run_push();
-    links_->counts().pushed_bytes.fetch_add(outcome.moved_bytes, std::memory_order_relaxed);
-    return reply(outcome);
-  }
+  // However short: the initiator's memory may take as long as it likes, and io threads serve
+  // others.
+  has_job_.store(true);
   const bool runs = run_on_job_thread([self = shared_from_this()] {
     const Outcome outcome = self->run_push();
     self->thread_.post([self, outcome] { self->end_push(outcome); });
   });
   if (!runs) {
+    has_job_.store(false);
     return reply(Outcome::failure(Code::kSystem, kNoThreadErrno));
   }
   state_ = State::kJob;
@@ -62,6 +60,11 @@ Outcome ServedLane::run_push() {
   Outcome sum;
   if (host == nullptr) {  // the link was dropped meanwhile
     return Outcome::failure(Code::kCancelled);
+  }
+  std::vector<std::uint64_t> sources;
+  const Outcome found = find_sources(*host, sources);
+  if (!found.ok()) {
+    return found;
   }
   ReadChecks checks;
   checks.cache = {request_.key_index, request_.key_value};
@@ -76,7 +79,7 @@ Outcome ServedLane::run_push() {
       ++end;
     }
     const Descriptors work{column(0).subspan(first, end - first),
-                           column(2).subspan(first, end - first),
+                           std::span(sources).subspan(first, end - first),
                            column(1).subspan(first, end - first)};
     const Outcome outcome = host->read(work, checks);
     sum.moved_bytes += outcome.moved_bytes;
@@ -91,7 +94,29 @@ Outcome ServedLane::run_push() {
   return sum;
 }
 
+// Turns the offsets of the request into addresses of the initiator's.
+Outcome ServedLane::find_sources(HostPeer& host, std::vector<std::uint64_t>& sources) {
+  const Ref entry{request_.key_index, request_.key_value};
+  const std::vector<Range> ranges = host.ranges(entry);
+  if (ranges.empty()) {  // then it has to send them, if the entry lives
+    return host.view().live(entry) ? Outcome::failure(Code::kSystem, EOPNOTSUPP)
+                                   : Outcome::failure(Code::kLocalGone);
+  }
+  const auto offsets = column(2);
+  const auto lengths = column(1);
+  sources.resize(offsets.size());
+  for (std::size_t i = 0; i < offsets.size(); ++i) {
+    sources[i] = ranges.front().begin + offsets[i];
+    if (!any_contains(ranges, sources[i], lengths[i])) {
+      links_->counts().strayed_pushes.fetch_add(1, std::memory_order_relaxed);
+      return Outcome::failure(Code::kDenied, 0, static_cast<std::int64_t>(i));
+    }
+  }
+  return {};
+}
+
 void ServedLane::end_push(const Outcome& outcome) {
+  has_job_.store(false, std::memory_order_release);
   links_->counts().pushed_bytes.fetch_add(outcome.moved_bytes, std::memory_order_relaxed);
   if (cancelled_.load()) {
     close();

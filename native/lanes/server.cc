@@ -51,6 +51,7 @@ std::map<std::string, std::uint64_t> LaneServer::statistics() const {
       {"requests", counts.requests.load()},
       {"refused", counts.refused.load()},
       {"protocol_errors", counts.protocol_errors.load()},
+      {"strayed_pushes", counts.strayed_pushes.load()},
       {"read_bytes", counts.read_bytes.load()},
       {"written_bytes", counts.written_bytes.load()},
       {"pushed_bytes", counts.pushed_bytes.load()},

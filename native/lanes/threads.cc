@@ -13,7 +13,8 @@ namespace ldd {
 
 namespace {
 
-constexpr std::size_t kJobThreads = 4;
+constexpr std::size_t kJobThreads = 64;
+constexpr std::size_t kIdleThreads = 4;
 
 struct Jobs {
   std::mutex mutex;
@@ -27,6 +28,9 @@ void serve_jobs(Jobs& jobs) {
   std::unique_lock lock(jobs.mutex);
   for (;;) {
     ++jobs.idle;
+    if (jobs.queue.empty() && jobs.idle > kIdleThreads) {
+      break;
+    }
     jobs.ready.wait(lock, [&] { return !jobs.queue.empty(); });
     --jobs.idle;
     std::function<void()> job = std::move(jobs.queue.front());
@@ -36,6 +40,8 @@ void serve_jobs(Jobs& jobs) {
     job = nullptr;
     lock.lock();
   }
+  --jobs.idle;
+  --jobs.threads;
 }
 
 }  // namespace

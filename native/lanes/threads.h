@@ -22,8 +22,10 @@ void start_quiet_thread(std::function<void()> body);
 // What a peer is told when there is no thread for what it asks: no system call fails so.
 inline constexpr int kNoThreadErrno = EUSERS;
 
-// Runs `job` on one of a few threads kept for work that takes longer than an io thread may be away.
-// Jobs must not throw. False, and the job is not run, when there is no thread and none can be had.
+// Runs `job` on a thread kept for work that takes longer than an io thread may be away, or that
+// touches memory which may never answer. There are as many threads as jobs, up to a limit, so that
+// jobs that do not end keep no other waiting; few of them are kept when idle. Jobs must not throw.
+// False, and the job is not run, when there is no thread and none can be had.
 [[nodiscard]] bool run_on_job_thread(std::function<void()> job);
 
 // A `T` per process: the forked child gets a fresh one and leaves the inherited one alone, since

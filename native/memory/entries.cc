@@ -1,6 +1,8 @@
 #include "memory/entries.h"
 
 #include <algorithm>
+#include <iterator>
+#include <span>
 #include <stdexcept>
 #include <thread>
 #include <utility>
@@ -28,15 +30,15 @@ std::vector<Range> joined(std::vector<Range> ranges) {
 Entry::Entry(Published& published, Ref ref, std::vector<Range> ranges, bool accessible, int device)
     : published_(published),
       index_(ref.index),
-      ranges_(joined(std::move(ranges))),
+      ranges_(std::move(ranges)),
       accessible_(accessible),
       device_(device) {}
 
-bool Entry::contains(std::uint64_t address, std::uint64_t length) const {
+bool any_contains(std::span<const Range> ranges, std::uint64_t address, std::uint64_t length) {
   const auto after =
-      std::upper_bound(ranges_.begin(), ranges_.end(), address,
+      std::upper_bound(ranges.begin(), ranges.end(), address,
                        [](std::uint64_t value, const Range& range) { return value < range.begin; });
-  if (after == ranges_.begin()) {
+  if (after == ranges.begin()) {
     return false;
   }
   const Range& range = *std::prev(after);
@@ -69,8 +71,11 @@ Ref Entries::open(std::vector<Range> ranges, bool accessible, int device) {
     }
   }
   published_.require_owner();
+  ranges = joined(std::move(ranges));
+  const bool listed = accessible && device == kHostMemory;
   const std::unique_lock lock(mutex_);
-  const Ref ref = published_.open_guard();
+  const Ref ref =
+      published_.open_guard(listed ? std::span<const Range>(ranges) : std::span<const Range>());
   const auto entry =
       std::make_shared<Entry>(published_, ref, std::move(ranges), accessible, device);
   entries_.emplace(ref.index, entry);

@@ -13,6 +13,7 @@
 #include <mutex>
 #include <optional>
 #include <shared_mutex>
+#include <span>
 #include <unordered_map>
 #include <vector>
 
@@ -23,8 +24,13 @@ namespace ldd {
 
 inline constexpr int kHostMemory = -1;
 
+// Whether [address, address + length) lies wholly inside one of the ranges, which are sorted and do
+// not touch; overflow-safe.
+bool any_contains(std::span<const Range> ranges, std::uint64_t address, std::uint64_t length);
+
 class Entry {
  public:
+  // `ranges` are sorted and do not touch.
   Entry(Published& published, Ref ref, std::vector<Range> ranges, bool accessible, int device);
 
   [[nodiscard]] bool accessible() const { return accessible_; }
@@ -32,8 +38,11 @@ class Entry {
   [[nodiscard]] int device() const { return device_; }
   [[nodiscard]] bool on_host() const { return device_ == kHostMemory; }
   [[nodiscard]] std::uint64_t index() const { return index_; }
-  // Whether [address, address + length) lies wholly inside one of the ranges; overflow-safe.
-  [[nodiscard]] bool contains(std::uint64_t address, std::uint64_t length) const;
+  // Of its first range; 0 when it has none.
+  [[nodiscard]] std::uint64_t begin() const { return ranges_.empty() ? 0 : ranges_.front().begin; }
+  [[nodiscard]] bool contains(std::uint64_t address, std::uint64_t length) const {
+    return any_contains(ranges_, address, length);
+  }
 
  private:
   friend class Use;
@@ -42,7 +51,7 @@ class Entry {
   Published& published_;
   std::uint64_t index_;
   std::atomic<std::uint64_t> users_{0};
-  std::vector<Range> ranges_;  // sorted by begin, overlapping ones joined
+  std::vector<Range> ranges_;
   bool accessible_;
   int device_;
 };

@@ -24,10 +24,9 @@ class Node : public std::enable_shared_from_this<Node> {
   ~Node() { close(); }
 
   [[nodiscard]] std::uint64_t incarnation() const { return incarnation_; }
-  // The address of a word that holds the incarnation: what a peer reads to prove that it can.
-  [[nodiscard]] std::uint64_t nonce_address() const {
-    return reinterpret_cast<std::uint64_t>(&incarnation_);
-  }
+  // Guard 0 and its proof, which readers of own memory use: they have no link.
+  [[nodiscard]] Ref self() const { return self_; }
+  [[nodiscard]] const Proof& own_proof() const { return own_proof_; }
   [[nodiscard]] Published& published() { return published_; }
   [[nodiscard]] const PublishedView& view() const { return published_.view(); }
   [[nodiscard]] Entries& entries() { return entries_; }
@@ -39,6 +38,11 @@ class Node : public std::enable_shared_from_this<Node> {
   // Marks the instance closed and kills guard 0; the lane server and clients are closed by their
   // owners (bind/bind_node.cc) right after. Idempotent.
   void close();
+
+  // Guards of links and pools, which peers look at and nobody consumes.
+  Ref open_guard();
+  // Kills and frees it; false when it was not live at that value, or is a guard of another kind.
+  bool close_guard(Ref guard);
 
   // Guards that name cache keys; only these can be consumed by peers.
   Ref open_key();
@@ -57,7 +61,10 @@ class Node : public std::enable_shared_from_this<Node> {
   Published published_;
   Entries entries_;
   Ref self_;
+  Proof own_proof_;
   std::atomic<bool> closed_{false};
+  std::mutex guards_mutex_;
+  std::unordered_set<std::uint64_t> guards_;  // of links and pools
   std::mutex keys_mutex_;
   std::unordered_set<std::uint64_t> keys_;
   std::vector<Ref> consumed_;

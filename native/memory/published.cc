@@ -2,12 +2,24 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <memory>
 #include <stdexcept>
 
 #include "memory/segment.h"
 
 namespace ldd {
+
+namespace {
+
+constexpr std::uint64_t kWord = sizeof(std::uint64_t);
+constexpr std::uint64_t kGuardBytes = 3 * kWord;  // the guard's own word and two facts
+constexpr std::uint64_t kRangeBytes = 2 * kWord;
+constexpr std::uint64_t kRangesPerGuard = 2;
+
+using Word = std::atomic<std::uint64_t>;
+
+}  // namespace
 
 PublishedView::PublishedView(std::span<const std::byte> page, std::uint64_t incarnation) {
   if (page.size() < sizeof(PublishedHeader)) {
@@ -18,14 +30,50 @@ PublishedView::PublishedView(std::span<const std::byte> page, std::uint64_t inca
     throw std::invalid_argument("published page belongs to another instance");
   }
   guard_capacity_ = header_->guard_capacity;
+  range_capacity_ = header_->range_capacity;
   log_capacity_ = header_->log_capacity;
-  const std::uint64_t room = page.size() - sizeof(PublishedHeader);
-  if (guard_capacity_ > room / 8 || log_capacity_ > room - guard_capacity_ * 8) {
+  std::uint64_t room = page.size() - sizeof(PublishedHeader);
+  const bool guards_fit = guard_capacity_ <= room / kGuardBytes;
+  room -= guards_fit ? guard_capacity_ * kGuardBytes : 0;
+  const bool ranges_fit = range_capacity_ <= room / kRangeBytes;
+  room -= ranges_fit ? range_capacity_ * kRangeBytes : 0;
+  if (!guards_fit || !ranges_fit || log_capacity_ > room) {
     throw std::invalid_argument("published page is inconsistent");
   }
-  const std::byte* after = page.data() + sizeof(PublishedHeader);
-  guards_ = reinterpret_cast<const std::atomic<std::uint64_t>*>(after);
-  log_ = after + guard_capacity_ * 8;
+  guards_ = reinterpret_cast<const Word*>(page.data() + sizeof(PublishedHeader));
+  facts_ = guards_ + guard_capacity_;
+  ranges_ = facts_ + 2 * guard_capacity_;
+  log_ = reinterpret_cast<const std::byte*>(ranges_ + 2 * range_capacity_);
+}
+
+std::vector<Range> PublishedView::ranges(Ref entry) const {
+  if (!entry.named() || !live(entry)) {
+    return {};
+  }
+  const std::uint64_t first = facts_[2 * entry.index].load(std::memory_order_relaxed);
+  const std::uint64_t count = facts_[2 * entry.index + 1].load(std::memory_order_relaxed);
+  if (first > range_capacity_ || count > range_capacity_ - first) {
+    return {};
+  }
+  std::vector<Range> found;
+  found.reserve(
+      std::min<std::uint64_t>(count, 4096));  // a peer's word: may be as large as its page
+  for (std::uint64_t i = first; i < first + count; ++i) {
+    found.push_back({ranges_[2 * i].load(std::memory_order_relaxed),
+                     ranges_[2 * i + 1].load(std::memory_order_relaxed)});
+    const bool rises = found.size() < 2 || found[found.size() - 2].end < found.back().begin;
+    if (found.back().end < found.back().begin || !rises) {
+      return {};
+    }
+  }
+  return live(entry) ? found : std::vector<Range>{};
+}
+
+std::optional<std::uint64_t> PublishedView::proof_offset(std::uint64_t index) const {
+  if (index >= guard_capacity_) {
+    return std::nullopt;
+  }
+  return sizeof(PublishedHeader) + (guard_capacity_ + 2 * index) * kWord;
 }
 
 std::uint64_t PublishedView::version() const {
@@ -52,15 +100,20 @@ std::vector<std::byte> PublishedView::read_log(std::uint64_t offset, std::uint64
 
 Published::Published(std::uint64_t incarnation, std::uint64_t guard_capacity,
                      std::uint64_t log_capacity)
-    : guard_capacity_(guard_capacity), log_capacity_(std::min(log_capacity, kTailMask)) {
-  const std::size_t size_bytes = sizeof(PublishedHeader) + guard_capacity_ * 8 + log_capacity_;
+    : guard_capacity_(guard_capacity),
+      range_capacity_(kRangesPerGuard * guard_capacity),
+      log_capacity_(std::min(log_capacity, kTailMask)) {
+  const std::size_t size_bytes = sizeof(PublishedHeader) + guard_capacity_ * kGuardBytes +
+                                 range_capacity_ * kRangeBytes + log_capacity_;
   fd_ = make_sealed_memory("llm_datadist-directory", size_bytes);
   mapping_ = MappedRegion::of_file(fd_.get(), size_bytes, true);
   auto* fresh = std::construct_at(reinterpret_cast<PublishedHeader*>(mapping_.data()));
   fresh->magic = kPublishedMagic;
   fresh->incarnation = incarnation;
   fresh->guard_capacity = guard_capacity_;
+  fresh->range_capacity = range_capacity_;
   fresh->log_capacity = log_capacity_;
+  free_ranges_.emplace(0, range_capacity_);
   view_ = PublishedView(mapping_.bytes(), incarnation);
 }
 
@@ -72,13 +125,18 @@ std::atomic<std::uint64_t>& Published::guard_word(std::uint64_t index) const {
   if (index >= guard_capacity_) {
     throw std::out_of_range("guard index");
   }
-  auto* words =
-      reinterpret_cast<std::atomic<std::uint64_t>*>(mapping_.data() + sizeof(PublishedHeader));
-  return words[index];
+  return reinterpret_cast<Word*>(mapping_.data() + sizeof(PublishedHeader))[index];
 }
 
+std::span<Word> Published::facts(std::uint64_t index) const {
+  Word* words = &guard_word(0) + guard_capacity_;
+  return {words + 2 * index, 2};
+}
+
+Word* Published::range_words() const { return &guard_word(0) + 3 * guard_capacity_; }
+
 std::byte* Published::log() const {
-  return mapping_.data() + sizeof(PublishedHeader) + guard_capacity_ * 8;
+  return reinterpret_cast<std::byte*>(range_words() + 2 * range_capacity_);
 }
 
 // Before any lock: in a child it may be held for ever by a thread that does not exist there.
@@ -89,7 +147,7 @@ void Published::require_owner() const {
   }
 }
 
-Ref Published::open_guard() {
+Ref Published::open_guard(std::span<const Range> ranges) {
   require_owner();
   const std::lock_guard lock(guards_mutex_);
   std::uint64_t index = 0;
@@ -101,7 +159,83 @@ Ref Published::open_guard() {
   } else {
     throw std::length_error("all guards of the instance are in use");
   }
+  list_ranges(index, ranges);
   return {index, guard_word(index).fetch_add(1, std::memory_order_seq_cst) + 1};
+}
+
+void Published::list_ranges(std::uint64_t index, std::span<const Range> ranges) {
+  const std::optional<std::uint64_t> first = take_room(ranges.size());
+  const std::uint64_t count = first ? ranges.size() : 0;
+  for (std::uint64_t i = 0; i < count; ++i) {
+    range_words()[2 * (*first + i)].store(ranges[i].begin, std::memory_order_relaxed);
+    range_words()[2 * (*first + i) + 1].store(ranges[i].end, std::memory_order_relaxed);
+  }
+  facts(index)[0].store(first.value_or(0), std::memory_order_relaxed);
+  facts(index)[1].store(count, std::memory_order_relaxed);
+  if (count != 0) {
+    listed_.emplace(index, Listed{*first, count});
+  }
+}
+
+std::optional<std::uint64_t> Published::take_room(std::uint64_t count) {
+  if (count == 0) {
+    return std::nullopt;
+  }
+  for (auto each = free_ranges_.begin(); each != free_ranges_.end(); ++each) {
+    const auto [first, free_count] = *each;
+    if (free_count >= count) {
+      free_ranges_.erase(each);
+      if (free_count > count) {
+        free_ranges_.emplace(first + count, free_count - count);
+      }
+      return first;
+    }
+  }
+  return std::nullopt;
+}
+
+void Published::give_room(Listed room) {
+  const auto after = free_ranges_.upper_bound(room.first);
+  if (after != free_ranges_.end() && after->first == room.first + room.count) {
+    room.count += after->second;
+    free_ranges_.erase(after);
+  }
+  const auto next = free_ranges_.upper_bound(room.first);
+  if (next != free_ranges_.begin()) {
+    const auto before = std::prev(next);
+    if (before->first + before->second == room.first) {
+      before->second += room.count;
+      return;
+    }
+  }
+  free_ranges_.emplace(room.first, room.count);
+}
+
+void Published::show_proof(Ref link, const Proof& proof) {
+  require_owner();
+  const std::lock_guard lock(guards_mutex_);
+  if (!view_.live(link)) {
+    throw std::invalid_argument("the link's guard is not open");
+  }
+  std::array<std::uint64_t, 2> words{};
+  std::memcpy(words.data(), proof.data(), proof.size());
+  facts(link.index)[0].store(words[0], std::memory_order_relaxed);
+  facts(link.index)[1].store(words[1], std::memory_order_release);
+}
+
+void Published::bring_in() const {
+  std::uint64_t used = 0;
+  {
+    const std::lock_guard lock(guards_mutex_);
+    used = next_guard_;
+  }
+  constexpr std::uint64_t kFactsPerPage = 4096 / (2 * kWord);
+  for (std::uint64_t index = 0; index < used; index += kFactsPerPage) {
+    [[maybe_unused]] const auto word = facts(index)[0].load(std::memory_order_relaxed);
+  }
+  if (used != 0) {
+    [[maybe_unused]] const auto word = facts(used - 1)[0].load(std::memory_order_relaxed);
+  }
 }
 
 bool Published::kill_guard(Ref ref) {
@@ -124,6 +258,14 @@ std::uint64_t Published::revive_guard(std::uint64_t index) {
 void Published::free_guard(std::uint64_t index) {
   require_owner();
   const std::lock_guard lock(guards_mutex_);
+  for (Word& fact : facts(index)) {
+    fact.store(0, std::memory_order_relaxed);  // a proof is shown as long as its link
+  }
+  const auto listed = listed_.find(index);
+  if (listed != listed_.end()) {
+    give_room(listed->second);
+    listed_.erase(listed);
+  }
   free_guards_.push_back(index);
 }
 

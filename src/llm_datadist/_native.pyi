@@ -33,9 +33,9 @@ class Node:
         """Size of that file."""
 
     @property
-    def nonce_address(self) -> int:
+    def page_address(self) -> int:
         """
-        Address of a word holding the incarnation: what a peer reads to prove that it can.
+        Where this process has it mapped: peers look for the proof of their link there.
         """
 
     @property
@@ -59,12 +59,27 @@ class Node:
         """Directory bytes [offset, offset + size), clamped to the log."""
 
     def open_guard(self) -> tuple[int, int]:
+        """Open the guard of a link or a pool. ValueError when none is left."""
+
+    def close_guard(self, index: int, value: int) -> bool:
+        """Kill and free it; False when it was not live at that value."""
+
+    def open_key(self) -> tuple[int, int]:
         """
         Open a guard that names a key: one that a peer can consume. ValueError when none is left.
         """
 
-    def close_guard(self, index: int, value: int) -> bool:
-        """Kill and free it; False when it was not live at that value."""
+    def close_key(self, index: int, value: int) -> bool:
+        """
+        Kill and free the guard of a key; False when it was not live at that value.
+        """
+
+    def show_proof(self, link_ref: tuple[int, int], proof: bytes) -> None:
+        """
+        Show the 16 bytes that tell the peer of a link that this page is its other end's.
+
+        ValueError when the link's guard is not open.
+        """
 
     def guard(self, index: int) -> int:
         """The guard's word now; 0 outside the page."""
@@ -92,6 +107,20 @@ class Node:
     def reopen_entry(self, index: int, value: int) -> int:
         """
         Kill, wait, and make it live again; the new value, or 0 when it was not live.
+        """
+
+    def touch(
+        self,
+        addresses: numpy.typing.NDArray[numpy.uint64],
+        length: numpy.typing.NDArray[numpy.uint64],
+        entry_ref: tuple[int, int],
+        deadline_ns: int,
+    ) -> tuple[int, int, int, int]:
+        """
+        Bring own pages of an entry into memory on a thread of the library's.
+
+        Returns (code, errno, index, 0): OK, LOCAL_GONE, LOCAL_FAULT or DENIED (outside the entry) with the
+        range's index, or TIMEOUT at the deadline, whatever the pages do.
         """
 
     def consumed(self) -> list[tuple[int, int]]:
@@ -229,16 +258,23 @@ class HostPeer:
         node: Node,
         pid: int,
         incarnation: int,
-        nonce_address: int,
+        page_address: int,
         published_fd: int,
         published_bytes: int,
+        link_index: int,
+        proof: bytes,
     ) -> None:
         """
-        Map the peer's published page and prove that its memory can be read.
+        Map the peer's published page and check that the process is the other end of a link.
 
-        OSError, with the reason, when the page cannot be opened or mapped, is not the incarnation's, or
-        when process_vm_readv is refused or reaches another process.
+        The process must have that page mapped at page_address, writable, and show the link's proof there, beside
+        the guard link_index. OSError, with the reason, when the page cannot be opened or mapped, is not the
+        incarnation's, shows another proof, or when process_vm_readv is refused.
         """
+
+    @staticmethod
+    def own(node: Node) -> HostPeer:
+        """A reader of own memory, for landing slots. OSError as above."""
 
     def map_segment(
         self, fd: int, remote_address: int, size: int, guard_ref: tuple[int, int] = (0, 0)
@@ -287,7 +323,7 @@ class HostPeer:
         local_ref is an entry of the own node, the other refs are guards of the peer; (0, 0) checks nothing.
         They are checked before every batch and after the last: OK means that all were live until the bytes
         had arrived. Returns (code, errno, index, moved_bytes): OK, GONE, LOCAL_GONE, TIMEOUT, PEER_DEAD,
-        REMOTE_FAULT and LOCAL_FAULT with the descriptor's index, CLOSED, CANCELLED, or SYSTEM with errno.
+        REMOTE_FAULT and LOCAL_FAULT with the descriptor's index, CLOSED, CANCELLED, or SYSTEM with errno: EAGAIN when pages of the peer are absent.
         When it returns nothing is written any more.
         """
 
@@ -359,7 +395,7 @@ class LaneServer:
 
     def statistics(self) -> dict[str, int]:
         """
-        Counts since the start: requests, refused, protocol_errors, bytes by kind; and lanes.
+        Counts since the start: requests, refused, protocol_errors, strayed_pushes, bytes by kind; and lanes.
         """
 
     def close(self) -> None:
@@ -433,6 +469,8 @@ class Lanes:
     ) -> tuple[int, int, int, int]:
         """
         As write, but the peer's threads fetch the bytes from this process (same host).
+
+        Without a local_ref they lie in landing slots at the peer, and local counts from there.
         """
 
     def probe(

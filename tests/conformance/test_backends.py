@@ -11,7 +11,7 @@ from llm_datadist.testing.conformance import CHECKS, NEEDS_PROCESS, run_check
 
 
 def make_host(node):
-    return HostBackend(node, ())
+    return HostBackend(node, (), any_user=False)
 
 
 def make_tcp(node):
@@ -19,7 +19,7 @@ def make_tcp(node):
 
 
 def make_fault_over_host(node):
-    return FaultBackend(HostBackend(node, ()), node, FaultPolicy())
+    return FaultBackend(HostBackend(node, (), any_user=False), node, FaultPolicy())
 
 
 BACKENDS = {

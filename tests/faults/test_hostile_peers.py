@@ -66,7 +66,7 @@ def host_endpoint(**changes):
         "boot_id": boot_id(),
         "pid_namespace": pid_namespace(),
         "pid": os.getpid(),
-        "nonce_address": 1 << 40,
+        "page_address": 1 << 40,
         "published_fd": 0,
         "published_bytes": 4096,
         "segments": (),
@@ -88,7 +88,7 @@ def host_endpoint(**changes):
         pytest.param(host_endpoint(pid=2**40), id="wide pid"),
         pytest.param(host_endpoint(published_fd=-1), id="no file"),
         pytest.param(host_endpoint(published_bytes=2**63), id="file of 2^63 bytes"),
-        pytest.param(host_endpoint(nonce_address=-1), id="no address"),
+        pytest.param(host_endpoint(page_address=-1), id="no address"),
     ],
 )
 def test_a_hostile_endpoint_makes_no_link_and_leaves_nothing(served, intruder, endpoint):

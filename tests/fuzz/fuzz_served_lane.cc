@@ -8,6 +8,10 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 
+#include <functional>
+#include <future>
+#include <thread>
+
 #include "arena.h"
 #include "base/clock.h"
 #include "host/peer.h"
@@ -31,11 +35,20 @@ constexpr ldd::Range kPrivate{kBase + kPage, kBase + kPage + 1024};
 constexpr ldd::Range kFaulty{kEnd - 512, kEnd + 512};  // its second half is not there
 constexpr int kMostTurns = 100'000;
 
-// What never changes, and costs too much to make for each input. A lane that is driven from here
-// never waits for its thread, which therefore sleeps.
-ldd::IoThread& idle_thread() {
+// What never changes, and costs too much to make for each input.
+ldd::IoThread& io_thread() {
   static auto* const thread = new ldd::IoThread;
   return *thread;
+}
+
+// Runs `task` where the lane lives, since its jobs end there, and waits for it.
+void on_io_thread(const std::function<void()>& task) {
+  std::promise<void> done;
+  io_thread().post([&] {
+    task();
+    done.set_value();
+  });
+  done.get_future().wait();
 }
 
 struct Served {
@@ -51,12 +64,13 @@ struct Served {
     if (with_host) {
       const auto& page = node->published();
       links->attach_host(
-          kLink, std::make_shared<ldd::HostPeer>(
-                     node, ldd::PeerAddress{::getpid(), node->incarnation(), node->nonce_address(),
-                                            page.fd(), page.size_bytes()}));
+          kLink,
+          std::make_shared<ldd::HostPeer>(
+              node, ldd::PeerAddress{::getpid(), node->incarnation(), page.address(), page.fd(),
+                                     page.size_bytes(), node->self().index, node->own_proof()}));
     }
     lane = std::make_shared<ldd::ServedLane>(links, kLink, ldd::adopt_lane(ends.theirs(), {}),
-                                             idle_thread());
+                                             io_thread());
     CHECK(links->add(kLink, lane));
   }
 
@@ -82,7 +96,11 @@ std::vector<std::byte> converse(Served& served, std::span<const std::byte> input
     CHECK(turn < kMostTurns);
     const std::size_t fed = served.ends.send(input.first(std::min(piece, input.size())));
     input = input.subspan(fed);
-    served.lane->on_events(EPOLLIN | EPOLLOUT);
+    on_io_thread([&] { served.lane->on_events(EPOLLIN | EPOLLOUT); });
+    while (served.lane->has_job()) {
+      std::this_thread::yield();
+    }
+    on_io_thread([] {});  // what the job's end has made the lane do
     const std::size_t heard = served.ends.drain(said);
     if (heard == 0 && input.empty() && (!served.open() || served.unread() == 0)) {
       break;

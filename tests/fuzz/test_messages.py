@@ -134,7 +134,7 @@ def engine_message(data):
 
 def host_metadata(data):
     """Nothing but Unavailable, before anything native is asked."""
-    peer = PeerEndpoint(1, 2, (1, 1), {"host": data})
+    peer = PeerEndpoint(1, 2, (1, 1), bytes(16), {"host": data})
     backend = HostBackend.__new__(HostBackend)  # of no node: decoding comes first
     try:
         there = msgspec.msgpack.decode(data, type=HostMetadata)

@@ -91,12 +91,10 @@ EVERY = [
     "unlink",
     "finalize",
 ]
-# The same-host path is not read from here.
-WITHOUT_READS = [name for name in EVERY if name != "pull"]
 
 
 @pytest.mark.parametrize("checksum", ["off", "crc32c"])
-@pytest.mark.parametrize(("backend", "names"), [("tcp", EVERY), ("host", WITHOUT_READS)])
+@pytest.mark.parametrize(("backend", "names"), [("tcp", EVERY), ("host", EVERY)])
 def test_calls_need_little_stack(backend, names, checksum):
     ran = subprocess.run(
         [sys.executable, "-c", PROGRAM, backend, checksum, *names],

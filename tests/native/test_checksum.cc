@@ -167,14 +167,9 @@ void check_faults_end_it() {
         ldd::checksum_ranges(addresses, lengths, nothing_to_take, Code::kRemoteFault, sums);
     CHECK(outcome.code == Code::kRemoteFault);
     CHECK(outcome.index == static_cast<std::int64_t>(bad));
-    const Outcome probed =
-        ldd::probe_ranges(addresses, lengths, nothing_to_take, Code::kRemoteFault);
-    CHECK(probed.code == Code::kRemoteFault);
-    CHECK(probed.index == static_cast<std::int64_t>(bad));
     pages.protect(bad, PROT_READ | PROT_WRITE);
   }
   CHECK(ldd::checksum_ranges(addresses, lengths, nothing_to_take, Code::kRemoteFault, sums).ok());
-  CHECK(ldd::probe_ranges(addresses, lengths, nothing_to_take, Code::kRemoteFault).ok());
 }
 
 // Every page of a range counts, wherever in them it begins and ends, and none beside it.

@@ -49,8 +49,13 @@ struct Owner {
     return node->entries().open({{begin(mapped), begin(mapped) + kCount * kPage}}, true);
   }
   [[nodiscard]] ldd::PeerAddress address() const {
-    return {::getpid(), node->incarnation(), node->nonce_address(), node->published().fd(),
-            node->published().size_bytes()};
+    return {::getpid(),
+            node->incarnation(),
+            node->published().address(),
+            node->published().fd(),
+            node->published().size_bytes(),
+            node->self().index,
+            node->own_proof()};
   }
 };
 

@@ -25,6 +25,12 @@ constexpr std::uint64_t kBlock = 16 * 1024;
 std::int64_t soon() { return ldd::now_ns() + 20'000'000'000; }
 
 struct Link {
+  // An entry of the initiator over `own`, which pushes are from.
+  [[nodiscard]] ldd::Ref open_own(std::vector<std::byte>& own) const {
+    const auto begin = reinterpret_cast<std::uint64_t>(own.data());
+    return initiator->entries().open({{begin, begin + own.size()}}, true);
+  }
+
   explicit Link(std::size_t count) {
     memory.assign(kSize, std::byte{5});
     const auto begin = reinterpret_cast<std::uint64_t>(memory.data());
@@ -37,10 +43,11 @@ struct Link {
       server.serve(ldd::adopt_lane(ends[0], {back, there}), 1);
       lanes.add(ldd::adopt_lane(ends[1], {there, back}));
     }
-    const auto& there = initiator->published();
+    const auto& page = initiator->published();
     host = std::make_shared<ldd::HostPeer>(
-        target, ldd::PeerAddress{::getpid(), initiator->incarnation(), initiator->nonce_address(),
-                                 there.fd(), there.size_bytes()});
+        target,
+        ldd::PeerAddress{::getpid(), initiator->incarnation(), page.address(), page.fd(),
+                         page.size_bytes(), initiator->self().index, initiator->own_proof()});
     server.attach_host(1, host);
   }
 
@@ -75,8 +82,9 @@ void check_threads_share_a_link() {
   ldd_test::on_threads(4, [&](std::size_t i) {
     std::vector<std::byte> own(kShare, std::byte{static_cast<unsigned char>(i)});
     const Work work(link, own, i * kShare, kShare);
+    const ldd::Ref local = link.open_own(own);
     for (int round = 0; round < 20; ++round) {
-      const ldd::LaneChecks checks{{}, link.entry, {}, 0, soon()};
+      const ldd::LaneChecks checks{local, link.entry, {}, 0, soon()};
       CHECK(link.lanes.write(work.view(), checks).ok());
       std::fill(own.begin(), own.end(), std::byte{0});
       CHECK(link.lanes.read(work.view(), checks).ok());
@@ -110,9 +118,10 @@ void check_entries_close_under_running_operations() {
     }
     std::vector<std::byte> own(kSize / 4);
     const Work work(link, own, i * kSize / 4, kSize / 4);
+    const ldd::Ref local = link.open_own(own);
     while (!stop) {
       const ldd::Ref now{link.entry.index, link.target->view().guard(link.entry.index)};
-      const ldd::LaneChecks checks{{}, now, {}, 0, soon()};
+      const ldd::LaneChecks checks{local, now, {}, 0, soon()};
       const ldd::Outcome outcome = i == 1   ? link.lanes.read(work.view(), checks)
                                    : i == 2 ? link.lanes.write(work.view(), checks)
                                             : link.lanes.push(work.view(), checks);
@@ -141,10 +150,11 @@ void check_links_drop_and_close_under_running_operations() {
       }
       std::vector<std::byte> own(kSize / 4);
       const Work work(link, own, i * kSize / 4, kSize / 4);
+      const ldd::Ref local = link.open_own(own);
       ++started;
       ldd::Outcome outcome;
       while (outcome.ok()) {
-        const ldd::LaneChecks checks{{}, link.entry, {}, 0, soon()};
+        const ldd::LaneChecks checks{local, link.entry, {}, 0, soon()};
         outcome = i == 1   ? link.lanes.read(work.view(), checks)
                   : i == 2 ? link.lanes.write(work.view(), checks)
                            : link.lanes.push(work.view(), checks);

@@ -137,12 +137,14 @@ class PeerEndpoint:
     Attributes:
         cluster_id, incarnation: Who it is.
         link_ref: Guard at the peer that lives as long as its end of this link.
+        page_proof: What its published page shows beside that guard, if it runs on this host.
         metadata: Per backend name, what the peer's `describe` returned.
     """
 
     cluster_id: int
     incarnation: int
     link_ref: Ref
+    page_proof: bytes
     metadata: dict[str, bytes] = field(default_factory=dict)
 
 

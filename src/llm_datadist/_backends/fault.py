@@ -149,7 +149,7 @@ class FaultHandle(Handle):
         if decision is not None and decision.action == "short":
             transfer = _shortened(transfer, decision.place)
         elif decision is not None and decision.action == "corrupt" and transfer.length.sum():
-            self._other_byte = _OtherByte(self._channel.node, transfer, decision.place)
+            self._other_byte = _OtherByte(self._channel, transfer, decision.place)
             outcome = self._other_byte.before()
             if outcome.code != Code.OK:
                 self._complete(outcome)
@@ -193,12 +193,14 @@ def _shortened(transfer: Transfer, place: float) -> Transfer:
 class _OtherByte:
     """One byte of a transfer that goes by way of a byte of its own, and is another one then.
 
-    The caller's memory is only touched by native copies that hold its entry, so that a cache that
-    goes during the transfer is safe here too.
+    A read's is put in its place afterwards; a write's is sent once more, afterwards. The caller's
+    memory is only touched by native copies that hold its entry, so that a cache that goes during
+    the transfer is safe, too.
     """
 
-    def __init__(self, node: Node, transfer: Transfer, place: float) -> None:
-        self._node = node
+    def __init__(self, channel: FaultChannel, transfer: Transfer, place: float) -> None:
+        self._node = channel.node
+        self._send = channel.inner.run
         self._whole = transfer
         ends = np.cumsum(transfer.length)
         position = int(place * int(ends[-1]))
@@ -207,6 +209,10 @@ class _OtherByte:
         self._index = index
         self._byte = np.zeros(1, np.uint8)
         self._address = np.array([int(transfer.local[index]) + offset], np.uint64)
+        self._remote = np.array([int(transfer.remote[index]) + offset], np.uint64)
+        self.transfer = transfer
+        if transfer.write:
+            return
         parts = [(0, offset), (offset, 1), (offset + 1, int(transfer.length[index]) - offset - 1)]
         self.transfer = replace(
             transfer,
@@ -231,13 +237,27 @@ class _OtherByte:
             outcome: Of the transfer that was split.
         """
         number = outcome.descriptor
-        if number > self._index:
+        if number > self._index and not self._whole.write:
             outcome = outcome._replace(descriptor=max(number - 2, self._index))
-        if self._whole.write or outcome.code != Code.OK:
+        if outcome.code != Code.OK:
             return outcome
+        if self._whole.write:
+            sent = self._send(self._one_byte())
+            return outcome if sent.code == Code.OK else sent._replace(descriptor=self._index)
         self._byte ^= 0xFF
         put = self._copy(self._address, self._own, self._whole.local_ref, NO_REF)
         return outcome if put.code == Code.OK else put._replace(descriptor=self._index)
+
+    def _one_byte(self) -> Transfer:
+        one = np.ones(1, np.uint64)
+        return replace(
+            self._whole,
+            local=self._own,
+            remote=self._remote,
+            length=one,
+            local_ref=NO_REF,
+            version=0,
+        )
 
     @property
     def _own(self) -> U64Array:

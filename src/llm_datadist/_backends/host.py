@@ -3,10 +3,18 @@
 Reads go through process_vm_readv, or are plain copies where the memory belongs to a pool that this
 process has mapped. A push rings a doorbell on a lane and the peer's native threads fetch the bytes,
 so that only a process's own threads ever write its memory.
+
+Which process the peer is, is not believed: its published page has to show the proof of this link.
+
+A process can wait for its own pages with others still at work, but not for those of another: pages
+that are absent are brought in by their owner first. Memory that is healthy but cannot be read from
+outside (secret memory, or a driver's) goes over the lanes. Only what its owner cannot read either
+is at fault.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -17,7 +25,8 @@ import numpy as np
 
 from llm_datadist import _native
 from llm_datadist._backends.base import Backend, Capabilities, Channel, Finished, Unavailable
-from llm_datadist._backends.outcomes import Code, Outcome
+from llm_datadist._backends.node import is_of_this_process
+from llm_datadist._backends.outcomes import NO_REF, Code, Outcome
 from llm_datadist._protocol.codec import DECODE_ERRORS
 from llm_datadist._protocol.messages import Uint64
 
@@ -30,6 +39,11 @@ if TYPE_CHECKING:
 
     _Read: TypeAlias = tuple[U64Array, U64Array, U64Array, Ref, Ref, Ref, Ref, int]
 
+
+_NOT_READ = frozenset({Code.SYSTEM, Code.REMOTE_FAULT})
+"""Outcomes of a read after which the owner, or the lanes, may do better."""
+
+_MOST_UNREADABLE = 1024
 
 Descriptor: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=256)]
@@ -51,7 +65,7 @@ class HostMetadata(msgspec.Struct, array_like=True, frozen=True):
     boot_id: Name
     pid_namespace: Name
     pid: Pid
-    nonce_address: Uint64
+    page_address: Uint64
     published_fd: Descriptor
     published_bytes: Uint64
     segments: Annotated[tuple[SegmentMetadata, ...], msgspec.Meta(max_length=16)] = ()
@@ -63,6 +77,14 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return ""
+
+
+def _is_own_user(pid: int) -> bool:
+    """Return whether a process is of the user that this one is of."""
+    try:
+        return Path(f"/proc/{pid}").stat().st_uid == os.geteuid()
+    except OSError:
+        return False
 
 
 def pid_namespace() -> str:
@@ -79,14 +101,20 @@ class HostChannel(Channel):
     name = "host"
     reads_and_sums = True
 
-    def __init__(self, peer: PeerEndpoint, reader: _native.HostPeer, lanes: LinkLanes) -> None:
-        self._peer = peer
+    def __init__(
+        self, node: Node, peer: PeerEndpoint, reader: _native.HostPeer, lanes: LinkLanes
+    ) -> None:
+        self._touch = node.touch
         self.reader = reader
         self._lanes = lanes
         self._link_ref = peer.link_ref
         self._read = reader.read
         self._read_and_sum = reader.read_and_sum
         self._pushes_refused = ""
+        self._reads_refused = ""
+        # Caches that only their owner can read.
+        self._unreadable_local: set[Ref] = set()
+        self._unreadable_remote: set[Ref] = set()
         self._mapped_bytes = 0
 
     def map_segment(self, segment: SegmentMetadata) -> None:
@@ -100,7 +128,10 @@ class HostChannel(Channel):
     def run(self, transfer: Transfer) -> Outcome:
         if transfer.write:
             return self._push(transfer)
-        return Outcome(*self._read(*self._arguments(transfer)))
+        if self._unreadable_remote and transfer.cache_ref in self._unreadable_remote:
+            return self._lanes.read(transfer)
+        outcome = Outcome(*self._read(*self._arguments(transfer)))
+        return outcome if outcome.code not in _NOT_READ else self._read_otherwise(transfer, outcome)
 
     def read_and_sum(self, transfer: Transfer) -> tuple[Outcome, Checksums]:
         outcome, sums = self._read_and_sum(*self._arguments(transfer))
@@ -121,13 +152,51 @@ class HostChannel(Channel):
     def post(self, transfer: Transfer) -> Handle:
         return Finished(self.run(transfer))
 
+    def _read_otherwise(self, transfer: Transfer, outcome: Outcome) -> Outcome:
+        """Carry out a read whose memory the system call could not read."""
+        absent = outcome.code == Code.SYSTEM and outcome.sys_errno == errno.EAGAIN
+        if outcome.code == Code.SYSTEM and not absent:
+            self._reads_refused = os.strerror(outcome.sys_errno)
+            return self._lanes.read(transfer)
+        probed = self._lanes.probe(transfer)  # which brings absent pages in, too
+        if probed.code != Code.OK:
+            return probed._replace(moved_bytes=outcome.moved_bytes)
+        if absent:
+            outcome = Outcome(*self._read(*self._arguments(transfer)))
+            if outcome.code not in _NOT_READ:
+                return outcome
+        if outcome.code == Code.REMOTE_FAULT:
+            _remember(self._unreadable_remote, transfer.cache_ref)
+        return self._lanes.read(transfer)
+
     def _push(self, transfer: Transfer) -> Outcome:
-        outcome = self._lanes.push(transfer)
-        if outcome.code == Code.SYSTEM and outcome.moved_bytes == 0:
-            # The peer may not read this process (a one-sided ptrace policy): send the bytes.
-            self._pushes_refused = os.strerror(outcome.sys_errno)
+        if transfer.local_ref == NO_REF or transfer.local_ref in self._unreadable_local:
             return self._lanes.write(transfer)
+        outcome = self._lanes.push(transfer)
+        if outcome.code in {Code.SYSTEM, Code.LOCAL_FAULT}:
+            return self._push_otherwise(transfer, outcome)
         return outcome
+
+    def _push_otherwise(self, transfer: Transfer, outcome: Outcome) -> Outcome:
+        """Carry out a push whose bytes the peer could not fetch."""
+        absent = outcome.code == Code.SYSTEM and outcome.sys_errno == errno.EAGAIN
+        if absent or outcome.code == Code.LOCAL_FAULT:
+            # Own memory is looked at by own threads, and its state is not the peer's to tell.
+            touched = self._touch(
+                transfer.local, transfer.length, transfer.local_ref, transfer.deadline_ns
+            )
+            if touched.code != Code.OK:
+                return touched._replace(moved_bytes=outcome.moved_bytes)
+        if absent:
+            outcome = self._lanes.push(transfer)
+            if outcome.code not in {Code.SYSTEM, Code.LOCAL_FAULT}:
+                return outcome
+        if outcome.code == Code.LOCAL_FAULT:
+            _remember(self._unreadable_local, transfer.local_ref)
+        elif outcome.sys_errno not in {errno.EAGAIN, errno.EOPNOTSUPP, errno.EUSERS}:
+            # The peer may not read this process (a one-sided ptrace policy).
+            self._pushes_refused = os.strerror(outcome.sys_errno)
+        return self._lanes.write(transfer)
 
     def forget(self, address: int, size: int) -> None:
         self.reader.unmap_range(address, size)
@@ -136,8 +205,15 @@ class HostChannel(Channel):
         pushes = "doorbell: the peer's threads fetch the bytes"
         if self._pushes_refused:
             pushes = f"over the lanes: the peer cannot read this process ({self._pushes_refused})"
+        reads = "process_vm_readv and mapped pools"
+        if self._reads_refused:
+            reads = f"over the lanes: the peer's memory cannot be read ({self._reads_refused})"
+        elif self._unreadable_remote:
+            reads += _beside(self._unreadable_remote)
+        if self._unreadable_local and not self._pushes_refused:
+            pushes += _beside(self._unreadable_local)
         return {
-            "reads": "process_vm_readv and mapped pools",
+            "reads": reads,
             "pushes": pushes,
             "mapped_pool_bytes": self._mapped_bytes,
         }
@@ -146,14 +222,32 @@ class HostChannel(Channel):
         self.reader.close()
 
 
+def _remember(unreadable: set[Ref], ref: Ref) -> None:
+    if len(unreadable) >= _MOST_UNREADABLE:  # most of them are long gone
+        unreadable.clear()
+    unreadable.add(ref)
+
+
+def _beside(unreadable: set[Ref]) -> str:
+    return f"; over the lanes for {len(unreadable)} caches that only their owner can read"
+
+
 class HostBackend(Backend):
-    """See the module."""
+    """See the module.
+
+    Args:
+        node: The instance.
+        pools: Pool memory that peers may map.
+        any_user: Whether processes of other users may use the path: when a secret or TLS says who
+            they are.
+    """
 
     name = "host"
     capabilities = Capabilities(placements=frozenset({"host"}))
 
-    def __init__(self, node: Node, pools: tuple[PoolMemory, ...]) -> None:
+    def __init__(self, node: Node, pools: tuple[PoolMemory, ...], *, any_user: bool) -> None:
         self._node = node
+        self._any_user = any_user
         self._lock = threading.Lock()
         self._segments = [
             SegmentMetadata(pool.fd, pool.address, pool.size, node.open_guard()) for pool in pools
@@ -179,7 +273,7 @@ class HostBackend(Backend):
                 boot_id=boot_id(),
                 pid_namespace=pid_namespace(),
                 pid=os.getpid(),
-                nonce_address=native.nonce_address,
+                page_address=native.page_address,
                 published_fd=native.published_fd,
                 published_bytes=native.published_bytes,
                 segments=segments,
@@ -202,18 +296,26 @@ class HostBackend(Backend):
             raise Unavailable("the peer runs on another host")
         if there.pid_namespace != pid_namespace():
             raise Unavailable("the peer lives in another process-id namespace")
+        if (there.pid == os.getpid()) is not is_of_this_process(peer.incarnation):
+            raise Unavailable("the peer does not run in the process that it names")
+        if not self._any_user and not _is_own_user(there.pid):
+            raise Unavailable(
+                "its process is another user's; that takes a link_secret, or TLS, on both sides"
+            )
         try:
             reader = _native.HostPeer(
                 self._node.native,
                 there.pid,
                 peer.incarnation,
-                there.nonce_address,
+                there.page_address,
                 there.published_fd,
                 there.published_bytes,
+                peer.link_ref[0],
+                peer.page_proof,
             )
         except OSError as error:
             raise Unavailable(f"its memory cannot be read: {error}") from error
-        channel = HostChannel(peer, reader, lanes)
+        channel = HostChannel(self._node, peer, reader, lanes)
         for segment in there.segments:
             channel.map_segment(segment)
         lanes.attach_host(reader)

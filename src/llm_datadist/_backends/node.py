@@ -35,6 +35,9 @@ _NATIVE: Final = frozenset(
         "read_log",
         "open_guard",
         "close_guard",
+        "open_key",
+        "close_key",
+        "show_proof",
         "close_entry",
         "reopen_entry",
         "guard",
@@ -69,6 +72,9 @@ class Node:
         self.read_log = self.native.read_log
         self.open_guard = self.native.open_guard
         self.close_guard = self.native.close_guard
+        self.open_key = self.native.open_key
+        self.close_key = self.native.close_key
+        self.show_proof = self.native.show_proof
         self.close_entry = self.native.close_entry
         self.reopen_entry = self.native.reopen_entry
         self.guard = self.native.guard
@@ -129,6 +135,10 @@ class Node:
             deadline_ns,
         )
         return [value == 1 for value in found]
+
+    def touch(self, addresses: U64Array, length: U64Array, ref: Ref, deadline_ns: int) -> Outcome:
+        """Bring own pages of an entry into memory, or give up at the deadline."""
+        return Outcome(*self.native.touch(addresses, length, ref, deadline_ns))
 
     def close(self) -> None:
         """Kill the instance's guard, end every operation, close every served lane. Idempotent."""

@@ -61,7 +61,7 @@ def make_backends(config: Config, node: Node, pools: tuple[PoolMemory, ...]) -> 
     if config.backend == "tcp":
         return Offer((TcpBackend(),), {})
     if config.backend == "host":
-        return Offer((HostBackend(node, pools),), {})
+        return Offer((_make_host(config, node, pools),), {})
     if config.backend == "nixl":
         return Offer((_make_nixl(config, node, rdma_only=False),), {})
     missing: dict[str, str] = {}
@@ -71,7 +71,12 @@ def make_backends(config: Config, node: Node, pools: tuple[PoolMemory, ...]) -> 
             accelerated.append(_make_nixl(config, node, rdma_only=True))
         except Unavailable as error:
             missing["nixl"] = str(error)
-    return Offer((HostBackend(node, pools), *accelerated, TcpBackend()), missing)
+    return Offer((_make_host(config, node, pools), *accelerated, TcpBackend()), missing)
+
+
+def _make_host(config: Config, node: Node, pools: tuple[PoolMemory, ...]) -> HostBackend:
+    authenticated = config.secret is not None or config.tls is not None
+    return HostBackend(node, pools, any_user=authenticated)
 
 
 def _make_nixl(config: Config, node: Node, *, rdma_only: bool) -> NixlBackend:

@@ -115,7 +115,11 @@ class Checksums:
         def here() -> tuple[Outcome, Sums]:
             return data.channel.read_and_sum(units)
 
-        return _compare(data, transfer, units, here)
+        outcome, different = _compare(data, transfer, units, here)
+        if outcome.code in {Code.SYSTEM, Code.REMOTE_FAULT}:
+            # The owner, or the lanes, may do better, which takes a lane that no question has.
+            return self._move(data, transfer, unit_bytes)
+        return outcome, different
 
     def _move(self, data: LinkData, transfer: Transfer, unit_bytes: int) -> tuple[Outcome, Plan]:
         """Move a segment, then have both sides look at it."""

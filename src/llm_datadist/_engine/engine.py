@@ -235,6 +235,13 @@ class Engine:
         known = Endpoint(ref, backends, (FEATURE,), tuple(self.faults.marked()), has_rdma())
         return msgspec.msgpack.encode(known)
 
+    def show_proof(self, link_id: int, proof: bytes) -> None:
+        """Let the peer of a link that is being made see that this page is this end's."""
+        with self._offered_lock:
+            own_ref, _ = self._offered.get(link_id, (NO_REF, 0.0))
+        if own_ref != NO_REF:
+            self.node.show_proof(own_ref, proof)
+
     def connect(
         self,
         peer: Peer,
@@ -254,7 +261,13 @@ class Engine:
         lanes = LinkLanes(self.node, link_id, client_lanes, server_lanes, heal)
         try:
             there = msgspec.msgpack.decode(endpoint, type=Endpoint)
-            known = PeerEndpoint(peer.cluster_id, peer.incarnation, there.link_ref, there.backends)
+            known = PeerEndpoint(
+                peer.cluster_id,
+                peer.incarnation,
+                there.link_ref,
+                peer.page_proof,
+                there.backends,
+            )
             selection = select_channel(self.backends, known, lanes)
             self._check_expected(selection, known, rdma=there.rdma and has_rdma())
             beside, why_not = select_device_channel(self.backends, known, lanes, selection.channel)

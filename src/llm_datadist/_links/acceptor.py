@@ -95,6 +95,7 @@ class _Inbound:
         self._visit = visit
         self._connection = connection
         self._shake = Handshake(Side.ACCEPTOR, context.secret)
+        self._page_proof = b""
         self.kept = False
 
     async def run(self) -> None:
@@ -311,7 +312,7 @@ class _Inbound:
             endpoint = await context.endpoint(link_id)
             num_lanes = min(context.num_lanes, hello.num_lanes)
             relays = context.relays if self._encrypts_lanes(hello) else None
-            session = self._accept(endpoint, num_lanes, relays)
+            session = self._accept(link_id, endpoint, num_lanes, relays)
             await self._opened(setup, session)
             peer = self._peer(hello)
             connecting = context.begin_connect(peer, link_id, confirm.endpoint, session.take())
@@ -341,7 +342,9 @@ class _Inbound:
         tls = self._context.tls
         return tls is not None and (tls.lanes or hello.encrypt_lanes is True)
 
-    def _accept(self, endpoint: bytes, num_lanes: int, relays: Relays | None) -> LaneSession:
+    def _accept(
+        self, link_id: int, endpoint: bytes, num_lanes: int, relays: Relays | None
+    ) -> LaneSession:
         """Say Accept, and begin to wait for the lanes that it promises."""
         session = LaneSession(num_lanes, relays)
         accept = Accept(
@@ -352,6 +355,8 @@ class _Inbound:
         )
         self._say(self._shake.prove(accept))
         session.key = self._shake.lane_key()
+        self._page_proof = self._shake.page_proof(Side.DIALER)
+        self._context.delegate.show_proof(link_id, self._shake.page_proof(Side.ACCEPTOR))
         self._context.sessions[session.session] = session
         return session
 
@@ -396,6 +401,7 @@ class _Inbound:
             address=address,
             dialed=False,
             is_self=hello.incarnation == self._context.incarnation,
+            page_proof=self._page_proof,
         )
 
     async def _hold(self, link: Link, hello: Hello) -> None:

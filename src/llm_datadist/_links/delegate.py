@@ -37,6 +37,7 @@ class Peer:
         dialed: Whether we opened the link.
         is_self: Whether it is this very instance; its link has two ends here, each with its own
         data.
+        page_proof: What its published page shows for this link, if it runs on this host.
     """
 
     cluster_id: int
@@ -44,6 +45,7 @@ class Peer:
     address: Address
     dialed: bool
     is_self: bool
+    page_proof: bytes = b""
 
 
 class LinkDelegate(Protocol):
@@ -53,6 +55,13 @@ class LinkDelegate(Protocol):
         """Return what the peer needs to reach our memory over this link; at most 32 KiB.
 
         A link that then does not come about is not heard of again.
+        """
+        ...
+
+    def show_proof(self, link_id: int, proof: bytes) -> None:
+        """Show the peer of a link that is being made that this end's page is this end's.
+
+        Before the peer's `connect`. Called on the control thread: must not block.
         """
         ...
 

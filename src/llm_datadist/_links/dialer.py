@@ -302,7 +302,10 @@ class _Dial:
                 address=self._request.address,
                 dialed=True,
                 is_self=welcome.incarnation == self._context.incarnation,
+                page_proof=call.shake.page_proof(Side.ACCEPTOR),
             )
+            own_proof = call.shake.page_proof(Side.DIALER)
+            self._context.delegate.show_proof(link_id, own_proof)
             return await self._complete(call, route, peer, link_id, answer)
         if isinstance(answer, Yield):
             self.step = "waiting for the peer, which is dialing us"

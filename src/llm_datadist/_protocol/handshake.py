@@ -11,8 +11,9 @@
 
 A proof is HMAC-SHA256 with the secret over the sender's side, everything said before, and the
 message itself; so it covers both nonces, ids and incarnations, and is worth nothing in another
-handshake or in the other direction. The lane key is derived from the secret and all of it. Without
-a secret proofs are empty and the lane key binds a lane to its handshake only.
+handshake or in the other direction. The lane key is derived from the secret and all of it, and so
+are the proofs that the two ends show each other on their published pages where they share a host.
+Without a secret proofs are empty and the lane key binds a lane to its handshake only.
 
 Either end feeds what it sends and receives through one `Handshake`, which raises `ProtocolError`
 for anything out of order.
@@ -165,6 +166,12 @@ class Handshake:
         if self.phase is not Phase.ACCEPTED:
             raise ProtocolError(f"no lane key in phase {self.phase.name}")
         return self._keyed(b"lane key", b"")
+
+    def page_proof(self, side: Side) -> bytes:
+        """Return the 16 bytes that the page of the end `side` shows to the other, on one host."""
+        if self.phase is not Phase.ACCEPTED:
+            raise ProtocolError(f"no proof of a page in phase {self.phase.name}")
+        return self._keyed(b"page of the " + side.value.encode(), b"")[:16]
 
     def _step(self, message: Message, sender: Side) -> None:
         self._note(message, self._after(message, sender))

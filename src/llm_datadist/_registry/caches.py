@@ -443,7 +443,7 @@ class CacheRegistry:
             with local.transition:
                 self._node.close_entry(*local.ref)
             for _, guard in local.keys.values():
-                self._node.close_guard(*guard)
+                self._node.close_key(*guard)
             if self._listener is not None and local.accessible:
                 self._listener.deregister(local.layout, placement, local.device)
             with self._lock:

@@ -55,10 +55,10 @@ class Node(Log, Protocol):
     def reopen_entry(self, index: int, value: int, /) -> int:
         """End and begin it again; return the new value, 0 if it was not live."""
 
-    def open_guard(self) -> Ref:
+    def open_key(self) -> Ref:
         """Make a key guard. ValueError or MemoryError when none is left."""
 
-    def close_guard(self, index: int, value: int, /) -> bool:
+    def close_key(self, index: int, value: int, /) -> bool:
         """End a key guard; False if a peer had consumed it. Exactly once per guard."""
 
     def consumed(self) -> list[Ref]:

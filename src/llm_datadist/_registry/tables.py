@@ -112,11 +112,11 @@ class Tables:
             sizes = np.full(layout.num_tensors, layout.tensor_bytes, np.uint64)
             local.ref = self._node.open_entry(layout.addrs, sizes, local.accessible, device)
             for name, slot in wanted.slots.items():
-                local.keys[name] = (slot, self._node.open_guard())
+                local.keys[name] = (slot, self._node.open_key())
             self.directory.add(local.record(wanted.blocks_key))
         except BaseException as error:
             for _, guard in local.keys.values():
-                self._node.close_guard(*guard)
+                self._node.close_key(*guard)
             if local.ref[1]:
                 self._node.close_entry(*local.ref)
             if isinstance(error, (MemoryError, ValueError, DirectoryFull)):
@@ -146,7 +146,7 @@ class Tables:
         """Unbind a key; return whether the cache was detached, as nothing holds it now."""
         _, guard = local.keys.pop(name)
         del self.keys[name], self.key_guards[guard]
-        self._node.close_guard(*guard)  # also frees the guard of a key that a peer consumed
+        self._node.close_key(*guard)  # also frees the guard of a key that a peer consumed
         self.directory.remove_key(local.cache_id, guard)
         if local.is_held:
             return False

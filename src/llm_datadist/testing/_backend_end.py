@@ -37,6 +37,7 @@ class Introduction(msgspec.Struct, frozen=True):
     addresses: list[int]
     cache_ref: Ref
     key_ref: Ref
+    page_proof: bytes
 
 
 class BackendEnd:
@@ -58,7 +59,9 @@ class BackendEnd:
             self.arena.addresses, self.arena.sizes, accessible=True
         )
         self.link_ref = self.node.open_guard()
-        self.key_ref = self.node.open_guard()
+        self.key_ref = self.node.open_key()
+        self.page_proof = secrets.token_bytes(16)
+        self.node.show_proof(self.link_ref, self.page_proof)
         self._lanes: LinkLanes | None = None
 
     def introduction(self) -> Introduction:
@@ -70,6 +73,7 @@ class BackendEnd:
             addresses=[int(address) for address in self.arena.addresses],
             cache_ref=self.cache_ref,
             key_ref=self.key_ref,
+            page_proof=self.page_proof,
         )
 
     def connect(
@@ -81,7 +85,9 @@ class BackendEnd:
     ) -> None:
         """Make the channel over connected sockets, whose ownership passes."""
         self._lanes = LinkLanes(self.node, LINK_ID, client_lanes, server_lanes)
-        endpoint = PeerEndpoint(cluster_id, there.incarnation, there.link_ref, there.metadata)
+        endpoint = PeerEndpoint(
+            cluster_id, there.incarnation, there.link_ref, there.page_proof, there.metadata
+        )
         self.channel = self.backend.connect(endpoint, self._lanes)
         self._lanes.serve()
 

@@ -65,7 +65,7 @@ class TargetCommands:
 
     def close_key(self) -> None:
         """Kill the key."""
-        self._end.node.close_guard(*self._end.key_ref)
+        self._end.node.close_key(*self._end.key_ref)
 
     def append_record(self) -> int:
         """Change the directory; its new version."""

@@ -111,14 +111,14 @@ class InMemoryNode:
             self._entries[index, value + 2] = entry
             return value + 2
 
-    def open_guard(self) -> tuple[int, int]:
+    def open_key(self) -> tuple[int, int]:
         """Open a key guard; ValueError when none is left."""
         with self._lock:
             ref = self._open()
             self._keys.add(ref[0])
             return ref
 
-    def close_guard(self, index: int, value: int, /) -> bool:
+    def close_key(self, index: int, value: int, /) -> bool:
         """Close a key guard and free its slot; False if a peer had consumed it."""
         with self._lock:
             if index not in self._keys:

@@ -20,6 +20,9 @@ class Plane:
     def endpoint(self, link_id):
         return b""
 
+    def show_proof(self, link_id, proof):
+        assert len(proof) == 16
+
     def connect(self, peer, link_id, endpoint, client_lanes, server_lanes):
         return [lane.fd for lane in (*client_lanes, *server_lanes)]
 

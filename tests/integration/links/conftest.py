@@ -40,6 +40,9 @@ class Plane:
     def endpoint(self, link_id):
         return f"{id(self)}/{link_id}".encode()
 
+    def show_proof(self, link_id, proof):
+        assert len(proof) == 16
+
     def connect(self, peer, link_id, endpoint, client_lanes, server_lanes):
         clients = [socket.socket(fileno=lane.fd) for lane in client_lanes]
         servers = [socket.socket(fileno=lane.fd) for lane in server_lanes]

@@ -84,15 +84,24 @@ def node():
     made.close()
 
 
+def shown_proof(node):
+    """Open the guard of a link, and show a proof beside it: (index of the guard, proof)."""
+    link = node.open_guard()
+    proof = os.urandom(16)
+    node.show_proof(link, proof)
+    return link[0], proof
+
+
 def peer_of(own, other):
     """`own`'s view of `other`, an instance of this very process."""
     return _native.HostPeer(
         own,
         os.getpid(),
         other.incarnation,
-        other.nonce_address,
+        other.page_address,
         other.published_fd,
         other.published_bytes,
+        *shown_proof(other),
     )
 
 
@@ -121,9 +130,11 @@ class PeerProcess:
             node,
             self.process.pid,
             self.incarnation,
-            self.nonce_address,
+            self.page_address,
             self.published_fd,
             self.published_bytes,
+            self.link[0],
+            bytes(self.proof),
         )
 
     def close(self):

@@ -41,11 +41,16 @@ def main():
     def entry(begin):
         return node.open_entry(np.array([begin], np.uint64), np.array([size], np.uint64), True)
 
+    link = node.open_guard()
+    proof = os.urandom(16)
+    node.show_proof(link, proof)
     refs = {"entry": entry(address), "segment_entry": entry(segment.address)}
     tell(
         {
             "incarnation": node.incarnation,
-            "nonce_address": node.nonce_address,
+            "page_address": node.page_address,
+            "link": link,
+            "proof": list(proof),
             "published_fd": node.published_fd,
             "published_bytes": node.published_bytes,
             "address": address,
@@ -73,9 +78,9 @@ def main():
         elif command == "reopen_entry":
             tell(node.reopen_entry(*arguments))
         elif command == "open_key":
-            tell(node.open_guard())
+            tell(node.open_key())
         elif command == "close_key":
-            tell(node.close_guard(*arguments))
+            tell(node.close_key(*arguments))
         elif command == "append":
             node.append(bytes(arguments[0]))
             tell(node.version())

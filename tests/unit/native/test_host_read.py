@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -234,18 +235,61 @@ def test_a_killed_peer_is_dead(reading, mapped):
 
 def test_another_process_is_not_taken_for_the_peer(node, peer_process):
     peer = peer_process(1)
-    address = (peer.process.pid, peer.incarnation, peer.nonce_address)
+    address = (peer.process.pid, peer.incarnation, peer.page_address)
     file = (peer.published_fd, peer.published_bytes)
+    link = (peer.link[0], bytes(peer.proof))
     with pytest.raises(OSError, match="another instance"):
-        _native.HostPeer(node, address[0], peer.incarnation + 1, address[2], *file)
-    with pytest.raises(OSError, match="cannot read the memory"):
-        _native.HostPeer(node, address[0], address[1], peer.address, *file)
+        _native.HostPeer(node, address[0], peer.incarnation + 1, address[2], *file, *link)
+    with pytest.raises(OSError, match="not have the page mapped as its owner"):
+        _native.HostPeer(node, address[0], address[1], peer.address, *file, *link)
     with pytest.raises(OSError, match="smaller than announced"):
-        _native.HostPeer(node, *address, file[0], file[1] + 1)
+        _native.HostPeer(node, *address, file[0], file[1] + 1, *link)
     with pytest.raises(OSError, match="no sealed memory"):
-        _native.HostPeer(node, *address, 0, 64)
+        _native.HostPeer(node, *address, 0, 64, *link)
     with pytest.raises(FileNotFoundError, match="cannot open"):
-        _native.HostPeer(node, *address, 999, 64)
+        _native.HostPeer(node, *address, 999, 64, *link)
+
+
+def test_a_page_counts_only_with_the_proof_of_the_link(node, peer_process):
+    peer = peer_process(1)
+    address = (peer.process.pid, peer.incarnation, peer.page_address)
+    file = (peer.published_fd, peer.published_bytes)
+    proof = bytes(peer.proof)
+    for index, shown in ((peer.link[0], bytes(16)), (peer.link[0] + 1, proof), (0, proof)):
+        with pytest.raises(OSError, match="does not show the proof of this link"):
+            _native.HostPeer(node, *address, *file, index, shown)
+    with pytest.raises(OSError, match="has no such link"):
+        _native.HostPeer(node, *address, *file, 1 << 40, proof)
+    with pytest.raises(ValueError, match="16 bytes"):
+        _native.HostPeer(node, *address, *file, peer.link[0], b"short")
+    _native.HostPeer(node, *address, *file, peer.link[0], proof).close()
+
+
+def test_who_only_reads_a_page_does_not_pass_for_its_owner(node, peer_process):
+    """A hostile owner could name this process, which has its page mapped to read it."""
+    peer = peer_process(1)
+    reader = peer.seen_from(node)  # maps the page
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="ascii").splitlines()
+        [mapped] = [line for line in maps if "llm_datadist-directory" in line and " r--s " in line]
+        begin = int(mapped.split("-")[0], 16)
+        fd = os.open(f"/proc/{peer.process.pid}/fd/{peer.published_fd}", os.O_RDONLY)
+        try:
+            with pytest.raises(OSError, match="not have the page mapped as its owner"):
+                _native.HostPeer(
+                    node,
+                    os.getpid(),
+                    peer.incarnation,
+                    begin,
+                    fd,
+                    peer.published_bytes,
+                    peer.link[0],
+                    bytes(peer.proof),
+                )
+        finally:
+            os.close(fd)
+    finally:
+        reader.close()
 
 
 def test_a_segment_must_be_where_the_peer_says(reading):

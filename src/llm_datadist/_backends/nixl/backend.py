@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import threading
 import time
@@ -314,14 +313,7 @@ class NixlBackend(Backend):
         landing = Landing(self.node, GRANTED_SLOTS)
         native = self.node.native
         try:
-            reader = _native.HostPeer(
-                native,
-                os.getpid(),
-                native.incarnation,
-                native.nonce_address,
-                native.published_fd,
-                native.published_bytes,
-            )
+            reader = _native.HostPeer.own(native)
             reader.restrict_to(landing.address, landing.size)
         except OSError:
             landing.close()

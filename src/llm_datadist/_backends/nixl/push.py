@@ -155,7 +155,7 @@ class Push:
         outcome = self._channel.lanes.push(
             Transfer(
                 True,
-                offsets_in_slot(chunk.length) + np.uint64(self._address(each.remote_slot)),
+                offsets_in_slot(chunk.length) + np.uint64(each.remote_slot * SLOT_BYTES),
                 chunk.remote,
                 chunk.length,
                 NO_REF,

@@ -70,6 +70,10 @@ class Initiator:
         self.node = _native.Node(random.getrandbits(63), 1024, 1 << 16)
         self.lanes = _native.Lanes(self.node, 7)
         self.local = np.zeros(size, np.uint8)
+        self.local[:] = 0  # brings the pages in: nobody reads absent ones of another process
+        self.local_entry = self.node.open_entry(
+            np.array([self.local.ctypes.data], np.uint64), np.array([size], np.uint64), True
+        )
         self.remote_address = 0
         self.entry = NOTHING
 
@@ -99,10 +103,14 @@ class Initiator:
             )
         )
 
-    def push(self, ranges, *, local_ref=NOTHING, entry=None, version=0, seconds=20.0):
+    def push(self, ranges, *, local_ref=None, entry=None, version=0, seconds=20.0):
         return Outcome(
             *self.lanes.push(
-                *self.arrays(ranges), local_ref, entry or self.entry, version, soon(seconds)
+                *self.arrays(ranges),
+                local_ref or self.local_entry,
+                entry or self.entry,
+                version,
+                soon(seconds),
             )
         )
 
@@ -110,12 +118,18 @@ class Initiator:
         return Code(self.lanes.ping(soon(seconds))[0])
 
     def own_address(self):
+        """What the target needs to read this process; JSON can say it."""
+        link = self.node.open_guard()
+        proof = os.urandom(16)
+        self.node.show_proof(link, proof)
         return (
             os.getpid(),
             self.node.incarnation,
-            self.node.nonce_address,
+            self.node.page_address,
             self.node.published_fd,
             self.node.published_bytes,
+            link[0],
+            proof.hex(),
         )
 
 
@@ -144,7 +158,8 @@ class LocalLink(Initiator):
         )
 
     def attach_host(self):
-        self.host = _native.HostPeer(self.target, *self.own_address())
+        *address, proof = self.own_address()
+        self.host = _native.HostPeer(self.target, *address, bytes.fromhex(proof))
         self.server.attach_host(7, self.host)
 
     def expected(self, ranges):

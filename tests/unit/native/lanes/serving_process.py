@@ -28,7 +28,8 @@ def main():
     for line in sys.stdin:
         command, *arguments = json.loads(line)
         if command == "attach_host":
-            host = _native.HostPeer(node, *arguments)
+            *address, proof = arguments
+            host = _native.HostPeer(node, *address, bytes.fromhex(proof))
             server.attach_host(7, host)
             tell(True)
         elif command == "count":

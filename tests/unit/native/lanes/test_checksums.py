@@ -101,11 +101,11 @@ def test_nothing_is_said_of_other_memory(link, code, any_entry):
 
 def test_conditions_are_those_of_a_read(link, code):
     one = link()
-    key = one.target.open_guard()
+    key = one.target.open_key()
     one.target.append(b"record")
     assert checksum(one, RANGES, key=key, version=one.target.version())[0][0] == code.OK
     assert checksum(one, RANGES, version=one.target.version() + 1)[0][0] == code.STALE
-    one.target.close_guard(*key)
+    one.target.close_key(*key)
     assert checksum(one, RANGES, key=key)[0][0] == code.GONE
     assert checksum(one, RANGES, entry=(500, 1))[0][0] == code.GONE
     assert checksum(one, RANGES, seconds=-1)[0][0] == code.TIMEOUT

@@ -74,15 +74,19 @@ def test_unmapped_own_memory_is_a_local_fault_at_its_descriptor(
     one = link(lanes=1)
     one.attach_host()
     bad = pages(count)
+    bad.bytes[:] = 1  # absent pages are left to their owner
     base = one.local.ctypes.data
     ranges = [
         ((bad.at(i) - base) % 2**64, i * bad.page, bad.page if i != 1 else 100)
         for i in range(count)
     ]
+    own = one.node.open_entry(
+        np.array([bad.at(0)], np.uint64), np.array([count * bad.page], np.uint64), True
+    )
     bad.unmap(count - 1)
-    outcome = getattr(one, operation)(ranges)
+    outcome = getattr(one, operation)(ranges, local_ref=own)
     assert (outcome.code, outcome.index) == (code.LOCAL_FAULT, count - 1)
-    assert getattr(one, operation)(ranges[:-1])[:3] == (code.OK, 0, -1)
+    assert getattr(one, operation)(ranges[:-1], local_ref=own)[:3] == (code.OK, 0, -1)
     assert one.lanes.count() == 1
 
 
@@ -108,7 +112,7 @@ def test_an_own_entry_closed_mid_stream_ends_it_and_nothing_more_lands(link, cod
     one = link(size=SIZE)
     one.attach_host()
     own = one.node.open_entry(
-        np.array([one.local.ctypes.data], np.uint64), np.array([SIZE], np.uint64), False
+        np.array([one.local.ctypes.data], np.uint64), np.array([SIZE], np.uint64), True
     )
     result = run_aside(lambda: getattr(one, operation)(lasting(one), local_ref=own))
     time.sleep(0.01)

@@ -86,11 +86,11 @@ def test_nothing_is_said_of_other_memory(link, code, any_entry):
 
 def test_conditions_are_those_of_a_read(link, code):
     one = link()
-    key = one.target.open_guard()
+    key = one.target.open_key()
     one.target.append(b"record")
     assert probe(one, RANGES, key=key, version=one.target.version())[0] == code.OK
     assert probe(one, RANGES, version=one.target.version() + 1)[0] == code.STALE
-    one.target.close_guard(*key)
+    one.target.close_key(*key)
     assert probe(one, RANGES, key=key)[0] == code.GONE
     assert probe(one, RANGES, entry=(500, 1))[0] == code.GONE
     assert probe(one, RANGES, seconds=-1)[0] == code.TIMEOUT

@@ -92,7 +92,7 @@ class Attacked:
         link.server.serve(lane_of(far, BACK, THERE), 7)
         link.lanes.add(lane_of(near, THERE, BACK))
         self.link = link
-        self.key = link.target.open_guard()
+        self.key = link.target.open_key()
         self.before = link.remote.copy()
         link.local[:] = 7
 

@@ -146,9 +146,9 @@ def test_memory_of_an_accelerator_is_out_of_reach(link, code, operation):
 
 def test_a_read_needs_its_key_alive(link, code):
     one = link()
-    key = one.target.open_guard()
+    key = one.target.open_key()
     assert one.read(BLOCKS, key=key)[0] == code.OK
-    one.target.close_guard(*key)
+    one.target.close_key(*key)
     assert one.read(BLOCKS, key=key)[0] == code.GONE
     assert one.read(BLOCKS, key=(key[0], key[1] + 1))[0] == code.GONE  # what a dead guard shows
 
@@ -190,7 +190,7 @@ def test_the_rest_of_a_link_version_log_consume_ping(link, code):
     assert (outcome[0], len(log)) == (code.OK, 1 << 16)  # the log's capacity
     outcome, log = one.lanes.read_log(2**63, 10, deadline)
     assert (outcome[0], log) == (code.OK, b"")
-    key = one.target.open_guard()
+    key = one.target.open_key()
     assert one.lanes.consume(*key, deadline)[0] == code.OK
     assert one.lanes.consume(*key, deadline)[0] == code.GONE
     assert one.lanes.consume(*one.entry, deadline)[0] == code.GONE  # no key
