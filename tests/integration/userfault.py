@@ -17,14 +17,23 @@ _USER_MODE_ONLY = 1
 
 
 @contextlib.contextmanager
-def silent_pages(num_pages):
+def silent_pages(num_pages, *, for_all=False):
     """Yield the address of such memory, or None where the kernel does not allow it.
 
-    At the end whoever waits for a page gets zeros.
+    At the end all that wait for a page get zeros.
+
+    Args:
+        num_pages: How much.
+        for_all: Whether readers from other processes wait, too, which takes privileges; else they
+            are told at once that it cannot be read.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     flags = os.O_CLOEXEC | os.O_NONBLOCK
-    fd = -1 if _NUMBER is None else libc.syscall(_NUMBER, flags | _USER_MODE_ONLY)
+    fd = (
+        -1
+        if _NUMBER is None
+        else libc.syscall(_NUMBER, flags | (0 if for_all else _USER_MODE_ONLY))
+    )
     if fd < 0:
         yield None
         return
