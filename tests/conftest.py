@@ -1,8 +1,8 @@
 """Traps that every test runs in: unexpected warnings in the log fail it, and so do leaks.
 
 A test that provokes warnings names them: `@pytest.mark.expects_log("peer .* is gone")`. Tests of
-several instances (integration, faults, netns) must leave descriptors, threads, mappings and child
-processes as they found them, unless marked `leaves_resources("why")`.
+several instances (integration, faults, hostile, ...) must leave descriptors, threads, mappings and
+child processes as they found them, unless marked `leaves_resources("why")`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 
 from llm_datadist.testing import leaks_since, run_check, snapshot
 
-LEAK_CHECKED = {"integration", "faults", "netns", "conformance", "chaos"}
+LEAK_CHECKED = {"integration", "faults", "hostile", "netns", "conformance", "chaos"}
 TESTS = Path(__file__).parent
 CALL_FAILED = pytest.StashKey[bool]()
 MAX_NATIVE_WORKERS = 2 + 4 + 8  # io threads, job threads, copy workers
