@@ -32,6 +32,7 @@ __all__ = ["PeerMemory"]
 _MAX_PREPARED: Final = 1 << 20
 _MAX_PREPARED_OF_LINK: Final = 1 << 22
 _MIN_UNIT_BYTES: Final = 256
+_TRIAL_S: Final = 1.0
 _DRAIN_S: Final = 10.0
 _DRAIN_PAUSE_S: Final = 0.001
 
@@ -97,7 +98,7 @@ class PeerMemory:
         self._channel = channel
         self._learning = threading.Lock()  # held while the peer is asked; nobody else waits for it
         self._lock = threading.Lock()
-        self._forgotten = 0  # how often; what was read before is out of date
+        self._withdrawn: list[tuple[int, int]] | None = None  # since the log was read
         self._regions = RemoteRegions(channel.backend.log_key(channel.there))
         self._units: dict[int, _Units] = {}
         self._unused: list[_Units] = []
@@ -196,7 +197,8 @@ class PeerMemory:
             TimeoutError: The engine does not come to an end with them.
         """
         with self._lock:
-            self._forgotten += 1
+            if self._withdrawn is not None:
+                self._withdrawn.append((address, size))
             self._drop_units(self._regions.forget(address, size))
             reading = list(self._reading)
         deadline = time.monotonic() + _DRAIN_S
@@ -231,7 +233,7 @@ class PeerMemory:
 
     def _learn(self, deadline_ns: int) -> str:
         """Read what is new in the peer's log of regions; say why that cannot be done."""
-        backend, forgotten = self._channel.backend, self._forgotten
+        backend = self._channel.backend
         slot = backend.slots.take(0)
         if slot is None:
             return "no landing slot is free"
@@ -246,18 +248,23 @@ class PeerMemory:
             data = self._fetch(slot, HEADER_BYTES + begin, tail - begin, deadline_ns)
             if isinstance(data, str):
                 return data
+            with self._lock:
+                self._withdrawn = []
         finally:
             backend.slots.give(slot)
         news = self._regions.read(era, data)
         why_not, loaded = self._load(news.added, deadline_ns)
         with self._lock:
-            if forgotten != self._forgotten or loaded is None:
-                return why_not or "the peer's regions have changed meanwhile"
+            withdrawn, self._withdrawn = self._withdrawn or [], None
+            if loaded is None:
+                return why_not
             if era != self._regions.era:
                 self._drop_units(list(self._units))
             known = {id(each) for each in loaded}
             kept = [each for each in news.records if isinstance(each, Gone) or id(each) in known]
             self._regions.take(news._replace(records=kept))
+            for address, size in withdrawn:
+                self._regions.forget(address, size)
         return why_not
 
     def _load(self, added: list[Added], deadline_ns: int) -> tuple[str, list[Added] | None]:
@@ -270,8 +277,10 @@ class PeerMemory:
             return "", []
         backend, there = self._channel.backend, self._channel.there
         pieces = [region.metadata for region in added]
+        left_s = (deadline_ns - time.monotonic_ns()) / 1e9
+        until = time.monotonic() + min(left_s / 2, _TRIAL_S)  # lanes need time, too
         try:
-            good = backend.trial.accepted(there.agent, there.connection, pieces, deadline_ns / 1e9)
+            good = backend.trial.accepted(there.agent, there.connection, pieces, until)
         except TrialTimeoutError:
             return "the peer's regions were not tried in time", None
         why_not = "" if len(good) == len(added) else "the peer's regions cannot be loaded"

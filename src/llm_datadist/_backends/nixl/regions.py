@@ -199,8 +199,14 @@ class News(NamedTuple):
 
     @property
     def added(self) -> list[Added]:
-        """The regions among the records."""
-        return [each for each in self.records if isinstance(each, Added)]
+        """The regions among the records that are not gone again."""
+        live: dict[int, Added] = {}
+        for each in self.records:
+            if isinstance(each, Added):
+                live[each.region_id] = each
+            else:
+                live.pop(each.region_id, None)
+        return list(live.values())
 
 
 @final

@@ -133,7 +133,7 @@ class Trial:
             raise _EndedError from error
         ends = min(until, time.monotonic() + _ROUND_S)
         try:
-            loaded, why_not = json.loads(self._answer(ends))
+            loaded, why_not, is_last = json.loads(self._answer(ends))
         except TrialTimeoutError:
             self._end()
             with suppress(_EndedError):
@@ -141,7 +141,7 @@ class Trial:
             if ends < until:
                 return 0, "loading it does not come to an end"
             raise
-        if why_not:  # it ends now
+        if is_last:
             self._end()
             with suppress(_EndedError):
                 self._start()

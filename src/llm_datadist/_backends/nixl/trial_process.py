@@ -4,14 +4,15 @@ Started by `trial`, by its path, so that it imports nothing but the wheel. Frame
 what were standard input and output: bytes u32 little-endian, then so many bytes. The first frame is
 JSON with what to load the wheel with; its answer is empty, or says why that does not work. Then
 each round is a frame of JSON, the agent's name and the number of pieces, and the pieces, each in a
-frame; its answer is JSON, the number of pieces that were loaded and why the next one was not.
+frame; its answer is JSON, the number of pieces that were loaded, why the next one was not, and
+whether the process ends now.
 
-After a piece that was refused the process ends: the engine may remember half of it.
+It ends after a piece that was refused: the engine may remember half of it.
 """
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
 import resource
@@ -23,6 +24,8 @@ from typing import IO, Any
 
 _LENGTH = struct.Struct("<I")
 _LOOK_S = 5.0
+_MAX_PEERS = 512
+_MAX_PIECES = 100_000
 _ROUND_S = 30
 """Nothing that is loaded takes so long; who asked has given up long before."""
 
@@ -53,7 +56,12 @@ def _take_streams() -> tuple[IO[bytes], IO[bytes]]:
 
 def _make_agent(start: dict[str, Any]) -> Any:  # noqa: ANN401 - the bindings have no types
     sys.path[:] = start["path"]
-    bindings = importlib.import_module(start["bindings"])
+    # Without its package, which takes longer to import than all the rest.
+    spec = importlib.util.spec_from_file_location(start["bindings"], start["file"])
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{start['file']} is no module")
+    bindings: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bindings)
     config = bindings.nixlAgentConfig()
     config.useProgThread = False
     config.useListenThread = False
@@ -63,17 +71,33 @@ def _make_agent(start: dict[str, Any]) -> Any:  # noqa: ANN401 - the bindings ha
     return agent
 
 
-def _load(agent: Any, name: str, pieces: list[bytes]) -> tuple[int, str]:  # noqa: ANN401
-    """Load pieces; return how many were, and why the next one was not."""
-    for number, piece in enumerate(pieces):
-        try:
-            loaded = agent.loadRemoteMD(piece)
-        except Exception as error:
-            return number, f"{type(error).__name__}: {error}"
-        if loaded not in (name, name.encode()):
-            return number, "it names another agent"
-    agent.invalidateRemoteMD(name)
-    return len(pieces), ""
+class _Peers:
+    """What has been loaded: a peer is connected to once, since the engine never quite lets go."""
+
+    def __init__(self, agent: Any) -> None:  # noqa: ANN401 - the bindings have no types
+        self._agent = agent
+        self._connections: dict[str, bytes] = {}
+        self._num_pieces = 0
+
+    def load(self, name: str, pieces: list[bytes]) -> tuple[int, str]:
+        """Load a connection and what comes after it; return how many, and why the next one not."""
+        self._num_pieces += len(pieces)
+        for number, piece in enumerate(pieces):
+            if number == 0 and self._connections.get(name) == piece:
+                continue
+            try:
+                loaded = self._agent.loadRemoteMD(piece)
+            except Exception as error:
+                return number, f"{type(error).__name__}: {error}"
+            if loaded not in (name, name.encode()):
+                return number, "it names another agent"
+            self._connections.setdefault(name, piece)
+        return len(pieces), ""
+
+    @property
+    def are_many(self) -> bool:
+        """Whether a new process should begin with none."""
+        return len(self._connections) > _MAX_PEERS or self._num_pieces > _MAX_PIECES
 
 
 def _wait(questions: IO[bytes], parent: int) -> None:
@@ -96,20 +120,21 @@ def main() -> None:
 
     try:
         try:
-            agent = _make_agent(json.loads(read_frame(questions)))
+            peers = _Peers(_make_agent(json.loads(read_frame(questions))))
         except EOFError:
             raise
         except Exception as error:
             answer(f"{type(error).__name__}: {error}".encode())
             return
         answer(b"")
-        why_not = ""
-        while not why_not:
+        is_last = False
+        while not is_last:
             _wait(questions, parent)
             signal.alarm(_ROUND_S)
             name, count = json.loads(read_frame(questions))
-            loaded, why_not = _load(agent, name, [read_frame(questions) for _ in range(count)])
-            answer(json.dumps([loaded, why_not]).encode())
+            loaded, why_not = peers.load(name, [read_frame(questions) for _ in range(count)])
+            is_last = bool(why_not) or peers.are_many
+            answer(json.dumps([loaded, why_not, is_last]).encode())
             signal.alarm(0)
     except (EOFError, BrokenPipeError):
         pass

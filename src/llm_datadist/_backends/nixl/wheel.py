@@ -93,6 +93,7 @@ class Wheel:
         few = {"num_workers": "1"} if engine == "UCX" else {}
         return {
             "bindings": self.bindings.__name__,
+            "file": self.bindings.__file__,
             "path": list(sys.path),
             "engine": engine,
             "params": dict(params) | few,

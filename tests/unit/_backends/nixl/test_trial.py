@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,6 +48,10 @@ def soon():
     return time.monotonic() + SOME_S
 
 
+def num_descriptors(pid):
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
 def changed(blob, at, by=0xFF):
     data = bytearray(blob)
     data[at] ^= by
@@ -65,12 +70,34 @@ def test_good_pieces_are_accepted_time_and_again(trial, peer):
         assert trial.accepted(name, connection, regions, soon()) == [0, 1]
 
 
+def test_a_peer_is_connected_to_once(trial, peer):
+    """The engine keeps connections, at both ends, also those that it is told to forget."""
+    name, connection, regions = peer
+    counts = set()
+    for _ in range(20):
+        assert trial.accepted(name, connection, regions, soon()) == [0, 1]
+        time.sleep(0.01)  # the peer's engine has a thread that accepts
+        counts.add(num_descriptors("self") + num_descriptors(trial._process.pid))
+    assert max(counts) - min(counts) <= 2, counts
+
+
+def test_a_process_that_knows_many_is_started_anew(trial, peer):
+    name, connection, regions = peer
+    first = trial._process.pid
+    many = [regions[0]] * 250
+    for _ in range(401):
+        assert trial.loaded(name, [connection, *many], soon()) == (251, "")
+    assert trial._process.pid != first
+
+
 def test_a_piece_that_ends_the_process_ends_nothing_else(trial, peer):
     name, connection, regions = peer
-    for _ in range(2):
-        loaded, why_not = trial.loaded(name, [fatal(connection)], soon())
-        assert (loaded, why_not) == (0, "a process that loaded it has ended (SIGABRT)")
-        assert trial.loaded(name, [connection, *regions], soon()) == (3, "")
+    loaded, why_not = trial.loaded(name, [fatal(connection)], soon())
+    assert (loaded, why_not) == (0, "a process that loaded it has ended (SIGABRT)")
+    assert trial.loaded(name, [connection, *regions], soon()) == (3, "")
+    loaded, _ = trial.loaded(name, [fatal(connection)], soon())  # instead of what was known
+    assert loaded == 0
+    assert trial.loaded(name, [connection, *regions], soon()) == (3, "")
 
 
 def test_refused_regions_are_left_out(trial, peer):
