@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, final
+from typing import TYPE_CHECKING, Final, NoReturn, final
 
 from msgspec import UNSET
 
@@ -17,15 +16,13 @@ from llm_datadist._control.dial import connect
 from llm_datadist._control.sockets import explained, plain_address, printed
 from llm_datadist._control.tls import TlsError, shake_hands
 from llm_datadist._errors import LLMStatusCode
+from llm_datadist._links.call import Call
 from llm_datadist._links.context import CLUSTERS, SetupError
 from llm_datadist._links.delegate import LinkResult, Peer
-from llm_datadist._links.failures import failed_status
 from llm_datadist._links.lanes import LaneTerms, all_places, open_lanes
 from llm_datadist._links.ledger import Relink, Setup, WithdrawnError
 from llm_datadist._protocol.codec import Kind, ProtocolError, encode_preamble
 from llm_datadist._protocol.handshake import (
-    Handshake,
-    Phase,
     SecretMismatchError,
     Side,
     fresh_nonce,
@@ -37,10 +34,7 @@ from llm_datadist._protocol.messages import (
     Confirm,
     Existing,
     Hello,
-    Message,
     Ready,
-    Reject,
-    Unlink,
     Welcome,
     Yield,
 )
@@ -61,7 +55,6 @@ __all__ = ["DialRequest", "dial"]
 
 logger = logging.getLogger("llm_datadist")
 
-_Kind = TypeVar("_Kind", bound=Message)
 _MAX_ATTEMPTS: Final = 8
 _STAND_BACK_SECONDS: Final = 1.0  # for those whom a dial has kept out
 _FAILED: Final = LLMStatusCode.LLM_LINK_FAILED
@@ -179,7 +172,7 @@ class _Dial:
         self.step = "connecting"
         sock, route = await self._connect()
         connection = await self._open(sock)
-        call = _Call(self._context, connection)
+        call = Call(self._context, connection)
         try:
             return await self._shake_hands(call, route)
         except SetupError as error:
@@ -271,7 +264,7 @@ class _Dial:
             raise
         return sock, route
 
-    async def _shake_hands(self, call: _Call, route: LaneRoute) -> Link:
+    async def _shake_hands(self, call: Call, route: LaneRoute) -> Link:
         self.step = "waiting for the peer's greeting"
         call.say(self._hello())
         welcome = await call.hear(Welcome)
@@ -290,7 +283,7 @@ class _Dial:
             setup.over.set()
 
     async def _agree(
-        self, call: _Call, route: LaneRoute, welcome: Welcome, link_id: int, setup: Setup
+        self, call: Call, route: LaneRoute, welcome: Welcome, link_id: int, setup: Setup
     ) -> Link:
         self.step = "waiting for the peer's consent"
         answer = await call.hear(Accept, Existing, Yield)
@@ -304,8 +297,7 @@ class _Dial:
                 is_self=welcome.incarnation == self._context.incarnation,
                 page_proof=call.shake.page_proof(Side.ACCEPTOR),
             )
-            own_proof = call.shake.page_proof(Side.DIALER)
-            self._context.delegate.show_proof(link_id, own_proof)
+            self._context.delegate.show_proof(link_id, call.shake.page_proof(Side.DIALER))
             return await self._complete(call, route, peer, link_id, answer)
         if isinstance(answer, Yield):
             self.step = "waiting for the peer, which is dialing us"
@@ -405,7 +397,7 @@ class _Dial:
         return link
 
     async def _complete(
-        self, call: _Call, route: LaneRoute, peer: Peer, link_id: int, accept: Accept
+        self, call: Call, route: LaneRoute, peer: Peer, link_id: int, accept: Accept
     ) -> Link:
         stale = self._ledger.links.get(peer.cluster_id)
         if stale is not None:  # the peer, who would know, has none: if this is the peer
@@ -454,42 +446,6 @@ class _Dial:
                 _FAILED,
                 f"a data lane broke while it was opened: {_words(error)}; see the peer's log",
             ) from error
-
-
-@final
-class _Call:
-    """A connection and the handshake on it."""
-
-    def __init__(self, context: LinkContext, connection: ControlConnection) -> None:
-        self.connection = connection
-        self.shake = Handshake(Side.DIALER, context.secret)
-        self.kept = False
-
-    def say(self, message: Message) -> None:
-        """Send a message of the handshake."""
-        self.shake.sent(message)
-        self.connection.send(message)
-
-    def give_up(self, status: LLMStatusCode, reason: str) -> None:
-        """Tell the peer, as far as it still listens, that this dial ends here."""
-        linked = self.shake.phase is Phase.LINKED
-        message = (
-            Unlink(reason=reason[:4000])
-            if linked
-            else Reject(status=int(status), reason=reason[:4000])
-        )
-        with contextlib.suppress(ProtocolError, PeerClosedError):
-            self.say(message)
-
-    async def hear(self, *kinds: type[_Kind]) -> _Kind:
-        """Return the peer's next message, of one of these kinds; SetupError when it rejects."""
-        message = await self.connection.receive()
-        self.shake.received(message)
-        if isinstance(message, Reject):
-            raise SetupError(failed_status(message.status), message.reason)
-        if not isinstance(message, kinds):
-            raise ProtocolError(f"unexpected {type(message).__name__}")
-        return message
 
 
 def _words(error: OSError | EOFError) -> str:
