@@ -4,6 +4,7 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
@@ -13,6 +14,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -153,6 +155,17 @@ void bind_server(nb::module_& module) {
            "Close the link's lanes; on return none of its operations touches memory any more.")
       .def("link_lanes", &LaneServer::link_lanes, "link_id"_a, Release(),
            "Number of open lanes of the link.")
+      .def(
+          "take_offences",
+          [](LaneServer& server) {
+            std::vector<std::tuple<std::uint64_t, std::uint64_t, std::uint64_t>> taken;
+            for (const ldd::Offences& each : server.take_offences()) {
+              taken.emplace_back(each.link_id, each.malformed, each.strayed);
+            }
+            return taken;
+          },
+          "What peers asked for since the last call that no correct one does: [(link_id, malformed "
+          "frames, pushes\nof bytes outside the initiator's entry), ...].")
       .def("statistics", &LaneServer::statistics, Release(),
            "Counts since the start: requests, refused, protocol_errors, strayed_pushes, bytes by "
            "kind; and lanes.")

@@ -296,7 +296,7 @@ ServedLane::Progress ServedLane::await_request() {
 }
 
 ServedLane::Progress ServedLane::protocol_error() {
-  links_->counts().protocol_errors.fetch_add(1, std::memory_order_relaxed);
+  links_->offend(link_id_, false);
   auto frame = outcome_frame(Outcome::failure(Code::kProtocol));
   iovec whole{frame.data(), frame.size()};
   [[maybe_unused]] const ssize_t sent = send_pieces(socket_.get(), {&whole, 1}, false);
@@ -305,7 +305,7 @@ ServedLane::Progress ServedLane::protocol_error() {
 
 // Without an answer, which whoever it is would do something with.
 ServedLane::Progress ServedLane::forged() {
-  links_->counts().protocol_errors.fetch_add(1, std::memory_order_relaxed);
+  links_->offend(link_id_, false);
   return Progress::kClose;
 }
 

@@ -57,6 +57,33 @@ std::shared_ptr<HostPeer> ServedLinks::source(std::uint64_t link_id, bool to_dev
   return lands ? link->second.landing : link->second.host;
 }
 
+void ServedLinks::offend(std::uint64_t link_id, bool strayed) {
+  (strayed ? counts_.strayed_pushes : counts_.protocol_errors)
+      .fetch_add(1, std::memory_order_relaxed);
+  const std::lock_guard lock(mutex_);
+  const auto link = links_.find(link_id);
+  if (link != links_.end()) {
+    ++(strayed ? link->second.offences.strayed : link->second.offences.malformed);
+    offended_.store(true);
+  }
+}
+
+std::vector<Offences> ServedLinks::take_offences() {
+  if (!offended_.exchange(false)) {
+    return {};
+  }
+  std::vector<Offences> taken;
+  const std::lock_guard lock(mutex_);
+  for (auto& [link_id, link] : links_) {
+    Offences found = std::exchange(link.offences, {});
+    if (found.malformed + found.strayed != 0) {
+      found.link_id = link_id;
+      taken.push_back(found);
+    }
+  }
+  return taken;
+}
+
 std::size_t ServedLinks::count(std::uint64_t link_id) const {
   const std::lock_guard lock(mutex_);
   const auto link = links_.find(link_id);

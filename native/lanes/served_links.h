@@ -27,6 +27,13 @@ struct ServedCounts {
   std::atomic<std::uint64_t> pushed_bytes{0};
 };
 
+// What a link's peer asked for that no correct one does.
+struct Offences {
+  std::uint64_t link_id = 0;
+  std::uint64_t malformed = 0;  // frames that ended their lane
+  std::uint64_t strayed = 0;    // pushes of bytes outside the initiator's entry
+};
+
 // Thread-safe.
 class ServedLinks {
  public:
@@ -46,6 +53,9 @@ class ServedLinks {
   // What pushes of the link are read from: the peer's process, unless there is none, or they go to
   // an accelerator, which only engines serve; then the landing slots. Null when there are none.
   [[nodiscard]] std::shared_ptr<HostPeer> source(std::uint64_t link_id, bool to_device) const;
+  void offend(std::uint64_t link_id, bool strayed);
+  // Those since the last call, of links that there are.
+  std::vector<Offences> take_offences();
   [[nodiscard]] std::size_t count(std::uint64_t link_id) const;
   [[nodiscard]] std::size_t count() const;
 
@@ -61,9 +71,11 @@ class ServedLinks {
     std::vector<std::shared_ptr<ServedLane>> lanes;
     std::shared_ptr<HostPeer> host;
     std::shared_ptr<HostPeer> landing;
+    Offences offences;
   };
 
   std::shared_ptr<Node> node_;
+  std::atomic<bool> offended_{false};
   ServedCounts counts_;
   mutable std::mutex mutex_;
   std::condition_variable lane_removed_;

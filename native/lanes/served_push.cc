@@ -108,7 +108,7 @@ Outcome ServedLane::find_sources(HostPeer& host, std::vector<std::uint64_t>& sou
   for (std::size_t i = 0; i < offsets.size(); ++i) {
     sources[i] = ranges.front().begin + offsets[i];
     if (!any_contains(ranges, sources[i], lengths[i])) {
-      links_->counts().strayed_pushes.fetch_add(1, std::memory_order_relaxed);
+      links_->offend(link_id_, true);
       return Outcome::failure(Code::kDenied, 0, static_cast<std::int64_t>(i));
     }
   }

@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/fork.h"
 #include "lanes/served_links.h"
@@ -31,6 +32,8 @@ class LaneServer {
   void drop_link(std::uint64_t link_id);
   [[nodiscard]] std::size_t link_lanes(std::uint64_t link_id) const;
   [[nodiscard]] std::map<std::string, std::uint64_t> statistics() const;
+  // What peers asked for since the last call that no correct one does.
+  std::vector<Offences> take_offences() { return links_->take_offences(); }
   // Drops every link. Idempotent. In a forked child, which serves nothing, this does nothing.
   void close();
 

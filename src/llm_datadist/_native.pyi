@@ -393,6 +393,12 @@ class LaneServer:
     def link_lanes(self, link_id: int) -> int:
         """Number of open lanes of the link."""
 
+    def take_offences(self) -> list[tuple[int, int, int]]:
+        """
+        What peers asked for since the last call that no correct one does: [(link_id, malformed frames, pushes
+        of bytes outside the initiator's entry), ...].
+        """
+
     def statistics(self) -> dict[str, int]:
         """
         Counts since the start: requests, refused, protocol_errors, strayed_pushes, bytes by kind; and lanes.

@@ -151,6 +151,26 @@ def test_doorbells_for_silent_pages_are_refused_at_once(three, silent):
     assert timed(asked.ping, time.monotonic_ns() + 1_000_000_000) < LATE_S
 
 
+@pytest.mark.expects_log("pushes of bytes outside the cache")
+def test_a_doorbell_for_bytes_outside_a_cache_is_refused_and_logged(three, caplog):
+    owner, one, _ = three
+    held = owner.blocks(key=0, tensors=1, words=WORDS)
+    source = one.blocks(3, tensors=1, words=WORDS)
+    lanes = one.instance._engine.links.get(1, "test").data.lanes
+    entry = one.instance._engine.registry.get(source.id).ref
+    target = owner.instance._engine.registry.get(held.id)
+    outside = np.array([source.data.ctypes.data + source.data.nbytes], np.uint64)
+    remote = np.array([target.layout.addrs[0]], np.uint64)
+    size = np.array([64], np.uint64)
+    deadline = time.monotonic_ns() + 2_000_000_000
+    outcome = lanes._client.push(outside, remote, size, entry, target.ref, 0, deadline)
+    assert outcome[0] == Code.DENIED
+    owner.instance.unlink_clusters([cluster_info(one.address, one.id)], 1000)
+    [warning] = [r.getMessage() for r in caplog.records if "outside the cache" in r.getMessage()]
+    assert warning.startswith("cluster 2 sent 0 malformed frames, and 1 pushes")
+    assert not held.data.any()
+
+
 def test_pages_that_were_never_touched_are_pulled_and_pushed(three):
     owner, one, _ = three
     untouched = np.frombuffer(mmap.mmap(-1, BLOCKS * PAGE), np.uint64).reshape(1, BLOCKS, WORDS)

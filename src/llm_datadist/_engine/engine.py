@@ -349,13 +349,27 @@ class Engine:
 
     def ping_all(self, links: Sequence[LinkData], deadline_ns: int) -> list[bool]:
         """Which of these peers' native threads answer."""
+        self._report_offences(links)
         return LinkLanes.ping_all([data.lanes for data in links], deadline_ns)
 
     def disconnect(self, data: LinkData) -> None:
         """End the data plane of a link; when it returns no transfer of it touches memory."""
+        self._report_offences([data])
         self.node.close_guard(*data.own_link_ref)
         data.close()
         self.lending.link_ended(data.lanes.link_id)
+
+    def _report_offences(self, links: Sequence[LinkData]) -> None:
+        """Log what peers asked for that no correct one does; it was refused."""
+        names = {data.lanes.link_id: f"cluster {data.peer.cluster_id}" for data in links}
+        for link_id, malformed, strayed in self.node.lane_server.take_offences():
+            logger.warning(
+                "%s sent %d malformed frames, and %d pushes of bytes outside the cache that they "
+                "name; all were refused; run one version on both sides, and check who that is",
+                names.get(link_id, f"the peer of link {link_id}"),
+                malformed,
+                strayed,
+            )
 
     def begin_close(self) -> None:
         """Refuse new calls and make running ones end with LLM_ENGINE_FINALIZED."""
