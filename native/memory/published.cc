@@ -52,12 +52,11 @@ std::vector<Range> PublishedView::ranges(Ref entry) const {
   }
   const std::uint64_t first = facts_[2 * entry.index].load(std::memory_order_relaxed);
   const std::uint64_t count = facts_[2 * entry.index + 1].load(std::memory_order_relaxed);
-  if (first > range_capacity_ || count > range_capacity_ - first) {
+  if (first > range_capacity_ || count > range_capacity_ - first || count > kMostRanges) {
     return {};
   }
   std::vector<Range> found;
-  found.reserve(
-      std::min<std::uint64_t>(count, 4096));  // a peer's word: may be as large as its page
+  found.reserve(count);
   for (std::uint64_t i = first; i < first + count; ++i) {
     found.push_back({ranges_[2 * i].load(std::memory_order_relaxed),
                      ranges_[2 * i + 1].load(std::memory_order_relaxed)});
@@ -178,7 +177,7 @@ void Published::list_ranges(std::uint64_t index, std::span<const Range> ranges) 
 }
 
 std::optional<std::uint64_t> Published::take_room(std::uint64_t count) {
-  if (count == 0) {
+  if (count == 0 || count > kMostRanges) {
     return std::nullopt;
   }
   for (auto each = free_ranges_.begin(); each != free_ranges_.end(); ++each) {

@@ -45,6 +45,10 @@ struct Ref {
 inline constexpr std::uint64_t kAnyEntry =
     0xFFFFFFFF;  // raw-address requests: any accessible entry
 
+// Ranges that one entry lists at most, so that a peer's word about how many there are costs no more
+// than a copy of these. An entry of more lists none: then what needs the list is done without.
+inline constexpr std::uint64_t kMostRanges = std::uint64_t{1} << 16;
+
 // What an instance shows on its page so that the peer of a link can tell that the page, and the
 // process that has it mapped, are the other end of that link.
 using Proof = std::array<std::byte, 16>;
@@ -81,7 +85,7 @@ class PublishedView {
     return !ref.named() || ((ref.value & 1) != 0 && guard(ref.index) == ref.value);
   }
   // The address ranges that the owner lists for the entry, sorted, as they were while it lived;
-  // empty when it does not live, lists none, or what it says is impossible.
+  // empty when it does not live, lists none or too many, or what it says is impossible.
   [[nodiscard]] std::vector<Range> ranges(Ref entry) const;
   // Where the proof of a link lies in the page; nothing when there is no such guard.
   [[nodiscard]] std::optional<std::uint64_t> proof_offset(std::uint64_t index) const;
