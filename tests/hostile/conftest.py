@@ -8,10 +8,9 @@ from rig import forget
 from station import OK, digest, pattern
 from victims import BLOCKS, EVERY, WORDS, Attacker, Remote, Victim
 
-from hostile import Posture
+from hostile import POSTURES, Posture
 from llm_datadist.testing import PeerGroup
 
-POSTURES = ("nothing", "secret", "TLS", "TLS lanes")
 SECRET = "correct horse battery staple"
 
 

@@ -71,6 +71,9 @@ ANY_ENTRY, NOTHING = (0xFFFFFFFF, 0), (0, 0)
 PAGE = 4096
 
 
+POSTURES = ("nothing", "secret", "TLS", "TLS lanes")
+
+
 class Posture(NamedTuple):
     """What both ends of a link have: a secret, or files of certificates, or neither."""
 

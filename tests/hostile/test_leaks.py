@@ -20,7 +20,9 @@ from llm_datadist._protocol.codec import Kind
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.expects_log("lost", "closed", "link_clusters", "encrypted lane .* ends"),
+    pytest.mark.expects_log(
+        "lost", "closed", "link_clusters", "malformed frames", "encrypted lane .* ends"
+    ),
 ]
 LINK_INDICES = (0, 1, 2, 5, (1 << 20) - 1)
 

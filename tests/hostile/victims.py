@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import codecs
 import os
+import random
+import re
 import secrets
 import struct
+import threading
+import time
+from pathlib import Path
 
 import numpy as np
+from pages import ForgedPage
 from station import Station
 
 from hostile import CHECKSUM, PAGE, PUSH, READ, HostilePeer, Posture
@@ -28,8 +34,43 @@ class Victim(Station):
         size = BLOCKS * BLOCK_BYTES
         self.page = np.frombuffer(bytearray(self.token * (size // 16)), np.uint8)
 
+        self.closed = np.frombuffer(bytearray(secrets.token_bytes(16) * (size // 4)), np.uint64)
+        self.closed = self.closed.reshape(TENSORS, BLOCKS, WORDS)
+        self._outside = self.page.tobytes(), self.closed.tobytes()
+        self.manager.register_blocks_cache(
+            self._desc, [each.ctypes.data for each in self.closed], remote_accessible=False
+        )
+
     def page_address(self):
         return self.page.ctypes.data
+
+    def closed_addresses(self):
+        """Of memory that peers were not given."""
+        return [self.page_address(), self.closed.ctypes.data, self.closed[1].ctypes.data]
+
+    def tokens(self):
+        return [self.token, self._outside[1][:16]]
+
+    def is_outside_as_it_was(self):
+        return (self.page.tobytes(), self.closed.tobytes()) == self._outside
+
+    def closed_entry(self):
+        """The entry of the cache that is not accessible."""
+        node = self.instance._engine.node.native
+        log = node.read_log(0, node.version() & ((1 << 40) - 1))
+        return tuple(entries_of(log)[-1].entry)
+
+    def link_ref_of(self, other):
+        """The guard of another instance's link to this one, on the page of the other."""
+        return tuple(other.instance._engine.links.get(self.cluster_id, "test").data.own_link_ref)
+
+    @staticmethod
+    def peak_bytes(*, reset=False):
+        """The most memory that this process has had since the last reset."""
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) << 10
 
     def mark(self):
         return self.token
@@ -61,6 +102,8 @@ def directory_at(address, entry, key=66, *, shape=(BLOCKS, WORDS), tensors=TENSO
 
 class Attacker(HostilePeer):
     """What both the tests and other processes have it do; arguments and results are plain data."""
+
+    page = None
 
     def set_claim(self, claim):
         self.claim = claim
@@ -108,6 +151,52 @@ class Attacker(HostilePeer):
             cache = {} if entry is None else {"cache": tuple(entry)}
             codes.append(self.ask(kind, [(address, size)], **cache).code)
         return codes
+
+    # ---- published pages ----
+
+    def forge_page(self, rows, header):
+        """Show a page made by hand from the next link on."""
+        self.page = ForgedPage(self.node.incarnation, rows, **header)
+        self.claim = {
+            "host": {
+                "page_address": self.page.address,
+                "published_fd": self.page.fd,
+                "published_bytes": self.page.size,
+            },
+            "link_ref": (5, 1),
+        }
+
+    def forge_many_rows(self, count):
+        begins = np.arange(count, dtype=np.uint64) * np.uint64(16) + np.uint64(PAGE)
+        self.forge_page(np.stack([begins, begins + np.uint64(8)], axis=1), {})
+
+    def list_ranges(self, index, first, count):
+        self.page.list(index, first, count)
+
+    def _show_proof(self, side):
+        super()._show_proof(side)
+        if self.page is not None:
+            self.page.show(5, self.shake.page_proof(side))
+
+    def ring_while_changing(self, address, into, seconds):
+        """Ring doorbells for entry 9 while another thread changes what the page says."""
+        chance = random.Random(1)
+        ended = threading.Event()
+
+        def change():
+            while not ended.is_set():
+                self.page.scramble(chance)
+                self.page.list(9, chance.randrange(70), chance.randrange(70))
+
+        thread = threading.Thread(target=change)
+        thread.start()
+        codes = set()
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.asking:
+            codes.update(self.ring_for(address, into, [(9, 1), (9, 3)], [address - 8, 0]))
+        ended.set()
+        thread.join()
+        return list(codes)
 
     def own_facts(self):
         return {"entry": self.entry, "address": self.memory.ctypes.data, "pid": os.getpid()}
@@ -164,7 +253,3 @@ class Remote:
             return value
 
         return call
-
-
-def page_of(address):
-    return address // PAGE * PAGE

@@ -1,0 +1,66 @@
+"""Published pages made by hand: what a peer on the same host may show in place of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+import struct
+
+import numpy as np
+
+MAGIC = 0x32304745444C4C4D
+HEADER = struct.Struct("<8Q")
+F_ADD_SEALS, F_SEAL_SHRINK = 1033, 2
+
+
+class ForgedPage:
+    """A sealed memory file with a header, guards, facts, ranges and a log.
+
+    Args:
+        incarnation: Whose page it says that it is.
+        header: Fields that are not what they should be: `guards`, `log`, `ranges` (capacities).
+        rows: Begin and end of each address range in the table.
+    """
+
+    def __init__(self, incarnation, rows=(), **header):
+        guards, log = 64, 4096
+        capacities = {"guards": guards, "log": log, "ranges": max(len(rows), 1)} | header
+        room = HEADER.size + 24 * guards + 16 * max(len(rows), 1) + log
+        self.size = -(-room // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.fd = os.memfd_create("forged", os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.fd, self.size)
+        fcntl.fcntl(self.fd, F_ADD_SEALS, F_SEAL_SHRINK)
+        self._map = mmap.mmap(self.fd, self.size)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        self._words = np.frombuffer(self._map, np.uint64)
+        self._words[:8] = [
+            MAGIC,
+            incarnation,
+            2 << 40,
+            capacities["guards"],
+            capacities["log"],
+            capacities["ranges"],
+            0,
+            0,
+        ]
+        self.guards = self._words[8 : 8 + guards]
+        self.facts = self._words[8 + guards : 8 + 3 * guards]
+        self.guards[:] = 1
+        if len(rows):
+            first = 8 + 3 * guards
+            self._words[first : first + 2 * len(rows)] = np.asarray(rows, np.uint64).ravel()
+
+    def show(self, index, proof):
+        self.facts[2 * index : 2 * index + 2] = struct.unpack("<2Q", proof)
+
+    def list(self, index, first, count):
+        """Say which rows are the ranges of an entry."""
+        self.facts[2 * index : 2 * index + 2] = [first, count]
+
+    def scramble(self, chance):
+        """Change some of what a reader looks at only once, or twice."""
+        self._words[chance.randrange(3, 6)] = chance.randrange(1 << 63)
+        self.guards[chance.randrange(8, 16)] = chance.randrange(4)
+        self.facts[chance.randrange(16, 32)] = chance.randrange(1 << 20)
