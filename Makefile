@@ -185,13 +185,19 @@ nixl-check: $(VENV)/.installed $(VENV)/.test
 
 # ---- long forms of tests that `make test` runs in short ------------------------------------------
 
-.PHONY: faults-long kill-freeze chaos mutants
+.PHONY: faults-long kill-freeze chaos mutants hostile
 faults-long: $(VENV)/.installed $(VENV)/.test
 	LDD_LONG=1 LDD_MOMENTS=10 $(BIN)/python -m pytest tests/faults tests/netns -o faulthandler_timeout=0 $(ARGS)
 
 # 200 peers killed or frozen in each of 25 ways (an hour); LDD_SEED=2 chooses other moments.
 kill-freeze: $(VENV)/.installed $(VENV)/.test
 	LDD_LONG=1 $(BIN)/python -m pytest tests/faults/test_kill_freeze.py -o faulthandler_timeout=0 $(ARGS)
+
+# A hostile peer that does everything at random, in both roles and all postures, for this many minutes
+# in all: MINUTES=30; LDD_SEED=2 has it do other things. Fails on any byte that it was not given.
+MINUTES ?= 30
+hostile: $(VENV)/.installed $(VENV)/.test
+	LDD_HOSTILE_MINUTES=$(MINUTES) $(BIN)/python -m pytest -s tests/hostile -o faulthandler_timeout=0 $(ARGS)
 
 # Processes that do everything to each other at random: docs/testing.md, ARGS="--seconds 1800 --seed 7".
 chaos: $(VENV)/.installed

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from attackers import Attacker, Remote
 from authority import Authority
 from rig import forget
 from station import OK, digest, pattern
-from victims import BLOCKS, EVERY, WORDS, Attacker, Remote, Victim
+from victims import BLOCKS, EVERY, WORDS, Victim
 
 from hostile import POSTURES, Posture
 from llm_datadist.testing import PeerGroup

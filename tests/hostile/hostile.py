@@ -126,6 +126,8 @@ class HostilePeer:
         self.said = []
         self.victim = None
         self.answers = {}
+        self.patience_s = 5.0
+        self.before_endpoint = lambda: None  # called when it is dialed, and may change `claim`
         self.node = Node(secrets.randbits(62) | 1)
         self.memory = np.full(memory_bytes, 0xEE, np.uint8)
         self.entry = self.node.open_entry([self.memory.ctypes.data], [memory_bytes], True)
@@ -267,7 +269,7 @@ class HostilePeer:
                 continue
             except OSError:
                 return
-            sock.settimeout(5)
+            sock.settimeout(self.patience_s)
             self._start(self._welcome, sock)
 
     def _welcome(self, sock):
@@ -304,6 +306,7 @@ class HostilePeer:
         )
         self.say(self.shake.prove(welcome))
         self.victim = self._expect(Confirm).endpoint, hello.incarnation
+        self.before_endpoint()
         self._session = secrets.token_bytes(16)
         accept = Accept(
             session=self._session,
@@ -421,9 +424,11 @@ class HostilePeer:
             odd: Fields that are not what they should be: `count`, `deadline`, `left`, `version`,
                 `reserved`, `flags`, `log`, `columns` (in place of the descriptors'), `magic`.
         """
+        if not self.asking:
+            raise ConnectionError("no lane is left")
         lane = self.asking[0]
         try:
-            lane.settimeout(5)
+            lane.settimeout(self.patience_s)
             lane.sendall(request_of(kind, descriptors, cache, key, odd))
             if payload:
                 end = struct.pack("<IiqQQ", 0, 0, -1, len(payload), 0)
@@ -434,13 +439,17 @@ class HostilePeer:
                     self.heard.append(data)
                     code, errno, index, moved, value = struct.unpack("<IiqQQ", frame[16:48])
                     if code == PROTOCOL:
-                        self.asking.remove(lane)
+                        self._drop(lane)
                     return Answer(code, data, errno, index, moved, value)
                 data += frame[16:]
         except ConnectionError:
             pass
-        self.asking.remove(lane)
+        self._drop(lane)
         return Answer(None)
+
+    def _drop(self, lane):
+        with contextlib.suppress(ValueError):  # a new link has lanes of its own
+            self.asking.remove(lane)
 
     def read_directory(self):
         """The victim's directory, as bytes."""

@@ -10,10 +10,11 @@ import contextlib
 import time
 
 import pytest
+from attackers import Remote
 from framing import Tags
 from proxy import Proxy
 from station import OK
-from victims import BLOCK_BYTES, EVERY, Remote, Victim
+from victims import BLOCK_BYTES, EVERY, Victim
 
 from hostile import ANY_ENTRY, NOTHING, READ, request_of
 from llm_datadist._protocol.codec import Kind

@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from attackers import Attacker, Remote
 from authority import Authority
 from proxy import Fault, Proxy
 from station import OK as SUCCESS
-from victims import BLOCK_BYTES, EVERY, Attacker, Remote, Victim
+from victims import BLOCK_BYTES, EVERY, Victim
 
 from hostile import DENIED, OK, POSTURES, READ, WRITE, Posture
 from llm_datadist._protocol.codec import Kind, ProtocolError
