@@ -178,11 +178,17 @@ void HostPeer::restrict_to(std::uint64_t remote_address, std::uint64_t size_byte
   window_end_ = remote_address + size_bytes;
 }
 
+bool HostPeer::restricted() {
+  const std::lock_guard lock(mutex_);
+  return window_end_ != 0;
+}
+
 std::vector<Range> HostPeer::ranges(Ref entry) {
   {
     const std::lock_guard lock(mutex_);
     if (window_end_ != 0) {
-      return {{window_begin_, window_end_}};
+      return entry.named() ? std::vector<Range>{}
+                           : std::vector<Range>{{window_begin_, window_end_}};
     }
   }
   return view_.ranges(entry);

@@ -84,7 +84,10 @@ class HostPeer : public std::enable_shared_from_this<HostPeer> {
   void restrict_to(std::uint64_t remote_address, std::uint64_t size_bytes);
 
   [[nodiscard]] const PublishedView& view() const { return view_; }
-  // The window, or the ranges that the peer's page lists for the entry; empty when it lists none.
+  // Whether reads are restricted to a window.
+  [[nodiscard]] bool restricted();
+  // The window, which no entry names, or the ranges that the peer's page lists for the entry; empty
+  // when there are none.
   [[nodiscard]] std::vector<Range> ranges(Ref entry);
   // Copies remote ranges into local ones. Every batch re-reads the proof, so that another process
   // under a recycled pid never counts. kSystem with EAGAIN when pages of the peer are absent, which

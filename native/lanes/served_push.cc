@@ -98,6 +98,9 @@ Outcome ServedLane::run_push() {
 Outcome ServedLane::find_sources(HostPeer& host, std::vector<std::uint64_t>& sources) {
   const Ref entry{request_.key_index, request_.key_value};
   const std::vector<Range> ranges = host.ranges(entry);
+  if (ranges.empty() && host.restricted()) {  // it takes nothing else to that memory
+    return Outcome::failure(Code::kDenied, 0, request_.count == 0 ? -1 : 0);
+  }
   if (ranges.empty()) {  // then it has to send them, if the entry lives
     return host.view().live(entry) ? Outcome::failure(Code::kSystem, EOPNOTSUPP)
                                    : Outcome::failure(Code::kLocalGone);

@@ -153,6 +153,7 @@ def test_matrix(rig, effect, operation, phase):
 @pytest.mark.parametrize("operation", ["pull", "push", "push one block"])
 @pytest.mark.parametrize("direction", ["up", "down"])
 @pytest.mark.parametrize("offset", range(16) if LONG else [0, 4, 5, 9, 12])
+@pytest.mark.expects_log("malformed frames")
 def test_a_corrupt_header_is_noticed(rig, operation, direction, offset):
     fds = rig.here.fds()
     assert rig.here.call("pull", 1, [0], [0]).status == OK

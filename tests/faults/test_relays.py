@@ -57,6 +57,7 @@ def test_a_victim_is_not_linked_to_itself_by_one_that_it_dials(stations):
 
 
 @pytest.mark.parametrize("numbered", [False, True])
+@pytest.mark.expects_log("malformed frames")
 def test_what_one_on_the_path_injects_reads_nothing(stations, numbered):
     """On each lane; also with a request that has the right number, which can be counted."""
     victim, other = (stations(each, transfer_backend="tcp") for each in (1, 2))

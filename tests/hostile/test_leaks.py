@@ -110,6 +110,7 @@ def test_one_that_is_dialed_does_not_link_the_victim_to_itself(victim):
     assert victim.call("describe", 1).status == "LLM_NOT_YET_LINK"
 
 
+@pytest.mark.expects_log("malformed frames")
 def test_requests_that_one_on_the_path_injects_read_no_heap(posture, victim):
     """On each lane, of the heap and of a cache; without a secret and TLS of the heap alone."""
     other = Victim(5, **posture.options)

@@ -14,7 +14,7 @@ def made(cluster_id):
     config = LLMConfig()
     config.enable_cache_manager = True
     config.listen_ip_info = "127.0.0.1:0"
-    config.mem_pool_cfg = '{"memory_size": 104857600}'
+    config.mem_pool_cfg = '{"memory_size": 314572800}'
     instance = LLMDataDist(LLMRole.MIX, cluster_id)
     instance.init(config.generate_options())
     return instance
@@ -72,9 +72,9 @@ SANDBOX = "let the sandbox of this process (seccomp) allow memfd_create and even
         pytest.param(f"denied(38, {MEMFD})", "LLM_FAILED", "memfd_create", SANDBOX, marks=ON_X86),
         pytest.param(f"denied(1, {EVENTFD})", "LLM_FAILED", "eventfd", SANDBOX, marks=ON_X86),
         ("limit('RLIMIT_FSIZE', 1 << 20)", "LLM_FAILED", "ftruncate", "ulimit -f"),
-        ("limit('RLIMIT_FSIZE', 90 << 20)", "LLM_OUT_OF_MEMORY", "mem_pool_cfg", "ulimit -f"),
+        ("limit('RLIMIT_FSIZE', 200 << 20)", "LLM_OUT_OF_MEMORY", "mem_pool_cfg", "ulimit -f"),
         ("address_space(20 << 20)", "LLM_OUT_OF_MEMORY", "directory", "ulimit -v"),
-        ("address_space(120 << 20)", "LLM_OUT_OF_MEMORY", "mem_pool_cfg", "ulimit -v"),
+        ("address_space(220 << 20)", "LLM_OUT_OF_MEMORY", "mem_pool_cfg", "ulimit -v"),
         *[
             (f"limit('RLIMIT_NOFILE', len(os.listdir('/proc/self/fd')) - 1 + {more})",
              "LLM_", "Too many open files", "ulimit -n")
