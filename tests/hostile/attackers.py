@@ -72,6 +72,7 @@ class Attacker(HostilePeer):
 
     def forge_page(self, rows, header):
         """Show a page made by hand from the next link on."""
+        self.drop_page()
         self.page = ForgedPage(self.node.incarnation, rows, **header)
         self.claim = {
             "host": {
@@ -82,9 +83,18 @@ class Attacker(HostilePeer):
             "link_ref": (5, 1),
         }
 
+    def drop_page(self):
+        if self.page is not None:
+            self.page.close()
+            self.page = None
+
     def forge_many_rows(self, count):
         begins = np.arange(count, dtype=np.uint64) * np.uint64(16) + np.uint64(PAGE)
         self.forge_page(np.stack([begins, begins + np.uint64(8)], axis=1), {})
+
+    def close(self):
+        super().close()
+        self.drop_page()
 
     def list_ranges(self, index, first, count):
         self.page.list(index, first, count)

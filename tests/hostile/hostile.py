@@ -139,6 +139,7 @@ class HostilePeer:
         self._failure = None
         self._listener = None
         self._lock = threading.Lock()
+        self._one_at_a_time = threading.Lock()
         self._threads, self._socks = [], []
         self._ended = False
         self._reset()
@@ -269,7 +270,7 @@ class HostilePeer:
                 continue
             except OSError:
                 return
-            sock.settimeout(self.patience_s)
+            sock.settimeout(2)
             self._start(self._welcome, sock)
 
     def _welcome(self, sock):
@@ -281,7 +282,8 @@ class HostilePeer:
             if kind.purpose is Kind.LANE:
                 self._accept_lane(stream)
             else:
-                self._accept_link(stream)
+                with self._one_at_a_time:
+                    self._accept_link(stream)
         except Exception as error:  # whatever the victim does about it
             self._failure = error
             sock.close()

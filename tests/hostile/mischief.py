@@ -49,6 +49,8 @@ class Mischief:
         """Go on until the time is over; return what came of it."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
+            if self._address is None and not self._peer.linked_anew(0.1):
+                continue  # what is being set up goes on
             with contextlib.suppress(*ENDED):
                 self._link()
                 while self._peer.asking and time.monotonic() < deadline:
@@ -61,10 +63,7 @@ class Mischief:
 
     def _link(self):
         peer, chance = self._peer, self._chance
-        if self._address is None:
-            if not peer.linked_anew(0.3):
-                raise TimeoutError
-        else:
+        if self._address is not None:
             self.disguise()
             peer.dial(self._address, num_lanes=chance.randint(1, 4))
         self.counts["links"] += 1
@@ -73,7 +72,7 @@ class Mischief:
     def disguise(self):
         """Choose what the next link says of itself."""
         peer, chance = self._peer, self._chance
-        peer.page = None
+        peer.drop_page()
         rows = [[begin, begin + 4096] for begin in sorted(self._closed)]
         ways = ["lanes", "honest", "page", "odd page"]
         if peer.victim is not None:
@@ -127,9 +126,10 @@ class Mischief:
     def _ring(self):
         """Doorbells for what lies at a closed address, whatever entry they name."""
         chance, peer = self._chance, self._peer
-        if peer.page is not None:
-            peer.page.scramble(chance)
-            peer.page.list(9, chance.randrange(4), chance.randrange(5))
+        page = peer.page  # the next link may have another one
+        if page is not None:
+            page.scramble(chance)
+            page.list(9, chance.randrange(4), chance.randrange(5))
         into = self._facts["address"]
         guard = chance.choice([(9, 1), *guards_of(self._facts)])
         begin = chance.choice([0, into, peer.memory.ctypes.data, *self._closed])

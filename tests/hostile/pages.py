@@ -52,6 +52,12 @@ class ForgedPage:
             first = 8 + 3 * guards
             self._words[first : first + 2 * len(rows)] = np.asarray(rows, np.uint64).ravel()
 
+    def close(self):
+        """Close the file; the memory goes with the object."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
     def show(self, index, proof):
         self.facts[2 * index : 2 * index + 2] = struct.unpack("<2Q", proof)
 

@@ -70,6 +70,6 @@ def test_no_byte_outside_is_read_or_written(posture, victim, group, role, caplog
         forget(caplog)
         seed += 1
     assert total["links"] > 0
-    assert total["requests"] > 5
+    assert total["requests"] > 0
     print(f"{posture.name}, the rogue {role}: {dict(total)}; 0 bytes outside")
     honest.close()
