@@ -21,7 +21,7 @@ from station import OK as SUCCESS
 from victims import EVERY as ALL
 from victims import Victim
 
-from hostile import CONSUME, GONE, OK, PAGE, PROTOCOL, PUSH, READ, VERSION
+from hostile import CONSUME, GONE, OK, PAGE, PROTOCOL, PUSH, READ, VERSION, WRITE
 from llm_datadist._engine.messages import Faulted, Marked
 from llm_datadist._protocol.messages import Notify
 
@@ -152,14 +152,18 @@ def test_directories_that_lie_cost_the_call_and_nothing_else(victim, third, link
     victim.fill(1)
 
 
-@pytest.mark.parametrize("code", [2, 3, 4, 6, 9, 10, 12, 13, 14, 1 << 31])
-def test_outcomes_that_no_target_sends_mark_nothing(victim, third, linked, unharmed, code):
+def test_outcomes_that_no_target_sends_mark_nothing(victim, third, linked, unharmed):
     peer, _ = linked
-    peer.serve_directory(peer.memory.ctypes.data, peer.entry, 66)
-    peer.answers = {READ: (code, b""), 2: (code, b"")}
-    for call in ("pull", "push"):
-        answer = victim.call(call, 66, ALL, ALL)
-        assert answer.status not in (SUCCESS, "LLM_SUSPECT_LOCAL_ERROR"), answer
+    for code in (2, 3, 4, 6, 9, 10, 12, 13, 14, 1 << 31):
+        if not peer.asking or victim.call("describe", 66).status != SUCCESS:
+            peer.unlink()
+            victim.call("unlink_forced", 66)
+            peer.dial(victim.listen_address())
+        peer.serve_directory(peer.memory.ctypes.data, peer.entry, 66)
+        peer.answers = {READ: (code, b""), WRITE: (code, b"")}
+        for call in ("pull", "push"):
+            answer = victim.call(call, 66, ALL, ALL)
+            assert answer.status not in (SUCCESS, "LLM_SUSPECT_LOCAL_ERROR"), (code, answer)
     other = third.listen_address()
     assert victim.call("link", other).status == SUCCESS  # its own memory is good
     assert victim.call("pull", 3, ALL, ALL).status == SUCCESS
@@ -201,14 +205,16 @@ def test_pages_that_lie_about_ranges_lead_to_no_memory_of_the_victim(
         victim.call("unlink_forced", 66)
 
 
-@pytest.mark.parametrize("field", ["guards", "ranges", "log"])
-@pytest.mark.parametrize("value", [2**61, 2**63, 2**64 - 1, 1 << 40])
-def test_pages_with_impossible_counts_are_not_used(victim, elsewhere, unharmed, field, value):
+def test_pages_with_impossible_counts_are_not_used(victim, elsewhere, unharmed):
     peer = elsewhere()
-    peer.forge_page([], {field: value})
-    with contextlib.suppress(PermissionError):
-        peer.dial(victim.listen_address())
-        assert victim.describe(66)["backend"]["host"] == "tcp"
+    for field in ("guards", "ranges", "log"):
+        for value in (2**61, 2**63, 2**64 - 1, 1 << 40):
+            peer.forge_page([], {field: value})
+            with contextlib.suppress(PermissionError):
+                peer.dial(victim.listen_address())
+                assert victim.describe(66)["backend"]["host"] == "tcp", (field, value)
+            peer.unlink()
+            victim.call("unlink_forced", 66)
 
 
 def test_pages_that_change_while_they_are_read_lead_nowhere(victim, third, elsewhere, unharmed):
@@ -234,3 +240,39 @@ def test_a_page_with_very_many_ranges_takes_no_memory(victim, third, elsewhere, 
     before = victim.peak_bytes(reset=True)
     peer.ring_for(victim.page_address(), facts["address"], [(9, 1)], [0])
     assert victim.peak_bytes() - before < 24 << 20
+
+
+ODD_CLAIMS = {
+    "no process": {"host": {"pid": 2**31 - 1}},
+    "process 1": {"host": {"pid": 1}},
+    "wide pid": {"host": {"pid": 2**40}},
+    "page at 0": {"host": {"page_address": 0}},
+    "page that wraps": {"host": {"page_address": 2**64 - 4096}},
+    "page that is longer": {"host": {"published_bytes": 2**40}},
+    "page of nothing": {"host": {"published_bytes": 0}},
+    "another file": {"host": {"published_fd": 0}},
+    "no guard": {"host": {}, "link_ref": (2**64 - 1, 2**64 - 1)},
+    "another guard": {"host": {}, "link_ref": (0, 1)},
+    "negative guard": {"host": {}, "link_ref": (-1, 1)},
+    "page of another life": {"host": {}, "incarnation": 77},
+}
+
+
+@pytest.mark.parametrize("role", ["dials", "is dialed"])
+def test_endpoints_with_odd_numbers_make_a_link_over_lanes_or_none(
+    victim, third, elsewhere, unharmed, role
+):
+    peer = elsewhere()
+    address = peer.listen()
+    for name, claim in ODD_CLAIMS.items():
+        peer.set_claim(claim)
+        if role == "is dialed":
+            victim.call("link", address, 2000)
+        else:
+            with contextlib.suppress(PermissionError):
+                peer.dial(victim.listen_address())
+        linked = victim.call("describe", 66)
+        if linked.status == SUCCESS:
+            assert linked.value["backend"]["host"] == "tcp", name
+        peer.unlink()
+        victim.call("unlink_forced", 66)
