@@ -348,5 +348,71 @@ MUTATIONS = (
         ),
         tests=("tests/faults/test_relays.py", "-k", "not_linked_to_itself"),
     ),
+    Mutation(
+        "no-proof-of-link",
+        "a peer's process is the one that shows the proof of the link",
+        (
+            Edit(
+                "native/host/peer.cc",
+                "return shown == address_.proof ? Outcome{} : Outcome::failure(Code::kPeerDead);",
+                "return {};",
+            ),
+            Edit(
+                "native/host/read.cc",
+                "if (shown != peer_.address_.proof) {",
+                "if (shown != peer_.address_.proof && false) {",
+            ),
+        ),
+        tests=("tests/hostile/test_leaks.py", "-k", "describes_the_victim or name_of_a_third"),
+    ),
+    Mutation(
+        "page-of-any-reader",
+        "a process owns the page that it names, and does not merely read it",
+        (
+            Edit(
+                "native/host/remote_file.cc",
+                "mapped.shared && (mapped.writable || !writable);",
+                "mapped.shared && (mapped.writable || !writable || true);",
+            ),
+        ),
+        tests=("tests/unit/native/test_host_read.py", "-k", "who_only_reads"),
+    ),
+    Mutation(
+        "doorbells-anywhere",
+        "a doorbell reaches bytes of the initiator's entry only",
+        (
+            Edit(
+                "native/lanes/served_push.cc",
+                "if (!any_contains(ranges, sources[i], lengths[i])) {",
+                "if (!any_contains(ranges, sources[i], lengths[i]) && false) {",
+            ),
+        ),
+        tests=("tests/unit/native/lanes/test_doorbells.py",),
+    ),
+    Mutation(
+        "consumes-anything",
+        "CONSUME takes guards of keys only",
+        (
+            Edit(
+                "native/memory/node.cc",
+                "(!keys_.contains(key.index) || !published_.kill_guard(key)) {\n"
+                "    return false;\n  }\n  consumed_",
+                "(!published_.kill_guard(key)) {\n    return false;\n  }\n  consumed_",
+            ),
+        ),
+        tests=("tests/hostile/test_forged.py", "-k", "consume"),
+    ),
+    Mutation(
+        "ranges-without-end",
+        "what a peer's page says that there is costs no more than the most that one can list",
+        (
+            Edit(
+                "native/memory/published.cc",
+                " || count > kMostRanges) {\n    return {};",
+                ") {\n    return {};",
+            ),
+        ),
+        tests=("tests/hostile/test_forged.py", "-k", "very_many_ranges"),
+    ),
 )
 BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}
