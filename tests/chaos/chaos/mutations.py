@@ -414,5 +414,17 @@ MUTATIONS = (
         ),
         tests=("tests/hostile/test_forged.py", "-k", "very_many_ranges"),
     ),
+    Mutation(
+        "absent-pages-waited-for",
+        "pages that are absent are not read from another process",
+        (
+            Edit(
+                "native/host/read.cc",
+                "(!peer_.proof_present() || !peer_.presence_.all_present({stretches, joined})) {",
+                "(!peer_.presence_.all_present({stretches, joined}) && false) {",
+            ),
+        ),
+        tests=("tests/unit/native/test_host_read.py", "-k", "absent_pages"),
+    ),
 )
 BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}

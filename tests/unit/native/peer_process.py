@@ -11,12 +11,14 @@ import numpy as np
 from llm_datadist import _native
 
 PAGE = mmap.PAGESIZE
+MADV_DONTNEED = 4
 REUSED = 253  # not of the pattern
 FAR_AWAY = 0x2000_0000_0000  # where a hole stays one; elsewhere the next mapping may fill it
 libc = ctypes.CDLL(None)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
 libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
@@ -65,6 +67,8 @@ def main():
             tell(libc.munmap(address + arguments[0] * PAGE, arguments[1] * PAGE))
         elif command == "protect":
             tell(libc.mprotect(address + arguments[0] * PAGE, arguments[1] * PAGE, arguments[2]))
+        elif command == "forget":  # the pages are absent until this process touches them
+            tell(libc.madvise(address + arguments[0] * PAGE, arguments[1] * PAGE, MADV_DONTNEED))
         elif command == "close_entry":
             tell(node.close_entry(*arguments))
         elif command == "close_entry_and_reuse":  # the end of its memory first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -187,6 +188,16 @@ def test_protected_memory_of_the_peer_is_contained_and_can_be_repaired(reading):
     assert (code, index) == (_native.REMOTE_FAULT, 5)
     at.peer.ask("protect", 5, 1, 3)
     assert at.read()[0] == _native.OK
+
+
+@pytest.mark.parametrize("absent", [0, 5, 7])
+def test_absent_pages_of_the_peer_are_not_read(reading, absent):
+    """Nobody can tell when they come, nor take the call back: their owner brings them in first."""
+    at = reading(8)
+    at.write_all(7)
+    at.peer.ask("forget", absent, 1)
+    assert at.read()[:2] == (_native.SYSTEM, errno.EAGAIN)
+    assert (at.own.bytes == 7).all()
 
 
 def test_a_fault_in_the_middle_of_a_descriptor_is_found(reading, tools):
