@@ -1,6 +1,6 @@
-// How a caller ends a blocking call early. Whoever calls the core from outside installs a question
-// for its thread; whatever waits or works for long on that thread asks it now and then. The core
-// does not know what is behind it.
+// How a caller ends a blocking call early. The caller of the core installs a question for its
+// thread; what waits or works for long on that thread asks it now and then. The core does not know
+// what is behind it.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,7 @@ class Interruptible {
   // For the call that the calling thread is in, if it is in one:
   // Whether it may be asked.
   static bool here();
-  // When to wake up at the latest to ask; `deadline_ns` when nobody is to be asked.
+  // When to wake up at the latest to ask; `deadline_ns` when there is no question.
   static std::int64_t wake_ns(std::int64_t deadline_ns);
   // Whether it is time to ask; a signal that has arrived makes it so.
   static bool due(bool signalled);

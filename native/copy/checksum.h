@@ -29,7 +29,7 @@ Outcome checksum_ranges(std::span<const std::uint64_t> addresses,
                         std::span<std::uint32_t> sums);
 
 // Looks at ranges one after the other, on the calling thread alone and holding nothing: so that a
-// page which never answers keeps nobody but the caller. Makes `readable` one byte for each range
+// page which never answers keeps the caller alone. Makes `readable` one byte for each range
 // that was looked at before the deadline: 1 when a byte of each of its pages can be read, else 0.
 void probe_each(std::span<const std::uint64_t> addresses, std::span<const std::uint64_t> lengths,
                 std::int64_t deadline_ns, std::vector<std::uint8_t>& readable);

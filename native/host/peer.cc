@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <limits>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -142,9 +143,11 @@ void HostPeer::map_segment(int remote_fd, std::uint64_t remote_address, std::uin
 }
 
 void HostPeer::unmap_range(std::uint64_t remote_address, std::uint64_t size_bytes) {
+  constexpr auto kLast = std::numeric_limits<std::uint64_t>::max();
+  const std::uint64_t end =
+      size_bytes > kLast - remote_address ? kLast : remote_address + size_bytes;
   const std::lock_guard lock(mutex_);
-  segments_ = std::make_shared<const SegmentList>(
-      segments_outside(remote_address, remote_address + size_bytes));
+  segments_ = std::make_shared<const SegmentList>(segments_outside(remote_address, end));
 }
 
 SegmentList HostPeer::segments_outside(std::uint64_t begin, std::uint64_t end) const {

@@ -8,6 +8,7 @@
 
 #include <cerrno>
 #include <fstream>
+#include <limits>
 #include <sstream>
 #include <string>
 #include <system_error>
@@ -83,6 +84,9 @@ RemoteFile map_remote_file(int pid, int remote_fd, std::uint64_t size_bytes) {
 }
 
 bool maps_file_at(int pid, int fd, std::uint64_t address, std::uint64_t size_bytes, bool writable) {
+  if (size_bytes > std::numeric_limits<std::uint64_t>::max() - address) {
+    return false;
+  }
   struct stat status{};
   if (::fstat(fd, &status) != 0) {
     fail(errno, "fstat");

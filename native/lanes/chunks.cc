@@ -50,7 +50,7 @@ void ChunkSender::stop(const Outcome& why) {
 
 Flow ChunkSender::fail(const Outcome& why, wire::Tags& tags) {
   failure_ = why;
-  if (header_left_ == header_.size()) {  // nobody knows of this chunk yet
+  if (header_left_ == header_.size()) {  // the peer does not know of this chunk yet
     tags.take_back();
     header_left_ = 0;
     chunk_left_ = 0;

@@ -33,7 +33,7 @@ ServedLane::Progress ServedLane::begin_checksum() {
   }
   has_job_.store(true);
   const bool runs = run_on_job_thread([self = shared_from_this()] {
-    const Outcome outcome = self->run_checksum();
+    const Outcome outcome = contained([&] { return self->run_checksum(); });
     self->thread_.post([self, outcome] { self->end_checksum(outcome); });
   });
   if (!runs) {

@@ -303,7 +303,7 @@ ServedLane::Progress ServedLane::protocol_error() {
   return Progress::kClose;
 }
 
-// Without an answer, which whoever it is would do something with.
+// Ends without an answer: an attacker could make use of one.
 ServedLane::Progress ServedLane::forged() {
   links_->offend(link_id_, false);
   return Progress::kClose;

@@ -1,6 +1,7 @@
 // PUSH: a doorbell. Own threads read the memory of an initiator on this host, or the landing slots
-// where its engine has put the bytes; nobody else ever writes ours. The request says where in an
-// entry the bytes are; the addresses come from the page of the initiator, which lists its entries.
+// where its engine has put the bytes; no other process ever writes ours. The request says where in
+// an entry the bytes are; the addresses come from the page of the initiator, which lists its
+// entries.
 #include <algorithm>
 #include <cerrno>
 
@@ -44,7 +45,7 @@ ServedLane::Progress ServedLane::begin_push() {
   // others.
   has_job_.store(true);
   const bool runs = run_on_job_thread([self = shared_from_this()] {
-    const Outcome outcome = self->run_push();
+    const Outcome outcome = contained([&] { return self->run_push(); });
     self->thread_.post([self, outcome] { self->end_push(outcome); });
   });
   if (!runs) {

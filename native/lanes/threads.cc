@@ -1,9 +1,12 @@
 #include "lanes/threads.h"
 
+#include <cerrno>
 #include <condition_variable>
 #include <cstddef>
 #include <deque>
+#include <exception>
 #include <memory>
+#include <new>
 #include <system_error>
 #include <thread>
 
@@ -45,6 +48,16 @@ void serve_jobs(Jobs& jobs) {
 }
 
 }  // namespace
+
+Outcome contained(const std::function<Outcome()>& work) {
+  try {
+    return work();
+  } catch (const std::bad_alloc&) {
+    return Outcome::failure(Code::kSystem, ENOMEM);
+  } catch (const std::exception&) {
+    return Outcome::failure(Code::kSystem, EINVAL);
+  }
+}
 
 void start_quiet_thread(std::function<void()> body) {
   const FaultSignalsOnly mask;

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "base/fork.h"
+#include "base/outcome.h"
 
 namespace ldd {
 
@@ -27,6 +28,10 @@ inline constexpr int kNoThreadErrno = EUSERS;
 // jobs that do not end keep no other waiting; few of them are kept when idle. Jobs must not throw.
 // False, and the job is not run, when there is no thread and none can be had.
 [[nodiscard]] bool run_on_job_thread(std::function<void()> job);
+
+// What `work` comes to; kSystem for what it throws (no memory, say), which must not leave a native
+// thread.
+Outcome contained(const std::function<Outcome()>& work);
 
 // A `T` per process: the forked child gets a fresh one and leaves the inherited one alone, since
 // its locks may be held and its threads do not exist.

@@ -1,6 +1,7 @@
 #include "lanes/touch.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
@@ -17,6 +18,11 @@
 namespace ldd {
 
 namespace {
+
+// At a time. Pages that never come keep a thread each; these leave the others to other work.
+constexpr int kMostTouches = 16;
+
+std::atomic<int> running_touches{0};
 
 Outcome touch_all(const Touch& touch) {
   prepare_guarded_copies();
@@ -51,8 +57,19 @@ struct Awaited {
 }  // namespace
 
 bool touch_in_background(Touch touch, std::function<void(const Outcome&)> done) {
-  return run_on_job_thread(
-      [touch = std::move(touch), done = std::move(done)] { done(touch_all(touch)); });
+  if (running_touches.fetch_add(1) >= kMostTouches) {
+    running_touches.fetch_sub(1);
+    return false;
+  }
+  const bool runs = run_on_job_thread([touch = std::move(touch), done = std::move(done)] {
+    const Outcome outcome = contained([&] { return touch_all(touch); });
+    running_touches.fetch_sub(1);
+    done(outcome);
+  });
+  if (!runs) {
+    running_touches.fetch_sub(1);
+  }
+  return runs;
 }
 
 Outcome touch_entry(std::shared_ptr<Node> node, Ref entry, std::vector<std::uint64_t> addresses,

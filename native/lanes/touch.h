@@ -1,5 +1,5 @@
-// Brings own pages into memory, on threads that nobody waits for: a page that never comes keeps one
-// of them, and nobody else.
+// Brings own pages into memory, on threads that no call has to wait for: a page that never comes
+// keeps one of them, and few of them work at a time.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ struct Touch {
 };
 
 // Reads one byte of each page of the ranges on a job thread, which holds no entry meanwhile, and
-// calls `done` there. False when there is no thread to be had.
+// calls `done` there. False when there is no thread to be had, or too many touches have not ended.
 [[nodiscard]] bool touch_in_background(Touch touch, std::function<void(const Outcome&)> done);
 
 // The same for own ranges inside `entry`, awaited until the deadline: kLocalGone, kDenied for a

@@ -39,7 +39,7 @@ class Node : public std::enable_shared_from_this<Node> {
   // owners (bind/bind_node.cc) right after. Idempotent.
   void close();
 
-  // Guards of links and pools, which peers look at and nobody consumes.
+  // Guards of links and pools, which peers look at and cannot consume.
   Ref open_guard();
   // Kills and frees it; false when it was not live at that value, or is a guard of another kind.
   bool close_guard(Ref guard);

@@ -1,5 +1,5 @@
 // SipHash-2-4 with 128 bits of output (Aumasson and Bernstein, "SipHash: a fast short-input PRF"):
-// a keyed function of short messages, which nobody without the key can compute or predict.
+// a keyed function of short messages, which cannot be computed or predicted without the key.
 #pragma once
 
 #include <array>

@@ -1,4 +1,4 @@
-// Tags of frames: whoever does not have a lane's keys can neither make a frame nor change, repeat,
+// Tags of frames: without a lane's keys one can neither make a frame nor change, repeat,
 // leave out or reorder one. docs/design/wire-format.md is the text of record.
 #pragma once
 

@@ -123,7 +123,7 @@ class Node:
     ) -> list[bool]:
         """Look which ranges of own memory this process can read, on the calling thread.
 
-        Nothing is held meanwhile: memory that never answers keeps the caller, and nobody else.
+        Nothing is held meanwhile: memory that never answers keeps the caller alone.
 
         Returns:
             One value for each range; those that the deadline leaves no time for are left out at the

@@ -276,7 +276,7 @@ class _Dial:
             call.say(call.shake.prove(Confirm(endpoint=endpoint)))
             agreeing = self._agree(call, route, welcome, link_id, setup)
             return await setup.unless_withdrawn(agreeing)
-        except WithdrawnError:  # whoever answers may stall in another's name
+        except WithdrawnError:  # what answers may stall in another's name
             raise _DialAgainError(None, _STAND_BACK_SECONDS) from None
         finally:
             del self._ledger.dials[setup.incarnation]

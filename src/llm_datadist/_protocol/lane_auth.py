@@ -107,7 +107,7 @@ class OpenLane(NamedTuple):
     """A lane that has proved itself, as the native core takes it over.
 
     Attributes:
-        fd: Its connected socket; whoever has this owns it.
+        fd: Its connected socket, which the holder of this object owns.
         keys: Of its tags.
         clock_offset_ns: The other end's CLOCK_MONOTONIC less the own one, at most.
     """

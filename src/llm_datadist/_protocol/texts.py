@@ -1,7 +1,7 @@
 """Texts of others in log lines and exceptions.
 
 A peer, or a stranger, may send any characters: newlines that look like further log lines, sequences
-that a terminal obeys, a megabyte. Whoever puts such a text into a line puts `shown` of it there.
+that a terminal obeys, a megabyte. A log line or an error shows `shown` of such a text instead.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ Guard: TypeAlias = tuple[Uint64, Uint64]
 
 #: Of a whole log; a node's own has that capacity.
 MAX_LOG_BYTES = 64 << 20
-#: Of one record, so that nobody is kept long by one; MAX_KEYS of them are of one cache.
+#: Of one record, so that parsing one takes little time; MAX_KEYS of them are of one cache.
 MAX_RECORD_BYTES = 1 << 20
 MAX_KEYS = 1 << 14
 MAX_DIMENSIONS = 64

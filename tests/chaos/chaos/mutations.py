@@ -338,7 +338,7 @@ MUTATIONS = (
     ),
     Mutation(
         "dialed-through-others",
-        "an instance links to itself only where nobody is in between",
+        "an instance links to itself only where nothing is in between",
         (
             Edit(
                 "src/llm_datadist/_links/acceptor.py",

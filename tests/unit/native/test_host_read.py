@@ -253,6 +253,8 @@ def test_another_process_is_not_taken_for_the_peer(node, peer_process):
         _native.HostPeer(node, address[0], peer.incarnation + 1, address[2], *file, *link)
     with pytest.raises(OSError, match="not have the page mapped as its owner"):
         _native.HostPeer(node, address[0], address[1], peer.address, *file, *link)
+    with pytest.raises(OSError, match="not have the page mapped as its owner"):
+        _native.HostPeer(node, address[0], address[1], 2**64 - 4096, *file, *link)  # it would wrap
     with pytest.raises(OSError, match="smaller than announced"):
         _native.HostPeer(node, *address, file[0], file[1] + 1, *link)
     with pytest.raises(OSError, match="no sealed memory"):

@@ -82,7 +82,7 @@ def read_metadata(data: bytes | None, incarnation: int, engine: str) -> NixlMeta
     if there.engine != engine:
         raise Unavailable(f"the engine is {engine} here and {there.engine!a} at the peer")
     if not there.agent.startswith(_prefix(incarnation)):
-        # The engine knows peers by these names: nobody may take the name of another.
+        # The engine knows peers by these names: no peer may take the name of another.
         raise Unavailable(f"the peer's agent has the name of another instance ({there.agent!a})")
     return there
 

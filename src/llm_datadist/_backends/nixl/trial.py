@@ -51,7 +51,7 @@ class _EndedError(Exception):
 class Trial:
     """See the module. Thread-safe.
 
-    The process is started at once, and once more whenever it has ended; whoever asks waits for it.
+    The process is started at once, and again whenever it has ended; a caller waits for it.
 
     Args:
         wheel: The loaded wheel.
@@ -150,7 +150,7 @@ class Trial:
     def _why_not_ready(self, until: float) -> str:
         """Wait until the process can be asked; say why it never can."""
         if self._process is not None and self._process.poll() is not None:
-            self._end()  # somebody has ended it while nobody asked
+            self._end()  # it was ended between two questions
         try:
             if self._process is None:
                 self._start()
@@ -199,7 +199,7 @@ class Trial:
             raise _EndedError(error) from error
         self._process, self._is_ready = process, False
         assert process.stdin is not None
-        with suppress(OSError):  # it has ended; whoever asks learns that
+        with suppress(OSError):  # it has ended; the next question tells that
             write_frame(process.stdin, self._start_frame)
             process.stdin.flush()
 

@@ -108,7 +108,7 @@ def _wait(questions: IO[bytes], parent: int) -> None:
 
 
 def main() -> None:
-    """Answer until there is nobody who asks."""
+    """Answer until the other end closes."""
     parent = os.getppid()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from framing import NO_KEY, lane_of
 from hypothesis import HealthCheck, given, settings
@@ -49,6 +51,23 @@ def malformed(wire):
         "deadline": read[:16] + b"\xff" * 8 + read[24:],
         "log size": read[:80] + b"\xff" * 8 + read[88:],
     }
+
+
+def test_a_push_beyond_every_cap_leaves_no_native_thread_by_an_exception(
+    link, raw_lane, wire, code
+):
+    """More than 16 TiB in all, of entries that are as large: the process would end."""
+    one = link(lanes=1)
+    one.attach_host()
+    base, size = np.array([1 << 20], np.uint64), np.array([1 << 45], np.uint64)
+    target = one.target.open_entry(base, size, True)
+    own = one.node.open_entry(base, size, True)
+    frame = wire.request(wire.PUSH, [(1 << 20, 1 << 44, 0), (1 << 20, 1, 0)], entry=target)
+    frame = frame[:56] + struct.pack("<QQ", *own) + frame[72:]
+    lane = raw_lane(one)
+    lane.sendall(frame)
+    assert wire.parse_outcome(lane.recv(48)).code == code.SYSTEM
+    assert one.ping() == code.OK
 
 
 def test_malformed_frames_get_an_answer_and_close_that_lane_only(
