@@ -93,10 +93,13 @@ def said_of_regions(here, seed):
         theirs = liar.blocks(seed=number + 1, key=number, **BIG)
         victim.manager.pull_blocks(liar.blocks_key(number), mine.cache, EVERY, EVERY)
         outcomes.append("right" if (mine.data == theirs.data).all() else "wrong")
-    until = time.monotonic() + 30  # what loads them first may still be starting after the last lie
+    until = time.monotonic() + 30  # a region that was tried together with a lie is refused, too
     while not (moved := victim.instance.describe_link(1)["channel"]["transfers"]):
         if time.monotonic() > until:
             break
+        number += 1
+        liar.manager.unregister_cache(theirs.id)
+        theirs = liar.blocks(seed=number + 1, key=number, **BIG)
         victim.manager.pull_blocks(liar.blocks_key(number), mine.cache, EVERY, EVERY)
     finalize(liar, victim)
     here.send([*outcomes, moved])
