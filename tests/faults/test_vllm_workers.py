@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from worker_sides import BLOCKS, KEY, Side, load_of, offered
 
-from llm_datadist.integrations.vllm.orders import Orders
-from llm_datadist.integrations.vllm.params import Offer
+from llm_datadist.integrations.vllm.kv_transfer_params import Offer
+from llm_datadist.integrations.vllm.step_orders import Orders
 from llm_datadist.testing import PeerGroup
 
 PAGE = 1 << 20

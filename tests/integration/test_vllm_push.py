@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from worker_sides import BLOCKS, LAYERS, Side
 
-from llm_datadist.integrations.vllm.orders import Await, Orders, Progress, Send
-from llm_datadist.integrations.vllm.params import Meeting
+from llm_datadist.integrations.vllm.kv_transfer_params import Meeting
+from llm_datadist.integrations.vllm.step_orders import Await, Orders, Progress, Send
 
 NAME = "a random name of a transfer"
 SRC, DST = [3, 7, 5], [0, 9, 4]

@@ -8,10 +8,10 @@ import time
 import numpy as np
 from vllm_objects import Tensor, kv_cache_config, vllm_config
 
+from llm_datadist.integrations.vllm.kv_transfer_params import Offer
 from llm_datadist.integrations.vllm.options import parse_extra_config
-from llm_datadist.integrations.vllm.orders import Load, Orders
-from llm_datadist.integrations.vllm.params import Offer
-from llm_datadist.integrations.vllm.worker import Worker
+from llm_datadist.integrations.vllm.step_orders import Load, Orders
+from llm_datadist.integrations.vllm.worker.worker import Worker
 
 LAYERS, BLOCKS, PAGE = 3, 24, 4096
 KEY = 256

@@ -20,14 +20,14 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 
 from llm_datadist.integrations.vllm.options import parse_extra_config
-from llm_datadist.integrations.vllm.orders import Orders
-from llm_datadist.integrations.vllm.push_scheduling import PushScheduling
-from llm_datadist.integrations.vllm.scheduling import Scheduling
-from llm_datadist.integrations.vllm.worker import Worker, check_parallel
+from llm_datadist.integrations.vllm.scheduler.pull import Scheduling
+from llm_datadist.integrations.vllm.scheduler.push import PushScheduling
+from llm_datadist.integrations.vllm.step_orders import Orders
+from llm_datadist.integrations.vllm.worker.worker import Worker, check_parallel
 
 if TYPE_CHECKING:
+    from llm_datadist.integrations.vllm.kv_transfer_params import RankAddress
     from llm_datadist.integrations.vllm.options import ConnectorOptions
-    from llm_datadist.integrations.vllm.params import RankAddress
 
 logger = logging.getLogger("llm_datadist.vllm")
 

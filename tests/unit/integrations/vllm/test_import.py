@@ -12,7 +12,7 @@ import pytest
 MODULE = "llm_datadist.integrations.vllm"
 LOOK = """
 import sys
-import llm_datadist.integrations.vllm, llm_datadist.integrations.vllm.worker
+import llm_datadist.integrations.vllm, llm_datadist.integrations.vllm.worker.worker
 assert not {"vllm", "torch"} & set(sys.modules)
 """
 

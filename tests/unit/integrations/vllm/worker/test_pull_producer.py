@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from llm_datadist import LLMException
-from llm_datadist.integrations.vllm import producer as producer_module
-from llm_datadist.integrations.vllm.changes import Changes
 from llm_datadist.integrations.vllm.options import parse_extra_config
-from llm_datadist.integrations.vllm.producer import Producer
+from llm_datadist.integrations.vllm.worker import pull_producer as producer_module
+from llm_datadist.integrations.vllm.worker.pull_producer import Producer
+from llm_datadist.integrations.vllm.worker.wakeup import Changes
 
 
 class Worker:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from vllm_objects import request
 
-from llm_datadist.integrations.vllm.params import (
+from llm_datadist.integrations.vllm.kv_transfer_params import (
     Offer,
     RankAddress,
     offer_of,

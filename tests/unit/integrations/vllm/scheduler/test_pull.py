@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from vllm_objects import request
 
-from llm_datadist.integrations.vllm.params import RankAddress, offer_of
-from llm_datadist.integrations.vllm.scheduling import Scheduling
+from llm_datadist.integrations.vllm.kv_transfer_params import RankAddress, offer_of
+from llm_datadist.integrations.vllm.scheduler.pull import Scheduling
 
 RANK = RankAddress("192.0.2.7", 7000, 1)
 BLOCK = 32

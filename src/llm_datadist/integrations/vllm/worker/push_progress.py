@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llm_datadist.integrations.vllm.layout import Layout
-    from llm_datadist.integrations.vllm.orders import Send
-    from llm_datadist.integrations.vllm.pages import Page, Ticket
+    from llm_datadist.integrations.vllm.kv_layout import Layout
+    from llm_datadist.integrations.vllm.step_orders import Send
+    from llm_datadist.integrations.vllm.worker.mailbox import Page, Ticket
 
 __all__ = ["Run", "Sending"]
 

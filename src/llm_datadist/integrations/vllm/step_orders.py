@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llm_datadist.integrations.vllm.params import Meeting, Offer
+    from llm_datadist.integrations.vllm.kv_transfer_params import Meeting, Offer
 
 __all__ = ["Await", "Load", "Orders", "Progress", "Send"]
 

@@ -10,18 +10,18 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from llm_datadist.integrations.vllm.orders import Await, Progress, Send
-from llm_datadist.integrations.vllm.params import (
+from llm_datadist.integrations.vllm.kv_transfer_params import (
     Meeting,
     RankAddress,
     meeting_of,
     prompt_digest,
     transfer_of,
 )
+from llm_datadist.integrations.vllm.step_orders import Await, Progress, Send
 
 if TYPE_CHECKING:
-    from llm_datadist.integrations.vllm.orders import Orders
-    from llm_datadist.integrations.vllm.scheduling import Scheduling
+    from llm_datadist.integrations.vllm.scheduler.pull import Scheduling
+    from llm_datadist.integrations.vllm.step_orders import Orders
 
 __all__ = ["PushScheduling"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from llm_datadist import LLMException
-from llm_datadist.integrations.vllm import pieces as pieces_module
-from llm_datadist.integrations.vllm.layout import Layout, Part
-from llm_datadist.integrations.vllm.orders import Load
-from llm_datadist.integrations.vllm.pieces import Pieces, num_before_faults
+from llm_datadist.integrations.vllm.kv_layout import Layout, Part
+from llm_datadist.integrations.vllm.step_orders import Load
+from llm_datadist.integrations.vllm.worker import pull_progress as pieces_module
+from llm_datadist.integrations.vllm.worker.pull_progress import Pieces, num_before_faults
 
 PEER = 7
 

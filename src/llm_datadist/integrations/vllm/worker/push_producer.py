@@ -15,13 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from llm_datadist import BlocksCacheKey, LLMException
-from llm_datadist.integrations.vllm.pages import Page, Receipt, Ticket, push_message
-from llm_datadist.integrations.vllm.sending import Sending
+from llm_datadist.integrations.vllm.worker.mailbox import Page, Receipt, Ticket, push_message
+from llm_datadist.integrations.vllm.worker.push_progress import Sending
 
 if TYPE_CHECKING:
-    from llm_datadist.integrations.vllm.changes import Changes
-    from llm_datadist.integrations.vllm.orders import Progress, Send
-    from llm_datadist.integrations.vllm.worker_instance import WorkerInstance
+    from llm_datadist.integrations.vllm.step_orders import Progress, Send
+    from llm_datadist.integrations.vllm.worker.instance import WorkerInstance
+    from llm_datadist.integrations.vllm.worker.wakeup import Changes
 
 __all__ = ["Pusher"]
 

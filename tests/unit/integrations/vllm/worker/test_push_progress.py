@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from llm_datadist.integrations.vllm.layout import Layout, Part
-from llm_datadist.integrations.vllm.orders import Send
-from llm_datadist.integrations.vllm.pages import Ticket
-from llm_datadist.integrations.vllm.sending import Run, Sending
+from llm_datadist.integrations.vllm.kv_layout import Layout, Part
+from llm_datadist.integrations.vllm.step_orders import Send
+from llm_datadist.integrations.vllm.worker.mailbox import Ticket
+from llm_datadist.integrations.vllm.worker.push_progress import Run, Sending
 
 LAYOUT = Layout(
     parts=(

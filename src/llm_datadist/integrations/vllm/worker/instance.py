@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llm_datadist import BlocksCacheKey, CacheDesc, DataType, LLMConfig, LLMDataDist, LLMRole
-from llm_datadist.integrations.vllm.facts import FACTS_BYTES, FACTS_MODEL_ID, write_facts
+from llm_datadist.integrations.vllm.worker.compatibility import (
+    FACTS_BYTES,
+    FACTS_MODEL_ID,
+    write_facts,
+)
 
 if TYPE_CHECKING:
     from llm_datadist import Cache, CacheManager
-    from llm_datadist.integrations.vllm.layout import Layout, Part
+    from llm_datadist.integrations.vllm.kv_layout import Layout, Part
     from llm_datadist.integrations.vllm.options import ConnectorOptions
 
 __all__ = ["WorkerInstance"]

@@ -18,8 +18,8 @@ from llm_datadist import LLMException
 
 if TYPE_CHECKING:
     from llm_datadist import Cache
-    from llm_datadist.integrations.vllm.changes import Changes
-    from llm_datadist.integrations.vllm.worker_instance import WorkerInstance
+    from llm_datadist.integrations.vllm.worker.instance import WorkerInstance
+    from llm_datadist.integrations.vllm.worker.wakeup import Changes
     from llm_datadist.leases import LeaseEnd
 
 __all__ = ["Producer"]

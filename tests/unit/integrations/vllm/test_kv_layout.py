@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from vllm_objects import MambaSpec, Tensor, kv_cache_config
 
-from llm_datadist.integrations.vllm.layout import layout_of
+from llm_datadist.integrations.vllm.kv_layout import layout_of
 
 L, B, H, N, C = 3, 6, 2, 4, 8
 

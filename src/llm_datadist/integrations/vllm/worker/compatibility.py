@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
-    from llm_datadist.integrations.vllm.layout import Layout
+    from llm_datadist.integrations.vllm.kv_layout import Layout
 
 __all__ = ["FACTS_BYTES", "FACTS_MODEL_ID", "facts_of", "mismatches", "read_facts", "write_facts"]
 

@@ -16,14 +16,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llm_datadist import BlocksCacheKey, LLMException, LLMStatusCode
-from llm_datadist.integrations.vllm.pieces import Pieces, num_before_faults
-from llm_datadist.integrations.vllm.producers import Incompatible, Producers, Unreachable
+from llm_datadist.integrations.vllm.worker.producer_links import (
+    Incompatible,
+    Producers,
+    Unreachable,
+)
+from llm_datadist.integrations.vllm.worker.pull_progress import Pieces, num_before_faults
 
 if TYPE_CHECKING:
-    from llm_datadist.integrations.vllm.changes import Changes
-    from llm_datadist.integrations.vllm.orders import Load
-    from llm_datadist.integrations.vllm.params import Offer, RankAddress
-    from llm_datadist.integrations.vllm.worker_instance import WorkerInstance
+    from llm_datadist.integrations.vllm.kv_transfer_params import Offer, RankAddress
+    from llm_datadist.integrations.vllm.step_orders import Load
+    from llm_datadist.integrations.vllm.worker.instance import WorkerInstance
+    from llm_datadist.integrations.vllm.worker.wakeup import Changes
     from llm_datadist.leases import Lease
 
 __all__ = ["Consumer", "Loaded"]

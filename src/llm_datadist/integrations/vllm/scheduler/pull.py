@@ -10,9 +10,8 @@ import secrets
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from llm_datadist.integrations.vllm.layout import MAX_PARTS
-from llm_datadist.integrations.vllm.orders import Load, Orders
-from llm_datadist.integrations.vllm.params import (
+from llm_datadist.integrations.vllm.kv_layout import MAX_PARTS
+from llm_datadist.integrations.vllm.kv_transfer_params import (
     MAX_KEY,
     Offer,
     RankAddress,
@@ -20,6 +19,7 @@ from llm_datadist.integrations.vllm.params import (
     prompt_digest,
     wants_remote_decode,
 )
+from llm_datadist.integrations.vllm.step_orders import Load, Orders
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,17 +17,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llm_datadist import BlocksCacheKey, LLMException, LLMStatusCode
-from llm_datadist.integrations.vllm.consumer import Loaded
-from llm_datadist.integrations.vllm.layout import MAX_PARTS
-from llm_datadist.integrations.vllm.pages import Page, Receipt, Ticket, push_message
-from llm_datadist.integrations.vllm.params import MAX_KEY
-from llm_datadist.integrations.vllm.producers import Incompatible, Producers, Unreachable
+from llm_datadist.integrations.vllm.kv_layout import MAX_PARTS
+from llm_datadist.integrations.vllm.kv_transfer_params import MAX_KEY
+from llm_datadist.integrations.vllm.worker.mailbox import Page, Receipt, Ticket, push_message
+from llm_datadist.integrations.vllm.worker.producer_links import (
+    Incompatible,
+    Producers,
+    Unreachable,
+)
+from llm_datadist.integrations.vllm.worker.pull_consumer import Loaded
 
 if TYPE_CHECKING:
     from llm_datadist import Cache
-    from llm_datadist.integrations.vllm.changes import Changes
-    from llm_datadist.integrations.vllm.orders import Await
-    from llm_datadist.integrations.vllm.worker_instance import WorkerInstance
+    from llm_datadist.integrations.vllm.step_orders import Await
+    from llm_datadist.integrations.vllm.worker.instance import WorkerInstance
+    from llm_datadist.integrations.vllm.worker.wakeup import Changes
 
 __all__ = ["Receiver"]
 

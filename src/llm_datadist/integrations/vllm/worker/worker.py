@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llm_datadist.integrations.vllm.changes import Changes
-from llm_datadist.integrations.vllm.consumer import Consumer
-from llm_datadist.integrations.vllm.facts import facts_of
-from llm_datadist.integrations.vllm.layout import layout_of
-from llm_datadist.integrations.vllm.params import RankAddress
-from llm_datadist.integrations.vllm.producer import Producer
-from llm_datadist.integrations.vllm.pusher import Pusher
-from llm_datadist.integrations.vllm.receiver import Receiver
-from llm_datadist.integrations.vllm.worker_instance import WorkerInstance
+from llm_datadist.integrations.vllm.kv_layout import layout_of
+from llm_datadist.integrations.vllm.kv_transfer_params import RankAddress
+from llm_datadist.integrations.vllm.worker.compatibility import facts_of
+from llm_datadist.integrations.vllm.worker.instance import WorkerInstance
+from llm_datadist.integrations.vllm.worker.pull_consumer import Consumer
+from llm_datadist.integrations.vllm.worker.pull_producer import Producer
+from llm_datadist.integrations.vllm.worker.push_consumer import Receiver
+from llm_datadist.integrations.vllm.worker.push_producer import Pusher
+from llm_datadist.integrations.vllm.worker.wakeup import Changes
 
 if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.options import ConnectorOptions
-    from llm_datadist.integrations.vllm.orders import Orders
+    from llm_datadist.integrations.vllm.step_orders import Orders
 
 __all__ = ["Worker", "check_parallel"]
 

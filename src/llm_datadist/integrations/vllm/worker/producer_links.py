@@ -17,7 +17,7 @@ from llm_datadist import (
     LLMException,
     LLMStatusCode,
 )
-from llm_datadist.integrations.vllm.facts import (
+from llm_datadist.integrations.vllm.worker.compatibility import (
     FACTS_BYTES,
     FACTS_MODEL_ID,
     mismatches,
@@ -25,8 +25,8 @@ from llm_datadist.integrations.vllm.facts import (
 )
 
 if TYPE_CHECKING:
-    from llm_datadist.integrations.vllm.params import RankAddress
-    from llm_datadist.integrations.vllm.worker_instance import WorkerInstance
+    from llm_datadist.integrations.vllm.kv_transfer_params import RankAddress
+    from llm_datadist.integrations.vllm.worker.instance import WorkerInstance
 
 __all__ = ["Incompatible", "Producers", "Unreachable"]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from vllm_objects import vllm_config
 
-from llm_datadist.integrations.vllm.facts import (
+from llm_datadist.integrations.vllm.kv_layout import Layout, Part
+from llm_datadist.integrations.vllm.worker.compatibility import (
     FACTS_BYTES,
     facts_of,
     mismatches,
     read_facts,
     write_facts,
 )
-from llm_datadist.integrations.vllm.layout import Layout, Part
 
 
 def layout(*, layers=("a", "b"), block_size=32, rank=0, addrs=(1, 2), num_blocks=10):

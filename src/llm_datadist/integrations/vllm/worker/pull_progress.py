@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llm_datadist import LLMException
-    from llm_datadist.integrations.vllm.layout import Layout
-    from llm_datadist.integrations.vllm.orders import Load
+    from llm_datadist.integrations.vllm.kv_layout import Layout
+    from llm_datadist.integrations.vllm.step_orders import Load
 
 __all__ = ["Pieces", "num_before_faults"]
 

@@ -1,0 +1,1 @@
+"""Scheduler side: decides which requests are transferred and orders the workers to do it."""
