@@ -1,16 +1,9 @@
 """Links between instances: setting up, finding, and ending them."""
 
-from llm_datadist._links.delegate import (
-    DomainHello,
-    Hooks,
-    LinkData,
-    LinkDelegate,
-    LinkResult,
-    Peer,
-    Refusal,
-)
-from llm_datadist._links.link import Link, LinkState, same_place
+from llm_datadist._links.delegate import Hooks, LinkDelegate, Refusal
+from llm_datadist._links.link import Link, LinkData, LinkResult, LinkState, Peer, same_place
 from llm_datadist._links.table import LinkTable
+from llm_datadist._protocol.messages import DomainHello
 
 __all__ = [
     "DomainHello",

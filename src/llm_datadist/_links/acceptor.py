@@ -14,10 +14,11 @@ from llm_datadist._control.deadline import Deadline
 from llm_datadist._control.sockets import descriptor_share, printed
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.context import CLUSTERS, SetupError
-from llm_datadist._links.delegate import Peer, Refusal
-from llm_datadist._links.lanes import LaneSession, LaneTerms
+from llm_datadist._links.delegate import Refusal
+from llm_datadist._links.lane_terms import LaneTerms
+from llm_datadist._links.lanes import LaneSession
 from llm_datadist._links.ledger import Setup, WithdrawnError
-from llm_datadist._links.link import Link
+from llm_datadist._links.link import Link, Peer
 from llm_datadist._protocol.codec import ProtocolError
 from llm_datadist._protocol.handshake import Handshake, SecretMismatchError, Side, fresh_nonce
 from llm_datadist._protocol.messages import (

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, final
 
 from llm_datadist._control.sockets import plain_address, printed, resolve
 from llm_datadist._errors import LLMStatusCode
-from llm_datadist._links.delegate import LinkResult
 from llm_datadist._links.dialer import DialRequest, dial
-from llm_datadist._links.link import same_place
+from llm_datadist._links.link import LinkResult, same_place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

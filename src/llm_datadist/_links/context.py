@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from llm_datadist._control.loop import ControlLoop
     from llm_datadist._control.sockets import Address
-    from llm_datadist._links.delegate import Hooks, LinkData, LinkDelegate, Peer
-    from llm_datadist._links.lanes import LaneSink, OpenLanes
+    from llm_datadist._links.delegate import Hooks, LinkDelegate
+    from llm_datadist._links.lane_terms import LaneSink, OpenLanes
+    from llm_datadist._links.link import LinkData, Peer
     from llm_datadist._options import Config
 
 __all__ = ["CLUSTERS", "Connecting", "LinkContext", "SetupError"]

@@ -7,45 +7,17 @@ it must come to an end by itself.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, final
-
-from llm_datadist._errors import LLMStatusCode
-from llm_datadist._protocol.messages import DomainHello
+from typing import TYPE_CHECKING, Protocol, final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from llm_datadist._control.sockets import Address
-    from llm_datadist._links.link import Link
+    from llm_datadist._errors import LLMStatusCode
+    from llm_datadist._links.link import Link, LinkData, Peer
     from llm_datadist._protocol.lane_auth import OpenLane
+    from llm_datadist._protocol.messages import DomainHello
 
-__all__ = ["DomainHello", "Hooks", "LinkData", "LinkDelegate", "LinkResult", "Peer", "Refusal"]
-
-#: What a delegate keeps for a link; never looked into here.
-LinkData: TypeAlias = Any
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """The other end of a link.
-
-    Attributes:
-        cluster_id: Its id; may equal our own.
-        incarnation: Random number of this life of it.
-        address: Where it listens, as far as known, else where it connected from.
-        dialed: Whether we opened the link.
-        is_self: Whether it is this very instance; its link has two ends here, each with its own
-        data.
-        page_proof: What its published page shows for this link, if it runs on this host.
-    """
-
-    cluster_id: int
-    incarnation: int
-    address: Address
-    dialed: bool
-    is_self: bool
-    page_proof: bytes = b""
+__all__ = ["Hooks", "LinkDelegate", "Refusal"]
 
 
 class LinkDelegate(Protocol):
@@ -120,27 +92,6 @@ class LinkDelegate(Protocol):
     def disconnect(self, data: LinkData) -> None:
         """End a link; when it returns no transfer of that link touches memory. Once per connect."""
         ...
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class LinkResult:
-    """Outcome for one peer.
-
-    Attributes:
-        status: LLM_SUCCESS, or what failed.
-        reason: For a failure: the peer's address, what happened, what to do.
-        link: The link when there is one.
-    """
-
-    status: LLMStatusCode
-    reason: str = ""
-    link: Link | None = None
-
-    @property
-    def is_ok(self) -> bool:
-        """Whether it is LLM_SUCCESS."""
-        return self.status is LLMStatusCode.LLM_SUCCESS
 
 
 @final

@@ -27,7 +27,7 @@ from llm_datadist._protocol.messages import Reopen
 
 if TYPE_CHECKING:
     from llm_datadist._links.context import LinkContext
-    from llm_datadist._links.lanes import LanePlace, LaneRoute, OpenLanes, ProvenLane
+    from llm_datadist._links.lane_terms import LanePlace, LaneRoute, OpenLanes, ProvenLane
     from llm_datadist._links.link import Link
 
 __all__ = ["Healing"]

@@ -6,13 +6,13 @@ import asyncio
 import math
 import secrets
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, final
+from typing import TYPE_CHECKING, final
 
 from llm_datadist._control.connection import PeerClosedError
 from llm_datadist._control.deadline import Deadline
 from llm_datadist._control.dial import connect_resolved
 from llm_datadist._control.tls import SecureSocket, shake_hands
+from llm_datadist._links.lane_terms import ProvenLane, all_places
 from llm_datadist._protocol.codec import Kind, ProtocolError, encode_preamble
 from llm_datadist._protocol.handshake import Side
 from llm_datadist._protocol.lane_auth import (
@@ -20,8 +20,6 @@ from llm_datadist._protocol.lane_auth import (
     LANE_HELLO_BYTES,
     LANE_PROOF_BYTES,
     LaneHello,
-    LaneKeys,
-    OpenLane,
     answer_lane,
     check_answer,
     check_proof,
@@ -38,90 +36,14 @@ if TYPE_CHECKING:
     from llm_datadist._control.listener import Visit
     from llm_datadist._control.relay import CarriedLane, Relays
     from llm_datadist._links.context import LinkContext
+    from llm_datadist._links.lane_terms import LanePlace, LaneRoute, LaneTerms, OpenLanes
+    from llm_datadist._protocol.lane_auth import OpenLane
 
 __all__ = [
-    "LanePlace",
-    "LaneRoute",
     "LaneSession",
-    "LaneSink",
-    "LaneTerms",
-    "OpenLanes",
-    "ProvenLane",
-    "all_places",
     "open_lanes",
     "receive_lane",
 ]
-
-#: (lanes on which we ask, lanes on which the peer asks)
-OpenLanes: TypeAlias = tuple[list[OpenLane], list[OpenLane]]
-#: (which end serves, index)
-LanePlace: TypeAlias = tuple[Side, int]
-#: (family, socket address, source ip or None)
-LaneRoute: TypeAlias = tuple[int, tuple[Any, ...], str | None]
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class ProvenLane:
-    """A connection that has proved itself.
-
-    Attributes:
-        sock: What becomes the native core's.
-        keys: Of the tags of its frames.
-        clock_offset_ns: See OpenLane.
-    """
-
-    sock: socket.socket | CarriedLane
-    keys: LaneKeys = field(repr=False)
-    clock_offset_ns: int
-
-    def detach(self) -> OpenLane:
-        """Return it for the delegate, who owns it then."""
-        return OpenLane(self.sock.detach(), self.keys, self.clock_offset_ns)
-
-    def close(self) -> None:
-        """Close it, instead of `detach`. Idempotent."""
-        self.sock.close()
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class LaneTerms:
-    """What the two ends of a link agreed about its lanes; good for as long as it lives.
-
-    Attributes:
-        num_lanes: In each direction.
-        session: Number that the lanes name.
-        key: What they have to prove.
-        route: How the dialing end reaches the other; None on the accepting end.
-        relays: What encrypts their bytes; None when nothing does.
-    """
-
-    num_lanes: int
-    session: bytes
-    key: bytes = field(repr=False)
-    route: LaneRoute | None = None
-    relays: Relays | None = None
-
-
-class LaneSink(Protocol):
-    """Where lanes of one session go, on the accepting end."""
-
-    @property
-    def key(self) -> bytes:
-        """What they have to prove."""
-
-    @property
-    def relays(self) -> Relays | None:
-        """What encrypts their bytes."""
-
-    def fill(self, place: LanePlace, lane: ProvenLane) -> None:
-        """Take a proven lane; an exception refuses it."""
-
-
-def all_places(num_lanes: int) -> list[LanePlace]:
-    """Return the places of the lanes of a new link."""
-    return [(side, index) for side in Side for index in range(num_lanes)]
 
 
 @final

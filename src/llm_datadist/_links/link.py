@@ -6,20 +6,47 @@ import asyncio
 import ipaddress
 import threading
 import time
+from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
 
 from llm_datadist._control.sockets import plain_address, printed
+from llm_datadist._errors import LLMStatusCode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from llm_datadist._control.connection import Conversation
     from llm_datadist._control.sockets import Address
-    from llm_datadist._links.delegate import LinkData, Peer
-    from llm_datadist._links.lanes import LaneTerms
+    from llm_datadist._links.lane_terms import LaneTerms
 
-__all__ = ["TRANSITIONS", "Link", "LinkState", "same_place"]
+__all__ = ["TRANSITIONS", "Link", "LinkData", "LinkResult", "LinkState", "Peer", "same_place"]
+
+#: What a delegate keeps for a link; never looked into here.
+LinkData: TypeAlias = Any
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The other end of a link.
+
+    Attributes:
+        cluster_id: Its id; may equal our own.
+        incarnation: Random number of this life of it.
+        address: Where it listens, as far as known, else where it connected from.
+        dialed: Whether we opened the link.
+        is_self: Whether it is this same instance; both ends of the link are in this table then,
+            each with its own data.
+        page_proof: What its published page shows for this link, if it runs on this host.
+    """
+
+    cluster_id: int
+    incarnation: int
+    address: Address
+    dialed: bool
+    is_self: bool
+    page_proof: bytes = b""
 
 
 class LinkState(Enum):
@@ -176,6 +203,27 @@ class Link:
             f"Link(cluster_id={self.cluster_id}, address={printed(self.address)!r}, "
             f"link_id={self.link_id}, state={self.state.name})"
         )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LinkResult:
+    """Outcome for one peer.
+
+    Attributes:
+        status: LLM_SUCCESS, or what failed.
+        reason: For a failure: the peer's address, what happened, what to do.
+        link: The link when there is one.
+    """
+
+    status: LLMStatusCode
+    reason: str = ""
+    link: Link | None = None
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether it is LLM_SUCCESS."""
+        return self.status is LLMStatusCode.LLM_SUCCESS
 
 
 def same_place(one: Address, other: Address) -> bool:

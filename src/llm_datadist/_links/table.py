@@ -19,7 +19,7 @@ from llm_datadist._errors import LLMException, LLMStatusCode, fail
 from llm_datadist._links.acceptor import receive_link
 from llm_datadist._links.clusters import Clusters
 from llm_datadist._links.context import LinkContext
-from llm_datadist._links.delegate import Hooks, LinkResult
+from llm_datadist._links.delegate import Hooks
 from llm_datadist._links.failures import finalized, timed_out
 from llm_datadist._links.heartbeat import Heartbeat
 from llm_datadist._links.lanes import receive_lane
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.delegate import LinkDelegate
-    from llm_datadist._links.link import Link
+    from llm_datadist._links.link import Link, LinkResult
     from llm_datadist._options import Config
     from llm_datadist._protocol.messages import DomainHello
     from llm_datadist._types import LLMClusterInfo
@@ -79,7 +79,9 @@ class LinkTable:
             cluster_id, config, incarnation, delegate, self.hooks, self._control
         )
         self._upkeep = Upkeep(self._context)
-        self._relinks = self._upkeep.relinks = Relinks(self._context, self._upkeep)
+        self._relinks = Relinks(self._context, self._upkeep)
+        self._upkeep.on_linked = self._relinks.linked
+        self._upkeep.on_lost = self._relinks.begin
         self._clusters = Clusters(self._context, self._upkeep, self._relinks)
         doorway = Doorway(
             self._control,

@@ -13,9 +13,8 @@ from llm_datadist._control.deadline import Deadline
 from llm_datadist._control.sockets import printed
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.context import SetupError
-from llm_datadist._links.delegate import LinkResult
 from llm_datadist._links.healing import Healing
-from llm_datadist._links.link import Link, LinkState
+from llm_datadist._links.link import Link, LinkResult, LinkState
 from llm_datadist._protocol.codec import ProtocolError
 from llm_datadist._protocol.messages import (
     Notify,
@@ -27,15 +26,14 @@ from llm_datadist._protocol.messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from concurrent.futures import Future
 
     from llm_datadist._control.connection import ControlConnection
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.context import LinkContext
-    from llm_datadist._links.delegate import LinkData, Peer
-    from llm_datadist._links.lanes import LaneTerms
-    from llm_datadist._links.relink import Relinks
+    from llm_datadist._links.lane_terms import LaneTerms
+    from llm_datadist._links.link import LinkData, Peer
     from llm_datadist._protocol.messages import Message
 
 __all__ = ["Upkeep"]
@@ -57,14 +55,16 @@ class Upkeep:
 
     Attributes:
         healing: Opens lost lanes of links that are up.
-        relinks: Makes lost links again; told of each that is lost and each that is installed.
+        on_linked: Called with each link that is installed. Set before the first one.
+        on_lost: Called with each link that is lost, not with those that an end unlinks.
     """
 
     def __init__(self, context: LinkContext) -> None:
         self._context = context
         self._ledger = context.ledger
         self.healing = Healing(context)
-        self.relinks: Relinks | None = None
+        self.on_linked: Callable[[Link], None] = lambda link: None
+        self.on_lost: Callable[[Link], None] = lambda link: None
         self._abandoned = False
 
     def install(
@@ -97,8 +97,7 @@ class Upkeep:
         link.enter(LinkState.LINKED)
         self._ledger.add(link)
         self.healing.admit(link)
-        if self.relinks is not None:
-            self.relinks.linked(link)
+        self.on_linked(link)
         self._context.control.spawn(conversation.run())
         logger.info(
             "linked to cluster %d at %s (incarnation %016x, link %d)",
@@ -225,8 +224,7 @@ class Upkeep:
         logger.warning(
             "link to cluster %d at %s lost: %s", link.cluster_id, printed(link.address), reason
         )
-        if self.relinks is not None:
-            self.relinks.begin(link)
+        self.on_lost(link)
 
     def _leave(self, link: Link, state: LinkState, reason: str, *, tell_hook: bool = False) -> None:
         self._ledger.remove(link)

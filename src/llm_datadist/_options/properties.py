@@ -6,7 +6,7 @@ Source: api.md 3.
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import TYPE_CHECKING, Generic, TypeVar, overload
+from typing import Generic, TypeVar, overload
 
 from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._types.checks import (
@@ -17,9 +17,6 @@ from llm_datadist._types.checks import (
     check_str,
     wrong_type,
 )
-
-if TYPE_CHECKING:
-    from llm_datadist._options.config import LLMConfig
 
 __all__ = ["Bool", "DeviceIds", "Int", "Milliseconds", "Property", "Str", "Utilization"]
 
@@ -44,15 +41,15 @@ class Property(Generic[_T]):
     @overload
     def __get__(self, config: None, owner: type) -> Property[_T]: ...
     @overload
-    def __get__(self, config: LLMConfig, owner: type) -> _T | None: ...
-    def __get__(self, config: LLMConfig | None, owner: type) -> Property[_T] | _T | None:
+    def __get__(self, config: object, owner: type) -> _T | None: ...
+    def __get__(self, config: object, owner: type) -> Property[_T] | _T | None:
         if config is None:
             return self
         # A data descriptor comes before the instance's dictionary, so that can hold the value.
         value: _T | None = vars(config).get(self.name)
         return value
 
-    def __set__(self, config: LLMConfig, value: _T) -> None:
+    def __set__(self, config: object, value: _T) -> None:
         vars(config)[self.name] = self.check(value)
 
     def check(self, value: _T) -> _T:
