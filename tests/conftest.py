@@ -73,7 +73,7 @@ def unexpected_log(request):
 @pytest.fixture(autouse=True)
 def alone_on_host(monkeypatch):
     """Let no test depend on who else uses this host: listening warns when other users do."""
-    monkeypatch.setattr("llm_datadist._links.listening.has_other_users", lambda: False)
+    monkeypatch.setattr("llm_datadist._links.listeners.has_other_users", lambda: False)
 
 
 @pytest.hookimpl(wrapper=True)

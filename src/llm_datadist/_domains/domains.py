@@ -19,9 +19,9 @@ import time
 from typing import TYPE_CHECKING, Final, final
 
 from llm_datadist._domains.arguments import check_comm_id, check_terms
-from llm_datadist._domains.dialer import Dialer
+from llm_datadist._domains.dial_rounds import Dialer
 from llm_datadist._domains.domain import Domain, Pair
-from llm_datadist._domains.listening import Listening
+from llm_datadist._domains.domain_listener import Listening
 from llm_datadist._domains.rendezvous import Outcome, Rendezvous
 from llm_datadist._errors import LLMException, LLMStatusCode, fail
 from llm_datadist._links import Refusal

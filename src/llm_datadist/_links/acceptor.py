@@ -15,10 +15,10 @@ from llm_datadist._control.sockets import descriptor_share, printed
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.context import CLUSTERS, SetupError
 from llm_datadist._links.delegate import Refusal
+from llm_datadist._links.lane_setup import LaneSession
 from llm_datadist._links.lane_terms import LaneTerms
-from llm_datadist._links.lanes import LaneSession
-from llm_datadist._links.ledger import Setup, WithdrawnError
 from llm_datadist._links.link import Link, Peer
+from llm_datadist._links.state import Setup, WithdrawnError
 from llm_datadist._protocol.codec import ProtocolError
 from llm_datadist._protocol.handshake import Handshake, SecretMismatchError, Side, fresh_nonce
 from llm_datadist._protocol.messages import (
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from llm_datadist._control.listener import Visit
     from llm_datadist._control.relay import Relays
     from llm_datadist._links.context import LinkContext
-    from llm_datadist._links.upkeep import Upkeep
+    from llm_datadist._links.lifecycle import Upkeep
 
 __all__ = ["receive_link"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from llm_datadist._control.relay import Relays
 from llm_datadist._errors import LLMException, LLMStatusCode
-from llm_datadist._links.ledger import Ledger
+from llm_datadist._links.state import Ledger
 from llm_datadist._types.checks import INT32_MAX
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from llm_datadist._control.tls import TlsError, shake_hands
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.call import Call
 from llm_datadist._links.context import CLUSTERS, SetupError
+from llm_datadist._links.lane_setup import open_lanes
 from llm_datadist._links.lane_terms import LaneTerms, all_places
-from llm_datadist._links.lanes import open_lanes
-from llm_datadist._links.ledger import Relink, Setup, WithdrawnError
 from llm_datadist._links.link import LinkResult, Peer
+from llm_datadist._links.state import Relink, Setup, WithdrawnError
 from llm_datadist._protocol.codec import Kind, ProtocolError, encode_preamble
 from llm_datadist._protocol.handshake import (
     SecretMismatchError,
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.context import LinkContext
     from llm_datadist._links.lane_terms import LaneRoute, OpenLanes
+    from llm_datadist._links.lifecycle import Upkeep
     from llm_datadist._links.link import Link
-    from llm_datadist._links.upkeep import Upkeep
     from llm_datadist._protocol.messages import DomainHello
 
 __all__ = ["DialRequest", "dial"]

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llm_datadist._links.context import LinkContext
+    from llm_datadist._links.lifecycle import Upkeep
     from llm_datadist._links.link import Link
-    from llm_datadist._links.upkeep import Upkeep
 
 __all__ = ["Heartbeat"]
 

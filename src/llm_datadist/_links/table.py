@@ -17,15 +17,15 @@ from llm_datadist._control.loop import ControlLoop
 from llm_datadist._control.sockets import printed
 from llm_datadist._errors import LLMException, LLMStatusCode, fail
 from llm_datadist._links.acceptor import receive_link
-from llm_datadist._links.clusters import Clusters
 from llm_datadist._links.context import LinkContext
 from llm_datadist._links.delegate import Hooks
 from llm_datadist._links.failures import finalized, timed_out
 from llm_datadist._links.heartbeat import Heartbeat
-from llm_datadist._links.lanes import receive_lane
-from llm_datadist._links.listening import Listening
-from llm_datadist._links.relink import Relinks
-from llm_datadist._links.upkeep import Upkeep
+from llm_datadist._links.lane_setup import receive_lane
+from llm_datadist._links.lifecycle import Upkeep
+from llm_datadist._links.listeners import Listening
+from llm_datadist._links.reconnect import Relinks
+from llm_datadist._links.requests import Clusters
 from llm_datadist._logs import later
 from llm_datadist._protocol.codec import Kind
 from llm_datadist._protocol.messages import Notify

@@ -281,7 +281,7 @@ MUTATIONS = (
         "what no correct peer says ends its link",
         (
             Edit(
-                "src/llm_datadist/_links/upkeep.py",
+                "src/llm_datadist/_links/lifecycle.py",
                 "except ProtocolError:\n            raise",
                 "except ProtocolError:\n            return None",
             ),

@@ -9,7 +9,7 @@ PLACES = ("127.0.0.1:0", "0.0.0.0:0")
 
 @pytest.fixture
 def others(monkeypatch):
-    monkeypatch.setattr("llm_datadist._links.listening.has_other_users", lambda: True)
+    monkeypatch.setattr("llm_datadist._links.listeners.has_other_users", lambda: True)
 
 
 def warnings(caplog):

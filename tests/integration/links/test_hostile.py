@@ -13,7 +13,7 @@ import pytest
 
 from llm_datadist import LLMStatusCode
 from llm_datadist._control import listener
-from llm_datadist._links import acceptor, ledger
+from llm_datadist._links import acceptor, state
 from llm_datadist._protocol.codec import (
     MAX_GREETING_BYTES,
     Kind,
@@ -279,7 +279,7 @@ def test_lanes_of_a_set_up_that_ended_are_closed(linked, intruder):
 @pytest.fixture
 def impatient(monkeypatch):
     """Give a set-up that stalls a moment only."""
-    monkeypatch.setattr(ledger, "STALL_SECONDS", 0.1)
+    monkeypatch.setattr(state, "STALL_SECONDS", 0.1)
 
 
 @pytest.mark.parametrize("cluster_id", [66, 67], ids=["same id", "another id"])

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from llm_datadist._control.deadline import Deadline
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.context import LinkContext
+    from llm_datadist._links.lifecycle import Upkeep
     from llm_datadist._links.link import Link
-    from llm_datadist._links.relink import Relinks
-    from llm_datadist._links.upkeep import Upkeep
+    from llm_datadist._links.reconnect import Relinks
     from llm_datadist._protocol.messages import DomainHello
     from llm_datadist._types import LLMClusterInfo
 

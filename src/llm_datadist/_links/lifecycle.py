@@ -13,7 +13,7 @@ from llm_datadist._control.deadline import Deadline
 from llm_datadist._control.sockets import printed
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.context import SetupError
-from llm_datadist._links.healing import Healing
+from llm_datadist._links.lane_repair import Healing
 from llm_datadist._links.link import Link, LinkResult, LinkState
 from llm_datadist._protocol.codec import ProtocolError
 from llm_datadist._protocol.messages import (

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, final
 from llm_datadist._control.connection import PeerClosedError
 from llm_datadist._control.deadline import Deadline
 from llm_datadist._control.sockets import printed
-from llm_datadist._links.lanes import open_lanes
+from llm_datadist._links.lane_setup import open_lanes
 from llm_datadist._protocol.codec import ProtocolError
 from llm_datadist._protocol.handshake import Side
 from llm_datadist._protocol.messages import Reopen

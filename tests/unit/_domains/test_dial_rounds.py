@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from llm_datadist import LLMException
-from llm_datadist._domains.dialer import SETUPS_AT_ONCE, Dialer
+from llm_datadist._domains.dial_rounds import SETUPS_AT_ONCE, Dialer
 
 
 class Rounds:

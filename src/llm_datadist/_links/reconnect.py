@@ -24,14 +24,14 @@ from llm_datadist._control.sockets import printed
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.context import CLUSTERS
 from llm_datadist._links.dialer import DialRequest, dial
-from llm_datadist._links.ledger import Relink
+from llm_datadist._links.state import Relink
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from llm_datadist._links.context import LinkContext
+    from llm_datadist._links.lifecycle import Upkeep
     from llm_datadist._links.link import Link
-    from llm_datadist._links.upkeep import Upkeep
 
 __all__ = ["Relinks"]
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from llm_datadist._links.listening import has_other_users
+from llm_datadist._links.listeners import has_other_users
 
 
 class Process:
