@@ -1,13 +1,13 @@
 """Every backend keeps the contract of `_backends/base.py`, with processes and with threads."""
 
 import pytest
-from nixl_backends import NEEDS_NIXL, make_nixl
 
 from llm_datadist._backends.fault import FaultBackend
 from llm_datadist._backends.fault_policy import FaultPolicy
 from llm_datadist._backends.host import HostBackend
 from llm_datadist._backends.tcp import TcpBackend
 from llm_datadist.testing.conformance import CHECKS, NEEDS_PROCESS, run_check
+from support.nixl_backends import NEEDS_NIXL, make_nixl
 
 
 def make_host(node):

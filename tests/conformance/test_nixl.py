@@ -1,9 +1,9 @@
 """NIXL keeps the contract over each transport that UCX has for host memory."""
 
 import pytest
-from nixl_backends import NEEDS_NIXL, make_nixl
 
 from llm_datadist.testing import conformance
+from support.nixl_backends import NEEDS_NIXL, make_nixl
 
 FAILURES = {
     name

@@ -3,10 +3,10 @@ in a process whose driver is one that stands in for it.
 """
 
 import pytest
-from gpu import STAND_IN, Gpu, load
-from instances import finalize, linked_sides
 
 from llm_datadist._backends.nixl.agent import Agent
+from support.gpu import STAND_IN, Gpu, load
+from support.instances import finalize, linked_sides
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,12 @@ import sys
 
 import numpy as np
 import pytest
-from gpu import HERE, STAND_IN
-from instances import Held, failing, pattern, zeros
-from nixl_backends import NEEDS_NIXL
 
 from llm_datadist import CacheDesc, DataType, Placement
 from llm_datadist._plan import Plan
+from support.gpu import HERE, STAND_IN
+from support.instances import Held, failing, pattern, zeros
+from support.nixl_backends import NEEDS_NIXL
 
 pytestmark = [NEEDS_NIXL, pytest.mark.gpu]
 

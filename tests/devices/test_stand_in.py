@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from gpu import HERE, STAND_IN, load
-from nixl_backends import NEEDS_NIXL
+
+from support.gpu import HERE, STAND_IN, load
+from support.nixl_backends import NEEDS_NIXL
 
 TESTS = HERE.parent
 

@@ -13,9 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from gpu import Gpu, load
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from llm_datadist import (
     BlocksCacheKey,
@@ -27,6 +25,7 @@ from llm_datadist import (
     LLMRole,
     LLMStatusCode,
 )
+from support.gpu import Gpu, load
 
 
 def instance(role, cluster_id, backend):

@@ -1,9 +1,10 @@
 """Two instances with a proxy between them."""
 
 import pytest
-from proxy import Proxy
-from rig import BLOCKS, TIMEOUT_MS, WORDS, Rig, forget
-from station import OK, Station
+
+from support.proxy import Proxy
+from support.rig import BLOCKS, TIMEOUT_MS, WORDS, Rig, forget
+from support.station import OK, Station
 
 
 @pytest.fixture

@@ -14,9 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from instances import Side, cluster_info, eventually, finalize, initialised, link
-from proxy import Fault, Proxy
-from rig import forget
 
 from llm_datadist import (
     BlocksCacheKey,
@@ -35,6 +32,9 @@ from llm_datadist import (
     TransferConfig,
 )
 from llm_datadist.testing import Killed, PeerGroup
+from support.instances import Side, cluster_info, eventually, finalize, initialised, link
+from support.proxy import Fault, Proxy
+from support.rig import forget
 
 LONG = bool(os.environ.get("LDD_LONG"))
 TABLE = Path(__file__).parents[2] / "docs/reference/bounds.md"

@@ -1,12 +1,12 @@
 """Bytes that change on the wire: not noticed without checksums, never success with them."""
 
 import pytest
-from proxy import Fault
-from rig import BLOCKS, EVERY, WORDS
-from station import OK
 
 from llm_datadist import LLMException
 from llm_datadist._protocol.codec import Kind
+from support.proxy import Fault
+from support.rig import BLOCKS, EVERY, WORDS
+from support.station import OK
 
 #: Into the payload, beyond the request or the first chunk's header; of one lane.
 AFTER = 40_000

@@ -9,11 +9,11 @@ import subprocess
 import time
 
 import pytest
-from proxy import Fault, Proxy
-from station import OK, RemoteStation, Station, digest, pattern
 
 from llm_datadist._protocol.codec import Kind
 from llm_datadist.testing import PeerGroup
+from support.proxy import Fault, Proxy
+from support.station import OK, RemoteStation, Station, digest, pattern
 
 BLOCKS, WORDS = 16, 2048  # of each of 4 tensors: 1 MiB in all
 EVERY = list(range(BLOCKS))

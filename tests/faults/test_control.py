@@ -4,11 +4,11 @@ import os
 import time
 
 import pytest
-from proxy import Fault
-from rig import EVERY, LATE_S, NOISE_S, TIMEOUT_MS
-from station import OK
 
 from llm_datadist._protocol.codec import Kind
+from support.proxy import Fault
+from support.rig import EVERY, LATE_S, NOISE_S, TIMEOUT_MS
+from support.station import OK
 
 LONG = bool(os.environ.get("LDD_LONG"))
 LINK_MS = 500

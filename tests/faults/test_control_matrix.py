@@ -9,11 +9,11 @@ import time
 from typing import NamedTuple
 
 import pytest
-from proxy import Fault
-from rig import LATE_S, NOISE_S, TIMEOUT_MS
-from station import OK
 
 from llm_datadist._protocol.codec import Kind
+from support.proxy import Fault
+from support.rig import LATE_S, NOISE_S, TIMEOUT_MS
+from support.station import OK
 
 LONG = bool(os.environ.get("LDD_LONG"))
 DEADLINE_S = TIMEOUT_MS / 1000

@@ -7,13 +7,13 @@ their relays in another way, and what is different: a changed byte is noticed.
 import os
 
 import pytest
-from authority import Authority
-from operations import Operation, recovered, spoilt_run
-from proxy import Fault
-from rig import BLOCKS, EVERY, LATE_S, NOISE_S, TIMEOUT_MS, WORDS
-from station import OK, pattern
 
 from llm_datadist._protocol.codec import Kind
+from support.authority import Authority
+from support.operations import Operation, recovered, spoilt_run
+from support.proxy import Fault
+from support.rig import BLOCKS, EVERY, LATE_S, NOISE_S, TIMEOUT_MS, WORDS
+from support.station import OK, pattern
 
 LONG = bool(os.environ.get("LDD_LONG"))
 BROKEN = {"LLM_LINK_FAILED", OK}

@@ -11,9 +11,6 @@ import threading
 import time
 
 import pytest
-from proxy import Proxy
-from rig import EVERY, forget
-from station import OK, Station, digest, pattern
 
 from llm_datadist._control import listener
 from llm_datadist._protocol.codec import (
@@ -32,6 +29,9 @@ from llm_datadist._protocol.lane_auth import (
     fresh_lane_nonce,
 )
 from llm_datadist._protocol.messages import PROTOCOL_VERSION, SESSION_BYTES, Hello, Ping
+from support.proxy import Proxy
+from support.rig import EVERY, forget
+from support.station import OK, Station, digest, pattern
 
 CONTROL, LANE = encode_preamble(Kind.CONTROL), encode_preamble(Kind.LANE)
 SECRET = "correct horse battery staple"

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from intruder import Intruder, is_closed
-from rig import EVERY, forget
-from station import OK, Station, digest, pattern
 
 from llm_datadist._backends.host import HostMetadata, boot_id, pid_namespace
 from llm_datadist._engine.engine import Endpoint
 from llm_datadist._protocol.codec import encode_frame
 from llm_datadist._protocol.handshake import Side
 from llm_datadist._protocol.messages import Notify, Ping, Pong, Reject, Request
+from support.intruder import Intruder, is_closed
+from support.rig import EVERY, forget
+from support.station import OK, Station, digest, pattern
 
 SECRET = "correct horse battery staple"
 OPTIONS = {"link_secret": SECRET, "blocks": 16, "words": 2048, "sync_kv_timeout": 1000}

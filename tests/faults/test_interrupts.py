@@ -9,10 +9,10 @@ import threading
 import time
 
 import pytest
-from instances import Side, finalize, link
 
 from llm_datadist import BlocksCacheKey, LLMException
 from llm_datadist.testing import PeerGroup
+from support.instances import Side, finalize, link
 
 SYNC_MS = 20_000
 PROMPT_S = 1.0  # 0.2 s on a quiet machine

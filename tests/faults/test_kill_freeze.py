@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from authority import Authority
-from nixl_backends import NEEDS_NIXL
-from rig import LATE_S, NOISE_S
-from station import OK, TENSORS, RemoteStation, digest
 
 from llm_datadist.testing import Killed, PeerFailed, PeerGroup
+from support.authority import Authority
+from support.nixl_backends import NEEDS_NIXL
+from support.rig import LATE_S, NOISE_S
+from support.station import OK, TENSORS, RemoteStation, digest
 
 LONG = bool(os.environ.get("LDD_LONG"))
 MOMENTS = int(os.environ.get("LDD_MOMENTS", "200" if LONG else "2"))

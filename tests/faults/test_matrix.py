@@ -9,12 +9,12 @@ import time
 from typing import NamedTuple
 
 import pytest
-from operations import Operation, recovered, spoilt_run
-from proxy import Fault
-from rig import BLOCKS, LATE_S, NOISE_S, QUIET_S, TIMEOUT_MS, WORDS
-from station import OK, pattern
 
 from llm_datadist._protocol.codec import Kind
+from support.operations import Operation, recovered, spoilt_run
+from support.proxy import Fault
+from support.rig import BLOCKS, LATE_S, NOISE_S, QUIET_S, TIMEOUT_MS, WORDS
+from support.station import OK, pattern
 
 LONG = bool(os.environ.get("LDD_LONG"))
 BROKEN = {"LLM_LINK_FAILED", OK}  # a lane broke under it, or it went over the others

@@ -5,7 +5,6 @@ import time
 
 import numpy as np
 import pytest
-from instances import BACKENDS, Side, cluster_info, eventually, finalize, link, linked_sides
 
 from llm_datadist import (
     BlocksCacheKey,
@@ -18,6 +17,7 @@ from llm_datadist import (
     TransferConfig,
 )
 from llm_datadist.testing import FaultPolicy, FaultRule, inject_faults
+from support.instances import BACKENDS, Side, cluster_info, eventually, finalize, link, linked_sides
 
 TIMEOUT_S = 0.4
 LATE_S = 0.1 + 1.0  # what is promised, and what a busy machine adds

@@ -10,12 +10,12 @@ import struct
 import time
 
 import pytest
-from framing import Tags
-from proxy import Proxy
-from rig import EVERY, forget
-from station import OK, Station, digest, pattern
 
 from llm_datadist._protocol.codec import Kind
+from support.framing import Tags
+from support.proxy import Proxy
+from support.rig import EVERY, forget
+from support.station import OK, Station, digest, pattern
 
 OPTIONS = {"link_secret": "correct horse battery staple", "blocks": 16, "words": 2048}
 ANY_ENTRY = 0xFFFFFFFF

@@ -13,11 +13,11 @@ import time
 import msgspec
 import numpy as np
 import pytest
-from worker_sides import BLOCKS, KEY, Side, load_of, offered
 
 from llm_datadist.integrations.vllm.kv_transfer_params import Offer
 from llm_datadist.integrations.vllm.step_orders import Orders
 from llm_datadist.testing import PeerGroup
+from support.vllm.worker_sides import BLOCKS, KEY, Side, load_of, offered
 
 PAGE = 1 << 20
 REQUESTS = 4

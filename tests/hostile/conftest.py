@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from attackers import Attacker, Remote
-from authority import Authority
-from rig import forget
-from station import OK, digest, pattern
-from victims import BLOCKS, EVERY, WORDS, Victim
 
-from hostile import POSTURES, Posture
 from llm_datadist.testing import PeerGroup
+from support.authority import Authority
+from support.hostile.attackers import Attacker, Remote
+from support.hostile.peer import POSTURES, Posture
+from support.hostile.victims import BLOCKS, EVERY, WORDS, Victim
+from support.rig import forget
+from support.station import OK, digest, pattern
 
 SECRET = "correct horse battery staple"
 

@@ -11,19 +11,19 @@ import time
 
 import msgspec
 import pytest
-from forgeries import (
+
+from llm_datadist._engine.messages import Faulted, Marked
+from llm_datadist._protocol.messages import Notify
+from support.hostile.forgeries import (
     guards_of,
     malformed_requests,
     odd_directories,
     requests_outside,
 )
-from station import OK as SUCCESS
-from victims import EVERY as ALL
-from victims import Victim
-
-from hostile import CONSUME, GONE, OK, PAGE, PROTOCOL, PUSH, READ, VERSION, WRITE
-from llm_datadist._engine.messages import Faulted, Marked
-from llm_datadist._protocol.messages import Notify
+from support.hostile.peer import CONSUME, GONE, OK, PAGE, PROTOCOL, PUSH, READ, VERSION, WRITE
+from support.hostile.victims import EVERY as ALL
+from support.hostile.victims import Victim
+from support.station import OK as SUCCESS
 
 pytestmark = [
     pytest.mark.slow,

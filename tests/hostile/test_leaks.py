@@ -10,14 +10,14 @@ import contextlib
 import time
 
 import pytest
-from attackers import Remote
-from framing import Tags
-from proxy import Proxy
-from station import OK
-from victims import BLOCK_BYTES, EVERY, Victim
 
-from hostile import ANY_ENTRY, NOTHING, READ, request_of
 from llm_datadist._protocol.codec import Kind
+from support.framing import Tags
+from support.hostile.attackers import Remote
+from support.hostile.peer import ANY_ENTRY, NOTHING, READ, request_of
+from support.hostile.victims import BLOCK_BYTES, EVERY, Victim
+from support.proxy import Proxy
+from support.station import OK
 
 pytestmark = [
     pytest.mark.slow,

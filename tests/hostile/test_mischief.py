@@ -11,10 +11,11 @@ import time
 from collections import Counter
 
 import pytest
-from attackers import Remote
-from rig import forget
-from station import OK
-from victims import EVERY, Victim
+
+from support.hostile.attackers import Remote
+from support.hostile.victims import EVERY, Victim
+from support.rig import forget
+from support.station import OK
 
 MINUTES = float(os.environ.get("LDD_HOSTILE_MINUTES") or 0)
 SEED = int(os.environ.get("LDD_SEED") or 1)

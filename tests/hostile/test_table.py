@@ -11,14 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
-from attackers import Attacker, Remote
-from authority import Authority
-from proxy import Fault, Proxy
-from station import OK as SUCCESS
-from victims import BLOCK_BYTES, EVERY, Victim
 
-from hostile import DENIED, OK, POSTURES, READ, WRITE, Posture
 from llm_datadist._protocol.codec import Kind, ProtocolError
+from support.authority import Authority
+from support.hostile.attackers import Attacker, Remote
+from support.hostile.peer import DENIED, OK, POSTURES, READ, WRITE, Posture
+from support.hostile.victims import BLOCK_BYTES, EVERY, Victim
+from support.proxy import Fault, Proxy
+from support.station import OK as SUCCESS
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 NOBODY = 65534

@@ -3,10 +3,10 @@
 import re
 
 import pytest
-from instances import BACKENDS, finalize, linked_sides
-from nixl_backends import NEEDS_NIXL
 
 from llm_datadist import LayerSynchronizer, MemInfo, Memtype, TransferConfig
+from support.instances import BACKENDS, finalize, linked_sides
+from support.nixl_backends import NEEDS_NIXL
 
 _POOL = 16 << 20
 _OVER_NIXL = {"test_pull", "test_push", "test_faults", "test_remap", "test_races"}

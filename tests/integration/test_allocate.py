@@ -4,7 +4,6 @@ import threading
 
 import numpy as np
 import pytest
-from instances import Side, failing, finalize, initialised, link
 
 from llm_datadist import (
     BlocksCacheKey,
@@ -16,6 +15,7 @@ from llm_datadist import (
     LLMStatusCode,
     Placement,
 )
+from support.instances import Side, failing, finalize, initialised, link
 
 PAGE = 1 << 16
 NUM_PAGES = 16

@@ -7,7 +7,6 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 import pytest
-from instances import Side, failing, finalize, link, linked_sides, pattern
 
 from llm_datadist import (
     BlocksCacheKey,
@@ -22,6 +21,7 @@ from llm_datadist import (
 )
 from llm_datadist._engine import checksums
 from llm_datadist.testing import FaultPolicy, FaultRule, inject_faults
+from support.instances import Side, failing, finalize, link, linked_sides, pattern
 
 UNITS = 24
 WORDS = 8192  # blocks of 64 KiB

@@ -7,7 +7,6 @@ import time
 
 import numpy as np
 import pytest
-from instances import Side, finalize, link, pattern
 
 from llm_datadist import (
     BlocksCacheKey,
@@ -17,6 +16,7 @@ from llm_datadist import (
     DataType,
 )
 from llm_datadist.testing import PeerGroup
+from support.instances import Side, finalize, link, pattern
 
 
 def in_threads(*bodies):

@@ -9,7 +9,6 @@ import time
 
 import numpy as np
 import pytest
-from instances import Side, eventually, failing, finalize, link, pattern, succeeds_or
 
 from llm_datadist import (
     BlocksCacheKey,
@@ -23,6 +22,7 @@ from llm_datadist import (
     TransferConfig,
 )
 from llm_datadist.testing import Killed, PeerGroup
+from support.instances import Side, eventually, failing, finalize, link, pattern, succeeds_or
 
 DEADLINE_MS = 300
 SLACK_S = 1.0

@@ -6,9 +6,9 @@ import threading
 import time
 
 import pytest
-from instances import failing, finalize, linked_sides, succeeds_or
 
 from llm_datadist import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
+from support.instances import failing, finalize, linked_sides, succeeds_or
 
 GONE = "LLM_KV_CACHE_NOT_EXIST"
 

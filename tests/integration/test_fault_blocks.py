@@ -2,9 +2,19 @@
 
 import numpy as np
 import pytest
-from instances import PAGE, Pages, Side, eventually, failing, finalize, link, linked_sides, pattern
 
 from llm_datadist import BlocksCacheKey, LLMException, MemInfo, Memtype
+from support.instances import (
+    PAGE,
+    Pages,
+    Side,
+    eventually,
+    failing,
+    finalize,
+    link,
+    linked_sides,
+    pattern,
+)
 
 LOCAL, REMOTE = "LLM_DEVICE_MEM_ERROR", "LLM_SUSPECT_REMOTE_ERROR"
 TENSORS, UNITS = 4, 32

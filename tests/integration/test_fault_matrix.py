@@ -10,7 +10,6 @@ import os
 
 import numpy as np
 import pytest
-from instances import PAGE, Held, Pages, failing, finalize, linked_sides, pattern, protect, replace
 
 from llm_datadist import (
     BlocksCacheKey,
@@ -23,6 +22,17 @@ from llm_datadist import (
     Memtype,
     TransferConfig,
     TransferWithCacheKeyConfig,
+)
+from support.instances import (
+    PAGE,
+    Held,
+    Pages,
+    failing,
+    finalize,
+    linked_sides,
+    pattern,
+    protect,
+    replace,
 )
 
 LOCAL, REMOTE = "LLM_DEVICE_MEM_ERROR", "LLM_SUSPECT_REMOTE_ERROR"

@@ -5,18 +5,6 @@ import time
 
 import numpy as np
 import pytest
-from instances import (
-    PAGE,
-    Pages,
-    Side,
-    eventually,
-    failing,
-    finalize,
-    link,
-    pattern,
-    take_away,
-    unmap,
-)
 
 from llm_datadist import (
     BlocksCacheKey,
@@ -30,6 +18,18 @@ from llm_datadist import (
     TransferConfig,
 )
 from llm_datadist.testing import PeerGroup
+from support.instances import (
+    PAGE,
+    Pages,
+    Side,
+    eventually,
+    failing,
+    finalize,
+    link,
+    pattern,
+    take_away,
+    unmap,
+)
 
 LOCAL, REMOTE = "LLM_DEVICE_MEM_ERROR", "LLM_SUSPECT_REMOTE_ERROR"
 UNITS = 8

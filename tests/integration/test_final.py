@@ -10,10 +10,10 @@ import time
 
 import numpy as np
 import pytest
-from instances import BACKENDS, Side, cluster_info, finalize, link
 
 from llm_datadist import BlocksCacheKey, CacheDesc, DataType, LLMException, LLMStatusCode
 from llm_datadist.testing import PeerGroup
+from support.instances import BACKENDS, Side, cluster_info, finalize, link
 
 TENSORS, BLOCKS, WORDS = 2, 64, 8192  # 8 MiB
 DESC = CacheDesc(TENSORS, [BLOCKS, WORDS], DataType.DT_UINT64)

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from instances import failing
+
+from support.instances import failing
 
 
 def pull(user, owner, target, **layers):

@@ -4,7 +4,6 @@ import threading
 import time
 
 import pytest
-from instances import eventually, failing, finalize, linked_sides
 
 from llm_datadist import (
     BlocksCacheKey,
@@ -18,6 +17,7 @@ from llm_datadist import (
     TransferConfig,
     TransferWithCacheKeyConfig,
 )
+from support.instances import eventually, failing, finalize, linked_sides
 
 OPERATION = "transfer_cache_async"
 SUCCESS, FAILED = LLMStatusCode.LLM_SUCCESS, LLMStatusCode.LLM_FAILED

@@ -5,7 +5,11 @@ import time
 
 import numpy as np
 import pytest
-from instances import (
+
+from llm_datadist import BlocksCacheKey, CacheDesc, CacheKey, CacheKeyByIdAndIndex, DataType
+from llm_datadist.leases import Lease, LeaseEnd
+from llm_datadist.testing import PeerGroup
+from support.instances import (
     Side,
     cluster_info,
     eventually,
@@ -15,10 +19,6 @@ from instances import (
     linked_sides,
     succeeds_or,
 )
-
-from llm_datadist import BlocksCacheKey, CacheDesc, CacheKey, CacheKeyByIdAndIndex, DataType
-from llm_datadist.leases import Lease, LeaseEnd
-from llm_datadist.testing import PeerGroup
 
 LONG_MS = 60_000
 PEER_LOST = "peer|lost"

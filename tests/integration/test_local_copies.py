@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from instances import Side, failing, finalize, pattern
 
 from llm_datadist import Cache, CacheDesc, CacheKey, DataType, Placement
+from support.instances import Side, failing, finalize, pattern
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from crowd import Member, serve
 
 from llm_datadist.testing import PeerGroup
+from support.crowd import Member, serve
 
 LONG = bool(os.environ.get("LDD_LONG"))
 LINKS = 1000 if LONG else 100

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from instances import Side, cluster_info, failing, finalize, link, linked_sides
-from nixl_backends import NEEDS_NIXL
-from rig import forget
 
 from llm_datadist import BlocksCacheKey, LLMStatusCode
 from llm_datadist._backends.base import Unavailable
 from llm_datadist._backends.host import HostBackend
 from llm_datadist._backends.nixl.wheel import NUM_POSTERS
 from llm_datadist.testing import PeerGroup
+from support.instances import Side, cluster_info, failing, finalize, link, linked_sides
+from support.nixl_backends import NEEDS_NIXL
+from support.rig import forget
 
 BIG = {"tensors": 2, "units": 64, "words": 2048}  # 2 MiB: more than what goes over lanes
 EVERY = list(range(64))

@@ -2,12 +2,12 @@
 
 import msgspec
 import pytest
-from instances import finalize, linked_sides
-from nixl_backends import NEEDS_NIXL
 
 from llm_datadist._backends.base import Unavailable
 from llm_datadist._backends.host import HostBackend
 from llm_datadist._backends.nixl import NixlBackend
+from support.instances import finalize, linked_sides
+from support.nixl_backends import NEEDS_NIXL
 
 BIG = {"tensors": 2, "units": 64, "words": 2048}  # 2 MiB: more than what goes over lanes
 EVERY = list(range(64))

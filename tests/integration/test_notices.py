@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-from instances import PAGE, Pages, eventually, failing, finalize, linked_sides, pattern
-from userfault import silent_pages
 
 from llm_datadist import BlocksCacheKey, CacheDesc, DataType
 from llm_datadist._engine.messages import MAX_RANGES, Faulted, Marked, encode
+from support.instances import PAGE, Pages, eventually, failing, finalize, linked_sides, pattern
+from support.userfault import silent_pages
 
 KEY = BlocksCacheKey(1)
 WORDS = PAGE // 8
@@ -136,10 +136,10 @@ def test_memory_that_never_answers_keeps_nobody():
 def test_memory_that_never_answers_keeps_no_process_from_ending():
     program = """
         import os, sys, time
-        from instances import linked_sides, PAGE
-        from userfault import silent_pages
+        from support.instances import linked_sides, PAGE
+        from support.userfault import silent_pages
         from llm_datadist import BlocksCacheKey, CacheDesc, DataType
-        from test_notices import Faulted, say, engine_of
+        from integration.test_notices import Faulted, say, engine_of
         held = silent_pages(4)
         address = held.__enter__()
         if address is None:
@@ -155,7 +155,7 @@ def test_memory_that_never_answers_keeps_no_process_from_ending():
     """
     ended = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
         timeout=30,

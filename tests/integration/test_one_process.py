@@ -1,9 +1,9 @@
 """Two instances of one process, whose caches can be over the same memory."""
 
 import pytest
-from instances import failing, pattern
 
 from llm_datadist import LayerSynchronizer, LLMStatusCode, TransferConfig
+from support.instances import failing, pattern
 
 BLOCKS = [0, 1]
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from instances import Side, cluster_info, failing, finalize, link, linked_sides
 
 from llm_datadist import (
     BlocksCacheKey,
@@ -11,6 +10,7 @@ from llm_datadist import (
     CacheKeyByIdAndIndex,
     DataType,
 )
+from support.instances import Side, cluster_info, failing, finalize, link, linked_sides
 
 
 def test_a_slot_lands_in_a_slot(sides):

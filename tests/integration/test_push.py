@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from instances import Side, failing, finalize, link, pattern, zeros
 
 from llm_datadist import (
     BlocksCacheKey,
@@ -12,6 +11,7 @@ from llm_datadist import (
     DataType,
 )
 from llm_datadist.testing import PeerGroup
+from support.instances import Side, failing, finalize, link, pattern, zeros
 
 BIG = {"tensors": 2, "units": 64, "words": 8192}
 

@@ -10,7 +10,6 @@ import time
 
 import numpy as np
 import pytest
-from instances import PAGE, Pages, Side, failing, finalize, link, succeeds_or
 
 from llm_datadist import (
     BlocksCacheKey,
@@ -22,6 +21,7 @@ from llm_datadist import (
     Memtype,
 )
 from llm_datadist.testing import PeerGroup
+from support.instances import PAGE, Pages, Side, failing, finalize, link, succeeds_or
 
 GONE = "LLM_KV_CACHE_NOT_EXIST"
 DURATION_S = 0.7

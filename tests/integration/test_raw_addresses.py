@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from instances import zeros
 
 from llm_datadist import (
     CacheDesc,
@@ -12,6 +11,7 @@ from llm_datadist import (
     Placement,
     TransferConfig,
 )
+from support.instances import zeros
 
 SUCCESS = LLMStatusCode.LLM_SUCCESS
 DENIED = LLMStatusCode.LLM_PARAM_INVALID

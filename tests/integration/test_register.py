@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from instances import Side, failing, finalize, initialised, link, zeros
 
 from llm_datadist import (
     BlocksCacheKey,
@@ -14,6 +13,7 @@ from llm_datadist import (
     LLMStatusCode,
     Placement,
 )
+from support.instances import Side, failing, finalize, initialised, link, zeros
 
 UNUSED = 2**64 - 1
 DESC = CacheDesc(2, [8, 128], DataType.DT_UINT64)

@@ -5,19 +5,6 @@ import time
 
 import numpy as np
 import pytest
-from instances import (
-    PAGE,
-    Pages,
-    Side,
-    eventually,
-    failing,
-    finalize,
-    link,
-    linked_sides,
-    pattern,
-    replace,
-    succeeds_or,
-)
 
 from llm_datadist import (
     BlocksCacheKey,
@@ -30,6 +17,19 @@ from llm_datadist import (
     Placement,
 )
 from llm_datadist.testing import PeerGroup
+from support.instances import (
+    PAGE,
+    Pages,
+    Side,
+    eventually,
+    failing,
+    finalize,
+    link,
+    linked_sides,
+    pattern,
+    replace,
+    succeeds_or,
+)
 
 OPERATION = "remap_registered_memory"
 DEVICE = Memtype.MEM_TYPE_DEVICE

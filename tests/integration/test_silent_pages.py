@@ -14,11 +14,11 @@ import time
 
 import numpy as np
 import pytest
-from instances import PAGE, Side, cluster_info, failing, finalize, link, pattern
-from userfault import silent_pages
 
 from llm_datadist import BlocksCacheKey
 from llm_datadist._backends.outcomes import Code
+from support.instances import PAGE, Side, cluster_info, failing, finalize, link, pattern
+from support.userfault import silent_pages
 
 KEY = BlocksCacheKey(1)
 BLOCKS = 8

@@ -9,10 +9,10 @@ import time
 
 import numpy as np
 import pytest
-from worker_sides import BLOCKS, LAYERS, Side
 
 from llm_datadist.integrations.vllm.kv_transfer_params import Meeting
 from llm_datadist.integrations.vllm.step_orders import Await, Orders, Progress, Send
+from support.vllm.worker_sides import BLOCKS, LAYERS, Side
 
 NAME = "a random name of a transfer"
 SRC, DST = [3, 7, 5], [0, 9, 4]

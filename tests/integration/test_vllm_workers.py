@@ -11,10 +11,10 @@ import time
 
 import numpy as np
 import pytest
-from worker_sides import BLOCKS, KEY, PAGE, Side, load_of, offer_of, offered
 
 from llm_datadist.integrations.vllm.step_orders import Orders
 from llm_datadist.integrations.vllm.worker import pull_progress as pieces
+from support.vllm.worker_sides import BLOCKS, KEY, PAGE, Side, load_of, offer_of, offered
 
 libc = ctypes.CDLL(None, use_errno=True)
 

@@ -1,10 +1,10 @@
 """Networks that end with the test, and stations on their hosts."""
 
 import pytest
-from hosts import Network, unavailable
-from station import RemoteStation
 
 from llm_datadist.testing import PeerGroup
+from support.hosts import Network, unavailable
+from support.station import RemoteStation
 
 TRANSFER_MS = 5000
 

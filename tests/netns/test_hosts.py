@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from station import OK, TENSORS, digest, pattern
+
+from support.station import OK, TENSORS, digest, pattern
 
 BLOCKS, WORDS = 16, 1024  # a station's own
 EVERY = list(range(BLOCKS))

@@ -3,9 +3,10 @@
 import time
 
 import pytest
-from nixl_backends import NEEDS_NIXL
-from rig import LATE_S, NOISE_S
-from station import OK, TENSORS, digest, pattern
+
+from support.nixl_backends import NEEDS_NIXL
+from support.rig import LATE_S, NOISE_S
+from support.station import OK, TENSORS, digest, pattern
 
 BLOCKS, WORDS = 16, 16384  # 2 MiB a tensor: more than what goes over lanes
 EVERY = list(range(BLOCKS))

@@ -8,12 +8,12 @@ import time
 
 import msgspec
 import pytest
-from hosts import unavailable
-from instances import Side, cluster_info, finalize, link
-from nixl_backends import NEEDS_NIXL
 
 from llm_datadist import LLMException, LLMStatusCode
 from llm_datadist.testing import PeerGroup
+from support.hosts import unavailable
+from support.instances import Side, cluster_info, finalize, link
+from support.nixl_backends import NEEDS_NIXL
 
 BIG = {"tensors": 2, "units": 64, "words": 2048}  # 2 MiB: more than what goes over lanes
 EVERY = list(range(64))

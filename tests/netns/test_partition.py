@@ -3,8 +3,9 @@
 import time
 
 import pytest
-from rig import LATE_S, NOISE_S
-from station import OK, digest, pattern
+
+from support.rig import LATE_S, NOISE_S
+from support.station import OK, digest, pattern
 
 BLOCKS, WORDS = 64, 65536  # 128 MiB
 EVERY = list(range(BLOCKS))

@@ -1,7 +1,8 @@
 """Which data path a pair takes, given what the kernel lets them share, and that they can tell."""
 
 import pytest
-from station import OK, digest, pattern
+
+from support.station import OK, digest, pattern
 
 BLOCKS, WORDS = 16, 1024
 EVERY = list(range(BLOCKS))

@@ -18,7 +18,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from instances import PAGE, Pages, cluster_info, eventually, initialised
 
 from llm_datadist import (
     BlocksCacheKey,
@@ -28,6 +27,7 @@ from llm_datadist import (
     MemInfo,
     Memtype,
 )
+from support.instances import PAGE, Pages, cluster_info, eventually, initialised
 
 LONG = bool(os.environ.get("LDD_LONG"))
 IDS = (1, 2, 3)

@@ -17,6 +17,6 @@ if _spec is None or _spec.origin is None:  # a folder of this name is not it
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
     """Path of a tiny model with random weights."""
-    from engines import make_model
+    from support.vllm.engines import make_model
 
     return make_model(tmp_path_factory.mktemp("model"))

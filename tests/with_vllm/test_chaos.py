@@ -7,10 +7,10 @@ import signal
 import time
 
 import pytest
-from engines import make_model, prompt
-from pairs import pair_of, tokens_of
 
 from llm_datadist.testing import Killed
+from support.vllm.engines import make_model, prompt
+from support.vllm.pairs import pair_of, tokens_of
 
 PROMPTS = {f"r{i}": prompt(700 + i, 900) for i in range(6)}
 BIG = {"num_gpu_blocks_override": 300, "kv_cache_memory_bytes": 1 << 30}

@@ -15,8 +15,9 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-from engines import BLOCK, MAX_MODEL_LEN, prompt, transfer_config
-from pairs import ENV
+
+from support.vllm.engines import BLOCK, MAX_MODEL_LEN, prompt, transfer_config
+from support.vllm.pairs import ENV
 
 ROUTER = Path(__file__).parents[2] / "examples" / "vllm_disaggregated" / "router.py"
 START_S = 300

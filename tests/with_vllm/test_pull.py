@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from engines import BLOCK, prompt
-from pairs import changed, mixed_prompts, pair_of, tokens_of
+
+from support.vllm.engines import BLOCK, prompt
+from support.vllm.pairs import changed, mixed_prompts, pair_of, tokens_of
 
 
 @pytest.fixture(scope="module", params=["auto", "tcp"])

@@ -6,10 +6,10 @@ import signal
 import time
 
 import pytest
-from engines import BLOCK, make_gemma, prompt
-from pairs import OFFER, mixed_prompts, pair_of, tokens_of
 
 from llm_datadist.testing import Killed
+from support.vllm.engines import BLOCK, make_gemma, prompt
+from support.vllm.pairs import OFFER, mixed_prompts, pair_of, tokens_of
 
 OPTIONS = {"mode": "push", "hold_ms": 4000, "lease_ms": 6000}
 SMALL_STEPS = {"max_num_batched_tokens": 96}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from engines import make_gemma, prompt
-from pairs import mixed_prompts, pair_of, tokens_of
+
+from support.vllm.engines import make_gemma, prompt
+from support.vllm.pairs import mixed_prompts, pair_of, tokens_of
 
 
 def test_engines_in_processes_of_their_own(model):

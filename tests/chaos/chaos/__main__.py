@@ -5,7 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "faults"))  # for the proxy
+sys.path.insert(0, str(Path(__file__).parents[2]))  # for `support`
 
 from chaos.driver import DEFAULTS, carry_out
 

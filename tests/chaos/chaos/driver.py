@@ -7,12 +7,11 @@ import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from proxy import Fault, Proxy
-
 from chaos.disasters import Disasters
 from chaos.ledger import MOST_SLOTS, Ledger
 from chaos.worker import run as run_worker
 from llm_datadist.testing import Finished, PeerGroup
+from support.proxy import Fault, Proxy
 
 _TICK_S = 0.02
 _PROGRESS_S = 10.0

@@ -8,9 +8,9 @@ import threading
 
 import numpy as np
 import pytest
-from instances import Side, cluster_info, eventually, link
 
 from llm_datadist import BlocksCacheKey, LLMException, MemInfo, Memtype
+from support.instances import Side, cluster_info, eventually, link
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60), pytest.mark.expects_log]
 

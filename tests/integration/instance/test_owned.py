@@ -8,7 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from authority import Authority
+
+from support.authority import Authority
 
 PROGRAM = """
 import gc, json, mmap, os, sys, threading, time

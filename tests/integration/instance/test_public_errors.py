@@ -10,7 +10,6 @@ import re
 from functools import partial
 
 import pytest
-from instances import check_text
 
 from llm_datadist import (
     BlocksCacheKey,
@@ -24,6 +23,7 @@ from llm_datadist import (
     LLMStatusCode,
     Placement,
 )
+from support.instances import check_text
 
 S = LLMStatusCode
 DESC = CacheDesc(2, [8, 256], DataType.DT_FLOAT)

@@ -4,7 +4,6 @@ import time
 
 import numpy as np
 import pytest
-from instances import Pages, check_text
 
 from llm_datadist import (
     BlocksCacheKey,
@@ -17,6 +16,7 @@ from llm_datadist import (
     LLMStatusCode,
     TransferConfig,
 )
+from support.instances import Pages, check_text
 
 S = LLMStatusCode
 DESC = CacheDesc(2, [8, 256], DataType.DT_FLOAT)

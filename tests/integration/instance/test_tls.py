@@ -5,7 +5,6 @@ import socket
 import time
 
 import pytest
-from authority import Authority
 
 from llm_datadist import (
     BlocksCacheKey,
@@ -15,6 +14,7 @@ from llm_datadist import (
     TransferConfig,
     TransferWithCacheKeyConfig,
 )
+from support.authority import Authority
 
 S = LLMStatusCode
 OK = (S.LLM_SUCCESS, [S.LLM_SUCCESS])

@@ -5,10 +5,10 @@ import threading
 import time
 
 import pytest
-from instances import Side, eventually, finalize, link, pattern
 
 from llm_datadist import BlocksCacheKey, CacheDesc, DataType, LLMException, LLMStatusCode
 from llm_datadist.testing import PeerGroup
+from support.instances import Side, eventually, finalize, link, pattern
 
 BACKENDS = ["host", "tcp"]
 BEAT = {"heartbeat_ms": 50, "peer_timeout_ms": 600}

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from instances import Side, eventually, finalize, link, linked_sides, pattern
 
 from llm_datadist import BlocksCacheKey, CacheDesc, DataType, LLMException, LLMStatusCode
 from llm_datadist.testing import PeerGroup
+from support.instances import Side, eventually, finalize, link, linked_sides, pattern
 
 BACKENDS = ["host", "tcp"]
 TIMEOUT = LLMStatusCode.LLM_TIMEOUT

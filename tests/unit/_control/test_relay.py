@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from authority import Authority
-from carried import Carried, shaken, tls_of
 
 from llm_datadist._control.relay import _relay_threads
 from llm_datadist._control.tls import TlsError, TlsSession
+from support.authority import Authority
+from support.carried import Carried, shaken, tls_of
 
 
 @pytest.fixture(scope="module")

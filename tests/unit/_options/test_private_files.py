@@ -4,10 +4,10 @@ import logging
 import re
 
 import pytest
-from authority import Authority
 
 from llm_datadist._errors import LLMException, LLMStatusCode
 from llm_datadist._options import parse_options
+from support.authority import Authority
 
 READABLE = pytest.mark.expects_log("which other users can read")
 

@@ -4,10 +4,10 @@ import ssl
 from pathlib import Path
 
 import pytest
-from authority import Authority
 
 from llm_datadist._errors import LLMException, LLMStatusCode
 from llm_datadist._options import LLMConfig, parse_options
+from support.authority import Authority
 
 CERT, KEY, CA, LANES = "llm.TlsCert", "llm.TlsKey", "llm.TlsCa", "llm.TlsLanes"
 PROPERTIES = {CERT: "tls_cert", KEY: "tls_key", CA: "tls_ca"}

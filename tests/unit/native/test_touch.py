@@ -5,10 +5,10 @@ import time
 
 import numpy as np
 import pytest
-from instances import PAGE
-from userfault import silent_pages
 
 from llm_datadist import _native
+from support.instances import PAGE
+from support.userfault import silent_pages
 
 MOST = 16
 

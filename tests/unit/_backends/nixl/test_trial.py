@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nixl_backends import NEEDS_NIXL
 
 from llm_datadist._backends.nixl.agent import Agent, rows_of
 from llm_datadist._backends.nixl.trial import Trial, TrialTimeoutError
 from llm_datadist._backends.nixl.wheel import load_wheel
+from support.nixl_backends import NEEDS_NIXL
 
 pytestmark = [NEEDS_NIXL, pytest.mark.slow]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from vllm_objects import MambaSpec, Tensor, kv_cache_config
 
 from llm_datadist.integrations.vllm.kv_layout import layout_of
+from support.vllm.objects import MambaSpec, Tensor, kv_cache_config
 
 L, B, H, N, C = 3, 6, 2, 4, 8
 

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
-from vllm_objects import request
 
 from llm_datadist.integrations.vllm.kv_transfer_params import (
     Offer,
@@ -15,6 +14,7 @@ from llm_datadist.integrations.vllm.kv_transfer_params import (
     prompt_digest,
     wants_remote_decode,
 )
+from support.vllm.objects import request
 
 OFFER = Offer(
     key=256,

@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from authority import Authority
-from carried import Carried, tls_of
-from framing import FramedSocket, lane_of
 
 from llm_datadist import _native
+from support.authority import Authority
+from support.carried import Carried, tls_of
+from support.framing import FramedSocket, lane_of
 
 SERVING_PROGRAM = Path(__file__).with_name("serving_process.py")
 ANY_ENTRY = (0xFFFFFFFF, 0)

@@ -9,7 +9,8 @@ import socket
 import time
 
 import pytest
-from framing import FramedSocket, lane_of
+
+from support.framing import FramedSocket, lane_of
 
 CLOSED = 7  # TCP_CLOSE of tcp_states.h: after FIN alone it would be 8
 

@@ -10,9 +10,9 @@ import time
 
 import numpy as np
 import pytest
-from framing import FramedSocket, lane_of
 
 from llm_datadist import _native
+from support.framing import FramedSocket, lane_of
 
 NOTHING = (0, 0)
 RANGES = [(0, 4096, 100), (300, 0, 1), (5000, 8192, 4096), (0, 77, 0)]

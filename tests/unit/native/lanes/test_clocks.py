@@ -7,7 +7,8 @@ import struct
 import time
 
 import pytest
-from framing import FramedSocket, lane_of
+
+from support.framing import FramedSocket, lane_of
 
 HOUR_NS = 3600 * 10**9
 TARGETS_CLOCK = 1

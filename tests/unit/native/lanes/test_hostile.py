@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from framing import NO_KEY, lane_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm_datadist import _native
+from support.framing import NO_KEY, lane_of
 
 
 def answer(lane):

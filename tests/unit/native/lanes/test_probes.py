@@ -10,9 +10,9 @@ import time
 
 import numpy as np
 import pytest
-from framing import FramedSocket, lane_of
 
 from llm_datadist import _native
+from support.framing import FramedSocket, lane_of
 
 NOTHING = (0, 0)
 RANGES = [(0, 4095, 2), (0, 0, 1), (0, 8192, 65536), (0, 77, 0)]

@@ -11,9 +11,9 @@ import time
 
 import numpy as np
 import pytest
-from framing import FramedSocket, lane_of
 
 from llm_datadist import _native
+from support.framing import FramedSocket, lane_of
 
 NOTHING = (0, 0)
 SIZE, PIECES = 600, 3

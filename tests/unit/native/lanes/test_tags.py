@@ -13,9 +13,9 @@ import time
 
 import numpy as np
 import pytest
-from framing import CHUNK, FramedSocket
 
 from llm_datadist import _native
+from support.framing import CHUNK, FramedSocket
 
 HEAD_BYTES = 32
 SMALL, LARGE = 1000, 200_000  # bytes of a transfer; the payload of a large write waits for a GO

@@ -5,10 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from vllm_objects import request
 
 from llm_datadist.integrations.vllm.kv_transfer_params import RankAddress, offer_of
 from llm_datadist.integrations.vllm.scheduler.pull import Scheduling
+from support.vllm.objects import request
 
 RANK = RankAddress("192.0.2.7", 7000, 1)
 BLOCK = 32

@@ -5,12 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from vllm_objects import request
 
 from llm_datadist.integrations.vllm.kv_transfer_params import Meeting, RankAddress, prompt_digest
 from llm_datadist.integrations.vllm.scheduler.pull import Scheduling
 from llm_datadist.integrations.vllm.scheduler.push import PushScheduling
 from llm_datadist.integrations.vllm.step_orders import Await, Progress, Send
+from support.vllm.objects import request
 
 RANK = RankAddress("192.0.2.7", 7000, 1)
 NAME = "a random name of a transfer"

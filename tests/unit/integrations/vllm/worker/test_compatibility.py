@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from vllm_objects import vllm_config
 
 from llm_datadist.integrations.vllm.kv_layout import Layout, Part
 from llm_datadist.integrations.vllm.worker.compatibility import (
@@ -13,6 +12,7 @@ from llm_datadist.integrations.vllm.worker.compatibility import (
     read_facts,
     write_facts,
 )
+from support.vllm.objects import vllm_config
 
 
 def layout(*, layers=("a", "b"), block_size=32, rank=0, addrs=(1, 2), num_blocks=10):

@@ -12,7 +12,6 @@ import socket
 import time
 
 import msgspec
-from framing import FramedSocket
 
 from llm_datadist._engine.engine import Endpoint
 from llm_datadist._protocol.codec import (
@@ -41,6 +40,7 @@ from llm_datadist._protocol.messages import (
     Ready,
     Welcome,
 )
+from support.framing import FramedSocket
 
 
 class Intruder:

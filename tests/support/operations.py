@@ -2,8 +2,8 @@
 
 import time
 
-from rig import BLOCKS, EVERY, WORDS
-from station import OK, digest, pattern
+from support.rig import BLOCKS, EVERY, WORDS
+from support.station import OK, digest, pattern
 
 LANES = 4  # on which one side asks, by default
 

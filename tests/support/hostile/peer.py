@@ -22,8 +22,6 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-from framing import FramedSocket
-from stream import Stream, tls_context
 
 from llm_datadist._backends.host import HostMetadata, boot_id, pid_namespace
 from llm_datadist._backends.node import Node
@@ -62,6 +60,8 @@ from llm_datadist._protocol.messages import (
     Request,
     Welcome,
 )
+from support.framing import FramedSocket
+from support.hostile.stream import Stream, tls_context
 
 READ, WRITE, PUSH, CONSUME, VERSION, READ_LOG, PING, CHECKSUM, PROBE = range(1, 10)
 CHUNK, OUTCOME = 16, 17

@@ -8,9 +8,9 @@ import struct
 from pathlib import Path
 
 import numpy as np
-from station import Station
 
 from llm_datadist._registry.records import Added, decode_frames, encode_frame
+from support.station import Station
 
 BLOCKS, WORDS, TENSORS = 4, 512, 4
 BLOCK_BYTES = WORDS * 8

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 
-from engines import BLOCK, prompt, serve, transfer_config
-
 from llm_datadist.testing import PeerGroup
+from support.vllm.engines import BLOCK, prompt, serve, transfer_config
 
 START_S = 300
 ASK_S = 180

@@ -7,19 +7,29 @@ import random
 import time
 
 import msgspec
-from forgeries import (
+
+from llm_datadist._engine.messages import Faulted, Lend, Marked, Release, Remapped
+from llm_datadist._protocol.codec import ProtocolError
+from llm_datadist._protocol.messages import Notify, Request
+from llm_datadist._registry.records import CorruptDirectory
+from support.hostile.forgeries import (
     guards_of,
     malformed_requests,
     odd_directories,
     ranges_outside,
     requests_outside,
 )
-
-from hostile import CHUNK, CONSUME, NOTHING, OK, PUSH, READ, WRITE, frame_of, request_of
-from llm_datadist._engine.messages import Faulted, Lend, Marked, Release, Remapped
-from llm_datadist._protocol.codec import ProtocolError
-from llm_datadist._protocol.messages import Notify, Request
-from llm_datadist._registry.records import CorruptDirectory
+from support.hostile.peer import (
+    CHUNK,
+    CONSUME,
+    NOTHING,
+    OK,
+    PUSH,
+    READ,
+    WRITE,
+    frame_of,
+    request_of,
+)
 
 # What a link that ends in the middle of something raises, of the attacker's own.
 ENDED = (OSError, ProtocolError, ValueError, AttributeError, AssertionError, CorruptDirectory)

@@ -9,11 +9,11 @@ import threading
 import time
 
 import numpy as np
-from mischief import Mischief
-from pages import ForgedPage
-from victims import BLOCK_BYTES, BLOCKS, Victim, directory_at, entries_of
 
-from hostile import CHECKSUM, PAGE, PUSH, READ, HostilePeer, Posture
+from support.hostile.mischief import Mischief
+from support.hostile.pages import ForgedPage
+from support.hostile.peer import CHECKSUM, PAGE, PUSH, READ, HostilePeer, Posture
+from support.hostile.victims import BLOCK_BYTES, BLOCKS, Victim, directory_at, entries_of
 
 
 class Attacker(HostilePeer):

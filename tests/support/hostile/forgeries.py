@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import struct
 
-from victims import BLOCK_BYTES, BLOCKS, WORDS
-
-from hostile import (
+from llm_datadist._registry.records import Added, encode_frame
+from support.hostile.peer import (
     ANY_ENTRY,
     CHECKSUM,
     CONSUME,
@@ -18,7 +17,7 @@ from hostile import (
     VERSION,
     WRITE,
 )
-from llm_datadist._registry.records import Added, encode_frame
+from support.hostile.victims import BLOCK_BYTES, BLOCKS, WORDS
 
 U64 = 2**64
 TOUCHING = (READ, WRITE, PUSH, CHECKSUM, PROBE)

@@ -6,12 +6,12 @@ import mmap
 import time
 
 import numpy as np
-from vllm_objects import Tensor, kv_cache_config, vllm_config
 
 from llm_datadist.integrations.vllm.kv_transfer_params import Offer
 from llm_datadist.integrations.vllm.options import parse_extra_config
 from llm_datadist.integrations.vllm.step_orders import Load, Orders
 from llm_datadist.integrations.vllm.worker.worker import Worker
+from support.vllm.objects import Tensor, kv_cache_config, vllm_config
 
 LAYERS, BLOCKS, PAGE = 3, 24, 4096
 KEY = 256

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "devices"
 STAND_IN = os.environ.get("LLM_DATADIST_STAND_IN_DRIVER", "")
 """Path of the library that stands in for the driver; empty: the driver itself."""
 

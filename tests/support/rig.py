@@ -2,7 +2,7 @@
 
 import time
 
-from station import OK, digest, pattern
+from support.station import OK, digest, pattern
 
 BLOCKS, WORDS = 16, 2048  # of each of 4 tensors: 1 MiB in all
 EVERY = list(range(BLOCKS))

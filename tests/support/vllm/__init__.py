@@ -1,0 +1,1 @@
+"""Engines, workers and stand-ins for the tests of the vLLM connector."""
