@@ -19,8 +19,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from llm_datadist._backends.base import PeerEndpoint, Unavailable
+from llm_datadist._backends.base import Unavailable
 from llm_datadist._backends.host import HostBackend, HostMetadata
+from llm_datadist._backends.transfer import PeerEndpoint
 from llm_datadist._engine.engine import Endpoint
 from llm_datadist._engine.messages import Granted, Inbox, Refused, decode_answer
 from llm_datadist._errors import LLMException, LLMStatusCode

@@ -31,10 +31,11 @@ from llm_datadist._protocol.codec import DECODE_ERRORS
 from llm_datadist._protocol.messages import Uint64
 
 if TYPE_CHECKING:
-    from llm_datadist._backends.base import Handle, PeerEndpoint, Transfer, U64Array
+    from llm_datadist._backends.base import Handle
     from llm_datadist._backends.lanes import LinkLanes
-    from llm_datadist._backends.node import Checksums, Node
-    from llm_datadist._backends.outcomes import Ref
+    from llm_datadist._backends.node import Node
+    from llm_datadist._backends.outcomes import Checksums, Ref
+    from llm_datadist._backends.transfer import PeerEndpoint, Transfer, U64Array
     from llm_datadist._devices.cpu import PoolMemory
 
     _Read: TypeAlias = tuple[U64Array, U64Array, U64Array, Ref, Ref, Ref, Ref, int]

@@ -23,8 +23,9 @@ from llm_datadist._backends.outcomes import Code, Outcome, Ref
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from llm_datadist._backends.base import Transfer
-    from llm_datadist._backends.node import Checksums, Node
+    from llm_datadist._backends.node import Node
+    from llm_datadist._backends.outcomes import Checksums
+    from llm_datadist._backends.transfer import Transfer
     from llm_datadist._protocol.lane_auth import OpenLane
 
 _LOSSES = frozenset({Code.TIMEOUT, Code.PEER_DEAD, Code.PROTOCOL, Code.CANCELLED, Code.NO_LANE})

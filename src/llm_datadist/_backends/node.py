@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -15,12 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
-    import numpy.typing as npt
-
-    from llm_datadist._backends.base import U64Array
-    from llm_datadist._backends.outcomes import Ref
-
-    Checksums: TypeAlias = npt.NDArray[np.uint32]
+    from llm_datadist._backends.outcomes import Checksums, Ref
+    from llm_datadist._backends.transfer import U64Array
 
 _own: Final[dict[int, int]] = {}
 """Incarnations of open nodes of this process, and the process that opened each of them."""

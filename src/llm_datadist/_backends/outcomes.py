@@ -6,7 +6,13 @@ The one place where native codes are named in Python. `_engine.failures` turns t
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Checksums: TypeAlias = npt.NDArray[np.uint32]
 
 Ref = tuple[int, int]
 """A guard's index and the value that it had when it was looked up; (0, 0) names nothing."""

@@ -11,9 +11,10 @@ from llm_datadist._backends.nixl import NixlBackend, has_rdma
 from llm_datadist._backends.tcp import TcpBackend
 
 if TYPE_CHECKING:
-    from llm_datadist._backends.base import Backend, Channel, PeerEndpoint
+    from llm_datadist._backends.base import Backend, Channel
     from llm_datadist._backends.lanes import LinkLanes
     from llm_datadist._backends.node import Node
+    from llm_datadist._backends.transfer import PeerEndpoint
     from llm_datadist._devices.cpu import PoolMemory
     from llm_datadist._options import Config
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from llm_datadist._backends.base import Backend, Capabilities, Channel, Finished, Unavailable
 
 if TYPE_CHECKING:
-    from llm_datadist._backends.base import Handle, PeerEndpoint, Transfer
+    from llm_datadist._backends.base import Handle
     from llm_datadist._backends.lanes import LinkLanes
     from llm_datadist._backends.outcomes import Outcome
+    from llm_datadist._backends.transfer import PeerEndpoint, Transfer
 
 
 class TcpChannel(Channel):

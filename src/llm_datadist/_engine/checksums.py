@@ -22,8 +22,8 @@ from llm_datadist._plan import Plan, cut, segments
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from llm_datadist._backends.base import Transfer
-    from llm_datadist._backends.node import Checksums as Sums
+    from llm_datadist._backends.outcomes import Checksums as Sums
+    from llm_datadist._backends.transfer import Transfer
     from llm_datadist._engine.engine import Engine
     from llm_datadist._engine.link_data import LinkData
     from llm_datadist._registry import LocalCache, RemoteCache

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from llm_datadist._backends.base import PeerEndpoint, Unavailable
+from llm_datadist._backends.base import Unavailable
 from llm_datadist._backends.lanes import LinkLanes
 from llm_datadist._backends.nixl import has_rdma
 from llm_datadist._backends.node import Node, is_of_this_process, set_threads
 from llm_datadist._backends.outcomes import NO_REF
 from llm_datadist._backends.select import make_backends, select_channel, select_device_channel
+from llm_datadist._backends.transfer import PeerEndpoint
 from llm_datadist._control.limits import limit_of, memory_remedy
 from llm_datadist._devices.cpu import PoolMemory
 from llm_datadist._engine.accelerators import check_cuda, check_reaches_devices

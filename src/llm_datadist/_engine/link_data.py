@@ -10,9 +10,10 @@ from llm_datadist._engine.remote_marks import RemoteMarks
 from llm_datadist._registry import DirectoryReader
 
 if TYPE_CHECKING:
-    from llm_datadist._backends.base import Channel, PeerEndpoint, Transfer
+    from llm_datadist._backends.base import Channel
     from llm_datadist._backends.lanes import LinkLanes
     from llm_datadist._backends.outcomes import Ref
+    from llm_datadist._backends.transfer import PeerEndpoint, Transfer
 
 
 class LookupFailedError(Exception):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llm_datadist._backends.base import Region, Unavailable
+from llm_datadist._backends.base import Unavailable
+from llm_datadist._backends.transfer import Region
 from llm_datadist._engine.accelerators import device_memory, reaches_devices
 from llm_datadist._engine.messages import Remapped, encode
 from llm_datadist._errors import LLMException, LLMStatusCode, fail
@@ -16,7 +17,8 @@ from llm_datadist._errors import LLMException, LLMStatusCode, fail
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llm_datadist._backends.base import Backend, MemoryKind
+    from llm_datadist._backends.base import Backend
+    from llm_datadist._backends.transfer import MemoryKind
     from llm_datadist._engine.engine import Engine
     from llm_datadist._links import Link
     from llm_datadist._plan import Layout

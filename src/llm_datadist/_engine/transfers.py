@@ -10,8 +10,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from llm_datadist._backends.base import Transfer
 from llm_datadist._backends.outcomes import ANY_ENTRY, NO_REF, Code, Outcome
+from llm_datadist._backends.transfer import Transfer
 from llm_datadist._engine.checks import (
     blocks_for,
     check_apart,

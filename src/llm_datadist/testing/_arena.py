@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from llm_datadist._backends.base import U64Array
+    from llm_datadist._backends.transfer import U64Array
 
 PAGE_BYTES = mmap.PAGESIZE
 TENSOR_BYTES = 4 << 20

@@ -11,8 +11,8 @@ from llm_datadist.testing._arena import NUM_TENSORS, TENSOR_BYTES, pattern
 from llm_datadist.testing._backend_target import digests
 
 if TYPE_CHECKING:
-    from llm_datadist._backends.base import Transfer
     from llm_datadist._backends.outcomes import Outcome
+    from llm_datadist._backends.transfer import Transfer
     from llm_datadist.testing._backend_pair import BackendPair
 
 PIECE = [(0, 0, 4096)]

@@ -34,9 +34,9 @@ from llm_datadist._logs import later
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llm_datadist._backends.base import MemoryKind, PeerEndpoint, Region
     from llm_datadist._backends.lanes import LinkLanes
     from llm_datadist._backends.node import Node
+    from llm_datadist._backends.transfer import MemoryKind, PeerEndpoint, Region
 
 __all__ = ["SMALL_BYTES", "NixlBackend"]
 

@@ -24,12 +24,13 @@ from llm_datadist._backends.outcomes import Code, Outcome
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llm_datadist._backends.base import Handle, PeerEndpoint, Transfer
+    from llm_datadist._backends.base import Handle
     from llm_datadist._backends.lanes import LinkLanes
     from llm_datadist._backends.nixl.agent import Running
     from llm_datadist._backends.nixl.backend import NixlBackend
     from llm_datadist._backends.nixl.metadata import NixlMetadata
     from llm_datadist._backends.nixl.work import Work
+    from llm_datadist._backends.transfer import PeerEndpoint, Transfer
 
 __all__ = ["FAILED", "NixlChannel"]
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from llm_datadist._backends.base import Transfer
 from llm_datadist._backends.nixl.agent import NixlError, PreparedList, Running, rows_of
 from llm_datadist._backends.nixl.landing import SLOT_BYTES
 from llm_datadist._backends.nixl.pieces import Chunk, offsets_in_slot
@@ -23,6 +22,7 @@ from llm_datadist._backends.nixl.regions import (
 )
 from llm_datadist._backends.nixl.trial import TrialTimeoutError
 from llm_datadist._backends.outcomes import NO_REF, Code
+from llm_datadist._backends.transfer import Transfer
 
 if TYPE_CHECKING:
     from llm_datadist._backends.nixl.channel import NixlChannel

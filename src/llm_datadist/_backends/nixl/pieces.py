@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from llm_datadist._backends.base import U64Array
+    from llm_datadist._backends.transfer import U64Array
 
 __all__ = ["Chunk", "chunks", "offsets_in_slot"]
 

@@ -17,8 +17,8 @@ from llm_datadist._backends.nixl.work import Work
 from llm_datadist._backends.outcomes import Code, Outcome
 
 if TYPE_CHECKING:
-    from llm_datadist._backends.base import Transfer
     from llm_datadist._backends.nixl.channel import NixlChannel
+    from llm_datadist._backends.transfer import Transfer
 
 __all__ = ["Pull"]
 

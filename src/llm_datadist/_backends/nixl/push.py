@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from llm_datadist import _native
-from llm_datadist._backends.base import Transfer
 from llm_datadist._backends.nixl.agent import NixlError, Running, rows_of
 from llm_datadist._backends.nixl.landing import SLOT_BYTES, Slots
 from llm_datadist._backends.nixl.pieces import Chunk, chunks, offsets_in_slot
 from llm_datadist._backends.nixl.work import Work
 from llm_datadist._backends.outcomes import NO_REF, Code, Outcome
+from llm_datadist._backends.transfer import Transfer
 
 if TYPE_CHECKING:
     from llm_datadist._backends.nixl.channel import NixlChannel

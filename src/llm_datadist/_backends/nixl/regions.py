@@ -21,14 +21,14 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from llm_datadist._backends.base import MemoryKind
 from llm_datadist._backends.nixl.metadata import MAX_ADDRESS
+from llm_datadist._backends.transfer import MemoryKind
 from llm_datadist._protocol.codec import DECODE_ERRORS
 
 if TYPE_CHECKING:
-    from llm_datadist._backends.base import U64Array
     from llm_datadist._backends.node import Node
     from llm_datadist._backends.outcomes import Ref
+    from llm_datadist._backends.transfer import U64Array
 
 __all__ = [
     "HEADER_BYTES",

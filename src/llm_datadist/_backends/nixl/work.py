@@ -10,8 +10,8 @@ from llm_datadist._backends.outcomes import Code, Outcome
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from llm_datadist._backends.base import Transfer
     from llm_datadist._backends.nixl.pieces import Chunk
+    from llm_datadist._backends.transfer import Transfer
 
 __all__ = ["Work"]
 
