@@ -80,6 +80,7 @@ native-includes: $(VENV)/.tools
 layers: $(VENV)/.lint $(VENV)/.installed
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tools/check_python_imports.py
+	$(BIN)/python tools/check_import_circles.py
 
 types: $(VENV)/.lint $(VENV)/.installed $(VENV)/.test
 	$(BIN)/mypy

@@ -88,6 +88,33 @@ def test_python_imports(tree, path, line, complaint):
 
 
 @pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("import llm_datadist.c", ""),
+        ("from llm_datadist import _native", ""),
+        ("from llm_datadist.a import f", "llm_datadist.a -> llm_datadist.b -> llm_datadist.a"),
+        ("from . import a", "import circle"),
+        ("from .a import f", "import circle"),
+        ("import llm_datadist", "import circle"),
+        ("if TYPE_CHECKING:\n    from llm_datadist.a import f", "import circle"),
+        ("def g():\n    from llm_datadist.a import f", "import circle"),
+    ],
+)
+def test_import_circles(tree, line, complaint):
+    texts = {
+        "__init__.py": "from llm_datadist.a import f\n",
+        "_native.pyi": "",
+        "a.py": "from llm_datadist.b import g\n",
+        "b.py": f"{line}\n",
+        "c.py": "",
+    }
+    files = {f"src/llm_datadist/{name}": text for name, text in texts.items()}
+    found = check("check_import_circles", tree(files))
+    assert complaint in found
+    assert found.count("\n") == bool(complaint)
+
+
+@pytest.mark.parametrize(
     ("path", "lines", "fails"),
     [
         ("src/a.py", 500, False),
