@@ -2,8 +2,8 @@
 
 import pytest
 
-from llm_datadist._backends.fault import FaultBackend
-from llm_datadist._backends.fault_policy import FaultPolicy
+from llm_datadist._backends.fault_injection.decorator import FaultBackend
+from llm_datadist._backends.fault_injection.policy import FaultPolicy
 from llm_datadist._backends.host import HostBackend
 from llm_datadist._backends.tcp import TcpBackend
 from llm_datadist.testing.conformance import CHECKS, NEEDS_PROCESS, run_check

@@ -10,7 +10,7 @@ import pytest
 from llm_datadist import BlocksCacheKey, LLMStatusCode
 from llm_datadist._backends.base import Unavailable
 from llm_datadist._backends.host import HostBackend
-from llm_datadist._backends.nixl.wheel import NUM_POSTERS
+from llm_datadist._backends.nixl.bindings import NUM_POSTERS
 from llm_datadist.testing import PeerGroup
 from support.instances import Side, cluster_info, failing, finalize, link, linked_sides
 from support.nixl_backends import NEEDS_NIXL
@@ -42,7 +42,7 @@ def rdma(monkeypatch):
 
 @pytest.fixture
 def no_wheel(monkeypatch):
-    monkeypatch.setattr("llm_datadist._backends.nixl.wheel._PACKAGES", ())
+    monkeypatch.setattr("llm_datadist._backends.nixl.bindings._PACKAGES", ())
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ transfers fail as a `FaultPolicy` says.
 
 from __future__ import annotations
 
-from llm_datadist._backends.fault_policy import Decision, FaultPolicy, FaultRule
+from llm_datadist._backends.fault_injection.policy import Decision, FaultPolicy, FaultRule
 from llm_datadist.testing.conformance import CHECKS, check_backend, run_check
 from llm_datadist.testing.exits import (
     Exit,

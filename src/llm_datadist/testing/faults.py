@@ -12,13 +12,13 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from llm_datadist._backends.fault import FaultBackend, FaultChannel
+from llm_datadist._backends.fault_injection.decorator import FaultBackend, FaultChannel
 from llm_datadist._errors import LLMException
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from llm_datadist._backends.fault_policy import FaultPolicy
+    from llm_datadist._backends.fault_injection.policy import FaultPolicy
     from llm_datadist._datadist import LLMDataDist
     from llm_datadist._engine import Engine
 

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from llm_datadist._backends.nixl.backend import NixlBackend
-from llm_datadist._backends.nixl.wheel import has_rdma
+from llm_datadist._backends.nixl.bindings import has_rdma
 
 __all__ = ["NixlBackend", "has_rdma"]

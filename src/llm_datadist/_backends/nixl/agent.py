@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from llm_datadist._backends.nixl.wheel import Wheel
+    from llm_datadist._backends.nixl.bindings import Wheel
 
     Rows = npt.NDArray[np.uint64]
     Indices = npt.NDArray[np.int32]

@@ -16,6 +16,7 @@ import numpy as np
 from llm_datadist import _native
 from llm_datadist._backends.base import Backend, Capabilities, Unavailable
 from llm_datadist._backends.nixl.agent import Agent, NixlError, PreparedList, rows_of
+from llm_datadist._backends.nixl.bindings import NUM_POSTERS, has_rdma, load_wheel
 from llm_datadist._backends.nixl.channel import NixlChannel
 from llm_datadist._backends.nixl.landing import SLOT_BYTES, Landing, Slots
 from llm_datadist._backends.nixl.metadata import (
@@ -25,10 +26,9 @@ from llm_datadist._backends.nixl.metadata import (
     agent_name,
     read_metadata,
 )
-from llm_datadist._backends.nixl.posters import Posters
-from llm_datadist._backends.nixl.regions import Added, RegionLog, joined, log_key, words_bytes
+from llm_datadist._backends.nixl.posting_threads import Posters
+from llm_datadist._backends.nixl.region_log import Added, RegionLog, joined, log_key, words_bytes
 from llm_datadist._backends.nixl.trial import Trial, TrialTimeoutError
-from llm_datadist._backends.nixl.wheel import NUM_POSTERS, has_rdma, load_wheel
 from llm_datadist._logs import later
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from llm_datadist._backends.base import Channel, Finished
 from llm_datadist._backends.nixl.agent import NixlError
+from llm_datadist._backends.nixl.bindings import NUM_POSTERS
 from llm_datadist._backends.nixl.landing import SLOT_BYTES
-from llm_datadist._backends.nixl.peer import PeerMemory
 from llm_datadist._backends.nixl.pull import Pull
 from llm_datadist._backends.nixl.push import Push
-from llm_datadist._backends.nixl.wheel import NUM_POSTERS
+from llm_datadist._backends.nixl.remote_memory import PeerMemory
 from llm_datadist._backends.outcomes import Code, Outcome
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from llm_datadist._backends.nixl.agent import Running
     from llm_datadist._backends.nixl.backend import NixlBackend
     from llm_datadist._backends.nixl.metadata import NixlMetadata
-    from llm_datadist._backends.nixl.work import Work
+    from llm_datadist._backends.nixl.progress import Work
     from llm_datadist._backends.transfer import PeerEndpoint, Transfer
 
 __all__ = ["FAILED", "NixlChannel"]

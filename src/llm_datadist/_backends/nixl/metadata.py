@@ -41,7 +41,7 @@ class NixlMetadata(msgspec.Struct, array_like=True, frozen=True):
         connection: The engine's own, without regions.
         rdma: Whether the host has an RDMA device.
         log_address, log_ref: The log of regions, read over lanes.
-        log_salt: Goes into the key of the log's records; see `regions.log_key`.
+        log_salt: Goes into the key of the log's records; see `region_log.log_key`.
         landing_address, landing_slots, landing_metadata: Slots that the peer may write into.
     """
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from llm_datadist import _native
 from llm_datadist._backends.nixl.agent import NixlError, Running
+from llm_datadist._backends.nixl.chunks import Chunk, chunks, offsets_in_slot
 from llm_datadist._backends.nixl.landing import SLOT_BYTES
-from llm_datadist._backends.nixl.pieces import Chunk, chunks, offsets_in_slot
-from llm_datadist._backends.nixl.work import Work
+from llm_datadist._backends.nixl.progress import Work
 from llm_datadist._backends.outcomes import Code, Outcome
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ import numpy as np
 
 from llm_datadist import _native
 from llm_datadist._backends.nixl.agent import NixlError, Running, rows_of
+from llm_datadist._backends.nixl.chunks import Chunk, chunks, offsets_in_slot
 from llm_datadist._backends.nixl.landing import SLOT_BYTES, Slots
-from llm_datadist._backends.nixl.pieces import Chunk, chunks, offsets_in_slot
-from llm_datadist._backends.nixl.work import Work
+from llm_datadist._backends.nixl.progress import Work
 from llm_datadist._backends.outcomes import NO_REF, Code, Outcome
 from llm_datadist._backends.transfer import Transfer
 

@@ -26,7 +26,7 @@ from llm_datadist._backends.nixl.trial_process import read_frame, write_frame
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from llm_datadist._backends.nixl.wheel import Wheel
+    from llm_datadist._backends.nixl.bindings import Wheel
 
 __all__ = ["Trial", "TrialTimeoutError"]
 

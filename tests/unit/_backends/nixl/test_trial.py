@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from llm_datadist._backends.nixl.agent import Agent, rows_of
+from llm_datadist._backends.nixl.bindings import load_wheel
 from llm_datadist._backends.nixl.trial import Trial, TrialTimeoutError
-from llm_datadist._backends.nixl.wheel import load_wheel
 from support.nixl_backends import NEEDS_NIXL
 
 pytestmark = [NEEDS_NIXL, pytest.mark.slow]

@@ -7,8 +7,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from llm_datadist._backends.nixl import regions
-from llm_datadist._backends.nixl.regions import (
+from llm_datadist._backends.nixl import region_log
+from llm_datadist._backends.nixl.region_log import (
     HEADER_BYTES,
     Added,
     RegionLog,
@@ -106,7 +106,7 @@ def test_a_range_is_forgotten_with_its_region(log):
 
 
 def test_a_full_log_is_written_anew(log, monkeypatch):
-    monkeypatch.setattr(regions, "_LOG_BYTES", 4096)
+    monkeypatch.setattr(region_log, "_LOG_BYTES", 4096)
     known = RemoteRegions(KEY)
     chance, live = random.Random(1), {}
     for number in range(200):
@@ -126,7 +126,7 @@ def frames(*records, era=1, key=KEY):
     """What an owner writes."""
     data = b""
     for record in records:
-        data += regions._frame(record, key, era, len(data))
+        data += region_log._frame(record, key, era, len(data))
     return data
 
 
@@ -191,14 +191,14 @@ def test_odd_values_are_no_regions(at, value):
     data = b""
     for record in (odd, list(good)):
         body = msgspec.msgpack.encode(record)
-        data += regions._FRAME.pack(len(body), regions._mac(KEY, 1, len(data), body)) + body
+        data += region_log._FRAME.pack(len(body), region_log._mac(KEY, 1, len(data), body)) + body
     known = RemoteRegions(KEY)
     assert [each.region_id for each in take(known, 1, data)] == [1]
     assert known.locate(u64(1000), u64(100)).region_id == 1
 
 
 def test_a_peer_fills_no_memory_with_regions(monkeypatch):
-    monkeypatch.setattr(regions, "_MAX_REGIONS", 3)
+    monkeypatch.setattr(region_log, "_MAX_REGIONS", 3)
     known = RemoteRegions(KEY)
     take(known, 1, frames(*(region(number, 1000 * number) for number in range(1, 9))))
     assert set(known.known) == {1, 2, 3}

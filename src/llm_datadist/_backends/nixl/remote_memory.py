@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from llm_datadist._backends.nixl.agent import NixlError, PreparedList, Running, rows_of
+from llm_datadist._backends.nixl.chunks import Chunk, offsets_in_slot
 from llm_datadist._backends.nixl.landing import SLOT_BYTES
-from llm_datadist._backends.nixl.pieces import Chunk, offsets_in_slot
-from llm_datadist._backends.nixl.regions import (
+from llm_datadist._backends.nixl.region_log import (
     HEADER_BYTES,
     Added,
     Gone,

@@ -10,7 +10,7 @@ from llm_datadist._backends.outcomes import Code, Outcome
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from llm_datadist._backends.nixl.pieces import Chunk
+    from llm_datadist._backends.nixl.chunks import Chunk
     from llm_datadist._backends.transfer import Transfer
 
 __all__ = ["Work"]

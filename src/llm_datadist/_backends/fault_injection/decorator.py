@@ -20,7 +20,7 @@ from llm_datadist._devices.cpu import copy
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llm_datadist._backends.fault_policy import Decision, FaultPolicy
+    from llm_datadist._backends.fault_injection.policy import Decision, FaultPolicy
     from llm_datadist._backends.lanes import LinkLanes
     from llm_datadist._backends.node import Node
     from llm_datadist._backends.transfer import PeerEndpoint, Region, Transfer, U64Array

@@ -7,7 +7,7 @@ from concurrent.futures import wait
 
 import pytest
 
-from llm_datadist._backends.nixl.posters import Posters
+from llm_datadist._backends.nixl.posting_threads import Posters
 
 
 def no_stop():
@@ -90,10 +90,10 @@ def test_no_part_outlives_an_interrupted_caller(posters, monkeypatch):
 
     def interrupted(parts):
         begun.wait()
-        monkeypatch.setattr("llm_datadist._backends.nixl.posters.wait", wait)
+        monkeypatch.setattr("llm_datadist._backends.nixl.posting_threads.wait", wait)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("llm_datadist._backends.nixl.posters.wait", interrupted)
+    monkeypatch.setattr("llm_datadist._backends.nixl.posting_threads.wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         posters.run(part, stopped.set)
     assert ended == [True, True]

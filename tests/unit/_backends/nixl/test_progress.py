@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from llm_datadist._backends.nixl.pieces import chunks
-from llm_datadist._backends.nixl.work import Work
+from llm_datadist._backends.nixl.chunks import chunks
+from llm_datadist._backends.nixl.progress import Work
 from llm_datadist._backends.outcomes import Code, Outcome
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llm_datadist._backends.nixl.pieces import chunks, offsets_in_slot
+from llm_datadist._backends.nixl.chunks import chunks, offsets_in_slot
 
 
 def u64(*values):
