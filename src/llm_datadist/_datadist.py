@@ -163,7 +163,8 @@ class LLMDataDist:
     def _leave_to_parent(self) -> None:
         """Become an instance that is not initialised; in a forked child."""
         if self._engine is not None:
-            self._engine.closing = self._engine.inherited = self._inherited = True
+            self._engine.leave_to_parent()
+            self._inherited = True
             _inherited.append(self._engine)
         self._engine = self._domains = self._cache_manager = None
         self._lock = threading.Lock()

@@ -428,13 +428,14 @@ def test_an_interrupted_transfer_leaves_no_lane_taken(backend):
 def test_a_peer_that_does_not_know_checksums(backend):
     """Of a version before: the link is made, transfers work, and describe_link says it."""
     owner, user = Side(1, backend), Side(2, backend, checksum="crc32c")
-    endpoint = owner.instance._engine.links._context.delegate.endpoint
+    delegate = owner.instance._engine.links._context.delegate
+    endpoint = delegate.endpoint
 
     def older(link_id):
         fields = msgspec.msgpack.decode(endpoint(link_id))
         return msgspec.msgpack.encode(fields[:2])
 
-    owner.instance._engine.endpoint = older
+    delegate.endpoint = older
     try:
         link(user.instance, owner.address)
         described = user.instance.describe_link(1)
@@ -443,7 +444,7 @@ def test_a_peer_that_does_not_know_checksums(backend):
         user.manager.pull_blocks(BlocksCacheKey(1), target.cache, [0, 1], [1, 2])
         assert np.array_equal(target.data[:, 1:3], source.data[:, :2])
     finally:
-        del owner.instance._engine.endpoint
+        del delegate.endpoint
         finalize(owner, user)
 
 

@@ -22,9 +22,9 @@ from llm_datadist._plan import Plan, cut, segments
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from llm_datadist._backends.node import Node
     from llm_datadist._backends.outcomes import Checksums as Sums
     from llm_datadist._backends.transfer import Transfer
-    from llm_datadist._engine.engine import Engine
     from llm_datadist._engine.link_data import LinkData
     from llm_datadist._registry import LocalCache, RemoteCache
 
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 SEGMENT_BYTES = 16 << 20
 WINDOW_BYTES = 256 << 20
 """The same for a read that takes its checksums as the bytes arrive."""
-
-FEATURE = "crc32c"
-"""In the endpoint of an instance that answers questions for checksums."""
 
 _MOST_REPORTED = 4096
 
@@ -77,8 +74,8 @@ def faults_of(different: Plan, destination: Destination, *, write: bool) -> tupl
 class Checksums:
     """Checked transfers of one instance. Thread-safe."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._node = engine.node
+    def __init__(self, node: Node) -> None:
+        self._node = node
 
     def run(self, data: LinkData, transfer: Transfer, unit_bytes: int) -> tuple[Outcome, Plan]:
         """Carry out a transfer by a `checkable` plan, and check it.

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
     from llm_datadist._backends.outcomes import Ref
     from llm_datadist._engine.containment import BadRange
-    from llm_datadist._engine.engine import Engine
-    from llm_datadist._engine.transfers import _Attempt
+    from llm_datadist._engine.instance import Instance
     from llm_datadist._links import Link
     from llm_datadist._plan import Plan
     from llm_datadist._plan.layout import Piece
@@ -75,10 +74,11 @@ def _described(fault: Fault) -> str:
 class Faults:
     """The marks on the memory of one instance. Thread-safe."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._registry = engine.registry
-        self._notices = Notices(engine.registry, engine.node.probe, self._found)
+    def __init__(self, instance: Instance) -> None:
+        self._cluster_id = instance.cluster_id
+        self._registry = instance.registry
+        self._links = instance.links
+        self._notices = Notices(instance.registry, instance.node.probe, self._found)
         self.receive = self._notices.receive
         self.close = self._notices.close
 
@@ -103,7 +103,7 @@ class Faults:
         begin = plan.local if local else plan.remote
         end = begin + plan.length
         touched = [
-            fault_of(self._engine.cluster_id, cache, piece)
+            fault_of(self._cluster_id, cache, piece)
             for piece in marks
             if ((begin < np.uint64(piece.addr + piece.size)) & (end > np.uint64(piece.addr))).any()
         ]
@@ -129,8 +129,7 @@ class Faults:
     def ranges(self) -> tuple[Fault, ...]:
         """Return what is marked now."""
         return tuple(
-            fault_of(self._engine.cluster_id, cache, piece)
-            for cache, piece in self._registry.faulted()
+            fault_of(self._cluster_id, cache, piece) for cache, piece in self._registry.faulted()
         )
 
     def report(self, link: Link, entry: Ref, faults: Sequence[Fault]) -> None:
@@ -145,7 +144,7 @@ class Faults:
         if ranges and entry != ANY_ENTRY:
             link.data.marks.add(entry, ranges)
             with suppress(LLMException):
-                self._engine.links.notify(link, encode(Faulted(entry, ranges)))
+                self._links.notify(link, encode(Faulted(entry, ranges)))
 
     def heed(self, link: Link, message: Marked) -> None:
         """Take the peer's word for what of its memory is at fault."""
@@ -173,21 +172,19 @@ class Faults:
         marks = tuple((piece.addr, piece.size) for piece in cache.faulted[:MAX_RANGES])
         if cache.ref == entry:
             with suppress(LLMException):
-                self._engine.links.notify(link, encode(Marked(entry, marks)))
+                self._links.notify(link, encode(Marked(entry, marks)))
 
-    def known(self, operation: str, link: Link, attempt: _Attempt) -> LLMException | None:
+    @staticmethod
+    def known(operation: str, link: Link, remote: RemoteCache, plan: Plan) -> LLMException | None:
         """Make the exception for a transfer that would touch memory known to be at fault."""
-        remote = attempt.remote
-        if remote is None:
-            return None
-        touched = link.data.marks.touched(remote.cache.ref, attempt.plan)
+        touched = link.data.marks.touched(remote.ref, plan)
         if not touched:
             return None
         owner = link.data.peer.cluster_id
         faults = [
-            fault_of(owner, remote.cache, piece)
+            fault_of(owner, remote, piece)
             for addr, size in touched
-            for piece in remote.cache.layout.locate(addr, size)
+            for piece in remote.layout.locate(addr, size)
         ]
         return fail(
             LLMStatusCode.LLM_SUSPECT_REMOTE_ERROR,
@@ -214,10 +211,10 @@ class Faults:
     def tell_peers(self) -> None:
         """Send every peer the marks; those that cannot be told find out by themselves."""
         bodies = [encode(message) for message in self.marked()]
-        for link in self._engine.links.links():
+        for link in self._links.links():
             with suppress(LLMException):
                 for body in bodies:
-                    self._engine.links.notify(link, body)
+                    self._links.notify(link, body)
 
     def _mark_all(self, cache: LocalCache, ref: Ref, ranges: Sequence[tuple[int, int]]) -> bool:
         """Mark ranges; False if all were marked, or what failed was the memory before a remap."""

@@ -25,10 +25,9 @@ from llm_datadist._types.checks import check_instance, check_int, wrong_type
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llm_datadist._engine.engine import Engine
+    from llm_datadist._engine.transfers import Transfers
     from llm_datadist._plan.indices import Blocks
     from llm_datadist._registry import LocalCache, Resolved
-    from llm_datadist._types import Cache
 
 _TENSORS_PER_LAYER = 2
 _INVALID = LLMStatusCode.LLM_PARAM_INVALID
@@ -91,8 +90,8 @@ class Destination(ABC):
 class _RawDestination(Destination):
     """A TransferConfig: bare addresses of the peer."""
 
-    def __init__(self, engine: Engine, source: Source, config: TransferConfig) -> None:
-        self._engine = engine
+    def __init__(self, transfers: Transfers, source: Source, config: TransferConfig) -> None:
+        self._transfers = transfers
         self._source = source
         self._cluster_id = config.dst_cluster_id
         self._slot = config.src_batch_index
@@ -131,14 +130,16 @@ class _RawDestination(Destination):
             np.concatenate([plan.length for plan in plans]),
             sum(plan.total_bytes for plan in plans),
         )
-        self._engine.transfers.push_raw(source.operation, self._cluster_id, source.local, plan)
+        self._transfers.push_raw(source.operation, self._cluster_id, source.local, plan)
 
 
 class _KeyDestination(Destination):
     """A TransferWithCacheKeyConfig: a cache or a slot of the peer, looked up for every layer."""
 
-    def __init__(self, engine: Engine, source: Source, config: TransferWithCacheKeyConfig) -> None:
-        self._engine = engine
+    def __init__(
+        self, transfers: Transfers, source: Source, config: TransferWithCacheKeyConfig
+    ) -> None:
+        self._transfers = transfers
         self._source = source
         src, self._dst_layers = config.ranges(source.operation)
         self.layers = _source_layers(source, src)
@@ -176,7 +177,7 @@ class _KeyDestination(Destination):
             src = source.tensors(layer)
             return source.plan(src, self._slot, remote.cache.layout, dst, remote.slot)
 
-        self._engine.transfers.push_planned(source.operation, self._key, source.local, plan)
+        self._transfers.push_planned(source.operation, self._key, source.local, plan)
 
     def _check_remote(self, remote: Resolved, dst: range) -> None:
         layout, source = remote.cache.layout, self._source
@@ -204,37 +205,27 @@ class _KeyDestination(Destination):
             _refuse(source.operation, problem, "match the peer's cache", self._key.cluster_id)
 
 
-def destinations(
-    engine: Engine,
-    operation: str,
-    src_cache: Cache,
-    configs: Sequence[TransferConfig] | Sequence[TransferWithCacheKeyConfig],
-    src_blocks: Sequence[int] | None,
-    dst_blocks: Sequence[int] | None,
-    dst_block_bytes: int | None,
-) -> list[Destination]:
-    """Check the arguments of transfer_cache_async and make its destinations.
+def make_destination(
+    transfers: Transfers, source: Source, config: TransferConfig | TransferWithCacheKeyConfig
+) -> Destination:
+    """Check one config against the source and return where it sends to.
 
     Raises:
-        TypeError, ValueError, LLMException: as CacheManager.transfer_cache_async.
+        LLMException: LLM_PARAM_INVALID.
+    """
+    if isinstance(config, TransferConfig):
+        return _RawDestination(transfers, source, config)
+    return _KeyDestination(transfers, source, config)
+
+
+def check_configs(operation: str, configs: Sequence[object], *, keys_allowed: bool) -> bool:
+    """Return whether the configs name cache keys; all must be of the type that the options allow.
+
+    Raises:
+        TypeError, LLMException: as CacheManager.transfer_cache_async.
     """
     if not configs:
         _refuse(operation, "transfer_configs is empty", "give at least one")
-    by_key = _kind(operation, configs, keys_allowed=engine.config.remote_accessible)
-    local = engine.registry.find(operation, src_cache)
-    source = _source(
-        operation, local, src_blocks, dst_blocks, dst_block_bytes, all_blocks_allowed=by_key
-    )
-    result: list[Destination] = []
-    for config in configs:
-        if isinstance(config, TransferConfig):
-            result.append(_RawDestination(engine, source, config))
-        else:
-            result.append(_KeyDestination(engine, source, config))
-    return result
-
-
-def _kind(operation: str, configs: Sequence[object], *, keys_allowed: bool) -> bool:
     kinds = (TransferConfig, TransferWithCacheKeyConfig)
     for position, config in enumerate(configs):
         if not isinstance(config, kinds):
@@ -256,7 +247,7 @@ def _kind(operation: str, configs: Sequence[object], *, keys_allowed: bool) -> b
     return by_key
 
 
-def _source(
+def make_source(
     operation: str,
     local: LocalCache,
     src_blocks: Sequence[int] | None,
@@ -265,6 +256,11 @@ def _source(
     *,
     all_blocks_allowed: bool,
 ) -> Source:
+    """Check the source arguments of transfer_cache_async.
+
+    Raises:
+        TypeError, ValueError, LLMException: as CacheManager.transfer_cache_async.
+    """
     size = 0
     if dst_block_bytes is not None:
         size = check_int("dst_block_memory_size", dst_block_bytes, 0, _INT64_HIGH)

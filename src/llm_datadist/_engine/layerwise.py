@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 
 from llm_datadist._control.threads import start
 from llm_datadist._control.workers import Workers
-from llm_datadist._engine.layer_plans import Destination, destinations
+from llm_datadist._engine.layer_plans import (
+    Destination,
+    check_configs,
+    make_destination,
+    make_source,
+)
 from llm_datadist._errors import LLMException, LLMStatusCode
 from llm_datadist._types import CacheTask
 from llm_datadist._types.task import TaskState
@@ -18,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from concurrent.futures import Future
 
-    from llm_datadist._engine.engine import Engine
+    from llm_datadist._engine.instance import Instance
+    from llm_datadist._engine.transfers import Transfers
     from llm_datadist._types import (
         Cache,
         LayerSynchronizer,
@@ -41,8 +47,9 @@ class Layerwise:
     ever. Several destinations of one layer are served at the same time.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, instance: Instance, transfers: Transfers) -> None:
+        self._instance = instance
+        self._transfers = transfers
         self._lock = threading.Lock()
         self._running: set[TaskState] = set()
         self._senders = Workers("llm_datadist-layers", _PARALLEL_DESTINATIONS - 1)
@@ -57,12 +64,20 @@ class Layerwise:
         dst_block_bytes: int | None,
     ) -> CacheTask:
         """See CacheManager.transfer_cache_async. Every argument is checked before this returns."""
-        targets = destinations(
-            self._engine, OPERATION, src_cache, configs, src_blocks, dst_blocks, dst_block_bytes
+        instance = self._instance
+        by_key = check_configs(OPERATION, configs, keys_allowed=instance.config.remote_accessible)
+        source = make_source(
+            OPERATION,
+            instance.registry.find(OPERATION, src_cache),
+            src_blocks,
+            dst_blocks,
+            dst_block_bytes,
+            all_blocks_allowed=by_key,
         )
+        targets = [make_destination(self._transfers, source, config) for config in configs]
         state = TaskState(len(targets))
         with self._lock:
-            self._engine.check_open(OPERATION)
+            self._instance.life.check_open(OPERATION)
             self._running.add(state)
         worker = threading.Thread(
             target=self._work,

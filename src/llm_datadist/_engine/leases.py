@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-    from llm_datadist._engine.engine import Engine
+    from llm_datadist._engine.instance import Instance
     from llm_datadist._links import Link
 
 Key: TypeAlias = BlocksCacheKey | CacheKey | CacheKeyByIdAndIndex
@@ -149,9 +149,9 @@ class Lease:
 class Leases:
     """Makes leases on peers' caches. Thread-safe."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._links = engine.links
-        self._timeout_ms = engine.config.sync_timeout_ms
+    def __init__(self, instance: Instance) -> None:
+        self._links = instance.links
+        self._timeout_ms = instance.config.sync_timeout_ms
         self._ids = itertools.count(1)
 
     def lease(self, key: Key, blocks: Sequence[int] | None, ttl_ms: int) -> Lease:

@@ -19,7 +19,7 @@ from llm_datadist._types import BlocksCacheKey, Cache, CacheKey, CacheKeyByIdAnd
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llm_datadist._engine.engine import Engine
+    from llm_datadist._engine.instance import Instance
     from llm_datadist._engine.lease_book import Blocks
     from llm_datadist._engine.messages import Lend, Release, Renew
     from llm_datadist._links import Link
@@ -44,10 +44,10 @@ class Lending:
     A lease takes part in nothing: it is what the owner's scheduler is told before it reuses blocks.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._registry = engine.registry
-        self._registry.on_gone = self._cache_gone
+    def __init__(self, instance: Instance) -> None:
+        self._cluster_id = instance.cluster_id
+        self._registry = instance.registry
+        self._links = instance.links
         self._book = LeaseBook(time.monotonic_ns)
         self._lock = threading.Lock()
         self._alarm_ns: int | None = None
@@ -96,7 +96,8 @@ class Lending:
         """End the leases of a link."""
         self._tell(self._book.end_link(link_id))
 
-    def _cache_gone(self, cache_id: int) -> None:
+    def cache_gone(self, cache_id: int) -> None:
+        """End the leases on a cache."""
         self._tell(self._book.end_cache(cache_id))
 
     def _expire(self) -> None:
@@ -109,7 +110,7 @@ class Lending:
 
     def _lend(self, link: Link, message: Lend) -> None:
         try:
-            key = _KEYS[len(message.key)](self._engine.cluster_id, *message.key)
+            key = _KEYS[len(message.key)](self._cluster_id, *message.key)
         except ValueError as error:
             raise ProtocolError(f"a lease of a key that cannot be: {error}") from error
         found = self._registry.named(key)
@@ -137,7 +138,7 @@ class Lending:
         if not link.alive:
             self.link_ended(link.link_id)
         if self._registry.get(local.cache_id) is not local:
-            self._cache_gone(local.cache_id)
+            self.cache_gone(local.cache_id)
             raise _gone(f"cache {local.cache_id} of the peer ended during the call")
         self._watch()
 
@@ -148,7 +149,7 @@ class Lending:
             if due_ns is None or (self._alarm_ns is not None and self._alarm_ns <= due_ns):
                 return
             self._alarm_ns = due_ns
-        self._engine.links.after(max(0, due_ns - time.monotonic_ns()) / 1e9, self._expire)
+        self._links.after(max(0, due_ns - time.monotonic_ns()) / 1e9, self._expire)
 
     def _tell(self, ends: list[LeaseEnd]) -> None:
         if not ends or self._callback is None:
@@ -158,7 +159,7 @@ class Lending:
             if self._telling:
                 return
             self._telling = True
-        self._engine.links.after(0, self._tell_all)
+        self._links.after(0, self._tell_all)
 
     def _tell_all(self) -> None:
         """Call back for one end after the other; not on the thread that serves a peer."""

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from llm_datadist._backends.transfer import PeerEndpoint, Transfer
 
 
+CHECKSUM = "crc32c"
+"""Names, in the endpoint of an instance, the checksums that its native threads can compute."""
+
+
 class LookupFailedError(Exception):
     """The peer's directory could not be read; `outcome` says why."""
 
@@ -109,7 +113,7 @@ class LinkData:
     @property
     def checked(self) -> bool:
         """Whether this side's transfers are checked end to end."""
-        return self.checksum == "crc32c"
+        return self.checksum == CHECKSUM
 
     @property
     def published(self) -> bool:

@@ -21,7 +21,8 @@ from llm_datadist._plan import (
 
 if TYPE_CHECKING:
     from llm_datadist._engine.containment import Words
-    from llm_datadist._engine.engine import Engine
+    from llm_datadist._engine.faults import Faults
+    from llm_datadist._engine.instance import Instance
     from llm_datadist._plan import Plan
     from llm_datadist._registry import LocalCache
     from llm_datadist._types import Cache
@@ -32,16 +33,18 @@ _INVALID = LLMStatusCode.LLM_PARAM_INVALID
 class LocalCopies:
     """The local copies of one instance. Thread-safe."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, instance: Instance, faults: Faults) -> None:
+        self._instance = instance
+        self._registry = instance.registry
+        self._faults = faults
 
     def copy_slot(
         self, dst: Cache, src: Cache, dst_slot: int, src_slot: int, offset: int, size: int
     ) -> None:
         """See CacheManager.copy_cache."""
         operation = "copy_cache"
-        target = self._engine.registry.find(operation, dst)
-        source = self._engine.registry.find(operation, src)
+        target = self._registry.find(operation, dst)
+        source = self._registry.find(operation, src)
         for name, cache in (("dst", target), ("src", source)):
             if cache.is_blocks:
                 raise fail(
@@ -93,7 +96,7 @@ class LocalCopies:
     def copy_blocks(self, cache: Cache, copies: dict[int, list[int]]) -> None:
         """See CacheManager.copy_blocks."""
         operation = "copy_blocks"
-        local = self._engine.registry.find(operation, cache)
+        local = self._registry.find(operation, cache)
         if not local.is_blocks:
             raise fail(_INVALID, operation, "cache is a contiguous cache", "use copy_cache")
         src, dst = copy_pairs(operation, copies, local.layout.num_units)
@@ -103,9 +106,8 @@ class LocalCopies:
     def swap_blocks(self, src_cache: Cache, dst_cache: Cache, pairs: dict[int, int]) -> None:
         """See CacheManager.swap_blocks."""
         operation = "swap_blocks"
-        registry = self._engine.registry
-        source = registry.find(operation, src_cache)
-        target = registry.find(operation, dst_cache)
+        source = self._registry.find(operation, src_cache)
+        target = self._registry.find(operation, dst_cache)
         if source.desc.data_type is not target.desc.data_type:
             raise TypeError(
                 f"{operation}: src_cache has {source.desc.data_type}, dst_cache "
@@ -129,10 +131,10 @@ class LocalCopies:
         if not len(plan.length):
             return
         check_apart(operation, plan, write=False)
-        marks = self._engine.faults
+        marks = self._faults
         marks.check(operation, dst, plan, None, local=True)
         marks.check(operation, src, plan, None, local=False)
-        node, dst_ref, src_ref = self._engine.node.native, dst.ref, src.ref
+        node, dst_ref, src_ref = self._instance.node.native, dst.ref, src.ref
         if dst.device is not None or src.device is not None:
             plan = cut_between(plan, dst.layout.starts, src.layout.starts)
 
@@ -150,7 +152,7 @@ class LocalCopies:
             raise self._ended(operation, ended)
         found = contained.found
         faults = [
-            fault_at(self._engine.cluster_id, dst if bad.is_local else src, bad) for bad in found
+            fault_at(self._instance.cluster_id, dst if bad.is_local else src, bad) for bad in found
         ]
         pairs = list(zip(found, faults, strict=True))
         marks.mark(dst, dst_ref, [fault for bad, fault in pairs if bad.is_local])
@@ -169,7 +171,7 @@ class LocalCopies:
     def _ended(self, operation: str, outcome: Outcome) -> LLMException:
         """Make the exception for an outcome that is neither success nor a fault."""
         code = outcome.code
-        if code in (Code.CLOSED, Code.CANCELLED) or self._engine.closing:
+        if code in (Code.CLOSED, Code.CANCELLED) or self._instance.life.closing:
             return fail(
                 LLMStatusCode.LLM_ENGINE_FINALIZED,
                 operation,

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from llm_datadist._backends.base import Backend
     from llm_datadist._backends.transfer import MemoryKind
-    from llm_datadist._engine.engine import Engine
-    from llm_datadist._links import Link
+    from llm_datadist._engine.instance import Lifetime
+    from llm_datadist._links import Link, LinkTable
+    from llm_datadist._options import Config
     from llm_datadist._plan import Layout
     from llm_datadist._types import Placement
 
@@ -37,8 +38,13 @@ class RegisteredMemory:
     and the backend sees to it that it cannot reach the memory.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(
+        self, config: Config, backends: list[Backend], links: LinkTable, life: Lifetime
+    ) -> None:
+        self._config = config
+        self._backends = backends
+        self._links = links
+        self._life = life
 
     def locate(self, operation: str, addrs: Sequence[int], placement: Placement) -> int | None:
         """Return which accelerator the caller's memory is of, None for host memory.
@@ -47,8 +53,8 @@ class RegisteredMemory:
             LLMException: LLM_PARAM_INVALID: several memories, or not what the placement says;
                 LLM_FEATURE_NOT_ENABLED: an accelerator's, and nothing here moves it.
         """
-        device = device_memory(self._engine.config, operation, addrs, placement)
-        if device is not None and not any(map(reaches_devices, self._engine.backends)):
+        device = device_memory(self._config, operation, addrs, placement)
+        if device is not None and not any(map(reaches_devices, self._backends)):
             raise fail(
                 LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
                 operation,
@@ -68,7 +74,7 @@ class RegisteredMemory:
         region = self._region(layout, placement, device)
         done: list[Backend] = []
         try:
-            for backend in self._engine.backends:
+            for backend in self._backends:
                 backend.register(region)
                 done.append(backend)
         except Unavailable as error:
@@ -84,7 +90,7 @@ class RegisteredMemory:
     def deregister(self, layout: Layout, placement: Placement, device: int | None) -> None:
         """No transfer that begins now can succeed; end those that peers have begun."""
         region = self._region(layout, placement, device)
-        for backend in self._engine.backends:
+        for backend in self._backends:
             if backend.capabilities.withdraws:
                 backend.withdraw(region)
                 self._withdraw(backend, layout)
@@ -92,14 +98,13 @@ class RegisteredMemory:
 
     def _region(self, layout: Layout, placement: Placement, device: int | None) -> Region:
         sizes = np.full(len(layout.addrs), layout.tensor_bytes, np.uint64)
-        device_id = self._engine.config.device_ids[0] if device is None else device
+        device_id = self._config.device_ids[0] if device is None else device
         kind: MemoryKind = "DRAM" if device is None else "VRAM"
         return Region(layout.addrs, sizes, placement, device_id, layout.unit_bytes, kind)
 
     def _withdraw(self, backend: Backend, layout: Layout) -> None:
-        engine = self._engine
-        links = [link for link in engine.links.links() if backend.name in link.data.peer.metadata]
-        if not links or engine.closing:
+        links = [link for link in self._links.links() if backend.name in link.data.peer.metadata]
+        if not links or self._life.closing:
             return
         ranges = tuple((start, layout.tensor_bytes) for start in layout.starts)
         if len(ranges) > _MANY_RANGES:
@@ -113,12 +118,12 @@ class RegisteredMemory:
                 link.cluster_id,
                 str(error),
             )
-            engine.links.drop(link, f"no answer when memory was withdrawn: {error}")
+            self._links.drop(link, f"no answer when memory was withdrawn: {error}")
             backend.fence(f"cluster {link.cluster_id} may still read memory that was withdrawn")
 
-        deadline_ns = time.monotonic_ns() + engine.config.sync_timeout_ms * 1_000_000
+        deadline_ns = time.monotonic_ns() + self._config.sync_timeout_ms * 1_000_000
         try:
-            engine.links.request_all(links, encode(Remapped(ranges)), deadline_ns, is_silent)
+            self._links.request_all(links, encode(Remapped(ranges)), deadline_ns, is_silent)
         except (LLMException, RuntimeError) as error:
-            if not engine.closing:
+            if not self._life.closing:
                 backend.fence(f"peers could not be told that memory was withdrawn ({error})")

@@ -11,7 +11,8 @@ from llm_datadist._errors import LLMException, LLMStatusCode, fail
 from llm_datadist._types import Memtype
 
 if TYPE_CHECKING:
-    from llm_datadist._engine.engine import Engine
+    from llm_datadist._engine.faults import Faults
+    from llm_datadist._engine.instance import Instance
     from llm_datadist._engine.messages import Remapped
     from llm_datadist._links import Link
     from llm_datadist._types import MemInfo
@@ -25,20 +26,21 @@ _INVALID = LLMStatusCode.LLM_PARAM_INVALID
 class Remap:
     """The remap call of one instance, both ends of it. Thread-safe."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, instance: Instance, faults: Faults) -> None:
+        self._instance = instance
+        self._faults = faults
 
     def run(self, mem_infos: tuple[MemInfo, ...]) -> None:
         """See CacheManager.remap_registered_memory."""
         if not mem_infos:
             raise fail(_INVALID, OPERATION, "mem_infos is empty", "give at least one MemInfo")
         ranges = tuple(self._range(position, info) for position, info in enumerate(mem_infos))
-        deadline_ns = time.monotonic_ns() + self._engine.config.sync_timeout_ms * 1_000_000
-        for backend in self._engine.backends:
+        deadline_ns = time.monotonic_ns() + self._instance.config.sync_timeout_ms * 1_000_000
+        for backend in self._instance.backends:
             for address, size in ranges:
                 backend.remapped(address, size)
         # New guards: from here on nothing that was resolved before can succeed.
-        registry = self._engine.registry
+        registry = self._instance.registry
         touched = {
             local.cache_id: local
             for address, size in ranges
@@ -46,12 +48,12 @@ class Remap:
         }
         registry.remap(list(touched.values()))
         for address, size in ranges:
-            self._engine.faults.clear(address, size)
-        self._engine.faults.tell_peers()  # what is left of the marks, under the new guards
+            self._faults.clear(address, size)
+        self._faults.tell_peers()  # what is left of the marks, under the new guards
         for body in remapped(ranges):
-            links = self._engine.links.links()
+            links = self._instance.links.links()
             if links:
-                self._engine.links.request_all(links, body, deadline_ns, self._peer_is_silent)
+                self._instance.links.request_all(links, body, deadline_ns, self._peer_is_silent)
 
     def serve(self, link: Link, message: Remapped) -> bytes:
         """A peer has remapped: forget its ranges. Called on an executor thread."""
@@ -74,7 +76,7 @@ class Remap:
                 f"{name} has addr {info.addr} and size {info.size}",
                 "give both greater than 0",
             )
-        if not self._engine.registry.covers(info.addr, info.size):
+        if not self._instance.registry.covers(info.addr, info.size):
             raise fail(
                 _INVALID,
                 OPERATION,
@@ -85,7 +87,7 @@ class Remap:
         return info.addr, info.size
 
     def _peer_is_silent(self, link: Link, error: LLMException) -> None:
-        if self._engine.closing:
+        if self._instance.life.closing:
             raise fail(
                 LLMStatusCode.LLM_ENGINE_FINALIZED,
                 OPERATION,
@@ -93,4 +95,4 @@ class Remap:
                 "do not use it any more",
             )
         logger.warning("%s: cluster %d loses its link: %s", OPERATION, link.cluster_id, str(error))
-        self._engine.links.drop(link, f"no answer to {OPERATION}: {error}")
+        self._instance.links.drop(link, f"no answer to {OPERATION}: {error}")

@@ -46,9 +46,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from llm_datadist._backends.outcomes import Ref
-    from llm_datadist._engine.checksums import Destination
+    from llm_datadist._engine.checksums import Checksums, Destination
     from llm_datadist._engine.containment import Words
-    from llm_datadist._engine.engine import Engine
+    from llm_datadist._engine.faults import Faults
+    from llm_datadist._engine.instance import Instance
     from llm_datadist._engine.link_data import LinkData
     from llm_datadist._errors import Fault
     from llm_datadist._links import Link
@@ -108,11 +109,14 @@ class _Attempt:
 class Transfers:
     """The transfer calls of one instance. Thread-safe."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._links = engine.links
-        self._registry = engine.registry
-        self._timeout_ms = engine.config.sync_timeout_ms
+    def __init__(self, instance: Instance, faults: Faults, checksums: Checksums) -> None:
+        self._cluster_id = instance.cluster_id
+        self._life = instance.life
+        self._links = instance.links
+        self._registry = instance.registry
+        self._faults = faults
+        self._checksums = checksums
+        self._timeout_ms = instance.config.sync_timeout_ms
         self._timeout_ns = self._timeout_ms * 1_000_000
 
     def pull_slot(
@@ -230,7 +234,7 @@ class Transfers:
         data: LinkData = link.data
         deadline_ns = time.monotonic_ns() + self._timeout_ns
         call = _Call(operation, BlocksCacheKey(cluster_id), local, True, deadline_ns)
-        self._engine.faults.check(operation, local, plan, cluster_id, local=True)
+        self._faults.check(operation, local, plan, cluster_id, local=True)
         ref = local.ref
         attempt = _Attempt(None, self._planned(call, data, plan), ref)
         outcome = self._move(call, data, attempt)
@@ -267,10 +271,8 @@ class Transfers:
                 fresh = True  # the directory may be an old one
                 continue
             if local.faulted:
-                self._engine.faults.check(
-                    operation, local, attempt.plan, key.cluster_id, local=True
-                )
-            if data.marks and (known := self._engine.faults.known(operation, link, attempt)):
+                self._faults.check(operation, local, attempt.plan, key.cluster_id, local=True)
+            if data.marks and (known := self._known(call, link, attempt)):
                 if fresh:
                     data.failures += 1
                     raise known
@@ -290,6 +292,11 @@ class Transfers:
                 continue
             data.failures += 1
             raise self._failure(call, link, attempt, outcome, faults)
+
+    def _known(self, call: _Call, link: Link, attempt: _Attempt) -> LLMException | None:
+        remote = attempt.remote
+        assert remote is not None
+        return self._faults.known(call.operation, link, remote.cache, attempt.plan)
 
     def _prepare(self, call: _Call, link: Link, make_plan: MakePlan, *, fresh: bool) -> _Attempt:
         """Look the key up and plan.
@@ -347,7 +354,7 @@ class Transfers:
                 cluster_id=call.key.cluster_id,
             )
         unit_bytes = call.local.layout.unit_bytes
-        outcome, attempt.different = self._engine.checksums.run(data, transfer, unit_bytes)
+        outcome, attempt.different = self._checksums.run(data, transfer, unit_bytes)
         data.mismatches += outcome.code == Code.CORRUPT
         return complete(outcome, attempt.plan)
 
@@ -406,7 +413,7 @@ class Transfers:
                 timeout_ms=self._timeout_ms,
                 plan=attempt.plan,
                 remote_name=name,
-                finalizing=self._engine.closing,
+                finalizing=self._life.closing,
                 peer_alive=not link.lost.is_set() and link.data.peer_end_is_open(),
                 faults=faults,
                 device_trouble=link.data.device_trouble,
@@ -442,18 +449,18 @@ class Transfers:
         others: list[Fault] = []
         for bad in contained.found:
             if bad.is_local:
-                own.append(fault_at(self._engine.cluster_id, call.local, bad))
+                own.append(fault_at(self._cluster_id, call.local, bad))
             else:
                 others.append(fault_at(call.key.cluster_id, theirs, bad))
-        self._engine.faults.mark(call.local, attempt.local_ref, own)
-        self._engine.faults.report(link, attempt.cache_ref, others)
+        self._faults.mark(call.local, attempt.local_ref, own)
+        self._faults.report(link, attempt.cache_ref, others)
         first, second = (own, others) if outcome.code == Code.LOCAL_FAULT else (others, own)
         return ended or outcome, (*first, *second)
 
     def _destination(self, call: _Call, attempt: _Attempt) -> Destination:
         """Return where the bytes went: the instance and its cache."""
         if not call.write:
-            return self._engine.cluster_id, call.local
+            return self._cluster_id, call.local
         remote = attempt.remote
         return call.key.cluster_id, None if remote is None else remote.cache
 

@@ -41,10 +41,10 @@ def inject_faults(instance: LLMDataDist, policy: FaultPolicy) -> Iterator[FaultP
     if engine is None:
         raise RuntimeError("inject_faults: the LLMDataDist instance is not initialised")
     drop_link = partial(_drop_link, engine)
-    backends = engine.backends
-    engine.backends = tuple(
+    backends = tuple(engine.backends)
+    engine.backends[:] = [
         FaultBackend(backend, engine.node, policy, drop_link) for backend in backends
-    )
+    ]
     for link in engine.links.links():
         channel = link.data.channel
         if not (isinstance(channel, FaultChannel) and channel.policy is policy):
@@ -54,7 +54,7 @@ def inject_faults(instance: LLMDataDist, policy: FaultPolicy) -> Iterator[FaultP
     try:
         yield policy
     finally:
-        engine.backends = backends
+        engine.backends[:] = backends
         for link in engine.links.links():
             channel = link.data.channel
             if isinstance(channel, FaultChannel) and channel.policy is policy:

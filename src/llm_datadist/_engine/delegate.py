@@ -1,0 +1,254 @@
+"""The data plane of links, as the link table asks for it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, final
+
+import msgspec
+
+from llm_datadist._backends.base import Unavailable
+from llm_datadist._backends.lanes import LinkLanes
+from llm_datadist._backends.nixl import has_rdma
+from llm_datadist._backends.node import is_of_this_process
+from llm_datadist._backends.outcomes import NO_REF
+from llm_datadist._backends.select import select_channel, select_device_channel
+from llm_datadist._backends.transfer import PeerEndpoint
+from llm_datadist._control.limits import limit_of
+from llm_datadist._engine.link_data import CHECKSUM, LinkData
+from llm_datadist._engine.messages import MAX_RANGES, Guard, Marked
+from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._protocol.codec import DECODE_ERRORS
+from llm_datadist._protocol.messages import MAX_ENDPOINT_BYTES
+from llm_datadist._protocol.texts import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from llm_datadist._backends.base import Backend
+    from llm_datadist._backends.node import Node
+    from llm_datadist._backends.outcomes import Ref
+    from llm_datadist._backends.select import Selection
+    from llm_datadist._links import LinkTable, Peer
+    from llm_datadist._options import Config
+    from llm_datadist._protocol.lane_auth import OpenLane
+
+__all__ = ["DataPlanes", "Endpoint"]
+
+logger = logging.getLogger("llm_datadist")
+
+_OFFER_S = 600.0
+"""A link that was not made this long after its endpoint was asked for will not be made."""
+
+
+Name = Annotated[str, msgspec.Meta(max_length=64)]
+Metadata = Annotated[bytes, msgspec.Meta(max_length=MAX_ENDPOINT_BYTES)]
+
+
+class Endpoint(msgspec.Struct, array_like=True, frozen=True):
+    """How the peer reaches this instance's memory over one link; sent after authentication."""
+
+    link_ref: Guard
+    backends: Annotated[dict[Name, Metadata], msgspec.Meta(max_length=16)]
+    features: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)] = ()
+    """What its native threads know beyond the first version of the wire format."""
+    marks: Annotated[tuple[Marked, ...], msgspec.Meta(max_length=MAX_RANGES)] = ()
+    """Its memory that is known to be at fault."""
+    rdma: bool = False
+    """Whether its host has an RDMA device."""
+
+
+@final
+class DataPlanes:
+    """Makes and ends the data planes of links; the `LinkDelegate` of the link table. Thread-safe.
+
+    Args:
+        config: Parsed options.
+        node: Own native core.
+        backends: Own data paths, the best one first.
+        missing: Data paths that this host does not have, and why.
+    """
+
+    def __init__(
+        self, config: Config, node: Node, backends: list[Backend], missing: Mapping[str, str]
+    ) -> None:
+        self._config = config
+        self._node = node
+        self._backends = backends
+        self._missing = missing
+        self._offered: dict[int, tuple[Ref, float]] = {}
+        self._offered_lock = threading.Lock()
+        self._links: LinkTable
+        self._marks: Callable[[], list[Marked]]
+        self._on_end: Callable[[int], None]
+
+    def attach(
+        self,
+        links: LinkTable,
+        marks: Callable[[], list[Marked]],
+        on_end: Callable[[int], None],
+    ) -> None:
+        """Set what is made after this; before the link table starts.
+
+        Args:
+            links: The link table.
+            marks: Returns the fault marks that a new peer must know.
+            on_end: Called with the id of each link that has ended.
+        """
+        self._links, self._marks, self._on_end = links, marks, on_end
+
+    def endpoint(self, link_id: int) -> bytes:
+        """What the peer of link `link_id` needs to reach this instance's memory."""
+        now = time.monotonic()
+        ref = self._node.open_guard()
+        with self._offered_lock:
+            for old, (old_ref, since) in list(self._offered.items()):
+                if now - since > _OFFER_S:
+                    del self._offered[old]
+                    self._node.close_guard(*old_ref)
+            self._offered[link_id] = ref, now
+        backends = {backend.name: backend.describe(link_id) for backend in self._backends}
+        known = Endpoint(ref, backends, (CHECKSUM,), tuple(self._marks()), has_rdma())
+        return msgspec.msgpack.encode(known)
+
+    def show_proof(self, link_id: int, proof: bytes) -> None:
+        """Let the peer of a link that is being made see that this page is this end's."""
+        with self._offered_lock:
+            own_ref, _ = self._offered.get(link_id, (NO_REF, 0.0))
+        if own_ref != NO_REF:
+            self._node.show_proof(own_ref, proof)
+
+    def connect(
+        self,
+        peer: Peer,
+        link_id: int,
+        endpoint: bytes,
+        client_lanes: list[OpenLane],
+        server_lanes: list[OpenLane],
+    ) -> LinkData:
+        """Make the data plane of a link.
+
+        Raises:
+            LLMException: LLM_LINK_FAILED: no backend can serve this pair.
+        """
+        heal = partial(self._links.heal, link_id)
+        with self._offered_lock:
+            own_ref, _ = self._offered.pop(link_id, (NO_REF, 0.0))
+        lanes = LinkLanes(self._node, link_id, client_lanes, server_lanes, heal)
+        try:
+            there = msgspec.msgpack.decode(endpoint, type=Endpoint)
+            known = PeerEndpoint(
+                peer.cluster_id,
+                peer.incarnation,
+                there.link_ref,
+                peer.page_proof,
+                there.backends,
+            )
+            backends = tuple(self._backends)
+            selection = select_channel(backends, known, lanes)
+            self._check_expected(selection, known, rdma=there.rdma and has_rdma())
+            beside, why_not = select_device_channel(
+                tuple(self._backends), known, lanes, selection.channel
+            )
+            lanes.serve()  # OSError: this instance was finalised meanwhile, and lanes closed
+        except (Unavailable, *DECODE_ERRORS, OSError) as error:
+            lanes.close()
+            self._node.close_guard(*own_ref)
+            remedy = 'set transfer_backend to "auto" on both sides'
+            raise fail(
+                LLMStatusCode.LLM_LINK_FAILED,
+                "link_clusters",
+                f"no data path to the peer: {shown(str(error))}",
+                limit_of(error, remedy) if isinstance(error, OSError) else remedy,
+                cluster_id=peer.cluster_id,
+            ) from error
+        logger.info(
+            "link to cluster %d uses backend %s%s",
+            peer.cluster_id,
+            selection.channel.name,
+            "".join(f"; not {name}: {why}" for name, why in selection.reasons.items()),
+        )
+        data = LinkData(
+            known,
+            lanes,
+            selection.channel,
+            selection.reasons,
+            own_ref,
+            device_channel=beside,
+            why_no_device=why_not,
+            in_process=is_of_this_process(peer.incarnation),
+            checksum=self._checksum(peer, there.features),
+            keep_directory=self._config.remote_accessible,
+        )
+        for marked in there.marks:
+            data.marks.replace(marked.entry, marked.ranges)
+        return data
+
+    def _checksum(self, peer: Peer, features: tuple[str, ...]) -> str:
+        """How transfers over a new link are checked."""
+        wanted = self._config.checksum
+        if wanted in {"off", *features}:
+            return wanted
+        logger.warning(
+            "transfers with cluster %d are not checked: it does not know checksum %s",
+            peer.cluster_id,
+            wanted,
+        )
+        return f"off: the peer does not know {wanted}"
+
+    def _check_expected(self, selection: Selection, peer: PeerEndpoint, *, rdma: bool) -> None:
+        """Say so when a pair that could use RDMA does not.
+
+        Raises:
+            Unavailable: strict_backend is on.
+        """
+        if not rdma or self._config.backend != "auto" or selection.channel.name != "tcp":
+            return
+        selection.reasons.update(self._missing)
+        why = selection.reasons.get("nixl", "unknown")
+        problem = f"both hosts have an RDMA device, but NIXL cannot be used: {why}"
+        if self._config.strict_backend:
+            selection.channel.close()
+            raise Unavailable(f"{problem}; strict_backend is on")
+        logger.warning("link to cluster %d is slower than it could: %s", peer.cluster_id, problem)
+
+    def missing_lanes(self, data: LinkData) -> tuple[int, int]:
+        """How many lanes fewer there are than at first: on which we ask, and which we serve."""
+        return data.lanes.missing()
+
+    def add_lanes(
+        self, data: LinkData, client_lanes: list[OpenLane], server_lanes: list[OpenLane]
+    ) -> None:
+        """Put new lanes of a link into use."""
+        data.lanes.add(client_lanes, server_lanes)
+
+    def traffic(self, data: LinkData) -> int:
+        """How many operations the peer's native threads have answered."""
+        return data.lanes.answers
+
+    def ping_all(self, links: Sequence[LinkData], deadline_ns: int) -> list[bool]:
+        """Which of these peers' native threads answer."""
+        self._report_offences(links)
+        return LinkLanes.ping_all([data.lanes for data in links], deadline_ns)
+
+    def disconnect(self, data: LinkData) -> None:
+        """End the data plane of a link; when it returns no transfer of it touches memory."""
+        self._report_offences([data])
+        self._node.close_guard(*data.own_link_ref)
+        data.close()
+        self._on_end(data.lanes.link_id)
+
+    def _report_offences(self, links: Sequence[LinkData]) -> None:
+        """Log what peers asked for that no correct one does; it was refused."""
+        names = {data.lanes.link_id: f"cluster {data.peer.cluster_id}" for data in links}
+        for link_id, malformed, strayed in self._node.lane_server.take_offences():
+            logger.warning(
+                "%s sent %d malformed frames, and %d pushes of bytes outside the cache that they "
+                "name; all were refused; run one version on both sides, and check who that is",
+                names.get(link_id, f"the peer of link {link_id}"),
+                malformed,
+                strayed,
+            )

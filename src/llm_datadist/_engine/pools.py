@@ -1,0 +1,61 @@
+"""Memory pools of an instance, from which caches are allocated."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+from llm_datadist._control.limits import memory_remedy
+from llm_datadist._devices.cpu import PoolMemory
+from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._registry import Pool
+
+if TYPE_CHECKING:
+    from llm_datadist._options.settings import Pool as PoolConfig
+    from llm_datadist._types import Placement
+
+__all__ = ["MemoryPools"]
+
+
+@final
+class MemoryPools:
+    """Owns the memory of the pools.
+
+    Attributes:
+        memories: The mapped segments.
+        by_placement: Their allocators.
+    """
+
+    def __init__(self) -> None:
+        self.memories: list[PoolMemory] = []
+        self.by_placement: dict[Placement, Pool] = {}
+
+    def add(self, placement: Placement, option: str, config: PoolConfig | None) -> None:
+        """Allocate the pool that an option asks for.
+
+        Raises:
+            LLMException: LLM_OUT_OF_MEMORY.
+        """
+        if config is None:
+            return
+        try:
+            memory = PoolMemory(config.memory_size, f"llm_datadist-{option}")
+        except MemoryError as error:
+            raise fail(
+                LLMStatusCode.LLM_OUT_OF_MEMORY,
+                "init",
+                f"{option} cannot be had: {error}",
+                _remedy(error),
+            ) from error
+        self.memories.append(memory)
+        self.by_placement[placement] = Pool(memory.address, config.memory_size, config.page_shift)
+
+    def close(self) -> None:
+        """Release the memory; no transfer may use it any more."""
+        for memory in self.memories:
+            memory.close()
+
+
+def _remedy(error: MemoryError) -> str:
+    smaller = "ask for a smaller memory_size"
+    cause = error.__cause__
+    return f"{smaller}, or {memory_remedy(cause)}" if isinstance(cause, OSError) else smaller
