@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from llm_datadist._backends.host import HostMetadata, boot_id, pid_namespace
-from llm_datadist._engine.delegate import Endpoint
+from llm_datadist._engine.link.delegate import Endpoint
 from llm_datadist._protocol.codec import encode_frame
 from llm_datadist._protocol.handshake import Side
 from llm_datadist._protocol.messages import Notify, Ping, Pong, Reject, Request

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from llm_datadist._backends.base import Unavailable
 from llm_datadist._backends.host import HostBackend, HostMetadata
 from llm_datadist._backends.transfer import PeerEndpoint
-from llm_datadist._engine.delegate import Endpoint
-from llm_datadist._engine.messages import Granted, Inbox, Refused, decode_answer
+from llm_datadist._engine.link.delegate import Endpoint
+from llm_datadist._engine.link.messages import Granted, Inbox, Refused, decode_answer
 from llm_datadist._errors import LLMException, LLMStatusCode
 from llm_datadist._protocol import codec, handshake, lane_auth, messages
 from llm_datadist._protocol.codec import ProtocolError

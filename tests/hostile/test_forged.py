@@ -12,7 +12,7 @@ import time
 import msgspec
 import pytest
 
-from llm_datadist._engine.messages import Faulted, Marked
+from llm_datadist._engine.link.messages import Faulted, Marked
 from llm_datadist._protocol.messages import Notify
 from support.hostile.forgeries import (
     guards_of,

@@ -19,7 +19,7 @@ from llm_datadist import (
     LLMStatusCode,
     TransferConfig,
 )
-from llm_datadist._engine import checksums
+from llm_datadist._engine.transfer import checksums
 from llm_datadist.testing import FaultPolicy, FaultRule, inject_faults
 from support.instances import Side, failing, finalize, link, linked_sides, pattern
 

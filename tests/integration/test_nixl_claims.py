@@ -23,7 +23,7 @@ def rdma(monkeypatch):
         raise Unavailable("the peer runs on another host")
 
     monkeypatch.setattr(HostBackend, "connect", connect)
-    for module in ("_backends.select", "_backends.nixl.backend", "_engine.delegate"):
+    for module in ("_backends.select", "_backends.nixl.backend", "_engine.link.delegate"):
         monkeypatch.setattr(f"llm_datadist.{module}.has_rdma", lambda: True)
 
 

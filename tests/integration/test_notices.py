@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llm_datadist import BlocksCacheKey, CacheDesc, DataType
-from llm_datadist._engine.messages import MAX_RANGES, Faulted, Marked, encode
+from llm_datadist._engine.link.messages import MAX_RANGES, Faulted, Marked, encode
 from support.instances import PAGE, Pages, eventually, failing, finalize, linked_sides, pattern
 from support.userfault import silent_pages
 

@@ -13,7 +13,7 @@ import time
 
 import msgspec
 
-from llm_datadist._engine.delegate import Endpoint
+from llm_datadist._engine.link.delegate import Endpoint
 from llm_datadist._protocol.codec import (
     HEADER_BYTES,
     Kind,

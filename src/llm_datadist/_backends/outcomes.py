@@ -1,6 +1,7 @@
 """Outcomes of data-plane operations: the native core's codes, and what they mean for a caller.
 
-The one place where native codes are named in Python. `_engine.failures` turns them into exceptions.
+The one place where native codes are named in Python. `_engine.transfer.errors` turns them into
+exceptions.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from llm_datadist._types.checks import check_instance, wrong_type
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from llm_datadist._engine.leases import Lease
+    from llm_datadist._engine.leases.borrower import Lease
     from llm_datadist._types.lease import LeaseEnd
 
 

@@ -10,20 +10,28 @@ from llm_datadist._backends.base import Unavailable
 from llm_datadist._backends.node import Node, set_threads
 from llm_datadist._backends.select import make_backends
 from llm_datadist._control.limits import limit_of, memory_remedy
-from llm_datadist._engine.accelerators import check_cuda, check_reaches_devices
-from llm_datadist._engine.checksums import Checksums
-from llm_datadist._engine.delegate import DataPlanes
-from llm_datadist._engine.faults import Faults
 from llm_datadist._engine.instance import Instance, Lifetime
-from llm_datadist._engine.layerwise import Layerwise
-from llm_datadist._engine.leases import Leases
-from llm_datadist._engine.lending import Lending
-from llm_datadist._engine.local import LocalCopies
-from llm_datadist._engine.memory import RegisteredMemory
-from llm_datadist._engine.messages import Faulted, Inbox, Lend, Marked, Release, Remapped, Renew
-from llm_datadist._engine.pools import MemoryPools
-from llm_datadist._engine.remap import Remap
-from llm_datadist._engine.transfers import Transfers
+from llm_datadist._engine.leases.borrower import Leases
+from llm_datadist._engine.leases.lender import Lending
+from llm_datadist._engine.link.delegate import DataPlanes
+from llm_datadist._engine.link.messages import (
+    Faulted,
+    Inbox,
+    Lend,
+    Marked,
+    Release,
+    Remapped,
+    Renew,
+)
+from llm_datadist._engine.memory.accelerators import check_cuda, check_reaches_devices
+from llm_datadist._engine.memory.fault_marks import Faults
+from llm_datadist._engine.memory.pools import MemoryPools
+from llm_datadist._engine.memory.registration import RegisteredMemory
+from llm_datadist._engine.memory.remap import Remap
+from llm_datadist._engine.transfer.calls import Transfers
+from llm_datadist._engine.transfer.checksums import Checksums
+from llm_datadist._engine.transfer.layerwise import Layerwise
+from llm_datadist._engine.transfer.local_copies import LocalCopies
 from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._links import LinkTable
 from llm_datadist._registry import CacheRegistry

@@ -197,7 +197,7 @@ MUTATIONS = (
                 "if False:",
             ),
             Edit(
-                "src/llm_datadist/_engine/remap.py",
+                "src/llm_datadist/_engine/memory/remap.py",
                 "channel.forget(address, size)",
                 "pass",
             ),
@@ -221,7 +221,7 @@ MUTATIONS = (
         "a CacheKey is pulled by one puller only",
         (
             Edit(
-                "src/llm_datadist/_engine/transfers.py",
+                "src/llm_datadist/_engine/transfer/calls.py",
                 "return data.lanes.consume(remote.key_ref, call.deadline_ns)",
                 "data.lanes.consume(remote.key_ref, call.deadline_ns)",
             ),
@@ -245,7 +245,7 @@ MUTATIONS = (
         "a data path that moved less than planned has not succeeded",
         (
             Edit(
-                "src/llm_datadist/_engine/failures.py",
+                "src/llm_datadist/_engine/transfer/errors.py",
                 "if outcome.code == Code.OK and outcome.moved_bytes != plan.total_bytes:",
                 "if False:",
             ),
@@ -257,7 +257,7 @@ MUTATIONS = (
         "an owner marks what it cannot read itself, and nothing on a peer's word",
         (
             Edit(
-                "src/llm_datadist/_engine/notices.py",
+                "src/llm_datadist/_engine/memory/fault_notices.py",
                 "for piece, good in zip(part, readable, strict=False) if not good]",
                 "for piece, good in zip(part, readable, strict=False)]",
             ),
@@ -269,12 +269,12 @@ MUTATIONS = (
         "a peer has a limited part of the owner's memory looked at",
         (
             Edit(
-                "src/llm_datadist/_engine/notices.py",
+                "src/llm_datadist/_engine/memory/fault_notices.py",
                 "if ranges > MAX_RANGES or num_bytes > MAX_BYTES:",
                 "if False:",
             ),
         ),
-        tests=("tests/unit/_engine/test_notices.py", "-k", "in_a_second"),
+        tests=("tests/unit/_engine/memory/test_fault_notices.py", "-k", "in_a_second"),
     ),
     Mutation(
         "messages-without-caps",

@@ -8,7 +8,7 @@ import time
 
 import msgspec
 
-from llm_datadist._engine.messages import Faulted, Lend, Marked, Release, Remapped
+from llm_datadist._engine.link.messages import Faulted, Lend, Marked, Release, Remapped
 from llm_datadist._protocol.codec import ProtocolError
 from llm_datadist._protocol.messages import Notify, Request
 from llm_datadist._registry.records import CorruptDirectory

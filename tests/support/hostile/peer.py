@@ -25,7 +25,7 @@ import numpy as np
 
 from llm_datadist._backends.host import HostMetadata, boot_id, pid_namespace
 from llm_datadist._backends.node import Node
-from llm_datadist._engine.delegate import Endpoint
+from llm_datadist._engine.link.delegate import Endpoint
 from llm_datadist._protocol.codec import (
     HEADER_BYTES,
     PREAMBLE_BYTES,

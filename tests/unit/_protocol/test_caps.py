@@ -5,8 +5,8 @@ import pytest
 from msgspec import inspect
 
 from llm_datadist._backends.host import HostMetadata
-from llm_datadist._engine import messages as engine_messages
-from llm_datadist._engine.delegate import Endpoint
+from llm_datadist._engine.link import messages as engine_messages
+from llm_datadist._engine.link.delegate import Endpoint
 from llm_datadist._protocol import messages
 from llm_datadist._protocol.codec import DECODE_ERRORS
 from llm_datadist._registry import records

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_datadist._backends.base import Unavailable
-from llm_datadist._engine import messages as engine_messages
+from llm_datadist._engine.link import messages as engine_messages
 from llm_datadist._protocol import codec, messages
 from llm_datadist._protocol.codec import DECODE_ERRORS, ProtocolError
 from llm_datadist._protocol.texts import MAX_SHOWN, shown

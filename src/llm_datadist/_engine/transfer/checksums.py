@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, TypeAlias, final
 import numpy as np
 
 from llm_datadist._backends.outcomes import Code, Outcome
-from llm_datadist._engine.failures import NO_PLAN
-from llm_datadist._engine.faults import fault_of
+from llm_datadist._engine.memory.fault_marks import fault_of
+from llm_datadist._engine.transfer.errors import NO_PLAN
 from llm_datadist._errors import Fault
 from llm_datadist._plan import Plan, cut, segments
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from llm_datadist._backends.node import Node
     from llm_datadist._backends.outcomes import Checksums as Sums
     from llm_datadist._backends.transfer import Transfer
-    from llm_datadist._engine.link_data import LinkData
+    from llm_datadist._engine.link.data_plane import LinkData
     from llm_datadist._registry import LocalCache, RemoteCache
 
     Destination: TypeAlias = tuple[int, LocalCache | RemoteCache | None]

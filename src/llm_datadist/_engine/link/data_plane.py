@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from llm_datadist._backends.host import HostChannel
 from llm_datadist._backends.outcomes import Code, Outcome
-from llm_datadist._engine.remote_marks import RemoteMarks
+from llm_datadist._engine.link.peer_fault_marks import RemoteMarks
 from llm_datadist._registry import DirectoryReader
 
 if TYPE_CHECKING:

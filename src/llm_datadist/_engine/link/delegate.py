@@ -18,8 +18,8 @@ from llm_datadist._backends.outcomes import NO_REF
 from llm_datadist._backends.select import select_channel, select_device_channel
 from llm_datadist._backends.transfer import PeerEndpoint
 from llm_datadist._control.limits import limit_of
-from llm_datadist._engine.link_data import CHECKSUM, LinkData
-from llm_datadist._engine.messages import MAX_RANGES, Guard, Marked
+from llm_datadist._engine.link.data_plane import CHECKSUM, LinkData
+from llm_datadist._engine.link.messages import MAX_RANGES, Guard, Marked
 from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._protocol.codec import DECODE_ERRORS
 from llm_datadist._protocol.messages import MAX_ENDPOINT_BYTES

@@ -10,8 +10,8 @@ import numpy as np
 
 from llm_datadist._backends.base import Unavailable
 from llm_datadist._backends.transfer import Region
-from llm_datadist._engine.accelerators import device_memory, reaches_devices
-from llm_datadist._engine.messages import Remapped, encode
+from llm_datadist._engine.link.messages import Remapped, encode
+from llm_datadist._engine.memory.accelerators import device_memory, reaches_devices
 from llm_datadist._errors import LLMException, LLMStatusCode, fail
 
 if TYPE_CHECKING:

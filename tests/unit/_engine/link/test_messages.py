@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from llm_datadist._engine.messages import (
+from llm_datadist._engine.link.messages import (
     Faulted,
     Granted,
     Inbox,

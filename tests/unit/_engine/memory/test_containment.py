@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_datadist._backends.outcomes import Code, Outcome
-from llm_datadist._engine.containment import Containment
+from llm_datadist._engine.memory.containment import Containment
 from llm_datadist._plan import Layout, Plan, plan_blocks
 
 UNIT, UNITS, TENSORS = 64, 12, 3

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from llm_datadist._engine import lease_book
-from llm_datadist._engine.lease_book import BookFull, LeaseBook
+from llm_datadist._engine.leases import book as lease_book
+from llm_datadist._engine.leases.book import BookFull, LeaseBook
 from llm_datadist._types.lease import LeaseEnd
 
 

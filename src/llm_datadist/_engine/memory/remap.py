@@ -6,14 +6,14 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from llm_datadist._engine.messages import remapped
+from llm_datadist._engine.link.messages import remapped
 from llm_datadist._errors import LLMException, LLMStatusCode, fail
 from llm_datadist._types import Memtype
 
 if TYPE_CHECKING:
-    from llm_datadist._engine.faults import Faults
     from llm_datadist._engine.instance import Instance
-    from llm_datadist._engine.messages import Remapped
+    from llm_datadist._engine.link.messages import Remapped
+    from llm_datadist._engine.memory.fault_marks import Faults
     from llm_datadist._links import Link
     from llm_datadist._types import MemInfo
 

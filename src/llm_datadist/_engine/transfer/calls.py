@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from llm_datadist._backends.outcomes import ANY_ENTRY, NO_REF, Code, Outcome
 from llm_datadist._backends.transfer import Transfer
-from llm_datadist._engine.checks import (
+from llm_datadist._engine.link.data_plane import LookupFailedError
+from llm_datadist._engine.memory.containment import FAULTS, Containment
+from llm_datadist._engine.memory.fault_marks import fault_at
+from llm_datadist._engine.transfer.cache_checks import (
     blocks_for,
     check_apart,
     check_equal,
@@ -24,11 +27,8 @@ from llm_datadist._engine.checks import (
     remote_slots,
     slots_for,
 )
-from llm_datadist._engine.checksums import checkable, faults_of
-from llm_datadist._engine.containment import FAULTS, Containment
-from llm_datadist._engine.failures import NO_PLAN, Failure, complete, failure
-from llm_datadist._engine.faults import fault_at
-from llm_datadist._engine.link_data import LookupFailedError
+from llm_datadist._engine.transfer.checksums import checkable, faults_of
+from llm_datadist._engine.transfer.errors import NO_PLAN, Failure, complete, failure
 from llm_datadist._errors import LLMException, LLMStatusCode, fail
 from llm_datadist._plan import (
     Plan,
@@ -46,11 +46,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from llm_datadist._backends.outcomes import Ref
-    from llm_datadist._engine.checksums import Checksums, Destination
-    from llm_datadist._engine.containment import Words
-    from llm_datadist._engine.faults import Faults
     from llm_datadist._engine.instance import Instance
-    from llm_datadist._engine.link_data import LinkData
+    from llm_datadist._engine.link.data_plane import LinkData
+    from llm_datadist._engine.memory.containment import Words
+    from llm_datadist._engine.memory.fault_marks import Faults
+    from llm_datadist._engine.transfer.checksums import Checksums, Destination
     from llm_datadist._errors import Fault
     from llm_datadist._links import Link
     from llm_datadist._registry import DirectoryReader, LocalCache, Resolved

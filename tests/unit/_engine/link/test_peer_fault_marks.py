@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llm_datadist._engine.remote_marks import MOST_MARKS, RemoteMarks
+from llm_datadist._engine.link.peer_fault_marks import MOST_MARKS, RemoteMarks
 from llm_datadist._plan import Plan
 
 ENTRY = (7, 101)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from llm_datadist._engine.checks import blocks_of, slots_of
+from llm_datadist._engine.transfer.cache_checks import blocks_of, slots_of
 from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._plan import (
     Layout,
@@ -25,7 +25,7 @@ from llm_datadist._types.checks import check_instance, check_int, wrong_type
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llm_datadist._engine.transfers import Transfers
+    from llm_datadist._engine.transfer.calls import Transfers
     from llm_datadist._plan.indices import Blocks
     from llm_datadist._registry import LocalCache, Resolved
 

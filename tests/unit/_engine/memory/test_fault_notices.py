@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from llm_datadist._engine.messages import MAX_RANGES, Faulted
-from llm_datadist._engine.notices import MAX_BYTES, MAX_WAITING, Notices
+from llm_datadist._engine.link.messages import MAX_RANGES, Faulted
+from llm_datadist._engine.memory.fault_notices import MAX_BYTES, MAX_WAITING, Notices
 from llm_datadist._plan.layout import Layout, Piece
 
 ENTRY = (7, 101)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias, final
 
 import numpy as np
 
-from llm_datadist._engine.messages import (
+from llm_datadist._engine.link.messages import (
     MAX_LEASED_BLOCKS,
     Lend,
     Refused,

@@ -19,13 +19,13 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
 from llm_datadist._control.workers import Workers
-from llm_datadist._engine.messages import MAX_RANGES
+from llm_datadist._engine.link.messages import MAX_RANGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
-    from llm_datadist._engine.messages import Faulted
+    from llm_datadist._engine.link.messages import Faulted
     from llm_datadist._links import Link
     from llm_datadist._plan.layout import Piece
     from llm_datadist._registry import CacheRegistry, LocalCache

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llm_datadist._backends.outcomes import ANY_ENTRY
-from llm_datadist._engine.messages import MAX_RANGES, Faulted, Marked, encode
-from llm_datadist._engine.notices import MAX_BYTES, Notices
+from llm_datadist._engine.link.messages import MAX_RANGES, Faulted, Marked, encode
+from llm_datadist._engine.memory.fault_notices import MAX_BYTES, Notices
 from llm_datadist._errors import Fault, LLMException, LLMStatusCode, fail
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llm_datadist._backends.outcomes import Ref
-    from llm_datadist._engine.containment import BadRange
     from llm_datadist._engine.instance import Instance
+    from llm_datadist._engine.memory.containment import BadRange
     from llm_datadist._links import Link
     from llm_datadist._plan import Plan
     from llm_datadist._plan.layout import Piece

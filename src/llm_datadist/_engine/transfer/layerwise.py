@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from llm_datadist._control.threads import start
 from llm_datadist._control.workers import Workers
-from llm_datadist._engine.layer_plans import (
+from llm_datadist._engine.transfer.layerwise_plans import (
     Destination,
     check_configs,
     make_destination,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from llm_datadist._engine.instance import Instance
-    from llm_datadist._engine.transfers import Transfers
+    from llm_datadist._engine.transfer.calls import Transfers
     from llm_datadist._types import (
         Cache,
         LayerSynchronizer,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
-from llm_datadist._engine.lease_book import MOST_BLOCKS, MOST_LEASES, BookFull, LeaseBook
-from llm_datadist._engine.messages import Granted, Refused, encode
+from llm_datadist._engine.leases.book import MOST_BLOCKS, MOST_LEASES, BookFull, LeaseBook
+from llm_datadist._engine.link.messages import Granted, Refused, encode
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._protocol.codec import ProtocolError
 from llm_datadist._types import BlocksCacheKey, Cache, CacheKey, CacheKeyByIdAndIndex
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from llm_datadist._engine.instance import Instance
-    from llm_datadist._engine.lease_book import Blocks
-    from llm_datadist._engine.messages import Lend, Release, Renew
+    from llm_datadist._engine.leases.book import Blocks
+    from llm_datadist._engine.link.messages import Lend, Release, Renew
     from llm_datadist._links import Link
     from llm_datadist._registry import LocalCache
     from llm_datadist._types.lease import LeaseEnd

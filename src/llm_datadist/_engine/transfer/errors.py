@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llm_datadist._backends.outcomes import Code, Outcome
-from llm_datadist._engine.faults import described
+from llm_datadist._engine.memory.fault_marks import described
 from llm_datadist._errors import Fault, LLMException, LLMStatusCode, fail
 from llm_datadist._plan import Plan
 

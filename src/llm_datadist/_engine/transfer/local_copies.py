@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._devices.cpu import copy
-from llm_datadist._engine.checks import blocks_of, check_apart, slots_of
-from llm_datadist._engine.containment import FAULTS, Containment
-from llm_datadist._engine.faults import described, fault_at
+from llm_datadist._engine.memory.containment import FAULTS, Containment
+from llm_datadist._engine.memory.fault_marks import described, fault_at
+from llm_datadist._engine.transfer.cache_checks import blocks_of, check_apart, slots_of
 from llm_datadist._errors import LLMException, LLMStatusCode, fail
 from llm_datadist._plan import (
     blocks_array,
@@ -20,9 +20,9 @@ from llm_datadist._plan import (
 )
 
 if TYPE_CHECKING:
-    from llm_datadist._engine.containment import Words
-    from llm_datadist._engine.faults import Faults
     from llm_datadist._engine.instance import Instance
+    from llm_datadist._engine.memory.containment import Words
+    from llm_datadist._engine.memory.fault_marks import Faults
     from llm_datadist._plan import Plan
     from llm_datadist._registry import LocalCache
     from llm_datadist._types import Cache

@@ -1,0 +1,1 @@
+"""Registered memory: backends that must know of it, remaps, memory at fault."""
