@@ -48,13 +48,15 @@ std::uint64_t page_bytes() {
   return bytes;
 }
 
+// A page's size is a power of two; there may be thousands of ranges, and divisions would cost more
+// than the look at their pages.
 std::uint64_t begin_of(const iovec& range) {
-  return reinterpret_cast<std::uint64_t>(range.iov_base) / page_bytes() * page_bytes();
+  return reinterpret_cast<std::uint64_t>(range.iov_base) & ~(page_bytes() - 1);
 }
 
 std::uint64_t end_of(const iovec& range) {
   const auto last = reinterpret_cast<std::uint64_t>(range.iov_base) + range.iov_len - 1;
-  return (last / page_bytes() + 1) * page_bytes();
+  return (last | (page_bytes() - 1)) + 1;
 }
 
 }  // namespace

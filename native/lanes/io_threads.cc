@@ -16,9 +16,6 @@ namespace ldd {
 
 namespace {
 
-// About what a caller of small transfers takes between two of them, its interpreter included.
-constexpr std::int64_t kStayAwakeNs = 60'000;
-
 int checked(int fd, const char* what) {
   if (fd < 0) {
     throw std::system_error(errno, std::generic_category(), what);
@@ -77,8 +74,8 @@ void IoThread::detach(Served& served) {
   }
 }
 
-void IoThread::expect_more() {
-  awake_until_ns_.store(now_ns() + kStayAwakeNs, std::memory_order_relaxed);
+void IoThread::stay_awake(std::int64_t until_ns) {
+  awake_until_ns_.store(until_ns, std::memory_order_relaxed);
 }
 
 int IoThread::wait(std::span<epoll_event> events) const {

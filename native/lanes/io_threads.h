@@ -39,8 +39,8 @@ class IoThread {
   bool attach(std::shared_ptr<Served> served, std::uint32_t events);
   void change(Served& served, std::uint32_t events);
   void detach(Served& served);
-  // The next event is likely to come at once: look for it a moment before going to sleep.
-  void expect_more();
+  // The next event is likely to come at once: look for it until then before going to sleep.
+  void stay_awake(std::int64_t until_ns);
 
  private:
   void run() noexcept;

@@ -24,29 +24,48 @@ ServedLane::Progress ServedLane::begin_checksum() {
   if (!checked.ok()) {
     return reply(checked);
   }
-  if (header_->kind == wire::Kind::kProbe) {
-    return begin_probe();
-  }
-  sums_.assign(request_.count, 0);
   if (requested_bytes() <= kShortChecksumBytes) {
-    return reply_sums(run_checksum());
+    return checksum();
   }
-  has_job_.store(true);
-  const bool runs = run_on_job_thread([self = shared_from_this()] {
-    const Outcome outcome = contained([&] { return self->run_checksum(); });
-    self->thread_.post([self, outcome] { self->end_checksum(outcome); });
+  state_ = State::kChecksum;
+  return Progress::kGoOn;
+}
+
+ServedLane::Progress ServedLane::checksum() {
+  std::vector<std::uint32_t> sums;
+  const Outcome outcome = contained([&] {
+    sums.assign(request_.count, 0);
+    return run_checksum(sums);
   });
-  if (!runs) {
-    has_job_.store(false);
-    return reply_sums(Outcome::failure(Code::kSystem, kNoThreadErrno));
+  if (!outcome.ok()) {
+    return reply(outcome);
   }
-  state_ = State::kJob;
-  return Progress::kWait;
+  wire::convert_words(std::span(sums));
+  return reply(outcome, std::as_bytes(std::span(sums)));
+}
+
+Outcome ServedLane::run_checksum(std::span<std::uint32_t> sums) {
+  const auto take = [this](std::vector<Use>& uses) {
+    return cancelled_.load() || socket_.hung_up() ? Outcome::failure(Code::kCancelled)
+                                                  : rights_.take(uses);
+  };
+  const Outcome outcome = checksum_ranges(column(0), column(1), take, Code::kRemoteFault, sums);
+  return outcome.ok() && !rights_.key_live() ? Outcome::failure(Code::kGone) : outcome;
+}
+
+ServedLane::Progress ServedLane::begin_probe() {
+  const Outcome checked =
+      rights_.check(links_->node(), request_, deadline_ns_, Access::kLane, column(0), column(1));
+  if (!checked.ok()) {
+    return reply(checked);
+  }
+  state_ = State::kProbe;
+  return Progress::kGoOn;
 }
 
 // The pages may never come: the job has its own copy of everything and the lane does not wait for
 // it, so that neither the end of the link nor of a registration does.
-ServedLane::Progress ServedLane::begin_probe() {
+ServedLane::Progress ServedLane::probe() {
   const auto check = [rights = rights_, self = shared_from_this(), first = true]() mutable {
     if (std::exchange(first, false)) {
       self->links_->node().published().bring_in();
@@ -57,35 +76,24 @@ ServedLane::Progress ServedLane::begin_probe() {
     std::vector<Use> uses;
     return rights.take(uses);
   };
-  has_job_.store(true);
+  job_ = Job::kBesideLane;
   const auto addresses = column(0);
   const auto lengths = column(1);
   const bool runs = touch_in_background(
       {{addresses.begin(), addresses.end()}, {lengths.begin(), lengths.end()}, check},
       [self = shared_from_this()](const Outcome& outcome) {
-        self->thread_.post([self, outcome] { self->end_checksum(outcome); });
+        self->thread_.post([self, outcome] { self->end_probe(outcome); });
       });
   if (!runs) {
-    has_job_.store(false);
-    return reply_sums(Outcome::failure(Code::kSystem, kNoThreadErrno));
+    job_ = Job::kNone;
+    return reply(Outcome::failure(Code::kSystem, kNoThreadErrno));
   }
-  state_ = State::kJob;
-  job_may_outlast_lane_ = true;
+  state_ = State::kTouching;
   return Progress::kWait;
 }
 
-Outcome ServedLane::run_checksum() {
-  const auto take = [this](std::vector<Use>& uses) {
-    return cancelled_.load() || socket_.hung_up() ? Outcome::failure(Code::kCancelled)
-                                                  : rights_.take(uses);
-  };
-  const Outcome outcome = checksum_ranges(column(0), column(1), take, Code::kRemoteFault, sums_);
-  return outcome.ok() && !rights_.key_live() ? Outcome::failure(Code::kGone) : outcome;
-}
-
-void ServedLane::end_checksum(const Outcome& outcome) {
-  has_job_.store(false, std::memory_order_release);
-  job_may_outlast_lane_ = false;
+void ServedLane::end_probe(const Outcome& outcome) {
+  job_ = Job::kNone;
   if (state_ == State::kClosed) {
     return;
   }
@@ -93,16 +101,8 @@ void ServedLane::end_checksum(const Outcome& outcome) {
     close();
     return;
   }
-  reply_sums(outcome);
+  reply(outcome);
   on_events(0);
-}
-
-ServedLane::Progress ServedLane::reply_sums(const Outcome& outcome) {
-  wire::convert_words(std::span(sums_));
-  const auto sums = std::as_bytes(std::span(sums_));
-  const Progress progress = reply(outcome, outcome.ok() ? sums : std::span<const std::byte>{});
-  std::vector<std::uint32_t>().swap(sums_);
-  return progress;
 }
 
 }  // namespace ldd

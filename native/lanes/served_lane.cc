@@ -18,6 +18,8 @@ constexpr std::size_t kKeptWords = 8 * 1024;  // by an idle lane
 constexpr std::size_t kKeptOut = 4 * 1024;
 constexpr std::uint32_t kFewDescriptors = 64;
 constexpr std::uint64_t kShortBytes = 256 * 1024;
+// About what a caller of small transfers takes between two of them, its interpreter included.
+constexpr std::int64_t kStayNs = 60'000;
 constexpr std::uint32_t kHangUp = EPOLLRDHUP | EPOLLHUP | EPOLLERR;
 
 std::int64_t deadline_of(const wire::Header& header, const wire::Request& request) {
@@ -53,7 +55,7 @@ void ServedLane::start() {
 void ServedLane::shut() {
   cancelled_.store(true);
   thread_.post([self = shared_from_this()] {
-    if (self->state_ != State::kJob || self->job_may_outlast_lane_) {
+    if (!self->on_job_thread()) {
       self->close();
     }
   });
@@ -74,17 +76,24 @@ void ServedLane::close() {
 
 void ServedLane::on_events(std::uint32_t events) noexcept {
   if ((events & kHangUp) != 0) {
-    if (state_ == State::kJob && !job_may_outlast_lane_) {
+    if (on_job_thread()) {
       cancelled_.store(true);
-      thread_.detach(*this);  // the job holds the lane and closes it
+      thread_.detach(*this);  // it closes when it is given back
     } else {
       close();
     }
     return;
   }
+  if (on_job_thread()) {
+    want(EPOLLRDHUP);  // the next request is the job thread's to read
+    return;
+  }
   try {
     for (int turn = 0; turn < kTurns; ++turn) {
       const Progress progress = step();
+      if (progress == Progress::kLent) {
+        return;  // its state is another thread's
+      }
       if (progress == Progress::kClose) {
         close();
         return;
@@ -103,12 +112,18 @@ void ServedLane::await_events() {
   std::uint32_t wanted = EPOLLRDHUP;
   if (state_ == State::kStream || state_ == State::kReply) {
     wanted |= EPOLLOUT;
-  } else if (state_ != State::kJob) {
+  } else if (state_ != State::kTouching) {
     wanted |= EPOLLIN;
   }
-  if (state_ != State::kClosed && wanted != interest_) {
-    interest_ = wanted;
-    thread_.change(*this, wanted);
+  if (state_ != State::kClosed) {
+    want(wanted);
+  }
+}
+
+void ServedLane::want(std::uint32_t events) {
+  if (events != interest_) {
+    interest_ = events;
+    thread_.change(*this, events);
   }
 }
 
@@ -124,7 +139,13 @@ ServedLane::Progress ServedLane::step() {
       return payload();
     case State::kReply:
       return send_reply();
-    case State::kJob:
+    case State::kPush:
+      return on_job_thread() ? push() : lend();
+    case State::kChecksum:
+      return on_job_thread() ? checksum() : lend();
+    case State::kProbe:
+      return on_job_thread() ? Progress::kWait : probe();
+    case State::kTouching:
     case State::kClosed:
       break;
   }
@@ -192,8 +213,9 @@ ServedLane::Progress ServedLane::begin() {
     case wire::Kind::kPush:
       return begin_push();
     case wire::Kind::kChecksum:
-    case wire::Kind::kProbe:
       return begin_checksum();
+    case wire::Kind::kProbe:
+      return begin_probe();
     case wire::Kind::kConsume:
       if (now_ns() >= deadline_ns_) {
         return reply(Outcome::failure(Code::kTimeout));
@@ -284,7 +306,12 @@ ServedLane::Progress ServedLane::send_reply() {
 ServedLane::Progress ServedLane::await_request() {
   if (header_ && moves_bytes(header_->kind) && request_.count <= kFewDescriptors &&
       requested_bytes() <= kShortBytes) {
-    thread_.expect_more();
+    const std::int64_t until_ns = now_ns() + kStayNs;
+    if (on_job_thread()) {
+      stay_until_ns_ = until_ns;
+    } else {
+      thread_.stay_awake(until_ns);
+    }
   }
   prefix_filled_ = 0;
   header_.reset();

@@ -1,6 +1,8 @@
 // One lane, served: a state machine on an io thread. It reads a request, checks it against what the
 // node has registered, and moves the bytes straight between the socket and the registered memory,
-// holding the entries for one system call at a time.
+// holding the entries for one system call at a time. For a request that may take long, the io
+// thread lends the whole lane to a job thread, which answers and stays with a lane of short pushes
+// for a moment; only the thread that has the lane touches its state.
 #pragma once
 
 #include <array>
@@ -37,11 +39,28 @@ class ServedLane final : public Served,
   [[nodiscard]] int fd() const override { return socket_.get(); }
   void on_events(std::uint32_t events) noexcept override;
   // Whether a job thread works for it. From any thread.
-  [[nodiscard]] bool has_job() const { return has_job_.load(std::memory_order_acquire); }
+  [[nodiscard]] bool has_job() const { return job_.load(std::memory_order_acquire) != Job::kNone; }
 
  private:
-  enum class State { kPrefix, kWords, kStream, kPayload, kJob, kReply, kClosed };
-  enum class Progress { kGoOn, kWait, kClose };
+  // kPush and kChecksum are for job threads, kProbe and kTouching for the io thread.
+  enum class State {
+    kPrefix,
+    kWords,
+    kStream,
+    kPayload,
+    kPush,
+    kChecksum,
+    kProbe,
+    kTouching,
+    kReply,
+    kClosed
+  };
+  enum class Progress { kGoOn, kWait, kClose, kLent };
+  enum class Job : std::uint8_t {
+    kNone,
+    kHasLane,     // until it is given back, on the io thread
+    kBesideLane,  // touches nothing of the lane's, and may outlast it
+  };
 
   // served_lane.cc: requests and replies
   Progress step();
@@ -56,11 +75,19 @@ class ServedLane final : public Served,
                                                  std::span<const std::byte> answer = {});
   Progress send_out(State then);  // what is in out_
   Progress await_request();
+  void await_events();
+  void want(std::uint32_t events);
+  void close();
+
+  // served_jobs.cc
+  [[nodiscard]] bool on_job_thread() const { return job_ == Job::kHasLane; }
+  Progress lend();
+  void serve_on_job_thread() noexcept;
+  [[nodiscard]] bool stays() const;
+  void take_back(Progress progress);
   Progress protocol_error();  // of the initiator
   Progress forged();          // not of the initiator, as far as can be seen
   Progress reply_log();
-  void await_events();
-  void close();
 
   // served_transfer.cc: READ and WRITE
   Progress begin_read();
@@ -73,16 +100,17 @@ class ServedLane final : public Served,
 
   // served_checksum.cc
   Progress begin_checksum();
+  Progress checksum();
+  [[nodiscard]] Outcome run_checksum(std::span<std::uint32_t> sums);
   Progress begin_probe();
-  [[nodiscard]] Outcome run_checksum();
-  void end_checksum(const Outcome& outcome);
-  Progress reply_sums(const Outcome& outcome);
+  Progress probe();
+  void end_probe(const Outcome& outcome);
 
   // served_push.cc
   Progress begin_push();
+  Progress push();
   [[nodiscard]] Outcome run_push();
   [[nodiscard]] Outcome find_sources(HostPeer& host, std::vector<std::uint64_t>& sources);
-  void end_push(const Outcome& outcome);
 
   [[nodiscard]] std::span<const std::uint64_t> column(std::size_t which) const;
   [[nodiscard]] std::uint64_t requested_bytes() const;  // saturates
@@ -108,10 +136,8 @@ class ServedLane final : public Served,
   ChunkReceiver receiver_;
   bool answered_ = false;  // a write's outcome has been sent before its payload ended
 
-  std::atomic<bool> has_job_{false};
-  bool job_may_outlast_lane_ = false;  // the running one touches nothing of the lane's
-
-  std::vector<std::uint32_t> sums_;
+  std::atomic<Job> job_{Job::kNone};  // changed on the io thread
+  std::int64_t stay_until_ns_ = 0;    // of a job thread that has the lane
 
   std::vector<std::byte> out_;
   std::size_t out_sent_ = 0;

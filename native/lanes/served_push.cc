@@ -41,19 +41,15 @@ ServedLane::Progress ServedLane::begin_push() {
   if (links_->source(link_id_, rights_.on_device()) == nullptr) {
     return reply(Outcome::failure(Code::kSystem, EOPNOTSUPP));
   }
-  // However short: the initiator's memory may take as long as it likes, and io threads serve
-  // others.
-  has_job_.store(true);
-  const bool runs = run_on_job_thread([self = shared_from_this()] {
-    const Outcome outcome = contained([&] { return self->run_push(); });
-    self->thread_.post([self, outcome] { self->end_push(outcome); });
-  });
-  if (!runs) {
-    has_job_.store(false);
-    return reply(Outcome::failure(Code::kSystem, kNoThreadErrno));
-  }
-  state_ = State::kJob;
-  return Progress::kWait;
+  // However short: the initiator's memory may take as long as it likes.
+  state_ = State::kPush;
+  return Progress::kGoOn;
+}
+
+ServedLane::Progress ServedLane::push() {
+  const Outcome outcome = contained([this] { return run_push(); });
+  links_->counts().pushed_bytes.fetch_add(outcome.moved_bytes, std::memory_order_relaxed);
+  return reply(outcome);
 }
 
 Outcome ServedLane::run_push() {
@@ -117,17 +113,6 @@ Outcome ServedLane::find_sources(HostPeer& host, std::vector<std::uint64_t>& sou
     }
   }
   return {};
-}
-
-void ServedLane::end_push(const Outcome& outcome) {
-  has_job_.store(false, std::memory_order_release);
-  links_->counts().pushed_bytes.fetch_add(outcome.moved_bytes, std::memory_order_relaxed);
-  if (cancelled_.load()) {
-    close();
-    return;
-  }
-  reply(outcome);
-  on_events(0);
 }
 
 }  // namespace ldd

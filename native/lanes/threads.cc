@@ -23,9 +23,20 @@ struct Jobs {
   std::mutex mutex;
   std::condition_variable ready;
   std::deque<std::function<void()>> queue;
+  std::atomic<std::size_t> unfinished{0};  // running, or in the queue
   std::size_t threads = 0;
   std::size_t idle = 0;
 };
+
+Jobs& jobs_of_process() {
+  static PerProcess<Jobs*> per_process;
+  return *per_process.with([](Jobs*& own) {
+    if (own == nullptr) {
+      own = new Jobs;  // NOLINT(cppcoreguidelines-owning-memory): threads outlive it
+    }
+    return own;
+  });
+}
 
 void serve_jobs(Jobs& jobs) {
   std::unique_lock lock(jobs.mutex);
@@ -41,6 +52,7 @@ void serve_jobs(Jobs& jobs) {
     lock.unlock();
     job();
     job = nullptr;
+    jobs.unfinished.fetch_sub(1, std::memory_order_relaxed);
     lock.lock();
   }
   --jobs.idle;
@@ -64,14 +76,12 @@ void start_quiet_thread(std::function<void()> body) {
   std::thread([run = std::move(body)]() noexcept { run(); }).detach();
 }
 
+bool few_jobs() {
+  return jobs_of_process().unfinished.load(std::memory_order_relaxed) <= kIdleThreads;
+}
+
 bool run_on_job_thread(std::function<void()> job) {
-  static PerProcess<Jobs*> per_process;
-  Jobs& jobs = *per_process.with([](Jobs*& own) {
-    if (own == nullptr) {
-      own = new Jobs;  // NOLINT(cppcoreguidelines-owning-memory): threads outlive it
-    }
-    return own;
-  });
+  Jobs& jobs = jobs_of_process();
   const std::lock_guard lock(jobs.mutex);
   if (jobs.idle <= jobs.queue.size() && jobs.threads < kJobThreads) {
     try {
@@ -84,6 +94,7 @@ bool run_on_job_thread(std::function<void()> job) {
     }
   }
   jobs.queue.push_back(std::move(job));
+  jobs.unfinished.fetch_add(1, std::memory_order_relaxed);
   jobs.ready.notify_one();
   return true;
 }

@@ -29,6 +29,9 @@ inline constexpr int kNoThreadErrno = EUSERS;
 // False, and the job is not run, when there is no thread and none can be had.
 [[nodiscard]] bool run_on_job_thread(std::function<void()> job);
 
+// Whether so few jobs run or wait that one may keep its thread a moment longer than it must.
+[[nodiscard]] bool few_jobs();
+
 // What `work` comes to; kSystem for what it throws (no memory, say), which must not leave a native
 // thread.
 Outcome contained(const std::function<Outcome()>& work);

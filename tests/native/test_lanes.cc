@@ -95,6 +95,32 @@ void check_threads_share_a_link() {
   });
 }
 
+// After a short push a job thread keeps the lane for a moment, and serves what comes.
+void check_short_pushes_share_a_lane_with_other_requests() {
+  Link link(1);
+  ldd_test::on_threads(3, [&](std::size_t i) {
+    std::vector<std::byte> own(kBlock, std::byte{static_cast<unsigned char>(i + 1)});
+    const Work work(link, own, i * kBlock, kBlock);
+    const ldd::Ref local = link.open_own(own);
+    for (int round = 0; round < 300; ++round) {
+      const ldd::LaneChecks checks{local, link.entry, {}, 0, soon()};
+      CHECK(link.lanes.push(work.view(), checks).ok());
+      if (round % 3 == 0) {
+        CHECK(link.lanes.probe(work.remote, work.length, checks).ok());
+      } else if (round % 3 == 1) {
+        std::fill(own.begin(), own.end(), std::byte{0});
+        CHECK(link.lanes.read(work.view(), checks).ok());
+        CHECK(own.back() == std::byte{static_cast<unsigned char>(i + 1)});
+      } else {
+        CHECK(link.lanes.write(work.view(), checks).ok());
+        CHECK(
+            ldd::ChecksumQuestion(link.lanes, work.remote, work.length, checks).wait().first.ok());
+      }
+    }
+  });
+  CHECK(link.server.statistics().at("pushed_bytes") == 3 * 300 * kBlock);
+}
+
 void check_entries_close_under_running_operations() {
   Link link(2);
   std::atomic<bool> stop{false};
@@ -149,7 +175,7 @@ void check_links_drop_and_close_under_running_operations() {
         return;
       }
       std::vector<std::byte> own(kSize / 4);
-      const Work work(link, own, i * kSize / 4, kSize / 4);
+      const Work work(link, own, i * kSize / 4, i == 3 ? kBlock : kSize / 4);
       const ldd::Ref local = link.open_own(own);
       ++started;
       ldd::Outcome outcome;
@@ -169,6 +195,7 @@ void check_links_drop_and_close_under_running_operations() {
 
 int main() {
   check_threads_share_a_link();
+  check_short_pushes_share_a_lane_with_other_requests();
   check_entries_close_under_running_operations();
   check_links_drop_and_close_under_running_operations();
   return 0;
