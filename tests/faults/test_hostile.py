@@ -21,6 +21,7 @@ from llm_datadist._protocol.codec import (
     encode_frame,
     encode_preamble,
 )
+from llm_datadist._protocol.control_tags import TAG_BYTES
 from llm_datadist._protocol.handshake import Side, fresh_nonce
 from llm_datadist._protocol.lane_auth import (
     LANE_HELLO_BYTES,
@@ -265,13 +266,19 @@ def test_garbage_on_a_lane_that_is_up(served):
         peer.close()
 
 
-def test_a_flood_of_messages_from_a_linked_peer(served):
-    """A proven peer that does not read the answers is held back; nothing else suffers."""
+@pytest.mark.expects_log("wrong tag")
+def test_messages_that_are_put_into_a_control_connection(served):
+    """The first of them ends the connection; the peers link again by themselves."""
     with Proxy(served.listen_address()) as proxy:
         peer = Station(8, None, **OPTIONS)
         assert peer.call("link", proxy.address).status == OK
         (control,) = proxy.open_connections(Kind.CONTROL)
-        control.inject(encode_frame(Ping(id=1)) * 20_000)
-        assert peer.call("pull", 1, EVERY, EVERY).status == OK
+        control.inject((encode_frame(Ping(id=1)) + bytes(TAG_BYTES)) * 20_000)
+        deadline = time.monotonic() + 10
+        while control in proxy.open_connections(Kind.CONTROL):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        while peer.call("pull", 1, EVERY, EVERY).status != OK:
+            assert time.monotonic() < deadline
         assert peer.call("check", 1).status == OK
         peer.close()

@@ -16,7 +16,6 @@ import pytest
 
 from llm_datadist._backends.host import HostMetadata, boot_id, pid_namespace
 from llm_datadist._engine.link.delegate import Endpoint
-from llm_datadist._protocol.codec import encode_frame
 from llm_datadist._protocol.handshake import Side
 from llm_datadist._protocol.messages import Notify, Ping, Pong, Reject, Request
 from support.intruder import Intruder, is_closed
@@ -178,11 +177,12 @@ def test_a_flood_whose_answers_nobody_reads_is_held_back(served, intruder, messa
     intruder.link()
     intruder.sock.settimeout(1.0)
     before = resident_bytes()
-    flood = encode_frame(message) * 4096
     sent = 0
     with contextlib.suppress(TimeoutError):
         while sent < 64 << 20:
-            sent += intruder.sock.send(flood)
+            flood = b"".join(intruder.frame(message) for _ in range(1024))
+            intruder.sock.sendall(flood)
+            sent += len(flood)
     assert sent < 64 << 20, "it was not held back"
     assert resident_bytes() - before < 24 << 20
 

@@ -22,6 +22,7 @@ from llm_datadist._protocol.codec import (
     encode_frame,
     encode_preamble,
 )
+from llm_datadist._protocol.control_tags import TAG_BYTES, ControlTags
 from llm_datadist._protocol.handshake import Handshake, Side, fresh_nonce
 from llm_datadist._protocol.lane_auth import (
     LANE_ANSWER_BYTES,
@@ -54,6 +55,7 @@ class Intruder:
         self.shake = Handshake(Side.DIALER, secret)
         self.has_secret = secret is not None
         self.accept = None
+        self.tags = None
         self.lane_key = b""
         self.lanes = {Side.DIALER: [], Side.ACCEPTOR: []}  # by the end that serves
 
@@ -69,11 +71,19 @@ class Intruder:
 
     def say(self, message):
         self.shake.sent(message)
-        self.sock.sendall(encode_frame(message))
+        self.sock.sendall(self.frame(message))
+
+    def frame(self, message):
+        """The next message as it goes over the wire."""
+        frame = encode_frame(message)
+        return frame if self.tags is None else self.tags.tagged(frame)
 
     def hear(self):
         header = self._exactly(HEADER_BYTES)
-        message = decode_message(self._exactly(decode_header(header)))
+        body = self._exactly(decode_header(header))
+        if self.tags is not None:
+            self.tags.check(header + body, self._exactly(TAG_BYTES))
+        message = decode_message(body)
         self.shake.received(message)
         return message
 
@@ -105,6 +115,7 @@ class Intruder:
         self.accept = self.hear()
         assert isinstance(self.accept, Accept), self.accept
         self.lane_key = self.shake.lane_key()
+        self.tags = ControlTags(self.shake.control_keys())
         return self.accept
 
     def open_lane(self, server, index=0, *, key=None, session=None):

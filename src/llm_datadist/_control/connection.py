@@ -22,6 +22,7 @@ from llm_datadist._protocol.codec import (
     decode_message,
     encode_frame,
 )
+from llm_datadist._protocol.control_tags import TAG_BYTES, ControlKeys, ControlTags
 from llm_datadist._protocol.messages import (
     Message,
     Notify,
@@ -109,6 +110,7 @@ class ControlConnection:
         self._writer = writer
         self._stream = stream
         self._session = session
+        self._tags: ControlTags | None = None
         self._limit = MAX_GREETING_BYTES
         self._finished = False
         self._draining = asyncio.Lock()  # Python 3.10 allows one waiter at a time
@@ -140,6 +142,10 @@ class ControlConnection:
         """Allow the larger frames of a peer that has proved who it is."""
         self._limit = MAX_FRAME_BYTES
 
+    def authenticate(self, keys: ControlKeys) -> None:
+        """Send every further message with a tag, and receive none without its tag."""
+        self._tags = ControlTags(keys)
+
     @property
     def is_encrypted(self) -> bool:
         """Whether everything goes through TLS."""
@@ -160,6 +166,8 @@ class ControlConnection:
         frame = encode_frame(message)
         if self.is_closing:
             raise PeerClosedError("the connection is closed")
+        if self._tags is not None:
+            frame = self._tags.tagged(frame)
         self._writer.write(frame if self._session is None else self._session.encrypt(frame))
 
     async def drain(self) -> None:
@@ -179,15 +187,18 @@ class ControlConnection:
 
         Raises:
             PeerClosedError: There is none; the connection is over.
-            ProtocolError: It is malformed or too large.
+            ProtocolError: It is malformed, too large, or not the peer's.
         """
         try:
             header = await self._exactly(HEADER_BYTES)
             body = await self._exactly(decode_header(header, self._limit))
+            tag = b"" if self._tags is None else await self._exactly(TAG_BYTES)
         except EOFError:  # IncompleteReadError is one, too
             raise PeerClosedError(self._stream.end) from None
         except OSError as error:
             raise PeerClosedError(f"the connection broke: {explained(error)}") from error
+        if self._tags is not None:
+            self._tags.check(header + body, tag)
         return decode_message(body)
 
     async def _exactly(self, size: int) -> bytes:

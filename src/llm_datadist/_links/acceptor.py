@@ -355,6 +355,7 @@ class _Inbound:
             encrypt_lanes=UNSET if relays is None else True,
         )
         self._say(self._shake.prove(accept))
+        self._connection.authenticate(self._shake.control_keys())
         session.key = self._shake.lane_key()
         self._page_proof = self._shake.page_proof(Side.DIALER)
         self._context.delegate.show_proof(link_id, self._shake.page_proof(Side.ACCEPTOR))

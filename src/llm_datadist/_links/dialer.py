@@ -290,6 +290,7 @@ class _Dial:
         answer = await call.hear(Accept, Existing, Yield)
         if isinstance(answer, Accept):
             setup.accepted = True
+            call.connection.authenticate(call.shake.control_keys())
             peer = Peer(
                 cluster_id=welcome.cluster_id,
                 incarnation=welcome.incarnation,

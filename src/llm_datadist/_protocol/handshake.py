@@ -31,6 +31,7 @@ from typing import Final, TypeAlias, TypeVar
 from msgspec.structs import replace
 
 from llm_datadist._protocol.codec import ProtocolError, encode_message
+from llm_datadist._protocol.control_tags import ControlKeys
 from llm_datadist._protocol.messages import (
     NONCE_BYTES,
     Accept,
@@ -166,6 +167,16 @@ class Handshake:
         if self.phase is not Phase.ACCEPTED:
             raise ProtocolError(f"no lane key in phase {self.phase.name}")
         return self._keyed(b"lane key", b"")
+
+    def control_keys(self) -> ControlKeys:
+        """Return this end's keys of the tags of every control message after the Accept."""
+        if self.phase is not Phase.ACCEPTED:
+            raise ProtocolError(f"no keys of control messages in phase {self.phase.name}")
+        send, receive = (
+            self._keyed(b"messages of the " + side.value.encode(), b"")
+            for side in (self.side, self.side.other)
+        )
+        return ControlKeys(send, receive)
 
     def page_proof(self, side: Side) -> bytes:
         """Return the 16 bytes that the page of the end `side` shows to the other, on one host."""

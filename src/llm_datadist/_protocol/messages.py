@@ -42,7 +42,7 @@ __all__ = [
     "Yield",
 ]
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 NONCE_BYTES: Final = 32
 SESSION_BYTES: Final = 16
 MAC_BYTES: Final = 32

@@ -426,5 +426,17 @@ MUTATIONS = (
         ),
         tests=("tests/unit/native/test_host_read.py", "-k", "absent_pages"),
     ),
+    Mutation(
+        "control-messages-of-anybody",
+        "a control message after the handshake is the peer's",
+        (
+            Edit(
+                "src/llm_datadist/_protocol/control_tags.py",
+                "if not hmac.compare_digest(tag, expected):",
+                "if not hmac.compare_digest(tag, expected) and False:",
+            ),
+        ),
+        tests=("tests/faults/test_hostile.py", "-k", "put_into_a_control_connection"),
+    ),
 )
 BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}

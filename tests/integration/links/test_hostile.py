@@ -21,6 +21,7 @@ from llm_datadist._protocol.codec import (
     encode_frame,
     encode_preamble,
 )
+from llm_datadist._protocol.control_tags import TAG_BYTES, ControlTags
 from llm_datadist._protocol.handshake import Handshake, Side, fresh_nonce
 from llm_datadist._protocol.lane_auth import (
     LANE_ANSWER_BYTES,
@@ -152,15 +153,18 @@ class Intruder:
         self.sock.sendall(CONTROL)
         self.shake = Handshake(Side.DIALER, None)
         self.data = b""
+        self.tags = None
 
     def say(self, message):
         self.shake.sent(message)
-        self.sock.sendall(encode_frame(message))
+        frame = encode_frame(message)
+        self.sock.sendall(frame if self.tags is None else self.tags.tagged(frame))
 
     def hear(self):
         while True:
             with contextlib.suppress(Exception):
-                message, self.data = decode_frame(self.data)
+                message, rest = decode_frame(self.data)
+                self.data = rest if self.tags is None else rest[TAG_BYTES:]
                 self.shake.received(message)
                 return message
             part = self.sock.recv(4096)
@@ -175,6 +179,7 @@ class Intruder:
         self.say(Confirm(endpoint=b""))
         answer = self.hear()
         assert isinstance(answer, Accept)
+        self.tags = ControlTags(self.shake.control_keys())
         return answer
 
     def lane(self, key, hello, *, prove=True):
@@ -333,7 +338,7 @@ def test_a_peer_that_breaks_the_protocol_on_its_link_loses_it(linked, intruder):
         intruder.say(Complete())
         intruder.hear()
         assert linked.linked() == [1, 66]
-        intruder.sock.sendall(encode_frame(Complete()))
+        intruder.sock.sendall(intruder.tags.tagged(encode_frame(Complete())))
         assert is_closed(intruder.sock)
     linked.plane.wait(1)
     assert linked.linked() == [1]

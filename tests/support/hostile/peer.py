@@ -36,6 +36,7 @@ from llm_datadist._protocol.codec import (
     encode_frame,
     encode_preamble,
 )
+from llm_datadist._protocol.control_tags import TAG_BYTES, ControlTags
 from llm_datadist._protocol.handshake import Handshake, Side, fresh_nonce
 from llm_datadist._protocol.lane_auth import (
     LANE_ANSWER_BYTES,
@@ -147,7 +148,7 @@ class HostilePeer:
     def _reset(self):
         self.control = self.shake = None
         self.asking, self.serving = [], []
-        self._session = self._lane_key = None
+        self._session = self._lane_key = self._tags = None
         self._linked.clear()
 
     # ---- what it says of itself ----
@@ -215,6 +216,7 @@ class HostilePeer:
         accept = self._expect(Accept)
         self.victim = accept.endpoint, welcome.incarnation
         self._session, self._lane_key = accept.session, self.shake.lane_key()
+        self._tags = ControlTags(self.shake.control_keys())
         self._show_proof(Side.DIALER)
         for server in Side:
             for index in range(accept.num_lanes):
@@ -321,6 +323,7 @@ class HostilePeer:
         self._lane_key = self.shake.lane_key()  # before lanes come
         self._show_proof(Side.ACCEPTOR)
         self.control.sendall(encode_frame(accept))
+        self._tags = ControlTags(self.shake.control_keys())
         self._expect(Complete)
         self.say(Ready())
         self._begin()
@@ -334,11 +337,15 @@ class HostilePeer:
     def say(self, message):
         self.shake.sent(message)
         with self._lock:
-            self.control.sendall(encode_frame(message))
+            frame = encode_frame(message)
+            self.control.sendall(frame if self._tags is None else self._tags.tagged(frame))
 
     def hear(self):
         header = self._exactly(HEADER_BYTES)
-        message = decode_message(self._exactly(decode_header(header)))
+        body = self._exactly(decode_header(header))
+        if self._tags is not None:
+            self._tags.check(header + body, self._exactly(TAG_BYTES))
+        message = decode_message(body)
         self.shake.received(message)
         return message
 

@@ -68,19 +68,22 @@ def test_both_ends_reach_the_link_and_the_same_lane_key(secret):
     pass_on(dialer, acceptor, messages.Pong(id=1))
 
 
-def test_no_two_links_have_the_same_lane_key():
+def test_no_two_links_have_the_same_keys():
     keys = set()
     for secret in (None, SECRET) * 4:
         dialer, acceptor = pair(secret, secret)
         up_to_accept(dialer, acceptor)
-        keys.add(dialer.lane_key())
-    assert len(keys) == 8
+        assert dialer.control_keys() == acceptor.control_keys()[::-1]
+        keys |= {dialer.lane_key(), *dialer.control_keys()}
+    assert len(keys) == 24
 
 
-def test_there_is_no_lane_key_before_accept():
+def test_there_are_no_keys_before_accept():
     dialer, _ = pair()
     with pytest.raises(ProtocolError, match="no lane key"):
         dialer.lane_key()
+    with pytest.raises(ProtocolError, match="no keys of control messages"):
+        dialer.control_keys()
 
 
 @pytest.mark.parametrize("secrets", [(SECRET, b"other"), (SECRET, None), (None, SECRET)])
