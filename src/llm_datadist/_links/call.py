@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from llm_datadist._control.connection import ControlConnection
     from llm_datadist._errors import LLMStatusCode
     from llm_datadist._links.context import LinkContext
+    from llm_datadist._links.link import Link
 
 __all__ = ["Call"]
 
@@ -29,7 +30,7 @@ class Call:
     def __init__(self, context: LinkContext, connection: ControlConnection) -> None:
         self.connection = connection
         self.shake = Handshake(Side.DIALER, context.secret)
-        self.kept = False
+        self.made: Link | None = None
 
     def say(self, message: Message) -> None:
         """Send a message of the handshake."""

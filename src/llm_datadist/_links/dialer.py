@@ -183,6 +183,8 @@ class _Dial:
             call.give_up(LLMStatusCode.LLM_PROCESSING_LINK, "another set-up of the link goes first")
             raise
         except asyncio.CancelledError:  # out of time, or finalized
+            if call.made is not None:  # in the last moment: both ends have the link
+                return call.made
             call.give_up(LLMStatusCode.LLM_PROCESSING_LINK, "the dial was given up")
             raise
         except SecretMismatchError:
@@ -206,7 +208,7 @@ class _Dial:
                 answered=False,
             ) from error
         finally:
-            if not call.kept:
+            if call.made is None:
                 connection.close()
 
     async def _open(self, sock: socket.socket) -> ControlConnection:
@@ -426,9 +428,9 @@ class _Dial:
         except BaseException:
             connecting.undo()
             raise
-        call.kept = True
+        call.made = self._found(link)
         self.is_new = True
-        return self._found(link)
+        return link
 
     def _agreed_relays(self, accept: Accept) -> Relays | None:
         """Return what encrypts the lanes; ProtocolError when the peer does not keep to the rule."""

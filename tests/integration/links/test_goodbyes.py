@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import threading
@@ -10,6 +11,8 @@ import time
 import pytest
 
 from llm_datadist._errors import LLMException
+from llm_datadist._links.link import Link
+from llm_datadist._links.state import Setup
 
 
 class Talk:
@@ -63,6 +66,23 @@ def test_the_peer_of_a_dial_that_gives_up_sees_no_death(end):
     for round_ in range(150):
         dials.link(stays, timeout_ms=1 + round_ % 15)
         dials.unlink(1, force=True)
+
+
+def test_a_dial_that_runs_out_of_time_when_its_link_is_made_has_linked(end, monkeypatch):
+    stays, dials = end(1, lanes_per_link=1), end(2, lanes_per_link=1)
+    unless_withdrawn = Setup.unless_withdrawn
+
+    async def cancelled_when_done(self, work):
+        outcome = await unless_withdrawn(self, work)
+        if isinstance(outcome, Link):
+            raise asyncio.CancelledError
+        return outcome
+
+    monkeypatch.setattr(Setup, "unless_withdrawn", cancelled_when_done)
+    assert dials.link(stays)[0].is_ok
+    stays.plane.wait(1)
+    assert dials.linked() == [1]
+    assert stays.linked() == [2]
 
 
 @pytest.mark.slow
