@@ -273,8 +273,8 @@ class Conversation:
         on_closed: Called once with the reason when the connection is over, however it came about.
 
     Attributes:
-        heard: Messages that have come.
-        over: Set when everything that the peer has sent was looked at and the connection is over.
+        num_received: Messages received.
+        ended: Set when the connection is over and everything received has been handled.
     """
 
     def __init__(
@@ -285,8 +285,8 @@ class Conversation:
         on_closed: Callable[[str], None],
     ) -> None:
         self.connection = connection
-        self.heard = 0
-        self.over = asyncio.Event()
+        self.num_received = 0
+        self.ended = asyncio.Event()
         connection.trust()
         self._on_message = on_message
         self._on_signal = on_signal
@@ -303,7 +303,7 @@ class Conversation:
         try:
             while True:
                 message = await self.connection.receive()
-                self.heard += 1
+                self.num_received += 1
                 await self._receive(message)
         except (PeerClosedError, ProtocolError) as error:
             reason = self._violation or str(error)
@@ -313,7 +313,7 @@ class Conversation:
             self._answer_none(reason)
             self._on_closed(reason)
             del self._on_message, self._on_signal, self._on_closed  # they refer to their link
-            self.over.set()
+            self.ended.set()
 
     def finish(self, reason: str, seconds: float) -> None:
         """End it from this end: no question is answered any more; see ControlConnection.finish."""
@@ -346,8 +346,8 @@ class Conversation:
         """
         await self._exchange(Ping(id=next(self._ids)))
 
-    def beat(self) -> None:
-        """Send a Ping whose answer nobody waits for; it counts as heard."""
+    def send_keepalive(self) -> None:
+        """Send a Ping without waiting for the answer, which counts in `num_received`."""
         with contextlib.suppress(PeerClosedError):
             self.connection.send(Ping(id=0))
 

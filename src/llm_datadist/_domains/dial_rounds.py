@@ -8,6 +8,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
+from llm_datadist._control.backoff import Backoff
 from llm_datadist._control.threads import start
 from llm_datadist._control.workers import Workers
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
-__all__ = ["Dialer"]
+__all__ = ["DialRounds"]
 
 logger = logging.getLogger("llm_datadist")
 
@@ -27,7 +28,7 @@ _PAUSE_PER_ROUND: Final = 4.0
 
 
 @final
-class Dialer:
+class DialRounds:
     """Runs rounds of dialing on threads of its own, which go when there is nothing to do.
 
     A round takes all pending domains of one peer in turn, so that they share its link and an
@@ -44,7 +45,7 @@ class Dialer:
         self._workers = Workers("llm-datadist-domains", SETUPS_AT_ONCE)
         self._changed = threading.Condition()
         self._due: dict[int, float] = {}  # peers that wait for a round, and until when
-        self._pause: dict[int, float] = {}  # peers that are busy or waiting
+        self._backoffs: dict[int, Backoff] = {}  # of peers that are busy or waiting
         self._busy: set[int] = set()
         self._scheduling = False
         self._closed = False
@@ -62,7 +63,7 @@ class Dialer:
                 name = "llm-datadist-domains"
                 start(threading.Thread(target=self._schedule, name=name, daemon=True), "link")
                 self._scheduling = True  # it waits for the lock
-            self._pause[peer_id] = _FIRST_PAUSE_SECONDS
+            self._backoffs[peer_id] = Backoff(_FIRST_PAUSE_SECONDS, _NORMAL_PAUSE_SECONDS)
             self._due[peer_id] = 0.0
             self._changed.notify_all()
 
@@ -114,10 +115,8 @@ class Dialer:
             with self._changed:
                 self._busy.discard(peer_id)
                 if again and not self._closed:
-                    pause = self._pause[peer_id]
-                    self._pause[peer_id] = min(2 * pause, _NORMAL_PAUSE_SECONDS)
-                    pause = max(pause, _PAUSE_PER_ROUND * (ended - begun))
+                    pause = max(self._backoffs[peer_id].next(), _PAUSE_PER_ROUND * (ended - begun))
                     self._due.setdefault(peer_id, ended + min(pause, _LONGEST_PAUSE_SECONDS))
                 elif peer_id not in self._due:
-                    self._pause.pop(peer_id, None)
+                    self._backoffs.pop(peer_id, None)
                 self._changed.notify_all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final, final
 
-from llm_datadist._links import same_place
+from llm_datadist._links import same_address
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from llm_datadist._links import LinkTable
     from llm_datadist._protocol.rank_table import Address
 
-__all__ = ["Listening"]
+__all__ = ["DomainListener"]
 
 logger = logging.getLogger("llm_datadist")
 
@@ -21,7 +21,7 @@ _ANY_HOST: Final = frozenset({"0.0.0.0", "::"})
 
 
 @final
-class Listening:
+class DomainListener:
     """The listener for the domains of one instance; one call at a time.
 
     The first domain opens one at its first candidate that can be bound, and the others use it. A
@@ -60,4 +60,4 @@ class Listening:
 
 
 def _serves(address: Address, wanted: Address) -> bool:
-    return same_place(address, wanted) or (address[0] in _ANY_HOST and address[1] == wanted[1])
+    return same_address(address, wanted) or (address[0] in _ANY_HOST and address[1] == wanted[1])

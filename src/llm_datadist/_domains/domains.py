@@ -19,9 +19,9 @@ import time
 from typing import TYPE_CHECKING, Final, final
 
 from llm_datadist._domains.arguments import check_comm_id, check_terms
-from llm_datadist._domains.dial_rounds import Dialer
+from llm_datadist._domains.dial_rounds import DialRounds
 from llm_datadist._domains.domain import Domain, Pair
-from llm_datadist._domains.domain_listener import Listening
+from llm_datadist._domains.domain_listener import DomainListener
 from llm_datadist._domains.rendezvous import Outcome, Rendezvous
 from llm_datadist._errors import LLMException, LLMStatusCode, fail
 from llm_datadist._links import Refusal
@@ -62,9 +62,9 @@ class Domains:
         self._unexpected: dict[int, DomainHello] = {}  # last hello of a peer for an unknown name
         self._comm_ids = itertools.count(1)
         self._closed = False
-        self._listening = Listening(links)
+        self._listener = DomainListener(links)
         self._rendezvous = Rendezvous(links, config.link_total_time_s / config.link_retry_count)
-        self._dialer = Dialer(self._run_round)
+        self._dial_rounds = DialRounds(self._run_round)
         links.hooks.on_domain_hello = self._answer
         links.hooks.on_domain_linked = self._accepted
 
@@ -88,7 +88,7 @@ class Domains:
             with later(), self._lock:
                 self._check_admission(terms.name)
             # Also a member that only dials listens: its next domain may have a higher rank in it.
-            deaf = self._listening.open(own_addresses)
+            deaf = self._listener.open(own_addresses)
             with later(), self._lock:
                 self._check_admission(terms.name)
                 domain = Domain(
@@ -100,12 +100,12 @@ class Domains:
                     time.monotonic() + self._config.link_total_time_s,
                 )
                 self._domains[domain.comm_id] = self._by_name[domain.name] = domain
-                if deaf and not self._listening.addresses and not all(p.dials for p in pairs):
+                if deaf and not self._listener.addresses and not all(p.dials for p in pairs):
                     domain.fail(f"cannot listen for members of higher rank: {deaf}")
         try:
             for pair in pairs:
                 if pair.dials:
-                    self._dialer.wake(pair.peer_id)
+                    self._dial_rounds.wake(pair.peer_id)
         except BaseException:
             self.unlink(domain.comm_id)
             raise
@@ -152,7 +152,7 @@ class Domains:
             domain = self._find("describe_domain", number)
             self._name_unexpected(domain)
             facts = domain.describe(time.monotonic())
-        return {**facts, "listening": self._listening.addresses}
+        return {**facts, "listening": self._listener.addresses}
 
     def close(self) -> None:
         """Forget all domains and dial no more; the links go with the link table. Idempotent."""
@@ -160,7 +160,7 @@ class Domains:
             self._closed = True
             self._domains.clear()
             self._by_name.clear()
-        self._dialer.close()
+        self._dial_rounds.close()
 
     def _pairs(self, terms: Terms) -> tuple[list[Pair], tuple[Address, ...]]:
         """Return the pairs of a domain, and where this member may listen.

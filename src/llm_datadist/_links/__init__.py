@@ -1,7 +1,7 @@
 """Links between instances: setting up, finding, and ending them."""
 
 from llm_datadist._links.delegate import Hooks, LinkDelegate, Refusal
-from llm_datadist._links.link import Link, LinkData, LinkResult, LinkState, Peer, same_place
+from llm_datadist._links.link import Link, LinkData, LinkResult, LinkState, Peer, same_address
 from llm_datadist._links.table import LinkTable
 from llm_datadist._protocol.messages import DomainHello
 
@@ -16,5 +16,5 @@ __all__ = [
     "LinkTable",
     "Peer",
     "Refusal",
-    "same_place",
+    "same_address",
 ]

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from llm_datadist._control.listener import Visit
     from llm_datadist._control.relay import Relays
     from llm_datadist._links.context import LinkContext
-    from llm_datadist._links.lifecycle import Upkeep
+    from llm_datadist._links.lifecycle import LinkLifecycle
 
 __all__ = ["receive_link"]
 
@@ -57,14 +57,14 @@ _FAILED: Final = LLMStatusCode.LLM_LINK_FAILED
 _Verdict: TypeAlias = "Setup | Yield | Link"
 
 
-async def receive_link(context: LinkContext, upkeep: Upkeep, visit: Visit) -> None:
+async def receive_link(context: LinkContext, lifecycle: LinkLifecycle, visit: Visit) -> None:
     """Serve an incoming control connection until its link is up or it is refused.
 
     Raises:
         ProtocolError, PeerClosedError: What the peer did wrong.
     """
     connection = await ControlConnection.open(visit.sock, context.silence_ms, visit.session)
-    inbound = _Inbound(context, upkeep, visit, connection)
+    inbound = _Inbound(context, lifecycle, visit, connection)
     try:
         await Deadline(_SETUP_SECONDS).limit(inbound.run())
     except SetupError as error:
@@ -88,11 +88,15 @@ class _Inbound:
     """One incoming handshake."""
 
     def __init__(
-        self, context: LinkContext, upkeep: Upkeep, visit: Visit, connection: ControlConnection
+        self,
+        context: LinkContext,
+        lifecycle: LinkLifecycle,
+        visit: Visit,
+        connection: ControlConnection,
     ) -> None:
         self._context = context
-        self._ledger = context.ledger
-        self._upkeep = upkeep
+        self._index = context.index
+        self._lifecycle = lifecycle
         self._visit = visit
         self._connection = connection
         self._shake = Handshake(Side.ACCEPTOR, context.secret)
@@ -118,11 +122,11 @@ class _Inbound:
             raise ProtocolError("it has another secret") from None
         await self._wait_for_room(hello)
         self._visit.proven()
-        self._context.arriving += 1
+        self._context.num_arriving += 1
         try:
             await self._arrive(hello, confirm)
         finally:
-            self._context.arriving -= 1
+            self._context.num_arriving -= 1
 
     async def _wait_for_room(self, hello: Hello) -> None:
         """Wait a moment while too many links are being set up, then refuse.
@@ -136,7 +140,7 @@ class _Inbound:
             each = 1 + 2 * min(context.num_lanes, hello.num_lanes)
             most = descriptor_share(2 * each, MAX_ARRIVING)
         deadline = asyncio.get_running_loop().time() + _ROOM_SECONDS
-        while context.arriving >= most and not self._ledger.withdraw_stalled():
+        while context.num_arriving >= most and not self._index.withdraw_stalled():
             if asyncio.get_running_loop().time() >= deadline:
                 raise SetupError(
                     LLMStatusCode.LLM_PROCESSING_LINK,
@@ -239,26 +243,26 @@ class _Inbound:
             self._check_own_dial()
         earlier_deadline = Deadline(_EARLIER_SECONDS)
         while True:
-            own_dial = self._ledger.dials.get(incarnation)
+            own_dial = self._index.dials.get(incarnation)
             if own_dial is not None and own < incarnation:
                 self._say(Yield())
-                await own_dial.make_way()
+                await own_dial.wait_or_withdraw()
                 return None
             if own_dial is not None and own_dial.accepted and incarnation != own:
-                await own_dial.make_way()  # the other end has it already, and only verifies
+                await own_dial.wait_or_withdraw()  # the other end has it already, and only verifies
                 continue
-            earlier = self._ledger.inbounds.get(incarnation)
-            rival = self._ledger.rival_setup(cluster_id, incarnation)
-            leaving = self._ledger.leaving_from(cluster_id)
-            link = self._ledger.links.get(cluster_id)
+            earlier = self._index.inbounds.get(incarnation)
+            rival = self._index.rival_setup(cluster_id, incarnation)
+            leaving = self._index.leaving_from(cluster_id)
+            link = self._index.links.get(cluster_id)
             if earlier is not None:
                 await self._wait_for(earlier, earlier_deadline)
             elif rival is not None:
-                await rival.make_way()
+                await rival.wait_or_withdraw()
             elif leaving is not None:
                 await self._wait_gone(leaving, incarnation)
             elif link is not None:
-                if await self._upkeep.is_alive(link, asks_lanes=link.incarnation != incarnation):
+                if await self._lifecycle.is_alive(link, asks_lanes=link.incarnation != incarnation):
                     if link.incarnation == incarnation:
                         return link
                     raise SetupError(
@@ -267,15 +271,15 @@ class _Inbound:
                         f"by another live instance at {printed(link.address)}; give the instances "
                         "different ids",
                     )
-                await self._upkeep.drop(link, "it does not answer and was dialed again")
+                await self._lifecycle.drop(link, "it does not answer and was dialed again")
             else:
                 setup = Setup(cluster_id, incarnation)
-                self._ledger.inbounds[incarnation] = setup
+                self._index.inbounds[incarnation] = setup
                 return setup
 
     async def _wait_for(self, earlier: Setup, deadline: Deadline) -> None:
         try:
-            await deadline.limit(earlier.make_way())
+            await deadline.limit(earlier.wait_or_withdraw())
         except asyncio.TimeoutError:
             raise SetupError(
                 LLMStatusCode.LLM_PROCESSING_LINK,
@@ -287,7 +291,7 @@ class _Inbound:
 
         The proofs are right then, and whoever is between would be on the path of the link.
         """
-        dial = self._ledger.dials.get(self._context.incarnation)
+        dial = self._index.dials.get(self._context.incarnation)
         if dial is None:
             raise SetupError(_FAILED, "it takes itself for this instance, which is not dialing")
         if dial.source != self._visit.peer:
@@ -298,7 +302,7 @@ class _Inbound:
             )
 
     async def _wait_gone(self, leaving: Link, incarnation: int) -> None:
-        if leaving.is_unlinked_here and leaving.incarnation == incarnation:
+        if leaving.is_unlinked_locally and leaving.incarnation == incarnation:
             raise SetupError(
                 LLMStatusCode.LLM_PROCESSING_LINK,
                 f"cluster {self._context.cluster_id} is taking the same link down; retry soon",
@@ -321,7 +325,7 @@ class _Inbound:
             connection, holder = self._connection, _holder(hello)
             try:
                 data = await connecting.data()
-                link = self._upkeep.install(
+                link = self._lifecycle.install(
                     peer, link_id, data, connection, terms, holder, _listening_at(hello)
                 )
             except BaseException:
@@ -330,8 +334,8 @@ class _Inbound:
             self.kept = True
             self._say(Ready())
         finally:
-            del self._ledger.inbounds[setup.incarnation]
-            setup.over.set()
+            del self._index.inbounds[setup.incarnation]
+            setup.ended.set()
             if session is not None:
                 if context.sessions.get(session.session) is session:  # there is no link
                     del context.sessions[session.session]
@@ -382,7 +386,7 @@ class _Inbound:
 
         It says nothing until the Ready, unless it gives up.
         """
-        filling = asyncio.ensure_future(session.filled())
+        filling = asyncio.ensure_future(session.wait_filled())
         hearing = asyncio.ensure_future(self._hear(Reject))
         try:
             await asyncio.wait({filling, hearing}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""What all parts of one instance's link table share. Loop thread only unless said otherwise."""
+"""State that all parts of one instance's link table share. Loop thread only unless noted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from llm_datadist._control.relay import Relays
 from llm_datadist._errors import LLMException, LLMStatusCode
-from llm_datadist._links.state import Ledger
+from llm_datadist._links.state import LinkIndex
 from llm_datadist._types.checks import INT32_MAX
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ __all__ = ["CLUSTERS", "Connecting", "LinkContext", "SetupError"]
 
 logger = logging.getLogger("llm_datadist")
 
-#: Holder of links that `link_clusters` made.
+#: Holder of the links that `link_clusters` made.
 CLUSTERS: Final = "clusters"
 _MAX_ENDED: Final = 256
 _MAX_UNLINKED: Final = 1024
@@ -34,12 +34,12 @@ _SILENCE_MS: Final = 20_000
 
 
 class SetupError(Exception):
-    """A link cannot be set up: status and reason for the caller, here or at the peer.
+    """A link cannot be set up; carries the status and reason for the callers at both ends.
 
     Args:
-        status: For the caller.
-        reason: Its text.
-        answered: Whether a peer of this protocol said so, as opposed to nobody being reached.
+        status: Of the dialing call.
+        reason: Problem and remedy.
+        answered: Whether a peer of this protocol answered; False if none was reached.
     """
 
     def __init__(self, status: LLMStatusCode, reason: str, *, answered: bool = True) -> None:
@@ -51,10 +51,11 @@ class SetupError(Exception):
 
 @final
 class LinkContext:
-    """One instance's identity, options, loop and ledger.
+    """One instance's identity, options, control loop and links.
 
     Attributes:
-        arriving: Incoming connections past their proofs whose links are being set up.
+        sessions: Where incoming lanes go, by the session number that they name.
+        num_arriving: Authenticated incoming connections whose links are being set up.
     """
 
     def __init__(
@@ -82,17 +83,17 @@ class LinkContext:
         self.control = control
         self.workers = control.workers
         self.resolvers = control.resolvers
-        self.ledger = Ledger()
+        self.index = LinkIndex()
         self.sessions: dict[bytes, LaneSink] = {}
         self.ended_sessions: deque[bytes] = deque(maxlen=_MAX_ENDED)
         self.unlinked_sessions: deque[bytes] = deque(maxlen=_MAX_UNLINKED)
-        self.arriving = 0
+        self.num_arriving = 0
         self.listen_address: Address | None = None
         self.link_ids = itertools.count(1)
         self.generations: Counter[int] = Counter()
 
     async def endpoint(self, link_id: int) -> bytes:
-        """Have the delegate make the endpoint of a link; SetupError when it cannot."""
+        """Return the delegate's endpoint for a link; SetupError when it raises."""
         try:
             return await self.workers.run(self.delegate.endpoint, link_id)
         except Exception as error:
@@ -104,15 +105,15 @@ class LinkContext:
     def begin_connect(
         self, peer: Peer, link_id: int, endpoint: bytes, lanes: OpenLanes
     ) -> Connecting:
-        """Have the delegate connect a link; it owns the lanes from here on."""
+        """Start the delegate's `connect` for a link; the delegate owns the lanes from here on."""
         return Connecting(self, peer, link_id, endpoint, lanes)
 
 
 def _silence_ms(config: Config) -> int:
-    """Return how long the kernel bears with a control connection that gets no acknowledgements.
+    """Return how long the kernel keeps a control connection without acknowledgments.
 
-    Longer than the heartbeats do, which know better: they hear the peer's native threads, too. The
-    kernel is for instances without heartbeats.
+    That is longer than the timeout of the heartbeat, which also counts answers of the peer's native
+    threads. The kernel's limit is for instances without a heartbeat.
     """
     longer = 2 * config.peer_timeout_ms if config.heartbeat_ms else 0
     return min(max(_SILENCE_MS, longer), INT32_MAX)
@@ -120,7 +121,7 @@ def _silence_ms(config: Config) -> int:
 
 @final
 class Connecting:
-    """A call of the delegate's connect, under way on a worker from construction on."""
+    """A call of the delegate's `connect`, started on a worker by the constructor."""
 
     def __init__(
         self, context: LinkContext, peer: Peer, link_id: int, endpoint: bytes, lanes: OpenLanes
@@ -131,20 +132,22 @@ class Connecting:
         self._call = context.workers.submit(call, peer, link_id, endpoint, *lanes)
 
     async def data(self) -> LinkData:
-        """Return what it returned; SetupError when the delegate refuses."""
+        """Return the link data from the delegate; SetupError when it raises."""
         try:
             return await self._context.workers.outcome(self._call)
         except Exception as error:
             cluster_id = self._peer.cluster_id
-            unexpected = not isinstance(error, LLMException)  # what is meant to be said has said it
+            unexpected = not isinstance(
+                error, LLMException
+            )  # an LLMException already carries a message for the user
             logger.warning(
-                "link to cluster %d refused here: %s", cluster_id, str(error), exc_info=unexpected
+                "link to cluster %d refused: %s", cluster_id, str(error), exc_info=unexpected
             )
             reason = f"cluster {self._context.cluster_id} cannot use the link: {error}"
             raise SetupError(LLMStatusCode.LLM_LINK_FAILED, reason) from error
 
     def undo(self) -> None:
-        """Give it up: what it returned, or is still to return, is disconnected. Does not block."""
+        """Disconnect the link data, as soon as there is any. Does not block."""
         self._call.add_done_callback(self._undo)
 
     def _undo(self, call: Future[LinkData]) -> None:

@@ -1,7 +1,7 @@
-"""What the link table asks of the layer above, and what it tells it.
+"""Interfaces that the layer above implements for the link table: data plane and callbacks.
 
-Unless it says otherwise, all is called on worker threads, never on the control loop, and may block;
-it must come to an end by itself.
+Unless noted otherwise they are called on worker threads, never on the control loop. They may block,
+but must return by themselves.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ class LinkDelegate(Protocol):
     """The data plane of links; implemented by the engine."""
 
     def endpoint(self, link_id: int) -> bytes:
-        """Return what the peer needs to reach our memory over this link; at most 32 KiB.
+        """Return the bytes from which the peer's `connect` can reach local memory; at most 32 KiB.
 
-        A link that then does not come about is not heard of again.
+        There is no further call for a link that is then not made.
         """
         ...
 
     def show_proof(self, link_id: int, proof: bytes) -> None:
-        """Show the peer of a link that is being made that this end's page is this end's.
+        """Publish the proof by which the peer of a new link recognizes this process's page.
 
-        Before the peer's `connect`. Called on the control thread: must not block.
+        Called before the peer's `connect`, on the control thread: must not block.
         """
         ...
 
@@ -45,24 +45,24 @@ class LinkDelegate(Protocol):
         client_lanes: list[OpenLane],
         server_lanes: list[OpenLane],
     ) -> LinkData:
-        """Make a link usable; an exception refuses it, and its text goes to both ends' callers.
+        """Make a link usable; an exception refuses it, and both ends' callers get its text.
 
         Args:
             peer: The other end.
-            link_id: Unique in this table; the two ends number a link each for itself.
-            endpoint: What the peer's delegate returned from `endpoint`.
-            client_lanes: On which we ask; their sockets are connected and non-blocking.
-            server_lanes: The same on which the peer asks.
+            link_id: Unique in this table; each end numbers its links by itself.
+            endpoint: Returned by `endpoint` of the peer's delegate.
+            client_lanes: Lanes on which this end sends requests; connected, non-blocking sockets.
+            server_lanes: Lanes on which the peer sends requests.
 
-        Ownership of all lanes passes with the call, also when it raises. The peer may ask on its
-        lanes before its `connect` or ours has returned.
+        Ownership of all lanes passes with the call, also when it raises. The peer may send requests
+        before either `connect` has returned.
         """
         ...
 
     def missing_lanes(self, data: LinkData) -> tuple[int, int]:
-        """Return how many lanes fewer there are than `connect` got: (on which we ask, we serve).
+        """Return how many lanes fewer than at `connect` there are: (client lanes, server lanes).
 
-        Negative for more. Called on the control thread: must not block.
+        Negative if there are more. Called on the control thread: must not block.
         """
         ...
 
@@ -83,21 +83,21 @@ class LinkDelegate(Protocol):
         ...
 
     def ping_all(self, links: Sequence[LinkData], deadline_ns: int) -> list[bool]:
-        """Ask many peers' data planes for a sign of life, all at once; return who gave one.
+        """Ping many peers' data planes at the same time; return which of them answered.
 
         Some of the links may have ended meanwhile.
         """
         ...
 
     def disconnect(self, data: LinkData) -> None:
-        """End a link; when it returns no transfer of that link touches memory. Once per connect."""
+        """End a link; no transfer of it touches memory after this returns. Once per connect."""
         ...
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a link for a domain is refused; the dialer's `LinkResult` carries both."""
+    """Status and reason for the dialer of a domain link that is refused."""
 
     status: LLMStatusCode
     reason: str
@@ -106,21 +106,18 @@ class Refusal:
 @final
 @dataclass(slots=True)
 class Hooks:
-    """Callbacks into the layers above; each may be left None. Set before `LinkTable.start`.
+    """Callbacks of the layers above; each may be None. Set before `LinkTable.start`.
 
     Attributes:
-        on_request: Answers a peer's `LinkTable.request`; an exception goes back as its text.
-        Requests
-            and notifications of one link come one at a time and in order.
-        on_notify: Takes a peer's `LinkTable.notify`.
-        on_domain_hello: Asked by the accepting end, with the dialer's proven cluster id: None
-        accepts;
-            text refuses with LLM_LINK_FAILED, a Refusal with its own status (LLM_NOT_YET_LINK for
-            "try again later"). Without the hook every domain is refused.
-        on_domain_linked: Told on the accepting end that a link now is held for that domain; also
-        when
-            the link was there before.
-        on_lost: Told once of every link that was lost or that the peer ended, after its data was
+        on_request: Answers a peer's `LinkTable.request`; the peer gets the text of an exception.
+            Called for one request or notification of a link at a time, in order.
+        on_notify: Receives a peer's `LinkTable.notify`.
+        on_domain_hello: Called on the accepting end with the dialer's authenticated cluster id.
+            None accepts; text refuses with LLM_LINK_FAILED, a Refusal with its own status
+            (LLM_NOT_YET_LINK for "try again later"). Without the hook every domain is refused.
+        on_domain_linked: Called on the accepting end when a link is held for that domain, also when
+            the link existed before.
+        on_lost: Called once for each link that was lost or that the peer ended, after its data was
             disconnected.
     """
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.context import LinkContext
     from llm_datadist._links.lane_terms import LaneRoute, OpenLanes
-    from llm_datadist._links.lifecycle import Upkeep
+    from llm_datadist._links.lifecycle import LinkLifecycle
     from llm_datadist._links.link import Link
     from llm_datadist._protocol.messages import DomainHello
 
@@ -118,9 +118,9 @@ class _DialAgainError(Exception):
         self.pause = pause
 
 
-async def dial(context: LinkContext, upkeep: Upkeep, request: DialRequest) -> DialOutcome:
+async def dial(context: LinkContext, lifecycle: LinkLifecycle, request: DialRequest) -> DialOutcome:
     """Link to the instance at an address, or find that it is linked already. Never raises."""
-    attempt = _Dial(context, upkeep, request)
+    attempt = _Dial(context, lifecycle, request)
     place = printed(request.address)
     try:
         link = await request.deadline.limit(attempt.run())
@@ -145,10 +145,12 @@ async def dial(context: LinkContext, upkeep: Upkeep, request: DialRequest) -> Di
 class _Dial:
     """One dial, over as many connections as it takes."""
 
-    def __init__(self, context: LinkContext, upkeep: Upkeep, request: DialRequest) -> None:
+    def __init__(
+        self, context: LinkContext, lifecycle: LinkLifecycle, request: DialRequest
+    ) -> None:
         self._context = context
-        self._ledger = context.ledger
-        self._upkeep = upkeep
+        self._index = context.index
+        self._lifecycle = lifecycle
         self._request = request
         self._source: Address | None = None  # of the connection that there is
         self.step = "connecting"
@@ -166,7 +168,7 @@ class _Dial:
                     attempts += 1
                     await asyncio.sleep(again.pause)
                 else:  # as many of those as there are; only the deadline bounds them
-                    await again.first.make_way()
+                    await again.first.wait_or_withdraw()
         raise SetupError(_FAILED, "the link keeps changing while it is set up; link again")
 
     async def _attempt(self) -> Link:
@@ -282,8 +284,8 @@ class _Dial:
         except WithdrawnError:  # what answers may stall in another's name
             raise _DialAgainError(None, _STAND_BACK_SECONDS) from None
         finally:
-            del self._ledger.dials[setup.incarnation]
-            setup.over.set()
+            del self._index.dials[setup.incarnation]
+            setup.ended.set()
 
     async def _agree(
         self, call: Call, route: LaneRoute, welcome: Welcome, link_id: int, setup: Setup
@@ -347,32 +349,32 @@ class _Dial:
         cluster_id, incarnation = welcome.cluster_id, welcome.incarnation
         while True:
             self._yield_to_setups(incarnation)
-            rival = self._ledger.rival_setup(cluster_id, incarnation)
-            leaving = self._ledger.leaving_from(cluster_id)
-            link = self._ledger.links.get(cluster_id)
+            rival = self._index.rival_setup(cluster_id, incarnation)
+            leaving = self._index.leaving_from(cluster_id)
+            link = self._index.links.get(cluster_id)
             if rival is not None:
-                await rival.make_way()
+                await rival.wait_or_withdraw()
             elif leaving is not None:
-                if self._request.domain is None and leaving.is_unlinked_here:
+                if self._request.domain is None and leaving.is_unlinked_locally:
                     _processing(cluster_id, "taken down")
                 await leaving.gone.wait()
             elif link is not None and link.incarnation != incarnation:
-                if await self._upkeep.is_alive(link):
+                if await self._lifecycle.is_alive(link):
                     raise SetupError(
                         LLMStatusCode.LLM_ALREADY_LINK,
                         f"cluster id {cluster_id} is linked to another live instance at "
                         f"{printed(link.address)}; unlink that one or give the instances "
                         "different ids",
                     )
-                await self._upkeep.drop(link, "it does not answer and another took its id")
+                await self._lifecycle.drop(link, "it does not answer and another took its id")
             else:
                 caller = self._request.relink or self._request.caller
                 setup = Setup(cluster_id, incarnation, caller, self._source)
-                self._ledger.dials[incarnation] = setup
+                self._index.dials[incarnation] = setup
                 return setup
 
     def _yield_to_setups(self, incarnation: int) -> None:
-        own = self._ledger.dials.get(incarnation)
+        own = self._index.dials.get(incarnation)
         if own is not None:
             if own.is_stalled:
                 own.withdrawn.set()
@@ -381,13 +383,13 @@ class _Dial:
             if not waits and not isinstance(own.caller, Relink):
                 _processing(own.cluster_id, "set up by another call")
             raise _DialAgainError(own)
-        inbound = self._ledger.inbounds.get(incarnation)
+        inbound = self._index.inbounds.get(incarnation)
         if inbound is not None and incarnation != self._context.incarnation:
             raise _DialAgainError(inbound)
 
     def _existing(self, welcome: Welcome) -> Link:
         """The peer has just seen our link alive."""
-        link = self._ledger.links.get(welcome.cluster_id)
+        link = self._index.links.get(welcome.cluster_id)
         if link is None or link.incarnation != welcome.incarnation:
             raise _DialAgainError(None)
         link.holders |= {self._request.holder}
@@ -397,21 +399,21 @@ class _Dial:
     def _found(self, link: Link) -> Link:
         """Remember where a call of link_clusters has found the peer."""
         if self._request.domain is None:
-            link.places[self._request.address] = self._request.source_ip
+            link.dialed_addresses[self._request.address] = self._request.source_ip
         return link
 
     async def _complete(
         self, call: Call, route: LaneRoute, peer: Peer, link_id: int, accept: Accept
     ) -> Link:
-        stale = self._ledger.links.get(peer.cluster_id)
+        stale = self._index.links.get(peer.cluster_id)
         if stale is not None:  # the peer, who would know, has none: if this is the peer
-            if await self._upkeep.is_alive(stale):
+            if await self._lifecycle.is_alive(stale):
                 raise SetupError(
                     LLMStatusCode.LLM_ALREADY_LINK,
                     f"what answers takes itself for cluster {peer.cluster_id}, whose link to "
                     f"{printed(stale.address)} is alive; correct the address",
                 )
-            await self._upkeep.drop(stale, "the peer no longer has this link", died=False)
+            await self._lifecycle.drop(stale, "the peer no longer has this link", died=False)
         self.step = "opening lanes"
         relays = self._agreed_relays(accept)
         terms = LaneTerms(accept.num_lanes, accept.session, call.shake.lane_key(), route, relays)
@@ -424,7 +426,9 @@ class _Dial:
             call.say(Complete())
             await call.hear(Ready)  # first, because the peer has to be told differently after it
             data = await connecting.data()
-            link = self._upkeep.install(peer, link_id, data, connection, terms, holder, [resolved])
+            link = self._lifecycle.install(
+                peer, link_id, data, connection, terms, holder, [resolved]
+            )
         except BaseException:
             connecting.undo()
             raise

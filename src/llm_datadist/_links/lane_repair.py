@@ -1,11 +1,10 @@
-"""Lost lanes of links that are up are opened anew. Loop thread only.
+"""Replace lost lanes of links that are up. Loop thread only.
 
-An operation that ends badly costs its lane, and lanes break by themselves. The end that dialed the
-link opens new ones in the background, over the handshake of lanes and by the terms of the set-up,
-so that nothing has to be agreed again. It sees by itself what is missing on which it asks, and what
-it serves no longer; the accepting end tells it with Reopen what is missing on its side.
-
-What arrives on the accepting end is taken while the link needs it.
+An operation that ends badly costs its lane, and lanes also break by themselves. The end that dialed
+the link opens replacements in the background. They use the lane handshake and the terms of the link
+set-up, so nothing is negotiated again. The dialing end detects its own missing lanes; the accepting
+end requests those that it is missing with a Reopen message, and takes lanes only while it needs
+them.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Final, final
 
+from llm_datadist._control.backoff import Backoff
 from llm_datadist._control.connection import PeerClosedError
 from llm_datadist._control.deadline import Deadline
 from llm_datadist._control.sockets import printed
@@ -30,202 +30,206 @@ if TYPE_CHECKING:
     from llm_datadist._links.lane_terms import LanePlace, LaneRoute, OpenLanes, ProvenLane
     from llm_datadist._links.link import Link
 
-__all__ = ["Healing"]
+__all__ = ["LaneRepair"]
 
 logger = logging.getLogger("llm_datadist")
 
 _FIRST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 1.0
-#: A link whose lanes are lost as fast as they are opened gets them this far apart.
-_WELL_AGAIN: Final = 1.0
-_LONGEST_REST: Final = 0.1
-#: SYNs that are lost come again too late, so it is better to connect anew.
+#: A link that loses lanes again sooner than this after a repair is repaired after a pause.
+_STABLE_SECONDS: Final = 1.0
+_LONGEST_DELAY: Final = 0.1
+#: Lost SYNs are retransmitted too late, so it is better to connect again.
 _CONNECT_SECONDS: Final = 1.0
-#: A frozen peer's kernel accepts; what waits for the answer gets it at once when the peer thaws.
+#: A frozen peer's kernel accepts connections; a pending lane is answered as soon as the peer thaws.
 _ANSWER_SECONDS: Final = 4.0
-_ANSWER_PAUSE: Final = 0.2
-#: Lanes that the peer has given up may seem open here until the kernel knows better.
-_MOST_SERVED: Final = 4
+_REQUEST_PAUSE: Final = 0.2
+#: Lanes that the peer has given up may look open at this end until the kernel reports their end.
+_MAX_SERVED_FACTOR: Final = 4
 
 
 @final
-class _Patient:
-    """One link's state: at most one task heals it at a time."""
+class _LinkRepair:
+    """State of the repair of one link; at most one task runs for it at a time.
+
+    Attributes:
+        num_requested: Lanes that the accepting end has requested.
+        lane_arrived: Set when the accepting end has taken a lane.
+        repaired_at: When the last repair ended, on the clock of `time.monotonic`.
+        backoff: Delays before the repairs of a link that loses its lanes again at once.
+    """
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
-        self.asked = 0  # lanes that the peer has asked for
-        self.came = asyncio.Event()  # the accepting end has taken a lane
-        self.well_since = 0.0
-        self.rest = 0.0
+        self.num_requested = 0
+        self.lane_arrived = asyncio.Event()
+        self.repaired_at = 0.0
+        self.backoff = Backoff(_FIRST_PAUSE, _LONGEST_DELAY)
 
 
 @final
-class Healing:
-    """Keeps up the number of lanes of every link."""
+class LaneRepair:
+    """Keeps the number of lanes of every link constant."""
 
     def __init__(self, context: LinkContext) -> None:
         self._context = context
-        self._patients: dict[Link, _Patient] = {}
+        self._repairs: dict[Link, _LinkRepair] = {}
 
-    def admit(self, link: Link) -> None:
-        """Care for a link from now on."""
-        self._patients[link] = _Patient()
+    def add_link(self, link: Link) -> None:
+        """Start repairing the lanes of this link."""
+        self._repairs[link] = _LinkRepair()
         if link.terms.route is None:
-            self._context.sessions[link.terms.session] = _Standing(self, link)
+            self._context.sessions[link.terms.session] = _EstablishedSession(self, link)
 
-    def end(self, link: Link) -> None:
-        """Care for a link no more."""
-        patient = self._patients.pop(link, None)
-        if patient is not None and patient.task is not None:
-            patient.task.cancel()
+    def remove_link(self, link: Link) -> None:
+        """Stop repairing the lanes of this link."""
+        repair = self._repairs.pop(link, None)
+        if repair is not None and repair.task is not None:
+            repair.task.cancel()
         session = link.terms.session
         if link.terms.route is None and session in self._context.sessions:
             del self._context.sessions[session]
             self._context.ended_sessions.append(session)
 
-    def begin(self, link_id: int) -> None:
-        """Open what is missing of a link, if it is up; nothing happens while that is under way."""
-        link = self._context.ledger.ends.get(link_id)
-        if link is not None:
-            self.heal(link)
-
-    def heal(self, link: Link) -> None:
-        """As `begin`."""
-        patient = self._patients.get(link)
-        if patient is None or (patient.task is not None and not patient.task.done()):
+    def start(self, link: Link) -> None:
+        """Start the repair task of a link that is up, unless one is running."""
+        repair = self._repairs.get(link)
+        if repair is None or (repair.task is not None and not repair.task.done()):
             return
         route = link.terms.route
-        work = self._ask(link, patient) if route is None else self._dial(link, patient, route)
-        patient.task = self._context.control.spawn(work)
+        if route is None:
+            work = self._request_lanes(link, repair)
+        else:
+            work = self._open_lanes(link, repair, route)
+        repair.task = self._context.control.spawn(work)
 
-    def asked(self, link: Link, num_lanes: int) -> None:
-        """The accepting end asks for lanes.
+    def start_by_id(self, link_id: int) -> None:
+        """Call `start` for the link with this id, if it is up."""
+        link = self._context.index.ends.get(link_id)
+        if link is not None:
+            self.start(link)
+
+    def on_reopen(self, link: Link, num_lanes: int) -> None:
+        """Handle a Reopen: the accepting end requests lanes.
 
         Raises:
-            ProtocolError: This is the accepting end, or it asks for more than the link had.
+            ProtocolError: This is the accepting end, or the peer requests more lanes than the link
+                had.
         """
         if link.terms.route is None or num_lanes > link.terms.num_lanes:
             raise ProtocolError(f"Reopen of {num_lanes} lanes")
-        patient = self._patients.get(link)
-        if patient is not None:
-            patient.asked = num_lanes
-            self.heal(link)
+        repair = self._repairs.get(link)
+        if repair is not None:
+            repair.num_requested = num_lanes
+            self.start(link)
 
-    def take(self, link: Link, place: LanePlace, lane: ProvenLane) -> None:
-        """Take a proven lane on the accepting end.
+    def add_lane(self, link: Link, place: LanePlace, lane: ProvenLane) -> None:
+        """Add an authenticated lane to a link, on the accepting end.
 
         Raises:
             PeerClosedError: The link does not need it.
         """
-        delegate, patient = self._context.delegate, self._patients.get(link)
-        if patient is None:
+        delegate, repair = self._context.delegate, self._repairs.get(link)
+        if repair is None:
             raise PeerClosedError("lane of a link that has ended")
-        asking, serving = delegate.missing_lanes(link.data)
+        num_client, num_server = delegate.missing_lanes(link.data)
         if place[0] is Side.DIALER:
-            if asking <= 0:
+            if num_client <= 0:
                 raise PeerClosedError("no lane is missing on which this end asks")
             delegate.add_lanes(link.data, [lane.detach()], [])
         else:
-            if serving <= (1 - _MOST_SERVED) * link.terms.num_lanes:
+            if num_server <= (1 - _MAX_SERVED_FACTOR) * link.terms.num_lanes:
                 raise PeerClosedError("too many lanes that this end serves")
             delegate.add_lanes(link.data, [], [lane.detach()])
-        patient.came.set()
+        repair.lane_arrived.set()
 
-    def _missing(self, link: Link, patient: _Patient) -> list[LanePlace]:
-        """Return the lanes to open, on the dialing end."""
-        asking, serving = self._context.delegate.missing_lanes(link.data)
-        return [(Side.ACCEPTOR, index) for index in range(asking)] + [
-            (Side.DIALER, index) for index in range(max(serving, patient.asked))
+    def _missing_places(self, link: Link, repair: _LinkRepair) -> list[LanePlace]:
+        """Return the lanes that the dialing end must open."""
+        num_client, num_server = self._context.delegate.missing_lanes(link.data)
+        return [(Side.ACCEPTOR, index) for index in range(num_client)] + [
+            (Side.DIALER, index) for index in range(max(num_server, repair.num_requested))
         ]
 
-    def _asking(self, link: Link) -> int:
-        """Return how many lanes are missing on which this end asks."""
+    def _num_missing_clients(self, link: Link) -> int:
+        """Return how many lanes are missing on which this end sends requests."""
         return self._context.delegate.missing_lanes(link.data)[0]
 
-    async def _dial(self, link: Link, patient: _Patient, route: LaneRoute) -> None:
-        await self._rest(patient)
-        pause, failures = _FIRST_PAUSE, 0
-        while link.alive and (places := self._missing(link, patient)):
-            if failures:
-                places = places[:1]  # enough to try
-            deadline = Deadline(_ANSWER_SECONDS)
-            next_attempt = Deadline(pause)
+    async def _open_lanes(self, link: Link, repair: _LinkRepair, route: LaneRoute) -> None:
+        """Open the missing lanes, on the dialing end, until none is missing."""
+        if time.monotonic() - repair.repaired_at < _STABLE_SECONDS:
+            await asyncio.sleep(repair.backoff.next())
+        else:
+            repair.backoff.reset()
+        backoff, num_failures = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE), 0
+        while link.alive and (places := self._missing_places(link, repair)):
+            if num_failures:
+                places = places[:1]  # one lane is enough to probe the peer
+            deadline, started = Deadline(_ANSWER_SECONDS), time.monotonic()
             try:
                 lanes = await deadline.limit(
                     open_lanes(route, link.terms, places, _CONNECT_SECONDS)
                 )
             except (OSError, EOFError, ProtocolError, asyncio.TimeoutError) as error:
-                failures += 1
-                _log_failure(link, error, failures)
-                await asyncio.sleep(next_attempt.remaining())
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                num_failures += 1
+                _log_failure(link, error, num_failures)
+                await asyncio.sleep(started + backoff.next() - time.monotonic())
                 continue
-            failures = 0
-            self._add(link, patient, lanes)
-        patient.well_since = time.monotonic()
+            num_failures = 0
+            self._add_opened(link, repair, lanes)
+        repair.repaired_at = time.monotonic()
 
-    async def _rest(self, patient: _Patient) -> None:
-        """Wait a little when the link lost its lanes just after it had got new ones."""
-        if time.monotonic() - patient.well_since < _WELL_AGAIN:
-            patient.rest = min(max(2 * patient.rest, _FIRST_PAUSE), _LONGEST_REST)
-            await asyncio.sleep(patient.rest)
-        else:
-            patient.rest = 0.0
-
-    def _add(self, link: Link, patient: _Patient, lanes: OpenLanes) -> None:
+    def _add_opened(self, link: Link, repair: _LinkRepair, lanes: OpenLanes) -> None:
         if not link.alive:
             for lane in (*lanes[0], *lanes[1]):
                 os.close(lane.fd)
             return
         self._context.delegate.add_lanes(link.data, *lanes)
-        patient.asked = max(0, patient.asked - len(lanes[1]))
+        repair.num_requested = max(0, repair.num_requested - len(lanes[1]))
         logger.info(
-            "opened %d lanes anew to cluster %d at %s",
+            "reopened %d lanes to cluster %d at %s",
             len(lanes[0]) + len(lanes[1]),
             link.cluster_id,
             printed(link.address),
         )
 
-    async def _ask(self, link: Link, patient: _Patient) -> None:
-        """Ask the dialing end, again and again, until the lanes are there.
+    async def _request_lanes(self, link: Link, repair: _LinkRepair) -> None:
+        """Request lanes of the dialing end repeatedly, until none is missing.
 
-        Not before it has answered a Ping that was sent after the last time: what a silent peer was
-        sent once, it finds when it wakes up.
+        The next Reopen is sent only after the peer has answered a Ping that followed the last one:
+        a silent peer finds the pending Reopen when it wakes up.
         """
-        pause = _ANSWER_PAUSE
+        backoff = Backoff(_REQUEST_PAUSE, _LONGEST_PAUSE)
         with contextlib.suppress(PeerClosedError):
-            while link.alive and (asking := self._asking(link)) > 0:
-                link.conversation.connection.send(Reopen(num_lanes=asking))
+            while link.alive and (num_missing := self._num_missing_clients(link)) > 0:
+                link.conversation.connection.send(Reopen(num_lanes=num_missing))
                 await link.conversation.ping()
-                await self._come(link, patient, Deadline(pause))
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                await self._wait_for_lanes(link, repair, Deadline(backoff.next()))
 
-    async def _come(self, link: Link, patient: _Patient, deadline: Deadline) -> None:
-        """Wait until no lane is missing, or for the deadline."""
+    async def _wait_for_lanes(self, link: Link, repair: _LinkRepair, deadline: Deadline) -> None:
+        """Wait until no lane is missing, or until the deadline."""
         with contextlib.suppress(asyncio.TimeoutError):
-            while self._asking(link) > 0:
-                patient.came.clear()
-                await deadline.limit(patient.came.wait())
+            while self._num_missing_clients(link) > 0:
+                repair.lane_arrived.clear()
+                await deadline.limit(repair.lane_arrived.wait())
 
 
 @final
-class _Standing:
-    """Takes lanes of a link that is up."""
+class _EstablishedSession:
+    """The lane session of a link that is up; see LaneSink."""
 
-    def __init__(self, healing: Healing, link: Link) -> None:
+    def __init__(self, lane_repair: LaneRepair, link: Link) -> None:
         self.key = link.terms.key
         self.relays = link.terms.relays
-        self._healing = healing
+        self._lane_repair = lane_repair
         self._link = link
 
-    def fill(self, place: LanePlace, lane: ProvenLane) -> None:
-        """Take a proven lane; PeerClosedError when the link does not need it."""
-        self._healing.take(self._link, place, lane)
+    def add(self, place: LanePlace, lane: ProvenLane) -> None:
+        """Add an authenticated lane; PeerClosedError when the link does not need it."""
+        self._lane_repair.add_lane(self._link, place, lane)
 
 
-def _log_failure(link: Link, error: Exception, failures: int) -> None:
-    level = logging.INFO if failures == 1 else logging.DEBUG
+def _log_failure(link: Link, error: Exception, num_failures: int) -> None:
+    level = logging.INFO if num_failures == 1 else logging.DEBUG
     logger.log(
         level,
         "no new lanes to cluster %d at %s yet: %s",

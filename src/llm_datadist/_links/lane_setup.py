@@ -1,4 +1,4 @@
-"""Opening and taking in the lanes of a link, up to sockets that have proved the link's key."""
+"""Open and accept the lanes of a link: sockets that have proved the link's key."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ __all__ = [
 
 @final
 class LaneSession:
-    """The lanes that a link being set up is waiting for, on the accepting end.
+    """The lanes of a link that is being set up, on the accepting end.
 
     Args:
         num_lanes: In each direction.
-        relays: What encrypts their bytes; None when nothing does.
+        relays: Encrypt their bytes; None for lanes without TLS.
 
     Attributes:
-        session: Number that the lanes name; fresh and unguessable.
-        key: The link's lane key; known once the Accept has been sent, which names the session.
+        session: Session number that the lanes name; new and unguessable.
+        key: The link's lane key; set after the Accept, which names the session, was sent.
     """
 
     def __init__(self, num_lanes: int, relays: Relays | None = None) -> None:
@@ -67,11 +67,11 @@ class LaneSession:
         self._lanes: dict[LanePlace, ProvenLane] = {}
         self._filled = asyncio.Event()
 
-    def fill(self, place: LanePlace, lane: ProvenLane) -> None:
-        """Take a proven lane.
+    def add(self, place: LanePlace, lane: ProvenLane) -> None:
+        """Take an authenticated lane.
 
         Raises:
-            ProtocolError: Its place is taken, or there is no such place.
+            ProtocolError: There is no such place, or it is taken.
         """
         if place not in self._missing:
             raise ProtocolError(f"no place for lane {place[1]} served by the {place[0].value}")
@@ -80,17 +80,17 @@ class LaneSession:
         if not self._missing:
             self._filled.set()
 
-    async def filled(self) -> None:
-        """Wait until every lane is there."""
+    async def wait_filled(self) -> None:
+        """Wait until every lane has arrived."""
         await self._filled.wait()
 
     def take(self) -> OpenLanes:
-        """Return all lanes; they are the caller's."""
+        """Return all lanes; the caller owns them."""
         lanes, self._lanes = self._lanes, {}
         return _detach(lanes, Side.ACCEPTOR)
 
     def close(self) -> None:
-        """Close the lanes that were not taken, and take no more. Idempotent."""
+        """Close the lanes that were not taken, and refuse further ones. Idempotent."""
         self._missing.clear()
         for lane in self._lanes.values():
             lane.close()
@@ -98,12 +98,12 @@ class LaneSession:
 
 
 async def receive_lane(context: LinkContext, visit: Visit) -> None:
-    """Serve an incoming lane connection until it has its place in a session.
+    """Authenticate an incoming lane connection and hand it to its session.
 
     Raises:
         ProtocolError: It belongs to no link, or does not prove the key.
-        PeerClosedError: Its link has ended, or needs no lane.
-        EOFError, OSError: It broke.
+        PeerClosedError: Its link has ended, or needs no further lane.
+        EOFError, OSError: The connection broke.
     """
     wire = SecureSocket(visit.sock, visit.session)
     sock: socket.socket | CarriedLane = visit.sock
@@ -124,7 +124,7 @@ async def receive_lane(context: LinkContext, visit: Visit) -> None:
         if sink.relays is not None:
             sock = sink.relays.carry(wire, serves=hello.server is Side.ACCEPTOR)
         keys = lane_keys(sink.key, hello, answer, Side.ACCEPTOR)
-        sink.fill((hello.server, hello.index), ProvenLane(sock, keys, offset_ns))
+        sink.add((hello.server, hello.index), ProvenLane(sock, keys, offset_ns))
     except BaseException:
         sock.close()
         raise
@@ -139,15 +139,15 @@ async def open_lanes(
     """Open lanes of a link, from the dialing end. All or none; the caller sets the time limit.
 
     Args:
-        route: Where to, and from where.
-        terms: The link's.
-        places: Which lanes.
-        connect_seconds: Limit for the connections alone.
+        route: Where to connect, and from where.
+        terms: Terms of the link.
+        places: The lanes to open.
+        connect_seconds: Limit for connecting alone.
 
     Raises:
         ProtocolError: The other end does not prove the key.
         EOFError, OSError: A connection broke.
-        asyncio.TimeoutError: No connection in time.
+        asyncio.TimeoutError: A connection was not made in time.
     """
     opening = {
         place: asyncio.ensure_future(_open_lane(route, terms, place, connect_seconds))
@@ -156,7 +156,7 @@ async def open_lanes(
     try:
         await asyncio.gather(*opening.values())
     except BaseException:
-        for task in opening.values():  # without waiting, which might be cancelled as well
+        for task in opening.values():  # without waiting, which could be canceled as well
             task.cancel()
             task.add_done_callback(_close_lane)
         raise
@@ -185,7 +185,7 @@ async def _open_lane(
 
 
 async def _greet(sock: socket.socket, relays: Relays | None, hello: LaneHello) -> SecureSocket:
-    """Say what a lane says first, inside TLS if that is agreed."""
+    """Send the first bytes of a lane, inside TLS if that is agreed."""
     if relays is None:
         wire, greeting = SecureSocket(sock, None), encode_preamble(Kind.LANE) + hello.pack()
     else:

@@ -1,4 +1,4 @@
-"""What the two ends of a link agree about its lanes."""
+"""Terms that the two ends of a link agree for its lanes, and the types of lanes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ __all__ = [
     "all_places",
 ]
 
-#: (lanes on which we ask, lanes on which the peer asks)
+#: (lanes on which this end sends requests, lanes on which the peer does)
 OpenLanes: TypeAlias = tuple[list[OpenLane], list[OpenLane]]
-#: (which end serves, index)
+#: (end that serves requests, index)
 LanePlace: TypeAlias = tuple[Side, int]
 #: (family, socket address, source ip or None)
 LaneRoute: TypeAlias = tuple[int, tuple[Any, ...], str | None]
@@ -34,11 +34,11 @@ LaneRoute: TypeAlias = tuple[int, tuple[Any, ...], str | None]
 @final
 @dataclass(frozen=True, slots=True)
 class ProvenLane:
-    """A connection that has proved itself.
+    """A lane connection that has been authenticated.
 
     Attributes:
-        sock: What becomes the native core's.
-        keys: Of the tags of its frames.
+        sock: The socket for the native core.
+        keys: Keys of the tags of its frames.
         clock_offset_ns: See OpenLane.
     """
 
@@ -47,7 +47,7 @@ class ProvenLane:
     clock_offset_ns: int
 
     def detach(self) -> OpenLane:
-        """Return it for the delegate, who owns it then."""
+        """Return the lane for the delegate, which owns it from here on."""
         return OpenLane(self.sock.detach(), self.keys, self.clock_offset_ns)
 
     def close(self) -> None:
@@ -58,14 +58,14 @@ class ProvenLane:
 @final
 @dataclass(frozen=True, slots=True)
 class LaneTerms:
-    """What the two ends of a link agreed about its lanes; good for as long as it lives.
+    """Terms of the lanes of one link, unchanged while it is up.
 
     Attributes:
         num_lanes: In each direction.
-        session: Number that the lanes name.
-        key: What they have to prove.
+        session: Session number that the lanes name.
+        key: Key that they must prove.
         route: How the dialing end reaches the other; None on the accepting end.
-        relays: What encrypts their bytes; None when nothing does.
+        relays: Encrypt their bytes; None for lanes without TLS.
     """
 
     num_lanes: int
@@ -76,18 +76,18 @@ class LaneTerms:
 
 
 class LaneSink(Protocol):
-    """Where lanes of one session go, on the accepting end."""
+    """Receiver of the lanes of one session, on the accepting end."""
 
     @property
     def key(self) -> bytes:
-        """What they have to prove."""
+        """Key that the lanes must prove."""
 
     @property
     def relays(self) -> Relays | None:
-        """What encrypts their bytes."""
+        """Encrypt the lanes' bytes; None for lanes without TLS."""
 
-    def fill(self, place: LanePlace, lane: ProvenLane) -> None:
-        """Take a proven lane; an exception refuses it."""
+    def add(self, place: LanePlace, lane: ProvenLane) -> None:
+        """Take an authenticated lane; an exception refuses it."""
 
 
 def all_places(num_lanes: int) -> list[LanePlace]:

@@ -1,4 +1,4 @@
-"""Links that are up: what arrives on them, whether they live, how they end. Loop thread only."""
+"""Put links into use, serve their messages, and take them down. Loop thread only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from llm_datadist._control.deadline import Deadline
 from llm_datadist._control.sockets import printed
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.context import SetupError
-from llm_datadist._links.lane_repair import Healing
 from llm_datadist._links.link import Link, LinkResult, LinkState
 from llm_datadist._protocol.codec import ProtocolError
 from llm_datadist._protocol.messages import (
@@ -32,40 +31,44 @@ if TYPE_CHECKING:
     from llm_datadist._control.connection import ControlConnection
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.context import LinkContext
+    from llm_datadist._links.lane_repair import LaneRepair
     from llm_datadist._links.lane_terms import LaneTerms
     from llm_datadist._links.link import LinkData, Peer
     from llm_datadist._protocol.messages import Message
 
-__all__ = ["Upkeep"]
+__all__ = ["LinkLifecycle"]
 
 logger = logging.getLogger("llm_datadist")
 
 _ALIVE_SECONDS: Final = 1.0
 _FAREWELL_SECONDS: Final = 1.0
-#: How long finalize waits for its peers' ends, and for their hosts at least to have its own.
-_PARTING_SECONDS: Final = 0.1
+#: How long finalize waits for its peers to close, and for their hosts to acknowledge its messages.
+_CLOSE_SECONDS: Final = 0.1
 _DELIVERY_SECONDS: Final = 0.5
-_PARTING_PAUSE: Final = 0.005
+_DELIVERY_PAUSE: Final = 0.005
 _MAX_ERROR_TEXT: Final = 4000
 
 
 @final
-class Upkeep:
+class LinkLifecycle:
     """Installs links and takes them down.
 
+    Args:
+        context: The instance.
+        lane_repair: Repairs the lanes of links that are up.
+
     Attributes:
-        healing: Opens lost lanes of links that are up.
         on_linked: Called with each link that is installed. Set before the first one.
         on_lost: Called with each link that is lost, not with those that an end unlinks.
     """
 
-    def __init__(self, context: LinkContext) -> None:
+    def __init__(self, context: LinkContext, lane_repair: LaneRepair) -> None:
         self._context = context
-        self._ledger = context.ledger
-        self.healing = Healing(context)
+        self._lane_repair = lane_repair
+        self._index = context.index
         self.on_linked: Callable[[Link], None] = lambda link: None
         self.on_lost: Callable[[Link], None] = lambda link: None
-        self._abandoned = False
+        self._closed = False
 
     def install(
         self,
@@ -77,8 +80,8 @@ class Upkeep:
         holder: str,
         addresses: Iterable[Address] = (),
     ) -> Link:
-        """Put a link into use and begin to listen to its peer; SetupError when finalized."""
-        if self._abandoned:
+        """Put a link into use and start receiving from its peer; SetupError when finalized."""
+        if self._closed:
             raise SetupError(
                 LLMStatusCode.LLM_LINK_FAILED,
                 f"cluster {self._context.cluster_id} was finalized while the link was set up",
@@ -86,17 +89,17 @@ class Upkeep:
         link: Link
         conversation = Conversation(
             connection,
-            lambda message: self._serve(link, message),
-            lambda message: self._signalled(link, message),
-            lambda reason: self._disconnected(link, reason),
+            lambda message: self._on_message(link, message),
+            lambda message: self._on_signal(link, message),
+            lambda reason: self._on_closed(link, reason),
         )
         self._context.generations[peer.cluster_id] += 1
         generation = self._context.generations[peer.cluster_id]
         link = Link(peer, link_id, generation, data, conversation, terms, addresses)
         link.holders |= {holder}
         link.enter(LinkState.LINKED)
-        self._ledger.add(link)
-        self.healing.admit(link)
+        self._index.add(link)
+        self._lane_repair.add_link(link)
         self.on_linked(link)
         self._context.control.spawn(conversation.run())
         logger.info(
@@ -112,16 +115,16 @@ class Upkeep:
         """Return whether the peer answers in time.
 
         Args:
-            link: The link over which it is asked.
-            asks_lanes: Whether an answer on the lanes counts: that of a peer whose interpreter is
-                busy. It does not where the same peer wants a link again, because its end of this
-                one is gone.
+            link: The link over which the peer is pinged.
+            asks_lanes: Whether an answer on a lane counts, which a peer with a busy interpreter
+                gives. It must not count where the same peer dials again, because its end of this
+                link is gone then.
         """
         try:
             await Deadline(_ALIVE_SECONDS).limit(link.conversation.ping())
         except PeerClosedError:
-            with contextlib.suppress(asyncio.TimeoutError):  # it may have said goodbye
-                await Deadline(_ALIVE_SECONDS).limit(link.conversation.over.wait())
+            with contextlib.suppress(asyncio.TimeoutError):  # it may have unlinked
+                await Deadline(_ALIVE_SECONDS).limit(link.conversation.ended.wait())
             return False
         except asyncio.TimeoutError:
             if not asks_lanes:
@@ -133,21 +136,20 @@ class Upkeep:
         return link.alive
 
     async def drop(self, link: Link, reason: str, *, died: bool = True) -> None:
-        """Give a link up as lost; return when no transfer of it touches memory."""
+        """Call `lose`, and return when no transfer of the link touches memory."""
         self.lose(link, reason, died=died)
         await link.gone.wait()
 
-    async def unlink(self, link: Link, deadline: Deadline, *, tell: bool) -> LinkResult:
-        """Take a link down; return when no transfer of it touches memory here.
+    async def unlink(self, link: Link, deadline: Deadline, *, wait_for_peer: bool) -> LinkResult:
+        """Take a link down; return when none of its transfers touches memory of this end.
 
         Args:
-            link: Any link of the table, or one that is on its way out already.
+            link: A link of the table, or one that is being taken down already.
             deadline: For the peer's answer.
-            tell: Whether to wait until the peer's end is gone as well.
+            wait_for_peer: Whether to wait until the peer's end is gone as well.
 
         Returns:
-            LLM_NOTIFY_PROMPT_UNLINK_FAILED when the peer did not answer; this end is gone all the
-            same.
+            LLM_NOTIFY_PROMPT_UNLINK_FAILED when the peer did not answer; this end is gone anyway.
         """
         self._context.unlinked_sessions.append(link.terms.session)
         if not link.alive:
@@ -158,15 +160,15 @@ class Upkeep:
         with contextlib.suppress(PeerClosedError):
             connection.send(Unlink(reason="unlinked by the peer"))
         try:
-            if tell:
+            if wait_for_peer:
                 with contextlib.suppress(asyncio.TimeoutError):
                     await deadline.limit(link.answered.wait())
             await link.gone.wait()
         finally:
-            if link.peer_unlinks:
-                self._say_unlinked(link)
+            if link.unlink_received:
+                self._send_unlinked(link)
             connection.finish(_FAREWELL_SECONDS)
-        if not tell or link.peer_unlinks or link.peer_unlinked:
+        if not wait_for_peer or link.unlink_received or link.unlinked_received:
             return LinkResult(LLMStatusCode.LLM_SUCCESS)
         return LinkResult(
             LLMStatusCode.LLM_NOTIFY_PROMPT_UNLINK_FAILED,
@@ -179,111 +181,107 @@ class Upkeep:
             + "; this end is unlinked, the peer has to unlink its own when it still runs",
         )
 
-    def abandon_all(self, reason: str) -> list[Link]:
-        """Take every link out of use at once and end its connection, for good; see `part`.
+    def end_all(self, reason: str) -> list[Link]:
+        """Take every link out of use, end its connection, and install no further link.
 
         Returns:
-            The links whose data is still to be disconnected, by the caller.
+            The ended links; the caller must disconnect their data. See `wait_delivered`.
         """
-        self._abandoned = True
-        for setup in (*self._ledger.dials.values(), *self._ledger.inbounds.values()):
-            setup.over.set()
-        links = [*self._ledger.links.values(), *self._ledger.mirrors]
+        self._closed = True
+        for setup in (*self._index.dials.values(), *self._index.inbounds.values()):
+            setup.ended.set()
+        links = [*self._index.links.values(), *self._index.mirrors]
         for link in links:
-            self._ledger.remove(link)
+            self._index.remove(link)
             link.enter(LinkState.UNLINKING, reason)
-            self.healing.end(link)
+            self._lane_repair.remove_link(link)
             with contextlib.suppress(PeerClosedError):
                 link.conversation.connection.send(Unlink(reason="the peer was finalized"))
             link.conversation.finish(reason, _FAREWELL_SECONDS)
         return links
 
     @staticmethod
-    async def part(links: Iterable[Link]) -> None:
-        """Wait until the peers of abandoned links have read that they are, a moment at most.
+    async def wait_delivered(links: Iterable[Link]) -> None:
+        """Wait a moment until the peers of ended links have read the Unlink and closed.
 
-        Peers that do not read get a little longer for their hosts to have taken it.
+        For peers that do not read, wait a little longer until their hosts have received it.
         """
         conversations = [link.conversation for link in links]
-        deadline, parting = Deadline(_DELIVERY_SECONDS), Deadline(_PARTING_SECONDS)
+        deadline, closing = Deadline(_DELIVERY_SECONDS), Deadline(_CLOSE_SECONDS)
         with contextlib.suppress(asyncio.TimeoutError):
             for each in conversations:
-                await parting.limit(each.over.wait())
+                await closing.limit(each.ended.wait())
         for each in conversations:
             while deadline.remaining() and not each.connection.is_delivered:  # noqa: ASYNC110
-                await asyncio.sleep(_PARTING_PAUSE)
+                await asyncio.sleep(_DELIVERY_PAUSE)
 
     def lose(self, link: Link, reason: str, *, died: bool = True) -> None:
-        """Give a link up as lost, if it is up, without waiting for the end of its transfers."""
+        """Take a link that is up out of use as lost; do not wait for the end of its transfers."""
         if not link.alive:
             return
-        self._leave(link, LinkState.LOST, reason, tell_hook=True)
+        self._leave(link, LinkState.LOST, reason, call_hook=True)
         if died:
-            self._ledger.remember_death(link)
+            self._index.remember_death(link)
         link.conversation.connection.abort()
         logger.warning(
             "link to cluster %d at %s lost: %s", link.cluster_id, printed(link.address), reason
         )
         self.on_lost(link)
 
-    def _leave(self, link: Link, state: LinkState, reason: str, *, tell_hook: bool = False) -> None:
-        self._ledger.remove(link)
+    def _leave(self, link: Link, state: LinkState, reason: str, *, call_hook: bool = False) -> None:
+        self._index.remove(link)
         link.enter(state, reason)
-        self.healing.end(link)
-        # Not in the task: that one may be cancelled before it begins.
+        self._lane_repair.remove_link(link)
+        # Submitted here because the task may be canceled before it starts.
         call = self._context.workers.submit(self._context.delegate.disconnect, link.data)
-        self._context.control.spawn(self._dismantled(link, call, tell_hook=tell_hook))
+        self._context.control.spawn(self._wait_disconnected(link, call, call_hook=call_hook))
 
-    async def _dismantled(self, link: Link, call: Future[None], *, tell_hook: bool) -> None:
+    async def _wait_disconnected(self, link: Link, call: Future[None], *, call_hook: bool) -> None:
         try:
             await self._context.workers.outcome(call)
         except Exception:
             logger.exception("taking down link %d to cluster %d", link.link_id, link.cluster_id)
         link.enter(LinkState.GONE)
-        self._ledger.leaving.discard(link)
+        self._index.leaving.discard(link)
         link.gone.set()
         on_lost = self._context.hooks.on_lost
-        if tell_hook and on_lost is not None:
+        if call_hook and on_lost is not None:
             await self._context.workers.run(on_lost, link)
 
-    async def _follow(self, link: Link) -> None:
-        """The peer unlinks: take this end down and say so."""
+    async def _confirm_unlink(self, link: Link, *, finish: bool) -> None:
+        """Answer the peer's Unlink when this end is gone; `finish` also ends the connection."""
         await link.gone.wait()
-        self._say_unlinked(link)
-        link.conversation.connection.finish(_FAREWELL_SECONDS)
-
-    async def _answer(self, link: Link) -> None:
-        """Both ends unlink: answer the peer while this end waits for the same answer."""
-        await link.gone.wait()
-        self._say_unlinked(link)
+        self._send_unlinked(link)
+        if finish:
+            link.conversation.connection.finish(_FAREWELL_SECONDS)
 
     @staticmethod
-    def _say_unlinked(link: Link) -> None:
-        if not link.said_unlinked:
-            link.said_unlinked = True
+    def _send_unlinked(link: Link) -> None:
+        if not link.unlinked_sent:
+            link.unlinked_sent = True
             with contextlib.suppress(PeerClosedError):
                 link.conversation.connection.send(Unlinked())
 
-    def _signalled(self, link: Link, message: Message) -> None:
+    def _on_signal(self, link: Link, message: Message) -> None:
         if isinstance(message, Unlinked):
-            link.peer_unlinked = True
+            link.unlinked_received = True
             link.answered.set()
         elif isinstance(message, Unlink):
-            link.peer_unlinks = True
+            link.unlink_received = True
             if link.alive:
                 logger.info("cluster %d at %s unlinked", link.cluster_id, printed(link.address))
-                self._leave(link, LinkState.UNLINKING, message.reason, tell_hook=True)
-                self._context.control.spawn(self._follow(link))
+                self._leave(link, LinkState.UNLINKING, message.reason, call_hook=True)
+                self._context.control.spawn(self._confirm_unlink(link, finish=True))
             else:
-                self._context.control.spawn(self._answer(link))
+                self._context.control.spawn(self._confirm_unlink(link, finish=False))
         elif isinstance(message, Reopen):
-            self.healing.asked(link, message.num_lanes)
+            self._lane_repair.on_reopen(link, message.num_lanes)
 
-    def _disconnected(self, link: Link, reason: str) -> None:
+    def _on_closed(self, link: Link, reason: str) -> None:
         link.answered.set()
         self.lose(link, reason)
 
-    async def _serve(self, link: Link, message: Request | Notify) -> Reply | None:
+    async def _on_message(self, link: Link, message: Request | Notify) -> Reply | None:
         hooks, workers = self._context.hooks, self._context.workers
         try:
             if isinstance(message, Notify):

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.lane_terms import LaneTerms
 
-__all__ = ["TRANSITIONS", "Link", "LinkData", "LinkResult", "LinkState", "Peer", "same_place"]
+__all__ = ["TRANSITIONS", "Link", "LinkData", "LinkResult", "LinkState", "Peer", "same_address"]
 
-#: What a delegate keeps for a link; never looked into here.
+#: The delegate's own data of a link; opaque to this package.
 LinkData: TypeAlias = Any
 
 
@@ -32,13 +32,13 @@ class Peer:
     """The other end of a link.
 
     Attributes:
-        cluster_id: Its id; may equal our own.
-        incarnation: Random number of this life of it.
-        address: Where it listens, as far as known, else where it connected from.
-        dialed: Whether we opened the link.
+        cluster_id: Its id; may equal that of this instance.
+        incarnation: Random number that the peer chose when it was initialized.
+        address: Where it listens, if known, else where it connected from.
+        dialed: Whether this end opened the link.
         is_self: Whether it is this same instance; both ends of the link are in this table then,
             each with its own data.
-        page_proof: What its published page shows for this link, if it runs on this host.
+        page_proof: Proof that its published page shows for this link if it runs on this host.
     """
 
     cluster_id: int
@@ -50,16 +50,16 @@ class Peer:
 
 
 class LinkState(Enum):
-    """Where a link is in its life."""
+    """State of one end of a link."""
 
-    CONNECTING = auto()  # in the hands of a set-up, known to nobody else
+    CONNECTING = auto()  # being set up, not in the table yet
     LINKED = auto()
-    UNLINKING = auto()  # on the wish of either end
+    UNLINKING = auto()  # either end unlinks it
     LOST = auto()  # the peer died, went silent, or was dropped
-    GONE = auto()  # no transfer of it touches memory any more
+    GONE = auto()  # no transfer of the link touches memory any more
 
 
-#: Which state may follow which.
+#: The states that may follow each state.
 TRANSITIONS: Final[Mapping[LinkState, frozenset[LinkState]]] = {
     LinkState.CONNECTING: frozenset({LinkState.LINKED}),
     LinkState.LINKED: frozenset({LinkState.UNLINKING, LinkState.LOST}),
@@ -70,23 +70,28 @@ TRANSITIONS: Final[Mapping[LinkState, frozenset[LinkState]]] = {
 
 
 @final
-class Pulse:
+class Liveness:
     """What the heartbeat knows of one link.
 
     Attributes:
-        heard: What had come by the last look: messages, and answers on lanes.
-        looked: When that was.
-        silence: Seconds that nothing has been heard for, as far as this end was awake to hear.
-        asked: Silence after which the lanes are asked.
-        asking: Whether they are being asked.
-        beaten: Whether a Ping has gone out as well since something was heard.
+        num_received: Messages, and answers on lanes, that had arrived at the last check.
+        checked_at: Time of the last check.
+        silence: Seconds without anything received, counting only time in which this end ran.
+        ping_after: Seconds of silence after which the lanes are pinged.
+        is_pinging: Whether a ping on the lanes is pending.
+        keepalive_sent: Whether a Ping was also sent on the control connection since then.
     """
 
     def __init__(self) -> None:
-        self.heard = (0, 0)
-        self.looked = time.monotonic()
-        self.silence = self.asked = 0.0
-        self.asking = self.beaten = False
+        self.num_received = (0, 0)
+        self.checked_at = time.monotonic()
+        self.silence = self.ping_after = 0.0
+        self.is_pinging = self.keepalive_sent = False
+
+    def reset(self) -> None:
+        """Note that the peer has given a sign of life."""
+        self.silence = self.ping_after = 0.0
+        self.keepalive_sent = False
 
 
 @final
@@ -95,16 +100,22 @@ class Link:
 
     Attributes:
         peer: The other end.
-        link_id: What the delegate knows it by; unique in this table.
+        link_id: Unique in this table; the delegate identifies the link by it.
         generation: Counts the links to this cluster id, from 1.
-        state: Where it is in its life.
+        state: See LinkState.
         data: What the delegate's `connect` returned.
-        holders: Names of what wants the link: "clusters", "domain:<name>".
-        terms: What the ends agreed about its lanes.
-        lost: Set as soon as the link is no longer LINKED, before its data is taken down.
-        reason: Why it ended; empty while it lives.
-        died: Whether it ended otherwise than by an unlink at either end.
-        places: Where `link_clusters` of this end found the peer, and the local ip to connect from.
+        holders: Names of those that need the link: "clusters", "domain:<name>".
+        terms: The terms that the ends agreed for its lanes.
+        lost: Set as soon as the link is no longer LINKED, before its data is disconnected.
+        reason: Why it ended; empty while it is up.
+        died: Whether it ended in another way than by an unlink at either end.
+        dialed_addresses: Addresses at which `link_clusters` of this end reached the peer, each with
+            the local ip to connect from.
+        unlink_received: Whether the peer has sent Unlink.
+        unlinked_received: Whether the peer has sent Unlinked.
+        unlinked_sent: Whether this end has sent Unlinked.
+        answered: Set when the peer has sent Unlinked, or the connection is over.
+        gone: Set in the state GONE.
     """
 
     def __init__(
@@ -127,14 +138,14 @@ class Link:
         self.lost = threading.Event()
         self.reason = ""
         self.died = False
-        # Loop thread only from here on.
+        # Loop thread only below.
         self.conversation = conversation
         self.addresses = {peer.address, *addresses}
-        self.places: dict[Address, str | None] = {}
-        self.peer_unlinks = self.peer_unlinked = self.said_unlinked = False
-        self.answered = asyncio.Event()  # the peer has unlinked, or the connection is over
+        self.dialed_addresses: dict[Address, str | None] = {}
+        self.unlink_received = self.unlinked_received = self.unlinked_sent = False
+        self.answered = asyncio.Event()
         self.gone = asyncio.Event()
-        self.pulse = Pulse()
+        self.liveness = Liveness()
 
     @property
     def cluster_id(self) -> int:
@@ -153,28 +164,28 @@ class Link:
 
     @property
     def is_mirror(self) -> bool:
-        """Whether this is the accepting end of a link with this very instance."""
+        """Whether this is the accepting end of a link of this instance with itself."""
         return self.peer.is_self and not self.peer.dialed
 
     @property
     def alive(self) -> bool:
-        """Whether the link is up as far as is known."""
+        """Whether the link is up, as far as this end knows."""
         return self.state is LinkState.LINKED
 
     @property
-    def is_unlinked_here(self) -> bool:
-        """Whether a call at this end takes the link down, of which the peer need not know yet."""
-        return self.state is LinkState.UNLINKING and not self.peer_unlinks
+    def is_unlinked_locally(self) -> bool:
+        """Whether this end unlinks, and the peer has not."""
+        return self.state is LinkState.UNLINKING and not self.unlink_received
 
     @property
     def encrypted(self) -> str:
-        """What travels inside TLS."""
+        """Which connections of the link use TLS."""
         if self.terms.relays is not None:
             return "control connection and lanes"
         return "control connection" if self.conversation.connection.is_encrypted else "nothing"
 
     def enter(self, state: LinkState, reason: str = "") -> None:
-        """Go on to the next state. Loop thread only."""
+        """Change to the next state. Loop thread only."""
         if state not in TRANSITIONS[self.state]:
             raise AssertionError(f"link {self.link_id}: {self.state.name} to {state.name}")
         self.state = state
@@ -184,7 +195,7 @@ class Link:
             self.lost.set()
 
     def describe(self) -> dict[str, object]:
-        """Return the facts of the link."""
+        """Return the facts that `describe_link` shows."""
         return {
             "cluster_id": self.cluster_id,
             "peer": printed(self.address),
@@ -208,12 +219,12 @@ class Link:
 @final
 @dataclass(frozen=True, slots=True)
 class LinkResult:
-    """Outcome for one peer.
+    """Outcome of linking or unlinking one peer.
 
     Attributes:
-        status: LLM_SUCCESS, or what failed.
-        reason: For a failure: the peer's address, what happened, what to do.
-        link: The link when there is one.
+        status: LLM_SUCCESS or the failure.
+        reason: Of a failure: the peer's address, the problem, the remedy.
+        link: The link, if there is one.
     """
 
     status: LLMStatusCode
@@ -222,12 +233,12 @@ class LinkResult:
 
     @property
     def is_ok(self) -> bool:
-        """Whether it is LLM_SUCCESS."""
+        """Whether the status is LLM_SUCCESS."""
         return self.status is LLMStatusCode.LLM_SUCCESS
 
 
-def same_place(one: Address, other: Address) -> bool:
-    """Return whether two addresses are written for the same place; names are not resolved."""
+def same_address(one: Address, other: Address) -> bool:
+    """Return whether two addresses are equal however they are written; names are not resolved."""
     return _canonical(one) == _canonical(other)
 
 

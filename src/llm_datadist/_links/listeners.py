@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, final
 from llm_datadist._control.listener import Doorway, Listener
 from llm_datadist._control.sockets import listen_on, printed
 from llm_datadist._errors import LLMStatusCode, fail
-from llm_datadist._links.link import same_place
+from llm_datadist._links.link import same_address
 
 if TYPE_CHECKING:
     import socket
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.context import LinkContext
 
-__all__ = ["Listening", "has_other_users"]
+__all__ = ["Listeners", "has_other_users"]
 
 logger = logging.getLogger("llm_datadist")
 
@@ -28,7 +28,7 @@ _FIRST_USER: Final = 1000
 
 
 @final
-class Listening:
+class Listeners:
     """The listeners of one instance. One call at a time; `LinkTable` sees to that."""
 
     def __init__(self, context: LinkContext, doorway: Doorway) -> None:
@@ -89,7 +89,7 @@ class Listening:
         self._context.listen_address = None
 
     def _serves(self, listen: Address, listener: Listener) -> bool:
-        return listen[1] != 0 and (listen == self._asked or same_place(listen, listener.address))
+        return listen[1] != 0 and (listen == self._asked or same_address(listen, listener.address))
 
     def _swap(self, old: Listener, listen: Address, operation: str) -> socket.socket:
         """Bind where only our own listener is in the way: the same port on other addresses."""

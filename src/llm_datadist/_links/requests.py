@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, final
 from llm_datadist._control.sockets import plain_address, printed, resolve
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.dialer import DialRequest, dial
-from llm_datadist._links.link import LinkResult, same_place
+from llm_datadist._links.link import LinkResult, same_address
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,25 +16,27 @@ if TYPE_CHECKING:
     from llm_datadist._control.deadline import Deadline
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.context import LinkContext
-    from llm_datadist._links.lifecycle import Upkeep
+    from llm_datadist._links.lifecycle import LinkLifecycle
     from llm_datadist._links.link import Link
-    from llm_datadist._links.reconnect import Relinks
+    from llm_datadist._links.reconnect import Reconnector
     from llm_datadist._protocol.messages import DomainHello
     from llm_datadist._types import LLMClusterInfo
 
-__all__ = ["Clusters"]
+__all__ = ["LinkRequests"]
 
 _OK = LLMStatusCode.LLM_SUCCESS
 
 
 @final
-class Clusters:
+class LinkRequests:
     """Links by the names that callers use for them: cluster ids and addresses."""
 
-    def __init__(self, context: LinkContext, upkeep: Upkeep, relinks: Relinks) -> None:
+    def __init__(
+        self, context: LinkContext, lifecycle: LinkLifecycle, reconnector: Reconnector
+    ) -> None:
         self._context = context
-        self._upkeep = upkeep
-        self._relinks = relinks
+        self._lifecycle = lifecycle
+        self._reconnector = reconnector
 
     async def link(self, info: LLMClusterInfo, deadline: Deadline, caller: object) -> LinkResult:
         """Link to one cluster: at every address of it, all of which have to be of one instance."""
@@ -44,7 +46,7 @@ class Clusters:
         for address in info.remote_ip_info_list:
             outcome = await dial(
                 self._context,
-                self._upkeep,
+                self._lifecycle,
                 DialRequest(
                     address=address,
                     deadline=deadline,
@@ -56,12 +58,12 @@ class Clusters:
             )
             if not outcome.result.is_ok:
                 if is_new and link is not None:
-                    await self._upkeep.unlink(link, deadline, tell=False)
+                    await self._lifecycle.unlink(link, deadline, wait_for_peer=False)
                 return outcome.result
             link = outcome.result.link
             is_new |= outcome.is_new
         if link is not None:
-            await self._relinks.replaced(link)
+            await self._reconnector.cancel_replaced(link)
         return LinkResult(_OK, link=link)
 
     async def dial_any(
@@ -82,7 +84,7 @@ class Clusters:
                 source_ip=source_ip,
                 domain=domain,
             )
-            outcome = await dial(self._context, self._upkeep, request)
+            outcome = await dial(self._context, self._lifecycle, request)
             if outcome.result.is_ok:
                 return outcome.result
             # What a peer says tells more than that nobody is there.
@@ -93,14 +95,14 @@ class Clusters:
 
     async def unlink(self, info: LLMClusterInfo, deadline: Deadline, *, force: bool) -> LinkResult:
         """Unlink one cluster, found by its id, else by its addresses."""
-        ledger = self._context.ledger
-        lost = [*ledger.dead.values(), *(relink.lost for relink in ledger.relinks.values())]
+        index = self._context.index
+        lost = [*index.dead.values(), *(relink.lost for relink in index.relinks.values())]
         dead = await self._find(info, list(dict.fromkeys(lost)), deadline)
-        await self._relinks.cancel(dead)
+        await self._reconnector.cancel(dead)
         links = [link for link in await self._find(info, self._all(), deadline) if link not in dead]
         for link in dead:
-            ledger.dead.pop(link.cluster_id, None)
-            await self._upkeep.unlink(link, deadline, tell=False)
+            index.dead.pop(link.cluster_id, None)
+            await self._lifecycle.unlink(link, deadline, wait_for_peer=False)
         if dead and not links and not force:
             return LinkResult(
                 LLMStatusCode.LLM_NOTIFY_PROMPT_UNLINK_FAILED,
@@ -109,14 +111,14 @@ class Clusters:
             )
         result = LinkResult(_OK)
         for link in links:
-            outcome = await self._upkeep.unlink(link, deadline, tell=not force)
+            outcome = await self._lifecycle.unlink(link, deadline, wait_for_peer=not force)
             if not outcome.is_ok:
                 result = outcome
         return result
 
     def _all(self) -> list[Link]:
-        ledger = self._context.ledger
-        return [*ledger.links.values(), *(link for link in ledger.leaving if not link.is_mirror)]
+        index = self._context.index
+        return [*index.links.values(), *(link for link in index.leaving if not link.is_mirror)]
 
     async def _find(
         self, info: LLMClusterInfo, links: list[Link], deadline: Deadline
@@ -141,5 +143,5 @@ def _at(wanted: set[Address], links: list[Link]) -> list[Link]:
     return [
         link
         for link in links
-        if any(same_place(one, other) for one in link.addresses for other in wanted)
+        if any(same_address(one, other) for one in link.addresses for other in wanted)
     ]

@@ -1,7 +1,7 @@
-"""Which links there are, which are coming and which are going.
+"""The links of one instance: those that are up, being set up, being torn down, and lost.
 
-Only the loop thread changes it, and never across an await; `clear` is for when that has ended.
-`links`, `dead` and `relinks` may be read from any thread.
+Only the loop thread changes them, and never across an await; `clear` is called after the loop has
+ended. Any thread may read `links`, `dead` and `relinks`.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ if TYPE_CHECKING:
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.link import Link
 
-__all__ = ["Ledger", "Relink", "Setup", "WithdrawnError"]
+__all__ = ["LinkIndex", "Relink", "Setup", "WithdrawnError"]
 
 _T = TypeVar("_T")
 
 _MAX_REMEMBERED: Final = 1024
-#: How long a set-up that waits for its dialer keeps another one for the same peer out.
+#: Time after which a set-up that waits for its dialer no longer delays another for the same peer.
 STALL_SECONDS: Final = 2.0
 
 
 class WithdrawnError(Exception):
-    """A set-up gives up because another one goes first."""
+    """This set-up was withdrawn in favor of another."""
 
 
 @final
 class Setup:
-    """A link being set up, from the moment at which this end is bound to go through with it.
+    """A link being set up, from the moment at which this end is committed to it.
 
     Attributes:
         cluster_id: Of the peer.
         incarnation: Of the peer.
-        caller: Whose call it belongs to; set-ups of one call wait for each other.
-        source: Where the connection comes from; set on the dialing end.
+        caller: The call that it belongs to; set-ups of one call wait for each other.
+        source: Local address of the connection; set on the dialing end.
         accepted: Whether the acceptor has accepted it; set on the dialing end.
-        withdrawn: Set when another set-up must not wait for this one any longer. It gives up then;
-            an incoming one does not where it has all it needs from its dialer.
-        over: Set when it has come to its end, whichever.
+        withdrawn: Set when another set-up must not wait any longer. This one gives up then, unless
+            it is incoming and has all that it needs from its dialer.
+        ended: Set when it has succeeded or failed.
     """
 
     def __init__(
@@ -60,26 +60,26 @@ class Setup:
         self.source = source
         self.accepted = False
         self.withdrawn = asyncio.Event()
-        self.over = asyncio.Event()
+        self.ended = asyncio.Event()
         self._stalls = time.monotonic() + STALL_SECONDS
 
     @property
     def is_stalled(self) -> bool:
-        """Whether it has taken so long that it must not keep others out."""
+        """Whether it has taken so long that it must not delay other set-ups."""
         return time.monotonic() >= self._stalls
 
-    async def make_way(self) -> None:
-        """Wait for its end, and have it withdrawn when that takes too long.
+    async def wait_or_withdraw(self) -> None:
+        """Wait until the set-up has ended; withdraw it first when it stalls.
 
-        Without a secret every id and incarnation can be claimed by a stranger, who then stalls.
+        Without a secret a stranger can claim any id and incarnation, and then stall.
         """
         with contextlib.suppress(asyncio.TimeoutError):
-            await Deadline(max(0.0, self._stalls - time.monotonic())).limit(self.over.wait())
+            await Deadline(max(0.0, self._stalls - time.monotonic())).limit(self.ended.wait())
         self.withdrawn.set()
-        await self.over.wait()
+        await self.ended.wait()
 
     async def unless_withdrawn(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Await `work`; WithdrawnError when the set-up is withdrawn first, which cancels it."""
+        """Await `work`; when the set-up is withdrawn first, cancel it and raise WithdrawnError."""
         working = asyncio.ensure_future(work)
         withdrawn = asyncio.ensure_future(self.withdrawn.wait())
         try:
@@ -95,14 +95,14 @@ class Setup:
 
 @final
 class Relink:
-    """A lost link that is to be made again in the background.
+    """A lost link that is being re-established in the background.
 
     Attributes:
         lost: The link that was lost.
-        task: What dials; set as soon as it is pending.
+        task: Dials the peer; set as soon as the relink is pending.
         since: When the link was lost, on the clock of `time.monotonic`.
         attempts: Dials so far.
-        failure: What the last one came to.
+        failure: Why the last dial failed.
     """
 
     def __init__(self, lost: Link) -> None:
@@ -110,23 +110,23 @@ class Relink:
         self.task: asyncio.Task[None] | None = None
         self.since = time.monotonic()
         self.attempts = 0
-        self.failure = "none has come to an end"
+        self.failure = "none has ended"
 
 
 @final
-class Ledger:
+class LinkIndex:
     """The links of one instance.
 
     Attributes:
         links: Links that are up, by the peer's cluster id.
-        ends: Ends of links that are up, mirrors included, by link id.
+        ends: Ends of links that are up, including mirrors, by link id.
         leaving: Links being torn down.
         mirrors: The accepting ends of links of this instance with itself.
-        dead: By cluster id, the last link when it ended by the peer's death; forgotten when the id
-            is linked again or unlinked.
-        dials: Set-ups that we began, by the peer's incarnation.
-        inbounds: Set-ups that a peer began, by its incarnation.
-        relinks: Lost links that are to be made again, by the peer's cluster id.
+        dead: The last link to a cluster id if the peer died, by cluster id; removed when the id is
+            linked again or unlinked.
+        dials: Set-ups that this end dialed, by the peer's incarnation.
+        inbounds: Set-ups that a peer dialed, by its incarnation.
+        relinks: Lost links that are being re-established, by the peer's cluster id.
     """
 
     def __init__(self) -> None:
@@ -139,23 +139,19 @@ class Ledger:
         self.inbounds: dict[int, Setup] = {}
         self.relinks: dict[int, Relink] = {}
 
-    def all_links(self) -> list[Link]:
-        """Return every end that has data of the delegate."""
-        return [*self.links.values(), *self.mirrors, *self.leaving]
-
     def leaving_from(self, cluster_id: int) -> Link | None:
-        """Return a link to that id that is being torn down."""
+        """Return a link to that cluster id that is being torn down, or None."""
         return next((link for link in self.leaving if link.cluster_id == cluster_id), None)
 
     def rival_setup(self, cluster_id: int, incarnation: int) -> Setup | None:
-        """Return a set-up with another instance of the same id."""
+        """Return a set-up with another instance of the same cluster id, or None."""
         setups = (*self.dials.values(), *self.inbounds.values())
         return next(
             (s for s in setups if s.cluster_id == cluster_id and s.incarnation != incarnation), None
         )
 
     def withdraw_stalled(self) -> bool:
-        """Have the oldest incoming set-up give up if it is stalled; return whether it was."""
+        """Withdraw the oldest incoming set-up if it stalls; return whether it was withdrawn."""
         waiting = (setup for setup in self.inbounds.values() if not setup.withdrawn.is_set())
         oldest = next(waiting, None)
         if oldest is None or not oldest.is_stalled:
@@ -164,7 +160,7 @@ class Ledger:
         return True
 
     def add(self, link: Link) -> None:
-        """Take in a link that is up."""
+        """Add a link that is up."""
         self.ends[link.link_id] = link
         if link.is_mirror:
             self.mirrors.add(link)
@@ -173,7 +169,7 @@ class Ledger:
             self.dead.pop(link.cluster_id, None)
 
     def remove(self, link: Link) -> None:
-        """Take a link out of use; it is leaving from here on."""
+        """Move a link from those that are up to `leaving`."""
         self.ends.pop(link.link_id, None)
         if self.links.get(link.cluster_id) is link:
             del self.links[link.cluster_id]
@@ -181,14 +177,14 @@ class Ledger:
         self.leaving.add(link)
 
     def clear(self) -> None:
-        """Forget everything; the loop has ended."""
+        """Remove everything, after the loop has ended."""
         for links in (self.links, self.ends, self.leaving, self.mirrors, self.dead):
             links.clear()
         for setups in (self.dials, self.inbounds, self.relinks):
             setups.clear()
 
     def remember_death(self, link: Link) -> None:
-        """Note that the peer died, for the caller who will unlink it."""
+        """Keep a link whose peer died, so that a later unlink can report it."""
         if link.is_mirror:
             return
         if len(self.dead) >= _MAX_REMEMBERED:

@@ -21,11 +21,12 @@ from llm_datadist._links.context import LinkContext
 from llm_datadist._links.delegate import Hooks
 from llm_datadist._links.failures import finalized, timed_out
 from llm_datadist._links.heartbeat import Heartbeat
+from llm_datadist._links.lane_repair import LaneRepair
 from llm_datadist._links.lane_setup import receive_lane
-from llm_datadist._links.lifecycle import Upkeep
-from llm_datadist._links.listeners import Listening
-from llm_datadist._links.reconnect import Relinks
-from llm_datadist._links.requests import Clusters
+from llm_datadist._links.lifecycle import LinkLifecycle
+from llm_datadist._links.listeners import Listeners
+from llm_datadist._links.reconnect import Reconnector
+from llm_datadist._links.requests import LinkRequests
 from llm_datadist._logs import later
 from llm_datadist._protocol.codec import Kind
 from llm_datadist._protocol.messages import Notify
@@ -78,17 +79,18 @@ class LinkTable:
         self._context = LinkContext(
             cluster_id, config, incarnation, delegate, self.hooks, self._control
         )
-        self._upkeep = Upkeep(self._context)
-        self._relinks = Relinks(self._context, self._upkeep)
-        self._upkeep.on_linked = self._relinks.linked
-        self._upkeep.on_lost = self._relinks.begin
-        self._clusters = Clusters(self._context, self._upkeep, self._relinks)
+        self._lane_repair = LaneRepair(self._context)
+        self._lifecycle = LinkLifecycle(self._context, self._lane_repair)
+        self._reconnector = Reconnector(self._context, self._lifecycle)
+        self._lifecycle.on_linked = self._reconnector.on_linked
+        self._lifecycle.on_lost = self._reconnector.on_lost
+        self._requests = LinkRequests(self._context, self._lifecycle, self._reconnector)
         doorway = Doorway(
             self._control,
             {Kind.CONTROL: self._receive_link, Kind.LANE: self._receive_lane},
             config.tls and config.tls.accepting,
         )
-        self._listening = Listening(self._context, doorway)
+        self._listeners = Listeners(self._context, doorway)
         self._changing = threading.Lock()  # start, relisten, listeners, close: one at a time
         self._pid = os.getpid()
         self._closed = False
@@ -109,13 +111,15 @@ class LinkTable:
             if self._context.heartbeat_seconds:
                 self._control.post(self._begin_heartbeat)
             try:
-                self._listening.move(listen, "init")
+                self._listeners.move(listen, "init")
             except BaseException:
                 self._control.stop()
                 raise
 
     def _begin_heartbeat(self) -> None:
-        self._control.spawn(Heartbeat(self._context, self._upkeep).run())
+        self._control.spawn(
+            Heartbeat(self._context, self._lane_repair.start, self._lifecycle.lose).run()
+        )
 
     @property
     def listen_address(self) -> Address | None:
@@ -130,8 +134,8 @@ class LinkTable:
         """
         operation = "switch_role"
         with later(), self._changing:
-            self._listening.move(listen, operation)
-            self._control.run(self._relinks.cancel_all(), operation)
+            self._listeners.move(listen, operation)
+            self._control.run(self._reconnector.cancel_all(), operation)
 
     def open_listener(self, host: str, port: int) -> Address:
         """Accept links at one more address; return it as bound.
@@ -140,12 +144,12 @@ class LinkTable:
             OSError: It cannot be bound.
         """
         with later(), self._changing:
-            return self._listening.open((host, port), "link")
+            return self._listeners.open((host, port), "link")
 
     def close_listener(self, address: Address) -> None:
         """Stop accepting at an address that `open_listener` returned. Idempotent."""
         with later(), self._changing:
-            self._listening.close(address, "unlink")
+            self._listeners.close(address, "unlink")
 
     def check_thread(self, operation: str) -> None:
         """Raise LLM_FAILED where a call that waits would wait for its own thread, for ever."""
@@ -168,14 +172,14 @@ class LinkTable:
             links: list[Link] = []
             with contextlib.suppress(LLMException):  # never started
                 links = self._control.run(self._shut(), "finalize")
-                self._control.run(self._upkeep.part(links), "finalize")
+                self._control.run(self._lifecycle.wait_delivered(links), "finalize")
             self._control.stop()
         for link in links:  # here, because at interpreter exit no thread can be started
             try:
                 self._context.delegate.disconnect(link.data)
             except Exception:
                 logger.exception("taking down link %d", link.link_id)
-        self._context.ledger.clear()
+        self._context.index.clear()
         if not (is_quiet := self._context.workers.wait_idle(_CLOSE_SECONDS)):
             logger.warning("finalize: a call that tears a link down has not come to an end")
         self._context.workers.dismiss()
@@ -185,9 +189,9 @@ class LinkTable:
         return is_quiet
 
     async def _shut(self) -> list[Link]:
-        self._listening.close_all()
-        self._relinks.close()
-        return self._upkeep.abandon_all("the instance was finalized")
+        self._listeners.close_all()
+        self._reconnector.close()
+        return self._lifecycle.end_all("the instance was finalized")
 
     # Links
 
@@ -219,7 +223,7 @@ class LinkTable:
         deadline, caller = Deadline(timeout_ms / 1000), object()
         return list(
             await asyncio.gather(
-                *(self._clusters.link(info, deadline, caller) for info in clusters)
+                *(self._requests.link(info, deadline, caller) for info in clusters)
             )
         )
 
@@ -255,7 +259,7 @@ class LinkTable:
         deadline = Deadline(timeout_ms / 1000)
         return list(
             await asyncio.gather(
-                *(self._clusters.unlink(info, deadline, force=force) for info in clusters)
+                *(self._requests.unlink(info, deadline, force=force) for info in clusters)
             )
         )
 
@@ -282,7 +286,7 @@ class LinkTable:
             domain: What the accepting end's `on_domain_hello` has to agree to.
         """
         return self._control.run(
-            self._clusters.dial_any(
+            self._requests.dial_any(
                 addresses,
                 Deadline(timeout_ms / 1000),
                 expected_cluster_id,
@@ -311,18 +315,18 @@ class LinkTable:
     async def _release(self, link: Link, holder: str) -> None:
         link.holders -= {holder}
         if not link.holders:
-            await self._upkeep.unlink(link, Deadline(0), tell=False)
+            await self._lifecycle.unlink(link, Deadline(0), wait_for_peer=False)
 
     def heal(self, link_id: int) -> None:
         """Have lost lanes of a link opened anew, in the background. Never blocks; any thread."""
-        self._control.post(self._upkeep.healing.begin, link_id)
+        self._control.post(self._lane_repair.start_by_id, link_id)
 
     def drop(self, link: Link, reason: str) -> None:
         """Give a link up as lost, because its peer does not do what it has to. Idempotent.
 
         When it returns, no transfer of the link touches memory any more.
         """
-        self._control.run(self._upkeep.drop(link, reason), "drop")
+        self._control.run(self._lifecycle.drop(link, reason), "drop")
 
     def after(self, seconds: float, call: Callable[[], object]) -> None:
         """Have a worker call something in some time, if the table is open then. Never blocks."""
@@ -340,14 +344,14 @@ class LinkTable:
         Raises:
             LLMException: LLM_NOT_YET_LINK: there is none.
         """
-        link = self._context.ledger.links.get(cluster_id)
+        link = self._context.index.links.get(cluster_id)
         if link is not None:
             return link
         if self._closed:
             raise finalized(operation, cluster_id)
         problem, remedy = "there is no link to it", "link_clusters first"
-        relink = self._context.ledger.relinks.get(cluster_id)
-        if (dead := self._context.ledger.dead.get(cluster_id)) is not None:
+        relink = self._context.index.relinks.get(cluster_id)
+        if (dead := self._context.index.dead.get(cluster_id)) is not None:
             problem = f"its link was lost: {dead.reason}"
         if relink is not None:
             problem = (
@@ -361,16 +365,16 @@ class LinkTable:
 
     def links(self) -> list[Link]:
         """Return the links that are up. Never blocks."""
-        return list(self._context.ledger.links.values())
+        return list(self._context.index.links.values())
 
     def describe(self, cluster_id: int) -> dict[str, object]:
         """Return the facts of a link; LLM_NOT_YET_LINK when there is none."""
         facts = self.get(cluster_id, "describe_link").describe()
-        return {**facts, "relinked": self._relinks.made(cluster_id)}
+        return {**facts, "relinked": self._reconnector.num_reconnects(cluster_id)}
 
     def describe_relinks(self) -> list[dict[str, object]]:
         """Return the facts of lost links that are being made again. Never blocks."""
-        return self._relinks.describe()
+        return self._reconnector.describe()
 
     def check(self, cluster_id: int, timeout_ms: float) -> None:
         """Return when the peer's control plane answers on the link.
@@ -484,7 +488,7 @@ class LinkTable:
     # Incoming
 
     async def _receive_link(self, visit: Visit) -> None:
-        await receive_link(self._context, self._upkeep, visit)
+        await receive_link(self._context, self._lifecycle, visit)
 
     async def _receive_lane(self, visit: Visit) -> None:
         await receive_lane(self._context, visit)

@@ -249,7 +249,7 @@ def test_a_cluster_without_address_is_refused_before_anything_is_done(end, info)
     assert a.linked() == []
 
 
-@pytest.mark.expects_log("refused here")
+@pytest.mark.expects_log("link to cluster .* refused: ")
 @pytest.mark.parametrize("refuses", ["dialer", "acceptor"])
 def test_a_data_plane_that_refuses(end, refuses):
     a, b = end(1), end(2)

@@ -201,7 +201,7 @@ def test_an_unlink_that_could_not_be_told_is_told_when_the_peer_dials(end, event
         b.table.relisten(place)
         eventually(lambda: pending(a) == [], 15)
     assert a.linked() == b.linked() == []
-    assert sum("is not made again" in line for line in caplog.messages) == 1
+    assert sum("is not re-established" in line for line in caplog.messages) == 1
     assert a.link(b)[0].is_ok  # who asks for it gets it
 
 

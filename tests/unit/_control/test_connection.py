@@ -55,7 +55,7 @@ def converse(here, act):
         await asyncio.sleep(0)
         act(connection)
         await asyncio.wait_for(heard.conversation.run(), 5)
-        assert heard.conversation.over.is_set()
+        assert heard.conversation.ended.is_set()
         return heard
 
     return asyncio.run(run())

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from llm_datadist import LLMException
-from llm_datadist._domains.dial_rounds import SETUPS_AT_ONCE, Dialer
+from llm_datadist._domains.dial_rounds import SETUPS_AT_ONCE, DialRounds
 
 
 class Rounds:
@@ -43,7 +43,7 @@ def dialing():
     dialers = []
 
     def start(rounds):
-        dialers.append(Dialer(rounds))
+        dialers.append(DialRounds(rounds))
         return dialers[-1]
 
     yield start
