@@ -19,7 +19,7 @@ QUICK_DEMO      = --requests 2 --max-new-tokens 8 --prompt-tokens 200 --layers 4
 FIXED_ADDRESSES := $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setarch $$(uname -m) -R)
 
 .PHONY: demo test native lint format clean
-.PHONY: python-format python-lint native-format native-includes layers types spelling sizes conformance
+.PHONY: python-format python-lint native-format native-includes layers types spelling sizes conformance pointers
 .PHONY: tidy stubs stubs-check native-tests tsan asan asan-native asan-python wheel demo-quick bench tools
 
 demo: $(VENV)/.installed
@@ -63,7 +63,7 @@ tools: $(VENV)/.lint $(VENV)/.test $(VENV)/.installed
 
 # ---- static checks -------------------------------------------------------------------------------
 
-lint: python-format python-lint native-format native-includes layers types spelling sizes conformance
+lint: python-format python-lint native-format native-includes layers types spelling sizes conformance pointers
 
 python-format: $(VENV)/.lint
 	$(BIN)/ruff format --check --quiet .
@@ -93,6 +93,10 @@ sizes: $(VENV)/.tools
 
 conformance: $(VENV)/.tools
 	$(BIN)/python tools/check_conformance.py
+
+# Files that comments, docstrings and pages name.
+pointers: $(VENV)/.tools
+	$(BIN)/python tools/check_named_files.py
 
 # Rewrites what python-format, native-format and a part of python-lint only check.
 format: $(VENV)/.lint

@@ -14,7 +14,7 @@ namespace ldd {
 
 namespace {
 
-// From linux/fs.h of Linux 6.7, which the headers of the build machine may be older than.
+// From <linux/fs.h> of Linux 6.7, which the headers of the build machine may be older than.
 struct ScannedRegion {
   std::uint64_t start;
   std::uint64_t end;

@@ -36,7 +36,7 @@ class Node : public std::enable_shared_from_this<Node> {
     return closed_.load(std::memory_order_acquire) || published_.inherited();
   }
   // Marks the instance closed and kills guard 0; the lane server and clients are closed by their
-  // owners (bind/bind_node.cc) right after. Idempotent.
+  // owners (bind/bind_memory.cc) right after. Idempotent.
   void close();
 
   // Guards of links and pools, which peers look at and cannot consume.

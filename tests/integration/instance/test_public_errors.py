@@ -1,4 +1,4 @@
-"""Errors teach (design.md 4.8): each names operation, status, peer, what is wrong and what to do.
+"""Error texts: each names operation, status, peer, what is wrong and what to do.
 
 `test_arguments` looks at the texts of all refused arguments; here are the failures of calls that
 were made well, as far as a person needs more than the status.

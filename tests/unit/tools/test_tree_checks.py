@@ -132,6 +132,28 @@ def test_file_sizes(tree, path, lines, fails):
     assert not fails or f"{path}: {lines} lines" in found
 
 
+@pytest.mark.parametrize(
+    ("path", "text", "complaint"),
+    [
+        ("src/b.py", "'''See memory/entries.h, a.py and docs/page.md 4.2.'''", ""),
+        ("src/b.py", "# See src/gone.py.", "src/b.py:1: no file src/gone.py"),
+        ("src/b.py", "def f():\n    '''As\n    gone.h.'''", "src/b.py:3: no file gone.h"),
+        ("src/b.py", "x = 'gone.h'", ""),
+        ("native/b.cc", "// As in entries.h.\n#include <vector>", ""),
+        ("native/b.cc", "int a; /* As\n in bind/gone.cc */", "native/b.cc:2: no file bind/gone.cc"),
+        ("docs/b.md", "[page](page.md#part), `a.py`, `fuzz_<x>.cc`, <linux/fs.h>", ""),
+        ("docs/b.md", "[page](../page.md)", "the link leads to ../page.md"),
+        ("docs/b.md", "Save this as `pair.py`, and run `python pair.py`.", ""),
+        ("docs/b.md", "`python pair.py`", "no file pair.py"),
+    ],
+)
+def test_named_files(tree, path, text, complaint):
+    files = {"native/memory/entries.h": "", "src/a.py": "", "docs/page.md": "", path: text}
+    found = check("check_named_files", tree(files))
+    assert complaint in found
+    assert bool(found) == bool(complaint)
+
+
 TESTS = """
 def test_plain(): ...
 class TestGroup:

@@ -12,7 +12,7 @@ import pytest
 
 from support.framing import FramedSocket, lane_of
 
-CLOSED = 7  # TCP_CLOSE of tcp_states.h: after FIN alone it would be 8
+CLOSED = 7  # TCP_CLOSE of <net/tcp_states.h>: after FIN alone it would be 8
 
 
 def state(sock):
