@@ -21,9 +21,9 @@
 #include "bind/casters.h"
 #include "bind/interruptible.h"
 #include "bind/released_gil.h"
-#include "lanes/client.h"
-#include "lanes/server.h"
+#include "lanes/initiator/operations.h"
 #include "lanes/socket.h"
+#include "lanes/target/server.h"
 
 namespace nb = nanobind;
 using nb::literals::operator""_a;

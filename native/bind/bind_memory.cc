@@ -13,7 +13,7 @@
 #include "base/outcome.h"
 #include "bind/casters.h"
 #include "bind/released_gil.h"
-#include "lanes/touch.h"
+#include "lanes/target/touch.h"
 #include "memory/node.h"
 #include "memory/segment.h"
 

@@ -6,7 +6,7 @@
 // for all, and for frames that get no tags.
 #include "arena.h"
 #include "base/clock.h"
-#include "lanes/exchange.h"
+#include "lanes/initiator/exchange.h"
 #include "wire/frames.h"
 
 namespace {

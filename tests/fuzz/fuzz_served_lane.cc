@@ -15,9 +15,9 @@
 #include "arena.h"
 #include "base/clock.h"
 #include "host/peer.h"
-#include "lanes/io_threads.h"
-#include "lanes/served_lane.h"
-#include "lanes/served_links.h"
+#include "lanes/target/io_threads.h"
+#include "lanes/target/served_lane.h"
+#include "lanes/target/served_links.h"
 #include "wire/frames.h"
 
 namespace {

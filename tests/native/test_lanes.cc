@@ -11,8 +11,8 @@
 #include "base/clock.h"
 #include "check.h"
 #include "host/peer.h"
-#include "lanes/client.h"
-#include "lanes/server.h"
+#include "lanes/initiator/operations.h"
+#include "lanes/target/server.h"
 
 namespace {
 

@@ -2,7 +2,7 @@
 #include <limits>
 
 #include "check.h"
-#include "lanes/target_clock.h"
+#include "lanes/initiator/target_clock.h"
 
 namespace {
 

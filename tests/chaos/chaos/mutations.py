@@ -88,7 +88,7 @@ MUTATIONS = (
         "the server holds the cache's entry while it sends or receives",
         (
             Edit(
-                "native/lanes/rights.cc",
+                "native/lanes/target/rights.cc",
                 "if (!uses.emplace_back(entry, value)) {",
                 "if (uses.emplace_back(entry, value); false) {",
             ),
@@ -142,16 +142,22 @@ MUTATIONS = (
         "apply-after-deadline",
         "nothing is applied after the deadline, or for an initiator that has given up",
         (
-            Edit("native/lanes/rights.cc", "if (now_ns() >= deadline_ns_) {", "if (false) {"),
-            Edit("native/lanes/rights.cc", "if (now_ns() >= deadline_ns) {", "if (false) {"),
             Edit(
-                "native/lanes/served_transfer.cc",
+                "native/lanes/target/rights.cc", "if (now_ns() >= deadline_ns_) {", "if (false) {"
+            ),
+            Edit("native/lanes/target/rights.cc", "if (now_ns() >= deadline_ns) {", "if (false) {"),
+            Edit(
+                "native/lanes/target/serve_read_write.cc",
                 "&& socket_.hung_up()) {",
                 "&& false) {",
             ),
-            Edit("native/lanes/served_lane.cc", "if ((events & kHangUp) != 0) {", "if (false) {"),
             Edit(
-                "native/lanes/served_push.cc",
+                "native/lanes/target/served_lane.cc",
+                "if ((events & kHangUp) != 0) {",
+                "if (false) {",
+            ),
+            Edit(
+                "native/lanes/target/serve_push.cc",
                 "return cancelled_.load() || socket_.hung_up() ?",
                 "return false ?",
             ),
@@ -168,7 +174,7 @@ MUTATIONS = (
         "the server refuses ranges outside the cache that a request names",
         (
             Edit(
-                "native/lanes/rights.cc",
+                "native/lanes/target/rights.cc",
                 "if (!entry->contains(addresses[i], lengths[i])) {",
                 "if (false) {",
             ),
@@ -180,7 +186,7 @@ MUTATIONS = (
         "a transfer on condition of a directory version is refused when that has moved on",
         (
             Edit(
-                "native/lanes/rights.cc",
+                "native/lanes/target/rights.cc",
                 "request.version != 0 && request.version != node.view().version()",
                 "false",
             ),
@@ -317,7 +323,7 @@ MUTATIONS = (
         "a target looks at its own clock, however long a request was under way",
         (
             Edit(
-                "native/lanes/served_lane.cc",
+                "native/lanes/target/served_lane.cc",
                 "if ((header.flags & wire::kTargetsClock) == 0) {",
                 "if (true) {",
             ),
@@ -382,7 +388,7 @@ MUTATIONS = (
         "a doorbell reaches bytes of the initiator's entry only",
         (
             Edit(
-                "native/lanes/served_push.cc",
+                "native/lanes/target/serve_push.cc",
                 "if (!any_contains(ranges, sources[i], lengths[i])) {",
                 "if (!any_contains(ranges, sources[i], lengths[i]) && false) {",
             ),

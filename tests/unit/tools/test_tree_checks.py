@@ -11,6 +11,8 @@ CMAKE = """
 ldd_library(base SOURCES ${BASE_SOURCES})
 ldd_library(memory SOURCES ${MEMORY_SOURCES} USES ldd_base)
 ldd_library(host SOURCES ${HOST_SOURCES} USES ldd_memory)
+ldd_library(host_near SOURCES ${HOST_NEAR_SOURCES} USES ldd_host)
+ldd_library(host_far SOURCES ${HOST_FAR_SOURCES} USES ldd_host)
 """
 
 
@@ -50,6 +52,9 @@ def check(name, directory):
         ("bind/a.cc", '"host/c.h"', ""),
         ("bind/a.cc", "<nanobind/nanobind.h>", ""),
         ("memory/a.cc", '"host/c.h"', "memory may not include host"),
+        ("host/near/a.cc", '"memory/e.h"', ""),
+        ("host/near/a.cc", '"host/far/f.h"', "host/near may not include host/far"),
+        ("host/a.cc", '"host/far/f.h"', "host may not include host/far"),
         ("base/a.cc", '"bind/d.h"', "base may not include bind"),
         ("base/a.cc", '"b.h"', "its path from native/"),
         ("base/a.cc", '"base/missing.h"', "no such file"),
@@ -59,7 +64,8 @@ def check(name, directory):
     ],
 )
 def test_native_includes(tree, path, include, complaint):
-    files = {f"native/{name}": "" for name in ("base/b.h", "host/c.h", "bind/d.h", "memory/e.h")}
+    headers = ("base/b.h", "host/c.h", "bind/d.h", "memory/e.h", "host/far/f.h")
+    files = {f"native/{name}": "" for name in headers}
     files |= {"CMakeLists.txt": CMAKE, f"native/{path}": f"#include {include}\n"}
     found = check("check_native_includes", tree(files))
     assert complaint in found

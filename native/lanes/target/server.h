@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "base/fork.h"
-#include "lanes/served_links.h"
 #include "lanes/socket.h"
+#include "lanes/target/served_links.h"
 
 namespace ldd {
 

@@ -5,9 +5,9 @@
 #include <utility>
 
 #include "copy/checksum.h"
-#include "lanes/served_lane.h"
-#include "lanes/threads.h"
-#include "lanes/touch.h"
+#include "lanes/target/served_lane.h"
+#include "lanes/target/threads.h"
+#include "lanes/target/touch.h"
 
 namespace ldd {
 

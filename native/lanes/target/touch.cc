@@ -1,4 +1,4 @@
-#include "lanes/touch.h"
+#include "lanes/target/touch.h"
 
 #include <algorithm>
 #include <atomic>
@@ -13,7 +13,7 @@
 #include "base/clock.h"
 #include "copy/descriptors.h"
 #include "copy/guarded_copy.h"
-#include "lanes/threads.h"
+#include "lanes/target/threads.h"
 
 namespace ldd {
 

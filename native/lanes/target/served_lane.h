@@ -16,10 +16,10 @@
 
 #include "base/outcome.h"
 #include "lanes/chunks.h"
-#include "lanes/io_threads.h"
-#include "lanes/rights.h"
-#include "lanes/served_links.h"
 #include "lanes/socket.h"
+#include "lanes/target/io_threads.h"
+#include "lanes/target/rights.h"
+#include "lanes/target/served_links.h"
 #include "wire/frames.h"
 
 namespace ldd {

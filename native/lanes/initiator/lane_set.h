@@ -10,7 +10,7 @@
 
 #include "base/fork.h"
 #include "base/outcome.h"
-#include "lanes/exchange.h"
+#include "lanes/initiator/exchange.h"
 #include "memory/node.h"
 
 namespace ldd {

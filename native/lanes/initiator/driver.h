@@ -8,8 +8,8 @@
 #include <memory>
 
 #include "base/outcome.h"
-#include "lanes/exchange.h"
-#include "lanes/lane_set.h"
+#include "lanes/initiator/exchange.h"
+#include "lanes/initiator/lane_set.h"
 
 namespace ldd {
 

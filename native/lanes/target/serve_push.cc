@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cerrno>
 
-#include "lanes/served_lane.h"
-#include "lanes/threads.h"
+#include "lanes/target/served_lane.h"
+#include "lanes/target/threads.h"
 
 namespace ldd {
 

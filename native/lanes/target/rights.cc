@@ -1,4 +1,4 @@
-#include "lanes/rights.h"
+#include "lanes/target/rights.h"
 
 #include <algorithm>
 #include <cerrno>

@@ -1,4 +1,4 @@
-#include "lanes/threads.h"
+#include "lanes/target/threads.h"
 
 #include <cerrno>
 #include <condition_variable>

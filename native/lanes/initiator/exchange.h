@@ -12,8 +12,8 @@
 
 #include "base/outcome.h"
 #include "lanes/chunks.h"
+#include "lanes/initiator/target_clock.h"
 #include "lanes/socket.h"
-#include "lanes/target_clock.h"
 #include "wire/frames.h"
 
 namespace ldd {

@@ -1,4 +1,4 @@
-#include "lanes/target_clock.h"
+#include "lanes/initiator/target_clock.h"
 
 #include <limits>
 

@@ -1,4 +1,4 @@
-#include "lanes/ping_all.h"
+#include "lanes/initiator/ping_all.h"
 
 #include <poll.h>
 
@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "base/clock.h"
-#include "lanes/exchange.h"
+#include "lanes/initiator/exchange.h"
 
 namespace ldd {
 

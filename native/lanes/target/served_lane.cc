@@ -1,4 +1,4 @@
-#include "lanes/served_lane.h"
+#include "lanes/target/served_lane.h"
 
 #include <sys/epoll.h>
 

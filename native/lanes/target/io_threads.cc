@@ -1,4 +1,4 @@
-#include "lanes/io_threads.h"
+#include "lanes/target/io_threads.h"
 
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -10,7 +10,7 @@
 #include <utility>
 
 #include "base/clock.h"
-#include "lanes/threads.h"
+#include "lanes/target/threads.h"
 
 namespace ldd {
 

@@ -4,8 +4,8 @@
 #include <thread>
 
 #include "base/clock.h"
-#include "lanes/served_lane.h"
-#include "lanes/threads.h"
+#include "lanes/target/served_lane.h"
+#include "lanes/target/threads.h"
 
 namespace ldd {
 

@@ -1,4 +1,4 @@
-#include "lanes/lane_set.h"
+#include "lanes/initiator/lane_set.h"
 
 #include <sys/eventfd.h>
 #include <unistd.h>

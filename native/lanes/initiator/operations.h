@@ -10,7 +10,7 @@
 
 #include "base/outcome.h"
 #include "copy/descriptors.h"
-#include "lanes/lane_set.h"
+#include "lanes/initiator/lane_set.h"
 
 namespace ldd {
 

@@ -1,4 +1,4 @@
-#include "lanes/drive.h"
+#include "lanes/initiator/driver.h"
 
 #include <poll.h>
 

@@ -1,9 +1,9 @@
-#include "lanes/served_links.h"
+#include "lanes/target/served_links.h"
 
 #include <algorithm>
 #include <utility>
 
-#include "lanes/served_lane.h"
+#include "lanes/target/served_lane.h"
 
 namespace ldd {
 

@@ -2,7 +2,7 @@
 // WRITE: the payload goes from the socket straight into registered memory; the outcome is sent
 // after the last byte is in place.
 #include "lanes/replies.h"
-#include "lanes/served_lane.h"
+#include "lanes/target/served_lane.h"
 
 namespace ldd {
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "base/outcome.h"
-#include "lanes/lane_set.h"
+#include "lanes/initiator/lane_set.h"
 
 namespace ldd {
 

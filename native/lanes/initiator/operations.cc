@@ -1,4 +1,4 @@
-#include "lanes/client.h"
+#include "lanes/initiator/operations.h"
 
 #include <algorithm>
 #include <limits>
@@ -6,8 +6,8 @@
 #include <stdexcept>
 
 #include "copy/pool.h"
-#include "lanes/drive.h"
-#include "lanes/ping_all.h"
+#include "lanes/initiator/driver.h"
+#include "lanes/initiator/ping_all.h"
 
 namespace ldd {
 

@@ -1,4 +1,4 @@
-#include "lanes/exchange.h"
+#include "lanes/initiator/exchange.h"
 
 #include <poll.h>
 

@@ -1,11 +1,11 @@
-#include "lanes/server.h"
+#include "lanes/target/server.h"
 
 #include <cerrno>
 #include <system_error>
 #include <utility>
 
-#include "lanes/io_threads.h"
-#include "lanes/served_lane.h"
+#include "lanes/target/io_threads.h"
+#include "lanes/target/served_lane.h"
 
 namespace ldd {
 
