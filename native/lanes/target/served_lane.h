@@ -79,7 +79,7 @@ class ServedLane final : public Served,
   void want(std::uint32_t events);
   void close();
 
-  // served_jobs.cc
+  // serve_on_job_thread.cc
   [[nodiscard]] bool on_job_thread() const { return job_ == Job::kHasLane; }
   Progress lend();
   void serve_on_job_thread() noexcept;
@@ -89,7 +89,7 @@ class ServedLane final : public Served,
   Progress forged();          // not of the initiator, as far as can be seen
   Progress reply_log();
 
-  // served_transfer.cc: READ and WRITE
+  // serve_read_write.cc: READ and WRITE
   Progress begin_read();
   Progress stream();
   Progress begin_write();
@@ -98,7 +98,7 @@ class ServedLane final : public Served,
   Progress end_write();
   Outcome take(std::vector<Use>& uses) override;
 
-  // served_checksum.cc
+  // serve_checksum.cc
   Progress begin_checksum();
   Progress checksum();
   [[nodiscard]] Outcome run_checksum(std::span<std::uint32_t> sums);
@@ -106,7 +106,7 @@ class ServedLane final : public Served,
   Progress probe();
   void end_probe(const Outcome& outcome);
 
-  // served_push.cc
+  // serve_push.cc
   Progress begin_push();
   Progress push();
   [[nodiscard]] Outcome run_push();
