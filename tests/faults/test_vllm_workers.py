@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from llm_datadist.integrations.vllm.kv_transfer_params import Offer
-from llm_datadist.integrations.vllm.step_orders import Orders
+from llm_datadist.integrations.vllm.step_orders import StepOrders
 from llm_datadist.testing import PeerGroup
 from support.vllm.worker_sides import BLOCKS, KEY, Side, load_of, offered
 
@@ -38,7 +38,7 @@ def blocks_of(number):
 
 def orders_of(offers):
     """Loads of all offers into the same block numbers, backwards."""
-    orders = Orders()
+    orders = StepOrders()
     for number, (name, offer) in enumerate(zip(NAMES, offers, strict=True)):
         orders.loads += load_of(offer, blocks_of(number)[::-1], name).loads
     return orders

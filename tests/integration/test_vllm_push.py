@@ -10,8 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from llm_datadist.integrations.vllm.kv_transfer_params import Meeting
-from llm_datadist.integrations.vllm.step_orders import Await, Orders, Progress, Send
+from llm_datadist.integrations.vllm.kv_transfer_params import RemotePrefill
+from llm_datadist.integrations.vllm.step_orders import Receive, Send, StepOrders, StepProgress
 from support.vllm.worker_sides import BLOCKS, LAYERS, Side
 
 NAME = "a random name of a transfer"
@@ -43,18 +43,18 @@ def pair(sides, request):
 
 
 def meeting_with(producer, name=NAME):
-    return Meeting(transfer=name, ranks=[producer.worker.address])
+    return RemotePrefill(transfer=name, ranks=[producer.worker.address])
 
 
 def come(producer, request_id="p", name=NAME, prompt="d"):
     """A request comes to be prefilled."""
     send = Send(request_id, meeting_with(producer, name).key, prompt, TOKENS)
-    producer.worker.carry_out(Orders(send=[send]), is_idle=False)
+    producer.worker.carry_out(StepOrders(send=[send]), is_idle=False)
 
 
 def compute(producer, blocks, num_tokens, request_id="p", layers=range(LAYERS)):
     """A step of the model."""
-    progress = Orders(progress=[Progress(request_id, list(blocks), num_tokens)])
+    progress = StepOrders(progress=[StepProgress(request_id, list(blocks), num_tokens)])
     producer.worker.carry_out(progress, is_idle=False)
     for layer in layers:
         producer.worker.layer_saved(f"layer{layer}")
@@ -66,14 +66,14 @@ def prefill(producer, request_id="p", blocks=SRC):
     """All steps, in chunks that end within a block."""
     compute(producer, blocks[:2], 40, request_id)
     compute(producer, blocks[2:], TOKENS, request_id)
-    producer.worker.carry_out(Orders(finish=[request_id]), is_idle=False)
+    producer.worker.carry_out(StepOrders(finish=[request_id]), is_idle=False)
 
 
 def await_of(producer, request_id="d", first=0, blocks=DST, num_tokens=TOKENS - 1, **more):
     order = {"name": NAME, "prompt": "d", **more}
     meeting = meeting_with(producer, order["name"])
-    awaited = Await(request_id, meeting, order["prompt"], first, list(blocks), num_tokens)
-    return Orders(receive=[awaited])
+    awaited = Receive(request_id, meeting, order["prompt"], first, list(blocks), num_tokens)
+    return StepOrders(receive=[awaited])
 
 
 def wait_filled(consumer, layer, blocks):
@@ -97,14 +97,14 @@ def test_blocks_arrive_whoever_comes_first(pair, first):
     elif first == "consumer":
         consumer.worker.carry_out(orders, is_idle=False)
         time.sleep(0.1)
-        orders = Orders()
+        orders = StepOrders()
         come(producer)
         prefill(producer)
     else:
         come(producer)
         consumer.worker.carry_out(orders, is_idle=False)
         time.sleep(0.1)
-        orders = Orders()
+        orders = StepOrders()
         prefill(producer)
     assert consumer.until(loaded=["d"], orders=orders) == (set(), set())
     producer.until(sent=["p"], within_s=2)
@@ -127,7 +127,7 @@ def test_layers_arrive_while_the_step_goes_on(pair):
         producer.worker.layer_saved(f"layer{layer}")
     producer.worker.step_saved()
     compute(producer, SRC[2:], TOKENS)
-    producer.worker.carry_out(Orders(finish=["p"]), is_idle=False)
+    producer.worker.carry_out(StepOrders(finish=["p"]), is_idle=False)
     assert consumer.until(loaded=["d"]) == (set(), set())
     assert (consumer.kv[:, DST] == producer.kv[:, SRC]).all()
 
@@ -156,7 +156,7 @@ def test_a_consumer_that_has_all_lets_the_producer_go(pair):
 def test_many_requests_at_once(pair):
     producer, consumer = pair
     numbers = range(8)
-    orders = Orders()
+    orders = StepOrders()
     for i in numbers:
         come(producer, f"p{i}", f"{NAME} {i}")
         blocks = [23 - 3 * i, 22 - 3 * i, 21 - 3 * i]
@@ -177,9 +177,9 @@ def test_a_request_that_is_given_up_is_computed_by_the_consumer(pair, when):
     orders = await_of(producer)
     if when == "after":
         consumer.worker.carry_out(orders, is_idle=False)
-        orders = Orders()
+        orders = StepOrders()
     compute(producer, SRC[:2], 64)
-    gone = Orders(give_up={"p": "the producer's request was aborted"})
+    gone = StepOrders(give_up={"p": "the producer's request was aborted"})
     producer.worker.carry_out(gone, is_idle=False)
     assert consumer.until(loaded=["d"], orders=orders) == (set(DST), set())
     assert producer.worker.take_ended() == (set(), set())
@@ -218,7 +218,7 @@ def test_nothing_lands_after_the_consumer_has_given_up(pair):
     consumer.worker.carry_out(await_of(producer), is_idle=False)
     compute(producer, SRC[:2], 64, layers=[0])
     wait_filled(consumer, 0, DST[0])
-    failed, _ = consumer.until(loaded=["d"], orders=Orders(abandon=["d"]))
+    failed, _ = consumer.until(loaded=["d"], orders=StepOrders(abandon=["d"]))
     assert failed == set(DST)
     consumer.kv[:] = 7
     prefill(producer, blocks=[*SRC[:2], *SRC[2:]])
@@ -247,5 +247,5 @@ def test_a_consumer_that_leaves_is_noticed(pair):
     wait_filled(consumer, 0, DST[0])
     consumer.worker.close()
     compute(producer, SRC[2:], TOKENS)
-    producer.worker.carry_out(Orders(finish=["p"]), is_idle=False)
+    producer.worker.carry_out(StepOrders(finish=["p"]), is_idle=False)
     producer.until(sent=["p"], within_s=3)

@@ -12,8 +12,8 @@ import time
 import numpy as np
 import pytest
 
-from llm_datadist.integrations.vllm.step_orders import Orders
-from llm_datadist.integrations.vllm.worker import pull_progress as pieces
+from llm_datadist.integrations.vllm.step_orders import StepOrders
+from llm_datadist.integrations.vllm.worker import pull_progress
 from support.vllm.worker_sides import BLOCKS, KEY, PAGE, Side, load_of, offer_of, offered
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -58,7 +58,7 @@ def test_blocks_arrive_and_go_back_at_once(pair):
 def test_many_requests_at_once(pair):
     producer, consumer = pair
     names = [f"r{i}" for i in range(12)]
-    orders = Orders()
+    orders = StepOrders()
     for i, name in enumerate(names):
         offer = offered(producer, [2 * i, 2 * i + 1], name, KEY * (i + 1))
         orders.loads += load_of(offer, [2 * i + 1, 2 * i], name).loads
@@ -71,7 +71,7 @@ def test_many_requests_at_once(pair):
 def test_a_dismissed_offer_goes_back_at_once(pair):
     producer, consumer = pair
     offer = offered(producer, [3])
-    consumer.worker.carry_out(Orders(dismiss=[offer]), is_idle=False)
+    consumer.worker.carry_out(StepOrders(dismiss=[offer]), is_idle=False)
     producer.until(sent=["p"], within_s=2)
 
 
@@ -97,8 +97,8 @@ def test_an_offer_is_good_once(pair):
 def test_a_withdrawn_request_cannot_be_fetched(pair):
     producer, consumer = pair
     offer = offer_of(producer, [3])
-    producer.worker.carry_out(Orders(publish={"p": KEY}), is_idle=False)
-    producer.worker.carry_out(Orders(withdraw=["p"]), is_idle=False)
+    producer.worker.carry_out(StepOrders(publish={"p": KEY}), is_idle=False)
+    producer.worker.carry_out(StepOrders(withdraw=["p"]), is_idle=False)
     assert consumer.until(loaded=["d"], orders=load_of(offer, [0])) == ({0}, set())
     assert not consumer.kv.any()
 
@@ -159,7 +159,7 @@ def test_a_producer_that_restarted_is_another_one(sides):
     old.close()
     new = sides("producer", listen=f"{address.ip}:{address.port}")
     new.kv[:] = 1
-    new.worker.carry_out(Orders(publish={"p": KEY}), is_idle=False)
+    new.worker.carry_out(StepOrders(publish={"p": KEY}), is_idle=False)
     assert consumer.until(loaded=["d"], orders=load_of(offer, [0])) == ({0}, set())
     assert not consumer.kv.any()
     orders = load_of(offered(new, [3], "q", 2 * KEY), [0], "e")
@@ -189,8 +189,8 @@ def _cluster(cluster_id):
 def test_several_groups_report_requests(sides):
     producer, consumer = sides("producer", groups=3), sides("consumer", groups=3)
     producer.kv[:] = 7
-    producer.worker.carry_out(Orders(publish={"p": KEY}), is_idle=False)
-    producer.worker.carry_out(Orders(hold=["p"]), is_idle=False)
+    producer.worker.carry_out(StepOrders(publish={"p": KEY}), is_idle=False)
+    producer.worker.carry_out(StepOrders(hold=["p"]), is_idle=False)
     offer = offer_of(producer, [3, 4], groups=3)
     orders = load_of(offer, [0, 1], unavailable=[5])
     assert consumer.until(loaded=["d"], orders=orders) == (set(), {"d"})
@@ -198,7 +198,7 @@ def test_several_groups_report_requests(sides):
 
 
 def test_pieces_of_a_load_are_one_load(pair, monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 1)
+    monkeypatch.setattr(pull_progress, "PIECE_BYTES", 1)
     producer, consumer = pair
     blocks = list(range(10))
     orders = load_of(offered(producer, blocks), blocks[::-1])
@@ -212,7 +212,7 @@ def test_waiting_costs_no_spinning(pair):
     producer.worker.take_ended()
     steps, until = 0, time.monotonic() + 0.5
     while time.monotonic() < until:
-        producer.worker.carry_out(Orders(), is_idle=True)
+        producer.worker.carry_out(StepOrders(), is_idle=True)
         producer.worker.take_ended()
         steps += 1
     assert steps < 200

@@ -9,7 +9,7 @@ import numpy as np
 
 from llm_datadist.integrations.vllm.kv_transfer_params import Offer
 from llm_datadist.integrations.vllm.options import parse_extra_config
-from llm_datadist.integrations.vllm.step_orders import Load, Orders
+from llm_datadist.integrations.vllm.step_orders import Load, StepOrders
 from llm_datadist.integrations.vllm.worker.worker import Worker
 from support.vllm.objects import Tensor, kv_cache_config, vllm_config
 
@@ -39,10 +39,10 @@ class Side:
         """Step until these have been reported; returns the failed blocks and requests."""
         got_sent, got_loaded, blocks, requests = set(), set(), set(), set()
         deadline = time.monotonic() + within_s
-        self.worker.carry_out(orders or Orders(), is_idle=True)
+        self.worker.carry_out(orders or StepOrders(), is_idle=True)
         while not (got_sent >= set(sent) and got_loaded >= set(loaded)):
             assert time.monotonic() < deadline, f"only {got_sent} and {got_loaded} in time"
-            self.worker.carry_out(Orders(), is_idle=True)
+            self.worker.carry_out(StepOrders(), is_idle=True)
             ended = self.worker.take_ended()
             got_sent |= ended[0]
             got_loaded |= ended[1]
@@ -69,13 +69,13 @@ def offer_of(producer, blocks, key=KEY, groups=1):
 
 
 def offered(producer, blocks, request_id="p", key=KEY):
-    producer.worker.carry_out(Orders(publish={request_id: key}), is_idle=False)
-    producer.worker.carry_out(Orders(hold=[request_id]), is_idle=False)
+    producer.worker.carry_out(StepOrders(publish={request_id: key}), is_idle=False)
+    producer.worker.carry_out(StepOrders(hold=[request_id]), is_idle=False)
     return offer_of(producer, blocks, key)
 
 
 def load_of(offer, dst_blocks, request_id="d", unavailable=()):
     groups = len(offer.blocks)
-    return Orders(
+    return StepOrders(
         loads=[Load(request_id, offer, offer.blocks, [list(dst_blocks)] * groups, [*unavailable])]
     )

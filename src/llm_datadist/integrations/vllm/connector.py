@@ -1,6 +1,6 @@
 """`LLMDataDistConnector`: vLLM's connector interface, the only module here that imports vLLM.
 
-It translates calls to `Scheduling` (in the scheduler's process) and to `Worker` (in each worker's).
+It translates calls to the schedulers (in the scheduler process) and to `Worker` (in each worker).
 Written for vLLM 0.32; what differs between versions is handled here.
 """
 
@@ -20,9 +20,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 
 from llm_datadist.integrations.vllm.options import parse_extra_config
-from llm_datadist.integrations.vllm.scheduler.pull import Scheduling
-from llm_datadist.integrations.vllm.scheduler.push import PushScheduling
-from llm_datadist.integrations.vllm.step_orders import Orders
+from llm_datadist.integrations.vllm.scheduler.pull import PullScheduler
+from llm_datadist.integrations.vllm.scheduler.push import PushScheduler
+from llm_datadist.integrations.vllm.step_orders import StepOrders
 from llm_datadist.integrations.vllm.worker.worker import Worker, check_parallel
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ _SUPPORTED = "0.32"
 
 
 @dataclass
-class StepOrders(KVConnectorMetadata):  # type: ignore[misc, unused-ignore]
-    """Orders of the scheduler's side to the workers', for one step."""
+class ConnectorMetadata(KVConnectorMetadata):  # type: ignore[misc, unused-ignore]
+    """Orders of the scheduler side for one step."""
 
-    orders: Orders = field(default_factory=Orders)
+    orders: StepOrders = field(default_factory=StepOrders)
 
 
 @dataclass
-class WorkerAddress(KVConnectorHandshakeMetadata):  # type: ignore[misc, unused-ignore]
+class HandshakeMetadata(KVConnectorHandshakeMetadata):  # type: ignore[misc, unused-ignore]
     """Where a worker listens, told to the scheduler's side once; None when it does not."""
 
     rank: RankAddress | None
@@ -61,12 +61,12 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
         transfer = vllm_config.kv_transfer_config
         self._options: ConnectorOptions = parse_extra_config(transfer.kv_connector_extra_config)
         check_parallel(vllm_config.parallel_config)
-        self._scheduling: Scheduling | None = None
-        self._pushes: PushScheduling | None = None
+        self._scheduling: PullScheduler | None = None
+        self._pushes: PushScheduler | None = None
         self._worker: Worker | None = None
         if role == KVConnectorRole.SCHEDULER:
             groups = kv_cache_config.kv_cache_groups
-            self._scheduling = Scheduling(
+            self._scheduling = PullScheduler(
                 str(transfer.engine_id),
                 [int(group.kv_cache_spec.block_size) for group in groups],
                 vllm_config.parallel_config.tensor_parallel_size,
@@ -74,7 +74,7 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
                 is_consumer=transfer.is_kv_consumer,
             )
             if self._options.mode == "push":
-                self._pushes = PushScheduling(
+                self._pushes = PushScheduler(
                     int(groups[0].kv_cache_spec.block_size),
                     vllm_config.parallel_config.tensor_parallel_size,
                     self._scheduling,
@@ -97,7 +97,7 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
 
     # ---- the scheduler's side ----------------------------------------------------------------
 
-    def _pushes_of(self, request: Any) -> PushScheduling | None:
+    def _pushes_of(self, request: Any) -> PushScheduler | None:
         """Who cares for this request in push mode; None for all others."""
         is_pushed = "transfer" in (request.kv_transfer_params or {})
         return self._pushes if is_pushed else None
@@ -124,11 +124,11 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
         else:
             self._scheduling.allocated(request, block_ids, num_external_tokens)
 
-    def build_connector_meta(self, scheduler_output: Any) -> StepOrders:
+    def build_connector_meta(self, scheduler_output: Any) -> ConnectorMetadata:
         assert self._scheduling is not None
         if self._pushes is not None:
             self._pushes.scheduled(scheduler_output)
-        return StepOrders(self._scheduling.take_orders())
+        return ConnectorMetadata(self._scheduling.take_orders())
 
     def update_connector_output(self, connector_output: Any) -> None:
         assert self._scheduling is not None
@@ -176,8 +176,8 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
             is_consumer=transfer.is_kv_consumer,
         )
 
-    def get_handshake_metadata(self) -> WorkerAddress | None:
-        return None if self._worker is None else WorkerAddress(self._worker.address)
+    def get_handshake_metadata(self) -> HandshakeMetadata | None:
+        return None if self._worker is None else HandshakeMetadata(self._worker.address)
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         if self._worker is None or not self.has_connector_metadata():

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Layout", "Part", "layout_of"]
+__all__ = ["KVLayout", "Part", "kv_layout_of"]
 
 MAX_PARTS = 256
 _TRANSFERABLE = {
@@ -43,7 +43,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class KVLayout:
     """All KV memory of one worker.
 
     Attributes:
@@ -76,7 +76,7 @@ class _Run:
     layers: list[str] = field(default_factory=list)
 
 
-def layout_of(kv_caches: dict[str, Any], kv_cache_config: Any, rank: int) -> Layout:
+def kv_layout_of(kv_caches: dict[str, Any], kv_cache_config: Any, rank: int) -> KVLayout:
     """Describe a worker's KV tensors.
 
     Args:
@@ -99,7 +99,7 @@ def layout_of(kv_caches: dict[str, Any], kv_cache_config: Any, rank: int) -> Lay
         parts += _parts_of(index, _merged(list(runs.values())), num_blocks)
     if not parts or len(parts) > MAX_PARTS:
         raise ValueError(f"the KV cache has {len(parts)} kinds of blocks, at most {MAX_PARTS} work")
-    return Layout(
+    return KVLayout(
         parts=tuple(parts),
         block_sizes=tuple(int(group.kv_cache_spec.block_size) for group in groups),
         groups=", ".join(type(group.kv_cache_spec).__name__ for group in groups),

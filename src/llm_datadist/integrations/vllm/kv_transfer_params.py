@@ -4,7 +4,7 @@ Pull mode: a request to the producer says `{"do_remote_decode": true}`. The prod
 an `Offer` as dictionary, which the client or router passes on to the consumer unchanged.
 
 Push mode: both get the request at the same time, with the same `transfer`, a random name. The
-producer's says `{"do_remote_decode": true, "transfer": "..."}`, the consumer's, a `Meeting`,
+producer's says `{"do_remote_decode": true, "transfer": "..."}`, the consumer's, a `RemotePrefill`,
 `{"do_remote_prefill": true, "transfer": "...", "ranks": [...]}`, with the `ranks` of any earlier
 answer of that producer, pull or push.
 """
@@ -18,13 +18,13 @@ from typing import Any
 import msgspec
 
 __all__ = [
-    "Meeting",
+    "RemotePrefill",
     "Offer",
     "RankAddress",
-    "meeting_of",
+    "remote_prefill_of",
     "offer_of",
     "prompt_digest",
-    "transfer_of",
+    "mailbox_key_of",
     "wants_remote_decode",
 ]
 
@@ -70,7 +70,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
         return params
 
 
-class Meeting(msgspec.Struct, frozen=True, kw_only=True):
+class RemotePrefill(msgspec.Struct, frozen=True, kw_only=True):
     """Which prefill a consumer waits for.
 
     Attributes:
@@ -92,7 +92,7 @@ class Meeting(msgspec.Struct, frozen=True, kw_only=True):
         return {**params, "do_remote_prefill": False, "do_remote_decode": False}
 
 
-def transfer_of(params: dict[str, Any] | None) -> int | None:
+def mailbox_key_of(params: dict[str, Any] | None) -> int | None:
     """Key of the page for the ticket of a request that is to be pushed; None when it is not.
 
     Raises:
@@ -103,7 +103,7 @@ def transfer_of(params: dict[str, Any] | None) -> int | None:
     return _page_key(_checked(params["transfer"]))
 
 
-def meeting_of(params: dict[str, Any] | None) -> Meeting | None:
+def remote_prefill_of(params: dict[str, Any] | None) -> RemotePrefill | None:
     """The meeting that the request carries, or None when it carries none.
 
     Raises:
@@ -112,7 +112,7 @@ def meeting_of(params: dict[str, Any] | None) -> Meeting | None:
     if not params or params.get("do_remote_prefill") is not True or "transfer" not in params:
         return None
     try:
-        meeting = msgspec.convert(params, Meeting)
+        meeting = msgspec.convert(params, RemotePrefill)
     except msgspec.ValidationError as error:
         raise ValueError(
             f'kv_transfer_params with a "transfer" is malformed: {error}; "ranks" is what any '

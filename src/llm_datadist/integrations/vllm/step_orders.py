@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llm_datadist.integrations.vllm.kv_transfer_params import Meeting, Offer
+    from llm_datadist.integrations.vllm.kv_transfer_params import Offer, RemotePrefill
 
-__all__ = ["Await", "Load", "Orders", "Progress", "Send"]
+__all__ = ["Receive", "Load", "StepOrders", "StepProgress", "Send"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class StepProgress:
     """Push mode: what a step adds to a request that is being prefilled.
 
     Attributes:
@@ -63,7 +63,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Await:
+class Receive:
     """Push mode: make room for a request, and wait until its producer has filled it.
 
     Attributes:
@@ -76,7 +76,7 @@ class Await:
     """
 
     request_id: str
-    meeting: Meeting
+    meeting: RemotePrefill
     prompt: str
     first: int
     blocks: list[int]
@@ -84,7 +84,7 @@ class Await:
 
 
 @dataclass(slots=True)
-class Orders:
+class StepOrders:
     """Of one step.
 
     Attributes:
@@ -108,7 +108,7 @@ class Orders:
     dismiss: list[Offer] = field(default_factory=list)
     abandon: list[str] = field(default_factory=list)
     send: list[Send] = field(default_factory=list)
-    progress: list[Progress] = field(default_factory=list)
+    progress: list[StepProgress] = field(default_factory=list)
     give_up: dict[str, str] = field(default_factory=dict)
     finish: list[str] = field(default_factory=list)
-    receive: list[Await] = field(default_factory=list)
+    receive: list[Receive] = field(default_factory=list)

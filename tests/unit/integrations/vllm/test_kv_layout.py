@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llm_datadist.integrations.vllm.kv_layout import layout_of
+from llm_datadist.integrations.vllm.kv_layout import kv_layout_of
 from support.vllm.objects import MambaSpec, Tensor, kv_cache_config
 
 L, B, H, N, C = 3, 6, 2, 4, 8
@@ -36,7 +36,7 @@ ORDERS = {
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
 def test_a_block_of_the_layout_is_that_block_of_every_layer(order):
     memory, tensors = layers(order)
-    layout = layout_of(tensors, config(), rank=0)
+    layout = kv_layout_of(tensors, config(), rank=0)
     base, raw = memory.ctypes.data, memory.view(np.uint8).reshape(-1)
     for part in layout.parts:
         assert part.num_blocks == B
@@ -51,7 +51,7 @@ def test_a_block_of_the_layout_is_that_block_of_every_layer(order):
 
 def test_one_tensor_a_layer_in_the_plain_layout():
     _, tensors = layers(ORDERS["LBHNC"])
-    (part,) = layout_of(tensors, config(), rank=5).parts
+    (part,) = kv_layout_of(tensors, config(), rank=5).parts
     assert part.addrs == tuple(tensor.data_ptr() for tensor in tensors.values())
     assert part.block_bytes == H * N * C * 4
     assert part.layers == ("layer0", "layer1", "layer2")
@@ -59,14 +59,14 @@ def test_one_tensor_a_layer_in_the_plain_layout():
 
 def test_kernel_blocks_that_are_smaller_than_blocks():
     _, tensors = layers(ORDERS["LBHNC"])
-    (part,) = layout_of(tensors, config(num_blocks=B // 2), rank=0).parts
+    (part,) = kv_layout_of(tensors, config(num_blocks=B // 2), rank=0).parts
     assert (part.num_blocks, part.block_bytes) == (B // 2, 2 * H * N * C * 4)
 
 
 def test_groups_over_the_same_memory():
     _, tensors = layers(ORDERS["LBHNC"])
     tensors = {"a": tensors["layer0"], "b": tensors["layer0"], "c": tensors["layer1"]}
-    layout = layout_of(tensors, config([["a", "c"], ["b"]]), rank=0)
+    layout = kv_layout_of(tensors, config([["a", "c"], ["b"]]), rank=0)
     assert [(part.group, len(part.addrs)) for part in layout.parts] == [(0, 2), (1, 1)]
     assert layout.parts[0].addrs[0] == layout.parts[1].addrs[0]
 
@@ -74,11 +74,11 @@ def test_groups_over_the_same_memory():
 def test_what_cannot_be_moved_is_refused():
     _, tensors = layers(ORDERS["LBHNC"])
     with pytest.raises(ValueError, match="MambaSpec"):
-        layout_of(tensors, config(spec=MambaSpec), rank=0)
+        kv_layout_of(tensors, config(spec=MambaSpec), rank=0)
     with pytest.raises(ValueError, match="does not count its 7 blocks"):
-        layout_of(tensors, config(num_blocks=7), rank=0)
+        kv_layout_of(tensors, config(num_blocks=7), rank=0)
     with pytest.raises(ValueError, match="cuda:0"):
-        layout_of({"layer0": Tensor(tensors["layer0"].array, "cuda:0")}, config([["layer0"]]), 0)
+        kv_layout_of({"layer0": Tensor(tensors["layer0"].array, "cuda:0")}, config([["layer0"]]), 0)
     _, beside = layers(ORDERS["BLHNC"])
     with pytest.raises(ValueError, match="between blocks"):
-        layout_of({"layer0": beside["layer0"]}, config([["layer0"]]), rank=0)
+        kv_layout_of({"layer0": beside["layer0"]}, config([["layer0"]]), rank=0)

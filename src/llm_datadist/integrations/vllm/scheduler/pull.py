@@ -19,12 +19,12 @@ from llm_datadist.integrations.vllm.kv_transfer_params import (
     prompt_digest,
     wants_remote_decode,
 )
-from llm_datadist.integrations.vllm.step_orders import Load, Orders
+from llm_datadist.integrations.vllm.step_orders import Load, StepOrders
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Scheduling"]
+__all__ = ["PullScheduler"]
 
 logger = logging.getLogger("llm_datadist.vllm")
 
@@ -48,7 +48,7 @@ class _Wanted:
     num_local_tokens: int = 0
 
 
-class Scheduling:
+class PullScheduler:
     """Bookkeeping of one scheduler.
 
     Args:
@@ -74,7 +74,7 @@ class Scheduling:
         self._is_producer = is_producer
         self._is_consumer = is_consumer
         self._ranks: list[RankAddress] = []
-        self._orders = Orders()
+        self._orders = StepOrders()
         self._keys: dict[str, int] = {}
         self._wanted: dict[str, _Wanted] = {}
         self._decided: set[str] = set()
@@ -117,13 +117,13 @@ class Scheduling:
         )
 
     @property
-    def orders(self) -> Orders:
+    def orders(self) -> StepOrders:
         """Those of the next step, so far."""
         return self._orders
 
-    def take_orders(self) -> Orders:
+    def take_orders(self) -> StepOrders:
         """What the workers have to do in this step."""
-        orders, self._orders = self._orders, Orders()
+        orders, self._orders = self._orders, StepOrders()
         return orders
 
     def loaded(self, request_ids: set[str]) -> None:

@@ -11,19 +11,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llm_datadist.integrations.vllm.kv_transfer_params import (
-    Meeting,
     RankAddress,
-    meeting_of,
+    RemotePrefill,
+    mailbox_key_of,
     prompt_digest,
-    transfer_of,
+    remote_prefill_of,
 )
-from llm_datadist.integrations.vllm.step_orders import Await, Progress, Send
+from llm_datadist.integrations.vllm.step_orders import Receive, Send, StepProgress
 
 if TYPE_CHECKING:
-    from llm_datadist.integrations.vllm.scheduler.pull import Scheduling
-    from llm_datadist.integrations.vllm.step_orders import Orders
+    from llm_datadist.integrations.vllm.scheduler.pull import PullScheduler
+    from llm_datadist.integrations.vllm.step_orders import StepOrders
 
-__all__ = ["PushScheduling"]
+__all__ = ["PushScheduler"]
 
 logger = logging.getLogger("llm_datadist.vllm")
 
@@ -34,12 +34,12 @@ _COMPLETE = {"FINISHED_LENGTH_CAPPED", "FINISHED_STOPPED", "FINISHED_REPETITION"
 class _Awaited:
     """A request that another engine prefills, until its blocks are allocated."""
 
-    meeting: Meeting
+    meeting: RemotePrefill
     prompt: str
     num_local_tokens: int = 0
 
 
-class PushScheduling:
+class PushScheduler:
     """Bookkeeping of one scheduler.
 
     Args:
@@ -54,7 +54,7 @@ class PushScheduling:
         self,
         block_size: int,
         num_ranks: int,
-        pulls: Scheduling,
+        pulls: PullScheduler,
         *,
         is_producer: bool,
         is_consumer: bool,
@@ -70,15 +70,15 @@ class PushScheduling:
         self._loading: set[str] = set()
 
     @property
-    def _orders(self) -> Orders:
+    def _orders(self) -> StepOrders:
         return self._pulls.orders
 
     def arrived(self, request: Any) -> None:
         """A request has come; nothing else is called for it before."""
         request_id = request.request_id
         try:
-            key = transfer_of(request.kv_transfer_params) if self._is_producer else None
-            meeting = meeting_of(request.kv_transfer_params)
+            key = mailbox_key_of(request.kv_transfer_params) if self._is_producer else None
+            meeting = remote_prefill_of(request.kv_transfer_params)
             prompt = prompt_digest(request)
             if meeting is not None and (problem := self._problem(meeting, prompt)):
                 raise ValueError(problem)
@@ -136,7 +136,7 @@ class PushScheduling:
         self._loading -= request_ids
 
     def finished(self, request: Any) -> tuple[bool, dict[str, Any] | None]:
-        """A request has ended; returns as `Scheduling.finished`."""
+        """A request has ended; returns as `PullScheduler.finished`."""
         request_id = request.request_id
         awaited = self._awaited.pop(request_id, None)
         if awaited is not None:
@@ -153,9 +153,9 @@ class PushScheduling:
             return False, None
         self._orders.finish.append(request_id)
         transfer = request.kv_transfer_params["transfer"]
-        return True, Meeting(transfer=transfer, ranks=self.ranks).to_params()
+        return True, RemotePrefill(transfer=transfer, ranks=self.ranks).to_params()
 
-    def _problem(self, meeting: Meeting, prompt: str | None) -> str:
+    def _problem(self, meeting: RemotePrefill, prompt: str | None) -> str:
         """Why a meeting cannot take place, or ""."""
         if not self._is_consumer:
             return "this engine is a producer only; give it kv_role kv_consumer or kv_both"
@@ -170,12 +170,12 @@ class PushScheduling:
 
     def _await(
         self, request_id: str, awaited: _Awaited, block_ids: list[int], num_external_tokens: int
-    ) -> Await:
+    ) -> Receive:
         first = awaited.num_local_tokens // self._block_size
         num_tokens = awaited.num_local_tokens + num_external_tokens
         end = -(-num_tokens // self._block_size)
         blocks = list(block_ids[first:end]) if num_external_tokens else []
-        return Await(request_id, awaited.meeting, awaited.prompt, first, blocks, num_tokens)
+        return Receive(request_id, awaited.meeting, awaited.prompt, first, blocks, num_tokens)
 
     def _progress(
         self, output: Any, request_id: str, block_ids: Any, num_computed_tokens: int
@@ -183,7 +183,7 @@ class PushScheduling:
         end = num_computed_tokens + output.num_scheduled_tokens[request_id]
         num_tokens = min(end, self._sending[request_id].num_tokens)
         blocks = list(block_ids[0]) if block_ids else []
-        self._orders.progress.append(Progress(request_id, blocks, num_tokens))
+        self._orders.progress.append(StepProgress(request_id, blocks, num_tokens))
 
     def _give_up(self, request_id: str, reason: str) -> None:
         if self._sending.pop(request_id, None) is not None:

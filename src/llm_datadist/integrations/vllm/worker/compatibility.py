@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
-    from llm_datadist.integrations.vllm.kv_layout import Layout
+    from llm_datadist.integrations.vllm.kv_layout import KVLayout
 
 __all__ = ["FACTS_BYTES", "FACTS_MODEL_ID", "facts_of", "mismatches", "read_facts", "write_facts"]
 
@@ -25,7 +25,7 @@ _FORMAT = "1"
 
 
 def facts_of(
-    vllm_config: Any, layout: Layout, model_id: str | None, version: str
+    vllm_config: Any, layout: KVLayout, model_id: str | None, version: str
 ) -> dict[str, str]:
     """The facts of one worker.
 

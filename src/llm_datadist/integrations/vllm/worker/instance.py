@@ -16,7 +16,7 @@ from llm_datadist.integrations.vllm.worker.compatibility import (
 
 if TYPE_CHECKING:
     from llm_datadist import Cache, CacheManager
-    from llm_datadist.integrations.vllm.kv_layout import Layout, Part
+    from llm_datadist.integrations.vllm.kv_layout import KVLayout, Part
     from llm_datadist.integrations.vllm.options import ConnectorOptions
 
 __all__ = ["WorkerInstance"]
@@ -38,7 +38,7 @@ class WorkerInstance:
     """
 
     def __init__(
-        self, options: ConnectorOptions, layout: Layout, facts: dict[str, str], *, listens: bool
+        self, options: ConnectorOptions, layout: KVLayout, facts: dict[str, str], *, listens: bool
     ) -> None:
         self.options = options
         self.layout = layout

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from llm_datadist import Cache, CacheManager
 
-__all__ = ["PAGE_BYTES", "Page", "Receipt", "Ticket", "push_message"]
+__all__ = ["PAGE_BYTES", "Mailbox", "Receipt", "Ticket", "send_message"]
 
 PAGE_BYTES = 256 << 10
 _HEADER = struct.Struct("<I32s")
@@ -62,7 +62,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     problem: str = ""
 
 
-class Page:
+class Mailbox:
     """A page of this worker that peers who know its key can push one message into."""
 
     def __init__(self, manager: CacheManager, cluster_id: int, key: int) -> None:
@@ -95,7 +95,7 @@ class Page:
             self._manager.unregister_cache(cache.cache_id)
 
 
-def push_message(manager: CacheManager, key: BlocksCacheKey, message: Any) -> None:
+def send_message(manager: CacheManager, key: BlocksCacheKey, message: Any) -> None:
     """Push a message into a peer's page; it is there when this returns.
 
     Raises:

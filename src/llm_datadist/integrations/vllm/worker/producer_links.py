@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.kv_transfer_params import RankAddress
     from llm_datadist.integrations.vllm.worker.instance import WorkerInstance
 
-__all__ = ["Incompatible", "Producers", "Unreachable"]
+__all__ = ["Incompatible", "ProducerLinks", "Unreachable"]
 
 logger = logging.getLogger("llm_datadist.vllm")
 
@@ -41,7 +41,7 @@ class Unreachable(Exception):
     """The producer cannot be linked; the text says why."""
 
 
-class Producers:
+class ProducerLinks:
     """The producers that this worker has met. Thread-safe; calls of one producer are in turn."""
 
     def __init__(self, worker: WorkerInstance) -> None:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 from llm_datadist import BlocksCacheKey, LLMException, LLMStatusCode
 from llm_datadist.integrations.vllm.worker.producer_links import (
     Incompatible,
-    Producers,
+    ProducerLinks,
     Unreachable,
 )
-from llm_datadist.integrations.vllm.worker.pull_progress import Pieces, num_before_faults
+from llm_datadist.integrations.vllm.worker.pull_progress import PullProgress, num_before_faults
 
 if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.kv_transfer_params import Offer, RankAddress
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.worker.wakeup import Changes
     from llm_datadist.leases import Lease
 
-__all__ = ["Consumer", "Loaded"]
+__all__ = ["PullConsumer", "Loaded"]
 
 logger = logging.getLogger("llm_datadist.vllm")
 
@@ -52,7 +52,7 @@ class Loaded:
     failed_blocks: set[int] = field(default_factory=set)
 
 
-class Consumer:
+class PullConsumer:
     """Loads and dismisses. Calls of the model's thread never wait for a transfer.
 
     Args:
@@ -63,7 +63,7 @@ class Consumer:
     def __init__(self, worker: WorkerInstance, changes: Changes) -> None:
         self._worker = worker
         self._changes = changes
-        self._producers = Producers(worker)
+        self._producers = ProducerLinks(worker)
         self._lock = threading.Lock()
         self._pending: dict[str, threading.Event] = {}
         self._ended: dict[str, set[int]] = {}
@@ -147,7 +147,7 @@ class Consumer:
 
     def _load(self, order: Load, abandoned: threading.Event) -> set[int]:
         """Load, and return the own blocks that are not right."""
-        left = Pieces(order, self._worker.layout)
+        left = PullProgress(order, self._worker.layout)
         deadline = time.monotonic() + self._worker.options.transfer_timeout_ms / 1000
         started = time.perf_counter()
         rank = self._rank(order.offer)
@@ -181,7 +181,7 @@ class Consumer:
         return left.blocks()
 
     def _pull_all(
-        self, left: Pieces, rank: RankAddress, abandoned: threading.Event, deadline: float
+        self, left: PullProgress, rank: RankAddress, abandoned: threading.Event, deadline: float
     ) -> None:
         with self._lease(left.order.offer, rank) as lease:
             while left.pieces and not abandoned.is_set():
@@ -195,7 +195,7 @@ class Consumer:
             if not left.pieces:
                 self._report(left.order, abandoned, set())  # before the producer is told
 
-    def _pull(self, left: Pieces, rank: RankAddress) -> None:
+    def _pull(self, left: PullProgress, rank: RankAddress) -> None:
         part, src_blocks, dst_blocks = left.pieces[0]
         try:
             self._worker.cache_manager.pull_blocks(

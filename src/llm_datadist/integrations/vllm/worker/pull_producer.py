@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.worker.wakeup import Changes
     from llm_datadist.leases import LeaseEnd
 
-__all__ = ["Producer"]
+__all__ = ["PullProducer"]
 
 logger = logging.getLogger("llm_datadist.vllm")
 
@@ -46,7 +46,7 @@ class _Kept:
     is_fetched: bool = False
 
 
-class Producer:
+class PullProducer:
     """Keeps and gives back. Calls of the model's thread never wait for a transfer.
 
     Args:

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llm_datadist import LLMException
-    from llm_datadist.integrations.vllm.kv_layout import Layout
+    from llm_datadist.integrations.vllm.kv_layout import KVLayout
     from llm_datadist.integrations.vllm.step_orders import Load
 
-__all__ = ["Pieces", "num_before_faults"]
+__all__ = ["PullProgress", "num_before_faults"]
 
 PIECE_BYTES = 256 << 20
 """Bytes of one pull; between two a load sees that it was abandoned, and renews its lease."""
 
 
-class Pieces:
+class PullProgress:
     """What is left of a load.
 
     Attributes:
@@ -24,7 +24,7 @@ class Pieces:
         total_bytes: Bytes of the whole load.
     """
 
-    def __init__(self, order: Load, layout: Layout) -> None:
+    def __init__(self, order: Load, layout: KVLayout) -> None:
         self.order = order
         self.pieces: list[tuple[int, list[int], list[int]]] = []
         self.total_bytes = 0

@@ -19,21 +19,21 @@ from typing import TYPE_CHECKING
 from llm_datadist import BlocksCacheKey, LLMException, LLMStatusCode
 from llm_datadist.integrations.vllm.kv_layout import MAX_PARTS
 from llm_datadist.integrations.vllm.kv_transfer_params import MAX_KEY
-from llm_datadist.integrations.vllm.worker.mailbox import Page, Receipt, Ticket, push_message
+from llm_datadist.integrations.vllm.worker.mailbox import Mailbox, Receipt, Ticket, send_message
 from llm_datadist.integrations.vllm.worker.producer_links import (
     Incompatible,
-    Producers,
+    ProducerLinks,
     Unreachable,
 )
 from llm_datadist.integrations.vllm.worker.pull_consumer import Loaded
 
 if TYPE_CHECKING:
     from llm_datadist import Cache
-    from llm_datadist.integrations.vllm.step_orders import Await
+    from llm_datadist.integrations.vllm.step_orders import Receive
     from llm_datadist.integrations.vllm.worker.instance import WorkerInstance
     from llm_datadist.integrations.vllm.worker.wakeup import Changes
 
-__all__ = ["Receiver"]
+__all__ = ["PushConsumer"]
 
 logger = logging.getLogger("llm_datadist.vllm")
 
@@ -61,11 +61,11 @@ class _Waiting:
         check_at: When to look whether the link is still there.
     """
 
-    order: Await
+    order: Receive
     deadline: float
     is_told: bool = False
     caches: list[Cache] | None = None
-    page: Page | None = None
+    page: Mailbox | None = None
     key: int = 0
     problem: str = ""
     is_over: bool = False
@@ -74,7 +74,7 @@ class _Waiting:
     check_at: float = 0.0
 
 
-class Receiver:
+class PushConsumer:
     """Awaits. Calls of the model's thread never wait for a transfer.
 
     Args:
@@ -85,7 +85,7 @@ class Receiver:
     def __init__(self, worker: WorkerInstance, changes: Changes) -> None:
         self._worker = worker
         self._changes = changes
-        self._producers = Producers(worker)
+        self._producers = ProducerLinks(worker)
         self._wake = threading.Condition()
         self._all: dict[str, _Waiting] = {}
         self._ended: dict[str, set[int]] = {}
@@ -99,7 +99,7 @@ class Receiver:
         )
         self._dispatcher.start()
 
-    def receive(self, order: Await) -> None:
+    def receive(self, order: Receive) -> None:
         """Begin to wait for a request, or let its producer know that nothing is wanted."""
         deadline = time.monotonic() + self._worker.options.hold_ms / 1000
         with self._wake:
@@ -217,7 +217,7 @@ class Receiver:
         if order.blocks and waiting.caches is None:
             waiting.key = _new_key()
             waiting.caches = worker.publish(waiting.key)
-            waiting.page = Page(worker.cache_manager, worker.cluster_id, waiting.key + MAX_PARTS)
+            waiting.page = Mailbox(worker.cache_manager, worker.cluster_id, waiting.key + MAX_PARTS)
         ticket = Ticket(
             cluster_id=worker.cluster_id,
             key=waiting.key,
@@ -229,7 +229,7 @@ class Receiver:
         )
         key = BlocksCacheKey(rank.cluster_id, order.meeting.key)
         try:
-            push_message(worker.cache_manager, key, ticket)
+            send_message(worker.cache_manager, key, ticket)
         except LLMException as error:
             if error.status_code in _LINK_GONE:
                 self._producers.drop(rank)  # the next attempt links anew

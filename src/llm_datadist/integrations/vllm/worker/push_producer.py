@@ -15,15 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from llm_datadist import BlocksCacheKey, LLMException
-from llm_datadist.integrations.vllm.worker.mailbox import Page, Receipt, Ticket, push_message
-from llm_datadist.integrations.vllm.worker.push_progress import Sending
+from llm_datadist.integrations.vllm.worker.mailbox import Mailbox, Receipt, Ticket, send_message
+from llm_datadist.integrations.vllm.worker.push_progress import PushProgress
 
 if TYPE_CHECKING:
-    from llm_datadist.integrations.vllm.step_orders import Progress, Send
+    from llm_datadist.integrations.vllm.step_orders import Send, StepProgress
     from llm_datadist.integrations.vllm.worker.instance import WorkerInstance
     from llm_datadist.integrations.vllm.worker.wakeup import Changes
 
-__all__ = ["Pusher"]
+__all__ = ["PushProducer"]
 
 logger = logging.getLogger("llm_datadist.vllm")
 
@@ -31,7 +31,7 @@ _FIRST_LOOK_S, _LONGEST_LOOK_S = 0.001, 0.02
 """How often pages are looked at; the longer ago the last request came, the less often."""
 
 
-class Pusher:
+class PushProducer:
     """Sends and gives back. Calls of the model's thread never wait for a transfer.
 
     Args:
@@ -43,8 +43,8 @@ class Pusher:
         self._worker = worker
         self._changes = changes
         self._wake = threading.Condition()
-        self._all: dict[str, Sending] = {}
-        self._step: list[Sending] = []
+        self._all: dict[str, PushProgress] = {}
+        self._step: list[PushProgress] = []
         self._places = _places(worker)
         self._sent: set[str] = set()
         self._closed = False
@@ -60,15 +60,15 @@ class Pusher:
     def send(self, order: Send) -> None:
         """A request has come that will be sent."""
         try:
-            page = Page(self._worker.cache_manager, self._worker.cluster_id, order.key)
+            page = Mailbox(self._worker.cache_manager, self._worker.cluster_id, order.key)
         except LLMException as error:
             logger.error("request %s: it cannot be sent: %s", order.request_id, str(error))
             return
         with self._wake:
-            self._all[order.request_id] = Sending(order, self._worker.layout, page)
+            self._all[order.request_id] = PushProgress(order, self._worker.layout, page)
             self._note_change()
 
-    def begin_step(self, progress: list[Progress]) -> None:
+    def begin_step(self, progress: list[StepProgress]) -> None:
         """The model is about to compute this."""
         with self._wake:
             self._step = []
@@ -166,7 +166,7 @@ class Pusher:
                     max(_FIRST_LOOK_S, min(_LONGEST_LOOK_S, quiet_s / 16)) if waits else None
                 )
 
-    def _look(self, sending: Sending, now: float) -> None:
+    def _look(self, sending: PushProgress, now: float) -> None:
         """Look whether the ticket has come, or will not."""
         if sending.ticket is not None:
             return
@@ -185,7 +185,7 @@ class Pusher:
 
     # ---- threads that push -------------------------------------------------------------------
 
-    def _work(self, sending: Sending) -> None:
+    def _work(self, sending: PushProgress) -> None:
         try:
             self._push_computed(sending)
         except LLMException as error:
@@ -206,7 +206,7 @@ class Pusher:
                 self._end(sending)
             self._note_change()
 
-    def _push_computed(self, sending: Sending) -> None:
+    def _push_computed(self, sending: PushProgress) -> None:
         ticket = sending.ticket
         assert ticket is not None
         while True:
@@ -229,10 +229,10 @@ class Pusher:
                 sending.note_sent(run)
 
     @staticmethod
-    def _is_over(sending: Sending) -> bool:
+    def _is_over(sending: PushProgress) -> bool:
         return bool(sending.problem) or (sending.is_finished and sending.next_run() is None)
 
-    def _tell(self, sending: Sending) -> None:
+    def _tell(self, sending: PushProgress) -> None:
         """Say to the consumer that nothing more comes, unless it expects nothing."""
         ticket = sending.ticket
         assert ticket is not None
@@ -241,7 +241,7 @@ class Pusher:
         receipt = Receipt(prompt=sending.order.prompt, problem=sending.problem)
         key = BlocksCacheKey(ticket.cluster_id, ticket.receipt_key)
         try:
-            push_message(self._worker.cache_manager, key, receipt)
+            send_message(self._worker.cache_manager, key, receipt)
         except LLMException as error:
             logger.info(
                 "request %s: the consumer could not be told that it is %s: %s",
@@ -250,7 +250,7 @@ class Pusher:
                 str(error),
             )
 
-    def _end(self, sending: Sending) -> None:
+    def _end(self, sending: PushProgress) -> None:
         """Forget a request; vLLM gets its blocks back if it waits for them. Under the lock."""
         request_id = sending.order.request_id
         if self._all.get(request_id) is sending:

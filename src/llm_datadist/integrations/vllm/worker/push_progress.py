@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llm_datadist.integrations.vllm.kv_layout import Layout
+    from llm_datadist.integrations.vllm.kv_layout import KVLayout
     from llm_datadist.integrations.vllm.step_orders import Send
-    from llm_datadist.integrations.vllm.worker.mailbox import Page, Ticket
+    from llm_datadist.integrations.vllm.worker.mailbox import Mailbox, Ticket
 
-__all__ = ["Run", "Sending"]
+__all__ = ["Run", "PushProgress"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Run:
 
 
 @dataclass(slots=True)
-class Sending:
+class PushProgress:
     """A request.
 
     Attributes:
@@ -49,8 +49,8 @@ class Sending:
     """
 
     order: Send
-    layout: Layout
-    page: Page
+    layout: KVLayout
+    page: Mailbox
     blocks: list[int] = field(default_factory=list)
     computed: list[list[int]] = field(init=False)
     sent: list[list[int]] = field(init=False)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llm_datadist.integrations.vllm.kv_layout import layout_of
+from llm_datadist.integrations.vllm.kv_layout import kv_layout_of
 from llm_datadist.integrations.vllm.kv_transfer_params import RankAddress
 from llm_datadist.integrations.vllm.worker.compatibility import facts_of
 from llm_datadist.integrations.vllm.worker.instance import WorkerInstance
-from llm_datadist.integrations.vllm.worker.pull_consumer import Consumer
-from llm_datadist.integrations.vllm.worker.pull_producer import Producer
-from llm_datadist.integrations.vllm.worker.push_consumer import Receiver
-from llm_datadist.integrations.vllm.worker.push_producer import Pusher
+from llm_datadist.integrations.vllm.worker.pull_consumer import PullConsumer
+from llm_datadist.integrations.vllm.worker.pull_producer import PullProducer
+from llm_datadist.integrations.vllm.worker.push_consumer import PushConsumer
+from llm_datadist.integrations.vllm.worker.push_producer import PushProducer
 from llm_datadist.integrations.vllm.worker.wakeup import Changes
 
 if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.options import ConnectorOptions
-    from llm_datadist.integrations.vllm.step_orders import Orders
+    from llm_datadist.integrations.vllm.step_orders import StepOrders
 
 __all__ = ["Worker", "check_parallel"]
 
@@ -72,7 +72,7 @@ class Worker:
         is_consumer: bool,
     ) -> None:
         rank = int(vllm_config.parallel_config.rank)
-        layout = layout_of(kv_caches, kv_cache_config, rank)
+        layout = kv_layout_of(kv_caches, kv_cache_config, rank)
         pushes = options.mode == "push"
         if pushes:
             _check_pushable(layout.groups)
@@ -80,10 +80,11 @@ class Worker:
         self._has_groups = len(layout.block_sizes) > 1
         self._instance = WorkerInstance(options, layout, facts, listens=is_producer)
         self._changes = Changes()
-        self._producer = Producer(self._instance, self._changes) if is_producer else None
-        self._consumer = Consumer(self._instance, self._changes) if is_consumer else None
-        self._pusher = Pusher(self._instance, self._changes) if pushes and is_producer else None
-        self._receiver = Receiver(self._instance, self._changes) if pushes and is_consumer else None
+        parts = self._instance, self._changes
+        self._producer = PullProducer(*parts) if is_producer else None
+        self._consumer = PullConsumer(*parts) if is_consumer else None
+        self._pusher = PushProducer(*parts) if pushes and is_producer else None
+        self._receiver = PushConsumer(*parts) if pushes and is_consumer else None
         self._is_idle = False
         self._failed_blocks: set[int] = set()
         self.failed_request_ids: set[str] = set()
@@ -94,7 +95,7 @@ class Worker:
         listen = self._instance.listen_address
         return None if listen is None else RankAddress(*listen, self._instance.cluster_id)
 
-    def carry_out(self, orders: Orders, *, is_idle: bool) -> None:
+    def carry_out(self, orders: StepOrders, *, is_idle: bool) -> None:
         """Begin what the scheduler's side has ordered for this step.
 
         Args:
@@ -155,7 +156,7 @@ class Worker:
             if side is not None:
                 side.close()
 
-    def _carry_out_pushes(self, orders: Orders) -> None:
+    def _carry_out_pushes(self, orders: StepOrders) -> None:
         if self._pusher is not None:
             for send in orders.send:
                 self._pusher.send(send)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from llm_datadist.integrations.vllm.kv_transfer_params import RankAddress, offer_of
-from llm_datadist.integrations.vllm.scheduler.pull import Scheduling
+from llm_datadist.integrations.vllm.scheduler.pull import PullScheduler
 from support.vllm.objects import request
 
 RANK = RankAddress("192.0.2.7", 7000, 1)
@@ -15,7 +15,7 @@ BLOCK = 32
 
 
 def scheduling(*, is_producer=True, is_consumer=True, block_sizes=(BLOCK,), num_ranks=1):
-    side = Scheduling(
+    side = PullScheduler(
         "engine", block_sizes, num_ranks, is_producer=is_producer, is_consumer=is_consumer
     )
     side.set_ranks([RANK] * num_ranks)

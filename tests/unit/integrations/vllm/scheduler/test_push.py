@@ -6,15 +6,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from llm_datadist.integrations.vllm.kv_transfer_params import Meeting, RankAddress, prompt_digest
-from llm_datadist.integrations.vllm.scheduler.pull import Scheduling
-from llm_datadist.integrations.vllm.scheduler.push import PushScheduling
-from llm_datadist.integrations.vllm.step_orders import Await, Progress, Send
+from llm_datadist.integrations.vllm.kv_transfer_params import (
+    RankAddress,
+    RemotePrefill,
+    prompt_digest,
+)
+from llm_datadist.integrations.vllm.scheduler.pull import PullScheduler
+from llm_datadist.integrations.vllm.scheduler.push import PushScheduler
+from llm_datadist.integrations.vllm.step_orders import Receive, Send, StepProgress
 from support.vllm.objects import request
 
 RANK = RankAddress("192.0.2.7", 7000, 1)
 NAME = "a random name of a transfer"
-MEETING = Meeting(transfer=NAME, ranks=[RANK])
+MEETING = RemotePrefill(transfer=NAME, ranks=[RANK])
 SEND = {"do_remote_decode": True, "transfer": NAME}
 AWAIT = {
     "do_remote_prefill": True,
@@ -28,8 +32,8 @@ class Side:
 
     def __init__(self, *, num_ranks=1, is_producer=True, is_consumer=True):
         roles = {"is_producer": is_producer, "is_consumer": is_consumer}
-        self.pulls = Scheduling("engine", [32], num_ranks, **roles)
-        self.pushes = PushScheduling(32, num_ranks, self.pulls, **roles)
+        self.pulls = PullScheduler("engine", [32], num_ranks, **roles)
+        self.pushes = PushScheduler(32, num_ranks, self.pulls, **roles)
         self.pushes.ranks = [RANK]
 
     def arrived(self, *args, **kwargs):
@@ -64,9 +68,9 @@ def test_a_prefill_is_followed_step_by_step():
     side = Side()
     one = side.arrived("p", range(100), SEND)
     assert side.orders().send == [Send("p", MEETING.key, prompt_digest(one), 100)]
-    assert side.step(new=[("p", [5, 6], 32, 32)]).progress == [Progress("p", [5, 6], 64)]
-    assert side.step(cached=[("p", None, 64, 8)]).progress == [Progress("p", [], 72)]
-    assert side.step(cached=[("p", [9, 7], 72, 29)]).progress == [Progress("p", [9, 7], 100)]
+    assert side.step(new=[("p", [5, 6], 32, 32)]).progress == [StepProgress("p", [5, 6], 64)]
+    assert side.step(cached=[("p", None, 64, 8)]).progress == [StepProgress("p", [], 72)]
+    assert side.step(cached=[("p", [9, 7], 72, 29)]).progress == [StepProgress("p", [9, 7], 100)]
     is_kept, params = side.pushes.finished(one)
     assert is_kept
     assert params["ranks"] == [{"ip": "192.0.2.7", "port": 7000, "cluster_id": 1}]
@@ -105,8 +109,8 @@ def test_blocks_are_awaited_from_the_first_that_is_missing():
     assert side.pushes.num_new_matched_tokens(one, 32) == 67
     side.pushes.allocated(one, [3, 4, 5, 6], 67)
     (order,) = side.orders().receive
-    meeting = Meeting(transfer=NAME, ranks=[RankAddress("a", 1, 2)])
-    assert order == Await("d", meeting, prompt_digest(one), 1, [4, 5, 6], 99)
+    meeting = RemotePrefill(transfer=NAME, ranks=[RankAddress("a", 1, 2)])
+    assert order == Receive("d", meeting, prompt_digest(one), 1, [4, 5, 6], 99)
 
 
 def test_the_last_token_is_computed():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llm_datadist.integrations.vllm.kv_layout import Layout, Part
+from llm_datadist.integrations.vllm.kv_layout import KVLayout, Part
 from llm_datadist.integrations.vllm.worker.compatibility import (
     FACTS_BYTES,
     facts_of,
@@ -17,7 +17,7 @@ from support.vllm.objects import vllm_config
 
 def layout(*, layers=("a", "b"), block_size=32, rank=0, addrs=(1, 2), num_blocks=10):
     part = Part(0, addrs, num_blocks, 128 * block_size, layers)
-    return Layout((part,), (block_size,), "FullAttentionSpec", rank)
+    return KVLayout((part,), (block_size,), "FullAttentionSpec", rank)
 
 
 LAYOUT = layout()

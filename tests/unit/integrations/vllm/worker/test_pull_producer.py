@@ -10,7 +10,7 @@ import pytest
 from llm_datadist import LLMException
 from llm_datadist.integrations.vllm.options import parse_extra_config
 from llm_datadist.integrations.vllm.worker import pull_producer as producer_module
-from llm_datadist.integrations.vllm.worker.pull_producer import Producer
+from llm_datadist.integrations.vllm.worker.pull_producer import PullProducer
 from llm_datadist.integrations.vllm.worker.wakeup import Changes
 
 
@@ -47,7 +47,7 @@ def producers(monkeypatch):
         told = threading.Event()
         changes = Changes()
         monkeypatch.setattr(changes, "notify", told.set)
-        made.append(Producer(worker, changes))
+        made.append(PullProducer(worker, changes))
         return made[-1], told
 
     yield make

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 
 from llm_datadist import LLMException
-from llm_datadist.integrations.vllm.kv_layout import Layout, Part
+from llm_datadist.integrations.vllm.kv_layout import KVLayout, Part
 from llm_datadist.integrations.vllm.step_orders import Load
 from llm_datadist.integrations.vllm.worker import pull_progress as pieces_module
-from llm_datadist.integrations.vllm.worker.pull_progress import Pieces, num_before_faults
+from llm_datadist.integrations.vllm.worker.pull_progress import PullProgress, num_before_faults
 
 PEER = 7
 
 
 def layout(*parts):
-    return Layout(
+    return KVLayout(
         parts=tuple(
             Part(group, (1,) * tensors, 100, size, ("l",)) for group, tensors, size in parts
         ),
@@ -30,7 +30,7 @@ def load(*blocks):
 
 def test_pieces_follow_the_tokens(monkeypatch):
     monkeypatch.setattr(pieces_module, "PIECE_BYTES", 60)
-    left = Pieces(load([1, 2, 3]), layout((0, 2, 10), (0, 1, 5)))  # 25 bytes a block
+    left = PullProgress(load([1, 2, 3]), layout((0, 2, 10), (0, 1, 5)))  # 25 bytes a block
     assert left.pieces == [
         (0, [101, 102], [1, 2]),
         (1, [101, 102], [1, 2]),
@@ -45,12 +45,12 @@ def test_pieces_follow_the_tokens(monkeypatch):
 
 
 def test_each_group_has_parts_and_blocks_of_its_own():
-    left = Pieces(load([1, 2], [7]), layout((0, 1, 10), (1, 1, 20)))
+    left = PullProgress(load([1, 2], [7]), layout((0, 1, 10), (1, 1, 20)))
     assert left.pieces == [(0, [101, 102], [1, 2]), (1, [107], [7])]
 
 
 def test_split():
-    left = Pieces(load([1, 2, 3]), layout((0, 1, 10)))
+    left = PullProgress(load([1, 2, 3]), layout((0, 1, 10)))
     left.split_first(1)
     assert left.pieces == [(0, [101], [1]), (0, [102, 103], [2, 3])]
 

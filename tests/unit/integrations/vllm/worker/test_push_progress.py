@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from llm_datadist.integrations.vllm.kv_layout import Layout, Part
+from llm_datadist.integrations.vllm.kv_layout import KVLayout, Part
 from llm_datadist.integrations.vllm.step_orders import Send
 from llm_datadist.integrations.vllm.worker.mailbox import Ticket
-from llm_datadist.integrations.vllm.worker.push_progress import Run, Sending
+from llm_datadist.integrations.vllm.worker.push_progress import PushProgress, Run
 
-LAYOUT = Layout(
+LAYOUT = KVLayout(
     parts=(
         Part(0, (1, 2, 3), 100, 64, ("a", "b", "c")),
         Part(0, (4,), 100, 32, ("d",)),
@@ -21,7 +21,7 @@ LAYOUT = Layout(
 
 
 def sending(num_tokens=100, first=0, wanted=99, blocks=None, prompt="d"):
-    made = Sending(Send("r", 1, "d", num_tokens), LAYOUT, page=None)
+    made = PushProgress(Send("r", 1, "d", num_tokens), LAYOUT, page=None)
     if blocks is None:
         blocks = list(range(50, 50 + -(-wanted // 32) - first))
     ticket = Ticket(
