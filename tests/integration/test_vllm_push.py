@@ -42,13 +42,13 @@ def pair(sides, request):
     return producer, consumer
 
 
-def meeting_with(producer, name=NAME):
+def prefill_by(producer, name=NAME):
     return RemotePrefill(transfer=name, ranks=[producer.worker.address])
 
 
 def come(producer, request_id="p", name=NAME, prompt="d"):
     """A request comes to be prefilled."""
-    send = Send(request_id, meeting_with(producer, name).key, prompt, TOKENS)
+    send = Send(request_id, prefill_by(producer, name).mailbox_key, prompt, TOKENS)
     producer.worker.carry_out(StepOrders(send=[send]), is_idle=False)
 
 
@@ -71,8 +71,8 @@ def prefill(producer, request_id="p", blocks=SRC):
 
 def await_of(producer, request_id="d", first=0, blocks=DST, num_tokens=TOKENS - 1, **more):
     order = {"name": NAME, "prompt": "d", **more}
-    meeting = meeting_with(producer, order["name"])
-    awaited = Receive(request_id, meeting, order["prompt"], first, list(blocks), num_tokens)
+    prefill = prefill_by(producer, order["name"])
+    awaited = Receive(request_id, prefill, order["prompt"], first, list(blocks), num_tokens)
     return StepOrders(receive=[awaited])
 
 

@@ -1,7 +1,7 @@
-"""`LLMDataDistConnector`: vLLM's connector interface, the only module here that imports vLLM.
+"""`LLMDataDistConnector`: implements vLLM's connector interface; no other module imports vLLM.
 
 It translates calls to the schedulers (in the scheduler process) and to `Worker` (in each worker).
-Written for vLLM 0.32; what differs between versions is handled here.
+Written for vLLM 0.32; differences between versions are handled here.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ _SUPPORTED = "0.32"
 
 @dataclass
 class ConnectorMetadata(KVConnectorMetadata):  # type: ignore[misc, unused-ignore]
-    """Orders of the scheduler side for one step."""
+    """Orders of the scheduler side to the workers, for one step."""
 
     orders: StepOrders = field(default_factory=StepOrders)
 
 
 @dataclass
 class HandshakeMetadata(KVConnectorHandshakeMetadata):  # type: ignore[misc, unused-ignore]
-    """Where a worker listens, told to the scheduler's side once; None when it does not."""
+    """Address of a worker, sent to the scheduler side once; None if it does not listen."""
 
     rank: RankAddress | None
 
 
 class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc, unused-ignore]
-    """Moves the KV blocks of finished prompts from producers to consumers over llm_datadist.
+    """Moves the KV blocks of prompts from producers to consumers over llm_datadist.
 
     Raises:
         ValueError: A bad `kv_connector_extra_config`, or a kind of parallelism that is not
@@ -61,81 +61,69 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
         transfer = vllm_config.kv_transfer_config
         self._options: ConnectorOptions = parse_extra_config(transfer.kv_connector_extra_config)
         check_parallel(vllm_config.parallel_config)
-        self._scheduling: PullScheduler | None = None
+        self._orders = StepOrders()
+        self._pulls: PullScheduler | None = None
         self._pushes: PushScheduler | None = None
         self._worker: Worker | None = None
-        if role == KVConnectorRole.SCHEDULER:
-            groups = kv_cache_config.kv_cache_groups
-            self._scheduling = PullScheduler(
-                str(transfer.engine_id),
-                [int(group.kv_cache_spec.block_size) for group in groups],
-                vllm_config.parallel_config.tensor_parallel_size,
-                is_producer=transfer.is_kv_producer,
-                is_consumer=transfer.is_kv_consumer,
+        if role != KVConnectorRole.SCHEDULER:
+            return
+        block_sizes = [int(g.kv_cache_spec.block_size) for g in kv_cache_config.kv_cache_groups]
+        num_ranks = vllm_config.parallel_config.tensor_parallel_size
+        roles = {"is_producer": transfer.is_kv_producer, "is_consumer": transfer.is_kv_consumer}
+        self._pulls = PullScheduler(
+            self._orders, str(transfer.engine_id), block_sizes, num_ranks, **roles
+        )
+        if self._options.mode == "push":
+            self._pushes = PushScheduler(self._orders, block_sizes[0], num_ranks, **roles)
+        if not str(vllm.__version__).startswith(f"{_SUPPORTED}."):
+            logger.warning(
+                "LLMDataDistConnector is written for vLLM %s and not tested with %s",
+                _SUPPORTED,
+                vllm.__version__,
             )
-            if self._options.mode == "push":
-                self._pushes = PushScheduler(
-                    int(groups[0].kv_cache_spec.block_size),
-                    vllm_config.parallel_config.tensor_parallel_size,
-                    self._scheduling,
-                    is_producer=transfer.is_kv_producer,
-                    is_consumer=transfer.is_kv_consumer,
-                )
-            if not str(vllm.__version__).startswith(f"{_SUPPORTED}."):
-                logger.warning(
-                    "LLMDataDistConnector is written for vLLM %s and not tested with %s",
-                    _SUPPORTED,
-                    vllm.__version__,
-                )
-            if transfer.is_kv_consumer and transfer.kv_load_failure_policy != "recompute":
-                logger.warning(
-                    'kv_load_failure_policy is "%s": a request whose KV cannot be fetched will '
-                    'fail; write "kv_load_failure_policy": "recompute" in --kv-transfer-config to '
-                    "have it computed on this engine instead",
-                    transfer.kv_load_failure_policy,
-                )
+        if transfer.is_kv_consumer and transfer.kv_load_failure_policy != "recompute":
+            logger.warning(
+                'kv_load_failure_policy is "%s": a request whose KV cannot be fetched will '
+                'fail; write "kv_load_failure_policy": "recompute" in --kv-transfer-config to '
+                "have it recomputed on this engine instead",
+                transfer.kv_load_failure_policy,
+            )
 
-    # ---- the scheduler's side ----------------------------------------------------------------
+    # ---- scheduler side ----------------------------------------------------------------------
 
-    def _pushes_of(self, request: Any) -> PushScheduler | None:
-        """Who cares for this request in push mode; None for all others."""
+    def _scheduler_of(self, request: Any) -> PullScheduler | PushScheduler:
+        """Return the scheduler of a request: push mode serves those that name a transfer."""
         is_pushed = "transfer" in (request.kv_transfer_params or {})
-        return self._pushes if is_pushed else None
+        scheduler = self._pushes if is_pushed and self._pushes is not None else self._pulls
+        assert scheduler is not None
+        return scheduler
 
     def on_new_request(self, request: Any) -> None:
-        pushes = self._pushes_of(request)
-        if pushes is not None:
-            pushes.arrived(request)
+        scheduler = self._scheduler_of(request)
+        if isinstance(scheduler, PushScheduler):
+            scheduler.arrived(request)
 
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int
     ) -> tuple[int | None, bool]:
-        assert self._scheduling is not None
-        scheduling = self._pushes_of(request) or self._scheduling
-        num_tokens = scheduling.num_new_matched_tokens(request, num_computed_tokens)
+        scheduler = self._scheduler_of(request)
+        num_tokens = scheduler.num_new_matched_tokens(request, num_computed_tokens)
         return num_tokens, num_tokens > 0
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        assert self._scheduling is not None
-        block_ids = blocks.get_block_ids()
-        pushes = self._pushes_of(request)
-        if pushes is not None:
-            pushes.allocated(request, block_ids[0], num_external_tokens)
-        else:
-            self._scheduling.allocated(request, block_ids, num_external_tokens)
+        scheduler = self._scheduler_of(request)
+        scheduler.allocated(request, blocks.get_block_ids(), num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: Any) -> ConnectorMetadata:
-        assert self._scheduling is not None
         if self._pushes is not None:
             self._pushes.scheduled(scheduler_output)
-        return ConnectorMetadata(self._scheduling.take_orders())
+        return ConnectorMetadata(self._orders.take())
 
     def update_connector_output(self, connector_output: Any) -> None:
-        assert self._scheduling is not None
         loaded = set(connector_output.finished_recving or ())
-        self._scheduling.loaded(loaded)
-        if self._pushes is not None:
-            self._pushes.loaded(loaded)
+        for scheduler in (self._pulls, self._pushes):
+            if scheduler is not None:
+                scheduler.loaded(loaded)
 
     def request_finished(
         self, request: Any, block_ids: list[int]
@@ -145,24 +133,18 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
     def request_finished_all_groups(
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        assert self._scheduling is not None
-        pushes = self._pushes_of(request)
-        if pushes is not None:
-            return pushes.finished(request)
-        return self._scheduling.finished(request, block_ids)
+        return self._scheduler_of(request).finished(request, block_ids)
 
     def get_loaded_kv_cache_group_ids(self, request: Any) -> tuple[int, ...]:
         return tuple(range(len(self._kv_cache_config.kv_cache_groups)))
 
     def set_xfer_handshake_metadata(self, metadata: dict[int, Any]) -> None:
-        assert self._scheduling is not None
         ranks = [metadata[rank].rank for rank in sorted(metadata)]
-        listening = [rank for rank in ranks if rank is not None]
-        self._scheduling.set_ranks(listening)
-        if self._pushes is not None:
-            self._pushes.ranks = listening
+        for scheduler in (self._pulls, self._pushes):
+            if scheduler is not None:
+                scheduler.ranks = [rank for rank in ranks if rank is not None]
 
-    # ---- the workers' side -------------------------------------------------------------------
+    # ---- worker side -------------------------------------------------------------------------
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
         transfer = self._vllm_config.kv_transfer_config
@@ -188,7 +170,7 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
         self._worker.carry_out(self._get_connector_metadata().orders, is_idle=is_idle)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Nothing to wait for: a request is scheduled when its load has ended."""
+        """Do nothing: vLLM schedules a request only after its load has ended."""
 
     def save_kv_layer(
         self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any
@@ -202,7 +184,7 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
 
     @classmethod
     def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
-        return extra_config.get("mode") == "push"  # save_kv_layer has to be called
+        return extra_config.get("mode") == "push"  # save_kv_layer must be called
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         if self._worker is None:

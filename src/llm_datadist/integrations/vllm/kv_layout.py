@@ -1,17 +1,19 @@
-"""vLLM's KV tensors as blocks caches: which memory a block of a KV cache group is.
+"""Layout of vLLM's KV tensors as blocks caches, and the keys of these caches.
 
 The interior of a block is opaque. A part is a set of equally shaped tensors, each a plain run of
-blocks, which the blocks of one KV cache group index; part i of a request is registered as the cache
-`key + i`. Only `data_ptr`, `shape`, `stride` and `element_size` of tensors are used.
+blocks, indexed by the blocks of one KV cache group. Part i of a request is registered as the cache
+`key + i`. Of tensors, only `data_ptr`, `shape`, `stride` and `element_size` are used.
 """
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["KVLayout", "Part", "kv_layout_of"]
+__all__ = ["MAX_KEY", "MAX_PARTS", "KVLayout", "Part", "kv_layout_of", "random_key"]
 
+MAX_KEY = 2**63 - 1
 MAX_PARTS = 256
 _TRANSFERABLE = {
     "FullAttentionSpec",
@@ -20,7 +22,7 @@ _TRANSFERABLE = {
     "SlidingWindowMLASpec",
     "ChunkedLocalAttentionSpec",
 }
-"""Kinds of KV cache spec whose blocks hold tokens, none of which depends on a later one."""
+"""Kinds of KV cache spec whose blocks hold tokens that do not depend on later ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class KVLayout:
     Attributes:
         parts: The memory.
         block_sizes: Tokens of a block, by KV cache group.
-        groups: The kinds of the groups, for the compatibility check.
+        groups: Kinds of the groups, for the compatibility check.
         rank: Tensor-parallel rank of the worker.
     """
 
@@ -59,7 +61,7 @@ class KVLayout:
     rank: int
 
     def describe(self) -> str:
-        """The shape of the memory, without addresses and block counts."""
+        """Describe the shape of the memory, without addresses and block counts."""
         return "; ".join(
             f"group {part.group}: {len(part.addrs)} tensors, {part.block_bytes} bytes a block"
             for part in self.parts
@@ -68,7 +70,7 @@ class KVLayout:
 
 @dataclass(slots=True)
 class _Run:
-    """A run of blocks: one address per `stride_bytes`."""
+    """Blocks at equal distances: one every `stride_bytes`."""
 
     addr: int
     page_bytes: int
@@ -77,7 +79,7 @@ class _Run:
 
 
 def kv_layout_of(kv_caches: dict[str, Any], kv_cache_config: Any, rank: int) -> KVLayout:
-    """Describe a worker's KV tensors.
+    """Derive the layout of a worker's KV tensors.
 
     Args:
         kv_caches: Layer name -> tensor, as vLLM registers them.
@@ -107,6 +109,11 @@ def kv_layout_of(kv_caches: dict[str, Any], kv_cache_config: Any, rank: int) -> 
     )
 
 
+def random_key(num_keys: int = MAX_PARTS) -> int:
+    """Return the first of `num_keys` consecutive keys that peers cannot guess."""
+    return (secrets.randbelow(MAX_KEY // num_keys - 1) + 1) * num_keys
+
+
 def _check_kind(index: int, spec: Any) -> None:
     for each in [spec, *getattr(spec, "kv_cache_specs", {}).values()]:
         kind = type(each).__name__
@@ -118,7 +125,7 @@ def _check_kind(index: int, spec: Any) -> None:
 
 
 def _runs_of(layer: str, tensor: Any, num_blocks: int) -> list[_Run]:
-    """The runs of blocks of one layer: one, or several where a layer's KV is in pieces."""
+    """Return the runs of blocks of one layer: one, or several if its KV is not contiguous."""
     if str(getattr(tensor, "device", "cpu")) != "cpu":
         raise ValueError(
             f"the KV cache of {layer} is on {tensor.device}; this version of llm_datadist moves "
@@ -133,8 +140,8 @@ def _runs_of(layer: str, tensor: Any, num_blocks: int) -> list[_Run]:
             f"the KV cache of {layer} has shape {shape}: its first dimension does not count its "
             f"{num_blocks} blocks"
         )
-    # The innermost dimensions, as long as they are dense, are a plain run of bytes; each index of
-    # the others has a run of its own.
+    # The innermost dense dimensions are a plain run of bytes; each index of the other dimensions
+    # has a run of its own.
     page_bytes = item_bytes
     outer: list[tuple[int, int]] = []
     for stride, size in sorted(zip(strides[1:], shape[1:], strict=True)):
@@ -154,7 +161,7 @@ def _runs_of(layer: str, tensor: Any, num_blocks: int) -> list[_Run]:
 
 
 def _merged(runs: list[_Run]) -> list[_Run]:
-    """Make one run of those that share each block's memory, such as layers beside each other."""
+    """Merge runs whose blocks are adjacent, such as those of layers that share one tensor."""
     merged: list[_Run] = []
     for run in sorted(runs, key=lambda run: run.addr):
         last = merged[-1] if merged else None
@@ -172,7 +179,7 @@ def _merged(runs: list[_Run]) -> list[_Run]:
         if run.page_bytes != run.stride_bytes:
             raise ValueError(
                 f"a block of {', '.join(run.layers)} has {run.page_bytes} bytes every "
-                f"{run.stride_bytes}: memory between blocks that is of no layer of the group "
+                f"{run.stride_bytes}: memory between blocks that belongs to no layer of the group "
                 "cannot be moved with them"
             )
     return merged

@@ -1,12 +1,12 @@
-"""`kv_transfer_params`: what travels with a request, through client or router.
+"""`kv_transfer_params`: the fields of a request that pass through client or router.
 
-Pull mode: a request to the producer says `{"do_remote_decode": true}`. The producer answers with
-an `Offer` as dictionary, which the client or router passes on to the consumer unchanged.
+Pull mode: a request to the producer has `{"do_remote_decode": true}`. The producer answers with an
+`Offer` as a dictionary, which the client or router passes on to the consumer unchanged.
 
 Push mode: both get the request at the same time, with the same `transfer`, a random name. The
-producer's says `{"do_remote_decode": true, "transfer": "..."}`, the consumer's, a `RemotePrefill`,
+producer's has `{"do_remote_decode": true, "transfer": "..."}`, the consumer's, a `RemotePrefill`,
 `{"do_remote_prefill": true, "transfer": "...", "ranks": [...]}`, with the `ranks` of any earlier
-answer of that producer, pull or push.
+answer of that producer in either mode.
 """
 
 from __future__ import annotations
@@ -17,24 +17,28 @@ from typing import Any
 
 import msgspec
 
+from llm_datadist.integrations.vllm.kv_layout import MAX_KEY
+
 __all__ = [
-    "RemotePrefill",
     "Offer",
     "RankAddress",
-    "remote_prefill_of",
-    "offer_of",
-    "prompt_digest",
+    "RemotePrefill",
+    "is_prefilled",
     "mailbox_key_of",
+    "offer_of",
+    "producer_problem",
+    "prompt_digest",
+    "remote_prefill_of",
     "wants_remote_decode",
 ]
 
-MAX_KEY = 2**63 - 1
 _MAX_RANKS = 4096
 _MIN_NAME, _MAX_NAME = 16, 256
+_PREFILLED = {"FINISHED_LENGTH_CAPPED", "FINISHED_STOPPED", "FINISHED_REPETITION"}
 
 
 class RankAddress(msgspec.Struct, frozen=True):
-    """Where the producer's worker of one tensor-parallel rank listens."""
+    """Address on which a producer's worker of one tensor-parallel rank listens."""
 
     ip: str
     port: int
@@ -45,12 +49,12 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     """A finished prompt that a producer keeps for one consumer.
 
     Attributes:
-        key: First BlocksCacheKey.model_id under which the workers have registered the request's
-            blocks; withdrawn before any of them is used for something else.
-        ranks: The producer's workers by rank.
-        blocks: Physical blocks by KV cache group, in the order of the tokens.
-        num_tokens: How many of the prompt's tokens they hold.
-        prompt: Digest of what the tokens were computed from.
+        key: First BlocksCacheKey.model_id under which the workers publish the request's blocks;
+            withdrawn before any of them is reused.
+        ranks: The producer's workers, by rank.
+        blocks: The producer's blocks, by KV cache group, in the order of the tokens.
+        num_tokens: Number of the prompt's tokens that they hold.
+        prompt: `prompt_digest` of the request.
         remote_request_id: For logs.
     """
 
@@ -65,63 +69,63 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     do_remote_decode: bool = False
 
     def to_params(self) -> dict[str, Any]:
-        """As kv_transfer_params."""
+        """Convert to kv_transfer_params of the producer's answer."""
         params: dict[str, Any] = msgspec.to_builtins(self)
         return params
 
 
 class RemotePrefill(msgspec.Struct, frozen=True, kw_only=True):
-    """Which prefill a consumer waits for.
+    """A prefill for which a consumer waits in push mode.
 
     Attributes:
-        transfer: The name that the producer's request has too.
-        ranks: The producer's workers by rank.
+        transfer: Name of the transfer, which the producer's request has too.
+        ranks: The producer's workers, by rank.
     """
 
     transfer: str
     ranks: list[RankAddress]
 
     @property
-    def key(self) -> int:
-        """BlocksCacheKey.model_id of the producer's page for the ticket."""
-        return _page_key(self.transfer)
+    def mailbox_key(self) -> int:
+        """BlocksCacheKey.model_id of the producer's mailbox for the ticket."""
+        return _mailbox_key(self.transfer)
 
     def to_params(self) -> dict[str, Any]:
-        """As the producer's kv_transfer_params."""
+        """Convert to kv_transfer_params of the producer's answer."""
         params: dict[str, Any] = msgspec.to_builtins(self)
         return {**params, "do_remote_prefill": False, "do_remote_decode": False}
 
 
 def mailbox_key_of(params: dict[str, Any] | None) -> int | None:
-    """Key of the page for the ticket of a request that is to be pushed; None when it is not.
+    """Return the key of the mailbox for a request's ticket; None if it is not to be pushed.
 
     Raises:
-        ValueError: The transfer's name is not usable.
+        ValueError: The transfer's name cannot be used.
     """
     if params is None or not wants_remote_decode(params) or "transfer" not in params:
         return None
-    return _page_key(_checked(params["transfer"]))
+    return _mailbox_key(_checked(params["transfer"]))
 
 
 def remote_prefill_of(params: dict[str, Any] | None) -> RemotePrefill | None:
-    """The meeting that the request carries, or None when it carries none.
+    """Return the remote prefill that a request names, or None.
 
     Raises:
-        ValueError: There is one, malformed; the text says what is wrong with it.
+        ValueError: It is malformed; the text says how.
     """
     if not params or params.get("do_remote_prefill") is not True or "transfer" not in params:
         return None
     try:
-        meeting = msgspec.convert(params, RemotePrefill)
+        prefill = msgspec.convert(params, RemotePrefill)
     except msgspec.ValidationError as error:
         raise ValueError(
-            f'kv_transfer_params with a "transfer" is malformed: {error}; "ranks" is what any '
-            "answer of the producer says"
+            f'kv_transfer_params with a "transfer" is malformed: {error}; copy "ranks" from any '
+            "answer of the producer"
         ) from None
-    _checked(meeting.transfer)
-    if not 0 < len(meeting.ranks) <= _MAX_RANKS:
-        raise ValueError(f'kv_transfer_params has {len(meeting.ranks)} "ranks"')
-    return meeting
+    _checked(prefill.transfer)
+    if not 0 < len(prefill.ranks) <= _MAX_RANKS:
+        raise ValueError(f'kv_transfer_params has {len(prefill.ranks)} "ranks"')
+    return prefill
 
 
 def _checked(transfer: object) -> str:
@@ -133,21 +137,21 @@ def _checked(transfer: object) -> str:
     return transfer
 
 
-def _page_key(transfer: str) -> int:
+def _mailbox_key(transfer: str) -> int:
     digest = hashlib.sha256(b"ticket of " + transfer.encode()).digest()
     return 1 + int.from_bytes(digest[:8], "little") % MAX_KEY
 
 
 def wants_remote_decode(params: dict[str, Any] | None) -> bool:
-    """Whether the request is to be prefilled here and decoded elsewhere."""
+    """Return whether this engine prefills the request and another one decodes it."""
     return bool(params) and params is not None and params.get("do_remote_decode") is True
 
 
 def offer_of(params: dict[str, Any] | None) -> Offer | None:
-    """The offer that the request carries, or None when it carries none.
+    """Return the offer that a request carries, or None.
 
     Raises:
-        ValueError: There is one, malformed; the text says what is wrong with it.
+        ValueError: It is malformed; the text says how.
     """
     if not params or params.get("do_remote_prefill") is not True:
         return None
@@ -170,13 +174,13 @@ def offer_of(params: dict[str, Any] | None) -> Offer | None:
 
 
 def prompt_digest(request: Any) -> str | None:
-    """Digest of everything in a request that its prompt's KV depends on.
+    """Digest everything in a request that its prompt's KV depends on.
 
-    Producer and consumer compute it on their own; an offer whose digest differs from that of the
-    request it came with belongs to another prompt and is not used.
+    Producer and consumer each compute it; if the two differ, the blocks belong to another prompt
+    and are not used.
 
     Returns:
-        None when the prompt is not made of token ids alone (prompt embeddings).
+        None if the prompt does not consist of token ids alone (prompt embeddings).
     """
     if request.prompt_token_ids is None or request.prompt_embeds is not None:
         return None
@@ -188,3 +192,20 @@ def prompt_digest(request: Any) -> str | None:
         parts.append(f"{feature.identifier}@{position.offset}+{position.length}")
     digest.update(msgspec.json.encode(parts))
     return digest.hexdigest()
+
+
+def is_prefilled(request: Any) -> bool:
+    """Return whether a request has ended in a way that leaves its prompt's blocks usable."""
+    return request.status.name in _PREFILLED
+
+
+def producer_problem(ranks: list[RankAddress], num_ranks: int, *, is_consumer: bool) -> str:
+    """Return why this engine cannot load from a producer with these ranks, or ""."""
+    if not is_consumer:
+        return "this engine is a producer only; give it kv_role kv_consumer or kv_both"
+    if len(ranks) != num_ranks:
+        return (
+            f"the producer has tensor parallel size {len(ranks)}, this engine {num_ranks}; run "
+            "both with the same"
+        )
+    return ""

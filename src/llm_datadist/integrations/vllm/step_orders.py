@@ -1,14 +1,14 @@
-"""What the scheduler's side of the connector tells the workers' side, once per step."""
+"""Orders of the scheduler side to the workers, given once per step."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.kv_transfer_params import Offer, RemotePrefill
 
-__all__ = ["Receive", "Load", "StepOrders", "StepProgress", "Send"]
+__all__ = ["Load", "Receive", "Send", "StepOrders", "StepProgress"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +17,10 @@ class Load:
 
     Attributes:
         request_id: Of this engine.
-        offer: Where they are.
-        src_blocks: The producer's blocks, by KV cache group; in the order of the tokens.
-        dst_blocks: Own blocks, as many.
-        unavailable: Own blocks that the offer has nothing for; they count as failed.
+        offer: The producer's offer.
+        src_blocks: The producer's blocks, by KV cache group, in the order of the tokens.
+        dst_blocks: Local blocks, one for each.
+        unavailable: Local blocks that the offer has nothing for; they count as failed.
     """
 
     request_id: str
@@ -32,13 +32,13 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Push mode: a request that will be prefilled here, layer by layer into a consumer's blocks.
+    """Push mode: push a request, which this engine will prefill, layer by layer to a consumer.
 
     Attributes:
         request_id: Of this engine.
-        key: BlocksCacheKey.model_id of the page on which the consumer leaves its ticket.
+        key: BlocksCacheKey.model_id of the mailbox for the consumer's ticket.
         prompt: Digest of the prompt.
-        num_tokens: Of the prompt.
+        num_tokens: Length of the prompt.
     """
 
     request_id: str
@@ -53,8 +53,8 @@ class StepProgress:
 
     Attributes:
         request_id: Of this engine.
-        blocks: Blocks that it has got for this step, in the order of the tokens.
-        num_tokens: How many of the prompt's tokens are computed when the step is over.
+        blocks: Blocks that were allocated for this step, in the order of the tokens.
+        num_tokens: How many of the prompt's tokens are computed after the step.
     """
 
     request_id: str
@@ -64,19 +64,19 @@ class StepProgress:
 
 @dataclass(frozen=True, slots=True)
 class Receive:
-    """Push mode: make room for a request, and wait until its producer has filled it.
+    """Push mode: publish a request's blocks, and wait until its producer has filled them.
 
     Attributes:
         request_id: Of this engine.
-        meeting: Where its producer is.
+        prefill: The producer's side.
         prompt: Digest of the prompt.
-        first: Index of the first block of the prompt that is wanted.
-        blocks: Own blocks from that one on; none when all is here already.
-        num_tokens: How many tokens are wanted, those before `first` included.
+        first: Index of the first block of the prompt that is needed.
+        blocks: Local blocks from that one on; empty if none is needed.
+        num_tokens: How many tokens are needed, including those before `first`.
     """
 
     request_id: str
-    meeting: RemotePrefill
+    prefill: RemotePrefill
     prompt: str
     first: int
     blocks: list[int]
@@ -85,20 +85,20 @@ class Receive:
 
 @dataclass(slots=True)
 class StepOrders:
-    """Of one step.
+    """Orders of one step.
 
     Attributes:
-        publish: Request -> key: register the memory under this key; nobody knows it yet.
-        hold: Requests whose key is now being given away: keep them for the hold time.
-        withdraw: Requests that nobody will fetch.
+        publish: Request id -> key: publish the KV memory under this key, which no peer knows yet.
+        hold: Requests that are now offered: keep their blocks for the hold time.
+        withdraw: Published requests that are not offered.
         loads: Requests to fetch.
-        dismiss: Offers that are not needed; the producer can have its blocks back.
-        abandon: Requests whose load has no reader any more.
-        send: Push mode: requests that have come to be prefilled here.
-        progress: Push mode: those of them that the step computes.
-        give_up: Push mode: those that will not be sent, and why.
-        finish: Push mode: those of which all is computed; keep their blocks until they are sent.
-        receive: Push mode: requests that are prefilled elsewhere.
+        dismiss: Offers that are not needed; their producers get the blocks back.
+        abandon: Aborted requests whose loads are running.
+        send: Push mode: new requests to push.
+        progress: Push mode: those of them that this step computes.
+        give_up: Push mode: those that will not be pushed, and why.
+        finish: Push mode: those that are computed; keep their blocks until they are pushed.
+        receive: Push mode: requests that other engines prefill.
     """
 
     publish: dict[str, int] = field(default_factory=dict)
@@ -112,3 +112,10 @@ class StepOrders:
     give_up: dict[str, str] = field(default_factory=dict)
     finish: list[str] = field(default_factory=list)
     receive: list[Receive] = field(default_factory=list)
+
+    def take(self) -> StepOrders:
+        """Move all orders into a new object, so that this one is ready for the next step."""
+        taken, empty = replace(self), StepOrders()
+        for each in fields(self):
+            setattr(self, each.name, getattr(empty, each.name))
+        return taken

@@ -1,21 +1,21 @@
-"""The scheduler's side of the connector: which requests are offered, fetched and given back.
+"""Scheduler side of pull mode: decides which requests are offered, loaded and given back.
 
-It knows vLLM's requests by their attributes only, and runs on the scheduler's thread.
+It uses attributes of vLLM's requests only, and runs on the scheduler's thread.
 """
 
 from __future__ import annotations
 
 import logging
-import secrets
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from llm_datadist.integrations.vllm.kv_layout import MAX_PARTS
+from llm_datadist.integrations.vllm.kv_layout import random_key
 from llm_datadist.integrations.vllm.kv_transfer_params import (
-    MAX_KEY,
     Offer,
     RankAddress,
+    is_prefilled,
     offer_of,
+    producer_problem,
     prompt_digest,
     wants_remote_decode,
 )
@@ -28,20 +28,17 @@ __all__ = ["PullScheduler"]
 
 logger = logging.getLogger("llm_datadist.vllm")
 
-_COMPLETE = {"FINISHED_LENGTH_CAPPED", "FINISHED_STOPPED", "FINISHED_REPETITION"}
-"""Ends of a request after which its prompt's blocks are worth something."""
-
 _NULL_BLOCK = 0
 """vLLM's placeholder for blocks that a sliding window has left behind."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
+class _Offered:
     """A request that carries a usable offer, until its blocks are allocated.
 
     Attributes:
         offer: The offer.
-        num_local_tokens: How many tokens this engine has itself, as last asked.
+        num_local_tokens: How many tokens this engine had at the last `num_new_matched_tokens`.
     """
 
     offer: Offer
@@ -49,18 +46,20 @@ class _Wanted:
 
 
 class PullScheduler:
-    """Bookkeeping of one scheduler.
+    """State of pull mode in one scheduler.
 
     Args:
+        orders: Takes the orders to the workers.
         engine_id: vLLM's name of this engine, for logs.
         block_sizes: Tokens of a block, by KV cache group.
         num_ranks: Workers of this engine.
-        is_producer: Whether requests may be prefilled here for others.
-        is_consumer: Whether requests may be fetched from others.
+        is_producer: Whether this engine prefills for others.
+        is_consumer: Whether other engines prefill for this one.
     """
 
     def __init__(
         self,
+        orders: StepOrders,
         engine_id: str,
         block_sizes: Sequence[int],
         num_ranks: int,
@@ -68,80 +67,65 @@ class PullScheduler:
         is_producer: bool,
         is_consumer: bool,
     ) -> None:
+        self._orders = orders
         self._engine_id = engine_id
         self._num_ranks = num_ranks
         self._block_sizes = tuple(block_sizes)
         self._is_producer = is_producer
         self._is_consumer = is_consumer
-        self._ranks: list[RankAddress] = []
-        self._orders = StepOrders()
+        self.ranks: list[RankAddress] = []
         self._keys: dict[str, int] = {}
-        self._wanted: dict[str, _Wanted] = {}
+        self._offered: dict[str, _Offered] = {}
         self._decided: set[str] = set()
         self._loading: set[str] = set()
 
-    def set_ranks(self, ranks: list[RankAddress]) -> None:
-        """Where the workers of this engine listen, by rank."""
-        self._ranks = ranks
-
     def num_new_matched_tokens(self, request: Any, num_local_tokens: int) -> int:
-        """How many tokens after the first `num_local_tokens` to fetch; changes nothing visible.
+        """Return how many tokens after the first `num_local_tokens` to load; starts nothing.
 
-        The prompt's last token is computed here in any case, so blocks of it alone are not fetched.
+        This engine computes the prompt's last token itself, so a block of it alone is not loaded.
         """
-        wanted = self._wanted_by(request)
-        if wanted is None:
+        offered = self._offer_for(request)
+        if offered is None:
             return 0
-        num_tokens: int = min(wanted.offer.num_tokens, request.num_prompt_tokens - 1)
-        self._wanted[request.request_id] = replace(wanted, num_local_tokens=num_local_tokens)
+        num_tokens: int = min(offered.offer.num_tokens, request.num_prompt_tokens - 1)
+        self._offered[request.request_id] = replace(offered, num_local_tokens=num_local_tokens)
         return max(0, num_tokens - num_local_tokens)
 
     def allocated(
         self, request: Any, block_ids: tuple[list[int], ...], num_external_tokens: int
     ) -> None:
-        """The request's blocks are there; `num_external_tokens` are to be fetched into them."""
+        """Load `num_external_tokens` into the blocks that a request has been given."""
         request_id = request.request_id
-        is_ours = self._is_producer and wants_remote_decode(request.kv_transfer_params)
-        if is_ours and request_id not in self._keys:
-            key = self._keys[request_id] = _new_key()
+        is_published = self._is_producer and wants_remote_decode(request.kv_transfer_params)
+        if is_published and request_id not in self._keys:
+            key = self._keys[request_id] = random_key()
             self._orders.publish[request_id] = key
-        wanted = self._wanted.pop(request_id, None)
-        if wanted is None:
+        offered = self._offered.pop(request_id, None)
+        if offered is None:
             return
         if num_external_tokens == 0:
-            self._orders.dismiss.append(wanted.offer)
+            self._orders.dismiss.append(offered.offer)
             return
         self._loading.add(request_id)
-        self._orders.loads.append(
-            self._load(request_id, wanted, block_ids, wanted.num_local_tokens + num_external_tokens)
-        )
-
-    @property
-    def orders(self) -> StepOrders:
-        """Those of the next step, so far."""
-        return self._orders
-
-    def take_orders(self) -> StepOrders:
-        """What the workers have to do in this step."""
-        orders, self._orders = self._orders, StepOrders()
-        return orders
+        end = offered.num_local_tokens + num_external_tokens
+        self._orders.loads.append(self._load(request_id, offered, block_ids, end))
 
     def loaded(self, request_ids: set[str]) -> None:
-        """All workers have ended these loads."""
+        """Note that these loads have ended on all workers."""
         self._loading -= request_ids
 
     def finished(
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        """A request has ended.
+        """Offer the blocks of a request that has ended, if they are usable.
 
         Returns:
-            Whether its blocks are kept until a worker reports it as sent, and its offer.
+            Whether its blocks must be kept until the workers report it as sent, and its offer.
         """
         request_id = request.request_id
-        unused = self._wanted_by(request)
+        unused = self._offer_for(request)
         if unused is not None:
-            del self._wanted[request_id]
+            del self._offered[request_id]
             self._orders.dismiss.append(unused.offer)
         self._decided.discard(request_id)
         if request_id in self._loading:
@@ -158,26 +142,26 @@ class PullScheduler:
         return True, offer.to_params()
 
     def _load(
-        self, request_id: str, wanted: _Wanted, block_ids: tuple[list[int], ...], end: int
+        self, request_id: str, offered: _Offered, block_ids: tuple[list[int], ...], end: int
     ) -> Load:
-        """The order to fetch the tokens from `num_local_tokens` to `end`."""
-        src: list[list[int]] = []
-        dst: list[list[int]] = []
+        """Return the order to load the tokens from `num_local_tokens` to `end`."""
+        src_blocks: list[list[int]] = []
+        dst_blocks: list[list[int]] = []
         unavailable: list[int] = []
         for group, block_size in enumerate(self._block_sizes):
-            blocks = range(wanted.num_local_tokens // block_size, -(-end // block_size))
-            pairs = [(wanted.offer.blocks[group][i], block_ids[group][i]) for i in blocks]
-            needed = [pair for pair in pairs if pair[1] != _NULL_BLOCK]
-            unavailable += [own for theirs, own in needed if theirs == _NULL_BLOCK]
-            src.append([theirs for theirs, _ in needed if theirs != _NULL_BLOCK])
-            dst.append([own for theirs, own in needed if theirs != _NULL_BLOCK])
-        return Load(request_id, wanted.offer, src, dst, unavailable)
+            indices = range(offered.num_local_tokens // block_size, -(-end // block_size))
+            pairs = [(offered.offer.blocks[group][i], block_ids[group][i]) for i in indices]
+            needed = [(src, dst) for src, dst in pairs if dst != _NULL_BLOCK]
+            unavailable += [dst for src, dst in needed if src == _NULL_BLOCK]
+            src_blocks.append([src for src, _ in needed if src != _NULL_BLOCK])
+            dst_blocks.append([dst for src, dst in needed if src != _NULL_BLOCK])
+        return Load(request_id, offered.offer, src_blocks, dst_blocks, unavailable)
 
-    def _wanted_by(self, request: Any) -> _Wanted | None:
-        """The offer to use for a request; each request's is judged once."""
+    def _offer_for(self, request: Any) -> _Offered | None:
+        """Return the usable offer of a request; each request's is checked once."""
         request_id = request.request_id
         if request_id in self._decided:
-            return self._wanted.get(request_id)
+            return self._offered.get(request_id)
         self._decided.add(request_id)
         try:
             offer = offer_of(request.kv_transfer_params)
@@ -186,19 +170,19 @@ class PullScheduler:
             offer, problem = None, str(error)
         if problem:
             logger.warning(
-                "request %s: its prompt is computed here, because the offer that came with it is "
-                "not usable: %s",
+                "request %s: its prompt will be recomputed, because the offer that came with it "
+                "cannot be used: %s",
                 request_id,
                 problem,
             )
         elif offer is not None:
-            self._wanted[request_id] = _Wanted(offer)
-        return self._wanted.get(request_id)
+            self._offered[request_id] = _Offered(offer)
+        return self._offered.get(request_id)
 
     def _problem(self, request: Any, offer: Offer) -> str:
-        """Why an offer cannot be used, or ""."""
-        if not self._is_consumer:
-            return "this engine is a producer only; give it kv_role kv_consumer or kv_both"
+        """Return why an offer cannot be used, or ""."""
+        if problem := producer_problem(offer.ranks, self._num_ranks, is_consumer=self._is_consumer):
+            return problem
         digest = prompt_digest(request)
         if digest is None or digest != offer.prompt:
             return (
@@ -215,18 +199,13 @@ class PullScheduler:
                     f"its {len(blocks)} blocks do not hold {offer.num_tokens} tokens with this "
                     f"engine's block size {block_size}; run both with the same --block-size"
                 )
-        if len(offer.ranks) != self._num_ranks:
-            return (
-                f"the producer has tensor parallel size {len(offer.ranks)}, this engine "
-                f"{self._num_ranks}; run both with the same"
-            )
         return ""
 
     def _offer(self, request: Any, key: int, block_ids: tuple[list[int], ...]) -> Offer | None:
         num_tokens = min(request.num_prompt_tokens, request.num_computed_tokens)
         digest = prompt_digest(request)
-        is_complete = request.status.name in _COMPLETE and num_tokens > 1
-        if not is_complete or digest is None or not self._ranks:
+        is_usable = is_prefilled(request) and num_tokens > 1
+        if not is_usable or digest is None or not self.ranks:
             return None
         blocks = [
             list(ids[: -(-num_tokens // block_size)])
@@ -234,15 +213,10 @@ class PullScheduler:
         ]
         return Offer(
             key=key,
-            ranks=self._ranks,
+            ranks=self.ranks,
             blocks=blocks,
             num_tokens=num_tokens,
             prompt=digest,
             remote_request_id=request.request_id,
             remote_engine_id=self._engine_id,
         )
-
-
-def _new_key() -> int:
-    """A key that nobody can guess, with room for one number for each part of the layout."""
-    return (secrets.randbelow(MAX_KEY // MAX_PARTS - 1) + 1) * MAX_PARTS

@@ -1,7 +1,7 @@
-"""The scheduler's side of push mode: which requests are sent and awaited, and how far they are.
+"""Scheduler side of push mode: decides which requests are pushed and received, and their progress.
 
-It knows vLLM's objects by their attributes only, and runs on the scheduler's thread. Requests
-without a `transfer` in their kv_transfer_params are no business of it.
+It uses attributes of vLLM's objects only, and runs on the scheduler's thread. Requests without a
+`transfer` in their kv_transfer_params are left to pull mode.
 """
 
 from __future__ import annotations
@@ -13,110 +13,111 @@ from typing import TYPE_CHECKING, Any
 from llm_datadist.integrations.vllm.kv_transfer_params import (
     RankAddress,
     RemotePrefill,
+    is_prefilled,
     mailbox_key_of,
+    producer_problem,
     prompt_digest,
     remote_prefill_of,
 )
 from llm_datadist.integrations.vllm.step_orders import Receive, Send, StepProgress
 
 if TYPE_CHECKING:
-    from llm_datadist.integrations.vllm.scheduler.pull import PullScheduler
     from llm_datadist.integrations.vllm.step_orders import StepOrders
 
 __all__ = ["PushScheduler"]
 
 logger = logging.getLogger("llm_datadist.vllm")
 
-_COMPLETE = {"FINISHED_LENGTH_CAPPED", "FINISHED_STOPPED", "FINISHED_REPETITION"}
+_PREEMPTED = "its blocks were taken away during the prefill"
 
 
 @dataclass(frozen=True, slots=True)
-class _Awaited:
+class _Expected:
     """A request that another engine prefills, until its blocks are allocated."""
 
-    meeting: RemotePrefill
+    prefill: RemotePrefill
     prompt: str
     num_local_tokens: int = 0
 
 
 class PushScheduler:
-    """Bookkeeping of one scheduler.
+    """State of push mode in one scheduler.
 
     Args:
+        orders: Takes the orders to the workers.
         block_size: Tokens of a block; there is one KV cache group.
         num_ranks: Workers of this engine.
-        pulls: The bookkeeping of pull mode, whose orders are given together with these.
-        is_producer: Whether requests may be prefilled here for others.
-        is_consumer: Whether requests may be prefilled by others.
+        is_producer: Whether this engine prefills for others.
+        is_consumer: Whether other engines prefill for this one.
     """
 
     def __init__(
         self,
+        orders: StepOrders,
         block_size: int,
         num_ranks: int,
-        pulls: PullScheduler,
         *,
         is_producer: bool,
         is_consumer: bool,
     ) -> None:
+        self._orders = orders
         self._block_size = block_size
         self._num_ranks = num_ranks
-        self._pulls = pulls
         self._is_producer = is_producer
         self._is_consumer = is_consumer
         self.ranks: list[RankAddress] = []
         self._sending: dict[str, Send] = {}
-        self._awaited: dict[str, _Awaited] = {}
+        self._expected: dict[str, _Expected] = {}
         self._loading: set[str] = set()
 
-    @property
-    def _orders(self) -> StepOrders:
-        return self._pulls.orders
-
     def arrived(self, request: Any) -> None:
-        """A request has come; nothing else is called for it before."""
+        """Accept a new request; vLLM calls nothing else for it before."""
         request_id = request.request_id
         try:
             key = mailbox_key_of(request.kv_transfer_params) if self._is_producer else None
-            meeting = remote_prefill_of(request.kv_transfer_params)
+            prefill = remote_prefill_of(request.kv_transfer_params)
             prompt = prompt_digest(request)
-            if meeting is not None and (problem := self._problem(meeting, prompt)):
+            if prefill is not None and (problem := self._problem(prefill, prompt)):
                 raise ValueError(problem)
         except ValueError as error:
             logger.warning("request %s: it is not transferred: %s", request_id, str(error))
             return
-        if prompt is None:
+        if prompt is None or request.num_prompt_tokens <= 1:
             return
-        if key is not None and request.num_prompt_tokens > 1:
+        if key is not None:
             send = Send(request_id, key, prompt, request.num_prompt_tokens)
             self._sending[request_id] = send
             self._orders.send.append(send)
-        if meeting is not None and request.num_prompt_tokens > 1:
-            self._awaited[request_id] = _Awaited(meeting, prompt)
+        if prefill is not None:
+            self._expected[request_id] = _Expected(prefill, prompt)
 
     def num_new_matched_tokens(self, request: Any, num_local_tokens: int) -> int:
-        """How many tokens after the first `num_local_tokens` to await; all but the last one."""
-        awaited = self._awaited.get(request.request_id)
-        if awaited is None:
+        """Return how many tokens to receive: those after `num_local_tokens`, except the last."""
+        expected = self._expected.get(request.request_id)
+        if expected is None:
             return 0
-        self._awaited[request.request_id] = replace(awaited, num_local_tokens=num_local_tokens)
+        self._expected[request.request_id] = replace(expected, num_local_tokens=num_local_tokens)
         return max(0, int(request.num_prompt_tokens) - 1 - num_local_tokens)
 
-    def allocated(self, request: Any, block_ids: list[int], num_external_tokens: int) -> None:
-        """The request's blocks are there; `num_external_tokens` come from its producer."""
-        awaited = self._awaited.pop(request.request_id, None)
-        if awaited is None:
+    def allocated(
+        self, request: Any, block_ids: tuple[list[int], ...], num_external_tokens: int
+    ) -> None:
+        """Receive `num_external_tokens` into the blocks that a request has been given."""
+        expected = self._expected.pop(request.request_id, None)
+        if expected is None:
             return
         if num_external_tokens:
             self._loading.add(request.request_id)
-        self._orders.receive.append(
-            self._await(request.request_id, awaited, block_ids, num_external_tokens)
-        )
+        self._receive(request.request_id, expected, block_ids[0], num_external_tokens)
 
     def scheduled(self, output: Any) -> None:
-        """A step is about to run; `output` is the scheduler's."""
+        """Order the pushes of a step that is about to run.
+
+        Args:
+            output: vLLM's SchedulerOutput.
+        """
         for request_id in output.preempted_req_ids or ():
-            self._give_up(request_id, "its blocks were taken away during the prefill")
+            self._give_up(request_id, _PREEMPTED)
         for new in output.scheduled_new_reqs:
             if new.req_id in self._sending:
                 self._progress(output, new.req_id, new.block_ids, new.num_computed_tokens)
@@ -127,55 +128,62 @@ class PushScheduler:
             if request_id not in self._sending:
                 continue
             if request_id in cached.resumed_req_ids:
-                self._give_up(request_id, "its blocks were taken away during the prefill")
+                self._give_up(request_id, _PREEMPTED)
             else:
                 self._progress(output, request_id, block_ids, num_computed_tokens)
 
     def loaded(self, request_ids: set[str]) -> None:
-        """All workers have ended waiting for these."""
+        """Note that these requests are received on all workers, or given up."""
         self._loading -= request_ids
 
-    def finished(self, request: Any) -> tuple[bool, dict[str, Any] | None]:
-        """A request has ended; returns as `PullScheduler.finished`."""
+    def finished(
+        self,
+        request: Any,
+        block_ids: tuple[list[int], ...],
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """Finish or give up the push of a request that has ended.
+
+        Returns:
+            Whether its blocks must be kept until the workers report it as sent, and its answer.
+        """
         request_id = request.request_id
-        awaited = self._awaited.pop(request_id, None)
-        if awaited is not None:
-            self._orders.receive.append(self._await(request_id, awaited, [], 0))
+        expected = self._expected.pop(request_id, None)
+        if expected is not None:
+            self._receive(request_id, expected, [], 0)
         if request_id in self._loading:
             self._loading.discard(request_id)
             self._orders.abandon.append(request_id)
-        send = self._sending.pop(request_id, None)
+        send = self._sending.get(request_id)
         if send is None:
             return False, None
-        is_complete = request.status.name in _COMPLETE
-        if not is_complete or request.num_computed_tokens < send.num_tokens:
-            self._orders.give_up[request_id] = "the producer's request was aborted"
+        if not is_prefilled(request) or request.num_computed_tokens < send.num_tokens:
+            self._give_up(request_id, "the producer's request was aborted")
             return False, None
+        del self._sending[request_id]
         self._orders.finish.append(request_id)
         transfer = request.kv_transfer_params["transfer"]
         return True, RemotePrefill(transfer=transfer, ranks=self.ranks).to_params()
 
-    def _problem(self, meeting: RemotePrefill, prompt: str | None) -> str:
-        """Why a meeting cannot take place, or ""."""
-        if not self._is_consumer:
-            return "this engine is a producer only; give it kv_role kv_consumer or kv_both"
+    def _problem(self, prefill: RemotePrefill, prompt: str | None) -> str:
+        """Return why a request cannot be received, or ""."""
         if prompt is None:
-            return "its prompt is not of token ids alone"
-        if len(meeting.ranks) != self._num_ranks:
-            return (
-                f"the producer has tensor parallel size {len(meeting.ranks)}, this engine "
-                f"{self._num_ranks}; run both with the same"
-            )
-        return ""
+            return "its prompt does not consist of token ids alone"
+        return producer_problem(prefill.ranks, self._num_ranks, is_consumer=self._is_consumer)
 
-    def _await(
-        self, request_id: str, awaited: _Awaited, block_ids: list[int], num_external_tokens: int
-    ) -> Receive:
-        first = awaited.num_local_tokens // self._block_size
-        num_tokens = awaited.num_local_tokens + num_external_tokens
+    def _receive(
+        self,
+        request_id: str,
+        expected: _Expected,
+        block_ids: list[int],
+        num_external_tokens: int,
+    ) -> None:
+        first = expected.num_local_tokens // self._block_size
+        num_tokens = expected.num_local_tokens + num_external_tokens
         end = -(-num_tokens // self._block_size)
         blocks = list(block_ids[first:end]) if num_external_tokens else []
-        return Receive(request_id, awaited.meeting, awaited.prompt, first, blocks, num_tokens)
+        self._orders.receive.append(
+            Receive(request_id, expected.prefill, expected.prompt, first, blocks, num_tokens)
+        )
 
     def _progress(
         self, output: Any, request_id: str, block_ids: Any, num_computed_tokens: int

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llm_datadist import BlocksCacheKey, LLMException, LLMStatusCode
-from llm_datadist.integrations.vllm.kv_layout import MAX_PARTS
-from llm_datadist.integrations.vllm.kv_transfer_params import MAX_KEY
+from llm_datadist.integrations.vllm.kv_layout import MAX_KEY, MAX_PARTS
 from llm_datadist.integrations.vllm.worker.mailbox import Mailbox, Receipt, Ticket, send_message
 from llm_datadist.integrations.vllm.worker.producer_links import (
     Incompatible,
@@ -212,7 +211,7 @@ class PushConsumer:
     def _tell(self, waiting: _Waiting) -> None:
         """Make room and give the producer the ticket; it may not know the request yet."""
         order, worker = waiting.order, self._worker
-        rank = order.meeting.ranks[worker.layout.rank]
+        rank = order.prefill.ranks[worker.layout.rank]
         self._producers.link(rank)
         if order.blocks and waiting.caches is None:
             waiting.key = _new_key()
@@ -227,7 +226,7 @@ class PushConsumer:
             blocks=order.blocks,
             num_tokens=order.num_tokens,
         )
-        key = BlocksCacheKey(rank.cluster_id, order.meeting.key)
+        key = BlocksCacheKey(rank.cluster_id, order.prefill.mailbox_key)
         try:
             send_message(worker.cache_manager, key, ticket)
         except LLMException as error:
@@ -248,7 +247,7 @@ class PushConsumer:
 
     def _check_link(self, waiting: _Waiting) -> None:
         waiting.check_at = time.monotonic() + _LINK_CHECK_S
-        rank = waiting.order.meeting.ranks[self._worker.layout.rank]
+        rank = waiting.order.prefill.ranks[self._worker.layout.rank]
         try:
             self._worker.instance.describe_link(rank.cluster_id)
         except LLMException:

@@ -8,6 +8,7 @@ import pytest
 
 from llm_datadist.integrations.vllm.kv_transfer_params import RankAddress, offer_of
 from llm_datadist.integrations.vllm.scheduler.pull import PullScheduler
+from llm_datadist.integrations.vllm.step_orders import StepOrders
 from support.vllm.objects import request
 
 RANK = RankAddress("192.0.2.7", 7000, 1)
@@ -15,10 +16,9 @@ BLOCK = 32
 
 
 def scheduling(*, is_producer=True, is_consumer=True, block_sizes=(BLOCK,), num_ranks=1):
-    side = PullScheduler(
-        "engine", block_sizes, num_ranks, is_producer=is_producer, is_consumer=is_consumer
-    )
-    side.set_ranks([RANK] * num_ranks)
+    roles = {"is_producer": is_producer, "is_consumer": is_consumer}
+    side = PullScheduler(StepOrders(), "engine", block_sizes, num_ranks, **roles)
+    side.ranks = [RANK] * num_ranks
     return side
 
 
@@ -29,9 +29,9 @@ def prefilled(request_id="p", tokens=range(100), *, side=None, blocks=None, **mo
     assert side.num_new_matched_tokens(one, 0) == 0
     blocks = blocks or ([10 + i for i in range(-(-len(tokens) // BLOCK))],)
     side.allocated(one, blocks, 0)
-    first = side.take_orders()
+    first = side._orders.take()
     is_kept, params = side.finished(one, blocks)
-    return is_kept, params, first, side.take_orders()
+    return is_kept, params, first, side._orders.take()
 
 
 def consumer_request(params, tokens=range(100)):
@@ -83,7 +83,7 @@ def test_requests_that_want_nothing_of_it():
     assert side.num_new_matched_tokens(one, 0) == 0
     side.allocated(one, ([1, 2, 3, 4],), 0)
     assert side.finished(one, ([1, 2, 3, 4],)) == (False, None)
-    orders = side.take_orders()
+    orders = side._orders.take()
     assert not any(
         (orders.publish, orders.hold, orders.withdraw, orders.loads, orders.dismiss, orders.abandon)
     )
@@ -95,12 +95,12 @@ def test_all_but_the_last_token_are_fetched():
     assert side.num_new_matched_tokens(one, 0) == 99
     assert side.num_new_matched_tokens(one, 0) == 99  # asking changes nothing
     side.allocated(one, ([20, 21, 22, 23],), 99)
-    (load,) = side.take_orders().loads
+    (load,) = side._orders.take().loads
     assert (load.src_blocks, load.dst_blocks) == ([[10, 11, 12, 13]], [[20, 21, 22, 23]])
     assert side.num_new_matched_tokens(one, 0) == 0  # once: after a failure it is computed
     side.loaded({"d"})
     side.finished(one, ([20, 21, 22, 23],))
-    orders = side.take_orders()
+    orders = side._orders.take()
     assert not orders.abandon
     assert not orders.dismiss
 
@@ -111,7 +111,7 @@ def test_a_block_of_the_last_token_alone_is_not_fetched(length, num_tokens, num_
     side, one = scheduling(), consumer_request(params, range(length))
     assert side.num_new_matched_tokens(one, 0) == num_tokens
     side.allocated(one, (list(range(20, 20 + num_blocks)),), num_tokens)
-    (load,) = side.take_orders().loads
+    (load,) = side._orders.take().loads
     assert load.dst_blocks == [list(range(20, 20 + num_blocks))]
 
 
@@ -120,7 +120,7 @@ def test_a_local_prefix_is_not_fetched():
     side, one = scheduling(), consumer_request(params)
     assert side.num_new_matched_tokens(one, 64) == 35
     side.allocated(one, ([5, 6, 22, 23],), 35)
-    (load,) = side.take_orders().loads
+    (load,) = side._orders.take().loads
     assert (load.src_blocks, load.dst_blocks) == ([[12, 13]], [[22, 23]])
 
 
@@ -129,7 +129,7 @@ def test_an_offer_that_is_not_needed_is_dismissed():
     side, one = scheduling(), consumer_request(params, range(97))
     assert side.num_new_matched_tokens(one, 96) == 0
     side.allocated(one, ([5, 6, 7, 8],), 0)
-    orders = side.take_orders()
+    orders = side._orders.take()
     assert orders.dismiss == [offer_of(params)]
     assert not orders.loads
 
@@ -141,7 +141,7 @@ def test_a_request_that_ends_before_it_is_scheduled_dismisses(asked):
     if asked:
         side.num_new_matched_tokens(one, 0)
     assert side.finished(one, ([],)) == (False, None)
-    assert side.take_orders().dismiss == [offer_of(params)]
+    assert side._orders.take().dismiss == [offer_of(params)]
 
 
 def test_a_request_that_ends_while_it_loads_is_abandoned():
@@ -149,9 +149,9 @@ def test_a_request_that_ends_while_it_loads_is_abandoned():
     side, one = scheduling(), consumer_request(params)
     side.num_new_matched_tokens(one, 0)
     side.allocated(one, ([20, 21, 22, 23],), 99)
-    side.take_orders()
+    side._orders.take()
     side.finished(one, ([20, 21, 22, 23],))
-    orders = side.take_orders()
+    orders = side._orders.take()
     assert orders.abandon == ["d"]
     assert not orders.dismiss
 
@@ -164,7 +164,7 @@ def test_window_blocks_that_were_left_behind():
     side, one = scheduling(block_sizes=(BLOCK, BLOCK)), consumer_request(params)
     side.num_new_matched_tokens(one, 0)
     side.allocated(one, ([20, 21, 22, 23], [0, 41, 42, 43]), 99)
-    (load,) = side.take_orders().loads
+    (load,) = side._orders.take().loads
     assert load.src_blocks == [[10, 11, 12, 13], [32, 33]]
     assert load.dst_blocks == [[20, 21, 22, 23], [42, 43]]
     assert load.unavailable == [41]
@@ -180,7 +180,7 @@ def test_window_blocks_that_were_left_behind():
         ({"block_sizes": (32, 32)}, range(100), "1 KV cache groups, this engine 2"),
     ],
 )
-@pytest.mark.expects_log("is computed here")
+@pytest.mark.expects_log("will be recomputed")
 def test_offers_that_do_not_fit_are_not_used(side, tokens, text, caplog):
     _, params, _, _ = prefilled()
     side, one = scheduling(**side), consumer_request(params, tokens)
@@ -188,7 +188,7 @@ def test_offers_that_do_not_fit_are_not_used(side, tokens, text, caplog):
     assert text in caplog.text
     side.allocated(one, ([20, 21, 22, 23],), 0)
     side.finished(one, ([20, 21, 22, 23],))
-    orders = side.take_orders()
+    orders = side._orders.take()
     assert not orders.loads
     assert not orders.dismiss  # they may be another request's
 

@@ -11,14 +11,13 @@ from llm_datadist.integrations.vllm.kv_transfer_params import (
     RemotePrefill,
     prompt_digest,
 )
-from llm_datadist.integrations.vllm.scheduler.pull import PullScheduler
 from llm_datadist.integrations.vllm.scheduler.push import PushScheduler
-from llm_datadist.integrations.vllm.step_orders import Receive, Send, StepProgress
+from llm_datadist.integrations.vllm.step_orders import Receive, Send, StepOrders, StepProgress
 from support.vllm.objects import request
 
 RANK = RankAddress("192.0.2.7", 7000, 1)
 NAME = "a random name of a transfer"
-MEETING = RemotePrefill(transfer=NAME, ranks=[RANK])
+PREFILL = RemotePrefill(transfer=NAME, ranks=[RANK])
 SEND = {"do_remote_decode": True, "transfer": NAME}
 AWAIT = {
     "do_remote_prefill": True,
@@ -28,12 +27,12 @@ AWAIT = {
 
 
 class Side:
-    """Both kinds of bookkeeping of a scheduler, of which the one for pushes is tested."""
+    """A scheduler in push mode and its orders."""
 
     def __init__(self, *, num_ranks=1, is_producer=True, is_consumer=True):
         roles = {"is_producer": is_producer, "is_consumer": is_consumer}
-        self.pulls = PullScheduler("engine", [32], num_ranks, **roles)
-        self.pushes = PushScheduler(32, num_ranks, self.pulls, **roles)
+        self._orders = StepOrders()
+        self.pushes = PushScheduler(self._orders, 32, num_ranks, **roles)
         self.pushes.ranks = [RANK]
 
     def arrived(self, *args, **kwargs):
@@ -42,7 +41,7 @@ class Side:
         return one
 
     def orders(self):
-        return self.pulls.take_orders()
+        return self._orders.take()
 
     def step(self, *, new=(), cached=(), preempted=(), resumed=()):
         """Schedule (request id, block ids, computed tokens, scheduled tokens)."""
@@ -67,11 +66,11 @@ class Side:
 def test_a_prefill_is_followed_step_by_step():
     side = Side()
     one = side.arrived("p", range(100), SEND)
-    assert side.orders().send == [Send("p", MEETING.key, prompt_digest(one), 100)]
+    assert side.orders().send == [Send("p", PREFILL.mailbox_key, prompt_digest(one), 100)]
     assert side.step(new=[("p", [5, 6], 32, 32)]).progress == [StepProgress("p", [5, 6], 64)]
     assert side.step(cached=[("p", None, 64, 8)]).progress == [StepProgress("p", [], 72)]
     assert side.step(cached=[("p", [9, 7], 72, 29)]).progress == [StepProgress("p", [9, 7], 100)]
-    is_kept, params = side.pushes.finished(one)
+    is_kept, params = side.pushes.finished(one, ())
     assert is_kept
     assert params["ranks"] == [{"ip": "192.0.2.7", "port": 7000, "cluster_id": 1}]
     assert params["transfer"] == NAME
@@ -88,7 +87,7 @@ def test_a_preempted_prefill_is_given_up(how):
     orders = side.step(cached=cached, **{how: ["p"]})
     assert list(orders.give_up) == ["p"]
     assert orders.progress == []
-    assert side.pushes.finished(one) == (False, None)
+    assert side.pushes.finished(one, ()) == (False, None)
     assert side.orders().finish == []
 
 
@@ -99,7 +98,7 @@ def test_a_preempted_prefill_is_given_up(how):
 def test_a_prefill_that_did_not_end_well_is_given_up(more):
     side = Side()
     one = side.arrived("p", range(100), SEND, **more)
-    assert side.pushes.finished(one) == (False, None)
+    assert side.pushes.finished(one, ()) == (False, None)
     assert list(side.orders().give_up) == ["p"]
 
 
@@ -107,10 +106,10 @@ def test_blocks_are_awaited_from_the_first_that_is_missing():
     side = Side()
     one = side.arrived("d", range(100), AWAIT)
     assert side.pushes.num_new_matched_tokens(one, 32) == 67
-    side.pushes.allocated(one, [3, 4, 5, 6], 67)
+    side.pushes.allocated(one, ([3, 4, 5, 6],), 67)
     (order,) = side.orders().receive
-    meeting = RemotePrefill(transfer=NAME, ranks=[RankAddress("a", 1, 2)])
-    assert order == Receive("d", meeting, prompt_digest(one), 1, [4, 5, 6], 99)
+    prefill = RemotePrefill(transfer=NAME, ranks=[RankAddress("a", 1, 2)])
+    assert order == Receive("d", prefill, prompt_digest(one), 1, [4, 5, 6], 99)
 
 
 def test_the_last_token_is_computed():
@@ -118,22 +117,22 @@ def test_the_last_token_is_computed():
     side = Side()
     one = side.arrived("d", range(97), AWAIT)
     assert side.pushes.num_new_matched_tokens(one, 0) == 96
-    side.pushes.allocated(one, [3, 4, 5, 6], 96)
+    side.pushes.allocated(one, ([3, 4, 5, 6],), 96)
     assert side.orders().receive[0].blocks == [3, 4, 5]
 
 
 @pytest.mark.parametrize("how", ["has all", "aborted"])
-def test_a_producer_whose_blocks_are_not_wanted_is_told(how):
+def test_a_producer_whose_blocks_are_not_needed_learns_it(how):
     side = Side()
     one = side.arrived("d", range(97), AWAIT)
     if how == "has all":
         assert side.pushes.num_new_matched_tokens(one, 96) == 0
-        side.pushes.allocated(one, [3, 4, 5, 6], 0)
+        side.pushes.allocated(one, ([3, 4, 5, 6],), 0)
     else:
         side.pushes.num_new_matched_tokens(one, 0)
-        assert side.pushes.finished(one) == (False, None)
+        assert side.pushes.finished(one, ()) == (False, None)
     (order,) = side.orders().receive
-    assert (order.meeting.transfer, order.blocks) == (NAME, [])
+    assert (order.prefill.transfer, order.blocks) == (NAME, [])
 
 
 @pytest.mark.parametrize("is_loaded", [False, True])
@@ -141,10 +140,10 @@ def test_an_abort_ends_a_wait_that_has_not_ended(is_loaded):
     side = Side()
     one = side.arrived("d", range(100), AWAIT)
     side.pushes.num_new_matched_tokens(one, 0)
-    side.pushes.allocated(one, [3, 4, 5, 6], 99)
+    side.pushes.allocated(one, ([3, 4, 5, 6],), 99)
     if is_loaded:
         side.pushes.loaded({"d"})
-    side.pushes.finished(one)
+    side.pushes.finished(one, ())
     assert side.orders().abandon == ([] if is_loaded else ["d"])
 
 
@@ -164,8 +163,8 @@ def test_what_cannot_be_transferred_is_computed(params, text, caplog):
     one = side.arrived("r", range(100), params)
     assert text in caplog.text
     assert side.pushes.num_new_matched_tokens(one, 0) == 0
-    side.pushes.allocated(one, [3, 4, 5, 6], 0)
-    assert side.pushes.finished(one) == (False, None)
+    side.pushes.allocated(one, ([3, 4, 5, 6],), 0)
+    assert side.pushes.finished(one, ()) == (False, None)
     orders = side.orders()
     assert (orders.send, orders.receive, orders.finish) == ([], [], [])
 
@@ -184,4 +183,4 @@ def test_prompts_that_cannot_be_sent_are_not(more):
     side = Side()
     one = side.arrived("p", **{"tokens": range(100), "params": SEND, **more})
     assert side.orders().send == []
-    assert side.pushes.finished(one) == (False, None)
+    assert side.pushes.finished(one, ()) == (False, None)
