@@ -139,7 +139,7 @@ def test_another_model_is_refused_with_both_names(sides, caplog):
     for request_id in ("d", "e"):
         orders = load_of(offer_of(producer, [3]), [0], request_id)
         assert consumer.until(loaded=[request_id], orders=orders) == ({0}, set())
-    assert "model: producer 'one', here 'two'" in caplog.text
+    assert "model: producer 'one', consumer 'two'" in caplog.text
     assert not consumer.kv.any()
 
 
@@ -197,8 +197,8 @@ def test_several_groups_report_requests(sides):
     assert (consumer.kv[:, [0, 1]] == 7).all()
 
 
-def test_pieces_of_a_load_are_one_load(pair, monkeypatch):
-    monkeypatch.setattr(pull_progress, "PIECE_BYTES", 1)
+def test_pulls_of_a_load_are_one_load(pair, monkeypatch):
+    monkeypatch.setattr(pull_progress, "PULL_BYTES", 1)
     producer, consumer = pair
     blocks = list(range(10))
     orders = load_of(offered(producer, blocks), blocks[::-1])

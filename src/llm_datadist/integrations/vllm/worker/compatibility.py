@@ -1,7 +1,7 @@
-"""What producer and consumer must have in common for one's KV blocks to mean the same to the other.
+"""Compatibility check: facts in which producer and consumer must agree to share KV blocks.
 
-Each worker publishes its facts as a page of memory, which a peer pulls after linking: the facts are
-those of the very process whose blocks are pulled, and they come over the authenticated link.
+Each worker publishes its facts as a page of memory, which a peer pulls after linking. So they are
+those of the process whose blocks will be pulled, and come over the authenticated link.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["FACTS_BYTES", "FACTS_MODEL_ID", "facts_of", "mismatches", "read_fact
 
 FACTS_BYTES = 8192
 FACTS_MODEL_ID = 0
-"""BlocksCacheKey.model_id of the page; keys of requests are above it."""
+"""BlocksCacheKey.model_id of the page; keys of requests are greater."""
 
 _FORMAT = "1"
 
@@ -27,12 +27,12 @@ _FORMAT = "1"
 def facts_of(
     vllm_config: Any, layout: KVLayout, model_id: str | None, version: str
 ) -> dict[str, str]:
-    """The facts of one worker.
+    """Return the facts of one worker.
 
     Args:
         vllm_config: vLLM's configuration.
         layout: The worker's KV tensors.
-        model_id: Name of the model; None for vLLM's.
+        model_id: Name of the model; None = vLLM's.
         version: vLLM's version.
     """
     model, cache = vllm_config.model_config, vllm_config.cache_config
@@ -58,16 +58,16 @@ def facts_of(
 
 
 def mismatches(local: dict[str, str], remote: dict[str, str]) -> list[str]:
-    """What differs, each with both values; empty when the two are compatible."""
+    """Return the differing facts with both values, given the consumer's and the producer's."""
     return [
-        f"{name}: producer {remote.get(name, 'unknown')!r}, here {local.get(name, 'unknown')!r}"
+        f"{name}: producer {remote.get(name, 'unknown')!r}, consumer {local.get(name, 'unknown')!r}"
         for name in dict.fromkeys([*local, *remote])
         if local.get(name) != remote.get(name)
     ]
 
 
 def write_facts(facts: dict[str, str]) -> bytes:
-    """The page of these facts.
+    """Encode facts as a page.
 
     Raises:
         ValueError: They do not fit.
@@ -79,10 +79,10 @@ def write_facts(facts: dict[str, str]) -> bytes:
 
 
 def read_facts(page: bytes) -> dict[str, str]:
-    """The facts of a page.
+    """Decode the facts of a page.
 
     Raises:
-        ValueError: It holds none.
+        ValueError: The page holds none.
     """
     try:
         return msgspec.json.decode(page, type=dict[str, str])
@@ -91,7 +91,7 @@ def read_facts(page: bytes) -> dict[str, str]:
 
 
 def _config_digest(hf_config: Any) -> str:
-    """Digest of the model's configuration, less what says where it came from."""
+    """Digest the model's configuration without the fields that name its source."""
     fields = {
         name: value
         for name, value in hf_config.to_dict().items()

@@ -1,4 +1,4 @@
-"""The `LLMDataDist` instance of one vLLM worker, and its KV memory as caches of it."""
+"""`LLMDataDist` instance of one vLLM worker, with the worker's KV memory as caches."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _NO_LIMIT = 2**31 - 1
 
 
 class WorkerInstance:
-    """One worker's end of all links. Thread-safe.
+    """One worker's instance, which all its transfers use. Thread-safe.
 
     Args:
         options: The connector's options.
-        layout: The worker's KV memory; vLLM keeps it until the worker ends.
-        facts: The worker's facts, for peers to pull.
-        listens: Whether peers may link to it (it is a producer).
+        layout: The worker's KV memory, which vLLM must keep until `close`.
+        facts: The worker's compatibility facts, which peers pull.
+        listens: Whether to accept links, as a producer must.
 
     Raises:
-        LLMException: The listen address is in use or not of this host.
+        LLMException: The listen address is in use, or not of this host.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class WorkerInstance:
                 BlocksCacheKey(self.cluster_id, FACTS_MODEL_ID),
                 remote_accessible=True,
             )
-            self.own_caches = [
+            self.local_caches = [
                 self.cache_manager.register_blocks_cache(
                     desc_of(part), list(part.addrs), remote_accessible=False
                 )
@@ -76,14 +76,14 @@ class WorkerInstance:
 
     @property
     def listen_address(self) -> tuple[str, int] | None:
-        """Where peers link to this worker."""
+        """Address (ip, port) on which this worker accepts links; None if it does not."""
         return self._instance.listen_address
 
     def publish(self, key: int) -> list[Cache]:
-        """Let peers that know `key` lease and read all KV memory until the caches are unregistered.
+        """Publish all KV memory under `key`, part i under `key + i`, until `withdraw`.
 
-        The caller decides by the lifetime of the key which bytes a peer can get: what a pull under
-        it returns was there while the key was.
+        Peers that know the key can lease, read and write it. A pull that returns has read the bytes
+        while the key was published.
         """
         return [
             self.cache_manager.register_blocks_cache(
@@ -96,7 +96,7 @@ class WorkerInstance:
         ]
 
     def withdraw(self, caches: list[Cache]) -> None:
-        """End `publish`: when it returns, no read of these caches can succeed any more."""
+        """Withdraw what `publish` returned; afterwards no transfer of these caches can succeed."""
         for cache in caches:
             self.cache_manager.unregister_cache(cache.cache_id)
 
@@ -106,7 +106,7 @@ class WorkerInstance:
 
 
 def desc_of(part: Part) -> CacheDesc:
-    """A part as the API describes it: blocks of opaque bytes."""
+    """Describe a part as blocks of opaque bytes."""
     return CacheDesc(len(part.addrs), [part.num_blocks, part.block_bytes], DataType.DT_UINT8)
 
 
@@ -115,7 +115,7 @@ def _llm_options(options: ConnectorOptions, rank: int, *, listens: bool) -> dict
     config.enable_cache_manager = True
     config.enable_remote_cache_accessible = True
     config.local_comm_res = ""  # links then need no local address
-    config.auto_relink = False  # a producer that is gone comes back under another id, if at all
+    config.auto_relink = False  # a producer that restarts has another id
     config.sync_kv_timeout = options.transfer_timeout_ms
     config.transfer_backend = options.transfer_backend
     config.checksum = options.checksum

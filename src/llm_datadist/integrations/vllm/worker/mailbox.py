@@ -1,7 +1,7 @@
-"""Messages between workers in push mode: each a page of memory that the other side pushes into.
+"""Messages between workers in push mode, each pushed into a page of the receiver's memory.
 
-A page begins as zeros. Whoever reads it takes nothing of a message that is not whole: the digest of
-the body comes before it.
+A mailbox starts as zeros. The body of a message is preceded by its size and digest, so that the
+receiver never takes a message that has arrived only in part.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _Message = TypeVar("_Message", "Ticket", "Receipt")
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):
-    """The consumer has made room for a request.
+    """From the consumer: the producer may push a request into these blocks.
 
     Attributes:
         cluster_id: The consumer's worker.
-        key: First BlocksCacheKey.model_id under which its memory takes pushes.
-        receipt_key: That of the page for the `Receipt`.
+        key: BlocksCacheKey.model_id under which the first part of its blocks is published.
+        receipt_key: That of its mailbox for the `Receipt`.
         prompt: Digest of its request's prompt.
-        first: Index of the first block of the prompt that it wants.
-        blocks: Its blocks from that one on; none when it wants nothing.
-        num_tokens: How many of the prompt's tokens it wants, those before `first` included.
+        first: Index of the first block of the prompt that it needs.
+        blocks: Its blocks from that one on; empty if it needs none.
+        num_tokens: How many of the prompt's tokens it needs, including those before `first`.
     """
 
     cluster_id: int
@@ -51,11 +51,11 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """The producer will push nothing more.
+    """From the producer: it pushes nothing more.
 
     Attributes:
         prompt: Digest of its request's prompt.
-        problem: Why not all has been pushed; "" when it has.
+        problem: Why not all blocks were pushed; "" if they were.
     """
 
     prompt: str
@@ -63,7 +63,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Mailbox:
-    """A page of this worker that peers who know its key can push one message into."""
+    """A page of this worker into which peers that know its key can push one message."""
 
     def __init__(self, manager: CacheManager, cluster_id: int, key: int) -> None:
         self._manager = manager
@@ -76,7 +76,7 @@ class Mailbox:
         )
 
     def read(self, kind: type[_Message]) -> _Message | None:
-        """The message, or None as long as it is not there as a whole."""
+        """Return the message, or None until it has arrived completely."""
         size, digest = _HEADER.unpack(self._memory[: _HEADER.size].tobytes())
         if not 0 < size <= PAGE_BYTES - _HEADER.size:
             return None
@@ -89,20 +89,20 @@ class Mailbox:
             return None
 
     def close(self) -> None:
-        """Take no message any more; idempotent."""
+        """Stop taking messages; idempotent."""
         cache, self._cache = self._cache, None
         if cache is not None:
             self._manager.unregister_cache(cache.cache_id)
 
 
 def send_message(manager: CacheManager, key: BlocksCacheKey, message: Any) -> None:
-    """Push a message into a peer's page; it is there when this returns.
+    """Push a message into a peer's mailbox; it has arrived when this returns.
 
     Raises:
-        ValueError: It does not fit into a page.
-        LLMException: As `push_blocks`: LLM_KV_CACHE_NOT_EXIST when there is no such page (yet).
+        ValueError: The message is too large.
+        LLMException: As `push_blocks`: LLM_KV_CACHE_NOT_EXIST if there is no such mailbox (yet).
     """
-    memory = _written(message)
+    memory = _page_of(message)
     cache = manager.register_blocks_cache(_desc(), [memory.ctypes.data], remote_accessible=False)
     try:
         manager.push_blocks(key, cache, [0], [0])
@@ -110,10 +110,10 @@ def send_message(manager: CacheManager, key: BlocksCacheKey, message: Any) -> No
         manager.unregister_cache(cache.cache_id)
 
 
-def _written(message: Any) -> NDArray[np.uint8]:
+def _page_of(message: Any) -> NDArray[np.uint8]:
     body = msgspec.json.encode(message)
     if len(body) > PAGE_BYTES - _HEADER.size:
-        raise ValueError(f"a message of {len(body)} bytes does not fit into a page")
+        raise ValueError(f"a message of {len(body)} bytes does not fit into a mailbox")
     memory = np.zeros(PAGE_BYTES, np.uint8)
     data = _HEADER.pack(len(body), hashlib.sha256(body).digest()) + body
     memory[: len(data)] = np.frombuffer(data, np.uint8)

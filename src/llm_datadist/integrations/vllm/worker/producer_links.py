@@ -1,4 +1,4 @@
-"""Links of a consumer's worker to producers: made when first needed, checked once, made anew."""
+"""Links of a consumer's worker to producers: made on first use, checked for compatibility once."""
 
 from __future__ import annotations
 
@@ -28,13 +28,16 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.kv_transfer_params import RankAddress
     from llm_datadist.integrations.vllm.worker.instance import WorkerInstance
 
-__all__ = ["Incompatible", "ProducerLinks", "Unreachable"]
+__all__ = ["LINK_GONE", "Incompatible", "ProducerLinks", "Unreachable"]
 
 logger = logging.getLogger("llm_datadist.vllm")
 
+LINK_GONE = {LLMStatusCode.LLM_NOT_YET_LINK, LLMStatusCode.LLM_LINK_FAILED}
+"""Codes after which the producer must be linked again."""
+
 
 class Incompatible(Exception):
-    """The producer's KV blocks do not mean the same here; the text says in which respects."""
+    """The producer's KV blocks cannot be used by this worker; the text names the differences."""
 
 
 class Unreachable(Exception):
@@ -42,28 +45,28 @@ class Unreachable(Exception):
 
 
 class ProducerLinks:
-    """The producers that this worker has met. Thread-safe; calls of one producer are in turn."""
+    """Links to the producers that this worker has met. Thread-safe; one dial per producer."""
 
     def __init__(self, worker: WorkerInstance) -> None:
         self._worker = worker
         self._lock = threading.Lock()
-        self._turns: dict[int, threading.Lock] = {}
+        self._dial_locks: dict[int, threading.Lock] = {}
         self._linked: set[int] = set()
-        self._refused: dict[int, str] = {}
+        self._incompatible: dict[int, str] = {}
         self._silent: dict[int, tuple[float, str]] = {}
 
     def link(self, rank: RankAddress) -> None:
-        """Have a link to this producer whose facts are those of this worker.
+        """Ensure a link to a compatible producer.
 
         Raises:
-            Incompatible: They are not.
+            Incompatible: The producer does not fit.
             Unreachable: There is no link.
         """
         with self._lock:
-            turn = self._turns.setdefault(rank.cluster_id, threading.Lock())
-        with turn:
-            if rank.cluster_id in self._refused:
-                raise Incompatible(self._refused[rank.cluster_id])
+            dial_lock = self._dial_locks.setdefault(rank.cluster_id, threading.Lock())
+        with dial_lock:
+            if rank.cluster_id in self._incompatible:
+                raise Incompatible(self._incompatible[rank.cluster_id])
             until, reason = self._silent.get(rank.cluster_id, (0.0, ""))
             if time.monotonic() < until:
                 raise Unreachable(f"not tried, as it did not answer a moment ago: {reason}")
@@ -72,22 +75,22 @@ class ProducerLinks:
             self._dial(rank)
             differences = mismatches(self._worker.facts, self._pull_facts(rank))
             if differences:
-                self._refused[rank.cluster_id] = (
+                self._incompatible[rank.cluster_id] = (
                     f"the producer at {rank.ip}:{rank.port} does not fit: "
                     f"{'; '.join(differences)}; run producer and consumer with the same model, "
                     "vLLM and KV settings"
                 )
                 self._unlink(rank)
-                raise Incompatible(self._refused[rank.cluster_id])
+                raise Incompatible(self._incompatible[rank.cluster_id])
             self._linked.add(rank.cluster_id)
             logger.info("linked to the producer at %s:%d", rank.ip, rank.port)
 
     def drop(self, rank: RankAddress) -> None:
-        """A call has found the link broken: the next one links anew."""
+        """Forget a broken link; the next `link` dials again."""
         self._linked.discard(rank.cluster_id)
 
-    def silent(self, rank: RankAddress, reason: str) -> None:
-        """A call was in vain for a whole time limit: for a while, others fail without waiting."""
+    def mark_silent(self, rank: RankAddress, reason: str) -> None:
+        """Fail calls of `link` at once for link_timeout_ms, because the producer did not answer."""
         until = time.monotonic() + self._worker.options.link_timeout_ms / 1000
         self._silent[rank.cluster_id] = until, reason
 
@@ -100,7 +103,7 @@ class ProducerLinks:
         )
         if status != LLMStatusCode.LLM_SUCCESS:
             reason = f"no link to the producer at {rank.ip}:{rank.port}: {status}"
-            self.silent(rank, reason)
+            self.mark_silent(rank, reason)
             raise Unreachable(reason)
 
     def _unlink(self, rank: RankAddress) -> None:

@@ -163,44 +163,44 @@ class PullConsumer:
                     self._producers.drop(rank)
         except (LLMException, Incompatible, Unreachable) as error:
             if getattr(error, "status_code", None) == LLMStatusCode.LLM_TIMEOUT:
-                self._producers.silent(rank, str(error))
+                self._producers.mark_silent(rank, str(error))
             logger.warning(
                 "request %s: %d of its blocks cannot be fetched and will be computed here: %s",
                 order.request_id,
-                len(left.blocks()),
+                len(left.missing_blocks()),
                 str(error),
             )
-            return left.blocks()
-        if not left.blocks():
+            return left.missing_blocks()
+        if not left.missing_blocks():
             logger.debug(
                 "request %s: fetched %d bytes in %.1f ms",
                 order.request_id,
                 left.total_bytes,
                 (time.perf_counter() - started) * 1e3,
             )
-        return left.blocks()
+        return left.missing_blocks()
 
     def _pull_all(
         self, left: PullProgress, rank: RankAddress, abandoned: threading.Event, deadline: float
     ) -> None:
         with self._lease(left.order.offer, rank) as lease:
-            while left.pieces and not abandoned.is_set():
+            while left.pulls and not abandoned.is_set():
                 if time.monotonic() > deadline:
                     raise Unreachable(
                         f"transfer_timeout_ms {self._worker.options.transfer_timeout_ms} is over"
                     )
                 self._pull(left, rank)
-                if left.pieces:
+                if left.pulls:
                     lease.renew()
-            if not left.pieces:
+            if not left.pulls:
                 self._report(left.order, abandoned, set())  # before the producer is told
 
     def _pull(self, left: PullProgress, rank: RankAddress) -> None:
-        part, src_blocks, dst_blocks = left.pieces[0]
+        part, src_blocks, dst_blocks = left.pulls[0]
         try:
             self._worker.cache_manager.pull_blocks(
                 BlocksCacheKey(rank.cluster_id, left.order.offer.key + part),
-                self._worker.own_caches[part],
+                self._worker.local_caches[part],
                 src_blocks,
                 dst_blocks,
             )
@@ -211,7 +211,7 @@ class PullConsumer:
                 left.split_first(whole)
                 self._pull(left, rank)
             raise
-        left.pieces.pop(0)
+        left.pulls.pop(0)
 
     def _lease(self, offer: Offer, rank: RankAddress) -> Lease:
         blocks = offer.blocks[self._worker.layout.parts[0].group]

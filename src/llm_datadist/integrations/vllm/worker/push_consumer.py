@@ -233,7 +233,7 @@ class PushConsumer:
             if error.status_code in _LINK_GONE:
                 self._producers.drop(rank)  # the next attempt links anew
             elif error.status_code == LLMStatusCode.LLM_TIMEOUT:
-                self._producers.silent(rank, str(error))
+                self._producers.mark_silent(rank, str(error))
                 raise
             elif error.status_code != LLMStatusCode.LLM_KV_CACHE_NOT_EXIST:
                 raise

@@ -218,7 +218,7 @@ class PushProducer:
             dst_blocks = ticket.blocks[run.start - ticket.first : run.end - ticket.first]
             self._worker.cache_manager.push_blocks(
                 BlocksCacheKey(ticket.cluster_id, ticket.key + run.part),
-                self._worker.own_caches[run.part],
+                self._worker.local_caches[run.part],
                 src_blocks,
                 dst_blocks,
                 src_layer_range=range(run.tensors.start, run.tensors.stop),

@@ -41,24 +41,24 @@ def test_equal_facts_fit_whatever_the_addresses_and_block_counts():
 @pytest.mark.parametrize(
     ("remote", "text"),
     [
-        ({"version": "0.33.0"}, "vLLM version: producer '0.33.0', here '0.32.0'"),
-        ({"model": "other"}, "model: producer 'other', here 'm'"),
-        ({"model_id": "named"}, "model: producer 'named', here 'm'"),
+        ({"version": "0.33.0"}, "vLLM version: producer '0.33.0', consumer '0.32.0'"),
+        ({"model": "other"}, "model: producer 'other', consumer 'm'"),
+        ({"model_id": "named"}, "model: producer 'named', consumer 'm'"),
         ({"layers": 3}, "model configuration: producer 'digest"),
-        ({"dtype": "bfloat16"}, "dtype: producer 'bfloat16', here 'float32'"),
-        ({"layout": layout(block_size=64)}, "block size: producer '64', here '32'"),
+        ({"dtype": "bfloat16"}, "dtype: producer 'bfloat16', consumer 'float32'"),
+        ({"layout": layout(block_size=64)}, "block size: producer '64', consumer '32'"),
         ({"layout": layout(layers=("a", "c"))}, "layers: producer"),
-        ({"layout": layout(rank=1)}, "tensor parallel rank: producer '1', here '0'"),
+        ({"layout": layout(rank=1)}, "tensor parallel rank: producer '1', consumer '0'"),
     ],
 )
-def test_each_difference_is_told_with_both_values(remote, text):
+def test_each_difference_is_named_with_both_values(remote, text):
     assert any(text in line for line in mismatches(facts(), facts(**remote)))
 
 
 def test_a_fact_that_one_side_does_not_know():
     assert mismatches({"a": "1"}, {"b": "2"}) == [
-        "a: producer 'unknown', here '1'",
-        "b: producer '2', here 'unknown'",
+        "a: producer 'unknown', consumer '1'",
+        "b: producer '2', consumer 'unknown'",
     ]
 
 

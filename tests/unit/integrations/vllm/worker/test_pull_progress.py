@@ -1,4 +1,4 @@
-"""Loads in pieces: what is left after a failure is everything from the first wrong block on."""
+"""Loads in pulls: a failure leaves everything from the first wrong block on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from llm_datadist import LLMException
 from llm_datadist.integrations.vllm.kv_layout import KVLayout, Part
 from llm_datadist.integrations.vllm.step_orders import Load
-from llm_datadist.integrations.vllm.worker import pull_progress as pieces_module
+from llm_datadist.integrations.vllm.worker import pull_progress
 from llm_datadist.integrations.vllm.worker.pull_progress import PullProgress, num_before_faults
 
 PEER = 7
@@ -28,31 +28,31 @@ def load(*blocks):
     return Load("r", None, [[100 + b for b in group] for group in blocks], list(blocks), [])
 
 
-def test_pieces_follow_the_tokens(monkeypatch):
-    monkeypatch.setattr(pieces_module, "PIECE_BYTES", 60)
+def test_pulls_follow_the_tokens(monkeypatch):
+    monkeypatch.setattr(pull_progress, "PULL_BYTES", 60)
     left = PullProgress(load([1, 2, 3]), layout((0, 2, 10), (0, 1, 5)))  # 25 bytes a block
-    assert left.pieces == [
+    assert left.pulls == [
         (0, [101, 102], [1, 2]),
         (1, [101, 102], [1, 2]),
         (0, [103], [3]),
         (1, [103], [3]),
     ]
     assert left.total_bytes == 75
-    left.pieces.pop(0)
-    assert left.blocks() == {1, 2, 3}  # 1 and 2 are not complete without their second part
-    left.pieces.pop(0)
-    assert left.blocks() == {3}
+    left.pulls.pop(0)
+    assert left.missing_blocks() == {1, 2, 3}  # 1 and 2 are not complete without their second part
+    left.pulls.pop(0)
+    assert left.missing_blocks() == {3}
 
 
 def test_each_group_has_parts_and_blocks_of_its_own():
     left = PullProgress(load([1, 2], [7]), layout((0, 1, 10), (1, 1, 20)))
-    assert left.pieces == [(0, [101, 102], [1, 2]), (1, [107], [7])]
+    assert left.pulls == [(0, [101, 102], [1, 2]), (1, [107], [7])]
 
 
 def test_split():
     left = PullProgress(load([1, 2, 3]), layout((0, 1, 10)))
     left.split_first(1)
-    assert left.pieces == [(0, [101], [1]), (0, [102, 103], [2, 3])]
+    assert left.pulls == [(0, [101], [1]), (0, [102, 103], [2, 3])]
 
 
 def fault(cluster_id, block):
