@@ -169,7 +169,7 @@ def test_many_requests_at_once(pair):
     assert (consumer.kv[:, ::-1] == producer.kv).all()
 
 
-@pytest.mark.expects_log("will be computed here: the producer's request was aborted")
+@pytest.mark.expects_log("will be recomputed: the producer's request was aborted")
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_request_that_is_given_up_is_computed_by_the_consumer(pair, when):
     producer, consumer = pair

@@ -76,7 +76,7 @@ def test_a_dismissed_offer_goes_back_at_once(pair):
 
 
 @pytest.mark.parametrize("pair", [{"hold_ms": 200}], indirect=True)
-@pytest.mark.expects_log("no consumer has fetched", "will be computed here")
+@pytest.mark.expects_log("no consumer has fetched", "will be recomputed")
 def test_nobody_comes_or_too_late(pair):
     producer, consumer = pair
     offer = offered(producer, [3, 7])
@@ -84,7 +84,7 @@ def test_nobody_comes_or_too_late(pair):
     assert consumer.until(loaded=["d"], orders=load_of(offer, [0, 9])) == ({0, 9}, set())
 
 
-@pytest.mark.expects_log("will be computed here")
+@pytest.mark.expects_log("will be recomputed")
 def test_an_offer_is_good_once(pair):
     producer, consumer = pair
     offer = offered(producer, [3])
@@ -93,7 +93,7 @@ def test_an_offer_is_good_once(pair):
     assert consumer.until(loaded=["e"], orders=load_of(offer, [1], "e")) == ({1}, set())
 
 
-@pytest.mark.expects_log("will be computed here")
+@pytest.mark.expects_log("will be recomputed")
 def test_a_withdrawn_request_cannot_be_fetched(pair):
     producer, consumer = pair
     offer = offer_of(producer, [3])
@@ -118,7 +118,7 @@ def test_blocks_that_the_offer_lacks_count_as_failed(pair):
     assert failed == {6}
 
 
-@pytest.mark.expects_log("will be computed here", "fault", "LLM_SUSPECT_REMOTE_ERROR")
+@pytest.mark.expects_log("will be recomputed", "fault", "LLM_SUSPECT_REMOTE_ERROR")
 def test_a_bad_page_costs_the_blocks_from_it_on(pair):
     producer, consumer = pair
     offer = offered(producer, [3, 4, 8, 5])
@@ -133,7 +133,7 @@ def test_a_bad_page_costs_the_blocks_from_it_on(pair):
     producer.until(sent=["p"], within_s=2)
 
 
-@pytest.mark.expects_log("will be computed here: the producer .* does not fit")
+@pytest.mark.expects_log("will be recomputed: the producer .* does not fit")
 def test_another_model_is_refused_with_both_names(sides, caplog):
     producer, consumer = sides("producer", model="one"), sides("consumer", model="two")
     for request_id in ("d", "e"):
@@ -151,7 +151,7 @@ def test_another_secret_is_refused(sides):
     assert not consumer.kv.any()
 
 
-@pytest.mark.expects_log("will be computed here", "link_clusters")
+@pytest.mark.expects_log("will be recomputed", "link_clusters")
 def test_a_producer_that_restarted_is_another_one(sides):
     old, consumer = sides("producer"), sides("consumer")
     offer = offered(old, [3])
@@ -167,7 +167,7 @@ def test_a_producer_that_restarted_is_another_one(sides):
     new.until(sent=["q"])  # it is told after the load has been reported
 
 
-@pytest.mark.expects_log("will be computed here", "peer", "link")
+@pytest.mark.expects_log("will be recomputed", "peer", "link")
 def test_a_link_that_was_lost_is_made_anew(sides, pair):
     producer, consumer = pair
     consumer.until(loaded=["d"], orders=load_of(offered(producer, [3]), [0]))

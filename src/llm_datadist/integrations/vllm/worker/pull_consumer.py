@@ -1,9 +1,8 @@
-"""The consumer's side of a worker: fetches requests' blocks on threads of its own.
+"""Consumer in pull mode: fetches requests' blocks on threads of its own.
 
 A load leases the request's key at the producer, pulls its blocks in the order of the tokens,
-reports them, and releases the lease. Whatever goes wrong, the blocks from the first one on whose
-bytes are not known to be right are reported as failed, and vLLM computes them itself; the call that
-failed writes none of them any more.
+reports the request, and releases the lease. If that fails, the blocks from the first incomplete one
+on are reported as failed, and vLLM recomputes them; no byte of a failed pull lands afterwards.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llm_datadist import BlocksCacheKey, LLMException, LLMStatusCode
 from llm_datadist.integrations.vllm.worker.producer_links import (
+    LINK_GONE,
     Incompatible,
     ProducerLinks,
     Unreachable,
@@ -24,90 +23,62 @@ from llm_datadist.integrations.vllm.worker.producer_links import (
 from llm_datadist.integrations.vllm.worker.pull_progress import PullProgress, num_before_faults
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from llm_datadist.integrations.vllm.kv_transfer_params import Offer, RankAddress
     from llm_datadist.integrations.vllm.step_orders import Load
     from llm_datadist.integrations.vllm.worker.instance import WorkerInstance
-    from llm_datadist.integrations.vllm.worker.wakeup import Changes
+    from llm_datadist.integrations.vllm.worker.reports import Reports
     from llm_datadist.leases import Lease
 
-__all__ = ["PullConsumer", "Loaded"]
+__all__ = ["PullConsumer"]
 
 logger = logging.getLogger("llm_datadist.vllm")
 
-_LINK_GONE = {LLMStatusCode.LLM_NOT_YET_LINK, LLMStatusCode.LLM_LINK_FAILED}
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """Loads that have ended.
-
-    Attributes:
-        request_ids: All of them.
-        failed_request_ids: Those of which blocks are missing.
-        failed_blocks: The missing ones, own numbers.
-    """
-
-    request_ids: set[str] = field(default_factory=set)
-    failed_request_ids: set[str] = field(default_factory=set)
-    failed_blocks: set[int] = field(default_factory=set)
-
 
 class PullConsumer:
-    """Loads and dismisses. Calls of the model's thread never wait for a transfer.
+    """Loads requests and reports them as loaded. Calls never wait for a transfer.
 
     Args:
         worker: The worker's instance.
-        changes: Told when there is something in `take_loaded`.
+        reports: For requests whose loads have ended.
     """
 
-    def __init__(self, worker: WorkerInstance, changes: Changes) -> None:
+    def __init__(self, worker: WorkerInstance, reports: Reports) -> None:
         self._worker = worker
-        self._changes = changes
-        self._producers = ProducerLinks(worker)
+        self._reports = reports
+        self._links = ProducerLinks(worker)
         self._lock = threading.Lock()
         self._pending: dict[str, threading.Event] = {}
-        self._ended: dict[str, set[int]] = {}
-        self._threads = ThreadPoolExecutor(
-            worker.options.concurrent_loads, "llm_datadist-vllm-load"
-        )
+        self._pool = ThreadPoolExecutor(worker.options.concurrent_loads, "llm_datadist-vllm-load")
 
     def load(self, order: Load) -> None:
-        """Begin a load."""
+        """Start a load."""
         abandoned = threading.Event()
         with self._lock:
             self._pending[order.request_id] = abandoned
-        self._threads.submit(self._run, order, abandoned)
-        self._changes.notify()
+        self._pool.submit(self._run, order, abandoned)
+        self._reports.note_change()
 
     def dismiss(self, offer: Offer) -> None:
-        """Let the producer have the blocks of an offer back, unread."""
-        self._threads.submit(self._run_dismiss, offer)
+        """Give the blocks of an offer back to the producer, unread."""
+        self._pool.submit(self._run_dismiss, offer)
 
     def abandon(self, request_id: str) -> None:
-        """The load's request is gone; end it soon. It is reported all the same."""
+        """End the load of an aborted request soon; it is reported all the same."""
         with self._lock:
             abandoned = self._pending.get(request_id)
         if abandoned is not None:
             abandoned.set()
 
-    def take_loaded(self) -> Loaded:
-        """The loads that have ended since the last call."""
-        with self._lock:
-            ended, self._ended = self._ended, {}
-        return Loaded(
-            set(ended),
-            {request_id for request_id, failed in ended.items() if failed},
-            set().union(*ended.values()),
-        )
-
     @property
     def is_waiting(self) -> bool:
-        """Whether loads are under way."""
+        """Whether loads are running."""
         return bool(self._pending)
 
     def close(self) -> None:
-        """End all loads; idempotent. With the instance closed before, they fail at once."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        """End all loads; idempotent. Close the instance first, so that they fail at once."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _run(self, order: Load, abandoned: threading.Event) -> None:
         failed = {block for blocks in order.dst_blocks for block in blocks}
@@ -118,19 +89,18 @@ class PullConsumer:
         finally:
             self._report(order, abandoned, failed)
 
-    def _report(self, order: Load, abandoned: threading.Event, failed: set[int]) -> None:
-        """Let the scheduler's side know how a load has ended; the first word counts."""
+    def _report(self, order: Load, abandoned: threading.Event, failed: Iterable[int]) -> None:
+        """Report how a load has ended; only the first report of a load counts."""
         with self._lock:
             if self._pending.get(order.request_id) is not abandoned:
                 return
             del self._pending[order.request_id]
-            self._ended[order.request_id] = failed | set(order.unavailable)
-        self._changes.notify()
+        self._reports.add_loaded(order.request_id, {*failed, *order.unavailable})
 
     def _run_dismiss(self, offer: Offer) -> None:
         try:
-            rank = self._rank(offer)
-            self._producers.link(rank)
+            rank = self._producer_of(offer)
+            self._links.link(rank)
             with self._lease(offer, rank):
                 pass
         except (LLMException, Incompatible, Unreachable) as error:
@@ -146,72 +116,72 @@ class PullConsumer:
             )
 
     def _load(self, order: Load, abandoned: threading.Event) -> set[int]:
-        """Load, and return the own blocks that are not right."""
-        left = PullProgress(order, self._worker.layout)
+        """Load a request, and return the local blocks that are not complete."""
+        progress = PullProgress(order, self._worker.layout)
         deadline = time.monotonic() + self._worker.options.transfer_timeout_ms / 1000
         started = time.perf_counter()
-        rank = self._rank(order.offer)
+        rank = self._producer_of(order.offer)
         try:
             for attempt in range(2):
-                self._producers.link(rank)
+                self._links.link(rank)
                 try:
-                    self._pull_all(left, rank, abandoned, deadline)
+                    self._pull_all(progress, rank, abandoned, deadline)
                     break
                 except LLMException as error:
-                    if attempt or error.status_code not in _LINK_GONE:
+                    if attempt or error.status_code not in LINK_GONE:
                         raise
-                    self._producers.drop(rank)
+                    self._links.drop(rank)
         except (LLMException, Incompatible, Unreachable) as error:
             if getattr(error, "status_code", None) == LLMStatusCode.LLM_TIMEOUT:
-                self._producers.mark_silent(rank, str(error))
+                self._links.mark_silent(rank, str(error))
             logger.warning(
-                "request %s: %d of its blocks cannot be fetched and will be computed here: %s",
+                "request %s: %d of its blocks cannot be fetched and will be recomputed: %s",
                 order.request_id,
-                len(left.missing_blocks()),
+                len(progress.missing_blocks()),
                 str(error),
             )
-            return left.missing_blocks()
-        if not left.missing_blocks():
+        missing = progress.missing_blocks()
+        if not missing:
             logger.debug(
                 "request %s: fetched %d bytes in %.1f ms",
                 order.request_id,
-                left.total_bytes,
+                progress.total_bytes,
                 (time.perf_counter() - started) * 1e3,
             )
-        return left.missing_blocks()
+        return missing
 
     def _pull_all(
-        self, left: PullProgress, rank: RankAddress, abandoned: threading.Event, deadline: float
+        self, progress: PullProgress, rank: RankAddress, abandoned: threading.Event, deadline: float
     ) -> None:
-        with self._lease(left.order.offer, rank) as lease:
-            while left.pulls and not abandoned.is_set():
+        with self._lease(progress.order.offer, rank) as lease:
+            while progress.pulls and not abandoned.is_set():
                 if time.monotonic() > deadline:
                     raise Unreachable(
                         f"transfer_timeout_ms {self._worker.options.transfer_timeout_ms} is over"
                     )
-                self._pull(left, rank)
-                if left.pulls:
+                self._pull(progress, rank)
+                if progress.pulls:
                     lease.renew()
-            if not left.pulls:
-                self._report(left.order, abandoned, set())  # before the producer is told
+            if not progress.pulls:
+                self._report(progress.order, abandoned, ())  # vLLM need not wait for the release
 
-    def _pull(self, left: PullProgress, rank: RankAddress) -> None:
-        part, src_blocks, dst_blocks = left.pulls[0]
+    def _pull(self, progress: PullProgress, rank: RankAddress) -> None:
+        """Make the next pull; if it fails, pull the blocks before the first memory fault."""
+        part, src_blocks, dst_blocks = progress.pulls[0]
         try:
             self._worker.cache_manager.pull_blocks(
-                BlocksCacheKey(rank.cluster_id, left.order.offer.key + part),
+                BlocksCacheKey(rank.cluster_id, progress.order.offer.key + part),
                 self._worker.local_caches[part],
                 src_blocks,
                 dst_blocks,
             )
         except LLMException as error:
-            whole = num_before_faults(src_blocks, dst_blocks, rank.cluster_id, error)
-            if whole:
-                # Blocks before the first bad one are worth having: vLLM keeps a prefix.
-                left.split_first(whole)
-                self._pull(left, rank)
+            num_good = num_before_faults(src_blocks, dst_blocks, rank.cluster_id, error)
+            if num_good:
+                progress.split_first(num_good)
+                self._pull(progress, rank)
             raise
-        left.pulls.pop(0)
+        progress.pulls.pop(0)
 
     def _lease(self, offer: Offer, rank: RankAddress) -> Lease:
         blocks = offer.blocks[self._worker.layout.parts[0].group]
@@ -221,5 +191,5 @@ class PullConsumer:
             ttl_ms=self._worker.options.lease_ms,
         )
 
-    def _rank(self, offer: Offer) -> RankAddress:
+    def _producer_of(self, offer: Offer) -> RankAddress:
         return offer.ranks[self._worker.layout.rank]

@@ -1,4 +1,4 @@
-"""One request of the producer in push mode: what is computed, what is sent, and what is next."""
+"""Progress of one request that a producer pushes: what is computed, pushed, and next."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.step_orders import Send
     from llm_datadist.integrations.vllm.worker.mailbox import Mailbox, Ticket
 
-__all__ = ["Run", "PushProgress"]
+__all__ = ["PushProgress", "Run"]
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Blocks of neighbouring tensors that can be pushed in one call.
+    """Blocks of neighboring tensors that one call can push.
 
     Attributes:
-        part: Of the layout.
-        tensors: Of the part.
+        part: Part of the layout.
+        tensors: Tensors of the part.
         start: First block, by index in the prompt.
         end: The one after the last.
     """
@@ -32,28 +32,30 @@ class Run:
 
 @dataclass(slots=True)
 class PushProgress:
-    """A request.
+    """One request.
 
     Attributes:
-        order: What the scheduler's side said of it.
-        page: Where the consumer leaves its ticket.
-        blocks: Own blocks of the prompt, so far as they are allocated.
-        computed: Tokens that are computed, by part and tensor.
-        sent: Blocks, counted from the prompt's beginning, that need not be sent any more.
-        ticket: The consumer's, once it is there.
-        scheduled: Tokens that are computed when the step under way is over.
-        problem: Why it is given up; "" while it is not.
-        is_finished: Whether the request has ended well: all of it is computed, and its blocks stay.
-        deadline: When it is given up if no ticket comes; None before its end.
+        order: The scheduler's order.
+        layout: The worker's KV memory.
+        mailbox: For the consumer's ticket.
+        blocks: Local blocks of the prompt that are allocated so far.
+        computed: Computed tokens, by part and tensor.
+        pushed: Blocks, counted from the start of the prompt, that need no push any more, by part
+            and tensor.
+        ticket: The consumer's, once it has arrived.
+        scheduled: Tokens that are computed when the current step ends.
+        problem: Why the request is given up; "" while it is not.
+        is_finished: Whether all tokens are computed and vLLM keeps the blocks.
+        deadline: When to give up if no ticket has arrived; None before the request's end.
         is_busy: Whether a thread works on it.
     """
 
     order: Send
     layout: KVLayout
-    page: Mailbox
+    mailbox: Mailbox
     blocks: list[int] = field(default_factory=list)
     computed: list[list[int]] = field(init=False)
-    sent: list[list[int]] = field(init=False)
+    pushed: list[list[int]] = field(init=False)
     ticket: Ticket | None = None
     scheduled: int = 0
     problem: str = ""
@@ -63,10 +65,10 @@ class PushProgress:
 
     def __post_init__(self) -> None:
         self.computed = [[0] * len(part.addrs) for part in self.layout.parts]
-        self.sent = [[0] * len(part.addrs) for part in self.layout.parts]
+        self.pushed = [[0] * len(part.addrs) for part in self.layout.parts]
 
     def accept(self, ticket: Ticket) -> None:
-        """The consumer's ticket is there; one that does not fit ends the request."""
+        """Store the consumer's ticket; one that does not match the request sets `problem`."""
         self.ticket = ticket
         if not ticket.blocks or self.problem:
             return
@@ -84,37 +86,47 @@ class PushProgress:
                 "and run both engines with the same --block-size"
             )
             return
-        self.sent = [[ticket.first] * len(part.addrs) for part in self.layout.parts]
+        self.pushed = [[ticket.first] * len(part.addrs) for part in self.layout.parts]
+
+    @property
+    def awaits_message(self) -> bool:
+        """Whether the ticket has not arrived."""
+        return self.ticket is None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left but to send the receipt."""
+        return bool(self.problem) or (self.is_finished and self.next_run() is None)
 
     @property
     def is_due(self) -> bool:
         """Whether a thread should work on it now."""
-        if self.ticket is None or self.is_busy:
+        if self.ticket is None:
             return False
         return bool(self.problem) or self.is_finished or self.next_run() is not None
 
     def next_run(self) -> Run | None:
-        """What to push next, or None when all that is computed has been sent."""
+        """Return what to push next, or None when everything computed has been pushed."""
         if self.ticket is None or self.problem or not self.ticket.blocks:
             return None
-        for part, (computed, sent) in enumerate(zip(self.computed, self.sent, strict=True)):
-            for first, (tokens, start) in enumerate(zip(computed, sent, strict=True)):
+        for part, (computed, pushed) in enumerate(zip(self.computed, self.pushed, strict=True)):
+            for first, (tokens, start) in enumerate(zip(computed, pushed, strict=True)):
                 end = self._end(tokens)
                 if end <= start:
                     continue
                 last = first
-                while last < len(sent) and (computed[last], sent[last]) == (tokens, start):
+                while last < len(pushed) and (computed[last], pushed[last]) == (tokens, start):
                     last += 1
                 return Run(part, range(first, last), start, end)
         return None
 
-    def note_sent(self, run: Run) -> None:
-        """A run has been pushed."""
+    def note_pushed(self, run: Run) -> None:
+        """Record that a run has been pushed."""
         for tensor in run.tensors:
-            self.sent[run.part][tensor] = run.end
+            self.pushed[run.part][tensor] = run.end
 
     def _end(self, num_tokens: int) -> int:
-        """Blocks that are complete: the last one is when all of the prompt is computed."""
+        """Return how many blocks are complete; the last one is at the end of the prompt."""
         assert self.ticket is not None
         block_size = self.layout.block_sizes[0]
         is_all = num_tokens >= min(self.ticket.num_tokens, self.order.num_tokens)

@@ -1,4 +1,4 @@
-"""The workers' side of the connector: carries out orders, and says what has ended."""
+"""One worker of an engine: carries out the scheduler's orders and reports ended transfers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llm_datadist.integrations.vllm.worker.pull_consumer import PullConsumer
 from llm_datadist.integrations.vllm.worker.pull_producer import PullProducer
 from llm_datadist.integrations.vllm.worker.push_consumer import PushConsumer
 from llm_datadist.integrations.vllm.worker.push_producer import PushProducer
-from llm_datadist.integrations.vllm.worker.wakeup import Changes
+from llm_datadist.integrations.vllm.worker.reports import Reports
 
 if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.options import ConnectorOptions
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 __all__ = ["Worker", "check_parallel"]
 
 _PUSHABLE = {"FullAttentionSpec", "MLAAttentionSpec"}
-"""The only KV cache group of a model for push mode: its blocks stay as long as the request."""
+"""KV cache groups that push mode supports, alone: their blocks stay as long as the request."""
 
 
 def check_parallel(parallel_config: Any) -> None:
-    """Refuse kinds of parallelism in which a rank's blocks are not its peer rank's.
+    """Check that a rank holds the same blocks as its peer rank.
 
     Raises:
-        ValueError: There is one; the text names it.
+        ValueError: A kind of parallelism that is not supported; the text names it.
     """
     for option in (
         "pipeline_parallel_size",
@@ -44,7 +44,7 @@ def check_parallel(parallel_config: Any) -> None:
 
 
 class Worker:
-    """One worker. Its calls are the model thread's; none of them waits for a transfer.
+    """One worker. The model's thread calls it; no call but `close` waits for a transfer.
 
     Args:
         options: The connector's options.
@@ -52,12 +52,12 @@ class Worker:
         kv_cache_config: vLLM's KVCacheConfig.
         vllm_config: vLLM's configuration.
         version: vLLM's version.
-        is_producer: Whether prompts may be kept for others.
-        is_consumer: Whether prompts may be fetched.
+        is_producer: Whether this engine prefills for others.
+        is_consumer: Whether other engines prefill for this one.
 
     Raises:
         ValueError: KV memory that cannot be moved block by block, or not in this mode.
-        LLMException: The listen address cannot be had.
+        LLMException: The listen address cannot be bound.
     """
 
     def __init__(
@@ -79,121 +79,114 @@ class Worker:
         facts = facts_of(vllm_config, layout, options.model_id, version)
         self._has_groups = len(layout.block_sizes) > 1
         self._instance = WorkerInstance(options, layout, facts, listens=is_producer)
-        self._changes = Changes()
-        parts = self._instance, self._changes
-        self._producer = PullProducer(*parts) if is_producer else None
-        self._consumer = PullConsumer(*parts) if is_consumer else None
-        self._pusher = PushProducer(*parts) if pushes and is_producer else None
-        self._receiver = PushConsumer(*parts) if pushes and is_consumer else None
+        self._reports = Reports()
+        parts = self._instance, self._reports
+        self._pull_producer = PullProducer(*parts) if is_producer else None
+        self._pull_consumer = PullConsumer(*parts) if is_consumer else None
+        self._push_producer = PushProducer(*parts) if pushes and is_producer else None
+        self._push_consumer = PushConsumer(*parts) if pushes and is_consumer else None
         self._is_idle = False
         self._failed_blocks: set[int] = set()
         self.failed_request_ids: set[str] = set()
 
     @property
     def address(self) -> RankAddress | None:
-        """Where this worker listens."""
+        """Address on which this worker listens, or None if it does not."""
         listen = self._instance.listen_address
         return None if listen is None else RankAddress(*listen, self._instance.cluster_id)
 
     def carry_out(self, orders: StepOrders, *, is_idle: bool) -> None:
-        """Begin what the scheduler's side has ordered for this step.
+        """Start what the scheduler side has ordered for this step.
 
         Args:
             orders: The orders.
             is_idle: Whether there is no model step.
         """
         self._is_idle = is_idle
-        if self._producer is not None:
+        if self._pull_producer is not None:
             for request_id, key in orders.publish.items():
-                self._producer.publish(request_id, key)
+                self._pull_producer.publish(request_id, key)
             for request_id in orders.hold:
-                self._producer.hold(request_id)
+                self._pull_producer.hold(request_id)
             for request_id in orders.withdraw:
-                self._producer.withdraw(request_id)
-        if self._consumer is not None:
+                self._pull_producer.withdraw(request_id)
+        if self._pull_consumer is not None:
             for load in orders.loads:
-                self._consumer.load(load)
+                self._pull_consumer.load(load)
             for offer in orders.dismiss:
-                self._consumer.dismiss(offer)
+                self._pull_consumer.dismiss(offer)
             for request_id in orders.abandon:
-                self._consumer.abandon(request_id)
+                self._pull_consumer.abandon(request_id)
         self._carry_out_pushes(orders)
 
     def layer_saved(self, layer: str) -> None:
-        """The model has computed a layer of the step."""
-        if self._pusher is not None:
-            self._pusher.layer_saved(layer)
+        """Push a layer of the step, which the model has computed."""
+        if self._push_producer is not None:
+            self._push_producer.layer_saved(layer)
 
     def step_saved(self) -> None:
-        """The model has computed all layers of the step."""
-        if self._pusher is not None:
-            self._pusher.end_step()
+        """Push all layers of the step, which the model has computed."""
+        if self._push_producer is not None:
+            self._push_producer.end_step()
 
     def take_ended(self) -> tuple[set[str], set[str]]:
-        """Requests whose blocks have been sent, and requests whose loads have ended.
+        """Return requests whose blocks have been sent, and requests whose loads have ended.
 
-        What is known to be missing of the latter is in `failed_request_ids` and
-        `take_failed_blocks` afterwards. In a step without the model it waits a moment for a
-        change, so that vLLM's loop does not spin while there is nothing but transfers to do.
+        Afterwards, `failed_request_ids` and `take_failed_blocks` say what the latter lack. In a
+        step without the model this waits a moment for a change, so that vLLM's loop does not spin
+        while only transfers are pending.
         """
-        sent, loaded = self._take()
-        if self._is_idle and not sent and not loaded and self._is_waiting():
-            self._changes.wait_while_quiet()
-            sent, loaded = self._take()
-        return sent, loaded
+        ended = self._reports.take()
+        if self._is_idle and not ended.sent and not ended.loaded and self._is_waiting():
+            self._reports.wait_while_quiet()
+            ended = self._reports.take()
+        # With one KV cache group, vLLM takes block numbers and keeps the blocks before the first of
+        # them; with several it takes requests, and recomputes their whole prompts.
+        if self._has_groups:
+            self.failed_request_ids = ended.failed
+        else:
+            self._failed_blocks |= ended.failed_blocks
+        return ended.sent, ended.loaded
 
     def take_failed_blocks(self) -> set[int]:
-        """Own blocks that the loads of the last `take_ended` have not filled."""
+        """Return the local blocks that the loads of the last `take_ended` lack."""
         failed, self._failed_blocks = self._failed_blocks, set()
         return failed
 
     def close(self) -> None:
         """End links and threads; idempotent."""
-        if self._producer is not None:
-            self._producer.close()
+        if self._pull_producer is not None:
+            self._pull_producer.close()
         self._instance.close()
-        for side in (self._consumer, self._pusher, self._receiver):
+        for side in (self._pull_consumer, self._push_producer, self._push_consumer):
             if side is not None:
                 side.close()
 
     def _carry_out_pushes(self, orders: StepOrders) -> None:
-        if self._pusher is not None:
+        if self._push_producer is not None:
             for send in orders.send:
-                self._pusher.send(send)
+                self._push_producer.send(send)
             for request_id, problem in orders.give_up.items():
-                self._pusher.give_up(request_id, problem)
-            self._pusher.begin_step(orders.progress)
+                self._push_producer.give_up(request_id, problem)
+            self._push_producer.begin_step(orders.progress)
             for request_id in orders.finish:
-                self._pusher.finish(request_id)
-        if self._receiver is not None:
+                self._push_producer.finish(request_id)
+        if self._push_consumer is not None:
             for order in orders.receive:
-                self._receiver.receive(order)
+                self._push_consumer.receive(order)
             for request_id in orders.abandon:
-                self._receiver.abandon(request_id)
+                self._push_consumer.abandon(request_id)
 
     def _is_waiting(self) -> bool:
-        sides = (self._producer, self._consumer, self._pusher, self._receiver)
-        return any(side is not None and side.is_waiting for side in sides)
-
-    def _take(self) -> tuple[set[str], set[str]]:
-        sent: set[str] = set()
-        for giver in (self._producer, self._pusher):
-            if giver is not None:
-                sent |= giver.take_sent()
-        ended: set[str] = set()
-        failed_requests: set[str] = set()
-        for taker in (self._consumer, self._receiver):
-            if taker is not None:
-                loaded = taker.take_loaded()
-                ended |= loaded.request_ids
-                failed_requests |= loaded.failed_request_ids
-                if not self._has_groups:
-                    self._failed_blocks |= loaded.failed_blocks
-        # Where block numbers are of one group only, vLLM takes them and keeps the blocks before
-        # the first; otherwise it takes requests, and computes the whole prompt.
-        if self._has_groups:
-            self.failed_request_ids = failed_requests
-        return sent, ended
+        return any(
+            side is not None and side.is_waiting
+            for side in (
+                self._pull_producer,
+                self._pull_consumer,
+                self._push_producer,
+                self._push_consumer,
+            )
+        )
 
 
 def _check_pushable(groups: str) -> None:

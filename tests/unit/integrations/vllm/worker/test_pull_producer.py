@@ -11,11 +11,11 @@ from llm_datadist import LLMException
 from llm_datadist.integrations.vllm.options import parse_extra_config
 from llm_datadist.integrations.vllm.worker import pull_producer as producer_module
 from llm_datadist.integrations.vllm.worker.pull_producer import PullProducer
-from llm_datadist.integrations.vllm.worker.wakeup import Changes
+from llm_datadist.integrations.vllm.worker.reports import Reports
 
 
 class Worker:
-    """A worker's instance whose calls fail as often as told."""
+    """A worker's instance whose calls fail a given number of times."""
 
     def __init__(self, *, failing_withdrawals=0, failing_publications=0):
         self.options = parse_extra_config({"hold_ms": 100})
@@ -44,11 +44,9 @@ def producers(monkeypatch):
     made = []
 
     def make(worker):
-        told = threading.Event()
-        changes = Changes()
-        monkeypatch.setattr(changes, "notify", told.set)
-        made.append(PullProducer(worker, changes))
-        return made[-1], told
+        reports = Reports()
+        made.append(PullProducer(worker, reports))
+        return made[-1], reports
 
     yield make
     for producer in made:
@@ -56,22 +54,23 @@ def producers(monkeypatch):
 
 
 @pytest.mark.expects_log("not withdrawn yet", "no consumer has fetched")
-def test_blocks_come_back_when_the_key_is_withdrawn_at_last(producers):
+def test_blocks_come_back_when_the_key_is_withdrawn_at_last(producers, monkeypatch):
     worker = Worker(failing_withdrawals=2)
-    producer, told = producers(worker)
+    producer, reports = producers(worker)
     producer.publish("r", 256)
     producer.hold("r")
-    told.clear()
-    assert told.wait(10)
+    reported = threading.Event()
+    monkeypatch.setattr(reports, "note_change", reported.set)
+    assert reported.wait(10)
     assert worker.failing_withdrawals == 0
     assert worker.withdrawn == [256]
-    assert producer.take_sent() == {"r"}
+    assert reports.take().sent == {"r"}
     assert not producer.is_waiting
 
 
 @pytest.mark.expects_log("cannot be offered: no room")
 def test_a_request_that_could_not_be_published_comes_back_at_once(producers):
-    producer, _ = producers(Worker(failing_publications=1))
+    producer, reports = producers(Worker(failing_publications=1))
     producer.publish("r", 256)
     producer.hold("r")
-    assert producer.take_sent() == {"r"}
+    assert reports.take().sent == {"r"}

@@ -21,7 +21,7 @@ LAYOUT = KVLayout(
 
 
 def sending(num_tokens=100, first=0, wanted=99, blocks=None, prompt="d"):
-    made = PushProgress(Send("r", 1, "d", num_tokens), LAYOUT, page=None)
+    made = PushProgress(Send("r", 1, "d", num_tokens), LAYOUT, mailbox=None)
     if blocks is None:
         blocks = list(range(50, 50 + -(-wanted // 32) - first))
     ticket = Ticket(
@@ -45,7 +45,7 @@ def compute(made, part, tensors, num_tokens):
 def all_runs(made):
     runs = []
     while (run := made.next_run()) is not None:
-        made.note_sent(run)
+        made.note_pushed(run)
         runs.append(run)
     return runs
 
@@ -108,7 +108,7 @@ def test_a_ticket_that_does_not_fit(ticket):
     compute(made, 0, range(3), 100)
     assert "another one" in made.problem
     assert made.next_run() is None
-    assert made.is_due, "the consumer is to be told"
+    assert made.is_due, "the consumer must get a receipt"
 
 
 def test_a_ticket_for_nothing_waits_for_the_end():
