@@ -1,11 +1,10 @@
-"""Setting up a link from the accepting end. Loop thread only."""
+"""Set up a link from the accepting end. Loop thread only."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, final
+from typing import TYPE_CHECKING, Final, TypeAlias, final
 
 from msgspec import UNSET
 
@@ -13,23 +12,21 @@ from llm_datadist._control.connection import ControlConnection, PeerClosedError
 from llm_datadist._control.deadline import Deadline
 from llm_datadist._control.sockets import descriptor_share, printed
 from llm_datadist._errors import LLMStatusCode
+from llm_datadist._links.admission import check_domain, check_hello, check_relink
 from llm_datadist._links.context import CLUSTERS, SetupError
-from llm_datadist._links.delegate import Refusal
+from llm_datadist._links.handshake_stream import HandshakeStream
 from llm_datadist._links.lane_setup import LaneSession
 from llm_datadist._links.lane_terms import LaneTerms
 from llm_datadist._links.link import Link, Peer
 from llm_datadist._links.state import Setup, WithdrawnError
 from llm_datadist._protocol.codec import ProtocolError
-from llm_datadist._protocol.handshake import Handshake, SecretMismatchError, Side, fresh_nonce
+from llm_datadist._protocol.handshake import SecretMismatchError, Side, fresh_nonce
 from llm_datadist._protocol.messages import (
-    PROTOCOL_VERSION,
     Accept,
     Complete,
     Confirm,
-    DomainHello,
     Existing,
     Hello,
-    Message,
     Ready,
     Reject,
     Welcome,
@@ -46,27 +43,27 @@ __all__ = ["receive_link"]
 
 logger = logging.getLogger("llm_datadist")
 
-_Kind = TypeVar("_Kind", bound=Message)
-_SETUP_SECONDS: Final = 30.0  # for a proven peer; it closes the connection when it gives up earlier
-_EARLIER_SECONDS: Final = 3.0  # longer than a stalled set-up is left alone
-#: Without a secret anybody gets that far, and could hold as many connections for _SETUP_SECONDS.
+_SETUP_SECONDS: Final = 30.0  # of an authenticated peer; it closes when it gives up earlier
+_EARLIER_SECONDS: Final = 3.0  # longer than the time after which a set-up counts as stalled
+#: Limit of the set-ups at a time: without a secret a stranger could start more, each for
+#: _SETUP_SECONDS.
 MAX_ARRIVING: Final = 2048
 _ROOM_SECONDS: Final = 0.5
 _FAILED: Final = LLMStatusCode.LLM_LINK_FAILED
-#: A set-up that we are bound to, our own dial that goes first, or the link that there is already.
-_Verdict: TypeAlias = "Setup | Yield | Link"
+#: A set-up to which this end is committed, or the link that exists already.
+_Verdict: TypeAlias = "Setup | Link"
 
 
 async def receive_link(context: LinkContext, lifecycle: LinkLifecycle, visit: Visit) -> None:
-    """Serve an incoming control connection until its link is up or it is refused.
+    """Serve an incoming control connection until its link is up or is refused.
 
     Raises:
         ProtocolError, PeerClosedError: What the peer did wrong.
     """
     connection = await ControlConnection.open(visit.sock, context.silence_ms, visit.session)
-    inbound = _Inbound(context, lifecycle, visit, connection)
+    stream = HandshakeStream(connection, Side.ACCEPTOR, context.secret)
     try:
-        await Deadline(_SETUP_SECONDS).limit(inbound.run())
+        await Deadline(_SETUP_SECONDS).limit(_Inbound(context, lifecycle, visit, stream).run())
     except SetupError as error:
         visit.complain(
             logging.INFO,
@@ -75,11 +72,11 @@ async def receive_link(context: LinkContext, lifecycle: LinkLifecycle, visit: Vi
             error.status.name,
             error.reason,
         )
-        inbound.reject(error)
+        stream.give_up(error.status, error.reason)
     except asyncio.TimeoutError:
         raise PeerClosedError(f"it did not complete a link in {_SETUP_SECONDS:g} s") from None
     finally:
-        if not inbound.kept:
+        if stream.link is None:
             connection.close()
 
 
@@ -92,32 +89,28 @@ class _Inbound:
         context: LinkContext,
         lifecycle: LinkLifecycle,
         visit: Visit,
-        connection: ControlConnection,
+        stream: HandshakeStream,
     ) -> None:
         self._context = context
         self._index = context.index
         self._lifecycle = lifecycle
         self._visit = visit
-        self._connection = connection
-        self._shake = Handshake(Side.ACCEPTOR, context.secret)
+        self._stream = stream
         self._page_proof = b""
-        self.kept = False
 
     async def run(self) -> None:
-        """Go through with it; SetupError says what to tell the peer."""
-        hello = await self._hear(Hello)
-        self._check_hello(hello)
-        self._say(
-            self._shake.prove(
-                Welcome(
-                    cluster_id=self._context.cluster_id,
-                    incarnation=self._context.incarnation,
-                    nonce=fresh_nonce(),
-                )
+        """Set the link up; SetupError carries the status and reason for the peer."""
+        hello = await self._stream.receive(Hello)
+        check_hello(self._context, hello, is_encrypted=self._visit.session is not None)
+        self._stream.send(
+            Welcome(
+                cluster_id=self._context.cluster_id,
+                incarnation=self._context.incarnation,
+                nonce=fresh_nonce(),
             )
         )
         try:
-            confirm = await self._hear(Confirm)
+            confirm = await self._stream.receive(Confirm)
         except SecretMismatchError:
             raise ProtocolError("it has another secret") from None
         await self._wait_for_room(hello)
@@ -129,113 +122,46 @@ class _Inbound:
             self._context.num_arriving -= 1
 
     async def _wait_for_room(self, hello: Hello) -> None:
-        """Wait a moment while too many links are being set up, then refuse.
+        """Wait a moment while too many links are being set up, then raise SetupError.
 
-        Without a secret and without TLS whoever connects gets that far; then at most half of the
-        descriptors are for set-ups, with the lanes that each of them is to have.
+        Without a secret and TLS a stranger gets this far. Set-ups and the lanes that each needs may
+        then use at most half of the descriptors.
         """
         context = self._context
         most = MAX_ARRIVING
         if context.secret is None and context.tls is None:
-            each = 1 + 2 * min(context.num_lanes, hello.num_lanes)
-            most = descriptor_share(2 * each, MAX_ARRIVING)
+            num_descriptors = 1 + 2 * min(context.num_lanes, hello.num_lanes)
+            most = descriptor_share(2 * num_descriptors, MAX_ARRIVING)
         deadline = asyncio.get_running_loop().time() + _ROOM_SECONDS
         while context.num_arriving >= most and not self._index.withdraw_stalled():
             if asyncio.get_running_loop().time() >= deadline:
                 raise SetupError(
                     LLMStatusCode.LLM_PROCESSING_LINK,
-                    f"cluster {context.cluster_id} sets up {most} links now; retry soon",
+                    f"cluster {context.cluster_id} is setting up {most} links; retry soon",
                 )
             await asyncio.sleep(_ROOM_SECONDS / 20)
 
     async def _arrive(self, hello: Hello, confirm: Confirm) -> None:
-        """Set the link up, or say why there need not be one."""
-        await self._check_domain(hello)
-        self._check_relink(hello)
+        """Set the link up, or answer why it is not needed."""
+        await check_domain(self._context, hello)
+        check_relink(self._context, hello)
         verdict = await self._claim(hello)
         if isinstance(verdict, Setup):
             await self._set_up(verdict, hello, confirm)
-        elif isinstance(verdict, Link):
-            self._say(Existing())
-            await self._hold(verdict, hello)
-
-    def reject(self, error: SetupError) -> None:
-        """Tell the peer why not, as far as it still listens."""
-        with contextlib.suppress(ProtocolError, PeerClosedError):
-            self._say(Reject(status=int(error.status), reason=error.reason[:4000]))
-
-    def _say(self, message: Message) -> None:
-        self._shake.sent(message)
-        self._connection.send(message)
-
-    async def _hear(self, kind: type[_Kind]) -> _Kind:
-        message = await self._connection.receive()
-        self._shake.received(message)
-        if isinstance(message, Reject):
-            raise PeerClosedError(f"it gave up: {message.reason}")
-        if not isinstance(message, kind):
-            raise ProtocolError(f"unexpected {type(message).__name__}")
-        return message
-
-    def _check_hello(self, hello: Hello) -> None:
-        context = self._context
-        if hello.version != PROTOCOL_VERSION:
-            raise SetupError(
-                _FAILED,
-                f"protocol version {PROTOCOL_VERSION} here, {hello.version} at the dialer; install "
-                "the same llm-datadist on both sides",
-            )
-        if self._visit.session is None and context.tls is not None:
-            raise SetupError(
-                _FAILED,
-                "the acceptor takes links inside TLS only and the dialer has no TLS; set "
-                "llm.TlsCert, llm.TlsKey and llm.TlsCa on both sides",
-            )
-        if hello.has_secret is not (context.secret is not None):
-            has, has_not = ("the dialer", "the acceptor")[:: 1 if hello.has_secret else -1]
-            raise SetupError(
-                _FAILED,
-                f"{has} has a secret and {has_not} has none; configure the same link_secret on "
-                "both sides",
-            )
-        if hello.expected_cluster_id not in (None, context.cluster_id):
-            raise SetupError(
-                _FAILED,
-                f"expected cluster {hello.expected_cluster_id}, but the instance there is cluster "
-                f"{context.cluster_id}; correct remote_cluster_id or the address",
-            )
-
-    async def _check_domain(self, hello: Hello) -> None:
-        if hello.domain is None:
-            return
-        hook = self._context.hooks.on_domain_hello
-        answer: str | Refusal | None = "this instance has no domains"
-        if hook is not None:
-            try:
-                answer = await self._context.workers.run(hook, hello.domain, hello.cluster_id)
-            except Exception as error:
-                logger.exception("the domain hello of cluster %d", hello.cluster_id)
-                raise SetupError(_FAILED, f"the domain is refused: {error}") from error
-        if isinstance(answer, str):
-            answer = Refusal(_FAILED, answer)
-        if answer is not None:
-            raise SetupError(answer.status, answer.reason)
-
-    def _check_relink(self, hello: Hello) -> None:
-        """Refuse to make a link again that was unlinked here while the peer could not be told."""
-        if hello.relinks is not None and hello.relinks in self._context.unlinked_sessions:
-            raise SetupError(
-                LLMStatusCode.LLM_NOT_YET_LINK,
-                f"cluster {self._context.cluster_id} has unlinked that link meanwhile; "
-                "link_clusters makes a new one",
-            )
+        elif verdict is not None:
+            self._stream.send(Existing())
+            verdict.holders |= {_holder(hello)}
+            await self._call_domain_hook(verdict, hello)
 
     async def _claim(self, hello: Hello) -> _Verdict | None:
-        """Decide about the link once nothing else stands in its way, and bind this end to it.
+        """Commit this end to the link once no other link or set-up is in its way.
 
-        Of two instances that dial each other at the same time the one with the lower incarnation
-        decides: it lets the other wait once its own Confirm is out, and withdraws its own dial when
-        it has accepted the other's before. So exactly one of the two dials goes through.
+        When two instances dial each other, the one with the lower incarnation decides: it makes the
+        other wait after its own Confirm was sent, and withdraws its own dial if it accepted the
+        other's before. So exactly one of the two dials succeeds.
+
+        Returns:
+            The set-up, or the link if it exists already; None when this end's own dial goes first.
         """
         cluster_id, incarnation = hello.cluster_id, hello.incarnation
         own = self._context.incarnation
@@ -245,11 +171,11 @@ class _Inbound:
         while True:
             own_dial = self._index.dials.get(incarnation)
             if own_dial is not None and own < incarnation:
-                self._say(Yield())
+                self._stream.send(Yield())
                 await own_dial.wait_or_withdraw()
                 return None
             if own_dial is not None and own_dial.accepted and incarnation != own:
-                await own_dial.wait_or_withdraw()  # the other end has it already, and only verifies
+                await own_dial.wait_or_withdraw()  # the peer only verifies its link, which exists
                 continue
             earlier = self._index.inbounds.get(incarnation)
             rival = self._index.rival_setup(cluster_id, incarnation)
@@ -287,18 +213,21 @@ class _Inbound:
             ) from None
 
     def _check_own_dial(self) -> None:
-        """Refuse a dial of this very instance that somebody else has passed on.
+        """Refuse a dial of this instance that a third party has relayed.
 
-        The proofs are right then, and whoever is between would be on the path of the link.
+        Its proofs are valid, but the third party would be on the path of the link.
         """
         dial = self._index.dials.get(self._context.incarnation)
         if dial is None:
-            raise SetupError(_FAILED, "it takes itself for this instance, which is not dialing")
+            raise SetupError(
+                _FAILED,
+                "it claims to be this instance, which does not dial itself; check the address",
+            )
         if dial.source != self._visit.peer:
             raise SetupError(
                 _FAILED,
-                "this instance was dialed by itself, but somebody in between passes the connection "
-                "on; to link an instance to itself give the address at which it listens",
+                "this instance dialed itself through a relay; to link an instance to itself give "
+                "the address at which it listens",
             )
 
     async def _wait_gone(self, leaving: Link, incarnation: int) -> None:
@@ -318,39 +247,45 @@ class _Inbound:
             num_lanes = min(context.num_lanes, hello.num_lanes)
             relays = context.relays if self._encrypts_lanes(hello) else None
             session = self._accept(link_id, endpoint, num_lanes, relays)
-            await self._opened(setup, session)
+            await self._wait_completed(setup, session)
             peer = self._peer(hello)
             connecting = context.begin_connect(peer, link_id, confirm.endpoint, session.take())
             terms = LaneTerms(num_lanes, session.session, session.key, relays=relays)
-            connection, holder = self._connection, _holder(hello)
+            stream = self._stream
             try:
                 data = await connecting.data()
                 link = self._lifecycle.install(
-                    peer, link_id, data, connection, terms, holder, _listening_at(hello)
+                    peer,
+                    link_id,
+                    data,
+                    stream.connection,
+                    terms,
+                    _holder(hello),
+                    [] if hello.listen is None else [hello.listen],
                 )
             except BaseException:
                 connecting.undo()
                 raise
-            self.kept = True
-            self._say(Ready())
+            stream.link = link
+            stream.send(Ready())
         finally:
             del self._index.inbounds[setup.incarnation]
             setup.ended.set()
             if session is not None:
-                if context.sessions.get(session.session) is session:  # there is no link
+                if context.sessions.get(session.session) is session:  # no link has taken it over
                     del context.sessions[session.session]
                 session.close()
-        await self._tell_domain(link, hello.domain)
+        await self._call_domain_hook(link, hello)
 
     def _encrypts_lanes(self, hello: Hello) -> bool:
-        """Return whether either end wants the lanes inside TLS; both have it then."""
+        """Return whether the lanes use TLS: if either end wants that."""
         tls = self._context.tls
         return tls is not None and (tls.lanes or hello.encrypt_lanes is True)
 
     def _accept(
         self, link_id: int, endpoint: bytes, num_lanes: int, relays: Relays | None
     ) -> LaneSession:
-        """Say Accept, and begin to wait for the lanes that it promises."""
+        """Send Accept, and expect the lanes of the session that it names."""
         session = LaneSession(num_lanes, relays)
         accept = Accept(
             session=session.session,
@@ -358,16 +293,16 @@ class _Inbound:
             endpoint=endpoint,
             encrypt_lanes=UNSET if relays is None else True,
         )
-        self._say(self._shake.prove(accept))
-        self._connection.authenticate(self._shake.control_keys())
-        session.key = self._shake.lane_key()
-        self._page_proof = self._shake.page_proof(Side.DIALER)
-        self._context.delegate.show_proof(link_id, self._shake.page_proof(Side.ACCEPTOR))
+        self._stream.send(accept)
+        handshake = self._stream.handshake
+        session.key = handshake.lane_key()
+        self._page_proof = handshake.page_proof(Side.DIALER)
+        self._context.delegate.show_proof(link_id, handshake.page_proof(Side.ACCEPTOR))
         self._context.sessions[session.session] = session
         return session
 
-    async def _opened(self, setup: Setup, session: LaneSession) -> None:
-        """Wait until the dialer has done its part; SetupError when another set-up goes first."""
+    async def _wait_completed(self, setup: Setup, session: LaneSession) -> None:
+        """Wait for Complete and the lanes; SetupError when another set-up goes first."""
         try:
             await setup.unless_withdrawn(self._completed(session))
         except WithdrawnError:
@@ -378,24 +313,19 @@ class _Inbound:
             ) from None
 
     async def _completed(self, session: LaneSession) -> None:
-        await self._hear(Complete)
-        await self._filled(session)
-
-    async def _filled(self, session: LaneSession) -> None:
-        """Wait for the lanes, for as long as the dialer waits, too: it may have lost one of them.
-
-        It says nothing until the Ready, unless it gives up.
-        """
+        await self._stream.receive(Complete)
+        # The dialer sends nothing before the Ready unless it gives up, for example because it has
+        # lost a lane.
         filling = asyncio.ensure_future(session.wait_filled())
-        hearing = asyncio.ensure_future(self._hear(Reject))
+        rejecting = asyncio.ensure_future(self._stream.receive(Reject))
         try:
-            await asyncio.wait({filling, hearing}, return_when=asyncio.FIRST_COMPLETED)
-            if hearing.done() or not filling.done():
-                await hearing
+            await asyncio.wait({filling, rejecting}, return_when=asyncio.FIRST_COMPLETED)
+            if rejecting.done() or not filling.done():
+                await rejecting
         finally:
-            for waiting in (filling, hearing):
+            for waiting in (filling, rejecting):
                 waiting.cancel()
-            await asyncio.gather(filling, hearing, return_exceptions=True)
+            await asyncio.gather(filling, rejecting, return_exceptions=True)
 
     def _peer(self, hello: Hello) -> Peer:
         address = self._visit.peer
@@ -410,19 +340,11 @@ class _Inbound:
             page_proof=self._page_proof,
         )
 
-    async def _hold(self, link: Link, hello: Hello) -> None:
-        link.holders |= {_holder(hello)}
-        await self._tell_domain(link, hello.domain)
-
-    async def _tell_domain(self, link: Link, domain: DomainHello | None) -> None:
+    async def _call_domain_hook(self, link: Link, hello: Hello) -> None:
         hook = self._context.hooks.on_domain_linked
-        if domain is not None and hook is not None:
-            await self._context.workers.run(hook, domain, link)
+        if hello.domain is not None and hook is not None:
+            await self._context.workers.run(hook, hello.domain, link)
 
 
 def _holder(hello: Hello) -> str:
     return CLUSTERS if hello.domain is None else hello.domain.holder
-
-
-def _listening_at(hello: Hello) -> list[tuple[str, int]]:
-    return [] if hello.listen is None else [hello.listen]

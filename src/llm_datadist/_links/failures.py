@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from llm_datadist._errors import LLMException
     from llm_datadist._links.link import Link
 
-__all__ = ["failed_status", "finalized", "timed_out"]
+__all__ = ["finalized", "timed_out"]
 
 
 def timed_out(operation: str, link: Link, timeout_ms: float) -> LLMException:
@@ -34,12 +34,3 @@ def finalized(operation: str, cluster_id: int) -> LLMException:
         "initialise it again",
         cluster_id=cluster_id,
     )
-
-
-def failed_status(number: int) -> LLMStatusCode:
-    """Return the status that a peer rejects with; LLM_LINK_FAILED for odd ones."""
-    try:
-        status = LLMStatusCode(number)
-    except ValueError:
-        return LLMStatusCode.LLM_LINK_FAILED
-    return LLMStatusCode.LLM_LINK_FAILED if status is LLMStatusCode.LLM_SUCCESS else status

@@ -24,7 +24,8 @@ from llm_datadist._control.deadline import Deadline
 from llm_datadist._control.sockets import printed
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.context import CLUSTERS
-from llm_datadist._links.dialer import DialRequest, dial
+from llm_datadist._links.dial_request import DialRequest
+from llm_datadist._links.dialer import dial
 from llm_datadist._links.state import Relink
 
 if TYPE_CHECKING:

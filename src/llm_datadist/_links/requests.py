@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, final
 
 from llm_datadist._control.sockets import plain_address, printed, resolve
 from llm_datadist._errors import LLMStatusCode
-from llm_datadist._links.dialer import DialRequest, dial
+from llm_datadist._links.dial_request import DialRequest
+from llm_datadist._links.dialer import dial
 from llm_datadist._links.link import LinkResult, same_address
 
 if TYPE_CHECKING:

@@ -264,7 +264,7 @@ def test_set_ups_that_hang_hold_a_share_of_the_descriptors(linked, monkeypatch):
         late.say(Confirm(endpoint=b""))
         refusal = late.hear()
         assert isinstance(refusal, Reject)
-        assert "sets up 9 links now" in refusal.reason
+        assert "is setting up 9 links" in refusal.reason
     for each in hanging:
         each.sock.close()
 
