@@ -39,7 +39,7 @@ def say(side, message):
 
 def settled(side):
     """Wait until a side has looked at what it was told."""
-    notices = engine_of(side).faults._notices
+    notices = engine_of(side).fault_marks._notices
     eventually(lambda: notices._waiting == 0)
 
 
@@ -120,7 +120,7 @@ def test_memory_that_never_answers_keeps_nobody():
         mine = peer.blocks(units=8)
         entry = engine_of(owner).registry.get(silent.cache_id).ref
         say(peer, Faulted(entry, ((address, 4 * PAGE),)))
-        notices = engine_of(owner).faults._notices
+        notices = engine_of(owner).fault_marks._notices
         eventually(lambda: notices._waiting == 1)
         time.sleep(0.1)
         assert notices._waiting == 1, "the look is not kept; nothing is shown"

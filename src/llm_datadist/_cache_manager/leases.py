@@ -51,7 +51,7 @@ class LeaseCalls(Calls):
         """
         self._engine.check_open("lease")
         key = check_instance("cache_key", cache_key, BlocksCacheKey, CacheKeyByIdAndIndex, CacheKey)
-        return self._engine.leases.lease(key, blocks, ttl_ms)
+        return self._engine.borrower.lease(key, blocks, ttl_ms)
 
     def leased_blocks(self, cache: Cache) -> frozenset[int]:
         """Return the blocks of an own cache that some peer has leased at this moment *(extension)*.
@@ -66,7 +66,7 @@ class LeaseCalls(Calls):
         Source: docs/howto/leases.md.
         """
         self._engine.check_open("leased_blocks")
-        return self._engine.lending.leased_blocks(check_instance("cache", cache, Cache))
+        return self._engine.lender.leased_blocks(check_instance("cache", cache, Cache))
 
     def on_lease_end(self, callback: Callable[[LeaseEnd], object] | None) -> None:
         """Have a function called for each lease on an own cache that ends *(extension)*.
@@ -83,4 +83,4 @@ class LeaseCalls(Calls):
         self._engine.check_open("on_lease_end")
         if callback is not None and not callable(callback):
             raise wrong_type("callback", callback, "a callable or None")
-        self._engine.lending.on_end(callback)
+        self._engine.lender.on_end(callback)

@@ -56,7 +56,7 @@ class LocalCalls(Calls):
         num_bytes = check_int("size", size, _INT64_LOW, INT64_MAX)
         if req_id is not None:
             check_uint64("req_id", req_id)
-        self._engine.local.copy_slot(dst, src, dst_slot, src_slot, offset_bytes, num_bytes)
+        self._engine.local_copies.copy_slot(dst, src, dst_slot, src_slot, offset_bytes, num_bytes)
 
     def copy_blocks(self, cache: Cache, copy_block_info: dict[int, list[int]]) -> None:
         """Copy blocks within one own blocks cache: each key's block onto every listed block.
@@ -76,7 +76,7 @@ class LocalCalls(Calls):
             raise TypeError(f"cache only support Cache, got {type(cache).__name__}")
         check_dict("copy_block_info", copy_block_info)
         check_block_lists("copy_block_info", copy_block_info)
-        self._engine.local.copy_blocks(cache, copy_block_info)
+        self._engine.local_copies.copy_blocks(cache, copy_block_info)
 
     def swap_blocks(self, src_cache: Cache, dst_cache: Cache, src_to_dst: dict[int, int]) -> None:
         """Copy blocks between two own caches: block key of the source onto block value.
@@ -97,4 +97,4 @@ class LocalCalls(Calls):
                 raise AttributeError(f"{name} is None; give a Cache")
             check_instance(name, cache, Cache)
         check_dict("src_to_dst", src_to_dst)
-        self._engine.local.swap_blocks(src_cache, dst_cache, src_to_dst)
+        self._engine.local_copies.swap_blocks(src_cache, dst_cache, src_to_dst)

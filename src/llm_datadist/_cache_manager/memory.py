@@ -48,4 +48,4 @@ class MemoryCalls(Calls):
         Source: api.md 7.9.
         """
         self._engine.check_open("faulted_ranges")
-        return self._engine.faults.ranges()
+        return self._engine.fault_marks.ranges()

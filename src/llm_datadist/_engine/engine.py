@@ -11,8 +11,8 @@ from llm_datadist._backends.node import Node, set_threads
 from llm_datadist._backends.select import make_backends
 from llm_datadist._control.limits import limit_of, memory_remedy
 from llm_datadist._engine.instance import Instance, Lifetime
-from llm_datadist._engine.leases.borrower import Leases
-from llm_datadist._engine.leases.lender import Lending
+from llm_datadist._engine.leases.borrower import Borrower
+from llm_datadist._engine.leases.lender import Lender
 from llm_datadist._engine.link.delegate import DataPlanes
 from llm_datadist._engine.link.messages import (
     Faulted,
@@ -24,9 +24,9 @@ from llm_datadist._engine.link.messages import (
     Renew,
 )
 from llm_datadist._engine.memory.accelerators import check_cuda, check_reaches_devices
-from llm_datadist._engine.memory.fault_marks import Faults
+from llm_datadist._engine.memory.fault_marks import FaultMarks
 from llm_datadist._engine.memory.pools import MemoryPools
-from llm_datadist._engine.memory.registration import RegisteredMemory
+from llm_datadist._engine.memory.registration import MemoryRegistration
 from llm_datadist._engine.memory.remap import Remap
 from llm_datadist._engine.transfer.calls import Transfers
 from llm_datadist._engine.transfer.checksums import Checksums
@@ -79,7 +79,7 @@ class Engine:
                 self.node,
                 max_registered_addrs=config.max_registered_addrs,
                 pools=self._pools.by_placement,
-                listener=RegisteredMemory(config, self.backends, self.links, self._life),
+                listener=MemoryRegistration(config, self.backends, self.links, self._life),
             )
             self._compose(data_planes)
         except BaseException:
@@ -97,23 +97,23 @@ class Engine:
             self.backends,
             self._life,
         )
-        self.faults = Faults(instance)
-        remap = Remap(instance, self.faults)
+        self.fault_marks = FaultMarks(instance)
+        remap = Remap(instance, self.fault_marks)
         self.remap = remap.run
-        self.lending = Lending(instance)
-        self.leases = Leases(instance)
+        self.lender = Lender(instance)
+        self.borrower = Borrower(instance)
         checksums = Checksums(self.node)
-        self.transfers = Transfers(instance, self.faults, checksums)
+        self.transfers = Transfers(instance, self.fault_marks, checksums)
         self.layerwise = Layerwise(instance, self.transfers)
-        self.local = LocalCopies(instance, self.faults)
-        data_planes.attach(self.links, self.faults.marked, self.lending.link_ended)
-        self.registry.on_gone = self.lending.cache_gone
+        self.local_copies = LocalCopies(instance, self.fault_marks)
+        data_planes.attach(self.links, self.fault_marks.for_peers, self.lender.link_ended)
+        self.registry.on_gone = self.lender.cache_gone
         inbox = Inbox(
-            {Remapped: remap.serve, Lend: self.lending.lend, Renew: self.lending.renew},
+            {Remapped: remap.serve, Lend: self.lender.lend, Renew: self.lender.renew},
             {
-                Faulted: self.faults.receive,
-                Marked: self.faults.heed,
-                Release: self.lending.release,
+                Faulted: self.fault_marks.on_notice,
+                Marked: self.fault_marks.on_peer_marks,
+                Release: self.lender.release,
             },
         )
         self.links.hooks.on_request = inbox.on_request
@@ -151,7 +151,7 @@ class Engine:
         """Refuse new calls and make running ones end with LLM_ENGINE_FINALIZED."""
         self._life.closing = True
         self.layerwise.close()
-        self.faults.close()
+        self.fault_marks.close()
         self.node.close()
 
     def close(self) -> None:

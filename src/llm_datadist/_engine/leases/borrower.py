@@ -68,7 +68,7 @@ class Lease:
 
     def __init__(
         self,
-        leases: Leases,
+        leases: Borrower,
         link: Link,
         lease_id: int,
         cache_key: Key,
@@ -146,7 +146,7 @@ class Lease:
 
 
 @final
-class Leases:
+class Borrower:
     """Makes leases on peers' caches. Thread-safe."""
 
     def __init__(self, instance: Instance) -> None:

@@ -38,7 +38,7 @@ class _RefusedError(Exception):
 
 
 @final
-class Lending:
+class Lender:
     """Leases on the caches of one instance. Thread-safe.
 
     A lease takes part in nothing: it is what the owner's scheduler is told before it reuses blocks.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from llm_datadist._backends.host import HostChannel
 from llm_datadist._backends.outcomes import Code, Outcome
-from llm_datadist._engine.link.peer_fault_marks import RemoteMarks
+from llm_datadist._engine.link.peer_fault_marks import PeerFaultMarks
 from llm_datadist._registry import DirectoryReader
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class _HostDirectory:
         return self._read_log(offset, size)
 
 
-class LinkData:
+class DataPlane:
     """The data plane of one link, as the engine uses it. Thread-safe.
 
     Args:
@@ -99,7 +99,7 @@ class LinkData:
         self.reasons = reasons
         self.own_link_ref = own_link_ref
         self.in_process = in_process
-        self.marks = RemoteMarks()
+        self.marks = PeerFaultMarks()
         self.failures = self.mismatches = 0
         self.checksum = checksum
         self._reads = self._writes = 0

@@ -18,7 +18,7 @@ from llm_datadist._backends.outcomes import NO_REF
 from llm_datadist._backends.select import select_channel, select_device_channel
 from llm_datadist._backends.transfer import PeerEndpoint
 from llm_datadist._control.limits import limit_of
-from llm_datadist._engine.link.data_plane import CHECKSUM, LinkData
+from llm_datadist._engine.link.data_plane import CHECKSUM, DataPlane
 from llm_datadist._engine.link.messages import MAX_RANGES, Guard, Marked
 from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._protocol.codec import DECODE_ERRORS
@@ -128,7 +128,7 @@ class DataPlanes:
         endpoint: bytes,
         client_lanes: list[OpenLane],
         server_lanes: list[OpenLane],
-    ) -> LinkData:
+    ) -> DataPlane:
         """Make the data plane of a link.
 
         Raises:
@@ -171,7 +171,7 @@ class DataPlanes:
             selection.channel.name,
             "".join(f"; not {name}: {why}" for name, why in selection.reasons.items()),
         )
-        data = LinkData(
+        data = DataPlane(
             known,
             lanes,
             selection.channel,
@@ -215,33 +215,33 @@ class DataPlanes:
             raise Unavailable(f"{problem}; strict_backend is on")
         logger.warning("link to cluster %d is slower than it could: %s", peer.cluster_id, problem)
 
-    def missing_lanes(self, data: LinkData) -> tuple[int, int]:
+    def missing_lanes(self, data: DataPlane) -> tuple[int, int]:
         """How many lanes fewer there are than at first: on which we ask, and which we serve."""
         return data.lanes.missing()
 
     def add_lanes(
-        self, data: LinkData, client_lanes: list[OpenLane], server_lanes: list[OpenLane]
+        self, data: DataPlane, client_lanes: list[OpenLane], server_lanes: list[OpenLane]
     ) -> None:
         """Put new lanes of a link into use."""
         data.lanes.add(client_lanes, server_lanes)
 
-    def traffic(self, data: LinkData) -> int:
+    def traffic(self, data: DataPlane) -> int:
         """How many operations the peer's native threads have answered."""
         return data.lanes.answers
 
-    def ping_all(self, links: Sequence[LinkData], deadline_ns: int) -> list[bool]:
+    def ping_all(self, links: Sequence[DataPlane], deadline_ns: int) -> list[bool]:
         """Which of these peers' native threads answer."""
         self._report_offences(links)
         return LinkLanes.ping_all([data.lanes for data in links], deadline_ns)
 
-    def disconnect(self, data: LinkData) -> None:
+    def disconnect(self, data: DataPlane) -> None:
         """End the data plane of a link; when it returns no transfer of it touches memory."""
         self._report_offences([data])
         self._node.close_guard(*data.own_link_ref)
         data.close()
         self._on_end(data.lanes.link_id)
 
-    def _report_offences(self, links: Sequence[LinkData]) -> None:
+    def _report_offences(self, links: Sequence[DataPlane]) -> None:
         """Log what peers asked for that no correct one does; it was refused."""
         names = {data.lanes.link_id: f"cluster {data.peer.cluster_id}" for data in links}
         for link_id, malformed, strayed in self._node.lane_server.take_offences():

@@ -25,10 +25,10 @@ MOST_MARKS = 4096
 Range = tuple[int, int]
 """Address and size."""
 
-__all__ = ["MOST_MARKS", "Range", "RemoteMarks"]
+__all__ = ["MOST_MARKS", "Range", "PeerFaultMarks"]
 
 
-class RemoteMarks:
+class PeerFaultMarks:
     """The marks of one link. Thread-safe; false when there are none."""
 
     def __init__(self) -> None:

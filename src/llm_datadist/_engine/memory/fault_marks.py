@@ -16,7 +16,7 @@ import numpy as np
 
 from llm_datadist._backends.outcomes import ANY_ENTRY
 from llm_datadist._engine.link.messages import MAX_RANGES, Faulted, Marked, encode
-from llm_datadist._engine.memory.fault_notices import MAX_BYTES, Notices
+from llm_datadist._engine.memory.fault_notices import MAX_BYTES, FaultNotices
 from llm_datadist._errors import Fault, LLMException, LLMStatusCode, fail
 
 if TYPE_CHECKING:
@@ -71,18 +71,18 @@ def _described(fault: Fault) -> str:
     return f"cache {fault.cache_id}, tensor {fault.tensor_index}, {unit} ({where})"
 
 
-class Faults:
+class FaultMarks:
     """The marks on the memory of one instance. Thread-safe."""
 
     def __init__(self, instance: Instance) -> None:
         self._cluster_id = instance.cluster_id
         self._registry = instance.registry
         self._links = instance.links
-        self._notices = Notices(instance.registry, instance.node.probe, self._found)
-        self.receive = self._notices.receive
+        self._notices = FaultNotices(instance.registry, instance.node.probe, self._found)
+        self.on_notice = self._notices.receive
         self.close = self._notices.close
 
-    def check(
+    def check_local(
         self, operation: str, cache: LocalCache, plan: Plan, peer: int | None, *, local: bool
     ) -> None:
         """Refuse a transfer that touches a marked range of an own cache.
@@ -120,7 +120,7 @@ class Faults:
     def mark(self, cache: LocalCache, ref: Ref, faults: Sequence[Fault]) -> None:
         """Remember own memory that failed in a transfer that used the cache's entry `ref`."""
         if self._mark_all(cache, ref, [(fault.addr, fault.size) for fault in faults]):
-            self.tell_peers()
+            self.send_to_peers()
 
     def clear(self, addr: int, size: int) -> None:
         """Forget the marks that touch a range."""
@@ -132,7 +132,7 @@ class Faults:
             fault_of(self._cluster_id, cache, piece) for cache, piece in self._registry.faulted()
         )
 
-    def report(self, link: Link, entry: Ref, faults: Sequence[Fault]) -> None:
+    def report_to_owner(self, link: Link, entry: Ref, faults: Sequence[Fault]) -> None:
         """Tell the owner of a cache that its memory failed; nothing happens when it cannot be told.
 
         Args:
@@ -146,7 +146,7 @@ class Faults:
             with suppress(LLMException):
                 self._links.notify(link, encode(Faulted(entry, ranges)))
 
-    def heed(self, link: Link, message: Marked) -> None:
+    def on_peer_marks(self, link: Link, message: Marked) -> None:
         """Take the peer's word for what of its memory is at fault."""
         link.data.marks.replace(message.entry, message.ranges)
 
@@ -156,7 +156,7 @@ class Faults:
         if not self._mark_all(cache, message.entry, pieces):
             self._answer(link, cache, message.entry)
             return
-        self.tell_peers()
+        self.send_to_peers()
         addr, size = pieces[0]
         logger.warning(
             "cluster %d met a fault in own memory, %d bytes at %#x%s; repair it and call "
@@ -175,7 +175,9 @@ class Faults:
                 self._links.notify(link, encode(Marked(entry, marks)))
 
     @staticmethod
-    def known(operation: str, link: Link, remote: RemoteCache, plan: Plan) -> LLMException | None:
+    def error_if_marked(
+        operation: str, link: Link, remote: RemoteCache, plan: Plan
+    ) -> LLMException | None:
         """Make the exception for a transfer that would touch memory known to be at fault."""
         touched = link.data.marks.touched(remote.ref, plan)
         if not touched:
@@ -195,7 +197,7 @@ class Faults:
             faults=faults,
         )
 
-    def marked(self) -> list[Marked]:
+    def for_peers(self) -> list[Marked]:
         """Return what a peer should know: the marks of the caches that it may touch.
 
         If they are very many, some are left out, so that a greeting can carry them; peers find
@@ -208,9 +210,9 @@ class Faults:
                 found[1].append((piece.addr, piece.size))
         return [Marked(cache.ref, tuple(ranges)) for cache, ranges in by_cache.values()]
 
-    def tell_peers(self) -> None:
+    def send_to_peers(self) -> None:
         """Send every peer the marks; those that cannot be told find out by themselves."""
-        bodies = [encode(message) for message in self.marked()]
+        bodies = [encode(message) for message in self.for_peers()]
         for link in self._links.links():
             with suppress(LLMException):
                 for body in bodies:

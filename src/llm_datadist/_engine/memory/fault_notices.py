@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     Look = Callable[[Sequence[int], Sequence[int], int], list[bool]]
     Found = Callable[[Link, LocalCache, Faulted, list[Piece]], None]
 
-__all__ = ["MAX_BYTES", "MAX_WAITING", "Notices"]
+__all__ = ["MAX_BYTES", "MAX_WAITING", "FaultNotices"]
 
 logger = logging.getLogger("llm_datadist")
 
@@ -57,7 +57,7 @@ class _Spent(NamedTuple):
 
 
 @final
-class Notices:
+class FaultNotices:
     """Looks at what peers complain of. Thread-safe; nothing here blocks the caller.
 
     Args:

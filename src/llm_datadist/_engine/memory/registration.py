@@ -30,7 +30,7 @@ logger = logging.getLogger("llm_datadist")
 _MANY_RANGES = 1000
 
 
-class RegisteredMemory:
+class MemoryRegistration:
     """Tells the backends of one instance what is registered. Thread-safe.
 
     A backend whose peers read by themselves (`Capabilities.withdraws`) costs every end of a cache a

@@ -13,7 +13,7 @@ from llm_datadist._types import Memtype
 if TYPE_CHECKING:
     from llm_datadist._engine.instance import Instance
     from llm_datadist._engine.link.messages import Remapped
-    from llm_datadist._engine.memory.fault_marks import Faults
+    from llm_datadist._engine.memory.fault_marks import FaultMarks
     from llm_datadist._links import Link
     from llm_datadist._types import MemInfo
 
@@ -26,9 +26,9 @@ _INVALID = LLMStatusCode.LLM_PARAM_INVALID
 class Remap:
     """The remap call of one instance, both ends of it. Thread-safe."""
 
-    def __init__(self, instance: Instance, faults: Faults) -> None:
+    def __init__(self, instance: Instance, fault_marks: FaultMarks) -> None:
         self._instance = instance
-        self._faults = faults
+        self._fault_marks = fault_marks
 
     def run(self, mem_infos: tuple[MemInfo, ...]) -> None:
         """See CacheManager.remap_registered_memory."""
@@ -48,8 +48,8 @@ class Remap:
         }
         registry.remap(list(touched.values()))
         for address, size in ranges:
-            self._faults.clear(address, size)
-        self._faults.tell_peers()  # what is left of the marks, under the new guards
+            self._fault_marks.clear(address, size)
+        self._fault_marks.send_to_peers()  # what is left of the marks, under the new guards
         for body in remapped(ranges):
             links = self._instance.links.links()
             if links:

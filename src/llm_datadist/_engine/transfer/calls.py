@@ -47,9 +47,9 @@ if TYPE_CHECKING:
 
     from llm_datadist._backends.outcomes import Ref
     from llm_datadist._engine.instance import Instance
-    from llm_datadist._engine.link.data_plane import LinkData
+    from llm_datadist._engine.link.data_plane import DataPlane
     from llm_datadist._engine.memory.containment import Words
-    from llm_datadist._engine.memory.fault_marks import Faults
+    from llm_datadist._engine.memory.fault_marks import FaultMarks
     from llm_datadist._engine.transfer.checksums import Checksums, Destination
     from llm_datadist._errors import Fault
     from llm_datadist._links import Link
@@ -109,12 +109,12 @@ class _Attempt:
 class Transfers:
     """The transfer calls of one instance. Thread-safe."""
 
-    def __init__(self, instance: Instance, faults: Faults, checksums: Checksums) -> None:
+    def __init__(self, instance: Instance, fault_marks: FaultMarks, checksums: Checksums) -> None:
         self._cluster_id = instance.cluster_id
         self._life = instance.life
         self._links = instance.links
         self._registry = instance.registry
-        self._faults = faults
+        self._fault_marks = fault_marks
         self._checksums = checksums
         self._timeout_ms = instance.config.sync_timeout_ms
         self._timeout_ns = self._timeout_ms * 1_000_000
@@ -231,10 +231,10 @@ class Transfers:
     def push_raw(self, operation: str, cluster_id: int, local: LocalCache, plan: Plan) -> None:
         """Push to bare addresses of the peer, which checks them against its accessible regions."""
         link = self._links.get(cluster_id, operation)
-        data: LinkData = link.data
+        data: DataPlane = link.data
         deadline_ns = time.monotonic_ns() + self._timeout_ns
         call = _Call(operation, BlocksCacheKey(cluster_id), local, True, deadline_ns)
-        self._faults.check(operation, local, plan, cluster_id, local=True)
+        self._fault_marks.check_local(operation, local, plan, cluster_id, local=True)
         ref = local.ref
         attempt = _Attempt(None, self._planned(call, data, plan), ref)
         outcome = self._move(call, data, attempt)
@@ -258,7 +258,7 @@ class Transfers:
     ) -> None:
         deadline_ns = time.monotonic_ns() + self._timeout_ns
         link = self._links.get(key.cluster_id, operation)
-        data: LinkData = link.data
+        data: DataPlane = link.data
         call = _Call(operation, key, local, write, deadline_ns, layers)
         fresh = data.published
         while True:
@@ -271,7 +271,9 @@ class Transfers:
                 fresh = True  # the directory may be an old one
                 continue
             if local.faulted:
-                self._faults.check(operation, local, attempt.plan, key.cluster_id, local=True)
+                self._fault_marks.check_local(
+                    operation, local, attempt.plan, key.cluster_id, local=True
+                )
             if data.marks and (known := self._known(call, link, attempt)):
                 if fresh:
                     data.failures += 1
@@ -296,7 +298,7 @@ class Transfers:
     def _known(self, call: _Call, link: Link, attempt: _Attempt) -> LLMException | None:
         remote = attempt.remote
         assert remote is not None
-        return self._faults.known(call.operation, link, remote.cache, attempt.plan)
+        return self._fault_marks.error_if_marked(call.operation, link, remote.cache, attempt.plan)
 
     def _prepare(self, call: _Call, link: Link, make_plan: MakePlan, *, fresh: bool) -> _Attempt:
         """Look the key up and plan.
@@ -304,7 +306,7 @@ class Transfers:
         The version is read before the lookup: what the lookup finds is of that version or newer, so
         that a transfer on condition of the version never follows an older record.
         """
-        data: LinkData = link.data
+        data: DataPlane = link.data
         if fresh:
             self._ask(call, link, data.directory.refresh)
         version = data.required_version()
@@ -314,7 +316,7 @@ class Transfers:
         return _Attempt(remote, plan, call.local.ref, cache_ref, version)
 
     @staticmethod
-    def _planned(call: _Call, data: LinkData, plan: Plan, remote: Resolved | None = None) -> Plan:
+    def _planned(call: _Call, data: DataPlane, plan: Plan, remote: Resolved | None = None) -> Plan:
         """Check a plan, and cut what the planner has made one and cannot be moved as one."""
         if data.in_process:
             check_apart(call.operation, plan, write=call.write)
@@ -332,7 +334,7 @@ class Transfers:
         self._ask(call, link, link.data.directory.refresh)
         return self._lookup(call, link).cache.ref != ref
 
-    def _attempt(self, call: _Call, data: LinkData, attempt: _Attempt) -> Outcome:
+    def _attempt(self, call: _Call, data: DataPlane, attempt: _Attempt) -> Outcome:
         remote = attempt.remote
         assert remote is not None
         outcome = self._move(call, data, attempt)
@@ -340,7 +342,7 @@ class Transfers:
             return data.lanes.consume(remote.key_ref, call.deadline_ns)
         return outcome
 
-    def _move(self, call: _Call, data: LinkData, attempt: _Attempt) -> Outcome:
+    def _move(self, call: _Call, data: DataPlane, attempt: _Attempt) -> Outcome:
         """Move the bytes of an attempt, checked where the link is."""
         transfer = _transfer(call, attempt)
         if not data.checked:
@@ -452,8 +454,8 @@ class Transfers:
                 own.append(fault_at(self._cluster_id, call.local, bad))
             else:
                 others.append(fault_at(call.key.cluster_id, theirs, bad))
-        self._faults.mark(call.local, attempt.local_ref, own)
-        self._faults.report(link, attempt.cache_ref, others)
+        self._fault_marks.mark(call.local, attempt.local_ref, own)
+        self._fault_marks.report_to_owner(link, attempt.cache_ref, others)
         first, second = (own, others) if outcome.code == Code.LOCAL_FAULT else (others, own)
         return ended or outcome, (*first, *second)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from llm_datadist._backends.node import Node
     from llm_datadist._backends.outcomes import Checksums as Sums
     from llm_datadist._backends.transfer import Transfer
-    from llm_datadist._engine.link.data_plane import LinkData
+    from llm_datadist._engine.link.data_plane import DataPlane
     from llm_datadist._registry import LocalCache, RemoteCache
 
     Destination: TypeAlias = tuple[int, LocalCache | RemoteCache | None]
@@ -77,7 +77,7 @@ class Checksums:
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    def run(self, data: LinkData, transfer: Transfer, unit_bytes: int) -> tuple[Outcome, Plan]:
+    def run(self, data: DataPlane, transfer: Transfer, unit_bytes: int) -> tuple[Outcome, Plan]:
         """Carry out a transfer by a `checkable` plan, and check it.
 
         Args:
@@ -101,7 +101,7 @@ class Checksums:
             version = 0  # it was current when the transfer began; from there on guards tell
         return Outcome(Code.OK, moved_bytes=moved_bytes), NO_PLAN
 
-    def _read(self, data: LinkData, transfer: Transfer, unit_bytes: int) -> tuple[Outcome, Plan]:
+    def _read(self, data: DataPlane, transfer: Transfer, unit_bytes: int) -> tuple[Outcome, Plan]:
         """Read a window, while the owner computes its checksums.
 
         It is good if it gives the bytes that the checksums are of, whether the owner has written in
@@ -118,7 +118,7 @@ class Checksums:
             return self._move(data, transfer, unit_bytes)
         return outcome, different
 
-    def _move(self, data: LinkData, transfer: Transfer, unit_bytes: int) -> tuple[Outcome, Plan]:
+    def _move(self, data: DataPlane, transfer: Transfer, unit_bytes: int) -> tuple[Outcome, Plan]:
         """Move a segment, then have both sides look at it."""
         moved = data.channel.run(transfer)
         if moved.code != Code.OK:
@@ -135,7 +135,7 @@ class Checksums:
 
 
 def _compare(
-    data: LinkData,
+    data: DataPlane,
     transfer: Transfer,
     units: Transfer,
     here: Callable[[], tuple[Outcome, Sums]],

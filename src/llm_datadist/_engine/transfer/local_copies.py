@@ -22,7 +22,7 @@ from llm_datadist._plan import (
 if TYPE_CHECKING:
     from llm_datadist._engine.instance import Instance
     from llm_datadist._engine.memory.containment import Words
-    from llm_datadist._engine.memory.fault_marks import Faults
+    from llm_datadist._engine.memory.fault_marks import FaultMarks
     from llm_datadist._plan import Plan
     from llm_datadist._registry import LocalCache
     from llm_datadist._types import Cache
@@ -33,10 +33,10 @@ _INVALID = LLMStatusCode.LLM_PARAM_INVALID
 class LocalCopies:
     """The local copies of one instance. Thread-safe."""
 
-    def __init__(self, instance: Instance, faults: Faults) -> None:
+    def __init__(self, instance: Instance, fault_marks: FaultMarks) -> None:
         self._instance = instance
         self._registry = instance.registry
-        self._faults = faults
+        self._fault_marks = fault_marks
 
     def copy_slot(
         self, dst: Cache, src: Cache, dst_slot: int, src_slot: int, offset: int, size: int
@@ -131,9 +131,9 @@ class LocalCopies:
         if not len(plan.length):
             return
         check_apart(operation, plan, write=False)
-        marks = self._faults
-        marks.check(operation, dst, plan, None, local=True)
-        marks.check(operation, src, plan, None, local=False)
+        marks = self._fault_marks
+        marks.check_local(operation, dst, plan, None, local=True)
+        marks.check_local(operation, src, plan, None, local=False)
         node, dst_ref, src_ref = self._instance.node.native, dst.ref, src.ref
         if dst.device is not None or src.device is not None:
             plan = cut_between(plan, dst.layout.starts, src.layout.starts)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llm_datadist._engine.link.peer_fault_marks import MOST_MARKS, RemoteMarks
+from llm_datadist._engine.link.peer_fault_marks import MOST_MARKS, PeerFaultMarks
 from llm_datadist._plan import Plan
 
 ENTRY = (7, 101)
@@ -15,7 +15,7 @@ def plan(*ranges):
 
 
 def test_a_mark_is_met_by_what_touches_it():
-    marks = RemoteMarks()
+    marks = PeerFaultMarks()
     assert not marks
     marks.add(ENTRY, [(4096, 4096)])
     assert marks
@@ -26,7 +26,7 @@ def test_a_mark_is_met_by_what_touches_it():
 
 
 def test_another_life_of_the_cache_has_no_marks():
-    marks = RemoteMarks()
+    marks = PeerFaultMarks()
     marks.add(ENTRY, [(4096, 4096)])
     assert marks.touched((7, 103), plan((4096, 1))) == []
     marks.add((7, 103), [(0, 8)])
@@ -35,7 +35,7 @@ def test_another_life_of_the_cache_has_no_marks():
 
 
 def test_marks_add_up_once_and_the_owner_has_the_last_word():
-    marks = RemoteMarks()
+    marks = PeerFaultMarks()
     marks.add(ENTRY, [(0, 8)])
     marks.add(ENTRY, [(0, 8), (16, 8)])
     assert marks.touched(ENTRY, plan((0, 100))) == [(0, 8), (16, 8)]
@@ -46,7 +46,7 @@ def test_marks_add_up_once_and_the_owner_has_the_last_word():
 
 
 def test_a_remap_ends_the_marks_that_it_touches():
-    marks = RemoteMarks()
+    marks = PeerFaultMarks()
     marks.add(ENTRY, [(0, 8), (16, 8)])
     marks.add((9, 1), [(8, 8)])
     marks.forget(12, 4)
@@ -60,7 +60,7 @@ def test_a_remap_ends_the_marks_that_it_touches():
 
 def test_what_is_no_range_of_memory_is_left_out():
     """A peer may say anything; nothing of it reaches the arithmetic of a transfer."""
-    marks = RemoteMarks()
+    marks = PeerFaultMarks()
     marks.replace(ENTRY, [(-1, 5), (5, -1), (5, 0), (2**64 - 1, 1), (2**70, 1), (0, 2**70)])
     assert not marks
     marks.replace(ENTRY, [(2**64 - 9, 8), (-5, 1)])
@@ -70,7 +70,7 @@ def test_what_is_no_range_of_memory_is_left_out():
 @pytest.mark.parametrize("say", ["add", "replace"])
 def test_marks_have_a_limit_whatever_is_said(say):
     """A peer may mark as much of its own memory as it likes; it takes no more room here."""
-    marks = RemoteMarks()
+    marks = PeerFaultMarks()
     for index in range(12):
         getattr(marks, say)((index, 1), [(number * 8, 8) for number in range(1024)])
     whole = plan((0, 1 << 20))

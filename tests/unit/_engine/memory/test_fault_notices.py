@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from llm_datadist._engine.link.messages import MAX_RANGES, Faulted
-from llm_datadist._engine.memory.fault_notices import MAX_BYTES, MAX_WAITING, Notices
+from llm_datadist._engine.memory.fault_notices import MAX_BYTES, MAX_WAITING, FaultNotices
 from llm_datadist._plan.layout import Layout, Piece
 
 ENTRY = (7, 101)
@@ -32,7 +32,7 @@ class Owner:
         self.now_ns = 10**12
         self.gate = threading.Event()
         self.gate.set()
-        self.notices = Notices(self, self.look, self.note, lambda: self.now_ns)
+        self.notices = FaultNotices(self, self.look, self.note, lambda: self.now_ns)
 
     def accessible_at(self, entry):
         return self.caches.get(entry)
