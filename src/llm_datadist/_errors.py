@@ -191,6 +191,13 @@ def fail(
     )
 
 
+def invalid(
+    operation: str, problem: str, remedy: str, *, cluster_id: int | None = None
+) -> LLMException:
+    """Make the exception for an argument that the call refuses (LLM_PARAM_INVALID); see `fail`."""
+    return fail(LLMStatusCode.LLM_PARAM_INVALID, operation, problem, remedy, cluster_id=cluster_id)
+
+
 @final
 class Status:
     """An outcome that is returned, not raised.

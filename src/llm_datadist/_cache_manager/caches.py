@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 from llm_datadist._cache_manager.calls import Calls
 from llm_datadist._types import BlocksCacheKey, Cache, CacheDesc, CacheKey
 from llm_datadist._types.arguments import check_keys, check_registration
-from llm_datadist._types.checks import check_bool, check_instance, check_int
+from llm_datadist._types.checks import INT64_MIN, check_bool, check_instance, check_int
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-_INT64_LOW = -(2**63)
 
 
 class CacheCalls(Calls):
@@ -100,7 +98,7 @@ class CacheCalls(Calls):
         Source: api.md 5.5. Bounded by one batch of copying, whatever state the peers are in.
         """
         self._engine.check_open("unregister_cache")
-        self._registry.unregister_cache(check_int("cache_id", cache_id, _INT64_LOW))
+        self._registry.unregister_cache(check_int("cache_id", cache_id, INT64_MIN))
 
     def allocate_cache(self, cache_desc: CacheDesc, cache_keys: Sequence[CacheKey] = ()) -> Cache:
         """Allocate a contiguous cache from the pool of the description's placement.

@@ -7,13 +7,12 @@ from llm_datadist._types import Cache
 from llm_datadist._types.arguments import check_block_lists, check_dict
 from llm_datadist._types.checks import (
     INT64_MAX,
+    INT64_MIN,
     check_instance,
     check_int,
     check_uint32,
     check_uint64,
 )
-
-_INT64_LOW = -(2**63)
 
 
 class LocalCalls(Calls):
@@ -53,7 +52,7 @@ class LocalCalls(Calls):
         dst_slot = check_uint32("dst_batch_index", dst_batch_index)
         src_slot = check_uint32("src_batch_index", src_batch_index)
         offset_bytes = check_int("offset", offset, 0, INT64_MAX)
-        num_bytes = check_int("size", size, _INT64_LOW, INT64_MAX)
+        num_bytes = check_int("size", size, INT64_MIN, INT64_MAX)
         if req_id is not None:
             check_uint64("req_id", req_id)
         self._engine.local_copies.copy_slot(dst, src, dst_slot, src_slot, offset_bytes, num_bytes)

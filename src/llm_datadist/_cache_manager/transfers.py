@@ -13,14 +13,12 @@ from llm_datadist._types import (
     LayerSynchronizer,
 )
 from llm_datadist._types.arguments import check_layers
-from llm_datadist._types.checks import INT64_MAX, check_instance, check_int, check_uint32
+from llm_datadist._types.checks import INT64_MAX, INT64_MIN, check_instance, check_int, check_uint32
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llm_datadist._types import CacheTask, TransferConfig, TransferWithCacheKeyConfig
-
-_INT64_LOW = -(2**63)
 
 
 class TransferCalls(Calls):
@@ -64,7 +62,7 @@ class TransferCalls(Calls):
         key = check_instance("cache_key", cache_key, CacheKey, CacheKeyByIdAndIndex)
         check_instance("cache", cache, Cache)
         slot = check_uint32("batch_index", batch_index)
-        num_bytes = check_int("size", size, _INT64_LOW, INT64_MAX)
+        num_bytes = check_int("size", size, INT64_MIN, INT64_MAX)
         layers = check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
         self._transfers.pull_slot(operation, key, cache, slot, num_bytes, layers)
 
@@ -179,7 +177,7 @@ class TransferCalls(Calls):
         key = check_instance("dst_cache_key", dst_cache_key, CacheKeyByIdAndIndex)
         check_instance("src_cache", src_cache, Cache)
         slot = check_uint32("src_batch_index", src_batch_index)
-        num_bytes = check_int("size", size, _INT64_LOW, INT64_MAX)
+        num_bytes = check_int("size", size, INT64_MIN, INT64_MAX)
         layers = check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
         self._transfers.push_slot(operation, key, src_cache, slot, num_bytes, layers)
 

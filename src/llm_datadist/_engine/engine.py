@@ -32,7 +32,7 @@ from llm_datadist._engine.transfer.calls import Transfers
 from llm_datadist._engine.transfer.checksums import Checksums
 from llm_datadist._engine.transfer.layerwise import Layerwise
 from llm_datadist._engine.transfer.local_copies import LocalCopies
-from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._errors import LLMStatusCode, fail, invalid
 from llm_datadist._links import LinkTable
 from llm_datadist._registry import CacheRegistry
 from llm_datadist._types import Placement
@@ -187,9 +187,7 @@ def _backends(config: Config, node: Node, pools: MemoryPools) -> Offer:
     try:
         offer = make_backends(config, node, tuple(pools.memories))
     except Unavailable as error:
-        raise fail(
-            LLMStatusCode.LLM_PARAM_INVALID, "init", str(error), "set transfer_backend"
-        ) from error
+        raise invalid("init", str(error), "set transfer_backend") from error
     if config.device == "cuda":
         check_reaches_devices(offer.backends, offer.missing)
     return offer

@@ -26,12 +26,13 @@ from llm_datadist._plan.descriptors import (
     plan_slots,
     slot_pieces,
 )
-from llm_datadist._plan.indices import blocks_array, copy_pairs, tensor_ranges
+from llm_datadist._plan.indices import Layers, blocks_array, copy_pairs, tensor_ranges
 from llm_datadist._plan.layout import Layout, Piece, Plan
 from llm_datadist._plan.overlap import first_overlap
 from llm_datadist._plan.segments import cut, cut_between, segments
 
 __all__ = [
+    "Layers",
     "Layout",
     "Piece",
     "Plan",

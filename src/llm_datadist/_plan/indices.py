@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from llm_datadist._errors import LLMException, LLMStatusCode, fail
+from llm_datadist._errors import invalid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Blocks: TypeAlias = NDArray[np.int64]
+
+Layers: TypeAlias = "tuple[range | None, range | None, int]"
+"""Source layers, destination layers (None for all), tensors per layer."""
 
 _I64 = np.dtype(np.int64)
 _DEFAULT_TENSORS_PER_LAYER = 2
@@ -111,14 +114,14 @@ def tensor_ranges(
     fewest = min(src_num_tensors, dst_num_tensors)
     fits = 0 < tensors_per_layer <= fewest
     if not fits and (ranged or tensors_per_layer != _DEFAULT_TENSORS_PER_LAYER):
-        raise _invalid(
+        raise invalid(
             operation,
             f"tensor_num_per_layer is {tensors_per_layer}",
             f"give 1 to {fewest}, the number of tensors",
         )
     if not ranged:
         if src_num_tensors != dst_num_tensors:
-            raise _invalid(
+            raise invalid(
                 operation,
                 f"the source has {src_num_tensors} tensors, the destination {dst_num_tensors}",
                 "use caches of equal num_tensors, or give layer ranges",
@@ -127,7 +130,7 @@ def tensor_ranges(
     src = _layer_tensors(operation, "src", src_layers, tensors_per_layer, src_num_tensors)
     dst = _layer_tensors(operation, "dst", dst_layers, tensors_per_layer, dst_num_tensors)
     if len(src) != len(dst):
-        raise _invalid(
+        raise invalid(
             operation,
             f"src_layer_range has {len(src) // tensors_per_layer} layers, dst_layer_range "
             f"{len(dst) // tensors_per_layer} (None counts as all)",
@@ -141,7 +144,7 @@ def _layer_tensors(
 ) -> range:
     num_layers, rest = divmod(num_tensors, tensors_per_layer)
     if rest:
-        raise _invalid(
+        raise invalid(
             operation,
             f"tensor_num_per_layer {tensors_per_layer} does not divide the {num_tensors} tensors "
             f"of the {side} cache",
@@ -150,7 +153,7 @@ def _layer_tensors(
     if layers is None:
         return range(num_tensors)
     if layers.step != 1 or not 0 <= layers.start < layers.stop <= num_layers:
-        raise _invalid(
+        raise invalid(
             operation,
             f"{side}_layer_range is {layers}, the cache has {num_layers} layers",
             "give a range of step 1, not empty, within them",
@@ -175,7 +178,7 @@ def _out_of_range(
         if block < 0:
             return ValueError(f"{name}[{place}] must not be negative, got {block}")
     place, block = next((at, block) for at, block in enumerate(blocks) if block >= limit)
-    return _invalid(
+    return invalid(
         operation,
         f"{name}[{place}] is {block}, the cache has {limit} blocks",
         f"give indices below {limit}",
@@ -188,9 +191,5 @@ def _repeated(operation: str, name: str, blocks: Sequence[int]) -> Exception:
         before = seen.setdefault(block, place)
         if before != place:
             problem = f"{name}[{place}] is {block} again, after {name}[{before}]"
-            return _invalid(operation, problem, "name each destination once")
+            return invalid(operation, problem, "name each destination once")
     raise AssertionError("a repetition was found before")
-
-
-def _invalid(operation: str, problem: str, remedy: str) -> LLMException:
-    return fail(LLMStatusCode.LLM_PARAM_INVALID, operation, problem, remedy)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, final
 
-from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._errors import LLMStatusCode, fail, invalid
 from llm_datadist._logs import later
 from llm_datadist._registry.layouts import cache_layout
 from llm_datadist._registry.local import LocalCache
@@ -28,7 +28,6 @@ from llm_datadist._types.keys import UNUSED
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from llm_datadist._errors import LLMException
     from llm_datadist._plan.layout import Piece
     from llm_datadist._registry.node import MemoryListener, Node, Ref
     from llm_datadist._registry.pool import Pool
@@ -139,7 +138,7 @@ class CacheRegistry:
         with self._lock:
             local = self._caches.get(cache_id)
             if local is not None and local.allocated:
-                raise _invalid(
+                raise invalid(
                     "unregister_cache",
                     f"cache {cache_id} was allocated, not registered",
                     "use deallocate_cache or deallocate_blocks_cache",
@@ -191,7 +190,7 @@ class CacheRegistry:
             ending = self._closing.get(cache.cache_id)
             if local is not None:
                 if not local.allocated:
-                    raise _invalid(
+                    raise invalid(
                         operation,
                         f"cache {cache.cache_id} was registered, not allocated",
                         "use unregister_cache",
@@ -459,7 +458,7 @@ class CacheRegistry:
 
     def _check_owner(self, operation: str, cache: Cache) -> None:
         if cache.owner is not self._tables.token:
-            raise _invalid(
+            raise invalid(
                 operation,
                 f"cache {cache.cache_id} belongs to another instance",
                 "use the instance that made it",
@@ -474,7 +473,7 @@ def _key_slots(
         return {}
     num_slots = desc.check_batch(operation)
     if len(cache_keys) > num_slots:
-        raise _invalid(
+        raise invalid(
             operation,
             f"{len(cache_keys)} cache_keys for {num_slots} slots",
             "give at most one key per slot",
@@ -486,7 +485,3 @@ def _accessible(desc: CacheDesc, remote_accessible: bool | None) -> bool:
     if remote_accessible is None:
         return desc.placement is Placement.DEVICE
     return remote_accessible
-
-
-def _invalid(operation: str, problem: str, remedy: str) -> LLMException:
-    return fail(LLMStatusCode.LLM_PARAM_INVALID, operation, problem, remedy)

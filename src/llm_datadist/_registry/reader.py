@@ -9,11 +9,11 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, final
+from typing import TYPE_CHECKING, NamedTuple, Protocol, final
 
 import numpy as np
 
-from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._errors import LLMStatusCode, fail, invalid
 from llm_datadist._registry.layouts import cache_layout
 from llm_datadist._registry.node import NO_REF
 from llm_datadist._registry.records import (
@@ -33,7 +33,6 @@ from llm_datadist._types import (
     BlocksCacheKey,
     CacheDesc,
     CacheKey,
-    CacheKeyByIdAndIndex,
     DataType,
     Placement,
 )
@@ -43,8 +42,8 @@ if TYPE_CHECKING:
     from llm_datadist._plan import Layout
     from llm_datadist._registry.node import Ref
     from llm_datadist._registry.records import Record
+    from llm_datadist._types import AnyKey
 
-    AnyKey: TypeAlias = CacheKey | BlocksCacheKey | CacheKeyByIdAndIndex
 
 _TAIL_BITS = 40
 _TAIL_MASK = (1 << _TAIL_BITS) - 1
@@ -197,8 +196,7 @@ class DirectoryReader:
                 cluster_id=self._cluster_id,
             )
         if not resolved.cache.accessible:
-            raise fail(
-                LLMStatusCode.LLM_PARAM_INVALID,
+            raise invalid(
                 operation,
                 f"cache {resolved.cache.cache_id}, named by {key}, is not remote-accessible",
                 "register it there with remote_accessible=True",

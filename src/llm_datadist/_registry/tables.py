@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, final
 
 import numpy as np
 
-from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._errors import LLMStatusCode, fail, invalid
 from llm_datadist._registry.local import LocalCache
 from llm_datadist._registry.records import key_name
 from llm_datadist._registry.writer import DirectoryFull, DirectoryWriter
@@ -167,8 +167,7 @@ class Tables:
     def _check_room(self, wanted: Wanted) -> None:
         total = self.registered_addrs + len(wanted.addrs)
         if not wanted.allocated and total > self._max_registered_addrs:
-            raise fail(
-                LLMStatusCode.LLM_PARAM_INVALID,
+            raise invalid(
                 wanted.operation,
                 f"the registered caches would have {total} addresses in sum, the limit is "
                 f"{self._max_registered_addrs}",
@@ -178,8 +177,7 @@ class Tables:
             bound = self.keys.get(name)
             if bound is not None:
                 req_id, model_id, prefix_id = name
-                raise fail(
-                    LLMStatusCode.LLM_PARAM_INVALID,
+                raise invalid(
                     wanted.operation,
                     f"the key req_id {req_id}, model_id {model_id}, prefix_id {prefix_id} is bound "
                     f"by cache {bound.cache_id}",

@@ -7,7 +7,7 @@ from llm_datadist._types.cache import Cache, KvCache
 from llm_datadist._types.cluster import LLMClusterInfo
 from llm_datadist._types.desc import CacheDesc
 from llm_datadist._types.enums import DataType, LLMRole, Memtype, Placement, RegisterMemStatus
-from llm_datadist._types.keys import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
+from llm_datadist._types.keys import AnyKey, BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from llm_datadist._types.task import CacheTask, TaskState
 from llm_datadist._types.transfer import (
     LayerSynchronizer,
@@ -17,6 +17,7 @@ from llm_datadist._types.transfer import (
 )
 
 __all__ = [
+    "AnyKey",
     "BlocksCacheKey",
     "Cache",
     "CacheDesc",

@@ -15,6 +15,7 @@ from typing import SupportsIndex, TypeVar, cast, overload
 __all__ = [
     "INT32_MAX",
     "INT64_MAX",
+    "INT64_MIN",
     "UINT32_MAX",
     "UINT64_MAX",
     "check_bool",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 INT32_MAX = 2**31 - 1
+INT64_MIN = -(2**63)
 INT64_MAX = 2**63 - 1
 UINT32_MAX = 2**32 - 1
 UINT64_MAX = 2**64 - 1

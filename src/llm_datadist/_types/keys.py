@@ -8,7 +8,7 @@ Source: api.md 1, 5.3.
 
 from __future__ import annotations
 
-from typing import Any, Final, NoReturn, final, overload
+from typing import Any, Final, NoReturn, TypeAlias, final, overload
 
 from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._types.checks import UINT32_MAX, UINT64_MAX, check_int
@@ -256,3 +256,6 @@ class CacheKeyByIdAndIndex:
             f"CacheKeyByIdAndIndex(cluster_id={self._cluster_id}, cache_id={self._cache_id}, "
             f"batch_index={self._batch_index})"
         )
+
+
+AnyKey: TypeAlias = BlocksCacheKey | CacheKey | CacheKeyByIdAndIndex

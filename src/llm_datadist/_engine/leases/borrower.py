@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeAlias, final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 
@@ -18,11 +18,11 @@ from llm_datadist._engine.link.messages import (
     decode_answer,
     encode,
 )
-from llm_datadist._errors import LLMException, LLMStatusCode, fail
+from llm_datadist._errors import LLMException, LLMStatusCode, fail, invalid
 from llm_datadist._plan import blocks_array
 from llm_datadist._protocol.codec import DECODE_ERRORS
 from llm_datadist._protocol.texts import shown
-from llm_datadist._types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
+from llm_datadist._types import BlocksCacheKey, CacheKey
 from llm_datadist._types.checks import UINT32_MAX, check_uint32
 
 if TYPE_CHECKING:
@@ -31,13 +31,15 @@ if TYPE_CHECKING:
 
     from llm_datadist._engine.instance import Instance
     from llm_datadist._links import Link
+    from llm_datadist._types import AnyKey
 
-Key: TypeAlias = BlocksCacheKey | CacheKey | CacheKeyByIdAndIndex
-
-_INVALID = LLMStatusCode.LLM_PARAM_INVALID
-_STATUSES = frozenset({_INVALID, LLMStatusCode.LLM_KV_CACHE_NOT_EXIST}) | {
-    LLMStatusCode.LLM_OUT_OF_MEMORY
-}
+_STATUSES = frozenset(
+    {
+        LLMStatusCode.LLM_PARAM_INVALID,
+        LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
+        LLMStatusCode.LLM_OUT_OF_MEMORY,
+    }
+)
 """With which an owner may refuse."""
 
 
@@ -71,7 +73,7 @@ class Lease:
         leases: Borrower,
         link: Link,
         lease_id: int,
-        cache_key: Key,
+        cache_key: AnyKey,
         blocks: tuple[int, ...] | None,
         ttl_ms: int,
         asked_ns: int,
@@ -109,8 +111,7 @@ class Lease:
         """
         ttl = self._ttl_ms if ttl_ms is None else check_ttl("renew", ttl_ms)
         if self._released:
-            raise fail(
-                _INVALID,
+            raise invalid(
                 "renew",
                 "the lease was released",
                 "lease the blocks again",
@@ -154,7 +155,7 @@ class Borrower:
         self._timeout_ms = instance.config.sync_timeout_ms
         self._ids = itertools.count(1)
 
-    def lease(self, key: Key, blocks: Sequence[int] | None, ttl_ms: int) -> Lease:
+    def lease(self, key: AnyKey, blocks: Sequence[int] | None, ttl_ms: int) -> Lease:
         """See CacheManager.lease."""
         operation = "lease"
         ttl = check_ttl(operation, ttl_ms)
@@ -162,8 +163,7 @@ class Borrower:
         if blocks is not None:
             array = blocks_array(operation, "blocks", blocks, UINT32_MAX)
             if len(array) > MAX_LEASED_BLOCKS:
-                raise fail(
-                    _INVALID,
+                raise invalid(
                     operation,
                     f"blocks has {len(array)} entries",
                     f"give at most {MAX_LEASED_BLOCKS}, or None for the whole cache",
@@ -212,11 +212,11 @@ def check_ttl(operation: str, ttl_ms: object) -> int:
     """Return a time to live that is one."""
     ttl = check_uint32("ttl_ms", ttl_ms)
     if ttl == 0:
-        raise fail(_INVALID, operation, "ttl_ms is 0", "give the milliseconds that it may last")
+        raise invalid(operation, "ttl_ms is 0", "give the milliseconds that it may last")
     return ttl
 
 
-def _numbers(key: Key) -> tuple[int, ...]:
+def _numbers(key: AnyKey) -> tuple[int, ...]:
     if isinstance(key, BlocksCacheKey):
         return (key.model_id,)
     if isinstance(key, CacheKey):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_datadist._devices import cuda
-from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._errors import LLMStatusCode, fail, invalid
 from llm_datadist._types import Placement
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["check_cuda", "check_reaches_devices", "device_memory", "reaches_devices"]
 
 _NOT_ENABLED = LLMStatusCode.LLM_FEATURE_NOT_ENABLED
-_INVALID = LLMStatusCode.LLM_PARAM_INVALID
 
 
 def check_cuda(config: Config) -> None:
@@ -79,16 +78,13 @@ def device_memory(
     try:
         device = cuda.device_of(addrs)
     except ValueError as error:
-        raise fail(
-            _INVALID, operation, f"addrs: {error}", "register one cache for each memory"
-        ) from error
+        raise invalid(operation, f"addrs: {error}", "register one cache for each memory") from error
     except cuda.DriverUnavailable as error:
         raise fail(
             _NOT_ENABLED, operation, f"addrs are a GPU's, but {error}", "see to the GPU's driver"
         ) from error
     if device is not None and placement is Placement.HOST:
-        raise fail(
-            _INVALID,
+        raise invalid(
             operation,
             f"the placement is HOST, and the addresses are of GPU {device}",
             "use Placement.DEVICE",
