@@ -6,7 +6,7 @@ a protocol error, which ends the link.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, final
 
 import msgspec
@@ -108,14 +108,6 @@ Handlers: TypeAlias = Mapping[type, Callable[["Link", Any], Any]]
 encode = msgspec.msgpack.Encoder().encode
 decode_answer = msgspec.msgpack.Decoder(Answer).decode
 _decode = msgspec.msgpack.Decoder(Message).decode
-
-
-def remapped(ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-    """Return the requests that drop ranges: one for each MAX_RANGES of them."""
-    return [
-        encode(Remapped(tuple(ranges[first : first + MAX_RANGES])))
-        for first in range(0, len(ranges), MAX_RANGES)
-    ]
 
 
 @final

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -10,8 +9,8 @@ import numpy as np
 
 from llm_datadist._backends.base import Unavailable
 from llm_datadist._backends.transfer import Region
-from llm_datadist._engine.link.messages import Remapped, encode
 from llm_datadist._engine.memory.accelerators import device_memory, reaches_devices
+from llm_datadist._engine.memory.drop_ranges import drop_ranges
 from llm_datadist._errors import LLMException, LLMStatusCode, fail
 
 if TYPE_CHECKING:
@@ -20,12 +19,10 @@ if TYPE_CHECKING:
     from llm_datadist._backends.base import Backend
     from llm_datadist._backends.transfer import MemoryKind
     from llm_datadist._engine.instance import Lifetime
-    from llm_datadist._links import Link, LinkTable
+    from llm_datadist._links import LinkTable
     from llm_datadist._options import Config
     from llm_datadist._plan import Layout
     from llm_datadist._types import Placement
-
-logger = logging.getLogger("llm_datadist")
 
 _MANY_RANGES = 1000
 
@@ -103,27 +100,26 @@ class MemoryRegistration:
         return Region(layout.addrs, sizes, placement, device_id, layout.unit_bytes, kind)
 
     def _withdraw(self, backend: Backend, layout: Layout) -> None:
-        links = [link for link in self._links.links() if backend.name in link.data.peer.metadata]
-        if not links or self._life.closing:
+        """Wait until peers have stopped reading; fence the backend if one does not answer."""
+        if self._life.closing:
             return
         ranges = tuple((start, layout.tensor_bytes) for start in layout.starts)
         if len(ranges) > _MANY_RANGES:
             first = min(layout.starts)
             ranges = ((first, max(layout.starts) + layout.tensor_bytes - first),)
-
-        def is_silent(link: Link, error: LLMException) -> None:
-            logger.warning(
-                "cluster %d does not say that it has stopped reading memory that is withdrawn, and "
-                "loses its link: %s",
-                link.cluster_id,
-                str(error),
-            )
-            self._links.drop(link, f"no answer when memory was withdrawn: {error}")
-            backend.fence(f"cluster {link.cluster_id} may still read memory that was withdrawn")
-
         deadline_ns = time.monotonic_ns() + self._config.sync_timeout_ms * 1_000_000
         try:
-            self._links.request_all(links, encode(Remapped(ranges)), deadline_ns, is_silent)
+            silent = drop_ranges(
+                self._links,
+                self._life,
+                "withdrawal of memory",
+                ranges,
+                deadline_ns,
+                lambda link: backend.name in link.data.peer.metadata,
+            )
         except (LLMException, RuntimeError) as error:
             if not self._life.closing:
                 backend.fence(f"peers could not be told that memory was withdrawn ({error})")
+            return
+        for link in silent:
+            backend.fence(f"cluster {link.cluster_id} may still read memory that was withdrawn")

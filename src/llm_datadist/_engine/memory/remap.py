@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING
 
-from llm_datadist._engine.link.messages import remapped
-from llm_datadist._errors import LLMException, LLMStatusCode, fail
+from llm_datadist._engine.memory.drop_ranges import drop_ranges
+from llm_datadist._errors import invalid
 from llm_datadist._types import Memtype
 
 if TYPE_CHECKING:
@@ -17,10 +16,7 @@ if TYPE_CHECKING:
     from llm_datadist._links import Link
     from llm_datadist._types import MemInfo
 
-logger = logging.getLogger("llm_datadist")
-
 OPERATION = "remap_registered_memory"
-_INVALID = LLMStatusCode.LLM_PARAM_INVALID
 
 
 class Remap:
@@ -33,7 +29,7 @@ class Remap:
     def run(self, mem_infos: tuple[MemInfo, ...]) -> None:
         """See CacheManager.remap_registered_memory."""
         if not mem_infos:
-            raise fail(_INVALID, OPERATION, "mem_infos is empty", "give at least one MemInfo")
+            raise invalid(OPERATION, "mem_infos is empty", "give at least one MemInfo")
         ranges = tuple(self._range(position, info) for position, info in enumerate(mem_infos))
         deadline_ns = time.monotonic_ns() + self._instance.config.sync_timeout_ms * 1_000_000
         for backend in self._instance.backends:
@@ -50,10 +46,8 @@ class Remap:
         for address, size in ranges:
             self._fault_marks.clear(address, size)
         self._fault_marks.send_to_peers()  # what is left of the marks, under the new guards
-        for body in remapped(ranges):
-            links = self._instance.links.links()
-            if links:
-                self._instance.links.request_all(links, body, deadline_ns, self._peer_is_silent)
+        instance = self._instance
+        drop_ranges(instance.links, instance.life, OPERATION, ranges, deadline_ns)
 
     def serve(self, link: Link, message: Remapped) -> bytes:
         """A peer has remapped: forget its ranges. Called on an executor thread."""
@@ -66,33 +60,18 @@ class Remap:
     def _range(self, position: int, info: MemInfo) -> tuple[int, int]:
         name = f"mem_infos[{position}]"
         if info.mem_type is not Memtype.MEM_TYPE_DEVICE:
-            raise fail(
-                _INVALID, OPERATION, f"{name} is {info.mem_type}", "give MEM_TYPE_DEVICE memory"
-            )
+            raise invalid(OPERATION, f"{name} is {info.mem_type}", "give MEM_TYPE_DEVICE memory")
         if info.addr <= 0 or info.size <= 0:
-            raise fail(
-                _INVALID,
+            raise invalid(
                 OPERATION,
                 f"{name} has addr {info.addr} and size {info.size}",
                 "give both greater than 0",
             )
         if not self._instance.registry.covers(info.addr, info.size):
-            raise fail(
-                _INVALID,
+            raise invalid(
                 OPERATION,
                 f"{name}, {info.size} bytes at {info.addr:#x}, is not wholly inside memory "
                 "that this instance has registered",
                 "give a range inside registered or allocated caches",
             )
         return info.addr, info.size
-
-    def _peer_is_silent(self, link: Link, error: LLMException) -> None:
-        if self._instance.life.closing:
-            raise fail(
-                LLMStatusCode.LLM_ENGINE_FINALIZED,
-                OPERATION,
-                "this instance was finalised during the call",
-                "do not use it any more",
-            )
-        logger.warning("%s: cluster %d loses its link: %s", OPERATION, link.cluster_id, str(error))
-        self._instance.links.drop(link, f"no answer to {OPERATION}: {error}")

@@ -14,7 +14,6 @@ from llm_datadist._engine.link.messages import (
     Renew,
     decode_answer,
     encode,
-    remapped,
 )
 from llm_datadist._protocol.codec import ProtocolError
 
@@ -84,13 +83,3 @@ def test_a_later_version_may_append_fields(inbox, heard):
     """What a peer of a later version adds is passed over."""
     inbox.on_request(LINK, msgspec.msgpack.encode(["renew", 1, 50, "more"]))
     assert heard == [(LINK, Renew(1, 50))]
-
-
-def test_a_remap_of_many_ranges_is_several_messages(inbox, heard):
-    """No message is larger than the receiver takes."""
-    ranges = [(number * 8, 8) for number in range(2500)]
-    for body in remapped(ranges):
-        inbox.on_request(LINK, body)
-    assert [len(message.ranges) for _, message in heard] == [1024, 1024, 452]
-    assert [each for _, message in heard for each in message.ranges] == ranges
-    assert remapped(()) == []
