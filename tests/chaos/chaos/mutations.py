@@ -227,9 +227,9 @@ MUTATIONS = (
         "a CacheKey is pulled by one puller only",
         (
             Edit(
-                "src/llm_datadist/_engine/transfer/calls.py",
-                "return data.lanes.consume(remote.key_ref, call.deadline_ns)",
-                "data.lanes.consume(remote.key_ref, call.deadline_ns)",
+                "src/llm_datadist/_engine/transfer/attempt.py",
+                "outcome = data.lanes.consume(found.key_ref, request.deadline_ns)",
+                "data.lanes.consume(found.key_ref, request.deadline_ns)",
             ),
         ),
         chaos={**_CALM, "seconds": 120.0, "takes": 20},

@@ -175,20 +175,22 @@ class FaultMarks:
                 self._links.notify(link, encode(Marked(entry, marks)))
 
     @staticmethod
-    def error_if_marked(
-        operation: str, link: Link, remote: RemoteCache, plan: Plan
-    ) -> LLMException | None:
-        """Make the exception for a transfer that would touch memory known to be at fault."""
+    def check_peer(operation: str, link: Link, remote: RemoteCache, plan: Plan) -> None:
+        """Refuse a transfer that touches memory of a peer that is known to be at fault.
+
+        Raises:
+            LLMException: LLM_SUSPECT_REMOTE_ERROR with the ranges.
+        """
         touched = link.data.marks.touched(remote.ref, plan)
         if not touched:
-            return None
+            return
         owner = link.data.peer.cluster_id
         faults = [
             fault_of(owner, remote, piece)
             for addr, size in touched
             for piece in remote.layout.locate(addr, size)
         ]
-        return fail(
+        raise fail(
             LLMStatusCode.LLM_SUSPECT_REMOTE_ERROR,
             operation,
             f"the peer's memory was found at fault before: {described(faults)}",

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._errors import invalid
 from llm_datadist._plan import Layout, first_overlap, slot_pieces
 
 if TYPE_CHECKING:
-    from llm_datadist._plan import Plan
+    from llm_datadist._plan import Layers, Plan
     from llm_datadist._plan.indices import Blocks
     from llm_datadist._registry import LocalCache, Resolved
-    from llm_datadist._types import BlocksCacheKey, CacheDesc, CacheKey, CacheKeyByIdAndIndex
-
-    Key = BlocksCacheKey | CacheKey | CacheKeyByIdAndIndex
-    Layers = tuple[range | None, range | None, int]
-
-_INVALID = LLMStatusCode.LLM_PARAM_INVALID
+    from llm_datadist._types import AnyKey, CacheDesc
 
 
-def slots_of(operation: str, local: LocalCache) -> Layout:
+def as_slots(operation: str, local: LocalCache) -> Layout:
     """The local cache divided into slots; refuses one whose slots are not one piece of memory."""
     check_slots_contiguous(operation, local.desc, local.layout)
     return local.layout
@@ -29,8 +24,7 @@ def check_slots_contiguous(operation: str, desc: CacheDesc, layout: Layout) -> N
     """Refuse a cache whose batch is not the outermost dimension."""
     if layout.num_units != 1 or desc.check_batch(operation) == 1:
         return
-    raise fail(
-        _INVALID,
+    raise invalid(
         operation,
         f"batch_dim_index {desc.batch_dim_index} of shape {list(desc.shape)} is not the outermost "
         "dimension, so its slots are not contiguous",
@@ -38,24 +32,22 @@ def check_slots_contiguous(operation: str, desc: CacheDesc, layout: Layout) -> N
     )
 
 
-def blocks_of(local: LocalCache) -> Layout:
+def as_blocks(local: LocalCache) -> Layout:
     """The local cache divided into blocks along dimension 0, whatever it was registered as."""
     return local.layout if local.is_blocks else local.layout.divided(local.desc.num_blocks)
 
 
-def slots_for(operation: str, local: LocalCache, slot: int, name: str) -> Layout:
+def local_slots(operation: str, local: LocalCache, slot: int, name: str) -> Layout:
     """The local cache as slots, with `slot` in range."""
     if local.is_blocks:
-        raise fail(
-            _INVALID,
+        raise invalid(
             operation,
             f"cache {local.cache_id} is a blocks cache",
             "use a contiguous cache (register_cache, allocate_cache), or the blocks call",
         )
-    layout = slots_of(operation, local)
+    layout = as_slots(operation, local)
     if slot >= layout.num_units:
-        raise fail(
-            _INVALID,
+        raise invalid(
             operation,
             f"{name} is {slot}, cache {local.cache_id} has {layout.num_units} slots",
             f"give 0 to {layout.num_units - 1}",
@@ -63,10 +55,9 @@ def slots_for(operation: str, local: LocalCache, slot: int, name: str) -> Layout
     return layout
 
 
-def blocks_for(operation: str, local: LocalCache, name: str) -> Layout:
+def local_blocks(operation: str, local: LocalCache, name: str) -> Layout:
     if not local.is_blocks:
-        raise fail(
-            _INVALID,
+        raise invalid(
             operation,
             f"{name} is the contiguous cache {local.cache_id}",
             "use a blocks cache (register_blocks_cache, allocate_blocks_cache)",
@@ -74,7 +65,7 @@ def blocks_for(operation: str, local: LocalCache, name: str) -> Layout:
     return local.layout
 
 
-def remote_slots(operation: str, remote: Resolved, key: Key) -> Layout:
+def remote_slots(operation: str, remote: Resolved, key: AnyKey) -> Layout:
     """The peer's cache as slots, with the key's slot in range.
 
     An id may name a blocks cache, whose slots are its blocks: a cache that has lost its
@@ -83,8 +74,7 @@ def remote_slots(operation: str, remote: Resolved, key: Key) -> Layout:
     layout = remote.cache.layout
     check_slots_contiguous(operation, remote.cache.desc, layout)
     if remote.slot >= layout.num_units:
-        raise fail(
-            _INVALID,
+        raise invalid(
             operation,
             f"{key!r}: slot {remote.slot}, the peer's cache has {layout.num_units}",
             f"give batch_index 0 to {layout.num_units - 1}",
@@ -96,7 +86,7 @@ def remote_slots(operation: str, remote: Resolved, key: Key) -> Layout:
 def remote_blocks(
     operation: str,
     remote: Resolved,
-    key: Key,
+    key: AnyKey,
     local: Layout,
     blocks: Blocks,
     name: str,
@@ -104,8 +94,7 @@ def remote_blocks(
     """The peer's blocks cache, with equal block bytes and every index in range."""
     layout = remote.cache.layout
     if layout.unit_bytes != local.unit_bytes:
-        raise fail(
-            _INVALID,
+        raise invalid(
             operation,
             f"a block has {local.unit_bytes} bytes here and {layout.unit_bytes} at the peer",
             "use caches of equal block shape and type",
@@ -113,8 +102,7 @@ def remote_blocks(
         )
     highest = int(blocks.max(initial=-1))
     if highest >= layout.num_units:
-        raise fail(
-            _INVALID,
+        raise invalid(
             operation,
             f"{name} has index {highest}, the peer's cache has {layout.num_units} blocks",
             f"give indices 0 to {layout.num_units - 1}",
@@ -125,16 +113,13 @@ def remote_blocks(
 
 def check_size(operation: str, size: int) -> None:
     if size == 0 or size < -1:
-        raise fail(
-            _INVALID, operation, f"size is {size}", "give the bytes per tensor, or -1 for the slot"
-        )
+        raise invalid(operation, f"size is {size}", "give the bytes per tensor, or -1 for the slot")
 
 
 def check_fits(operation: str, num_bytes: int, local: Layout, remote: Layout) -> None:
     for side, layout in (("local", local), ("peer's", remote)):
         if num_bytes > layout.unit_bytes:
-            raise fail(
-                _INVALID,
+            raise invalid(
                 operation,
                 f"size is {num_bytes}, the {side} slot has {layout.unit_bytes} bytes",
                 "give at most the bytes of the smaller slot",
@@ -144,8 +129,7 @@ def check_fits(operation: str, num_bytes: int, local: Layout, remote: Layout) ->
 def check_pieces(operation: str, source: Layout, local: Layout, count: int) -> None:
     pieces = slot_pieces(source, local.unit_bytes)
     if count > pieces:
-        raise fail(
-            _INVALID,
+        raise invalid(
             operation,
             f"dst_blocks has {count} entries, the peer's slot of {source.unit_bytes} bytes holds "
             f"{pieces} pieces of {local.unit_bytes} bytes",
@@ -156,8 +140,7 @@ def check_pieces(operation: str, source: Layout, local: Layout, count: int) -> N
 def check_equal(operation: str, src: Blocks, dst: Blocks) -> None:
     src_count, dst_count = len(src), len(dst)
     if src_count != dst_count:
-        raise fail(
-            _INVALID,
+        raise invalid(
             operation,
             f"src_blocks has {src_count} entries, dst_blocks {dst_count}",
             "give lists of equal length",
@@ -167,8 +150,7 @@ def check_equal(operation: str, src: Blocks, dst: Blocks) -> None:
 def check_same_layers(operation: str, layers: Layers) -> None:
     src, dst, _ = layers
     if src is not None and dst is not None and src != dst:
-        raise fail(
-            _INVALID,
+        raise invalid(
             operation,
             f"src_layer_range {src} and dst_layer_range {dst} differ",
             "a push sends layers to the same layers of the peer",
@@ -187,8 +169,7 @@ def check_apart(operation: str, plan: Plan, *, write: bool) -> None:
     if overlap is None:
         return
     (dst, dst_bytes), (src, src_bytes) = reversed(overlap) if write else overlap
-    raise fail(
-        _INVALID,
+    raise invalid(
         operation,
         f"the destination range of {dst_bytes} bytes at {dst:#x} overlaps the source range of "
         f"{src_bytes} bytes at {src:#x}",

@@ -56,73 +56,107 @@ def complete(outcome: Outcome, plan: Plan) -> Outcome:
 
 def failure(outcome: Outcome, known: Failure) -> LLMException:
     """Make the exception for an outcome that is not OK."""
-    code = outcome.code
-    errno_text = f" ({os.strerror(outcome.sys_errno)})" if outcome.sys_errno else ""
-    status = LLMStatusCode.LLM_FAILED
-    problem = (
-        f"the data path failed with {Code(code).name}{errno_text}, "
-        f"{outcome.moved_bytes} of {known.plan.total_bytes} bytes were moved"
-    )
-    remedy = "see the log of both sides"
-    if known.finalizing and code in (Code.CLOSED, Code.CANCELLED, Code.LOCAL_GONE, Code.GONE):
-        status = LLMStatusCode.LLM_ENGINE_FINALIZED
-        problem, remedy = "this instance was finalised during the call", "do not use it any more"
-    elif code == Code.TIMEOUT:
-        status = LLMStatusCode.LLM_TIMEOUT
-        problem = (
-            f"no result from {known.peer} within sync_kv_timeout = {known.timeout_ms} ms, "
-            f"{outcome.moved_bytes} of {known.plan.total_bytes} bytes were moved"
-        )
-        remedy = "retry, recompute, or raise sync_kv_timeout; the link stays usable"
-    elif code in (Code.PEER_DEAD, Code.CANCELLED) or (
-        code in (Code.GONE, Code.CLOSED) and not known.peer_alive
-    ):
-        status = LLMStatusCode.LLM_LINK_FAILED
-        problem = f"the link to {known.peer} ended during the call{errno_text}"
-        remedy = "link again when the peer is back"
-    elif code == Code.LOCAL_GONE:
-        status = LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
-        problem = "the local cache was unregistered, freed or remapped during the call"
-        remedy = "keep it registered until the call returns"
-    elif code in (Code.GONE, Code.STALE):
-        status = LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
-        problem = (
-            f"{known.remote_name} was unregistered, freed, consumed or changed during the call"
-        )
-        remedy = "retry if it exists again, else recompute"
-    elif code == Code.DENIED:
-        status = LLMStatusCode.LLM_PARAM_INVALID
-        problem = f"the peer refused: its memory {_range(known.plan, outcome)} is not registered"
-        problem += " and remote-accessible there"
-        remedy = "register that memory at the peer with remote_accessible=True"
-    elif code == Code.REMOTE_FAULT:
-        status = LLMStatusCode.LLM_SUSPECT_REMOTE_ERROR
-        problem = f"the peer's memory cannot be accessed: {described(known.faults)}"
-        remedy = "recompute what was there; the peer repairs the memory and remaps it"
-    elif code == Code.NO_PATH:
-        problem = f"memory of an accelerator cannot be moved: {known.device_trouble or 'unknown'}"
-        remedy = "mend that and link again, or use host memory; describe_link tells more"
-    elif code == Code.SYSTEM and outcome.sys_errno == errno.EUSERS:
-        problem = f"{known.peer} has no thread for it, and can have none"
-        remedy = "raise the limit of threads there (ulimit -u, or pids.max of the cgroup)"
-    elif code == Code.CORRUPT:
-        problem = (
-            "the bytes differ between the two sides after the transfer (checksum crc32c): "
-            f"{described(known.faults)}"
-        )
-        remedy = (
-            "recompute or transfer again; unless the source was written meanwhile, suspect the "
-            "network or the memory between"
-        )
-    elif code == Code.LOCAL_FAULT:
-        status = LLMStatusCode.LLM_DEVICE_MEM_ERROR
-        problem = f"own memory cannot be accessed: {described(known.faults)}"
-        remedy = "repair it, then call remap_registered_memory"
-    if known.faults and code not in (Code.LOCAL_FAULT, Code.REMOTE_FAULT, Code.CORRUPT):
+    status, problem, remedy = _explained(outcome, known)
+    if known.faults and outcome.code not in (Code.LOCAL_FAULT, Code.REMOTE_FAULT, Code.CORRUPT):
         problem += f"; before that memory at fault was met: {described(known.faults)}"
     return fail(
         status, known.operation, problem, remedy, cluster_id=known.cluster_id, faults=known.faults
     )
+
+
+def _explained(outcome: Outcome, known: Failure) -> tuple[LLMStatusCode, str, str]:
+    """Return status, problem and remedy of a failure that concerns the instance or the link."""
+    code = outcome.code
+    moved = f"{outcome.moved_bytes} of {known.plan.total_bytes} bytes were moved"
+    if known.finalizing and code in (Code.CLOSED, Code.CANCELLED, Code.LOCAL_GONE, Code.GONE):
+        return (
+            LLMStatusCode.LLM_ENGINE_FINALIZED,
+            "this instance was finalised during the call",
+            "do not use it any more",
+        )
+    if code == Code.TIMEOUT:
+        return (
+            LLMStatusCode.LLM_TIMEOUT,
+            f"no result from {known.peer} within sync_kv_timeout = {known.timeout_ms} ms, {moved}",
+            "retry, recompute, or raise sync_kv_timeout; the link stays usable",
+        )
+    errno_text = f" ({os.strerror(outcome.sys_errno)})" if outcome.sys_errno else ""
+    if code in (Code.PEER_DEAD, Code.CANCELLED) or (
+        code in (Code.GONE, Code.CLOSED) and not known.peer_alive
+    ):
+        return (
+            LLMStatusCode.LLM_LINK_FAILED,
+            f"the link to {known.peer} ended during the call{errno_text}",
+            "link again when the peer is back",
+        )
+    if code == Code.NO_PATH:
+        return (
+            LLMStatusCode.LLM_FAILED,
+            f"memory of an accelerator cannot be moved: {known.device_trouble or 'unknown'}",
+            "mend that and link again, or use host memory; describe_link tells more",
+        )
+    if code == Code.SYSTEM and outcome.sys_errno == errno.EUSERS:
+        return (
+            LLMStatusCode.LLM_FAILED,
+            f"{known.peer} has no thread for it, and can have none",
+            "raise the limit of threads there (ulimit -u, or pids.max of the cgroup)",
+        )
+    return _explained_by_memory(outcome, known) or (
+        LLMStatusCode.LLM_FAILED,
+        f"the data path failed with {Code(code).name}{errno_text}, {moved}",
+        "see the log of both sides",
+    )
+
+
+def _explained_by_memory(outcome: Outcome, known: Failure) -> tuple[LLMStatusCode, str, str] | None:
+    """Return the same for a failure that concerns a cache or its memory."""
+    code = outcome.code
+    if code == Code.LOCAL_GONE:
+        return (
+            LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
+            "the local cache was unregistered, freed or remapped during the call",
+            "keep it registered until the call returns",
+        )
+    if code in (Code.GONE, Code.STALE):
+        return (
+            LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
+            f"{known.remote_name} was unregistered, freed, consumed or changed during the call",
+            "retry if it exists again, else recompute",
+        )
+    if code == Code.DENIED:
+        return (
+            LLMStatusCode.LLM_PARAM_INVALID,
+            (
+                f"the peer refused: its memory {_range(known.plan, outcome)} is not registered and "
+                "remote-accessible there"
+            ),
+            "register that memory at the peer with remote_accessible=True",
+        )
+    if code == Code.REMOTE_FAULT:
+        return (
+            LLMStatusCode.LLM_SUSPECT_REMOTE_ERROR,
+            f"the peer's memory cannot be accessed: {described(known.faults)}",
+            "recompute what was there; the peer repairs the memory and remaps it",
+        )
+    if code == Code.LOCAL_FAULT:
+        return (
+            LLMStatusCode.LLM_DEVICE_MEM_ERROR,
+            f"own memory cannot be accessed: {described(known.faults)}",
+            "repair it, then call remap_registered_memory",
+        )
+    if code == Code.CORRUPT:
+        return (
+            LLMStatusCode.LLM_FAILED,
+            (
+                "the bytes differ between the two sides after the transfer (checksum crc32c): "
+                f"{described(known.faults)}"
+            ),
+            (
+                "recompute or transfer again; unless the source was written meanwhile, suspect the "
+                "network or the memory between"
+            ),
+        )
+    return None
 
 
 def _range(plan: Plan, outcome: Outcome) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llm_datadist._engine.transfer.cache_checks import blocks_of, slots_of
-from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._engine.transfer.cache_checks import as_blocks, as_slots
+from llm_datadist._errors import invalid
 from llm_datadist._plan import (
     Layout,
     Plan,
@@ -20,7 +20,7 @@ from llm_datadist._plan import (
     slot_pieces,
 )
 from llm_datadist._types import BlocksCacheKey, TransferConfig, TransferWithCacheKeyConfig
-from llm_datadist._types.checks import check_instance, check_int, wrong_type
+from llm_datadist._types.checks import INT64_MAX, check_instance, check_int, wrong_type
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from llm_datadist._registry import LocalCache, Resolved
 
 _TENSORS_PER_LAYER = 2
-_INVALID = LLMStatusCode.LLM_PARAM_INVALID
-_INT64_HIGH = 2**63 - 1
 
 
 @dataclass(slots=True)
@@ -100,7 +98,7 @@ class _RawDestination(Destination):
         wanted = _TENSORS_PER_LAYER * len(self.layers)
         addrs = config.dst_addrs
         if len(addrs) != wanted:
-            _refuse(
+            raise invalid(
                 source.operation,
                 f"dst_addrs has {len(addrs)} entries for {len(self.layers)} layers",
                 f"give 2 per layer, {wanted}",
@@ -148,19 +146,19 @@ class _KeyDestination(Destination):
         _check_slot(source, self._slot)
         is_blocks = isinstance(self._key, BlocksCacheKey)
         if source.is_blocks and not is_blocks:
-            _refuse(
+            raise invalid(
                 source.operation,
                 "transfer from blocks to cache is not supported",
                 "name a blocks cache with a BlocksCacheKey",
             )
         if is_blocks and source.dst_blocks is None:
-            _refuse(
+            raise invalid(
                 source.operation,
                 "a contiguous source and a BlocksCacheKey without dst_block_indices",
                 "give dst_block_indices and dst_block_memory_size",
             )
         if not is_blocks and source.dst_blocks is not None:
-            _refuse(
+            raise invalid(
                 source.operation,
                 f"dst_block_indices with the slot {self._key!r}",
                 "leave the lists out, or name a blocks cache with a BlocksCacheKey",
@@ -202,7 +200,9 @@ class _KeyDestination(Destination):
                 f"a slot has {source.layout.unit_bytes} bytes here, {layout.unit_bytes} at the peer"
             )
         if problem:
-            _refuse(source.operation, problem, "match the peer's cache", self._key.cluster_id)
+            raise invalid(
+                source.operation, problem, "match the peer's cache", cluster_id=self._key.cluster_id
+            )
 
 
 def make_destination(
@@ -225,7 +225,7 @@ def check_configs(operation: str, configs: Sequence[object], *, keys_allowed: bo
         TypeError, LLMException: as CacheManager.transfer_cache_async.
     """
     if not configs:
-        _refuse(operation, "transfer_configs is empty", "give at least one")
+        raise invalid(operation, "transfer_configs is empty", "give at least one")
     kinds = (TransferConfig, TransferWithCacheKeyConfig)
     for position, config in enumerate(configs):
         if not isinstance(config, kinds):
@@ -238,7 +238,7 @@ def check_configs(operation: str, configs: Sequence[object], *, keys_allowed: bo
     if by_key is not keys_allowed:
         wanted = kinds[keys_allowed].__name__
         state = "on" if keys_allowed else "off"
-        _refuse(
+        raise invalid(
             operation,
             f"transfer_configs has a {kinds[by_key].__name__} and enable_remote_cache_accessible "
             f"is {state}",
@@ -263,13 +263,13 @@ def make_source(
     """
     size = 0
     if dst_block_bytes is not None:
-        size = check_int("dst_block_memory_size", dst_block_bytes, 0, _INT64_HIGH)
+        size = check_int("dst_block_memory_size", dst_block_bytes, 0, INT64_MAX)
     layout = local.layout
     is_blocks = local.is_blocks
     if src_blocks is not None:
         check_instance("src_block_indices", src_blocks, list, tuple)
     if src_blocks and not is_blocks:
-        layout, is_blocks = blocks_of(local), True
+        layout, is_blocks = as_blocks(local), True
     num_layers = layout.num_tensors // _TENSORS_PER_LAYER
     src = dst = None
     if src_blocks is not None:
@@ -277,7 +277,7 @@ def make_source(
     if dst_blocks is not None:
         dst = blocks_array(operation, "dst_block_indices", dst_blocks, None, unique=True)
     if size and not len(dst_blocks or ()):
-        _refuse(
+        raise invalid(
             operation,
             f"dst_block_memory_size is {size} and dst_block_indices is empty",
             "give dst_block_indices",
@@ -285,7 +285,7 @@ def make_source(
     if is_blocks:
         src, dst = _block_pairs(operation, layout, src, dst, all_blocks_allowed)
         if size not in {0, layout.unit_bytes}:
-            _refuse(
+            raise invalid(
                 operation,
                 f"dst_block_memory_size is {size}, a source block has {layout.unit_bytes} bytes",
                 "blocks of both sides must be equal",
@@ -293,14 +293,14 @@ def make_source(
         size = layout.unit_bytes
     elif dst is not None and len(dst):
         if not size:
-            _refuse(
+            raise invalid(
                 operation,
                 "dst_block_indices without dst_block_memory_size and a contiguous source",
                 "give the bytes of one destination block",
             )
         pieces = slot_pieces(layout, size)
         if len(dst) > pieces:
-            _refuse(
+            raise invalid(
                 operation,
                 f"dst_block_indices has {len(dst)} entries, a slot of {layout.unit_bytes} bytes "
                 f"holds {pieces} pieces of {size} bytes",
@@ -308,7 +308,7 @@ def make_source(
             )
     else:
         src = dst = None
-        slots_of(operation, local)
+        as_slots(operation, local)
     return Source(operation, local, layout, is_blocks, num_layers, src, dst, size)
 
 
@@ -321,7 +321,7 @@ def _block_pairs(
 ) -> tuple[Blocks, Blocks]:
     if src is None and dst is None:
         if not all_blocks_allowed:
-            _refuse(
+            raise invalid(
                 operation,
                 "transfer from blocks to cache is not supported",
                 "give src_block_indices and dst_block_indices",
@@ -329,14 +329,14 @@ def _block_pairs(
         every = blocks_array(operation, "src_block_indices", range_list(layout.num_units), None)
         return every, every
     if dst is None:
-        _refuse(
+        raise invalid(
             operation,
             "transfer from blocks to cache is not supported: src_block_indices without "
             "dst_block_indices",
             "give dst_block_indices",
         )
     if src is None or len(src) != len(dst):
-        _refuse(
+        raise invalid(
             operation,
             f"src_block_indices has {0 if src is None else len(src)} entries, dst_block_indices "
             f"{len(dst)}",
@@ -354,7 +354,7 @@ def _source_layers(source: Source, layers: range | None) -> range:
     if layers is None:
         layers = range(source.num_layers)
     if not layers or layers.stop > source.num_layers:
-        _refuse(
+        raise invalid(
             source.operation,
             f"src_layer_range {layers} of a cache with {source.num_layers} layers of two tensors",
             f"give a range inside range(0, {source.num_layers})",
@@ -364,12 +364,8 @@ def _source_layers(source: Source, layers: range | None) -> range:
 
 def _check_slot(source: Source, slot: int) -> None:
     if not source.is_blocks and slot >= source.layout.num_units:
-        _refuse(
+        raise invalid(
             source.operation,
             f"src_batch_index is {slot}, the cache has {source.layout.num_units} slots",
             f"give 0 to {source.layout.num_units - 1}",
         )
-
-
-def _refuse(operation: str, problem: str, remedy: str, cluster_id: int | None = None) -> NoReturn:
-    raise fail(_INVALID, operation, problem, remedy, cluster_id=cluster_id)

@@ -8,8 +8,8 @@ from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._devices.cpu import copy
 from llm_datadist._engine.memory.containment import FAULTS, Containment
 from llm_datadist._engine.memory.fault_marks import described, fault_at
-from llm_datadist._engine.transfer.cache_checks import blocks_of, check_apart, slots_of
-from llm_datadist._errors import LLMException, LLMStatusCode, fail
+from llm_datadist._engine.transfer.cache_checks import as_blocks, as_slots, check_apart
+from llm_datadist._errors import LLMException, LLMStatusCode, fail, invalid
 from llm_datadist._plan import (
     blocks_array,
     copy_pairs,
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from llm_datadist._plan import Plan
     from llm_datadist._registry import LocalCache
     from llm_datadist._types import Cache
-
-_INVALID = LLMStatusCode.LLM_PARAM_INVALID
 
 
 class LocalCopies:
@@ -47,16 +45,14 @@ class LocalCopies:
         source = self._registry.find(operation, src)
         for name, cache in (("dst", target), ("src", source)):
             if cache.is_blocks:
-                raise fail(
-                    _INVALID,
+                raise invalid(
                     operation,
                     f"{name} is a blocks cache",
                     "use copy_blocks or swap_blocks",
                 )
-        there, here = slots_of(operation, target), slots_of(operation, source)
+        there, here = as_slots(operation, target), as_slots(operation, source)
         if here.num_tensors != there.num_tensors or here.unit_bytes != there.unit_bytes:
-            raise fail(
-                _INVALID,
+            raise invalid(
                 operation,
                 f"src has {here.num_tensors} tensors with slots of {here.unit_bytes} bytes, dst "
                 f"{there.num_tensors} with {there.unit_bytes}",
@@ -67,16 +63,14 @@ class LocalCopies:
             ("src_batch_index", src_slot, here),
         ):
             if slot >= layout.num_units:
-                raise fail(
-                    _INVALID,
+                raise invalid(
                     operation,
                     f"{name} is {slot}, the cache has {layout.num_units} slots",
                     f"give 0 to {layout.num_units - 1}",
                 )
         num_bytes = here.unit_bytes - offset if size == -1 else size
         if size == 0 or size < -1 or num_bytes <= 0 or offset + num_bytes > here.unit_bytes:
-            raise fail(
-                _INVALID,
+            raise invalid(
                 operation,
                 f"offset {offset} and size {size} of a slot of {here.unit_bytes} bytes",
                 "give a part of the slot, or size -1 for its rest",
@@ -98,7 +92,7 @@ class LocalCopies:
         operation = "copy_blocks"
         local = self._registry.find(operation, cache)
         if not local.is_blocks:
-            raise fail(_INVALID, operation, "cache is a contiguous cache", "use copy_cache")
+            raise invalid(operation, "cache is a contiguous cache", "use copy_cache")
         src, dst = copy_pairs(operation, copies, local.layout.num_units)
         for plan in plan_block_copies(local.layout, src, dst):
             self._copy(operation, plan, local, local)
@@ -113,7 +107,7 @@ class LocalCopies:
                 f"{operation}: src_cache has {source.desc.data_type}, dst_cache "
                 f"{target.desc.data_type}; use caches of one type"
             )
-        here, there = blocks_of(source), blocks_of(target)
+        here, there = as_blocks(source), as_blocks(target)
         if (here.num_tensors, here.unit_bytes) != (there.num_tensors, there.unit_bytes):
             raise ValueError(
                 f"{operation}: src_cache has {here.num_tensors} tensors with blocks of "

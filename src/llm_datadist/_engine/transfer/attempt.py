@@ -1,0 +1,357 @@
+"""One transfer between an own cache and a peer's, from the key to the last byte.
+
+`Attempts.run` reads from top to bottom: look up, plan, check marks, move, consume; or contain what
+is at fault, then retry or raise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias, final
+
+from llm_datadist._backends.outcomes import ANY_ENTRY, NO_REF, Code, Outcome
+from llm_datadist._backends.transfer import Transfer
+from llm_datadist._engine.link.data_plane import LookupFailedError
+from llm_datadist._engine.memory.containment import FAULTS, Containment
+from llm_datadist._engine.memory.fault_marks import fault_at
+from llm_datadist._engine.transfer.cache_checks import check_apart
+from llm_datadist._engine.transfer.checksums import checkable, faults_of
+from llm_datadist._engine.transfer.errors import NO_PLAN, Failure, complete, failure
+from llm_datadist._errors import LLMException, LLMStatusCode, fail
+from llm_datadist._plan import Plan, cut_between
+from llm_datadist._registry import CorruptDirectory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llm_datadist._backends.outcomes import Ref
+    from llm_datadist._engine.instance import Instance
+    from llm_datadist._engine.link.data_plane import DataPlane
+    from llm_datadist._engine.memory.containment import Words
+    from llm_datadist._engine.memory.fault_marks import FaultMarks
+    from llm_datadist._engine.transfer.checksums import Checksums
+    from llm_datadist._errors import Fault
+    from llm_datadist._links import Link
+    from llm_datadist._plan import Layers
+    from llm_datadist._registry import LocalCache, Resolved
+    from llm_datadist._types import AnyKey
+
+    MakePlan: TypeAlias = Callable[[Resolved], Plan]
+
+__all__ = ["Attempts", "Request"]
+
+_RETRIED = frozenset(
+    {
+        LLMStatusCode.LLM_PARAM_INVALID,
+        LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
+        LLMStatusCode.LLM_SUSPECT_REMOTE_ERROR,
+    }
+)
+"""Failures before a byte is moved that may come from an outdated view of the peer's directory."""
+
+
+@final
+@dataclass(slots=True)
+class Request:
+    """One transfer call with checked arguments.
+
+    Attributes:
+        operation: Public name of the call.
+        key: Names the peer's cache.
+        local: The own cache.
+        plan: Makes the descriptors from what the key names.
+        deadline_ns: When the call must end.
+        write: Whether the peer's cache is the destination.
+        pulled_layers: What a pull takes, to decide whether it consumes its CacheKey.
+    """
+
+    operation: str
+    key: AnyKey
+    local: LocalCache
+    plan: MakePlan
+    deadline_ns: int
+    write: bool
+    pulled_layers: Layers | None = None
+
+    def consumes(self, found: Resolved) -> bool:
+        """Whether success ends the key: it is a CacheKey, and every layer is pulled."""
+        if self.pulled_layers is None or found.key_ref == NO_REF:
+            return False
+        src, _, tensors_per_layer = self.pulled_layers
+        return src is None or len(src) * tensors_per_layer == found.cache.layout.num_tensors
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """What one attempt moves.
+
+    Attributes:
+        found: What the key names; None for bare addresses.
+        plan: The descriptors.
+        transfer: The same for the data path, with the references that must hold meanwhile.
+        different: Ranges whose checksums differ between the two sides after the transfer.
+    """
+
+    found: Resolved | None
+    plan: Plan
+    transfer: Transfer
+    different: Plan = NO_PLAN
+
+
+@final
+class Attempts:
+    """Carries out the transfers of one instance. Thread-safe."""
+
+    def __init__(self, instance: Instance, fault_marks: FaultMarks, checksums: Checksums) -> None:
+        self._cluster_id = instance.cluster_id
+        self._life = instance.life
+        self._links = instance.links
+        self._timeout_ms = instance.config.sync_timeout_ms
+        self._fault_marks = fault_marks
+        self._checksums = checksums
+
+    def run(self, request: Request) -> None:
+        """Carry out a transfer; repeat it while the peer's directory changes under it.
+
+        The first attempt uses what is known of the directory, unless reading it costs no message;
+        every further one reads it first.
+
+        Raises:
+            LLMException: As CacheManager.pull_cache.
+        """
+        link = self._links.get(request.key.cluster_id, request.operation)
+        data: DataPlane = link.data
+        fresh = data.published
+        while True:
+            try:
+                version, found = self._look_up(request, link, fresh=fresh)
+                attempt = _planned(request, data, found, version)
+                self._check_marks(request, link, attempt)
+            except LLMException as error:
+                if fresh or error.status_code not in _RETRIED:
+                    data.failures += 1
+                    raise
+                fresh = True
+                continue
+            outcome = self._move(request, data, attempt)
+            if outcome.code == Code.OK and request.consumes(found):
+                outcome = data.lanes.consume(found.key_ref, request.deadline_ns)
+            if outcome.code == Code.OK:
+                data.count(attempt.plan.total_bytes, write=request.write)
+                return
+            outcome, faults = self._contain(request, link, attempt, outcome)
+            if not self._may_retry(request, link, attempt, outcome):
+                data.failures += 1
+                raise self._error(request, link, outcome, attempt, faults)
+            fresh = True
+
+    def push_raw(self, request: Request, plan: Plan) -> None:
+        """Push to bare addresses of the peer, which checks them against its accessible regions.
+
+        Args:
+            request: Its key counts for the cluster id alone.
+            plan: The descriptors.
+        """
+        link = self._links.get(request.key.cluster_id, request.operation)
+        data: DataPlane = link.data
+        attempt = _attempt(request, data, plan, None, ANY_ENTRY, 0)
+        self._check_marks(request, link, attempt)
+        outcome = self._move(request, data, attempt)
+        faults: tuple[Fault, ...] = ()
+        if outcome.code != Code.OK:
+            outcome, faults = self._contain(request, link, attempt, outcome)
+        if outcome.code not in {Code.OK, Code.STALE}:  # STALE: containment has moved everything
+            data.failures += 1
+            raise self._error(request, link, outcome, attempt, faults)
+        data.count(plan.total_bytes, write=True)
+
+    def _look_up(self, request: Request, link: Link, *, fresh: bool) -> tuple[int, Resolved]:
+        """Return the directory's version and what the key names.
+
+        The version is read before the lookup: what the lookup finds is of that version or newer, so
+        that a transfer on condition of the version never follows an older record.
+
+        Raises:
+            LLMException: LLM_KV_CACHE_NOT_EXIST, LLM_PARAM_INVALID (not remote-accessible),
+                LLM_TIMEOUT, LLM_LINK_FAILED, LLM_FAILED (a directory that cannot be parsed).
+        """
+        data: DataPlane = link.data
+        operation, deadline_ns = request.operation, request.deadline_ns
+        try:
+            if fresh:
+                data.directory.refresh(operation, deadline_ns)
+            version = data.required_version()
+            found = data.directory.resolve(operation, request.key, deadline_ns, fresh=False)
+        except LookupFailedError as error:
+            raise self._error(request, link, error.outcome) from error
+        except CorruptDirectory as error:
+            raise fail(
+                LLMStatusCode.LLM_FAILED,
+                operation,
+                f"the peer's directory cannot be read: {error}",
+                "unlink and link again; report this with both versions",
+                cluster_id=request.key.cluster_id,
+            ) from error
+        return version, found
+
+    def _check_marks(self, request: Request, link: Link, attempt: _Attempt) -> None:
+        """Refuse an attempt that touches memory known to be at fault, on either side."""
+        local, found = request.local, attempt.found
+        if local.faulted:
+            self._fault_marks.check_local(
+                request.operation, local, attempt.plan, request.key.cluster_id, local=True
+            )
+        if link.data.marks and found is not None:
+            self._fault_marks.check_peer(request.operation, link, found.cache, attempt.plan)
+
+    def _move(self, request: Request, data: DataPlane, attempt: _Attempt) -> Outcome:
+        """Move the bytes of an attempt, and compare checksums if the link does."""
+        transfer = attempt.transfer
+        if not data.checked:
+            return complete(data.run(transfer), attempt.plan)
+        if transfer.on_device:
+            raise fail(
+                LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
+                request.operation,
+                "checksums of an accelerator's memory are not supported",
+                'set llm.Checksum to "off"',
+                cluster_id=request.key.cluster_id,
+            )
+        unit_bytes = request.local.layout.unit_bytes
+        outcome, attempt.different = self._checksums.run(data, transfer, unit_bytes)
+        data.mismatches += outcome.code == Code.CORRUPT
+        return complete(outcome, attempt.plan)
+
+    def _contain(
+        self, request: Request, link: Link, attempt: _Attempt, outcome: Outcome
+    ) -> tuple[Outcome, tuple[Fault, ...]]:
+        """After a memory fault, move what can be moved and mark the rest at its owner.
+
+        Returns:
+            The final outcome, and the memory at fault. STALE means that the transfer must be
+            repeated: the cache has changed meanwhile, or nothing is at fault any more.
+        """
+        if outcome.code not in FAULTS:
+            return outcome, ()
+        remote = None if attempt.found is None else attempt.found.cache
+        whole = attempt.transfer
+
+        def move(local_addrs: Words, remote_addrs: Words, lengths: Words) -> Outcome:
+            part = replace(whole, local=local_addrs, remote=remote_addrs, length=lengths, version=0)
+            plan = Plan(local_addrs, remote_addrs, lengths, int(lengths.sum()))
+            tried = _Attempt(attempt.found, plan, part)
+            moved = self._move(request, link.data, tried)
+            attempt.different = tried.different
+            return moved
+
+        contained = Containment(
+            move, request.local.layout, None if remote is None else remote.layout
+        )
+        ended = contained.finish(attempt.plan, outcome)
+        if ended is None and not contained.found:
+            return Outcome(Code.STALE), ()
+        if ended is not None and ended.code in {Code.GONE, Code.STALE}:
+            return ended, ()
+        local_faults: list[Fault] = []
+        remote_faults: list[Fault] = []
+        for bad in contained.found:
+            if bad.is_local:
+                local_faults.append(fault_at(self._cluster_id, request.local, bad))
+            else:
+                remote_faults.append(fault_at(request.key.cluster_id, remote, bad))
+        self._fault_marks.mark(request.local, whole.local_ref, local_faults)
+        self._fault_marks.report_to_owner(link, whole.cache_ref, remote_faults)
+        if outcome.code == Code.LOCAL_FAULT:
+            return ended or outcome, (*local_faults, *remote_faults)
+        return ended or outcome, (*remote_faults, *local_faults)
+
+    def _may_retry(self, request: Request, link: Link, attempt: _Attempt, outcome: Outcome) -> bool:
+        """Whether a newer record of the peer's directory may lead to success.
+
+        Where the cache is gone, that takes another one under the same key.
+        """
+        if outcome.code == Code.STALE:
+            return True
+        if outcome.code != Code.GONE or not link.data.peer_end_is_open():
+            return False
+        _, found = self._look_up(request, link, fresh=True)
+        return found.cache.ref != attempt.transfer.cache_ref
+
+    def _error(
+        self,
+        request: Request,
+        link: Link,
+        outcome: Outcome,
+        attempt: _Attempt | None = None,
+        faults: tuple[Fault, ...] = (),
+    ) -> LLMException:
+        """Make the exception for a lookup or an attempt that failed."""
+        cluster_id = request.key.cluster_id
+        found = None if attempt is None else attempt.found
+        remote = None if found is None else found.cache
+        if outcome.code == Code.CORRUPT and attempt is not None:
+            destination = (
+                (cluster_id, remote) if request.write else (self._cluster_id, request.local)
+            )
+            faults = (*faults_of(attempt.different, destination, write=request.write), *faults)
+        return failure(
+            outcome,
+            Failure(
+                operation=request.operation,
+                cluster_id=cluster_id,
+                peer=f"cluster {cluster_id} at {link.address}",
+                timeout_ms=self._timeout_ms,
+                plan=NO_PLAN if attempt is None else attempt.plan,
+                remote_name=(
+                    "the peer's memory"
+                    if remote is None
+                    else f"cache {remote.cache_id} of the peer ({request.key!r})"
+                ),
+                finalizing=self._life.closing,
+                peer_alive=not link.lost.is_set() and link.data.peer_end_is_open(),
+                faults=faults,
+                device_trouble=link.data.device_trouble,
+            ),
+        )
+
+
+def _planned(request: Request, data: DataPlane, found: Resolved, version: int) -> _Attempt:
+    cache_ref = found.cache.ref  # before planning: a remap meanwhile must end the transfer
+    return _attempt(request, data, request.plan(found), found, cache_ref, version)
+
+
+def _attempt(
+    request: Request,
+    data: DataPlane,
+    plan: Plan,
+    found: Resolved | None,
+    cache_ref: Ref,
+    version: int,
+) -> _Attempt:
+    """Check a plan, and split descriptors that must not be moved as one.
+
+    Those cross an allocation of an accelerator's memory, or a segment of a checked transfer.
+    """
+    local = request.local
+    if data.in_process:
+        check_apart(request.operation, plan, write=request.write)
+    on_device = local.device is not None or (found is not None and found.cache.on_device)
+    if on_device:
+        # Each tensor may be an allocation of its own, and no copy goes beyond one.
+        remote_starts = () if found is None else found.cache.layout.starts
+        plan = cut_between(plan, local.layout.starts, remote_starts)
+    elif data.checked:
+        plan = checkable(plan, local.layout.unit_bytes)
+    transfer = Transfer(
+        request.write,
+        plan.local,
+        plan.remote,
+        plan.length,
+        local.ref,
+        cache_ref,
+        request.deadline_ns,
+        NO_REF if found is None else found.key_ref,
+        version,
+        on_device,
+    )
+    return _Attempt(found, plan, transfer)
