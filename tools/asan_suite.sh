@@ -5,14 +5,14 @@ set -euo pipefail
 venv=$(realpath "$1")
 shift
 if [ $# -eq 0 ]; then
-  set -- tests/unit/native tests/conformance tests/integration/test_push.py
+  set -- tests/native tests/conformance tests/integration/test_push.py
 fi
 # Left out: wild addresses of the caller's own, which are what a sanitizer is there to report, and
 # how a process dies of a fault, which is then the sanitizer's business.
 left_out=(
-  tests/unit/native/lanes/test_transfers.py::test_ranges_outside_the_entry_are_denied_by_index_and_the_lane_stays
-  tests/unit/native/test_copy.py::test_addresses_that_no_process_has_are_faults_too
-  tests/unit/native/test_copy.py::test_a_fault_elsewhere_still_ends_the_process_once_reported
+  tests/native/lanes/test_transfers.py::test_ranges_outside_the_entry_are_denied_by_index_and_the_lane_stays
+  tests/native/copy/test_copy.py::test_addresses_that_no_process_has_are_faults_too
+  tests/native/copy/test_copy.py::test_a_fault_elsewhere_still_ends_the_process_once_reported
 )
 build=$PWD/build/asan-python
 python=$build/venv/bin/python

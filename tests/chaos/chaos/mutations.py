@@ -57,7 +57,7 @@ MUTATIONS = (
                 "const Outcome after;",
             ),
         ),
-        tests=("tests/unit/native/test_host_read.py", "-k", "uses_the_memory_again"),
+        tests=("tests/native/host/test_host_read.py", "-k", "uses_the_memory_again"),
     ),
     Mutation(
         "guards-before-and-after-read",
@@ -81,7 +81,7 @@ MUTATIONS = (
                 "view.live(checks_.cache)",
             ),
         ),
-        tests=("tests/unit/native/test_host_read.py", "-k", "guards_of_the_peer"),
+        tests=("tests/native/host/test_host_read.py", "-k", "guards_of_the_peer"),
     ),
     Mutation(
         "served-entry",
@@ -105,7 +105,7 @@ MUTATIONS = (
                 "while (false) {",
             ),
         ),
-        tests=("tests/unit/native/test_host_read.py", "-k", "once_its_close_has_returned"),
+        tests=("tests/native/host/test_host_read.py", "-k", "once_its_close_has_returned"),
     ),
     Mutation(
         "unregister-closes",
@@ -316,7 +316,7 @@ MUTATIONS = (
                 "return differing == std::byte{0} || true;",
             ),
         ),
-        tests=("tests/unit/native/lanes/test_tags.py",),
+        tests=("tests/native/lanes/test_tags.py",),
     ),
     Mutation(
         "own-clock",
@@ -328,7 +328,7 @@ MUTATIONS = (
                 "if (true) {",
             ),
         ),
-        tests=("tests/unit/native/lanes/test_clocks.py",),
+        tests=("tests/native/lanes/test_clocks.py",),
     ),
     Mutation(
         "odd-replies",
@@ -340,7 +340,7 @@ MUTATIONS = (
                 "if (false) {",
             ),
         ),
-        tests=("tests/unit/native/lanes/test_replies.py",),
+        tests=("tests/native/lanes/test_replies.py",),
     ),
     Mutation(
         "dialed-through-others",
@@ -381,7 +381,7 @@ MUTATIONS = (
                 "mapped.shared && (mapped.writable || !writable || true);",
             ),
         ),
-        tests=("tests/unit/native/test_host_read.py", "-k", "who_only_reads"),
+        tests=("tests/native/host/test_host_read.py", "-k", "who_only_reads"),
     ),
     Mutation(
         "doorbells-anywhere",
@@ -393,7 +393,7 @@ MUTATIONS = (
                 "if (!any_contains(ranges, sources[i], lengths[i]) && false) {",
             ),
         ),
-        tests=("tests/unit/native/lanes/test_doorbells.py",),
+        tests=("tests/native/lanes/test_doorbells.py",),
     ),
     Mutation(
         "consumes-anything",
@@ -430,7 +430,7 @@ MUTATIONS = (
                 "(!peer_.presence_.all_present({stretches, joined}) && false) {",
             ),
         ),
-        tests=("tests/unit/native/test_host_read.py", "-k", "absent_pages"),
+        tests=("tests/native/host/test_host_read.py", "-k", "absent_pages"),
     ),
     Mutation(
         "control-messages-of-anybody",

@@ -6,7 +6,7 @@ import errno
 
 import numpy as np
 import pytest
-from tests.unit.native.lanes.conftest import NOTHING
+from tests.native.lanes.conftest import NOTHING
 
 PAGE = 4096
 SIZE = 16 * PAGE
