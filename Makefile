@@ -186,7 +186,7 @@ many-links: $(VENV)/.installed $(VENV)/.test
 # fails.
 .PHONY: nixl-check
 nixl-check: $(VENV)/.installed $(VENV)/.test
-	$(BIN)/python -c "from llm_datadist._backends.nixl.bindings import load_wheel as load; print(load().distribution)"
+	$(BIN)/python -c "from llm_datadist._backends.nixl.bindings import load_bindings as load; print(load().distribution)"
 
 # ---- long forms of tests that `make test` runs in short ------------------------------------------
 

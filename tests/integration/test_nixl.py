@@ -10,7 +10,7 @@ import pytest
 from llm_datadist import BlocksCacheKey, LLMStatusCode
 from llm_datadist._backends.base import Unavailable
 from llm_datadist._backends.host import HostBackend
-from llm_datadist._backends.nixl.bindings import NUM_POSTERS
+from llm_datadist._backends.nixl.bindings import NUM_POSTING_THREADS
 from llm_datadist.testing import PeerGroup
 from support.instances import Side, cluster_info, failing, finalize, link, linked_sides
 from support.nixl_backends import NEEDS_NIXL
@@ -107,7 +107,7 @@ def test_large_transfers_are_posted_by_several_threads(make, monkeypatch, transp
     found = facts(user)["channel"]
     assert (found["transfers"], found["over_lanes"]) == (6, 0)
     if transport == "shm":
-        assert found["posting_threads"] == NUM_POSTERS
+        assert found["posting_threads"] == NUM_POSTING_THREADS
 
 
 def test_memory_that_comes_and_goes_under_a_link(make):
@@ -152,7 +152,7 @@ def test_what_peers_may_not_touch_is_not_registered(make):
     owner, user = make("nixl")
     (backend,) = owner.instance._engine.backends
     theirs, mine = owner.blocks(seed=5, key=0, accessible=False, **BIG), user.blocks(**BIG)
-    assert backend._regions == {}
+    assert backend.memory._regions == {}
     with failing("LLM_PARAM_INVALID", "pull_blocks", peer=1):
         user.manager.pull_blocks(owner.blocks_key(), mine.cache, EVERY, EVERY)
     assert not mine.data.any()

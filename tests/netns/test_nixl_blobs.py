@@ -83,7 +83,7 @@ def said_of_regions(here, seed):
     honest = agent.region_metadata
     mine = victim.blocks(**BIG)
     sample = liar.blocks(**BIG)
-    (known,) = backend_of(liar)._regions.values()
+    (known,) = backend_of(liar).memory._regions.values()
     blob = honest(known.rows, "DRAM")
     liar.manager.unregister_cache(sample.id)
     link(victim.instance, liar.address)

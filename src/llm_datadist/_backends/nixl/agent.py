@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Rows = npt.NDArray[np.uint64]
     Indices = npt.NDArray[np.int32]
 
-__all__ = ["Agent", "NixlError", "PreparedList", "Running", "rows_of"]
+__all__ = ["Agent", "NixlError", "PreparedList", "TransferRequest", "rows_of"]
 
 
 class NixlError(Exception):
@@ -36,7 +36,7 @@ class PreparedList:
 
 
 @final
-class Running:
+class TransferRequest:
     """A transfer in the hands of the engine, which has no way to take it back. Thread-safe.
 
     Attributes:
@@ -158,26 +158,36 @@ class Agent:
         with suppress(NixlError), self._calling():
             self._agent.releasedDlistH(prepared.handle)
 
-    def start(self, peer: str, local: Rows, remote: Rows, kind: str, *, write: bool) -> Running:
-        """Post a transfer between own host memory and memory of a peer."""
+    def start(
+        self, peer: str, local: Rows, remote: Rows, kind: str, *, write: bool
+    ) -> TransferRequest:
+        """Post a transfer between local host memory and memory of a peer."""
         with self._calling():
-            here, there = self._pieces(local, "DRAM"), self._pieces(remote, kind)
             handle = self._agent.createXferReq(
-                self._direction(write=write), here, there, peer, "", [self._engine]
+                self._direction(write=write),
+                self._pieces(local, "DRAM"),
+                self._pieces(remote, kind),
+                peer,
+                "",
+                [self._engine],
             )
             return self._post(handle)
 
     def start_prepared(
-        self, local: PreparedList, ours: Indices, remote: PreparedList, theirs: Indices
-    ) -> Running:
+        self,
+        local: PreparedList,
+        local_indices: Indices,
+        remote: PreparedList,
+        remote_indices: Indices,
+    ) -> TransferRequest:
         """Post a read between prepared lists, by index."""
         with self._calling():
             handle = self._agent.makeXferReq(
                 self._direction(write=False),
                 local.handle,
-                ours,
+                local_indices,
                 remote.handle,
-                theirs,
+                remote_indices,
                 "",
                 [self._engine],
             )
@@ -206,16 +216,16 @@ class Agent:
     def _direction(self, *, write: bool) -> Any:  # noqa: ANN401 - the bindings have no types
         return self._bindings.NIXL_WRITE if write else self._bindings.NIXL_READ
 
-    def _post(self, handle: int) -> Running:
-        running = Running(self, handle)
+    def _post(self, handle: int) -> TransferRequest:
+        request = TransferRequest(self, handle)
         try:
             status = self._agent.postXferReq(handle, "")
         except Exception:
             with suppress(Exception):
                 self._agent.releaseXferReq(handle)
             raise
-        running.done = self._settled(handle, status)
-        return running
+        request.done = self._settled(handle, status)
+        return request
 
     def _settled(self, handle: int, status: Any) -> bool | None:  # noqa: ANN401 - as above
         if status == self._bindings.NIXL_IN_PROG:

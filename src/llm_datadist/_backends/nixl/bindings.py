@@ -26,17 +26,17 @@ from llm_datadist._options.environment import defaults_in_environment, environme
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["NUM_POSTERS", "Wheel", "has_rdma", "load_wheel"]
+__all__ = ["NUM_POSTING_THREADS", "Wheel", "has_rdma", "load_bindings"]
 
 _PACKAGES: Final = (("nixl_cu12", "nixl-cu12"), ("nixl_cu13", "nixl-cu13"))
 _OLDEST: Final = (1, 5)
 _PROGRESS_PAUSE_US: Final = 50
 _RDMA_DEVICES: Final = Path("/sys/class/infiniband")
 
-NUM_POSTERS: Final = min(4, len(os.sched_getaffinity(0)))
+NUM_POSTING_THREADS: Final = min(4, len(os.sched_getaffinity(0)))
 """How many threads can post transfers without waiting for each other."""
 
-_DEFAULTS: Final = {"UCX": {"num_workers": str(NUM_POSTERS)}}
+_DEFAULTS: Final = {"UCX": {"num_workers": str(NUM_POSTING_THREADS)}}
 _loading = threading.Lock()
 
 
@@ -100,7 +100,7 @@ class Wheel:
         }
 
 
-def load_wheel() -> Wheel:
+def load_bindings() -> Wheel:
     """Import the wheel that is installed.
 
     Raises:

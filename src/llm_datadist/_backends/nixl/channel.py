@@ -1,58 +1,45 @@
-"""One link's way through the engine: reads into own slots, writes into slots that the peer grants.
+"""The NIXL data path of one link.
 
-What the lanes do beside it: small transfers as a whole, the checks before and after a read, the
-doorbell that has the peer's threads move what has landed there, and everything that the engine
-cannot do at the moment. So whatever becomes of the engine, the outcome is the lanes'.
+The engine moves large transfers. The lanes move small ones, check reads before and after, ask the
+peer's threads to move what was pushed, and carry out everything that the engine cannot do at the
+moment. So when the engine fails the outcome is the lanes'.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llm_datadist._backends.base import Channel, Finished
-from llm_datadist._backends.nixl.agent import NixlError
-from llm_datadist._backends.nixl.bindings import NUM_POSTERS
-from llm_datadist._backends.nixl.landing import SLOT_BYTES
-from llm_datadist._backends.nixl.pull import Pull
-from llm_datadist._backends.nixl.push import Push
-from llm_datadist._backends.nixl.remote_memory import PeerMemory
+from llm_datadist._backends.nixl.bindings import NUM_POSTING_THREADS
 from llm_datadist._backends.outcomes import Code, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from llm_datadist._backends.base import Handle
     from llm_datadist._backends.lanes import LinkLanes
-    from llm_datadist._backends.nixl.agent import Running
-    from llm_datadist._backends.nixl.backend import NixlBackend
-    from llm_datadist._backends.nixl.metadata import NixlMetadata
-    from llm_datadist._backends.nixl.progress import Work
-    from llm_datadist._backends.transfer import PeerEndpoint, Transfer
+    from llm_datadist._backends.nixl.connections import Connection
+    from llm_datadist._backends.nixl.grants import Grants
+    from llm_datadist._backends.nixl.pipeline import Pipeline
+    from llm_datadist._backends.nixl.pull import Pull
+    from llm_datadist._backends.nixl.push import Push
+    from llm_datadist._backends.nixl.remote_memory import RemoteMemory
+    from llm_datadist._backends.transfer import Transfer
 
-__all__ = ["FAILED", "NixlChannel"]
-
-FAILED = -1
-"""Instead of a Code: the engine has failed, the lanes have to tell why."""
-
-_FIRST_PAUSE_S = 20e-6
-_LONGEST_PAUSE_S = 500e-6
-_TELLING_BYTES = 1 << 20
-"""So much that is done when it has been posted was copied meanwhile, most likely."""
-_CONVINCING_CHUNKS = 3
+__all__ = ["NixlChannel"]
 
 
 class NixlChannel(Channel):
     """See the module.
 
     Args:
-        backend: Of this instance.
-        peer: What the peer told about its end.
-        there: What its backend told.
         lanes: The link's.
-        why_not: Set when everything has to go over the lanes.
+        connection: Of the engine to the peer.
+        grants: Slots granted to peers; the link's are revoked when the channel closes.
+        remote_memory: The peer's.
+        pipeline, pull, push: Move what the engine moves.
+        small_bytes: Up to this size the lanes move everything.
+        facts: About the engine, for `describe`.
     """
 
     name = "nixl"
@@ -60,174 +47,102 @@ class NixlChannel(Channel):
 
     def __init__(
         self,
-        backend: NixlBackend,
-        peer: PeerEndpoint,
-        there: NixlMetadata,
         lanes: LinkLanes,
-        why_not: str = "",
+        connection: Connection,
+        grants: Grants,
+        remote_memory: RemoteMemory,
+        pipeline: Pipeline,
+        pull: Pull,
+        push: Push,
+        *,
+        small_bytes: int,
+        facts: dict[str, object],
     ) -> None:
-        self.backend = backend
-        self.node = backend.node
-        self.lanes = lanes
-        self.there = there
-        self.memory = PeerMemory(self)
-        self.over_lanes = 0
-        self.moved = 0
-        self.is_loaded = False
-        self._loading = threading.Lock()
-        self._done_at_once = 0
-        self._why_not = why_not
-        self._last_detour = why_not
-        self._closed = threading.Event()
+        self._lanes = lanes
+        self._connection = connection
+        self._grants = grants
+        self._remote_memory = remote_memory
+        self._pipeline = pipeline
+        self._pull, self._push = pull, push
+        self._small_bytes = small_bytes
+        self._facts = facts
+        self._num_moved = 0
+        self._num_over_lanes = 0
+        self._last_problem = connection.problem
         self._changed = threading.Condition()
-        self._running = 0
-        self._pull, self._push = Pull(self), Push(self)
-        self._cluster_id = peer.cluster_id
+        self._closed = False
+        self._num_running = 0
 
     def run(self, transfer: Transfer) -> Outcome:
         total_bytes = transfer.total_bytes
-        small = total_bytes <= self.backend.small_bytes and not transfer.on_device
+        small = total_bytes <= self._small_bytes and not transfer.on_device
         if small or total_bytes == 0:  # of no bytes: it only asks whether the cache is there
             return self._over_lanes(transfer)
-        if self._why_not:
-            return self._detour(transfer)
+        if self._connection.problem:
+            return self._without_engine(transfer)
         with self._changed:
-            if self._closed.is_set():
+            if self._closed:
                 return Outcome(Code.CANCELLED)
-            self._running += 1
+            self._num_running += 1
         try:
-            outcome: Outcome | str = self._why_not_loaded()
+            outcome: Outcome | str = self._connection.open()
             outcome = outcome or (self._push if transfer.write else self._pull).run(transfer)
         finally:
             with self._changed:
-                self._running -= 1
+                self._num_running -= 1
                 self._changed.notify_all()
         if isinstance(outcome, Outcome):
-            self.moved += outcome.code == Code.OK
+            self._num_moved += outcome.code == Code.OK
             return outcome
-        self.over_lanes += not transfer.on_device
-        self._last_detour = outcome
-        return self._detour(transfer)
-
-    def _why_not_loaded(self) -> str:
-        """Let the engine know the peer, if it does not yet; say why that cannot be."""
-        if self.is_loaded:
-            return ""
-        with self._loading:
-            return self._load()
-
-    def _load(self) -> str:
-        if not self.is_loaded and not self._why_not:
-            try:
-                self.backend.load(self.there)
-                self.is_loaded = True
-            except NixlError as error:
-                self._why_not = f"NIXL cannot connect: {error}"
-        return self._why_not
+        self._num_over_lanes += not transfer.on_device
+        self._last_problem = outcome
+        return self._without_engine(transfer)
 
     def post(self, transfer: Transfer) -> Handle:
         return Finished(self.run(transfer))
 
     @property
     def trouble(self) -> str:
-        return self._last_detour
+        return self._last_problem
 
-    def _detour(self, transfer: Transfer) -> Outcome:
-        """Go over the lanes; an accelerator's memory they cannot reach, but say if it is gone."""
+    def _without_engine(self, transfer: Transfer) -> Outcome:
+        """Use the lanes; of an accelerator's memory they can only say whether it is gone."""
         if not transfer.on_device:
             return self._over_lanes(transfer)
         none = transfer.length[:0]
-        asked = self.lanes.read(
+        checked = self._lanes.read(
             replace(transfer, write=False, local=none, remote=none, length=none)
         )
-        return Outcome(Code.NO_PATH) if asked.code == Code.OK else asked
+        return Outcome(Code.NO_PATH) if checked.code == Code.OK else checked
 
     def _over_lanes(self, transfer: Transfer) -> Outcome:
-        return self.lanes.write(transfer) if transfer.write else self.lanes.read(transfer)
-
-    def settled(self, running: Running, work: Work) -> bool:
-        """Wait for a chunk; return whether it has arrived. If it has not, the work has ended."""
-        code = self._wait(running, work)
-        if code != Code.OK and not work.has_ended():
-            work.end("NIXL has failed" if code == FAILED else Outcome(code))
-        return not work.has_ended()
-
-    def _wait(self, running: Running, work: Work) -> int:
-        """Wait for the engine, no longer than for all of the work; return a Code, or FAILED."""
-        transfer, pause_s = work.transfer, _FIRST_PAUSE_S
-        while (done := running.poll()) is None:
-            left_s = (transfer.deadline_ns - time.monotonic_ns()) / 1e9
-            if left_s <= 0:
-                return Code.TIMEOUT
-            if work.has_ended():
-                return Code.CANCELLED
-            if (ended := self._ended(transfer)) != Code.OK:
-                return ended
-            time.sleep(min(pause_s, left_s))
-            pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
-        return Code.OK if done else FAILED
-
-    def share(self, work: Work, take_part: Callable[[Work], None]) -> None:
-        """Carry out a transfer, on several threads where it is posting that takes the time."""
-        if self.engine_copies and work.transfer.total_bytes > SLOT_BYTES:
-            self.backend.posters.run(
-                lambda: take_part(work), lambda: work.end(Outcome(Code.CANCELLED))
-            )
-        else:
-            take_part(work)
-
-    @property
-    def engine_copies(self) -> bool:
-        """Whether the engine lately copied within the calls that post, as UCX does on one host.
-
-        More threads that post then move more bytes.
-        """
-        return self._done_at_once >= _CONVINCING_CHUNKS
-
-    def was_posted(self, running: Running, total_bytes: int) -> None:
-        """Learn from a chunk whether the engine copies while it is posted."""
-        if total_bytes >= _TELLING_BYTES:
-            self._done_at_once = self._done_at_once + 1 if running.done else 0
-
-    def _ended(self, transfer: Transfer) -> int:
-        """Whether something else than the engine has ended a transfer."""
-        if self.node.guard(0) % 2 == 0:
-            return Code.CLOSED
-        index, value = transfer.local_ref
-        if index and self.node.guard(index) != value:
-            return Code.LOCAL_GONE
-        if self._closed.is_set():
-            return Code.CANCELLED
-        if self.lanes.count == 0:
-            return FAILED
-        return Code.OK
+        return self._lanes.write(transfer) if transfer.write else self._lanes.read(transfer)
 
     def forget(self, address: int, size: int) -> None:
-        self.memory.forget(address, size)
+        self._remote_memory.forget(address, size)
 
     def describe(self) -> dict[str, object]:
-        facts: dict[str, object] = {
-            "engine": self.backend.engine,
-            "wheel": self.backend.distribution,
+        facts = self._facts | {
             "reads": "NIXL READ into own landing slots",
             "pushes": "NIXL WRITE into the peer's landing slots, moved on by its own threads",
-            "small_transfers": f"lanes, up to {self.backend.small_bytes} bytes",
-            "posting_threads": NUM_POSTERS if self.engine_copies else 1,
-            "transfers": self.moved,
-            "over_lanes": self.over_lanes,
+            "small_transfers": f"lanes, up to {self._small_bytes} bytes",
+            "posting_threads": NUM_POSTING_THREADS if self._pipeline.engine_copies else 1,
+            "transfers": self._num_moved,
+            "over_lanes": self._num_over_lanes,
         }
-        if self._last_detour:
-            facts["why_over_lanes"] = self._last_detour
+        if self._last_problem:
+            facts["why_over_lanes"] = self._last_problem
         return facts
 
-    @property
-    def is_quiet(self) -> bool:
-        """Whether the engine has nothing of this link's under way any more."""
-        return self.memory.is_quiet and self._push.is_quiet
+    def _is_quiet(self) -> bool:
+        """Whether the engine has no request of this link in progress."""
+        return self._remote_memory.is_quiet and self._push.is_quiet
 
     def close(self) -> None:
-        self._closed.set()
+        self._pipeline.stop()
         with self._changed:
-            self._changed.wait_for(lambda: self._running == 0)
-        self.memory.close()
-        self.backend.unlinked(self)
+            self._closed = True
+            self._changed.wait_for(lambda: self._num_running == 0)
+        self._remote_memory.close()
+        self._grants.revoke(self._lanes.link_id)
+        self._connection.close(self._is_quiet)

@@ -1,4 +1,4 @@
-"""Descriptor arrays cut into chunks that fit a slot. Pure."""
+"""Splits descriptor arrays into chunks that fit a landing slot. Pure."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from llm_datadist._backends.outcomes import Outcome
     from llm_datadist._backends.transfer import U64Array
 
-__all__ = ["Chunk", "chunks", "offsets_in_slot"]
+__all__ = ["Chunk", "chunks"]
 
 
 class Chunk(NamedTuple):
-    """Some pieces, one after the other in a slot.
+    """Pieces of descriptors that share one slot, one after the other.
 
     Attributes:
-        local, remote, length: The pieces.
+        local, remote, length: Addresses and bytes of each piece.
         origin: For each piece the number of the descriptor that it was cut from.
     """
 
@@ -30,6 +31,16 @@ class Chunk(NamedTuple):
     @property
     def total_bytes(self) -> int:
         return int(self.length.sum())
+
+    def packed_at(self, address: int) -> U64Array:
+        """Return the piece addresses when the pieces lie one after the other from `address` on."""
+        packed: U64Array = np.cumsum(self.length) - self.length + np.uint64(address)
+        return packed
+
+    def renumbered(self, outcome: Outcome) -> Outcome:
+        """Return an outcome for this chunk with the descriptor's number in the whole transfer."""
+        at = outcome.descriptor
+        return outcome._replace(descriptor=int(self.origin[at])) if at >= 0 else outcome
 
 
 def chunks(
@@ -51,7 +62,7 @@ def chunks(
 
 
 def _cut(local: U64Array, remote: U64Array, length: U64Array, limit: int) -> Chunk:
-    """Cut descriptors longer than the limit into several, and leave out empty ones."""
+    """Split descriptors longer than the limit, and leave out empty ones."""
     counts = -(-length.astype(np.int64) // limit)
     origin = np.repeat(np.arange(len(length)), counts)
     before = np.cumsum(counts) - counts
@@ -62,9 +73,3 @@ def _cut(local: U64Array, remote: U64Array, length: U64Array, limit: int) -> Chu
         np.minimum(length[origin] - offset, np.uint64(limit)),
         origin,
     )
-
-
-def offsets_in_slot(length: U64Array) -> U64Array:
-    """Where each piece begins when they lie one after the other."""
-    offsets: U64Array = np.cumsum(length) - length
-    return offsets

@@ -15,11 +15,11 @@ from llm_datadist._control.workers import Workers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Posters"]
+__all__ = ["PostingThreads"]
 
 
 @final
-class Posters:
+class PostingThreads:
     """See the module. Thread-safe.
 
     Args:

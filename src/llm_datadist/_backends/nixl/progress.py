@@ -1,9 +1,9 @@
-"""What is left of a transfer and what became of the rest, for the threads that carry it out."""
+"""Progress of one transfer, shared by the threads that carry it out."""
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, final
 
 from llm_datadist._backends.outcomes import Code, Outcome
 
@@ -13,53 +13,55 @@ if TYPE_CHECKING:
     from llm_datadist._backends.nixl.chunks import Chunk
     from llm_datadist._backends.transfer import Transfer
 
-__all__ = ["Work"]
+__all__ = ["Progress"]
 
 
-class Work:
-    """See the module. Thread-safe."""
+@final
+class Progress:
+    """Hands out a transfer's chunks and adds up what became of them. Thread-safe."""
 
-    def __init__(self, transfer: Transfer, waiting: Iterator[Chunk]) -> None:
+    def __init__(self, transfer: Transfer, chunks: Iterator[Chunk]) -> None:
         self.transfer = transfer
-        self._ended = False
-        self._waiting = waiting
+        self._chunks = chunks
         self._lock = threading.Lock()
         self._moved_bytes = 0
-        self._was_left = False
-        self._why: Outcome | str = Outcome(Code.OK)
+        self._is_aborted = False
+        self._has_lacked_slot = False
+        self._reason: Outcome | str = Outcome(Code.OK)
 
-    def has_ended(self) -> bool:
-        """Whether something has ended it before all was moved."""
-        return self._ended
+    @property
+    def is_aborted(self) -> bool:
+        """Whether the transfer ends before all of it is moved."""
+        return self._is_aborted
 
-    def next(self) -> Chunk | None:
-        """Return a chunk that nobody has begun."""
+    def next_chunk(self) -> Chunk | None:
+        """Return a chunk that no thread has started; None when there is none, or after an abort."""
         with self._lock:
-            return None if self._ended else next(self._waiting, None)
+            return None if self._is_aborted else next(self._chunks, None)
 
-    def count(self, copied: Outcome) -> None:
-        """Take note of a chunk; a failed one ends it all."""
+    def add(self, outcome: Outcome) -> None:
+        """Count a chunk's bytes; abort if it failed."""
         with self._lock:
-            self._moved_bytes += copied.moved_bytes
-        if copied.code != Code.OK:
-            self.end(copied)
+            self._moved_bytes += outcome.moved_bytes
+        if outcome.code != Code.OK:
+            self.abort(outcome)
 
-    def end(self, why: Outcome | str) -> None:
-        """Begin no more chunks; the first reason counts, but an outcome before a detour."""
+    def abort(self, reason: Outcome | str) -> None:
+        """Start no more chunks. The first reason counts, but an outcome before a text."""
         with self._lock:
-            if not self._ended or (isinstance(self._why, str) and not isinstance(why, str)):
-                self._why = why
-            self._ended = True
+            if not self._is_aborted or isinstance(self._reason, str) > isinstance(reason, str):
+                self._reason = reason
+            self._is_aborted = True
 
-    def leave(self) -> None:
-        """Leave what is left to the other threads, for want of a slot."""
+    def no_slot(self) -> None:
+        """Leave the remaining chunks to other threads: the calling one got no slot."""
         with self._lock:
-            self._was_left = True
+            self._has_lacked_slot = True
 
     def result(self) -> Outcome | str:
-        """Return what became of it, when nobody works on it any more."""
-        if self._was_left and self.next() is not None:
+        """Return the outcome, or why the lanes must do it, when all threads have ended."""
+        if self._has_lacked_slot and self.next_chunk() is not None:
             return "no landing slot is free"
-        if isinstance(self._why, str):
-            return self._why
-        return self._why._replace(moved_bytes=self._moved_bytes)
+        if isinstance(self._reason, str):
+            return self._reason
+        return self._reason._replace(moved_bytes=self._moved_bytes)

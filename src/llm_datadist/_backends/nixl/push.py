@@ -1,31 +1,34 @@
-"""Writes: gathered into own slots, sent by the engine into the peer's, put in place by its threads.
+"""Pushes: the engine writes landing slots of the peer, whose threads move the bytes on.
 
-Only a process's own threads write its memory. So what the engine still has under way when a push
-has failed lands in a slot, and the target's unregister is as final as over lanes.
+Only a process's own threads write its caches. So what the engine still writes after a push has
+failed lands in a slot, and the target's unregister is as final as over lanes.
 """
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, final
 
 import numpy as np
 
-from llm_datadist import _native
-from llm_datadist._backends.nixl.agent import NixlError, Running, rows_of
-from llm_datadist._backends.nixl.chunks import Chunk, chunks, offsets_in_slot
+from llm_datadist._backends.nixl.agent import rows_of
 from llm_datadist._backends.nixl.landing import SLOT_BYTES, Slots
-from llm_datadist._backends.nixl.progress import Work
+from llm_datadist._backends.nixl.metadata import GRANTED_SLOTS
+from llm_datadist._backends.nixl.pipeline import Direction
 from llm_datadist._backends.outcomes import NO_REF, Code, Outcome
 from llm_datadist._backends.transfer import Transfer
 
 if TYPE_CHECKING:
-    from llm_datadist._backends.nixl.channel import NixlChannel
+    from llm_datadist._backends.lanes import LinkLanes
+    from llm_datadist._backends.nixl.agent import Agent, Rows, TransferRequest
+    from llm_datadist._backends.nixl.chunks import Chunk
+    from llm_datadist._backends.nixl.landing import Slot
+    from llm_datadist._backends.nixl.local_slots import LocalSlots
+    from llm_datadist._backends.nixl.metadata import NixlMetadata
+    from llm_datadist._backends.nixl.pipeline import Pipeline
 
 __all__ = ["Push"]
 
-_SLOT_WAIT_S: Final = 0.05
 _SEEN_FROM_SOURCE: Final = {
     int(Code.GONE): Code.LOCAL_GONE,
     int(Code.REMOTE_FAULT): Code.LOCAL_FAULT,
@@ -33,146 +36,91 @@ _SEEN_FROM_SOURCE: Final = {
 }
 
 
-class _Under(NamedTuple):
-    """A chunk on its way into a slot of the peer."""
+@final
+@dataclass(eq=False)
+class Push(Direction):
+    """The writes of one link. Thread-safe.
 
-    chunk: Chunk
-    slot: int
-    remote_slot: int
-    running: Running
+    Attributes:
+        pipeline: Moves the chunks.
+        lanes: The link's, on which the peer is asked to move each chunk on.
+        agent: Writes the peer's slots.
+        slots: Where chunks are gathered.
+        peer: Names the peer's agent, and the slots that it grants.
+    """
 
+    max_in_flight = GRANTED_SLOTS
 
-class Push:
-    """The writes of one channel. Thread-safe."""
+    pipeline: Pipeline
+    lanes: LinkLanes
+    agent: Agent
+    slots: LocalSlots
+    peer: NixlMetadata
 
-    def __init__(self, channel: NixlChannel) -> None:
-        self._channel = channel
-        self._backend = channel.backend
-        self._granted = Slots(channel.there.landing_slots)
+    def __post_init__(self) -> None:
+        self._granted = Slots(self.peer.landing_slots)
 
     @property
     def is_quiet(self) -> bool:
-        """Whether no write into the peer's slots is under way."""
+        """Whether no write into the peer's slots is in progress."""
         return self._granted.num_held == 0
 
     def run(self, transfer: Transfer) -> Outcome | str:
-        """Carry a write out; text says why it has to go over the lanes instead."""
-        if self._channel.there.landing_slots == 0:
+        """Carry out a write; a text says why the lanes must do it instead."""
+        if self.peer.landing_slots == 0:
             return "the peer has no landing slots for us"
-        work = Work(transfer, chunks(transfer.local, transfer.remote, transfer.length, SLOT_BYTES))
-        self._channel.share(work, self._take_part)
-        return work.result()
+        return self.pipeline.run(transfer, self)
 
-    def _take_part(self, work: Work) -> None:
-        """Move chunks until there are none left."""
-        transfer = work.transfer
-        under: deque[_Under] = deque()
-        try:
-            while True:
-                self._fill(work, under)
-                if not under or work.has_ended():
-                    return
-                if not self._channel.settled(under[0].running, work):
-                    return
-                work.count(self._place(transfer, under.popleft()))
-        finally:
-            for each in under:
-                self._backend.slots.hold(each.slot, each.running)
-                self._granted.hold(each.remote_slot, each.running)
+    def take_slots(self, wait_s: float) -> tuple[Slot, ...]:
+        granted = self._granted.take(wait_s)
+        if granted is None:
+            return ()
+        local = self.slots.take(wait_s)
+        if local is None:
+            granted.release()
+            return ()
+        return local, granted
 
-    def _fill(self, work: Work, under: deque[_Under]) -> None:
-        """Gather chunks and have the engine send them, as long as there are slots at both ends."""
-        slots = self._backend.slots
-        while not (under and self._channel.engine_copies):
-            wait_s = 0 if under else self._slot_wait_s(work.transfer)
-            remote_slot = self._granted.take(wait_s)
-            slot = None if remote_slot is None else slots.take(wait_s)
-            if remote_slot is None or slot is None:
-                if remote_slot is not None:
-                    self._granted.give(remote_slot)
-                if not under:
-                    work.leave()
-                return
-            chunk = work.next()
-            begun: Outcome | str | Running | None = None
-            if chunk is not None:
-                begun = self._begin(work.transfer, chunk, slot, remote_slot)
-            if isinstance(begun, str):  # the engine refused; some of it may be on its way
-                slots.rest(slot)
-                self._granted.rest(remote_slot)
-                work.end(begun)
-                return
-            if chunk is None or not isinstance(begun, Running):
-                slots.give(slot)
-                self._granted.give(remote_slot)
-                if isinstance(begun, Outcome):
-                    work.end(begun)
-                return
-            self._channel.was_posted(begun, chunk.total_bytes)
-            under.append(_Under(chunk, slot, remote_slot, begun))
-
-    def _begin(
-        self, transfer: Transfer, chunk: Chunk, slot: int, remote_slot: int
-    ) -> Outcome | str | Running:
-        landing, there = self._backend.landing, self._channel.there
-        gathered = Outcome(
-            *_native.copy(
-                offsets_in_slot(chunk.length) + np.uint64(landing.slot(slot)),
-                chunk.local,
-                chunk.length,
-                self._backend.node.native,
-                landing.ref,
-                transfer.local_ref,
-                transfer.deadline_ns,
-            )
-        )
+    def start(
+        self, transfer: Transfer, chunk: Chunk, slots: tuple[Slot, ...]
+    ) -> TransferRequest | Outcome:
+        local, granted = slots
+        gathered = self.slots.gather(local, chunk, transfer)
         if gathered.code != Code.OK:
-            at = gathered.descriptor
-            return Outcome(
-                _SEEN_FROM_SOURCE.get(gathered.code, gathered.code),
-                gathered.sys_errno,
-                int(chunk.origin[at]) if at >= 0 else -1,
-            )
-        size = np.array([chunk.total_bytes], np.uint64)
-        try:
-            return self._backend.agent.start(
-                there.agent,
-                rows_of(np.array([landing.slot(slot)], np.uint64), size),
-                rows_of(np.array([self._address(remote_slot)], np.uint64), size),
-                "DRAM",
-                write=True,
-            )
-        except NixlError as error:
-            return str(error)
-
-    def _address(self, remote_slot: int) -> int:
-        return self._channel.there.landing_address + remote_slot * SLOT_BYTES
-
-    def _place(self, transfer: Transfer, each: _Under) -> Outcome:
-        """Have the peer's threads move a chunk from its slot to where it belongs."""
-        self._backend.slots.give(each.slot)
-        chunk = each.chunk
-        outcome = self._channel.lanes.push(
-            Transfer(
-                True,
-                offsets_in_slot(chunk.length) + np.uint64(each.remote_slot * SLOT_BYTES),
-                chunk.remote,
-                chunk.length,
-                NO_REF,
-                transfer.cache_ref,
-                transfer.deadline_ns,
-                NO_REF,
-                transfer.version,
-            )
+            code = _SEEN_FROM_SOURCE.get(gathered.code, gathered.code)
+            return gathered._replace(code=code, moved_bytes=0)
+        return self.agent.start(
+            self.peer.agent,
+            _row(self.slots.landing.slot(local.index), chunk),
+            _row(self.peer.landing_address + granted.index * SLOT_BYTES, chunk),
+            "DRAM",
+            write=True,
         )
-        if outcome.code == Code.OK:
-            self._granted.give(each.remote_slot)
-        else:
-            self._granted.rest(each.remote_slot)
-        at = outcome.descriptor
-        return outcome._replace(descriptor=int(chunk.origin[at]) if at >= 0 else -1)
 
-    @staticmethod
-    def _slot_wait_s(transfer: Transfer) -> float:
-        left_s = (transfer.deadline_ns - time.monotonic_ns()) / 1e9
-        return max(0.0, min(left_s, _SLOT_WAIT_S))
+    def finish(self, transfer: Transfer, chunk: Chunk, slots: tuple[Slot, ...]) -> Outcome:
+        """Have the peer's threads move a chunk from its slot to where it belongs."""
+        local, granted = slots
+        local.release()
+        is_applied = False
+        try:
+            outcome = self.lanes.push(
+                Transfer(
+                    True,
+                    chunk.packed_at(granted.index * SLOT_BYTES),
+                    chunk.remote,
+                    chunk.length,
+                    NO_REF,
+                    transfer.cache_ref,
+                    transfer.deadline_ns,
+                    NO_REF,
+                    transfer.version,
+                )
+            )
+            is_applied = outcome.code == Code.OK
+            return chunk.renumbered(outcome)
+        finally:
+            granted.release() if is_applied else granted.quarantine()
+
+
+def _row(address: int, chunk: Chunk) -> Rows:
+    return rows_of(np.array([address], np.uint64), np.array([chunk.total_bytes], np.uint64))

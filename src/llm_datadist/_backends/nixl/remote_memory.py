@@ -1,4 +1,4 @@
-"""A peer's memory as the engine knows it: regions, prepared lists, reads under way."""
+"""The memory that one peer publishes: its regions, their prepared lists, and reads in progress."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from llm_datadist._backends.nixl.agent import NixlError, PreparedList, Running, rows_of
-from llm_datadist._backends.nixl.chunks import Chunk, offsets_in_slot
+from llm_datadist._backends.nixl.agent import NixlError, rows_of
 from llm_datadist._backends.nixl.landing import SLOT_BYTES
 from llm_datadist._backends.nixl.region_log import (
     HEADER_BYTES,
@@ -25,9 +24,15 @@ from llm_datadist._backends.outcomes import NO_REF, Code
 from llm_datadist._backends.transfer import Transfer
 
 if TYPE_CHECKING:
-    from llm_datadist._backends.nixl.channel import NixlChannel
+    from llm_datadist._backends.lanes import LinkLanes
+    from llm_datadist._backends.nixl.agent import Agent, Indices, PreparedList, TransferRequest
+    from llm_datadist._backends.nixl.chunks import Chunk
+    from llm_datadist._backends.nixl.landing import Slot
+    from llm_datadist._backends.nixl.local_slots import LocalSlots
+    from llm_datadist._backends.nixl.metadata import NixlMetadata
+    from llm_datadist._backends.nixl.trial import Trial
 
-__all__ = ["PeerMemory"]
+__all__ = ["RemoteMemory"]
 
 _MAX_PREPARED: Final = 1 << 20
 _MAX_PREPARED_OF_LINK: Final = 1 << 22
@@ -37,10 +42,10 @@ _DRAIN_S: Final = 10.0
 _DRAIN_PAUSE_S: Final = 0.001
 
 
-class _Units:
+class _PreparedRegion:
     """A region's prepared list: every unit of every tensor."""
 
-    def __init__(self, channel: NixlChannel, region: Added) -> None:
+    def __init__(self, agent: Agent, peer: str, region: Added) -> None:
         self.region = region
         unit = np.uint64(region.unit_bytes)
         starts, sizes = words(region.addresses), words(region.sizes)
@@ -52,12 +57,10 @@ class _Units:
         numbers = np.arange(self.count) - np.repeat(self._first, counts)
         addresses = np.repeat(self._starts, counts) + numbers.astype(np.uint64) * unit
         rows = rows_of(addresses, np.full(len(addresses), unit), region.device_id)
-        self.prepared: PreparedList = channel.backend.agent.prepare(
-            channel.there.agent, rows, region.kind
-        )
+        self.prepared: PreparedList = agent.prepare(peer, rows, region.kind)
 
-    def indices(self, chunk: Chunk) -> np.ndarray[tuple[int], np.dtype[np.int32]] | None:
-        """Numbers of the chunk's pieces, when each is one unit."""
+    def indices(self, chunk: Chunk) -> Indices | None:
+        """Return the index of each piece of a chunk; None unless each piece is one unit."""
         if not (chunk.length == self._unit).all():
             return None
         tensor = np.searchsorted(self._starts, chunk.remote, side="right") - 1
@@ -65,56 +68,80 @@ class _Units:
         if (offset % self._unit).any():
             return None
         numbers = self._first[tensor] + (offset // self._unit).astype(np.int64)
-        found: np.ndarray[tuple[int], np.dtype[np.int32]] = numbers.astype(np.int32)
-        return found
+        indices: Indices = numbers.astype(np.int32)
+        return indices
 
 
-class _Reading:
-    """A read from when it is decided on: its region may not go before it has come to an end."""
+class _Read:
+    """A read from before it is posted until it is done: pins its region."""
 
-    __slots__ = ("posting", "running")
+    __slots__ = ("posting", "request")
 
     def __init__(self) -> None:
         self.posting = True
-        self.running: Running | None = None
+        self.request: TransferRequest | None = None
 
     @property
-    def is_known_to_be_over(self) -> bool:
-        """`is_over`, without asking the engine."""
-        return not self.posting and (self.running is None or self.running.done is not None)
+    def is_known_to_be_done(self) -> bool:
+        """`is_done`, without asking the engine."""
+        return not self.posting and (self.request is None or self.request.done is not None)
 
     @property
-    def is_over(self) -> bool:
-        """Whether the engine is through with it, or never had it."""
+    def is_done(self) -> bool:
+        """Whether the engine has finished it, or never got it."""
         if self.posting:
             return False
-        return self.running is None or self.running.poll() is not None
+        return self.request is None or self.request.poll() is not None
 
 
-class PeerMemory:
-    """See the module. Thread-safe."""
+class RemoteMemory:
+    """See the module. Thread-safe.
 
-    def __init__(self, channel: NixlChannel) -> None:
-        self._channel = channel
-        self._learning = threading.Lock()  # held while the peer is asked; nobody else waits for it
+    Args:
+        agent: Reads it.
+        trial: Loads metadata of regions before the agent does.
+        slots: Where reads, and the log of regions, arrive.
+        lanes: The link's.
+        peer_metadata: Names the peer's agent, and where its log of regions is.
+        key: Of the log's records; see `log_key`.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        trial: Trial,
+        slots: LocalSlots,
+        lanes: LinkLanes,
+        peer_metadata: NixlMetadata,
+        key: bytes,
+    ) -> None:
+        self._agent = agent
+        self._trial = trial
+        self._slots = slots
+        self._lanes = lanes
+        self._peer = peer_metadata
+        self._log_lock = threading.Lock()  # held by the thread that reads the peer's log
         self._lock = threading.Lock()
         self._withdrawn: list[tuple[int, int]] | None = None  # since the log was read
-        self._regions = RemoteRegions(channel.backend.log_key(channel.there))
-        self._units: dict[int, _Units] = {}
-        self._unused: list[_Units] = []
-        self._reading: list[_Reading] = []
+        self._regions = RemoteRegions(key)
+        self._prepared: dict[int, _PreparedRegion] = {}
+        self._unused: list[_PreparedRegion] = []
+        self._reads: list[_Read] = []
 
-    def why_not(self, transfer: Transfer) -> str:
-        """Why the engine cannot reach all that a read names; looks at the peer's log on a miss."""
+    def why_unreachable(self, transfer: Transfer) -> str:
+        """Return why the engine cannot read all ranges of a transfer, or "".
+
+        Reads what is new in the peer's log of regions when one is unknown.
+        """
         if self._knows(transfer):
             return ""
         left_s = (transfer.deadline_ns - time.monotonic_ns()) / 1e9
-        if not self._learning.acquire(timeout=max(left_s, 0)):
+        if not self._log_lock.acquire(timeout=max(left_s, 0)):
             return "the peer's log of regions was not read in time"
         try:
-            why_not = "" if self._knows(transfer) else self._learn(transfer.deadline_ns)
+            why_not = "" if self._knows(transfer) else self._read_log(transfer.deadline_ns)
         finally:
-            self._learning.release()
+            self._log_lock.release()
         if not why_not and not self._knows(transfer):
             return "the peer has not registered that memory with NIXL"
         return why_not
@@ -124,86 +151,87 @@ class PeerMemory:
             return self._regions.locate(transfer.remote, transfer.length) is not False
 
     def is_device(self, transfer: Transfer) -> bool:
-        """Whether what a read names is memory of an accelerator, as far as is known."""
+        """Whether a transfer's remote memory is known to be an accelerator's."""
         with self._lock:
             found = self._regions.locate(transfer.remote[:1], transfer.length[:1])
         return isinstance(found, Added) and found.kind == "VRAM"
 
-    def start(self, chunk: Chunk, slot: int) -> Running | None:
-        """Begin to read a chunk into a slot; None when the peer has withdrawn its memory.
+    def start(self, chunk: Chunk, slot: Slot) -> TransferRequest | None:
+        """Start to read a chunk into a slot; None when the peer has withdrawn its memory.
 
         Raises:
             NixlError: The engine refuses.
         """
-        reading = _Reading()
+        read = _Read()
         with self._lock:
             found = self._regions.locate(chunk.remote, chunk.length)
             if isinstance(found, bool):
                 if not found:
                     return None
-                region, units = next(iter(self._regions.known.values())), None
+                region, prepared = next(iter(self._regions.known.values())), None
             else:
-                region, units = found, self._units_of(found, chunk)
-            self._reading = [each for each in self._reading if not each.is_known_to_be_over]
-            self._reading.append(reading)
+                region, prepared = found, self._prepared_region(found, chunk)
+            self._reads = [each for each in self._reads if not each.is_known_to_be_done]
+            self._reads.append(read)
         try:
-            reading.running = self._post(region, units, chunk, slot)
+            read.request = self._post(region, prepared, chunk, slot)
         finally:
-            reading.posting = False
-        return reading.running
+            read.posting = False
+        return read.request
 
-    def _post(self, region: Added, units: _Units | None, chunk: Chunk, slot: int) -> Running:
-        """Have the engine read, by index where that can be; may take as long as the copy does."""
-        backend = self._channel.backend
-        theirs = None if units is None else units.indices(chunk)
-        local = None if theirs is None else backend.landing_units(region.unit_bytes)
-        if units is not None and theirs is not None and local is not None:
-            first = slot * (SLOT_BYTES // region.unit_bytes)
-            ours = np.arange(first, first + len(theirs), dtype=np.int32)
-            return backend.agent.start_prepared(local, ours, units.prepared, theirs)
-        return backend.agent.start(
-            self._channel.there.agent,
-            rows_of(
-                offsets_in_slot(chunk.length) + np.uint64(backend.landing.slot(slot)), chunk.length
-            ),
+    def _post(
+        self, region: Added, prepared: _PreparedRegion | None, chunk: Chunk, slot: Slot
+    ) -> TransferRequest:
+        """Post a read, by index where possible; may take as long as the copy does."""
+        remote_indices = None if prepared is None else prepared.indices(chunk)
+        local = None if remote_indices is None else self._slots.prepared(region.unit_bytes)
+        if prepared is not None and remote_indices is not None and local is not None:
+            first = slot.index * (SLOT_BYTES // region.unit_bytes)
+            local_indices = np.arange(first, first + len(remote_indices), dtype=np.int32)
+            return self._agent.start_prepared(
+                local, local_indices, prepared.prepared, remote_indices
+            )
+        return self._agent.start(
+            self._peer.agent,
+            rows_of(chunk.packed_at(self._slots.landing.slot(slot.index)), chunk.length),
             rows_of(chunk.remote, chunk.length, region.device_id),
             region.kind,
             write=False,
         )
 
-    def _units_of(self, region: Added, chunk: Chunk) -> _Units | None:
-        """The region's prepared list, where it is worth one."""
+    def _prepared_region(self, region: Added, chunk: Chunk) -> _PreparedRegion | None:
+        """Return the region's prepared list, if it pays."""
         unit = region.unit_bytes
         if len(chunk.length) < 2 or not _MIN_UNIT_BYTES <= unit <= SLOT_BYTES:
             return None
         if region.kind == "VRAM":
-            # Of what is named by index the engine makes neighbours one, also across allocations.
+            # The engine merges neighbors that are named by index, also across allocations.
             return None
-        held = self._units.get(region.region_id)
+        held = self._prepared.get(region.region_id)
         if held is not None and held.region is region:
             return held
-        self._drop_units([region.region_id])  # the peer has used the id once more
+        self._drop_prepared([region.region_id])  # the peer has used the id again
         count = int(words(region.sizes).sum()) // unit
-        prepared = sum(each.count for each in self._units.values())
-        if count > _MAX_PREPARED or prepared + count > _MAX_PREPARED_OF_LINK:
+        total = sum(each.count for each in self._prepared.values())
+        if count > _MAX_PREPARED or total + count > _MAX_PREPARED_OF_LINK:
             return None
-        self._units[region.region_id] = _Units(self._channel, region)
-        return self._units[region.region_id]
+        self._prepared[region.region_id] = _PreparedRegion(self._agent, self._peer.agent, region)
+        return self._prepared[region.region_id]
 
     def forget(self, address: int, size: int) -> None:
-        """Drop a range that the peer withdraws; returns when no read of this peer's runs.
+        """Drop a range that the peer withdraws; returns when no read of this peer is in progress.
 
         Raises:
-            TimeoutError: The engine does not come to an end with them.
+            TimeoutError: The engine does not finish them.
         """
         with self._lock:
             if self._withdrawn is not None:
                 self._withdrawn.append((address, size))
-            self._drop_units(self._regions.forget(address, size))
-            reading = list(self._reading)
+            self._drop_prepared(self._regions.forget(address, size))
+            reads = list(self._reads)
         deadline = time.monotonic() + _DRAIN_S
-        for each in reading:
-            while not each.is_over:
+        for each in reads:
+            while not each.is_done:
                 if time.monotonic() > deadline:
                     raise TimeoutError("reads of the memory have not come to an end")
                 time.sleep(_DRAIN_PAUSE_S)
@@ -212,29 +240,28 @@ class PeerMemory:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether no read of this peer runs."""
+        """Whether no read of this peer is in progress."""
         with self._lock:
-            return all(each.is_over for each in self._reading)
+            return all(each.is_done for each in self._reads)
 
     def close(self) -> None:
-        """Give back what was prepared."""
+        """Release prepared lists."""
         with self._lock:
-            self._drop_units(list(self._units))
+            self._drop_prepared(list(self._prepared))
 
-    def _drop_units(self, region_ids: list[int]) -> None:
-        self._unused += [self._units.pop(each) for each in region_ids if each in self._units]
+    def _drop_prepared(self, region_ids: list[int]) -> None:
+        self._unused += [self._prepared.pop(each) for each in region_ids if each in self._prepared]
         self._release_unused()
 
     def _release_unused(self) -> None:
-        """Give prepared lists back that nobody posts a read with; what is left waits."""
-        if not any(each.posting for each in self._reading):
+        """Release prepared lists once no read is being posted."""
+        if not any(each.posting for each in self._reads):
             while self._unused:
-                self._channel.backend.agent.release(self._unused.pop().prepared)
+                self._agent.release(self._unused.pop().prepared)
 
-    def _learn(self, deadline_ns: int) -> str:
-        """Read what is new in the peer's log of regions; say why that cannot be done."""
-        backend = self._channel.backend
-        slot = backend.slots.take(0)
+    def _read_log(self, deadline_ns: int) -> str:
+        """Read what is new in the peer's log of regions; return why that is not possible, or ""."""
+        slot = self._slots.take(0)
         if slot is None:
             return "no landing slot is free"
         try:
@@ -251,7 +278,7 @@ class PeerMemory:
             with self._lock:
                 self._withdrawn = []
         finally:
-            backend.slots.give(slot)
+            slot.release()
         news = self._regions.read(era, data)
         why_not, loaded = self._load(news.added, deadline_ns)
         with self._lock:
@@ -259,7 +286,7 @@ class PeerMemory:
             if loaded is None:
                 return why_not
             if era != self._regions.era:
-                self._drop_units(list(self._units))
+                self._drop_prepared(list(self._prepared))
             known = {id(each) for each in loaded}
             kept = [each for each in news.records if isinstance(each, Gone) or id(each) in known]
             self._regions.take(news._replace(records=kept))
@@ -268,43 +295,41 @@ class PeerMemory:
         return why_not
 
     def _load(self, added: list[Added], deadline_ns: int) -> tuple[str, list[Added] | None]:
-        """Have the engine take regions in, those that a process of its own could load.
+        """Load the metadata of regions into the engine, if the trial process could load it.
 
         Returns:
-            Why some were not, and those that were; None when it is not known yet.
+            Why some were not loaded, or "", and those that were; None when not all were tried.
         """
         if not added:
             return "", []
-        backend, there = self._channel.backend, self._channel.there
         pieces = [region.metadata for region in added]
         left_s = (deadline_ns - time.monotonic_ns()) / 1e9
         until = time.monotonic() + min(left_s / 2, _TRIAL_S)  # lanes need time, too
         try:
-            good = backend.trial.accepted(there.agent, there.connection, pieces, until)
+            good = self._trial.accepted(self._peer.agent, self._peer.connection, pieces, until)
         except TrialTimeoutError:
             return "the peer's regions were not tried in time", None
         why_not = "" if len(good) == len(added) else "the peer's regions cannot be loaded"
         loaded = []
         for number in good:
             try:
-                backend.agent.load(pieces[number])
+                self._agent.load(pieces[number])
                 loaded.append(added[number])
             except NixlError as error:
                 why_not = str(error)
         return why_not, loaded
 
-    def _fetch(self, slot: int, offset: int, size: int, deadline_ns: int) -> bytes | str:
-        """Read a piece of the log, by way of a slot; text says why that cannot be done."""
-        landing, there = self._channel.backend.landing, self._channel.there
-        address = landing.slot(slot)
-        outcome = self._channel.lanes.read(
+    def _fetch(self, slot: Slot, offset: int, size: int, deadline_ns: int) -> bytes | str:
+        """Read part of the log through a slot; a text says why that is not possible."""
+        address = self._slots.landing.slot(slot.index)
+        outcome = self._lanes.read(
             Transfer(
                 False,
                 np.array([address], np.uint64),
-                np.array([there.log_address + offset], np.uint64),
+                np.array([self._peer.log_address + offset], np.uint64),
                 np.array([size], np.uint64),
-                landing.ref,
-                there.log_ref,
+                self._slots.landing.ref,
+                self._peer.log_ref,
                 deadline_ns,
                 NO_REF,
             )

@@ -27,18 +27,18 @@ def installed(monkeypatch):
 
 def test_none_is_installed(installed):
     with pytest.raises(Unavailable, match="NIXL is not installed; install it with: pip install"):
-        bindings.load_wheel()
+        bindings.load_bindings()
 
 
 @pytest.mark.parametrize("version", ["0.10.1", "1.4.1", "1.4.0.dev3", "unknown"])
 def test_an_old_wheel_is_refused(installed, version):
     installed["nixl-12"] = version
     with pytest.raises(Unavailable, match=f"nixl-12 {version} is too old, 1.5 or later is needed"):
-        bindings.load_wheel()
+        bindings.load_bindings()
 
 
 @pytest.mark.parametrize("version", ["1.5.0", "1.10.2", "1.5rc1", "2.0"])
 def test_a_wheel_that_cannot_be_imported_says_why(installed, version):
     installed.update({"nixl-12": "1.4.1", "nixl-13": version})
     with pytest.raises(Unavailable, match=r"nixl-13 cannot be imported .*no_such_13"):
-        bindings.load_wheel()
+        bindings.load_bindings()

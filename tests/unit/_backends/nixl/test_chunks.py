@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from llm_datadist._backends.nixl.chunks import chunks, offsets_in_slot
+from llm_datadist._backends.nixl.chunks import chunks
+from llm_datadist._backends.outcomes import Code, Outcome
 
 
 def u64(*values):
@@ -40,4 +41,11 @@ def test_nothing_gives_no_chunk():
 
 
 def test_pieces_lie_one_after_the_other():
-    assert list(offsets_in_slot(u64(3, 4, 5))) == [0, 3, 7]
+    (chunk,) = chunks(u64(0, 9, 20), u64(0, 9, 20), u64(3, 4, 5), 100)
+    assert list(chunk.packed_at(1000)) == [1000, 1003, 1007]
+
+
+def test_outcomes_name_descriptors_of_the_whole():
+    *_, last = chunks(u64(0, 100, 200), u64(0, 100, 200), u64(10, 25, 5), 16)
+    assert last.renumbered(Outcome(Code.LOCAL_FAULT, 14, 1)) == Outcome(Code.LOCAL_FAULT, 14, 2)
+    assert last.renumbered(Outcome(Code.OK)) == Outcome(Code.OK)

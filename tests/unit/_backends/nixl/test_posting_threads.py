@@ -7,7 +7,7 @@ from concurrent.futures import wait
 
 import pytest
 
-from llm_datadist._backends.nixl.posting_threads import Posters
+from llm_datadist._backends.nixl.posting_threads import PostingThreads
 
 
 def no_stop():
@@ -16,7 +16,7 @@ def no_stop():
 
 @pytest.fixture
 def posters():
-    made = Posters(2)
+    made = PostingThreads(2)
     yield made
     made.dismiss()
 

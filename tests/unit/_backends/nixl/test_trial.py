@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from llm_datadist._backends.nixl.agent import Agent, rows_of
-from llm_datadist._backends.nixl.bindings import load_wheel
+from llm_datadist._backends.nixl.bindings import load_bindings
 from llm_datadist._backends.nixl.trial import Trial, TrialTimeoutError
 from support.nixl_backends import NEEDS_NIXL
 
@@ -24,7 +24,7 @@ SOME_S = 20.0
 @pytest.fixture(scope="module")
 def peer():
     """A peer's name, its connection and what it says of two regions."""
-    agent = Agent(load_wheel(), "peer", "UCX", {})
+    agent = Agent(load_bindings(), "peer", "UCX", {})
     memory = np.zeros(8192, np.uint8)
     halves = [
         rows_of(np.array([memory.ctypes.data + at], np.uint64), np.array([4096], np.uint64))
@@ -39,7 +39,7 @@ def peer():
 
 @pytest.fixture
 def trial():
-    made = Trial(load_wheel(), "UCX", {})
+    made = Trial(load_bindings(), "UCX", {})
     yield made
     made.close()
 
@@ -145,7 +145,7 @@ def test_a_deadline_is_kept(trial, peer):
 
 def test_without_an_interpreter_there_is_a_sentence(monkeypatch, peer):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    trial = Trial(load_wheel(), "UCX", {})
+    trial = Trial(load_bindings(), "UCX", {})
     loaded, why_not = trial.loaded(peer[0], [peer[1]], soon())
     assert loaded == 0
     assert "cannot be started" in why_not
@@ -154,7 +154,7 @@ def test_without_an_interpreter_there_is_a_sentence(monkeypatch, peer):
 
 
 def test_an_engine_that_cannot_start_is_a_sentence(peer):
-    trial = Trial(load_wheel(), "NONE", {})
+    trial = Trial(load_bindings(), "NONE", {})
     loaded, why_not = trial.loaded(peer[0], [peer[1]], soon())
     assert loaded == 0
     assert "cannot start NIXL" in why_not
