@@ -13,7 +13,7 @@ from llm_datadist import LLMException, LLMStatusCode
 from llm_datadist.testing import PeerGroup
 from support.hosts import unavailable
 from support.instances import Side, cluster_info, finalize, link
-from support.nixl_backends import NEEDS_NIXL
+from support.nixl_backends import NEEDS_NIXL, wait_for_trial
 
 BIG = {"tensors": 2, "units": 64, "words": 2048}  # 2 MiB: more than what goes over lanes
 EVERY = list(range(64))
@@ -47,7 +47,7 @@ def backend_of(side):
 
 def said_at_links(here, field, seed):
     """A body: link to a peer that lies, again and again, and at last to the same that does not."""
-    liar, victim = Side(1, "nixl"), Side(2, "nixl", listen=False)
+    liar, victim = Side(1, "nixl"), Side(2, "nixl", listen=False, sync_kv_timeout=20_000)
     theirs, mine = liar.blocks(seed=3, key=0, **BIG), victim.blocks(**BIG)
     backend = backend_of(liar)
     honest = backend.describe
@@ -61,6 +61,7 @@ def said_at_links(here, field, seed):
             return msgspec.msgpack.encode(fields)
 
         backend.describe = honest if told == blob else describe
+        wait_for_trial(backend_of(victim))
         overall, _ = victim.instance.link_clusters([cluster_info(liar.address)], 20000)
         if overall is LLMStatusCode.LLM_SUCCESS:
             mine.data[:] = 0
@@ -78,7 +79,7 @@ def said_at_links(here, field, seed):
 
 def said_of_regions(here, seed):
     """A body: pull caches whose regions are wrong, and at last one whose region is not."""
-    liar, victim = Side(1, "nixl"), Side(2, "nixl", listen=False)
+    liar, victim = Side(1, "nixl"), Side(2, "nixl", listen=False, sync_kv_timeout=20_000)
     agent = backend_of(liar).agent
     honest = agent.region_metadata
     mine = victim.blocks(**BIG)
@@ -91,6 +92,7 @@ def said_of_regions(here, seed):
     for number, told in enumerate(damaged(blob, random.Random(seed), 6)):
         agent.region_metadata = honest if told == blob else lambda *_, told=told: told
         theirs = liar.blocks(seed=number + 1, key=number, **BIG)
+        wait_for_trial(backend_of(victim))
         victim.manager.pull_blocks(liar.blocks_key(number), mine.cache, EVERY, EVERY)
         outcomes.append("right" if (mine.data == theirs.data).all() else "wrong")
     until = time.monotonic() + 30  # a region that was tried together with a lie is refused, too
@@ -100,6 +102,7 @@ def said_of_regions(here, seed):
         number += 1
         liar.manager.unregister_cache(theirs.id)
         theirs = liar.blocks(seed=number + 1, key=number, **BIG)
+        wait_for_trial(backend_of(victim))
         victim.manager.pull_blocks(liar.blocks_key(number), mine.cache, EVERY, EVERY)
     finalize(liar, victim)
     here.send([*outcomes, moved])

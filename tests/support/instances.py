@@ -28,6 +28,7 @@ from llm_datadist import (
     LLMStatusCode,
     Placement,
 )
+from support.nixl_backends import wait_for_trial
 
 BACKENDS = ["host", "tcp"]
 PAGE = mmap.PAGESIZE
@@ -47,6 +48,8 @@ def initialised(cluster_id, backend, *, listen=True, pool=0, page_shift=16, **op
         setattr(config, name, value)
     instance = LLMDataDist(LLMRole.MIX, cluster_id)
     instance.init(config.generate_options())
+    if backend == "nixl":
+        wait_for_trial(*instance._engine.backends)
     return instance
 
 
