@@ -27,7 +27,17 @@ from typing import TYPE_CHECKING, final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Fault", "LLMException", "LLMStatusCode", "NamedIntEnum", "Status", "fail", "inherited"]
+__all__ = [
+    "Fault",
+    "LLMException",
+    "LLMStatusCode",
+    "NamedIntEnum",
+    "Status",
+    "fail",
+    "finalized",
+    "inherited",
+    "invalid",
+]
 
 _NUMBER_FORMATS = frozenset("bcdeEfFgGnoxX%")
 
@@ -196,6 +206,20 @@ def invalid(
 ) -> LLMException:
     """Make the exception for an argument that the call refuses (LLM_PARAM_INVALID); see `fail`."""
     return fail(LLMStatusCode.LLM_PARAM_INVALID, operation, problem, remedy, cluster_id=cluster_id)
+
+
+def finalized(
+    operation: str, cluster_id: int | None = None, faults: Iterable[Fault] = ()
+) -> LLMException:
+    """Make the exception for a call during or after `finalize`."""
+    return fail(
+        LLMStatusCode.LLM_ENGINE_FINALIZED,
+        operation,
+        "this instance was finalized",
+        "call init again to use it",
+        cluster_id=cluster_id,
+        faults=faults,
+    )
 
 
 @final

@@ -9,7 +9,7 @@ import numpy as np
 
 from llm_datadist import _native
 from llm_datadist._backends.outcomes import Outcome
-from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._errors import finalized
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,12 +79,7 @@ class Node:
     def __getattr__(self, name: str) -> NoReturn:
         if name not in _NATIVE:
             raise AttributeError(name)
-        raise fail(
-            LLMStatusCode.LLM_ENGINE_FINALIZED,
-            "the call",
-            "this instance was finalised during it",
-            "do not use it any more",
-        )
+        raise finalized("the call")
 
     @property
     def consumed_fd(self) -> int:

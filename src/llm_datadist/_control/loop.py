@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 
 from llm_datadist._control.threads import start
 from llm_datadist._control.workers import Workers
-from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._errors import LLMStatusCode, fail, finalized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -84,12 +84,12 @@ class ControlLoop:
         with self._submitting:
             if not self._open:
                 work.close()
-                raise _finalized(operation)
+                raise finalized(operation)
             future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
         except concurrent.futures.CancelledError:
-            raise _finalized(operation) from None
+            raise finalized(operation) from None
         except BaseException:  # of the work itself, or of a signal handler
             future.cancel()
             raise
@@ -157,12 +157,3 @@ class ControlLoop:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a task of the control plane failed: %r", error, exc_info=error)
-
-
-def _finalized(operation: str) -> LLMException:
-    return fail(
-        LLMStatusCode.LLM_ENGINE_FINALIZED,
-        operation,
-        "the instance was finalized",
-        "initialise it again",
-    )

@@ -23,7 +23,7 @@ from llm_datadist._domains.dial_rounds import DialRounds
 from llm_datadist._domains.domain import Domain, Pair
 from llm_datadist._domains.domain_listener import DomainListener
 from llm_datadist._domains.rendezvous import Outcome, Rendezvous
-from llm_datadist._errors import LLMException, LLMStatusCode, fail
+from llm_datadist._errors import LLMException, LLMStatusCode, fail, finalized
 from llm_datadist._links import Refusal
 from llm_datadist._logs import later
 from llm_datadist._types import RegisterMemStatus
@@ -183,12 +183,7 @@ class Domains:
 
     def _check_admission(self, name: str) -> None:
         if self._closed:
-            raise fail(
-                LLMStatusCode.LLM_ENGINE_FINALIZED,
-                "link",
-                "the instance was finalized",
-                "initialise it again",
-            )
+            raise finalized("link")
         if (same := self._by_name.get(name)) is not None:
             raise fail(
                 LLMStatusCode.LLM_PARAM_INVALID,

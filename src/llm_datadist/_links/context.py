@@ -56,6 +56,7 @@ class LinkContext:
     Attributes:
         sessions: Where incoming lanes go, by the session number that they name.
         num_arriving: Authenticated incoming connections whose links are being set up.
+        is_closed: Whether the instance was finalized; readable from any thread.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class LinkContext:
         self.ended_sessions: deque[bytes] = deque(maxlen=_MAX_ENDED)
         self.unlinked_sessions: deque[bytes] = deque(maxlen=_MAX_UNLINKED)
         self.num_arriving = 0
+        self.is_closed = False
         self.listen_address: Address | None = None
         self.link_ids = itertools.count(1)
         self.generations: Counter[int] = Counter()

@@ -1,4 +1,4 @@
-"""What calls on the link table raise."""
+"""Exceptions that calls on the link table raise."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from llm_datadist._errors import LLMStatusCode, fail
 if TYPE_CHECKING:
     from llm_datadist._errors import LLMException
     from llm_datadist._links.link import Link
+    from llm_datadist._links.state import LinkIndex
 
-__all__ = ["finalized", "timed_out"]
+__all__ = ["link_ended", "not_linked", "timed_out"]
 
 
 def timed_out(operation: str, link: Link, timeout_ms: float) -> LLMException:
@@ -25,12 +26,27 @@ def timed_out(operation: str, link: Link, timeout_ms: float) -> LLMException:
     )
 
 
-def finalized(operation: str, cluster_id: int) -> LLMException:
-    """Return the exception of a call on a table that was closed."""
+def link_ended(operation: str, link: Link, reason: str) -> LLMException:
+    """Return the exception of a call whose link ended before or during it."""
     return fail(
-        LLMStatusCode.LLM_ENGINE_FINALIZED,
+        LLMStatusCode.LLM_LINK_FAILED,
         operation,
-        "the instance was finalized",
-        "initialise it again",
-        cluster_id=cluster_id,
+        f"the link to {printed(link.address)} ended ({link.reason or reason})",
+        "link_clusters again",
+        cluster_id=link.cluster_id,
     )
+
+
+def not_linked(operation: str, index: LinkIndex, cluster_id: int) -> LLMException:
+    """Return the exception of a call that needs a link to a cluster that has none."""
+    problem, remedy = "there is no link to it", "link_clusters first"
+    if (dead := index.dead.get(cluster_id)) is not None:
+        problem = f"its link was lost: {dead.reason}"
+    if (relink := index.relinks.get(cluster_id)) is not None:
+        problem = (
+            f"its link was lost ({relink.lost.reason}) and is being re-established: "
+            f"{relink.attempts} dials so far, the last: {relink.failure}"
+        )
+        remedy = "retry soon; unlink_clusters gives it up"
+    status = LLMStatusCode.LLM_NOT_YET_LINK
+    return fail(status, operation, problem, remedy, cluster_id=cluster_id)

@@ -68,7 +68,6 @@ class LinkLifecycle:
         self._index = context.index
         self.on_linked: Callable[[Link], None] = lambda link: None
         self.on_lost: Callable[[Link], None] = lambda link: None
-        self._closed = False
 
     def install(
         self,
@@ -81,7 +80,7 @@ class LinkLifecycle:
         addresses: Iterable[Address] = (),
     ) -> Link:
         """Put a link into use and start receiving from its peer; SetupError when finalized."""
-        if self._closed:
+        if self._context.is_closed:
             raise SetupError(
                 LLMStatusCode.LLM_LINK_FAILED,
                 f"cluster {self._context.cluster_id} was finalized while the link was set up",
@@ -187,7 +186,6 @@ class LinkLifecycle:
         Returns:
             The ended links; the caller must disconnect their data. See `wait_delivered`.
         """
-        self._closed = True
         for setup in (*self._index.dials.values(), *self._index.inbounds.values()):
             setup.ended.set()
         links = [*self._index.links.values(), *self._index.mirrors]

@@ -1,4 +1,4 @@
-"""What `link_clusters` and `unlink_clusters` do for one cluster. Loop thread only."""
+"""Link and unlink clusters, found by their ids or addresses. Loop thread only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _OK = LLMStatusCode.LLM_SUCCESS
 
 @final
 class LinkRequests:
-    """Links by the names that callers use for them: cluster ids and addresses."""
+    """Carries out the calls of one instance that link and unlink clusters."""
 
     def __init__(
         self, context: LinkContext, lifecycle: LinkLifecycle, reconnector: Reconnector
@@ -39,24 +39,65 @@ class LinkRequests:
         self._lifecycle = lifecycle
         self._reconnector = reconnector
 
-    async def link(self, info: LLMClusterInfo, deadline: Deadline, caller: object) -> LinkResult:
-        """Link to one cluster: at every address of it, all of which have to be of one instance."""
+    async def link_all(
+        self, clusters: Sequence[LLMClusterInfo], deadline: Deadline
+    ) -> list[LinkResult]:
+        """Link to several clusters at the same time."""
+        caller = object()
+        return list(
+            await asyncio.gather(*(self._link(info, deadline, caller) for info in clusters))
+        )
+
+    async def unlink_all(
+        self, clusters: Sequence[LLMClusterInfo], deadline: Deadline, *, force: bool
+    ) -> list[LinkResult]:
+        """Unlink several clusters at the same time."""
+        return list(
+            await asyncio.gather(*(self._unlink(info, deadline, force=force) for info in clusters))
+        )
+
+    async def dial_any(
+        self,
+        addresses: Sequence[Address],
+        deadline: Deadline,
+        expected_cluster_id: int | None,
+        source_ip: str | None,
+        domain: DomainHello | None,
+    ) -> LinkResult:
+        """Link at the first address that works; the addresses that are left share the time."""
+        failures: list[LinkResult] = []
+        for position, address in enumerate(addresses):
+            request = DialRequest(
+                address=address,
+                deadline=deadline.at_most(deadline.remaining() / (len(addresses) - position)),
+                expected_cluster_id=expected_cluster_id,
+                source_ip=source_ip,
+                domain=domain,
+            )
+            outcome = await dial(self._context, self._lifecycle, request)
+            if outcome.result.is_ok:
+                return outcome.result
+            # The answer of a peer comes first: it says more than a connection that failed.
+            failures.insert(0 if outcome.answered else len(failures), outcome.result)
+        if not failures:
+            return LinkResult(LLMStatusCode.LLM_PARAM_INVALID, "no address to dial")
+        return LinkResult(failures[0].status, "; ".join(failure.reason for failure in failures))
+
+    async def _link(self, info: LLMClusterInfo, deadline: Deadline, caller: object) -> LinkResult:
+        """Link to one cluster at each of its addresses, which must all be of one instance."""
         local = info.local_ip_info_list
         link: Link | None = None
         is_new = False
         for address in info.remote_ip_info_list:
-            outcome = await dial(
-                self._context,
-                self._lifecycle,
-                DialRequest(
-                    address=address,
-                    deadline=deadline,
-                    expected_cluster_id=info.remote_cluster_id,
-                    expected_incarnation=None if link is None else link.incarnation,
-                    source_ip=local[0][0] if local else None,
-                    caller=caller,
-                ),
+            request = DialRequest(
+                address=address,
+                deadline=deadline,
+                expected_cluster_id=info.remote_cluster_id,
+                expected_incarnation=None if link is None else link.incarnation,
+                source_ip=local[0][0] if local else None,
+                caller=caller,
             )
+            outcome = await dial(self._context, self._lifecycle, request)
             if not outcome.result.is_ok:
                 if is_new and link is not None:
                     await self._lifecycle.unlink(link, deadline, wait_for_peer=False)
@@ -67,40 +108,13 @@ class LinkRequests:
             await self._reconnector.cancel_replaced(link)
         return LinkResult(_OK, link=link)
 
-    async def dial_any(
-        self,
-        addresses: Sequence[Address],
-        deadline: Deadline,
-        expected_cluster_id: int | None,
-        source_ip: str | None,
-        domain: DomainHello | None,
-    ) -> LinkResult:
-        """Link at the first of the addresses that works, sharing the time among those left."""
-        failures: list[LinkResult] = []
-        for place, address in enumerate(addresses):
-            request = DialRequest(
-                address=address,
-                deadline=deadline.at_most(deadline.remaining() / (len(addresses) - place)),
-                expected_cluster_id=expected_cluster_id,
-                source_ip=source_ip,
-                domain=domain,
-            )
-            outcome = await dial(self._context, self._lifecycle, request)
-            if outcome.result.is_ok:
-                return outcome.result
-            # What a peer says tells more than that nobody is there.
-            failures.insert(0 if outcome.answered else len(failures), outcome.result)
-        if not failures:
-            return LinkResult(LLMStatusCode.LLM_PARAM_INVALID, "no address to dial")
-        return LinkResult(failures[0].status, "; ".join(failure.reason for failure in failures))
-
-    async def unlink(self, info: LLMClusterInfo, deadline: Deadline, *, force: bool) -> LinkResult:
-        """Unlink one cluster, found by its id, else by its addresses."""
+    async def _unlink(self, info: LLMClusterInfo, deadline: Deadline, *, force: bool) -> LinkResult:
         index = self._context.index
         lost = [*index.dead.values(), *(relink.lost for relink in index.relinks.values())]
         dead = await self._find(info, list(dict.fromkeys(lost)), deadline)
         await self._reconnector.cancel(dead)
-        links = [link for link in await self._find(info, self._all(), deadline) if link not in dead]
+        present = [*index.links.values(), *(link for link in index.leaving if not link.is_mirror)]
+        links = [link for link in await self._find(info, present, deadline) if link not in dead]
         for link in dead:
             index.dead.pop(link.cluster_id, None)
             await self._lifecycle.unlink(link, deadline, wait_for_peer=False)
@@ -117,14 +131,10 @@ class LinkRequests:
                 result = outcome
         return result
 
-    def _all(self) -> list[Link]:
-        index = self._context.index
-        return [*index.links.values(), *(link for link in index.leaving if not link.is_mirror)]
-
     async def _find(
         self, info: LLMClusterInfo, links: list[Link], deadline: Deadline
     ) -> list[Link]:
-        """Return the links that are meant: by id, else by address as given, told or resolved."""
+        """Return the links of a cluster: by its id, else by its addresses, resolved if needed."""
         if info.remote_cluster_id is not None:
             return [link for link in links if link.cluster_id == info.remote_cluster_id]
         wanted = set(info.remote_ip_info_list)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, final
 
-from llm_datadist._errors import LLMStatusCode, fail, invalid
+from llm_datadist._errors import LLMStatusCode, fail, finalized, invalid
 from llm_datadist._logs import later
 from llm_datadist._registry.layouts import cache_layout
 from llm_datadist._registry.local import LocalCache
@@ -423,12 +423,7 @@ class CacheRegistry:
         try:
             with later(), self._lock:
                 if self._is_closed:
-                    raise fail(
-                        LLMStatusCode.LLM_ENGINE_FINALIZED,
-                        wanted.operation,
-                        "the instance is finalized",
-                        "call init again",
-                    )
+                    raise finalized(wanted.operation)
                 return self._tables.add(wanted, layout, device).cache
         except BaseException:
             if listener is not None:

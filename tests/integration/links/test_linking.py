@@ -8,7 +8,6 @@ import threading
 import pytest
 
 from llm_datadist._errors import LLMException, LLMStatusCode
-from llm_datadist._types import LLMClusterInfo
 
 OK = LLMStatusCode.LLM_SUCCESS
 FAILED = LLMStatusCode.LLM_LINK_FAILED
@@ -239,14 +238,6 @@ def test_a_local_ip_that_is_not_ours_is_ignored(end, local):
 def test_no_local_ip_in_particular(end, local):
     a, b = end(1), end(2)
     ok(*a.link(b, local=local))
-
-
-def test_a_cluster_without_address_is_refused_before_anything_is_done(end, info):
-    a, b = end(1), end(2)
-    with pytest.raises(LLMException, match=r"clusters\[1\]") as raised:
-        a.table.link_clusters([info(b), LLMClusterInfo()], 1000)
-    assert raised.value.status_code is LLMStatusCode.LLM_PARAM_INVALID
-    assert a.linked() == []
 
 
 @pytest.mark.expects_log("link to cluster .* refused: ")

@@ -8,7 +8,6 @@ import time
 import pytest
 
 from llm_datadist._errors import LLMException, LLMStatusCode
-from llm_datadist._types import LLMClusterInfo
 
 OK = LLMStatusCode.LLM_SUCCESS
 NOT_TOLD = LLMStatusCode.LLM_NOTIFY_PROMPT_UNLINK_FAILED
@@ -54,15 +53,6 @@ def test_an_id_alone_decides_even_with_the_address_of_another(end):
     a.link(b, c)
     assert statuses(a.unlink(c, cluster_id=2)) == [OK]
     assert a.linked() == [3]
-
-
-def test_neither_id_nor_address_is_refused_before_anything_is_done(end):
-    a, b = end(1), end(2)
-    a.link(b)
-    with pytest.raises(LLMException, match=r"clusters\[1\]") as raised:
-        a.unlink(2, LLMClusterInfo())
-    assert raised.value.status_code is LLMStatusCode.LLM_PARAM_INVALID
-    assert a.linked() == [2]
 
 
 def test_forced_does_not_wait_for_the_peer(end, child):

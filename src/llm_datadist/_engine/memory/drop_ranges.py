@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from llm_datadist._engine.link.messages import MAX_RANGES, Remapped, encode
-from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._errors import finalized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,12 +48,7 @@ def drop_ranges(
 
     def end(link: Link, error: LLMException) -> None:
         if life.closing:
-            raise fail(
-                LLMStatusCode.LLM_ENGINE_FINALIZED,
-                operation,
-                "this instance was finalised during the call",
-                "do not use it any more",
-            )
+            raise finalized(operation)
         logger.warning("%s: cluster %d loses its link: %s", operation, link.cluster_id, str(error))
         links.drop(link, f"no answer to {operation}: {error}")
         silent.append(link)

@@ -10,7 +10,7 @@ import numpy as np
 
 from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._engine.memory.fault_marks import described
-from llm_datadist._errors import Fault, LLMException, LLMStatusCode, fail
+from llm_datadist._errors import Fault, LLMException, LLMStatusCode, fail, finalized
 from llm_datadist._plan import Plan
 
 _NOTHING = np.empty(0, np.uint64)
@@ -56,6 +56,9 @@ def complete(outcome: Outcome, plan: Plan) -> Outcome:
 
 def failure(outcome: Outcome, known: Failure) -> LLMException:
     """Make the exception for an outcome that is not OK."""
+    gone = (Code.CLOSED, Code.CANCELLED, Code.LOCAL_GONE, Code.GONE)
+    if known.finalizing and outcome.code in gone:
+        return finalized(known.operation, known.cluster_id, known.faults)
     status, problem, remedy = _explained(outcome, known)
     if known.faults and outcome.code not in (Code.LOCAL_FAULT, Code.REMOTE_FAULT, Code.CORRUPT):
         problem += f"; before that memory at fault was met: {described(known.faults)}"
@@ -68,12 +71,6 @@ def _explained(outcome: Outcome, known: Failure) -> tuple[LLMStatusCode, str, st
     """Return status, problem and remedy of a failure that concerns the instance or the link."""
     code = outcome.code
     moved = f"{outcome.moved_bytes} of {known.plan.total_bytes} bytes were moved"
-    if known.finalizing and code in (Code.CLOSED, Code.CANCELLED, Code.LOCAL_GONE, Code.GONE):
-        return (
-            LLMStatusCode.LLM_ENGINE_FINALIZED,
-            "this instance was finalised during the call",
-            "do not use it any more",
-        )
     if code == Code.TIMEOUT:
         return (
             LLMStatusCode.LLM_TIMEOUT,

@@ -9,7 +9,7 @@ from llm_datadist._devices.cpu import copy
 from llm_datadist._engine.memory.containment import FAULTS, Containment
 from llm_datadist._engine.memory.fault_marks import described, fault_at
 from llm_datadist._engine.transfer.cache_checks import as_blocks, as_slots, check_apart
-from llm_datadist._errors import LLMException, LLMStatusCode, fail, invalid
+from llm_datadist._errors import LLMException, LLMStatusCode, fail, finalized, invalid
 from llm_datadist._plan import (
     blocks_array,
     copy_pairs,
@@ -166,12 +166,7 @@ class LocalCopies:
         """Make the exception for an outcome that is neither success nor a fault."""
         code = outcome.code
         if code in (Code.CLOSED, Code.CANCELLED) or self._instance.life.closing:
-            return fail(
-                LLMStatusCode.LLM_ENGINE_FINALIZED,
-                operation,
-                "this instance was finalised during the call",
-                "do not use it any more",
-            )
+            return finalized(operation)
         if code in (Code.GONE, Code.LOCAL_GONE):
             return fail(
                 LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
