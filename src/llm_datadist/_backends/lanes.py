@@ -1,10 +1,10 @@
 """A link's lanes: the authenticated TCP connections under every backend.
 
-Each link has some, whatever moves its bulk data: lookups in the peer's directory, consumption of
-keys and the doorbells of same-host pushes travel on them, served by the peer's native threads.
+Each link has lanes, whichever backend moves its bulk data: directory lookups, consumption of keys
+and the doorbells of same-host pushes use them, and the peer's native threads serve them.
 
-An operation that ends badly on a lane costs that lane. The layer above opens new ones; an operation
-that finds none left waits for them.
+An operation that fails on a lane usually closes that lane. The layer above opens new lanes; an
+operation that finds none waits for them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -28,14 +28,19 @@ if TYPE_CHECKING:
     from llm_datadist._backends.transfer import Transfer
     from llm_datadist._protocol.lane_auth import OpenLane
 
+    _Raw: TypeAlias = tuple[int, int, int, int]
+    _Operation: TypeAlias = Callable[..., _Raw]
+
+_T = TypeVar("_T")
+
 _LOSSES = frozenset({Code.TIMEOUT, Code.PEER_DEAD, Code.PROTOCOL, Code.CANCELLED, Code.NO_LANE})
-"""Outcomes that may have cost a lane."""
+"""Outcomes after which a lane may be closed."""
 
 _LONGEST_WAIT_S = 0.25
 
 
 def _socket(lane: OpenLane) -> _native.LaneSocket:
-    """Hand a lane over to the native core, which owns its socket from then on; OSError."""
+    """Pass a lane's socket to the native core, which then owns it; raises OSError."""
     return _native.LaneSocket(lane.fd, *lane.keys, lane.clock_offset_ns)
 
 
@@ -44,12 +49,12 @@ class LinkLanes:
 
     Args:
         node: The instance.
-        link_id: Names the link in the native core; unique within the instance.
-        client_lanes: On which the peer serves us; ownership passes.
-        server_lanes: On which our native threads serve the peer; ownership passes.
-        on_loss: Called when lanes on which we ask are missing, on the thread of the operation that
-            finds it; it must not block, and has `add` called in the end. None when nobody opens new
-            ones: then a link without lanes is as good as dead.
+        link_id: Identifies the link in the native core; unique within the instance.
+        client_lanes: Lanes on which the peer serves this instance; ownership passes.
+        server_lanes: Lanes on which this instance serves the peer; ownership passes.
+        on_loss: Called, on the thread of the operation that finds it, when client lanes are
+            missing. It must not block, and must lead to a call of `add`. None if no one opens new
+            lanes: a link without lanes is then dead.
 
     Thread-safe.
     """
@@ -65,11 +70,11 @@ class LinkLanes:
         self.node = node
         self.link_id = link_id
         self.answers = 0
-        """Operations that went well; unlocked, so that it may miss a few."""
+        """Number of successful operations; not locked, so it may miss a few."""
         self._num_client = len(client_lanes)
         self._num_server = len(server_lanes)
         self._on_loss = on_loss
-        self._changed = threading.Condition()  # also: nothing is added once it is closed
+        self._changed = threading.Condition()  # guards `_closed`, and waits for lanes
         self._closed = False
         self._client = _native.Lanes(node.native, link_id)
         self._unserved = list(server_lanes)
@@ -83,10 +88,10 @@ class LinkLanes:
             raise
 
     def serve(self) -> None:
-        """Start to serve the peer; what it asked before waits in its sockets until now.
+        """Start to serve the peer; its earlier requests have waited in the sockets.
 
         Raises:
-            OSError: The instance has been closed, and the lanes are now, too.
+            OSError: The instance is closed; all lanes of the link are closed, too.
         """
         try:
             while self._unserved:
@@ -101,17 +106,17 @@ class LinkLanes:
         return self._client.count()
 
     def missing(self) -> tuple[int, int]:
-        """How many lanes fewer there are than at first: on which we ask, and which we serve.
+        """Return how many client and server lanes are missing compared with the start.
 
-        Negative when there are more. Lanes of either kind that the peer has closed do not count.
+        Negative when there are more. Lanes that the peer has closed count as missing.
         """
         served = self.node.lane_server.link_lanes(self.link_id)
         return self._num_client - self._client.prune(), self._num_server - served
 
     def add(self, client_lanes: Sequence[OpenLane], server_lanes: Sequence[OpenLane]) -> None:
-        """Put further lanes into use; ownership passes. Never blocks.
+        """Start to use further lanes; ownership passes. Never blocks.
 
-        A link or an instance that has been closed meanwhile closes them.
+        Closes them if the link or the instance has been closed.
         """
         with self._changed:
             if self._closed:
@@ -119,7 +124,7 @@ class LinkLanes:
                     os.close(lane.fd)
                 return
             for lane in client_lanes:
-                with suppress(OSError):  # the instance is closed, and the socket now, too
+                with suppress(OSError):  # the instance is closed, and so is the socket
                     self._client.add(_socket(lane))
             for lane in server_lanes:
                 with suppress(OSError):
@@ -127,14 +132,15 @@ class LinkLanes:
             self._changed.notify_all()
 
     def attach_host(self, host: _native.HostPeer) -> None:
-        """Let pushes of the peer be carried out by own threads that read from the peer's memory."""
+        """Let this process's threads carry out the peer's pushes, reading the peer's memory."""
         self.node.lane_server.attach_host(self.link_id, host)
 
     def attach_landing(self, landing: _native.HostPeer) -> None:
-        """Let own threads move what the peer's engine puts into landing slots of this process."""
+        """Let this process's threads move what the peer's engine writes into its landing slots."""
         self.node.lane_server.attach_landing(self.link_id, landing)
 
     def read(self, transfer: Transfer) -> Outcome:
+        """Read the remote ranges into the local ones."""
         return self._run(
             transfer.deadline_ns,
             self._client.read,
@@ -148,22 +154,17 @@ class LinkLanes:
         )
 
     def write(self, transfer: Transfer) -> Outcome:
-        return self._run(
-            transfer.deadline_ns,
-            self._client.write,
-            transfer.local,
-            transfer.remote,
-            transfer.length,
-            transfer.local_ref,
-            transfer.cache_ref,
-            transfer.version,
-        )
+        """Send the bytes of the local ranges; the peer's threads write the remote ranges."""
+        return self._write(self._client.write, transfer)
 
     def push(self, transfer: Transfer) -> Outcome:
-        """As `write`, but the peer's threads fetch the bytes from our memory (same host)."""
+        """Like `write`, but the peer's threads read the local ranges themselves (same host)."""
+        return self._write(self._client.push, transfer)
+
+    def _write(self, operation: _Operation, transfer: Transfer) -> Outcome:
         return self._run(
             transfer.deadline_ns,
-            self._client.push,
+            operation,
             transfer.local,
             transfer.remote,
             transfer.length,
@@ -173,7 +174,7 @@ class LinkLanes:
         )
 
     def probe(self, transfer: Transfer) -> Outcome:
-        """Have the peer's threads look whether they can read each page that a read names."""
+        """Have the peer's threads check that they can read each page of the remote ranges."""
         return self._run(
             transfer.deadline_ns,
             self._client.probe,
@@ -185,16 +186,16 @@ class LinkLanes:
         )
 
     def ask_checksum(self, transfer: Transfer) -> Callable[[], tuple[Outcome, Checksums]]:
-        """Have the peer's threads compute the CRC-32C of each range of its side of a transfer.
+        """Have the peer's threads compute the CRC-32C of each remote range.
 
         Returns:
-            A function that waits for the answer, to be called once and whatever happens. Until then
-            a lane is taken: nothing that needs another one may be waited for in between.
+            A function that waits for the answer. It must be called exactly once, also after an
+            error. Until then a lane is in use: do not wait for an operation that needs another.
         """
         asked = [self._checksum_question(transfer)]
         sums = b""
 
-        def wait(_deadline_ns: int) -> tuple[int, int, int, int]:
+        def wait(_deadline_ns: int) -> _Raw:
             nonlocal sums
             question = asked.pop() if asked else self._checksum_question(transfer)
             outcome, sums = question.wait()
@@ -217,36 +218,26 @@ class LinkLanes:
         )
 
     def consume(self, key_ref: Ref, deadline_ns: int) -> Outcome:
+        """Consume a key of the peer."""
         return self._run(deadline_ns, self._client.consume, *key_ref)
 
     def ping(self, deadline_ns: int) -> Outcome:
+        """Exchange an empty message with the peer's threads."""
         return self._run(deadline_ns, self._client.ping)
 
     def version(self, deadline_ns: int) -> tuple[Outcome, int]:
-        version = 0
-
-        def ask(deadline_ns: int) -> tuple[int, int, int, int]:
-            nonlocal version
-            outcome, version = self._client.version(deadline_ns)
-            return outcome
-
-        return self._run(deadline_ns, ask), version
+        """Return the version of the peer's directory."""
+        return self._ask(deadline_ns, 0, self._client.version)
 
     def read_log(self, offset: int, size: int, deadline_ns: int) -> tuple[Outcome, bytes]:
-        data = b""
-
-        def ask(deadline_ns: int) -> tuple[int, int, int, int]:
-            nonlocal data
-            outcome, data = self._client.read_log(offset, size, deadline_ns)
-            return outcome
-
-        return self._run(deadline_ns, ask), data
+        """Return part of the log of the peer's directory."""
+        return self._ask(deadline_ns, b"", self._client.read_log, offset, size)
 
     @staticmethod
     def ping_all(links: Sequence[LinkLanes], deadline_ns: int) -> list[bool]:
-        """Ping the peers of many links at once; which of them answered, in order.
+        """Ping the peers of many links at once; return for each whether it answered.
 
-        Unlike `ping` it waits for no lane: without one that is free a link has not answered.
+        Unlike `ping` it waits for no lane: a link without a free lane counts as unanswered.
         """
         found = _native.ping_all([link._client for link in links], deadline_ns)
         for link, raw in zip(links, found, strict=True):
@@ -256,7 +247,7 @@ class LinkLanes:
         return [raw[0] == Code.OK for raw in found]
 
     def end(self) -> None:
-        """Let nobody wait for further lanes, which will not come any more. Never blocks."""
+        """Wake all waiters; no lanes will be added after this. Never blocks."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -269,25 +260,36 @@ class LinkLanes:
         self._client.close()
         self.node.lane_server.drop_link(self.link_id)
 
-    def _run(
+    def _ask(
         self,
         deadline_ns: int,
-        operation: Callable[..., tuple[int, int, int, int]],
+        answer: _T,
+        operation: Callable[..., tuple[_Raw, _T]],
         *arguments: object,
-    ) -> Outcome:
-        """Carry out a native operation, which takes the deadline last, once there is a lane."""
+    ) -> tuple[Outcome, _T]:
+        """Run a native operation that also returns a value; `answer` stands for none."""
+
+        def ask(*arguments: object) -> _Raw:
+            nonlocal answer
+            outcome, answer = operation(*arguments)
+            return outcome
+
+        return self._run(deadline_ns, ask, *arguments), answer
+
+    def _run(self, deadline_ns: int, operation: _Operation, *arguments: object) -> Outcome:
+        """Run a native operation, which takes the deadline last, as soon as there is a lane."""
         while True:
             try:
                 outcome = Outcome(*operation(*arguments, deadline_ns))
-            except BaseException:  # of a signal handler, which ended it as a timeout would have
-                self._tell_loss()
+            except BaseException:  # raised by a signal handler, which ends it like a timeout
+                self._report_loss()
                 raise
             if outcome.code not in _LOSSES:
                 self.answers += outcome.code == Code.OK
                 return outcome
             if self._on_loss is None:
                 return Outcome(Code.PEER_DEAD) if outcome.code == Code.NO_LANE else outcome
-            self._tell_loss()
+            self._report_loss()
             if outcome.code != Code.NO_LANE:
                 return outcome
             if self._closed:
@@ -296,12 +298,12 @@ class LinkLanes:
                 return Outcome(Code.TIMEOUT)
             self._wait_for_lane(deadline_ns)
 
-    def _tell_loss(self) -> None:
+    def _report_loss(self) -> None:
         if self._on_loss is not None and self._client.count() < self._num_client:
             self._on_loss()
 
     def _wait_for_lane(self, deadline_ns: int) -> None:
-        """Wait, a moment at most, until there are lanes again or never will be."""
+        """Wait briefly until there are lanes again, or the link ends."""
         left_s = (deadline_ns - time.monotonic_ns()) / 1e9
         with self._changed:
             self._changed.wait_for(

@@ -125,15 +125,10 @@ MUTATIONS = (
         (
             Edit(
                 _LANES,
-                """    def write(self, transfer: Transfer) -> Outcome:
-        return self._run(""",
-                """    def write(self, transfer: Transfer) -> Outcome:
-        later = threading.Thread(target=self._write, args=(transfer,), daemon=True)
-        later.start()
-        return Outcome(Code.OK, 0, -1, int(transfer.length.sum()))
-
-    def _write(self, transfer: Transfer) -> Outcome:
-        return self._run(""",
+                "        return self._write(self._client.write, transfer)",
+                """        call = self._client.write, transfer
+        threading.Thread(target=self._write, args=call, daemon=True).start()
+        return Outcome(Code.OK, 0, -1, int(transfer.length.sum()))""",
             ),
         ),
         chaos={**_CALM, "backend": "tcp"},
