@@ -26,17 +26,19 @@ import numpy as np
 from llm_datadist import _native
 from llm_datadist._backends.base import Backend, Capabilities, Channel, Finished, Unavailable
 from llm_datadist._backends.node import is_of_this_process
-from llm_datadist._backends.outcomes import NO_REF, Code, Outcome
+from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._protocol.codec import DECODE_ERRORS
 from llm_datadist._protocol.messages import Uint64
+from llm_datadist._types.refs import NO_REF
 
 if TYPE_CHECKING:
     from llm_datadist._backends.base import Handle
     from llm_datadist._backends.lanes import LinkLanes
     from llm_datadist._backends.node import Node
-    from llm_datadist._backends.outcomes import Checksums, Ref
+    from llm_datadist._backends.outcomes import Checksums
     from llm_datadist._backends.transfer import PeerEndpoint, Transfer, U64Array
     from llm_datadist._devices.cpu import PoolMemory
+    from llm_datadist._types.refs import Ref
 
     _Read: TypeAlias = tuple[U64Array, U64Array, U64Array, Ref, Ref, Ref, Ref, int]
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 import numpy as np
 
 from llm_datadist import _native
-from llm_datadist._backends.outcomes import Code, Outcome, Ref
+from llm_datadist._backends.outcomes import Code, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llm_datadist._backends.outcomes import Checksums
     from llm_datadist._backends.transfer import Transfer
     from llm_datadist._protocol.lane_auth import OpenLane
+    from llm_datadist._types.refs import Ref
 
     _Raw: TypeAlias = tuple[int, int, int, int]
     _Operation: TypeAlias = Callable[..., _Raw]

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
-    from llm_datadist._backends.outcomes import Checksums, Ref
+    from llm_datadist._backends.outcomes import Checksums
     from llm_datadist._backends.transfer import U64Array
+    from llm_datadist._types.refs import Ref
 
 _own: Final[dict[int, int]] = {}
 """Incarnations of open nodes of this process, and the process that opened each of them."""

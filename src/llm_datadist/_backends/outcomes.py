@@ -13,12 +13,10 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from llm_datadist._types.refs import Ref
+
     Checksums: TypeAlias = npt.NDArray[np.uint32]
 
-Ref = tuple[int, int]
-"""A guard's index and the value that it had when it was looked up; (0, 0) names nothing."""
-
-NO_REF: Ref = (0, 0)
 ANY_ENTRY: Ref = (0xFFFFFFFF, 0)
 """Instead of a cache: every descriptor must lie inside some accessible registered range."""
 

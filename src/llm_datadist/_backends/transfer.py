@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from llm_datadist._backends.outcomes import NO_REF, Ref
+from llm_datadist._types.refs import NO_REF, Ref
 
 if TYPE_CHECKING:
     import numpy as np

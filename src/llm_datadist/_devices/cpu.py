@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from llm_datadist._types.refs import Ref
+
     U64Array = npt.NDArray[np.uint64]
 
 
@@ -45,7 +47,6 @@ class PoolMemory:
         self._segment.close()
 
 
-Ref = tuple[int, int]
 _NEVER_NS = 2**63 - 1
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from llm_datadist._registry.caches import CacheRegistry
 from llm_datadist._registry.local import LocalCache
-from llm_datadist._registry.node import NO_REF, MemoryListener, Node, Ref
+from llm_datadist._registry.node import MemoryListener, Node
 from llm_datadist._registry.pool import OutOfMemory, Pool, PoolUse
 from llm_datadist._registry.reader import DirectoryReader, DirectorySource, RemoteCache, Resolved
 from llm_datadist._registry.records import CorruptDirectory
 
 __all__ = [
-    "NO_REF",
     "CacheRegistry",
     "CorruptDirectory",
     "DirectoryReader",
@@ -25,7 +24,6 @@ __all__ = [
     "OutOfMemory",
     "Pool",
     "PoolUse",
-    "Ref",
     "RemoteCache",
     "Resolved",
 ]

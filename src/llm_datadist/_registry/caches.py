@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from llm_datadist._plan.layout import Piece
-    from llm_datadist._registry.node import MemoryListener, Node, Ref
+    from llm_datadist._registry.node import MemoryListener, Node
     from llm_datadist._registry.pool import Pool
     from llm_datadist._registry.records import KeyName
     from llm_datadist._registry.tables import Named
     from llm_datadist._types import BlocksCacheKey, Cache, CacheDesc, CacheKeyByIdAndIndex
+    from llm_datadist._types.refs import Ref
 
 _POOL_OPTIONS = {
     Placement.DEVICE: "mem_pool_cfg (llm.MemPoolConfig)",

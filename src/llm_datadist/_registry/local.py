@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 
 from llm_datadist._registry.layouts import cache_layout
-from llm_datadist._registry.node import NO_REF
 from llm_datadist._registry.records import Added, KeyRecord
+from llm_datadist._types.refs import NO_REF
 
 if TYPE_CHECKING:
     from llm_datadist._plan import Layout
     from llm_datadist._plan.layout import Piece
-    from llm_datadist._registry.node import Ref
     from llm_datadist._registry.records import KeyName
     from llm_datadist._types import Cache, CacheDesc
+    from llm_datadist._types.refs import Ref
 
 
 @final

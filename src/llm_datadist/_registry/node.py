@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -12,12 +12,7 @@ if TYPE_CHECKING:
 
     from llm_datadist._plan import Layout
     from llm_datadist._types import Placement
-
-#: (index, value) of a guard: a reader that remembers both notices every change of it.
-Ref: TypeAlias = tuple[int, int]
-
-#: Names nothing: there is no guard to check.
-NO_REF: Final[Ref] = (0, 0)
+    from llm_datadist._types.refs import Ref
 
 
 class Log(Protocol):

@@ -15,7 +15,6 @@ import numpy as np
 
 from llm_datadist._errors import LLMStatusCode, fail, invalid
 from llm_datadist._registry.layouts import cache_layout
-from llm_datadist._registry.node import NO_REF
 from llm_datadist._registry.records import (
     MAX_ALL_KEYS,
     MAX_CACHES,
@@ -36,13 +35,14 @@ from llm_datadist._types import (
     DataType,
     Placement,
 )
+from llm_datadist._types.refs import NO_REF
 
 if TYPE_CHECKING:
     from llm_datadist._errors import LLMException
     from llm_datadist._plan import Layout
-    from llm_datadist._registry.node import Ref
     from llm_datadist._registry.records import Record
     from llm_datadist._types import AnyKey
+    from llm_datadist._types.refs import Ref
 
 
 _TAIL_BITS = 40

@@ -19,9 +19,10 @@ from llm_datadist._types import BlocksCacheKey, Cache, CacheKey
 
 if TYPE_CHECKING:
     from llm_datadist._plan import Layout
-    from llm_datadist._registry.node import Node, Ref
+    from llm_datadist._registry.node import Node
     from llm_datadist._registry.records import KeyName
     from llm_datadist._types import CacheDesc, CacheKeyByIdAndIndex
+    from llm_datadist._types.refs import Ref
 
 _log = logging.getLogger("llm_datadist")
 

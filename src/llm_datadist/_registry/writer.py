@@ -21,8 +21,9 @@ from llm_datadist._registry.records import (
 )
 
 if TYPE_CHECKING:
-    from llm_datadist._registry.node import Log, Ref
+    from llm_datadist._registry.node import Log
     from llm_datadist._registry.records import Record
+    from llm_datadist._types.refs import Ref
 
 _SMALL_LOG = 256 << 10
 """A log shorter than this is not worth compacting (bytes)."""

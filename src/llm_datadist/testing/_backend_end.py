@@ -10,10 +10,10 @@ import msgspec
 
 from llm_datadist._backends.lanes import LinkLanes
 from llm_datadist._backends.node import Node
-from llm_datadist._backends.outcomes import Ref
 from llm_datadist._backends.transfer import PeerEndpoint, Region
 from llm_datadist._protocol.lane_auth import LaneKeys, OpenLane
 from llm_datadist._types import Placement
+from llm_datadist._types.refs import Ref
 from llm_datadist.testing._arena import Arena
 
 if TYPE_CHECKING:

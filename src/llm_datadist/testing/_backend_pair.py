@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from llm_datadist._backends.outcomes import NO_REF
 from llm_datadist._backends.transfer import Transfer
+from llm_datadist._types.refs import NO_REF
 from llm_datadist.testing._arena import NUM_TENSORS, TENSOR_BYTES
 from llm_datadist.testing._backend_end import BackendEnd, Introduction, dial_lanes
 from llm_datadist.testing._backend_target import STOP, TARGET_ID, serve_backend
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Literal
 
-    from llm_datadist._backends.outcomes import Outcome, Ref
+    from llm_datadist._backends.outcomes import Outcome
+    from llm_datadist._types.refs import Ref
     from llm_datadist.testing._bodies import BodyName
     from llm_datadist.testing.exits import Value
 

@@ -10,11 +10,11 @@ import pytest
 
 from llm_datadist._errors import LLMException, LLMStatusCode
 from llm_datadist._registry import reader, writer
-from llm_datadist._registry.node import NO_REF
 from llm_datadist._registry.reader import DirectoryReader
 from llm_datadist._registry.records import Added, CorruptDirectory, KeyRecord, encode_frame
 from llm_datadist._registry.writer import DirectoryFull, DirectoryWriter
 from llm_datadist._types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex, DataType
+from llm_datadist._types.refs import NO_REF
 from llm_datadist.testing.in_memory_node import InMemoryNode
 
 PEER = 9

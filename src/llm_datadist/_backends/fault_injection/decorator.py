@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llm_datadist._backends.base import Backend, Channel, Handle
-from llm_datadist._backends.outcomes import NO_REF, Code, Outcome
+from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._devices.cpu import copy
+from llm_datadist._types.refs import NO_REF
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from llm_datadist._backends.nixl.agent import Rows, TransferRequest
     from llm_datadist._backends.node import Node
-    from llm_datadist._backends.outcomes import Ref
+    from llm_datadist._types.refs import Ref
 
 __all__ = ["SLOT_BYTES", "Landing", "Slot", "Slots"]
 

@@ -17,6 +17,7 @@ from llm_datadist._backends.nixl.chunks import Chunk, chunks
 from llm_datadist._backends.nixl.landing import SLOT_BYTES, Slot
 from llm_datadist._backends.nixl.progress import Progress
 from llm_datadist._backends.outcomes import Code, Outcome
+from llm_datadist._control.backoff import Backoff
 
 if TYPE_CHECKING:
     from llm_datadist._backends.lanes import LinkLanes
@@ -155,7 +156,7 @@ class Pipeline:
 
     def _wait(self, request: TransferRequest, progress: Progress) -> Outcome | str:
         """Wait for the engine while the transfer may go on; return why it failed, or ""."""
-        pause_s = _FIRST_PAUSE_S
+        pauses = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S, 1.5)
         while (done := request.poll()) is None:
             left_s = _left_s(progress.transfer)
             if left_s <= 0:
@@ -164,8 +165,7 @@ class Pipeline:
                 return Outcome(Code.CANCELLED)
             if ended := self._why_ended(progress.transfer):
                 return ended
-            time.sleep(min(pause_s, left_s))
-            pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
+            time.sleep(min(pauses.next(), left_s))
         return "" if done else _ENGINE_FAILED
 
     def _why_ended(self, transfer: Transfer) -> Outcome | str:

@@ -15,8 +15,9 @@ from llm_datadist._backends.nixl.agent import rows_of
 from llm_datadist._backends.nixl.landing import SLOT_BYTES, Slots
 from llm_datadist._backends.nixl.metadata import GRANTED_SLOTS
 from llm_datadist._backends.nixl.pipeline import Direction
-from llm_datadist._backends.outcomes import NO_REF, Code, Outcome
+from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._backends.transfer import Transfer
+from llm_datadist._types.refs import NO_REF
 
 if TYPE_CHECKING:
     from llm_datadist._backends.lanes import LinkLanes

@@ -27,8 +27,8 @@ from llm_datadist._protocol.codec import DECODE_ERRORS
 
 if TYPE_CHECKING:
     from llm_datadist._backends.node import Node
-    from llm_datadist._backends.outcomes import Ref
     from llm_datadist._backends.transfer import U64Array
+    from llm_datadist._types.refs import Ref
 
 __all__ = [
     "HEADER_BYTES",

@@ -20,8 +20,9 @@ from llm_datadist._backends.nixl.region_log import (
     words,
 )
 from llm_datadist._backends.nixl.trial import TrialTimeoutError
-from llm_datadist._backends.outcomes import NO_REF, Code
+from llm_datadist._backends.outcomes import Code
 from llm_datadist._backends.transfer import Transfer
+from llm_datadist._types.refs import NO_REF
 
 if TYPE_CHECKING:
     from llm_datadist._backends.lanes import LinkLanes

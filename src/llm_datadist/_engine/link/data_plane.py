@@ -12,8 +12,8 @@ from llm_datadist._registry import DirectoryReader
 if TYPE_CHECKING:
     from llm_datadist._backends.base import Channel
     from llm_datadist._backends.lanes import LinkLanes
-    from llm_datadist._backends.outcomes import Ref
     from llm_datadist._backends.transfer import PeerEndpoint, Transfer
+    from llm_datadist._types.refs import Ref
 
 
 CHECKSUM = "crc32c"

@@ -14,7 +14,6 @@ from llm_datadist._backends.base import Unavailable
 from llm_datadist._backends.lanes import LinkLanes
 from llm_datadist._backends.nixl import has_rdma
 from llm_datadist._backends.node import is_of_this_process
-from llm_datadist._backends.outcomes import NO_REF
 from llm_datadist._backends.select import select_channel, select_device_channel
 from llm_datadist._backends.transfer import PeerEndpoint
 from llm_datadist._control.limits import limit_of
@@ -24,17 +23,18 @@ from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._protocol.codec import DECODE_ERRORS
 from llm_datadist._protocol.messages import MAX_ENDPOINT_BYTES
 from llm_datadist._protocol.texts import shown
+from llm_datadist._types.refs import NO_REF
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from llm_datadist._backends.base import Backend
     from llm_datadist._backends.node import Node
-    from llm_datadist._backends.outcomes import Ref
     from llm_datadist._backends.select import Selection
     from llm_datadist._links import LinkTable, Peer
     from llm_datadist._options import Config
     from llm_datadist._protocol.lane_auth import OpenLane
+    from llm_datadist._types.refs import Ref
 
 __all__ = ["DataPlanes", "Endpoint"]
 

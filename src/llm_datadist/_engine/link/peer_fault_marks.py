@@ -15,8 +15,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from llm_datadist._backends.outcomes import Ref
     from llm_datadist._plan import Plan
+    from llm_datadist._types.refs import Ref
 
 _ADDRESS_SPACE = 1 << 64
 MOST_MARKS = 4096

@@ -22,13 +22,13 @@ from llm_datadist._errors import Fault, LLMException, LLMStatusCode, fail
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llm_datadist._backends.outcomes import Ref
     from llm_datadist._engine.instance import Instance
     from llm_datadist._engine.memory.containment import BadRange
     from llm_datadist._links import Link
     from llm_datadist._plan import Plan
     from llm_datadist._plan.layout import Piece
     from llm_datadist._registry import LocalCache, RemoteCache
+    from llm_datadist._types.refs import Ref
 
 logger = logging.getLogger("llm_datadist")
 

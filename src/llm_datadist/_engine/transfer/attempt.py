@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias, final
 
-from llm_datadist._backends.outcomes import ANY_ENTRY, NO_REF, Code, Outcome
+from llm_datadist._backends.outcomes import ANY_ENTRY, Code, Outcome
 from llm_datadist._backends.transfer import Transfer
 from llm_datadist._engine.link.data_plane import LookupFailedError
 from llm_datadist._engine.memory.containment import FAULTS, Containment
@@ -20,11 +20,11 @@ from llm_datadist._engine.transfer.errors import NO_PLAN, Failure, complete, fai
 from llm_datadist._errors import LLMException, LLMStatusCode, fail
 from llm_datadist._plan import Plan, cut_between
 from llm_datadist._registry import CorruptDirectory
+from llm_datadist._types.refs import NO_REF
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llm_datadist._backends.outcomes import Ref
     from llm_datadist._engine.instance import Instance
     from llm_datadist._engine.link.data_plane import DataPlane
     from llm_datadist._engine.memory.containment import Words
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from llm_datadist._plan import Layers
     from llm_datadist._registry import LocalCache, Resolved
     from llm_datadist._types import AnyKey
+    from llm_datadist._types.refs import Ref
 
     MakePlan: TypeAlias = Callable[[Resolved], Plan]
 
