@@ -198,7 +198,7 @@ def test_block_sizes_and_tensor_counts_must_agree(sides):
     owner, user = sides
     owner.blocks(1, key=0, units=3)
     for kwargs, words in (
-        ({"words": 64}, ["512 bytes here", "1024 at the peer"]),
+        ({"words": 64}, ["512 bytes locally", "1024 at the peer"]),
         ({"tensors": 2}, ["4 tensors", "2"]),
     ):
         with failing("LLM_PARAM_INVALID", "pull_blocks", *words):

@@ -110,7 +110,7 @@ def test_wrong_indices(sides):
             push([wrong], [0])
         with pytest.raises(TypeError):
             push([0], [wrong])
-    with failing("LLM_PARAM_INVALID", "push_blocks", "512 bytes here"):
+    with failing("LLM_PARAM_INVALID", "push_blocks", "512 bytes locally"):
         user.manager.push_blocks(owner.blocks_key(), user.blocks(words=64).cache, [0], [0])
     with failing("LLM_PARAM_INVALID", "push_blocks", "src_cache", "contiguous"):
         user.manager.push_blocks(owner.blocks_key(), user.slots().cache, [0], [0])

@@ -1,4 +1,4 @@
-"""The engine: one transfer is resolve key -> plan -> backend -> wait -> status."""
+"""The engine of one instance: transfers, leases, registered memory, data planes of links."""
 
 from __future__ import annotations
 

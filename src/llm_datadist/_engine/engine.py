@@ -1,4 +1,4 @@
-"""The engine of one instance: puts registry, links and backends together."""
+"""The engine of one instance: makes its parts, connects them, starts and ends them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class Engine:
-    """One initialised instance. Thread-safe.
+    """One initialized instance. Thread-safe.
 
     Args:
         cluster_id: The instance's id.

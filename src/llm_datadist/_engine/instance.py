@@ -1,4 +1,4 @@
-"""Parts of one initialized instance that the parts of its engine share."""
+"""What every part of an engine is given: the instance's id, options, registry, links, backends."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Lifetime:
 @final
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One initialized instance, as the parts of its engine see it.
+    """The shared parts of one initialized instance.
 
     Attributes:
         cluster_id: Its id.

@@ -1,1 +1,1 @@
-"""Leases: a reader asks the owner of a cache to keep blocks as they are for a while."""
+"""Leases: the owner of a cache knows which of its blocks peers still want to read."""

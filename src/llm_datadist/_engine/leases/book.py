@@ -1,4 +1,4 @@
-"""The book of leases on own caches: who has which blocks until when. No I/O; time is given."""
+"""Table of the leases that peers hold on local caches. No I/O; the clock is an argument."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     Blocks: TypeAlias = NDArray[np.uint32]
 
 Holder: TypeAlias = tuple[int, int]
-"""(link, lease): the lease's id is the peer's choice, and means something on that link only."""
+"""(link id, lease id); the peer chooses the lease id, which is unique on its link only."""
 
 MOST_LEASES = 1 << 16
 MOST_BLOCKS = 1 << 22
-"""Of one link, so that a peer cannot have this process keep books without end."""
+"""Per link, so that a peer cannot make the table grow without limit."""
 
 _SPARE_ENTRIES = 64
 
 
 class BookFull(Exception):
-    """A link has more leases, or leased blocks, than one may have."""
+    """The link has reached the limit of leases or leased blocks."""
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ class _Entry:
 
 @final
 class LeaseBook:
-    """Leases that peers have. Thread-safe.
+    """Leases that peers hold. Thread-safe.
 
     Args:
         clock_ns: Monotonic clock.
@@ -62,18 +62,18 @@ class LeaseBook:
     def grant(
         self, holder: Holder, cluster_id: int, cache_id: int, blocks: Blocks, ttl_ns: int
     ) -> None:
-        """Enter a lease.
+        """Add a lease.
 
         Args:
-            holder: Whose it is.
-            cluster_id: The same, for `LeaseEnd`.
-            cache_id: The own cache.
+            holder: Link and lease id.
+            cluster_id: The peer, for `LeaseEnd`.
+            cache_id: The local cache.
             blocks: Ascending, without repetition.
-            ttl_ns: From now on.
+            ttl_ns: Lifetime, counted from now.
 
         Raises:
             BookFull: The link has too many leases or blocks already.
-            ValueError: The link has a lease of that id.
+            ValueError: The link already has a lease with that id.
         """
         link_id = holder[0]
         with self._lock:
@@ -91,7 +91,7 @@ class LeaseBook:
             heapq.heappush(self._expiries, (expires_ns, holder))
 
     def renew(self, holder: Holder, ttl_ns: int) -> bool:
-        """Count a lease's time from now on; False if it is over."""
+        """Restart a lease's lifetime; return False if the lease is over."""
         with self._lock:
             entry = self._entries.get(holder)
             now_ns = self._clock_ns()
@@ -105,7 +105,7 @@ class LeaseBook:
             return True
 
     def release(self, holder: Holder) -> list[LeaseEnd]:
-        """End a lease on its holder's wish, if there is one."""
+        """End a lease because its holder released it."""
         return self._end([holder], "released")
 
     def end_link(self, link_id: int) -> list[LeaseEnd]:
@@ -117,7 +117,7 @@ class LeaseBook:
         return self._end(self._by_cache.get(cache_id, ()), "cache gone")
 
     def expire(self) -> list[LeaseEnd]:
-        """End the leases whose time is over."""
+        """End the leases that have expired."""
         ended = []
         with self._lock:
             now_ns = self._clock_ns()
@@ -129,12 +129,12 @@ class LeaseBook:
         return ended
 
     def next_expiry_ns(self) -> int | None:
-        """Return when `expire` has something to do, if it ever will; it may be a false alarm."""
+        """Return when `expire` must run next, None for never; it may find nothing to do."""
         with self._lock:
             return self._expiries[0][0] if self._expiries else None
 
     def leased(self, cache_id: int) -> frozenset[int]:
-        """Return the blocks of a cache that are leased at this moment."""
+        """Return the blocks of a cache that are leased now."""
         with self._lock:
             now_ns = self._clock_ns()
             entries = (self._entries[holder] for holder in self._by_cache.get(cache_id, ()))

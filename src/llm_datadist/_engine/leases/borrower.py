@@ -1,4 +1,4 @@
-"""The reader's side of leases: asks the owner of a cache to keep blocks as they are for a while."""
+"""The reader's side of leases: asks the owner of a cache not to reuse blocks for some time."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _STATUSES = frozenset(
         LLMStatusCode.LLM_OUT_OF_MEMORY,
     }
 )
-"""With which an owner may refuse."""
+"""Statuses with which an owner may refuse a lease."""
 
 
 @final
@@ -57,9 +57,9 @@ class Lease:
     """
 
     __slots__ = (
+        "_borrower",
         "_expires_ns",
         "_lease_id",
-        "_leases",
         "_link",
         "_released",
         "_ttl_ms",
@@ -70,7 +70,7 @@ class Lease:
 
     def __init__(
         self,
-        leases: Borrower,
+        borrower: Borrower,
         link: Link,
         lease_id: int,
         cache_key: AnyKey,
@@ -78,7 +78,7 @@ class Lease:
         ttl_ms: int,
         asked_ns: int,
     ) -> None:
-        self._leases = leases
+        self._borrower = borrower
         self._link = link
         self._lease_id = lease_id
         self._ttl_ms = ttl_ms
@@ -90,15 +90,15 @@ class Lease:
 
     @property
     def active(self) -> bool:
-        """Whether the lease holds, as far as is known here without asking.
+        """Whether the lease holds, as far as is known without asking the owner.
 
-        Its time is counted here from before the owner began to count, so that it is over here
-        first. That the cache has gone is not known here: a transfer finds out.
+        The local lifetime starts before the owner's, so that it ends first. A cache that was
+        unregistered is not noticed: a transfer from it fails.
         """
         return not self._released and self._link.alive and time.monotonic_ns() < self._expires_ns
 
     def renew(self, ttl_ms: int | None = None) -> None:
-        """Count the time anew, from now on.
+        """Restart the lifetime from now.
 
         Args:
             ttl_ms: How long; None = as long as before.
@@ -106,7 +106,7 @@ class Lease:
         Raises:
             TypeError, ValueError: ttl_ms is no uint32.
             LLMException: LLM_KV_CACHE_NOT_EXIST: the lease has expired or its cache is gone;
-                LLM_PARAM_INVALID: ttl_ms is 0, or the lease was released here; LLM_LINK_FAILED,
+                LLM_PARAM_INVALID: ttl_ms is 0, or the lease was released; LLM_LINK_FAILED,
                 LLM_TIMEOUT (sync_kv_timeout), LLM_ENGINE_FINALIZED.
         """
         ttl = self._ttl_ms if ttl_ms is None else check_ttl("renew", ttl_ms)
@@ -118,15 +118,15 @@ class Lease:
                 cluster_id=self.cluster_id,
             )
         asked_ns = time.monotonic_ns()
-        self._leases.ask("renew", self._link, Renew(self._lease_id, ttl))
+        self._borrower.ask("renew", self._link, Renew(self._lease_id, ttl))
         self._ttl_ms = ttl
         self._expires_ns = asked_ns + ttl * 1_000_000
 
     def release(self) -> None:
-        """End the lease; the owner is told without waiting for it. Idempotent, never raises."""
+        """End the lease and notify the owner without waiting for it. Idempotent, never raises."""
         if not self._released:
             self._released = True
-            self._leases.tell_released(self._link, self._lease_id)
+            self._borrower.notify_released(self._link, self._lease_id)
 
     def __enter__(self) -> Lease:
         return self
@@ -148,7 +148,7 @@ class Lease:
 
 @final
 class Borrower:
-    """Makes leases on peers' caches. Thread-safe."""
+    """Requests leases on peers' caches. Thread-safe."""
 
     def __init__(self, instance: Instance) -> None:
         self._links = instance.links
@@ -175,12 +175,12 @@ class Borrower:
             self.ask(operation, link, Lend(lease_id, _numbers(key), words, ttl))
         except LLMException as error:
             if error.status_code is LLMStatusCode.LLM_TIMEOUT:
-                self.tell_released(link, lease_id)  # it may be granted yet
+                self.notify_released(link, lease_id)  # it may be granted yet
             raise
         return Lease(self, link, lease_id, key, listed, ttl, asked_ns)
 
     def ask(self, operation: str, link: Link, message: Lend | Renew) -> None:
-        """Send a request to an owner; raise what it answers unless it agrees."""
+        """Send a request to an owner; raise its refusal."""
         body = self._links.request(link, encode(message), self._timeout_ms, operation)
         try:
             answer = decode_answer(body)
@@ -202,14 +202,14 @@ class Borrower:
                 cluster_id=link.cluster_id,
             )
 
-    def tell_released(self, link: Link, lease_id: int) -> None:
-        """Tell an owner, as far as it can be told."""
+    def notify_released(self, link: Link, lease_id: int) -> None:
+        """Notify an owner that a lease was released; ignore a failed link."""
         with suppress(LLMException):
             self._links.notify(link, encode(Release(lease_id)))
 
 
 def check_ttl(operation: str, ttl_ms: object) -> int:
-    """Return a time to live that is one."""
+    """Validate and return a lease's lifetime."""
     ttl = check_uint32("ttl_ms", ttl_ms)
     if ttl == 0:
         raise invalid(operation, "ttl_ms is 0", "give the milliseconds that it may last")

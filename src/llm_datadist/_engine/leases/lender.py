@@ -1,4 +1,4 @@
-"""The owner's side of leases: grants them, watches their time, tells when they end."""
+"""The owner's side of leases: grants them, expires them, reports their end."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ _KEYS = {1: BlocksCacheKey, 2: CacheKeyByIdAndIndex, 3: CacheKey}
 
 
 class _RefusedError(Exception):
-    """The lease cannot be granted; the arguments are those of `Refused`."""
+    """The lease is refused; the arguments are those of `Refused`."""
 
 
 @final
 class Lender:
-    """Leases on the caches of one instance. Thread-safe.
+    """Grants leases on the caches of one instance. Thread-safe.
 
-    A lease takes part in nothing: it is what the owner's scheduler is told before it reuses blocks.
+    A lease protects nothing by itself: the owner's scheduler asks for the leased blocks, and must
+    not reuse them.
     """
 
     def __init__(self, instance: Instance) -> None:
@@ -52,8 +53,8 @@ class Lender:
         self._lock = threading.Lock()
         self._alarm_ns: int | None = None
         self._callback: Callable[[LeaseEnd], object] | None = None
-        self._untold: deque[LeaseEnd] = deque()
-        self._telling = False
+        self._unreported: deque[LeaseEnd] = deque()
+        self._reporting = False
 
     def leased_blocks(self, cache: Cache) -> frozenset[int]:
         """See CacheManager.leased_blocks."""
@@ -63,10 +64,10 @@ class Lender:
         """See CacheManager.on_lease_end."""
         self._callback = callback
 
-    # What peers ask; on worker threads.
+    # Requests of peers, on worker threads.
 
     def lend(self, link: Link, message: Lend) -> bytes:
-        """Grant a lease, or say why not."""
+        """Grant a lease, or answer why it is refused."""
         try:
             self._lend(link, message)
         except _RefusedError as refusal:
@@ -74,7 +75,7 @@ class Lender:
         return encode(Granted())
 
     def renew(self, link: Link, message: Renew) -> bytes:
-        """Lengthen a lease, or say that it is over."""
+        """Restart a lease's lifetime, or answer that it is over."""
         if self._book.renew((link.link_id, message.lease_id), message.ttl_ms * 1_000_000):
             self._watch()
             return encode(Granted())
@@ -88,25 +89,23 @@ class Lender:
 
     def release(self, link: Link, message: Release) -> None:
         """End a lease."""
-        self._tell(self._book.release((link.link_id, message.lease_id)))
+        self._report(self._book.release((link.link_id, message.lease_id)))
 
-    # What else ends leases.
+    # Other ends of leases.
 
     def link_ended(self, link_id: int) -> None:
         """End the leases of a link."""
-        self._tell(self._book.end_link(link_id))
+        self._report(self._book.end_link(link_id))
 
     def cache_gone(self, cache_id: int) -> None:
         """End the leases on a cache."""
-        self._tell(self._book.end_cache(cache_id))
+        self._report(self._book.end_cache(cache_id))
 
     def _expire(self) -> None:
         with self._lock:
             self._alarm_ns = None
-        self._tell(self._book.expire())
+        self._report(self._book.expire())
         self._watch()
-
-    # Inside
 
     def _lend(self, link: Link, message: Lend) -> None:
         try:
@@ -134,7 +133,7 @@ class Lender:
                 f"a link may have {MOST_LEASES} leases and {MOST_BLOCKS} leased blocks at most",
                 "release leases that are not needed any more",
             ) from None
-        # Both may have ended before the book knew of the lease.
+        # Link and cache may have ended before the lease was in the book.
         if not link.alive:
             self.link_ended(link.link_id)
         if self._registry.get(local.cache_id) is not local:
@@ -143,7 +142,7 @@ class Lender:
         self._watch()
 
     def _watch(self) -> None:
-        """Have `_expire` called when the next lease expires."""
+        """Schedule `_expire` for the next lease that expires."""
         with self._lock:
             due_ns = self._book.next_expiry_ns()
             if due_ns is None or (self._alarm_ns is not None and self._alarm_ns <= due_ns):
@@ -151,24 +150,24 @@ class Lender:
             self._alarm_ns = due_ns
         self._links.after(max(0, due_ns - time.monotonic_ns()) / 1e9, self._expire)
 
-    def _tell(self, ends: list[LeaseEnd]) -> None:
+    def _report(self, ends: list[LeaseEnd]) -> None:
         if not ends or self._callback is None:
             return
         with self._lock:
-            self._untold.extend(ends)
-            if self._telling:
+            self._unreported.extend(ends)
+            if self._reporting:
                 return
-            self._telling = True
-        self._links.after(0, self._tell_all)
+            self._reporting = True
+        self._links.after(0, self._report_all)
 
-    def _tell_all(self) -> None:
-        """Call back for one end after the other; not on the thread that serves a peer."""
+    def _report_all(self) -> None:
+        """Call the callback for each end in turn, on a thread that serves no peer."""
         while True:
             with self._lock:
-                if not self._untold:
-                    self._telling = False
+                if not self._unreported:
+                    self._reporting = False
                     return
-                end = self._untold.popleft()
+                end = self._unreported.popleft()
             callback = self._callback
             if callback is None:
                 continue
@@ -192,7 +191,7 @@ def _blocks(
     slot: int,
     wanted: bytes | None,
 ) -> Blocks:
-    """Return the blocks (slots) that a lease is about, in the order of the book."""
+    """Return the blocks (slots) of a lease, ascending."""
     count = local.layout.num_units
     unit = "block" if local.is_blocks else "slot"
     if wanted is None:

@@ -1,1 +1,1 @@
-"""The data plane of one link: lanes, channel, the peer's directory, messages of the engines."""
+"""The data plane of a link, and the messages that two engines exchange."""

@@ -1,4 +1,4 @@
-"""What a link holds for the data plane: its channel, its lanes, the peer's directory."""
+"""The data plane of one link: its channels, its lanes, the peer's directory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 CHECKSUM = "crc32c"
-"""Names, in the endpoint of an instance, the checksums that its native threads can compute."""
+"""Feature of an endpoint: the instance's native threads can compute CRC-32C."""
 
 
 class LookupFailedError(Exception):
@@ -62,19 +62,20 @@ class _HostDirectory:
 
 
 class DataPlane:
-    """The data plane of one link, as the engine uses it. Thread-safe.
+    """Channels, lanes and directory of one link. Thread-safe.
 
     Args:
-        peer: What the peer told about its end.
+        peer: The peer's end.
         lanes: The link's lanes.
         channel: The backend's connection for bulk data.
         device_channel: The one for memory of accelerators, if there is one.
-        why_no_device: Why there is none.
+        why_no_device: Reason for having none.
         reasons: Backends that were passed over, and why.
-        own_link_ref: Own guard that lives as long as this end of the link.
-        in_process: Whether the peer is of this process, so that both have the same addresses.
+        own_link_ref: Local guard that is open as long as this end of the link.
+        in_process: Whether the peer is in this process, so that addresses are comparable.
         checksum: How this side's transfers are checked: "crc32c", or why not, from "off" on.
-        keep_directory: enable_remote_cache_accessible: look at the directory again on a miss only.
+        keep_directory: Read the directory again only when a key is unknown
+            (enable_remote_cache_accessible).
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class DataPlane:
 
     @property
     def published(self) -> bool:
-        """Whether the peer's directory is in reach without a message: then every lookup is fresh.
+        """Whether the peer's directory is mapped, so that every lookup is up to date.
 
         Over lanes the transfer itself carries the version (`required_version`), so that no round
         trip is spent on asking whether a lookup is current.
@@ -126,16 +127,18 @@ class DataPlane:
 
     @property
     def device_trouble(self) -> str:
-        """Why memory of accelerators cannot be moved."""
+        """Why accelerator memory cannot be moved; empty if it can."""
         return self._why_no_device if self.device_channel is None else self.device_channel.trouble
 
     def channels(self) -> list[Channel]:
-        """All channels of the link."""
-        beside = self.device_channel
-        return [self.channel] if beside in (None, self.channel) else [self.channel, beside]
+        """The channels of the link, each once."""
+        device_channel = self.device_channel
+        if device_channel in (None, self.channel):
+            return [self.channel]
+        return [self.channel, device_channel]
 
     def run(self, transfer: Transfer) -> Outcome:
-        """Carry a transfer out over the channel that reaches its memory."""
+        """Carry out a transfer over the channel that reaches its memory."""
         channel = self.device_channel if transfer.on_device else self.channel
         return Outcome(Code.NO_PATH) if channel is None else channel.run(transfer)
 
@@ -146,7 +149,7 @@ class DataPlane:
         return self.directory.version
 
     def peer_end_is_open(self) -> bool:
-        """Whether the peer's end of the link is open, as far as can be seen from here."""
+        """Whether the peer's end of the link is open, as far as is known without a message."""
         if self._host is None:
             return self.lanes.count > 0
         index, value = self.peer.link_ref
@@ -162,7 +165,7 @@ class DataPlane:
             self._read_bytes += num_bytes
 
     def describe(self) -> dict[str, object]:
-        """Facts for describe_link."""
+        """Return the facts for describe_link."""
         return {
             "backend": {
                 "host": self.channel.name,
@@ -184,7 +187,7 @@ class DataPlane:
 
     def close(self) -> None:
         """End everything; returns when no transfer of the link touches memory."""
-        self.lanes.end()  # a channel waits for its transfers, and those must not wait for lanes
+        self.lanes.end()  # transfers must not wait for lanes while a channel waits for them
         for channel in self.channels():
             channel.close()
         self.lanes.close()

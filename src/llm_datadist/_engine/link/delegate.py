@@ -1,4 +1,4 @@
-"""The data plane of links, as the link table asks for it."""
+"""Makes, checks and ends the data planes of links for the link table."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ __all__ = ["DataPlanes", "Endpoint"]
 logger = logging.getLogger("llm_datadist")
 
 _OFFER_S = 600.0
-"""A link that was not made this long after its endpoint was asked for will not be made."""
+"""A link that was not made this long after its endpoint was requested is given up."""
 
 
 Name = Annotated[str, msgspec.Meta(max_length=64)]
@@ -49,14 +49,14 @@ Metadata = Annotated[bytes, msgspec.Meta(max_length=MAX_ENDPOINT_BYTES)]
 
 
 class Endpoint(msgspec.Struct, array_like=True, frozen=True):
-    """How the peer reaches this instance's memory over one link; sent after authentication."""
+    """How a peer reaches this instance's memory over one link; sent after authentication."""
 
     link_ref: Guard
     backends: Annotated[dict[Name, Metadata], msgspec.Meta(max_length=16)]
     features: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)] = ()
-    """What its native threads know beyond the first version of the wire format."""
+    """Extensions of the wire format that its native threads support."""
     marks: Annotated[tuple[Marked, ...], msgspec.Meta(max_length=MAX_RANGES)] = ()
-    """Its memory that is known to be at fault."""
+    """Fault marks on its memory."""
     rdma: bool = False
     """Whether its host has an RDMA device."""
 
@@ -91,7 +91,7 @@ class DataPlanes:
         marks: Callable[[], list[Marked]],
         on_end: Callable[[int], None],
     ) -> None:
-        """Set what is made after this; before the link table starts.
+        """Connect the parts that are made later. Must precede `LinkTable.start`.
 
         Args:
             links: The link table.
@@ -101,7 +101,7 @@ class DataPlanes:
         self._links, self._marks, self._on_end = links, marks, on_end
 
     def endpoint(self, link_id: int) -> bytes:
-        """What the peer of link `link_id` needs to reach this instance's memory."""
+        """Return what the peer of a link needs to reach this instance's memory."""
         now = time.monotonic()
         ref = self._node.open_guard()
         with self._offered_lock:
@@ -111,11 +111,11 @@ class DataPlanes:
                     self._node.close_guard(*old_ref)
             self._offered[link_id] = ref, now
         backends = {backend.name: backend.describe(link_id) for backend in self._backends}
-        known = Endpoint(ref, backends, (CHECKSUM,), tuple(self._marks()), has_rdma())
-        return msgspec.msgpack.encode(known)
+        own = Endpoint(ref, backends, (CHECKSUM,), tuple(self._marks()), has_rdma())
+        return msgspec.msgpack.encode(own)
 
     def show_proof(self, link_id: int, proof: bytes) -> None:
-        """Let the peer of a link that is being made see that this page is this end's."""
+        """Show a proof on the published page to the peer of a link that is being made."""
         with self._offered_lock:
             own_ref, _ = self._offered.get(link_id, (NO_REF, 0.0))
         if own_ref != NO_REF:
@@ -139,21 +139,21 @@ class DataPlanes:
             own_ref, _ = self._offered.pop(link_id, (NO_REF, 0.0))
         lanes = LinkLanes(self._node, link_id, client_lanes, server_lanes, heal)
         try:
-            there = msgspec.msgpack.decode(endpoint, type=Endpoint)
-            known = PeerEndpoint(
+            remote = msgspec.msgpack.decode(endpoint, type=Endpoint)
+            peer_endpoint = PeerEndpoint(
                 peer.cluster_id,
                 peer.incarnation,
-                there.link_ref,
+                remote.link_ref,
                 peer.page_proof,
-                there.backends,
+                remote.backends,
             )
             backends = tuple(self._backends)
-            selection = select_channel(backends, known, lanes)
-            self._check_expected(selection, known, rdma=there.rdma and has_rdma())
-            beside, why_not = select_device_channel(
-                tuple(self._backends), known, lanes, selection.channel
+            selection = select_channel(backends, peer_endpoint, lanes)
+            self._check_expected(selection, peer_endpoint, rdma=remote.rdma and has_rdma())
+            device_channel, why_not = select_device_channel(
+                tuple(self._backends), peer_endpoint, lanes, selection.channel
             )
-            lanes.serve()  # OSError: this instance was finalised meanwhile, and lanes closed
+            lanes.serve()  # OSError: the instance was finalized, which closed the lanes
         except (Unavailable, *DECODE_ERRORS, OSError) as error:
             lanes.close()
             self._node.close_guard(*own_ref)
@@ -172,23 +172,23 @@ class DataPlanes:
             "".join(f"; not {name}: {why}" for name, why in selection.reasons.items()),
         )
         data = DataPlane(
-            known,
+            peer_endpoint,
             lanes,
             selection.channel,
             selection.reasons,
             own_ref,
-            device_channel=beside,
+            device_channel=device_channel,
             why_no_device=why_not,
             in_process=is_of_this_process(peer.incarnation),
-            checksum=self._checksum(peer, there.features),
+            checksum=self._checksum(peer, remote.features),
             keep_directory=self._config.remote_accessible,
         )
-        for marked in there.marks:
+        for marked in remote.marks:
             data.marks.replace(marked.entry, marked.ranges)
         return data
 
     def _checksum(self, peer: Peer, features: tuple[str, ...]) -> str:
-        """How transfers over a new link are checked."""
+        """Return how transfers over a new link are checked."""
         wanted = self._config.checksum
         if wanted in {"off", *features}:
             return wanted
@@ -200,7 +200,7 @@ class DataPlanes:
         return f"off: the peer does not know {wanted}"
 
     def _check_expected(self, selection: Selection, peer: PeerEndpoint, *, rdma: bool) -> None:
-        """Say so when a pair that could use RDMA does not.
+        """Log a pair that could use RDMA and does not.
 
         Raises:
             Unavailable: strict_backend is on.
@@ -216,7 +216,7 @@ class DataPlanes:
         logger.warning("link to cluster %d is slower than it could: %s", peer.cluster_id, problem)
 
     def missing_lanes(self, data: DataPlane) -> tuple[int, int]:
-        """How many lanes fewer there are than at first: on which we ask, and which we serve."""
+        """Return how many client lanes and server lanes were lost since `connect`."""
         return data.lanes.missing()
 
     def add_lanes(
@@ -226,11 +226,11 @@ class DataPlanes:
         data.lanes.add(client_lanes, server_lanes)
 
     def traffic(self, data: DataPlane) -> int:
-        """How many operations the peer's native threads have answered."""
+        """Return how many operations the peer's native threads have answered."""
         return data.lanes.answers
 
     def ping_all(self, links: Sequence[DataPlane], deadline_ns: int) -> list[bool]:
-        """Which of these peers' native threads answer."""
+        """Return whether the native threads of each peer answer."""
         self._report_offences(links)
         return LinkLanes.ping_all([data.lanes for data in links], deadline_ns)
 
@@ -242,7 +242,7 @@ class DataPlanes:
         self._on_end(data.lanes.link_id)
 
     def _report_offences(self, links: Sequence[DataPlane]) -> None:
-        """Log what peers asked for that no correct one does; it was refused."""
+        """Log malformed frames and out-of-range pushes; the native core has refused them."""
         names = {data.lanes.link_id: f"cluster {data.peer.cluster_id}" for data in links}
         for link_id, malformed, strayed in self._node.lane_server.take_offences():
             logger.warning(

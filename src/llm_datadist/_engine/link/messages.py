@@ -1,7 +1,7 @@
-"""What the engines of two linked instances say to each other: one union, decoded in one place.
+"""Messages between the engines of two linked instances, and their dispatch.
 
-Every number has a width, every list and text a cap. What is beyond them no correct peer says: it is
-a protocol error, which ends the link.
+Every number has a width, every list and text a limit. A message that exceeds one is a protocol
+error, which ends the link.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from llm_datadist._links import Link
 
 MAX_RANGES: Final = 1024
-"""Of one message."""
+"""Per message."""
 MAX_LEASED_BLOCKS: Final = 200_000
-"""Of one lease that lists them: it has to fit one message."""
+"""Per lease that lists them, so that it fits one message."""
 
 Guard: TypeAlias = tuple[Uint64, Uint64]
 Ranges = Annotated[tuple[tuple[Uint64, Uint64], ...], msgspec.Meta(max_length=MAX_RANGES)]
@@ -32,20 +32,20 @@ Milliseconds = Annotated[int, msgspec.Meta(ge=1, le=(1 << 32) - 1)]
 
 
 class Remapped(msgspec.Struct, array_like=True, frozen=True, tag="remapped"):
-    """Request: drop what you hold of these ranges (address, size)."""
+    """Request: drop mappings and fault marks of these ranges (address, size)."""
 
     ranges: Ranges
 
 
 class Lend(msgspec.Struct, array_like=True, frozen=True, tag="lend"):
-    """Request: lease blocks of one of your caches to me.
+    """Request: grant a lease on blocks of a cache of the receiver.
 
     Attributes:
         lease_id: Chosen by the sender, never used before on this link.
         key: The numbers of a key without the cluster id: one of a BlocksCacheKey, two of a
             CacheKeyByIdAndIndex, three of a CacheKey.
         blocks: Indices, little-endian u32; None for all that the key names.
-        ttl_ms: How long, counted by the receiver from its receipt.
+        ttl_ms: Lifetime, counted by the receiver from receipt.
     """
 
     lease_id: Uint64
@@ -55,7 +55,7 @@ class Lend(msgspec.Struct, array_like=True, frozen=True, tag="lend"):
 
 
 class Renew(msgspec.Struct, array_like=True, frozen=True, tag="renew"):
-    """Request: count the time of a lease anew."""
+    """Request: restart the lifetime of a lease."""
 
     lease_id: Uint64
     ttl_ms: Milliseconds
@@ -66,7 +66,7 @@ class Granted(msgspec.Struct, array_like=True, frozen=True, tag="granted"):
 
 
 class Refused(msgspec.Struct, array_like=True, frozen=True, tag="refused"):
-    """Answer to Lend and Renew: an LLMStatusCode, what is wrong, what to do."""
+    """Answer to Lend and Renew: an LLMStatusCode, the problem, the remedy."""
 
     status: Status
     problem: Text
@@ -80,8 +80,8 @@ class Refused(msgspec.Struct, array_like=True, frozen=True, tag="refused"):
 class Faulted(msgspec.Struct, array_like=True, frozen=True, tag="faulted"):
     """Notice to the owner of a cache: these ranges (address, size) of it could not be accessed.
 
-    The entry tells which life of the cache it was, so that a notice that is late, after a remap,
-    does not blame the new memory.
+    The entry names the generation of the cache, so that a notice that arrives after a remap does
+    not concern the new memory.
     """
 
     entry: Guard
@@ -96,7 +96,7 @@ class Marked(msgspec.Struct, array_like=True, frozen=True, tag="marked"):
 
 
 class Release(msgspec.Struct, array_like=True, frozen=True, tag="release"):
-    """Notice: a lease is not needed any more, if there is one of that id."""
+    """Notice: the sender does not need a lease any more. An unknown id is ignored."""
 
     lease_id: Uint64
 
@@ -112,14 +112,14 @@ _decode = msgspec.msgpack.Decoder(Message).decode
 
 @final
 class Inbox:
-    """Hands what peers say to whom it concerns; runs on worker threads.
+    """Decodes messages of peers and calls their handlers; runs on worker threads.
 
-    What cannot be decoded, or comes the wrong way (a notice as a request), is a ProtocolError,
-    which ends the link. Any other exception of a handler answers the peer's request.
+    A message that cannot be decoded, or a notice sent as a request, is a ProtocolError, which ends
+    the link. Any other exception of a handler is the answer to the peer's request.
 
     Args:
-        requests: Who answers which message; each returns the answer's bytes.
-        notices: Who takes which message.
+        requests: Handlers of requests by message type; each returns the answer's bytes.
+        notices: Handlers of notices by message type.
     """
 
     def __init__(self, requests: Handlers, notices: Handlers) -> None:

@@ -1,7 +1,7 @@
-"""Memory of a peer that is known to be at fault, so that no transfer of this end touches it again.
+"""Fault marks on a peer's memory: transfers of this end do not touch marked ranges.
 
-This end learns of it by its own transfers, from the peer while the link is up, and with the link's
-set-up. A mark belongs to one life of a cache: a remap or a new registration ends it.
+Marks come from failed transfers of this end, from notices of the peer, and with its endpoint. A
+mark belongs to one generation of a cache: a remap or a new registration ends it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _ADDRESS_SPACE = 1 << 64
 MOST_MARKS = 4096
-"""Of one link, whatever the peer says: those beyond it are found out by transfers again."""
+"""Per link. Memory whose mark is dropped makes a transfer fail again."""
 
 Range = tuple[int, int]
 """Address and size."""
@@ -29,7 +29,7 @@ __all__ = ["MOST_MARKS", "Range", "PeerFaultMarks"]
 
 
 class PeerFaultMarks:
-    """The marks of one link. Thread-safe; false when there are none."""
+    """Fault marks of one link. Thread-safe; false when empty."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -39,7 +39,7 @@ class PeerFaultMarks:
         return bool(self._by_index)
 
     def add(self, entry: Ref, ranges: Iterable[Range]) -> None:
-        """Mark ranges of the cache that had this entry; marks of an earlier life of it go."""
+        """Mark ranges of a cache; marks of an earlier generation are removed."""
         index, value = entry
         with self._lock:
             known_value, known = self._by_index.get(index, (value, ()))
@@ -47,12 +47,12 @@ class PeerFaultMarks:
             self._put(index, value, (*kept, *ranges))
 
     def replace(self, entry: Ref, ranges: Iterable[Range]) -> None:
-        """Take the owner's word for all the marks of a cache; what is no range is left out."""
+        """Replace all marks of a cache by those of its owner; invalid ranges are ignored."""
         with self._lock:
             self._put(*entry, ranges)
 
     def _put(self, index: int, value: int, ranges: Iterable[Range]) -> None:
-        """Make these the marks of a cache, as far as there is room; with the lock held."""
+        """Set the marks of a cache, up to the limit of the link. The lock is held."""
         self._by_index.pop(index, None)
         room = MOST_MARKS - sum(len(marks) for _, marks in self._by_index.values())
         fits = (r for r in ranges if r[0] >= 0 and r[1] > 0 and r[0] + r[1] < _ADDRESS_SPACE)
@@ -61,7 +61,7 @@ class PeerFaultMarks:
             self._by_index[index] = value, marks
 
     def forget(self, addr: int, size: int) -> None:
-        """The peer has remapped a range: marks that touch it go."""
+        """Remove the marks that touch a range that the peer has remapped."""
         with self._lock:
             for index, (value, ranges) in list(self._by_index.items()):
                 kept = tuple(r for r in ranges if r[0] >= addr + size or r[0] + r[1] <= addr)
@@ -71,7 +71,7 @@ class PeerFaultMarks:
                     del self._by_index[index]
 
     def touched(self, entry: Ref, plan: Plan) -> list[Range]:
-        """Return the marks of a cache that a plan's remote side touches."""
+        """Return the marks of a cache that the remote side of a plan touches."""
         value, ranges = self._by_index.get(entry[0], (0, ()))
         if value != entry[1]:
             return []

@@ -1,1 +1,1 @@
-"""Registered memory: backends that must know of it, remaps, memory at fault."""
+"""Registered memory: pools, registration with backends, remaps, memory faults."""

@@ -1,4 +1,4 @@
-"""What the options say of accelerators, held against what there is."""
+"""Check the accelerator options against the hardware present."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NOT_ENABLED = LLMStatusCode.LLM_FEATURE_NOT_ENABLED
 
 
 def check_cuda(config: Config) -> None:
-    """With llm.Device "cuda": is there a GPU, and is nothing asked for that needs more than that?
+    """Check that llm.Device "cuda" can be served: there is a GPU, and no pool of its memory.
 
     Raises:
         LLMException: LLM_FEATURE_NOT_ENABLED.
@@ -44,7 +44,7 @@ def check_cuda(config: Config) -> None:
 
 
 def check_reaches_devices(backends: Iterable[Backend], missing: Mapping[str, str]) -> None:
-    """With llm.Device "cuda": does a backend move a GPU's memory?
+    """Check for llm.Device "cuda" that a backend moves GPU memory.
 
     Raises:
         LLMException: LLM_FEATURE_NOT_ENABLED.
@@ -60,14 +60,14 @@ def check_reaches_devices(backends: Iterable[Backend], missing: Mapping[str, str
 
 
 def reaches_devices(backend: Backend) -> bool:
-    """Whether a backend moves memory of accelerators."""
+    """Whether a backend moves accelerator memory."""
     return "device" in backend.capabilities.placements
 
 
 def device_memory(
     config: Config, operation: str, addrs: Sequence[int], placement: Placement
 ) -> int | None:
-    """Return the GPU that addresses of the caller are of, None for host memory.
+    """Return the GPU that owns the caller's addresses, None for host memory.
 
     Raises:
         LLMException: LLM_PARAM_INVALID: several memories, or a GPU's with Placement.HOST;

@@ -1,8 +1,8 @@
-"""Memory at fault in a transfer: what can be moved is moved all the same, the rest is named.
+"""After a memory fault, move everything that can be accessed and name the rest.
 
-The data plane ends an operation at the first piece of memory that it cannot access. From there on
-the operation is divided: around the descriptor at fault, and that one by halves down to single
-slots or blocks. So one bad page costs a few more operations, and every block is moved or named.
+The data plane ends an operation at the first descriptor that it cannot access. The operation is
+then split around that descriptor, and the descriptor by halves down to single slots or blocks. So
+one bad page costs a few more operations, and every block is moved or named.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FAULTS = frozenset({Code.LOCAL_FAULT, Code.REMOTE_FAULT})
 
 
 class BadRange(NamedTuple):
-    """Memory of one side that cannot be accessed; `piece` is None where no cache is known."""
+    """Memory that cannot be accessed; `piece` is None if its cache is unknown."""
 
     is_local: bool
     addr: int
@@ -41,12 +41,12 @@ class BadRange(NamedTuple):
 
 @dataclass(slots=True)
 class Containment:
-    """Finishes one transfer that has met memory at fault.
+    """Finishes one transfer after a memory fault.
 
     Attributes:
-        move: Moves some descriptors (local, remote, length) of the transfer and says how it ended.
-        local, remote: How the memory of each side divides into slots or blocks; None if unknown.
-        found: The memory at fault, in the order in which it was met.
+        move: Moves some descriptors (local, remote, length) and returns the outcome.
+        local, remote: Slots or blocks of each side; None if unknown.
+        found: The memory at fault, in the order of discovery.
     """
 
     move: Move
@@ -55,15 +55,15 @@ class Containment:
     found: list[BadRange] = field(default_factory=list)
 
     def finish(self, plan: Plan, outcome: Outcome) -> Outcome | None:
-        """Move whatever can be moved, find everything that cannot.
+        """Move all that can be moved, and find all that cannot.
 
         Args:
             plan: The whole transfer.
-            outcome: How it ended: a fault.
+            outcome: Its outcome, a fault.
 
         Returns:
-            None when every block is moved or found to be at fault, else what came in between (a
-            deadline, a peer that died).
+            None when every block was moved or is in `found`, else the outcome that ended the work
+            (a deadline, a dead peer).
         """
         spans: list[tuple[int, int, Outcome | None]] = [(0, len(plan.length), outcome)]
         while spans:
@@ -86,15 +86,17 @@ class Containment:
             spans += [(index + 1, last, None), (first, index, None)]
         return None
 
-    def _divide(self, here: int, there: int, size: int, outcome: Outcome) -> Outcome | None:
-        """Do the same for the slots or blocks of one descriptor, of which some are at fault."""
-        cuts = self._cuts(here, there, size, is_local=outcome.code == Code.LOCAL_FAULT)
+    def _divide(
+        self, local_addr: int, remote_addr: int, size: int, outcome: Outcome
+    ) -> Outcome | None:
+        """Do the same for the slots or blocks of one descriptor."""
+        cuts = self._cuts(local_addr, remote_addr, size, is_local=outcome.code == Code.LOCAL_FAULT)
         spans: list[tuple[int, int, Outcome | None]] = [(0, len(cuts) - 1, outcome)]
         while spans:
             low, high, known = spans.pop()
             offset, part = cuts[low], cuts[high] - cuts[low]
             if known is None:
-                words = np.array((here + offset, there + offset, part), np.uint64)
+                words = np.array((local_addr + offset, remote_addr + offset, part), np.uint64)
                 known = self.move(words[:1], words[1:2], words[2:])
             if known.code == Code.OK:
                 continue
@@ -102,15 +104,17 @@ class Containment:
                 return known
             if high - low == 1:
                 is_local = known.code == Code.LOCAL_FAULT
-                self._name((here if is_local else there) + offset, part, is_local=is_local)
+                self._name(
+                    (local_addr if is_local else remote_addr) + offset, part, is_local=is_local
+                )
             else:
                 middle = (low + high) // 2
                 spans += [(middle, high, None), (low, middle, None)]
         return None
 
-    def _cuts(self, here: int, there: int, size: int, *, is_local: bool) -> list[int]:
-        """Offsets at which a descriptor divides into slots or blocks, both its ends included."""
-        sides = [(self.local, here), (self.remote, there)]
+    def _cuts(self, local_addr: int, remote_addr: int, size: int, *, is_local: bool) -> list[int]:
+        """Return the offsets of the slots or blocks in a descriptor, and of its end."""
+        sides = [(self.local, local_addr), (self.remote, remote_addr)]
         for layout, addr in sides if is_local else reversed(sides):
             if layout is not None:
                 starts = {piece.addr - addr for piece in layout.locate(addr, size)}

@@ -1,9 +1,9 @@
-"""Memory at fault: which slots or blocks it is, and the marks that keep transfers off own memory.
+"""Fault marks on local memory: transfers do not touch marked slots and blocks.
 
-A mark belongs to every cache over the range and goes with it, or with a remap. Own memory gets its
-marks from own transfers that failed on it, and from own looks after a peer's notice (`notices`).
-The owner tells all its peers of its marks, so that their transfers fail at once and leave the
-memory alone. What a peer says of its own memory counts for its own caches alone.
+A mark belongs to every cache that covers the range, and ends with it or with a remap. It comes from
+a local transfer that failed on the memory, or from a probe after a peer's notice (`fault_notices`).
+The owner sends its marks to all peers, so that their transfers fail at once and do not touch the
+memory. The marks that a peer sends apply to that peer's caches only.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger("llm_datadist")
 
 
 def fault_of(cluster_id: int, cache: LocalCache | RemoteCache, piece: Piece) -> Fault:
-    """Make the public record of a piece of a cache."""
+    """Return the public record of a piece of a cache at fault."""
     return Fault(
         cluster_id=cluster_id,
         cache_id=cache.cache_id,
@@ -47,7 +47,7 @@ def fault_of(cluster_id: int, cache: LocalCache | RemoteCache, piece: Piece) -> 
 
 
 def fault_at(cluster_id: int, cache: LocalCache | RemoteCache | None, bad: BadRange) -> Fault:
-    """Make the public record of what a `Containment` found; `cache` is the one on that side."""
+    """Return the public record of a `BadRange`; `cache` is the cache on its side."""
     if cache is None or bad.piece is None:
         return Fault(
             cluster_id=cluster_id, cache_id=None, tensor_index=None, addr=bad.addr, size=bad.size
@@ -56,7 +56,7 @@ def fault_at(cluster_id: int, cache: LocalCache | RemoteCache | None, bad: BadRa
 
 
 def described(faults: Sequence[Fault]) -> str:
-    """Name the memory of some faults in an error text: the first, and how many more."""
+    """Return an error text that names the first fault and counts the others."""
     if not faults:
         return "the address is unknown"
     more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
@@ -72,7 +72,7 @@ def _described(fault: Fault) -> str:
 
 
 class FaultMarks:
-    """The marks on the memory of one instance. Thread-safe."""
+    """Fault marks on the memory of one instance. Thread-safe."""
 
     def __init__(self, instance: Instance) -> None:
         self._cluster_id = instance.cluster_id
@@ -85,12 +85,12 @@ class FaultMarks:
     def check_local(
         self, operation: str, cache: LocalCache, plan: Plan, peer: int | None, *, local: bool
     ) -> None:
-        """Refuse a transfer that touches a marked range of an own cache.
+        """Raise if a transfer touches a marked range of a local cache.
 
         Args:
             operation: Public name of the call.
-            cache: The own cache.
-            plan: What is to be moved.
+            cache: The local cache.
+            plan: The descriptors.
             peer: The other side, None for a copy.
             local: Whether the cache is the plan's local side.
 
@@ -118,27 +118,27 @@ class FaultMarks:
             )
 
     def mark(self, cache: LocalCache, ref: Ref, faults: Sequence[Fault]) -> None:
-        """Remember own memory that failed in a transfer that used the cache's entry `ref`."""
+        """Mark local memory that failed in a transfer that used the cache's entry `ref`."""
         if self._mark_all(cache, ref, [(fault.addr, fault.size) for fault in faults]):
             self.send_to_peers()
 
     def clear(self, addr: int, size: int) -> None:
-        """Forget the marks that touch a range."""
+        """Remove the marks that touch a range."""
         self._registry.clear_faulted(addr, size)
 
     def ranges(self) -> tuple[Fault, ...]:
-        """Return what is marked now."""
+        """Return the marked memory."""
         return tuple(
             fault_of(self._cluster_id, cache, piece) for cache, piece in self._registry.faulted()
         )
 
     def report_to_owner(self, link: Link, entry: Ref, faults: Sequence[Fault]) -> None:
-        """Tell the owner of a cache that its memory failed; nothing happens when it cannot be told.
+        """Mark memory of a peer that failed, and notify the peer; ignore a failed link.
 
         Args:
             link: To the owner.
-            entry: The cache as the transfer knew it.
-            faults: What failed.
+            entry: Entry of the cache that the transfer used.
+            faults: The memory that failed.
         """
         ranges = _reported(faults)
         if ranges and entry != ANY_ENTRY:
@@ -147,11 +147,11 @@ class FaultMarks:
                 self._links.notify(link, encode(Faulted(entry, ranges)))
 
     def on_peer_marks(self, link: Link, message: Marked) -> None:
-        """Take the peer's word for what of its memory is at fault."""
+        """Replace the recorded fault marks of a peer's cache."""
         link.data.marks.replace(message.entry, message.ranges)
 
     def _found(self, link: Link, cache: LocalCache, message: Faulted, bad: list[Piece]) -> None:
-        """Mark what this process itself could not read; tell the peer that asked in any case."""
+        """Mark pieces that the probe could not read, and answer the peer that sent the notice."""
         pieces = [(piece.addr, piece.size) for piece in bad]
         if not self._mark_all(cache, message.entry, pieces):
             self._answer(link, cache, message.entry)
@@ -168,7 +168,7 @@ class FaultMarks:
         )
 
     def _answer(self, link: Link, cache: LocalCache, entry: Ref) -> None:
-        """Tell a peer which marks a cache really has, so that it does not go on with its own."""
+        """Send a peer the actual marks of a cache, which replace the peer's."""
         marks = tuple((piece.addr, piece.size) for piece in cache.faulted[:MAX_RANGES])
         if cache.ref == entry:
             with suppress(LLMException):
@@ -176,7 +176,7 @@ class FaultMarks:
 
     @staticmethod
     def check_peer(operation: str, link: Link, remote: RemoteCache, plan: Plan) -> None:
-        """Refuse a transfer that touches memory of a peer that is known to be at fault.
+        """Raise if a transfer touches marked memory of a peer.
 
         Raises:
             LLMException: LLM_SUSPECT_REMOTE_ERROR with the ranges.
@@ -200,10 +200,10 @@ class FaultMarks:
         )
 
     def for_peers(self) -> list[Marked]:
-        """Return what a peer should know: the marks of the caches that it may touch.
+        """Return the marks of the caches that peers may access.
 
-        If they are very many, some are left out, so that a greeting can carry them; peers find
-        those out by themselves.
+        At most MAX_RANGES of them, so that an endpoint can carry them; transfers that touch the
+        others fail.
         """
         by_cache: dict[int, tuple[LocalCache, list[tuple[int, int]]]] = {}
         for cache, piece in self._registry.faulted()[:MAX_RANGES]:
@@ -213,7 +213,7 @@ class FaultMarks:
         return [Marked(cache.ref, tuple(ranges)) for cache, ranges in by_cache.values()]
 
     def send_to_peers(self) -> None:
-        """Send every peer the marks; those that cannot be told find out by themselves."""
+        """Send every peer the marks; ignore failed links."""
         bodies = [encode(message) for message in self.for_peers()]
         for link in self._links.links():
             with suppress(LLMException):
@@ -221,7 +221,7 @@ class FaultMarks:
                     self._links.notify(link, body)
 
     def _mark_all(self, cache: LocalCache, ref: Ref, ranges: Sequence[tuple[int, int]]) -> bool:
-        """Mark ranges; False if all were marked, or what failed was the memory before a remap."""
+        """Mark ranges; return False if all were marked already, or the cache was remapped."""
         marked = [self._registry.mark_faulted(addr, size) for addr, size in ranges]
         if cache.ref != ref:
             for addr, size in ranges:
@@ -231,7 +231,7 @@ class FaultMarks:
 
 
 def _reported(faults: Sequence[Fault]) -> tuple[tuple[int, int], ...]:
-    """Return the ranges of a notice: as many as the owner looks at."""
+    """Return the ranges of a notice, as many as the owner probes."""
     left = MAX_BYTES
     ranges = []
     for fault in faults[:MAX_RANGES]:

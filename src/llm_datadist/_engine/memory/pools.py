@@ -1,4 +1,4 @@
-"""Memory pools of an instance, from which caches are allocated."""
+"""Memory pools of an instance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["MemoryPools"]
 
 @final
 class MemoryPools:
-    """Owns the memory of the pools.
+    """Owns the memory of an instance's pools.
 
     Attributes:
         memories: The mapped segments.
@@ -30,7 +30,7 @@ class MemoryPools:
         self.by_placement: dict[Placement, Pool] = {}
 
     def add(self, placement: Placement, option: str, config: PoolConfig | None) -> None:
-        """Allocate the pool that an option asks for.
+        """Allocate the pool of an option; None for no pool.
 
         Raises:
             LLMException: LLM_OUT_OF_MEMORY.

@@ -1,4 +1,4 @@
-"""Registered memory and the backends that must know of it: told before, withdrawn after."""
+"""Registration of caches' memory with the backends, and its withdrawal."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _MANY_RANGES = 1000
 
 
 class MemoryRegistration:
-    """Tells the backends of one instance what is registered. Thread-safe.
+    """Registers the memory of caches with the backends of one instance. Thread-safe.
 
-    A backend whose peers read by themselves (`Capabilities.withdraws`) costs every end of a cache a
-    question to the peers of such links: have you stopped? One that does not answer loses its link,
-    and the backend sees to it that it cannot reach the memory.
+    Where peers read by themselves (`Capabilities.withdraws`), the end of a cache waits until they
+    have confirmed that they stopped. A peer that does not answer loses its link, and the backend
+    makes the memory unreachable for it.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class MemoryRegistration:
         self._life = life
 
     def locate(self, operation: str, addrs: Sequence[int], placement: Placement) -> int | None:
-        """Return which accelerator the caller's memory is of, None for host memory.
+        """Return the accelerator that owns the caller's memory, None for host memory.
 
         Raises:
             LLMException: LLM_PARAM_INVALID: several memories, or not what the placement says;
-                LLM_FEATURE_NOT_ENABLED: an accelerator's, and nothing here moves it.
+                LLM_FEATURE_NOT_ENABLED: an accelerator's, and no backend moves it.
         """
         device = device_memory(self._config, operation, addrs, placement)
         if device is not None and not any(map(reaches_devices, self._backends)):
@@ -63,10 +63,10 @@ class MemoryRegistration:
     def register(
         self, operation: str, layout: Layout, placement: Placement, device: int | None
     ) -> None:
-        """Memory is about to be published.
+        """Register memory before it is published.
 
         Raises:
-            LLMException: LLM_FAILED: it is an accelerator's, and the engine does not take it.
+            LLMException: LLM_FAILED: an accelerator's, which a backend refuses.
         """
         region = self._region(layout, placement, device)
         done: list[Backend] = []
@@ -85,7 +85,7 @@ class MemoryRegistration:
             ) from error
 
     def deregister(self, layout: Layout, placement: Placement, device: int | None) -> None:
-        """No transfer that begins now can succeed; end those that peers have begun."""
+        """End all transfers of memory whose guards are closed."""
         region = self._region(layout, placement, device)
         for backend in self._backends:
             if backend.capabilities.withdraws:

@@ -1,4 +1,4 @@
-"""remap_registered_memory: registers ranges anew and makes every peer drop the old mapping."""
+"""remap_registered_memory: registers ranges again and has every peer drop its mappings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPERATION = "remap_registered_memory"
 
 
 class Remap:
-    """The remap call of one instance, both ends of it. Thread-safe."""
+    """Both ends of remap_registered_memory. Thread-safe."""
 
     def __init__(self, instance: Instance, fault_marks: FaultMarks) -> None:
         self._instance = instance
@@ -35,7 +35,7 @@ class Remap:
         for backend in self._instance.backends:
             for address, size in ranges:
                 backend.remapped(address, size)
-        # New guards: from here on nothing that was resolved before can succeed.
+        # New guards: transfers of caches that were resolved before fail.
         registry = self._instance.registry
         touched = {
             local.cache_id: local
@@ -45,12 +45,12 @@ class Remap:
         registry.remap(list(touched.values()))
         for address, size in ranges:
             self._fault_marks.clear(address, size)
-        self._fault_marks.send_to_peers()  # what is left of the marks, under the new guards
+        self._fault_marks.send_to_peers()  # the remaining marks, under the new guards
         instance = self._instance
         drop_ranges(instance.links, instance.life, OPERATION, ranges, deadline_ns)
 
     def serve(self, link: Link, message: Remapped) -> bytes:
-        """A peer has remapped: forget its ranges. Called on an executor thread."""
+        """Forget ranges that a peer has remapped. Called on a worker thread."""
         for address, size in message.ranges:
             for channel in link.data.channels():
                 channel.forget(address, size)

@@ -1,1 +1,1 @@
-"""Transfers between two instances, and copies within one."""
+"""Transfers between two instances, copies within one."""

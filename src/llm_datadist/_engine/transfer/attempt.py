@@ -1,7 +1,7 @@
-"""One transfer between an own cache and a peer's, from the key to the last byte.
+"""Carries out one transfer: looks up, plans, checks fault marks, moves, consumes the key.
 
-`Attempts.run` reads from top to bottom: look up, plan, check marks, move, consume; or contain what
-is at fault, then retry or raise.
+After a memory fault it moves what can be moved (`Containment`). It repeats an attempt that may have
+failed because of an outdated view of the peer's directory; other failures are raised.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Request:
     Attributes:
         operation: Public name of the call.
         key: Names the peer's cache.
-        local: The own cache.
+        local: The local cache.
         plan: Makes the descriptors from what the key names.
         deadline_ns: When the call must end.
         write: Whether the peer's cache is the destination.
@@ -84,7 +84,7 @@ class Request:
 
 @dataclass(slots=True)
 class _Attempt:
-    """What one attempt moves.
+    """One attempt of a request, planned.
 
     Attributes:
         found: What the key names; None for bare addresses.
@@ -196,7 +196,7 @@ class Attempts:
         return version, found
 
     def _check_marks(self, request: Request, link: Link, attempt: _Attempt) -> None:
-        """Refuse an attempt that touches memory known to be at fault, on either side."""
+        """Raise if an attempt touches marked memory, on either side."""
         local, found = request.local, attempt.found
         if local.faulted:
             self._fault_marks.check_local(

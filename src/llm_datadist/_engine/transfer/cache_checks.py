@@ -1,4 +1,4 @@
-"""Checks of caches before a transfer is planned; all raise LLM_PARAM_INVALID."""
+"""Checks of caches and arguments before a transfer is planned; all raise LLM_PARAM_INVALID."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def as_slots(operation: str, local: LocalCache) -> Layout:
-    """The local cache divided into slots; refuses one whose slots are not one piece of memory."""
+    """Return a local cache as slots; refuse one whose slots are not contiguous."""
     check_slots_contiguous(operation, local.desc, local.layout)
     return local.layout
 
@@ -33,12 +33,12 @@ def check_slots_contiguous(operation: str, desc: CacheDesc, layout: Layout) -> N
 
 
 def as_blocks(local: LocalCache) -> Layout:
-    """The local cache divided into blocks along dimension 0, whatever it was registered as."""
+    """Return a local cache as blocks along dimension 0, also if it is a contiguous cache."""
     return local.layout if local.is_blocks else local.layout.divided(local.desc.num_blocks)
 
 
 def local_slots(operation: str, local: LocalCache, slot: int, name: str) -> Layout:
-    """The local cache as slots, with `slot` in range."""
+    """Return a local contiguous cache as slots; `slot` must be in range."""
     if local.is_blocks:
         raise invalid(
             operation,
@@ -56,6 +56,7 @@ def local_slots(operation: str, local: LocalCache, slot: int, name: str) -> Layo
 
 
 def local_blocks(operation: str, local: LocalCache, name: str) -> Layout:
+    """Return a local blocks cache as blocks."""
     if not local.is_blocks:
         raise invalid(
             operation,
@@ -66,10 +67,10 @@ def local_blocks(operation: str, local: LocalCache, name: str) -> Layout:
 
 
 def remote_slots(operation: str, remote: Resolved, key: AnyKey) -> Layout:
-    """The peer's cache as slots, with the key's slot in range.
+    """Return the peer's cache as slots; the key's slot must be in range.
 
-    An id may name a blocks cache, whose slots are its blocks: a cache that has lost its
-    BlocksCacheKey to another one stays reachable so.
+    The id may be that of a blocks cache, whose blocks then count as slots: so a cache whose
+    BlocksCacheKey went over to another one stays reachable.
     """
     layout = remote.cache.layout
     check_slots_contiguous(operation, remote.cache.desc, layout)
@@ -91,12 +92,12 @@ def remote_blocks(
     blocks: Blocks,
     name: str,
 ) -> Layout:
-    """The peer's blocks cache, with equal block bytes and every index in range."""
+    """Return the peer's cache as blocks, of equal size and with every index in range."""
     layout = remote.cache.layout
     if layout.unit_bytes != local.unit_bytes:
         raise invalid(
             operation,
-            f"a block has {local.unit_bytes} bytes here and {layout.unit_bytes} at the peer",
+            f"a block has {local.unit_bytes} bytes locally and {layout.unit_bytes} at the peer",
             "use caches of equal block shape and type",
             cluster_id=key.cluster_id,
         )
@@ -112,11 +113,13 @@ def remote_blocks(
 
 
 def check_size(operation: str, size: int) -> None:
+    """Refuse a size that is neither positive nor -1."""
     if size == 0 or size < -1:
         raise invalid(operation, f"size is {size}", "give the bytes per tensor, or -1 for the slot")
 
 
 def check_fits(operation: str, num_bytes: int, local: Layout, remote: Layout) -> None:
+    """Refuse a size beyond a slot of either side."""
     for side, layout in (("local", local), ("peer's", remote)):
         if num_bytes > layout.unit_bytes:
             raise invalid(
@@ -127,6 +130,7 @@ def check_fits(operation: str, num_bytes: int, local: Layout, remote: Layout) ->
 
 
 def check_pieces(operation: str, source: Layout, local: Layout, count: int) -> None:
+    """Refuse more blocks than a slot of the source has pieces."""
     pieces = slot_pieces(source, local.unit_bytes)
     if count > pieces:
         raise invalid(
@@ -138,6 +142,7 @@ def check_pieces(operation: str, source: Layout, local: Layout, count: int) -> N
 
 
 def check_equal(operation: str, src: Blocks, dst: Blocks) -> None:
+    """Refuse block lists of unequal length."""
     src_count, dst_count = len(src), len(dst)
     if src_count != dst_count:
         raise invalid(
@@ -148,6 +153,7 @@ def check_equal(operation: str, src: Blocks, dst: Blocks) -> None:
 
 
 def check_same_layers(operation: str, layers: Layers) -> None:
+    """Refuse a push to other layers than those that it sends."""
     src, dst, _ = layers
     if src is not None and dst is not None and src != dst:
         raise invalid(
@@ -162,7 +168,7 @@ def check_apart(operation: str, plan: Plan, *, write: bool) -> None:
 
     Args:
         operation: For the text.
-        plan: What is moved; both sides are addresses of this process.
+        plan: The descriptors; both sides are addresses of this process.
         write: Whether the remote side is the destination.
     """
     overlap = first_overlap(plan)

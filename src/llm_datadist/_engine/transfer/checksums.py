@@ -1,8 +1,8 @@
-"""End-to-end checks of transfers: both sides' memory has the same CRC-32C after the bytes moved.
+"""End-to-end checks of transfers: compares the CRC-32C of both sides' memory afterwards.
 
-Whatever the data path was: each side's native threads read their own memory, and the initiator
-compares. A transfer is checked in segments, each right after it was moved, while it is in the
-caches of the processors; on the same host a read is summed up as it arrives.
+Independent of the data path: the native threads of each side read their own memory, and the
+initiator compares. A transfer is checked in segments, each right after it was moved, while it is in
+the processors' caches; on the same host the checksums of a read are computed as it arrives.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 
 SEGMENT_BYTES = 16 << 20
 WINDOW_BYTES = 256 << 20
-"""The same for a read that takes its checksums as the bytes arrive."""
+"""The same for a read whose checksums are computed as the bytes arrive."""
 
 _MOST_REPORTED = 4096
 
 
 def checkable(plan: Plan, unit_bytes: int) -> Plan:
-    """Return the plan with descriptors short enough for a segment, cut between blocks (slots)."""
+    """Return the plan with no descriptor longer than a segment, cut between blocks (slots)."""
     return cut(plan, max(SEGMENT_BYTES // unit_bytes, 1) * min(unit_bytes, SEGMENT_BYTES))
 
 
 def faults_of(different: Plan, destination: Destination, *, write: bool) -> tuple[Fault, ...]:
-    """Name the slots or blocks at the destination that differ from their source.
+    """Return the slots or blocks at the destination that differ from their source.
 
     Args:
         different: Ranges that differ.
@@ -72,22 +72,22 @@ def faults_of(different: Plan, destination: Destination, *, write: bool) -> tupl
 
 @final
 class Checksums:
-    """Checked transfers of one instance. Thread-safe."""
+    """Carries out checked transfers of one instance. Thread-safe."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
 
     def run(self, data: DataPlane, transfer: Transfer, unit_bytes: int) -> tuple[Outcome, Plan]:
-        """Carry out a transfer by a `checkable` plan, and check it.
+        """Carry out a transfer with a `checkable` plan, and compare the checksums.
 
         Args:
             data: The link.
-            transfer: What to move.
-            unit_bytes: Of a block (slot): what is compared as one.
+            transfer: The transfer.
+            unit_bytes: Bytes of a block (slot), which is compared as one.
 
         Returns:
-            The outcome; its code is CORRUPT when something differs, and then what. What comes after
-            the segment (window) that it is in was not moved.
+            The outcome, and the ranges that differ if its code is CORRUPT. The segments (windows)
+            after the first that differs were not moved.
         """
         at_one_go = not transfer.write and data.channel.reads_and_sums
         check = self._read if at_one_go else self._move
@@ -98,64 +98,64 @@ class Checksums:
             moved_bytes += outcome.moved_bytes
             if outcome.code != Code.OK:
                 return _within(outcome, part, moved_bytes), different
-            version = 0  # it was current when the transfer began; from there on guards tell
+            version = 0  # checked when the transfer began; afterwards the guards are compared
         return Outcome(Code.OK, moved_bytes=moved_bytes), NO_PLAN
 
     def _read(self, data: DataPlane, transfer: Transfer, unit_bytes: int) -> tuple[Outcome, Plan]:
         """Read a window, while the owner computes its checksums.
 
-        It is good if it gives the bytes that the checksums are of, whether the owner has written in
-        between or not.
+        It succeeds if the bytes read have those checksums, whether the owner has written meanwhile
+        or not.
         """
         units = _units(transfer, unit_bytes)
 
-        def here() -> tuple[Outcome, Sums]:
+        def sum_local() -> tuple[Outcome, Sums]:
             return data.channel.read_and_sum(units)
 
-        outcome, different = _compare(data, transfer, units, here)
+        outcome, different = _compare(data, transfer, units, sum_local)
         if outcome.code in {Code.SYSTEM, Code.REMOTE_FAULT}:
-            # The owner, or the lanes, may do better, which takes a lane that no question has.
+            # The lanes may succeed; they must not wait for the lane that the question takes.
             return self._move(data, transfer, unit_bytes)
         return outcome, different
 
     def _move(self, data: DataPlane, transfer: Transfer, unit_bytes: int) -> tuple[Outcome, Plan]:
-        """Move a segment, then have both sides look at it."""
+        """Move a segment, then compare the checksums of both sides."""
         moved = data.channel.run(transfer)
         if moved.code != Code.OK:
             return moved, NO_PLAN
         units = _units(transfer, unit_bytes)
 
-        def here() -> tuple[Outcome, Sums]:
+        def sum_local() -> tuple[Outcome, Sums]:
             outcome, sums = self._node.checksum(
                 units.local, units.length, units.local_ref, units.deadline_ns
             )
             return outcome._replace(moved_bytes=moved.moved_bytes), sums
 
-        return _compare(data, transfer, units, here)
+        return _compare(data, transfer, units, sum_local)
 
 
 def _compare(
     data: DataPlane,
     transfer: Transfer,
     units: Transfer,
-    here: Callable[[], tuple[Outcome, Sums]],
+    sum_local: Callable[[], tuple[Outcome, Sums]],
 ) -> tuple[Outcome, Plan]:
-    """Compare the peer's checksums with the own ones, which `here` finds in the meantime."""
+    """Compare the peer's checksums with those that `sum_local` computes meanwhile."""
     if not len(units.length):
-        return here()[0], NO_PLAN
+        return sum_local()[0], NO_PLAN
     question = data.lanes.ask_checksum(units)
     found = None
     try:
-        found, own = here()
+        found, local_sums = sum_local()
     finally:  # an interrupt, too, must not leave a lane taken
         if found is None or found.code != Code.OK:
             question()
     if found.code == Code.OK:
-        answered, peers = question()
+        answered, remote_sums = question()
         found = answered._replace(moved_bytes=found.moved_bytes)
     if found.code != Code.OK:
         return found._replace(descriptor=_holder(transfer, units, found.descriptor)), NO_PLAN
-    places = np.flatnonzero(own != peers)
+    places = np.flatnonzero(local_sums != remote_sums)
     if not len(places):
         return found, NO_PLAN
     different = Plan(units.local[places], units.remote[places], units.length[places], 0)
@@ -163,7 +163,7 @@ def _compare(
 
 
 def _units(transfer: Transfer, unit_bytes: int) -> Transfer:
-    """Return what is compared: the same bytes in pieces that are of one block (slot) each."""
+    """Return the transfer in pieces of one block (slot) each, which are compared one by one."""
     whole = Plan(transfer.local, transfer.remote, transfer.length, 0)
     units = cut(whole, unit_bytes)
     if units is whole:
@@ -172,7 +172,7 @@ def _units(transfer: Transfer, unit_bytes: int) -> Transfer:
 
 
 def _within(outcome: Outcome, part: slice, moved_bytes: int) -> Outcome:
-    """Return the outcome of a part as that of the whole."""
+    """Return the outcome of a part as the outcome of the whole."""
     at = outcome.descriptor + part.start if outcome.descriptor >= 0 else -1
     return outcome._replace(descriptor=at, moved_bytes=moved_bytes)
 
@@ -190,7 +190,7 @@ def _part(transfer: Transfer, part: slice, version: int) -> Transfer:
 
 
 def _holder(transfer: Transfer, units: Transfer, index: int) -> int:
-    """Return the descriptor that a piece of `_units` is of; -1 for -1."""
+    """Return the descriptor that contains a piece of `_units`; -1 for -1."""
     if index < 0 or units is transfer:
         return index
     addr = units.local[index]

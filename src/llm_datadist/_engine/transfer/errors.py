@@ -1,4 +1,4 @@
-"""Turns outcomes of the data plane into the exceptions of the API (api.md 9), in one place."""
+"""Maps outcomes of the data plane to the exceptions of the API (api.md 9)."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from llm_datadist._plan import Plan
 
 _NOTHING = np.empty(0, np.uint64)
 NO_PLAN = Plan(_NOTHING, _NOTHING, _NOTHING, 0)
-"""For a failure before anything was planned."""
+"""No descriptors: for a failure before planning."""
 
 
 @dataclass(slots=True)
 class Failure:
-    """What is known when a transfer ended badly.
+    """Circumstances of a failed transfer.
 
     Attributes:
         operation: Public name of the call.
         cluster_id: The peer.
-        peer: The peer in words, with its address.
-        timeout_ms: The deadline that was given.
-        plan: The descriptors, to name the range at fault.
-        remote_name: The peer's cache in words.
-        finalizing: Whether this instance is being finalised.
+        peer: The peer for texts, with its address.
+        timeout_ms: The time limit of the call.
+        plan: The descriptors, to name a range.
+        remote_name: The peer's cache for texts.
+        finalizing: Whether this instance is being finalized.
         peer_alive: Whether the link is still up.
         faults: The memory at fault, if the outcome is a fault.
         device_trouble: Why memory of accelerators cannot be moved over the link.
@@ -48,7 +48,7 @@ class Failure:
 
 
 def complete(outcome: Outcome, plan: Plan) -> Outcome:
-    """Take a success for one only if every byte was moved; a data path may be wrong about it."""
+    """Turn a success that moved fewer bytes than planned into a protocol error."""
     if outcome.code == Code.OK and outcome.moved_bytes != plan.total_bytes:
         return outcome._replace(code=Code.PROTOCOL)
     return outcome
@@ -68,7 +68,7 @@ def failure(outcome: Outcome, known: Failure) -> LLMException:
 
 
 def _explained(outcome: Outcome, known: Failure) -> tuple[LLMStatusCode, str, str]:
-    """Return status, problem and remedy of a failure that concerns the instance or the link."""
+    """Return status, problem and remedy of a failure."""
     code = outcome.code
     moved = f"{outcome.moved_bytes} of {known.plan.total_bytes} bytes were moved"
     if code == Code.TIMEOUT:
@@ -106,7 +106,7 @@ def _explained(outcome: Outcome, known: Failure) -> tuple[LLMStatusCode, str, st
 
 
 def _explained_by_memory(outcome: Outcome, known: Failure) -> tuple[LLMStatusCode, str, str] | None:
-    """Return the same for a failure that concerns a cache or its memory."""
+    """Return the same if the outcome concerns a cache or its memory, else None."""
     code = outcome.code
     if code == Code.LOCAL_GONE:
         return (

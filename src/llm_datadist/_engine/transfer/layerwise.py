@@ -41,7 +41,7 @@ _PARALLEL_DESTINATIONS = 16
 
 
 class Layerwise:
-    """The layer-wise transfers of one instance. Thread-safe.
+    """Runs the layer-wise transfers of one instance. Thread-safe.
 
     Each transfer has one worker thread, a daemon, because the caller's synchronizer may block for
     ever. Several destinations of one layer are served at the same time.
@@ -94,7 +94,7 @@ class Layerwise:
         return CacheTask(state)
 
     def close(self) -> None:
-        """Complete every task with LLM_ENGINE_FINALIZED; running pushes end by themselves."""
+        """Complete every task with LLM_ENGINE_FINALIZED, without waiting for running pushes."""
         with self._lock:
             running, self._running = self._running, set()
         for state in running:
@@ -151,7 +151,7 @@ class Layerwise:
                 state.end_layer()
 
     def _send(self, targets: list[Destination], wanted: list[int], layer: int) -> list[_Sent]:
-        """Send to each destination at the same time, to the first of them from this thread."""
+        """Send one layer to all destinations at the same time, to the first on this thread."""
         first, *others = (targets[index] for index in wanted)
         sending = [self._senders.submit(_send_one, target, layer) for target in others]
         return [_send_one(first, layer), *map(_outcome, sending, others, repeat(layer))]
@@ -169,7 +169,7 @@ def _synchronized(synchronizer: LayerSynchronizer, layer: int) -> bool:
 
 
 def _outcome(sending: Future[_Sent], target: Destination, layer: int) -> _Sent:
-    """Wait for what a sender does; where no thread can be had for it, do it here."""
+    """Return the result of a sender; send on this thread if it got no thread."""
     try:
         return sending.result()
     except LLMException:

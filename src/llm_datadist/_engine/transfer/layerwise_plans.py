@@ -1,4 +1,4 @@
-"""What transfer_cache_async sends where: its arguments become one `Destination` per config."""
+"""Arguments of transfer_cache_async: one `Destination` per config, checked and planned."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _TENSORS_PER_LAYER = 2
 
 @dataclass(slots=True)
 class Source:
-    """The local side: a cache as slots or as blocks.
+    """The local cache of a layer-wise transfer, as slots or as blocks.
 
     Attributes:
         operation: Public name of the call.
@@ -57,11 +57,12 @@ class Source:
     dst_block_bytes: int
 
     def tensors(self, layer: int) -> range:
+        """Return the tensors of a layer."""
         first = layer * _TENSORS_PER_LAYER
         return range(first, first + _TENSORS_PER_LAYER)
 
     def plan(self, src: range, slot: int, remote: Layout, dst: range, dst_slot: int) -> Plan:
-        """Plan own tensors `src` against the peer's tensors `dst`."""
+        """Plan local tensors `src` against the peer's tensors `dst`."""
         if self.is_blocks:
             assert self.blocks is not None
             assert self.dst_blocks is not None
@@ -76,7 +77,7 @@ class Source:
 
 
 class Destination(ABC):
-    """One config: which layers it takes and how one is sent."""
+    """One destination of a layer-wise transfer."""
 
     layers: range
 
@@ -86,7 +87,7 @@ class Destination(ABC):
 
 
 class _RawDestination(Destination):
-    """A TransferConfig: bare addresses of the peer."""
+    """Bare addresses of a peer (TransferConfig)."""
 
     def __init__(self, transfers: Transfers, source: Source, config: TransferConfig) -> None:
         self._transfers = transfers
@@ -132,7 +133,7 @@ class _RawDestination(Destination):
 
 
 class _KeyDestination(Destination):
-    """A TransferWithCacheKeyConfig: a cache or a slot of the peer, looked up for every layer."""
+    """A cache or slot of a peer (TransferWithCacheKeyConfig), looked up for every layer."""
 
     def __init__(
         self, transfers: Transfers, source: Source, config: TransferWithCacheKeyConfig
@@ -188,7 +189,7 @@ class _KeyDestination(Destination):
             highest = int(source.dst_blocks.max(initial=-1))
             if layout.unit_bytes != source.dst_block_bytes:
                 problem = (
-                    f"a destination block has {source.dst_block_bytes} bytes here, "
+                    f"a destination block has {source.dst_block_bytes} bytes locally, "
                     f"{layout.unit_bytes} at the peer"
                 )
             elif highest >= layout.num_units:
@@ -197,7 +198,8 @@ class _KeyDestination(Destination):
             problem = f"slot {remote.slot} of the peer's {layout.num_units}"
         elif source.layout.unit_bytes > layout.unit_bytes:
             problem = (
-                f"a slot has {source.layout.unit_bytes} bytes here, {layout.unit_bytes} at the peer"
+                f"a slot has {source.layout.unit_bytes} bytes locally, "
+                f"{layout.unit_bytes} at the peer"
             )
         if problem:
             raise invalid(
@@ -208,7 +210,7 @@ class _KeyDestination(Destination):
 def make_destination(
     transfers: Transfers, source: Source, config: TransferConfig | TransferWithCacheKeyConfig
 ) -> Destination:
-    """Check one config against the source and return where it sends to.
+    """Return the destination of a config, checked against the source.
 
     Raises:
         LLMException: LLM_PARAM_INVALID.
@@ -219,7 +221,7 @@ def make_destination(
 
 
 def check_configs(operation: str, configs: Sequence[object], *, keys_allowed: bool) -> bool:
-    """Return whether the configs name cache keys; all must be of the type that the options allow.
+    """Return whether the configs have cache keys; all must be of the type that the options allow.
 
     Raises:
         TypeError, LLMException: as CacheManager.transfer_cache_async.
@@ -326,7 +328,7 @@ def _block_pairs(
                 "transfer from blocks to cache is not supported",
                 "give src_block_indices and dst_block_indices",
             )
-        every = blocks_array(operation, "src_block_indices", range_list(layout.num_units), None)
+        every = blocks_array(operation, "src_block_indices", list(range(layout.num_units)), None)
         return every, every
     if dst is None:
         raise invalid(
@@ -343,11 +345,6 @@ def _block_pairs(
             "give lists of equal length",
         )
     return src, dst
-
-
-def range_list(count: int) -> list[int]:
-    """0 to count - 1."""
-    return list(range(count))
 
 
 def _source_layers(source: Source, layers: range | None) -> range:

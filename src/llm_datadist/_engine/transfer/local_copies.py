@@ -1,4 +1,4 @@
-"""Copies within the process: copy_cache, copy_blocks, swap_blocks."""
+"""Copies between local caches: copy_cache, copy_blocks, swap_blocks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class LocalCopies:
-    """The local copies of one instance. Thread-safe."""
+    """Copies between the caches of one instance. Thread-safe."""
 
     def __init__(self, instance: Instance, fault_marks: FaultMarks) -> None:
         self._instance = instance
@@ -50,17 +50,20 @@ class LocalCopies:
                     f"{name} is a blocks cache",
                     "use copy_blocks or swap_blocks",
                 )
-        there, here = as_slots(operation, target), as_slots(operation, source)
-        if here.num_tensors != there.num_tensors or here.unit_bytes != there.unit_bytes:
+        dst_layout, src_layout = as_slots(operation, target), as_slots(operation, source)
+        if (
+            src_layout.num_tensors != dst_layout.num_tensors
+            or src_layout.unit_bytes != dst_layout.unit_bytes
+        ):
             raise invalid(
                 operation,
-                f"src has {here.num_tensors} tensors with slots of {here.unit_bytes} bytes, dst "
-                f"{there.num_tensors} with {there.unit_bytes}",
+                f"src has {src_layout.num_tensors} tensors with slots of {src_layout.unit_bytes} "
+                f"bytes, dst {dst_layout.num_tensors} with {dst_layout.unit_bytes}",
                 "use caches of equal tensors and slots",
             )
         for name, slot, layout in (
-            ("dst_batch_index", dst_slot, there),
-            ("src_batch_index", src_slot, here),
+            ("dst_batch_index", dst_slot, dst_layout),
+            ("src_batch_index", src_slot, src_layout),
         ):
             if slot >= layout.num_units:
                 raise invalid(
@@ -68,20 +71,20 @@ class LocalCopies:
                     f"{name} is {slot}, the cache has {layout.num_units} slots",
                     f"give 0 to {layout.num_units - 1}",
                 )
-        num_bytes = here.unit_bytes - offset if size == -1 else size
-        if size == 0 or size < -1 or num_bytes <= 0 or offset + num_bytes > here.unit_bytes:
+        num_bytes = src_layout.unit_bytes - offset if size == -1 else size
+        if size == 0 or size < -1 or num_bytes <= 0 or offset + num_bytes > src_layout.unit_bytes:
             raise invalid(
                 operation,
-                f"offset {offset} and size {size} of a slot of {here.unit_bytes} bytes",
+                f"offset {offset} and size {size} of a slot of {src_layout.unit_bytes} bytes",
                 "give a part of the slot, or size -1 for its rest",
             )
         plan = plan_slots(
-            there,
+            dst_layout,
             dst_slot,
-            there.all_tensors,
-            here,
+            dst_layout.all_tensors,
+            src_layout,
             src_slot,
-            here.all_tensors,
+            src_layout.all_tensors,
             num_bytes,
             offset_bytes=offset,
         )
@@ -107,18 +110,24 @@ class LocalCopies:
                 f"{operation}: src_cache has {source.desc.data_type}, dst_cache "
                 f"{target.desc.data_type}; use caches of one type"
             )
-        here, there = as_blocks(source), as_blocks(target)
-        if (here.num_tensors, here.unit_bytes) != (there.num_tensors, there.unit_bytes):
+        src_layout, dst_layout = as_blocks(source), as_blocks(target)
+        if (src_layout.num_tensors, src_layout.unit_bytes) != (
+            dst_layout.num_tensors,
+            dst_layout.unit_bytes,
+        ):
             raise ValueError(
-                f"{operation}: src_cache has {here.num_tensors} tensors with blocks of "
-                f"{here.unit_bytes} bytes, dst_cache {there.num_tensors} with {there.unit_bytes}; "
+                f"{operation}: src_cache has {src_layout.num_tensors} tensors with blocks of "
+                f"{src_layout.unit_bytes} bytes, dst_cache {dst_layout.num_tensors} with "
+                f"{dst_layout.unit_bytes}; "
                 "use caches of equal tensors and block shape"
             )
-        src = blocks_array(operation, "src_to_dst", list(pairs), here.num_units)
+        src = blocks_array(operation, "src_to_dst", list(pairs), src_layout.num_units)
         dst = blocks_array(
-            operation, "src_to_dst", list(pairs.values()), there.num_units, unique=True
+            operation, "src_to_dst", list(pairs.values()), dst_layout.num_units, unique=True
         )
-        plan = plan_blocks(there, dst, there.all_tensors, here, src, here.all_tensors)
+        plan = plan_blocks(
+            dst_layout, dst, dst_layout.all_tensors, src_layout, src, src_layout.all_tensors
+        )
         self._copy(operation, plan, target, source)
 
     def _copy(self, operation: str, plan: Plan, dst: LocalCache, src: LocalCache) -> None:
@@ -163,7 +172,7 @@ class LocalCopies:
             )
 
     def _ended(self, operation: str, outcome: Outcome) -> LLMException:
-        """Make the exception for an outcome that is neither success nor a fault."""
+        """Return the exception for an outcome that is neither success nor a memory fault."""
         code = outcome.code
         if code in (Code.CLOSED, Code.CANCELLED) or self._instance.life.closing:
             return finalized(operation)
