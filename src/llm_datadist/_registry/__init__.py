@@ -7,7 +7,7 @@ told); `reader` is a peer's directory as seen from here. `records` is what both 
 from __future__ import annotations
 
 from llm_datadist._registry.caches import CacheRegistry
-from llm_datadist._registry.local import LocalCache
+from llm_datadist._registry.local_cache import LocalCache
 from llm_datadist._registry.node import MemoryListener, Node
 from llm_datadist._registry.pool import OutOfMemory, Pool, PoolUse
 from llm_datadist._registry.reader import DirectoryReader, DirectorySource, RemoteCache, Resolved

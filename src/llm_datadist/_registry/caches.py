@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, final
 from llm_datadist._errors import LLMStatusCode, fail, finalized, invalid
 from llm_datadist._logs import later
 from llm_datadist._registry.layouts import cache_layout
-from llm_datadist._registry.local import LocalCache
+from llm_datadist._registry.local_cache import LocalCache
 from llm_datadist._registry.pool import OutOfMemory
 from llm_datadist._registry.records import key_name
 from llm_datadist._registry.tables import Tables, Wanted

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, final
 import numpy as np
 
 from llm_datadist._errors import LLMStatusCode, fail, invalid
-from llm_datadist._registry.local import LocalCache
+from llm_datadist._registry.local_cache import LocalCache
 from llm_datadist._registry.records import key_name
 from llm_datadist._registry.writer import DirectoryFull, DirectoryWriter
 from llm_datadist._types import BlocksCacheKey, Cache, CacheKey
