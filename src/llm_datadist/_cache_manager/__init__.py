@@ -1,4 +1,4 @@
-"""CacheManager: the cache calls of the API. Argument types are checked here; the work is below.
+"""CacheManager: the cache calls of the API. Checks the types of arguments and calls the engine.
 
 One module per group of calls.
 """

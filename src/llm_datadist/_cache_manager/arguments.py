@@ -1,6 +1,8 @@
-"""Checks of arguments that several methods of CacheManager share."""
+"""Checks of arguments of CacheManager's methods; each returns the checked value."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from llm_datadist._types.addresses import check_addrs
 from llm_datadist._types.checks import check_instance, check_int, check_range
@@ -8,10 +10,12 @@ from llm_datadist._types.desc import CacheDesc
 from llm_datadist._types.keys import CacheKey
 from llm_datadist._types.transfer import MemInfo
 
-LayerArguments = tuple["range | None", "range | None", int]
+if TYPE_CHECKING:
+    from llm_datadist._plan import Layers
 
 
-def check_layers(src: object, dst: object, tensors_per_layer: object) -> LayerArguments:
+def check_layers(src: object, dst: object, tensors_per_layer: object) -> Layers:
+    """Return the layer arguments of a transfer."""
     if src is not None:
         src = check_range("src_layer_range", src)
     if dst is not None:
@@ -20,16 +24,16 @@ def check_layers(src: object, dst: object, tensors_per_layer: object) -> LayerAr
 
 
 def check_registration(operation: str, cache_desc: object, addrs: object) -> tuple[int, ...]:
+    """Return the addresses of a cache to register, which fit its description."""
     if cache_desc is None:
         raise AttributeError("cache_desc is None; give a CacheDesc")
     desc = check_instance("cache_desc", cache_desc, CacheDesc)
-    if addrs is None:
-        raise AttributeError("addrs is None; give a list with the address of each tensor")
     desc.check_usable(operation)
     return check_addrs(operation, desc, addrs)
 
 
 def check_keys(cache_keys: object) -> tuple[CacheKey, ...]:
+    """Return a list of CacheKeys."""
     keys = check_instance("cache_keys", cache_keys, list, tuple)
     for position, key in enumerate(keys):
         check_instance(f"cache_keys[{position}]", key, CacheKey)
@@ -37,6 +41,7 @@ def check_keys(cache_keys: object) -> tuple[CacheKey, ...]:
 
 
 def check_dict(name: str, value: object) -> None:
+    """Raise TypeError unless `value` is a dict of ints, or of lists of ints."""
     if not isinstance(value, dict):
         raise TypeError(f"{name} only support dict, got {type(value).__name__}")
     for key, item in value.items():
@@ -46,6 +51,7 @@ def check_dict(name: str, value: object) -> None:
 
 
 def check_block_lists(name: str, value: dict[int, list[int]]) -> None:
+    """Raise TypeError unless each value is a list or tuple."""
     for block, targets in value.items():
         if not isinstance(targets, list | tuple):
             raise TypeError(
@@ -55,6 +61,7 @@ def check_block_lists(name: str, value: dict[int, list[int]]) -> None:
 
 
 def check_mem_infos(mem_infos: object) -> tuple[MemInfo, ...]:
+    """Return one MemInfo or a list of them as a tuple."""
     if isinstance(mem_infos, MemInfo):
         return (mem_infos,)
     infos = check_instance("mem_infos", mem_infos, list, tuple)

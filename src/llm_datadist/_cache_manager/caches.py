@@ -1,4 +1,4 @@
-"""Registering, allocating and naming caches."""
+"""Calls that register, allocate and name caches."""
 
 from __future__ import annotations
 

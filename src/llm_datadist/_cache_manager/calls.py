@@ -1,4 +1,4 @@
-"""What all groups of calls of CacheManager have in common."""
+"""Base of the groups of calls that make up CacheManager."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class Calls:
-    """The calls of one instance; each checks its arguments and hands the work to the engine."""
+    """A group of calls; each checks its arguments and calls the engine."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

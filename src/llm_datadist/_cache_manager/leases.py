@@ -1,4 +1,4 @@
-"""Leases: what readers ask owners to keep, and what owners know of it."""
+"""Calls about leases: those of readers and those of owners."""
 
 from __future__ import annotations
 

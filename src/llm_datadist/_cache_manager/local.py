@@ -1,4 +1,4 @@
-"""Copies within one instance."""
+"""Calls that copy within one instance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory at fault and its replacement."""
+"""Calls about memory faults and replaced memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class MemoryCalls(Calls):
     def remap_registered_memory(
         self, mem_infos: MemInfo | list[MemInfo] | tuple[MemInfo, ...]
     ) -> None:
-        """Register memory anew after its pages were replaced at the same addresses.
+        """Register memory again after its pages were replaced at the same addresses.
 
         Args:
             mem_infos: Ranges of MEM_TYPE_DEVICE, each wholly inside registered memory; addresses
@@ -40,7 +40,7 @@ class MemoryCalls(Calls):
     def faulted_ranges(self) -> tuple[Fault, ...]:
         """Own memory that transfers could not access, as in `LLMException.faults` *(extension)*.
 
-        Own transfers that failed on it have marked it, or a peer has told of one of its own.
+        It was marked by a failed transfer of this instance, or after a notice of a peer.
         Transfers of this instance that touch a marked range raise LLM_DEVICE_MEM_ERROR at once, and
         those of linked peers LLM_SUSPECT_REMOTE_ERROR, without touching the memory. A remap of any
         part of it takes the mark away, and so does the end of the cache.

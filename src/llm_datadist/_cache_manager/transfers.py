@@ -1,4 +1,4 @@
-"""Transfers between an own cache and a peer's."""
+"""Calls that transfer between a local cache and a peer's."""
 
 from __future__ import annotations
 

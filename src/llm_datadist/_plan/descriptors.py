@@ -1,4 +1,4 @@
-"""From layouts and checked indices to plans."""
+"""Plans from layouts and checked indices."""
 
 from __future__ import annotations
 
@@ -178,18 +178,18 @@ def _plan_units(
             pairs = [(local_offset, remote_offset)]
         else:
             pairs = [
-                (local_shift + here * unit_bytes, remote_shift + there * unit_bytes)
-                for here, there in zip(local_blocks.tolist(), remote_blocks.tolist(), strict=True)
+                (local_shift + local * unit_bytes, remote_shift + remote * unit_bytes)
+                for local, remote in zip(local_blocks.tolist(), remote_blocks.tolist(), strict=True)
             ]
             pairs.sort(key=_few_order(pairs, push=push))
         return _plan_few(local, local_tensors, remote, remote_tensors, pairs, unit_bytes)
-    here, there, lengths = _runs(local_blocks, remote_blocks, push=push)
+    local_firsts, remote_firsts, lengths = _runs(local_blocks, remote_blocks, push=push)
     unit = np.uint64(unit_bytes)
     return _expand(
         local.addrs[local_tensors.start : local_tensors.stop],
         remote.addrs[remote_tensors.start : remote_tensors.stop],
-        here * unit + np.uint64(local_shift),
-        there * unit + np.uint64(remote_shift),
+        local_firsts * unit + np.uint64(local_shift),
+        remote_firsts * unit + np.uint64(remote_shift),
         lengths * unit,
         count * unit_bytes * len(local_tensors),
     )
@@ -220,16 +220,16 @@ def _plan_few(
         local_start = local.starts[tensor]
         remote_start = remote.starts[tensor + tensor_shift]
         for local_offset, remote_offset in offsets:
-            here = local_start + local_offset
-            there = remote_start + remote_offset
-            if here == local_end and there == remote_end:
+            local_addr = local_start + local_offset
+            remote_addr = remote_start + remote_offset
+            if local_addr == local_end and remote_addr == remote_end:
                 lengths[-1] += length
             else:
-                locals_.append(here)
-                remotes.append(there)
+                locals_.append(local_addr)
+                remotes.append(remote_addr)
                 lengths.append(length)
-            local_end = here + length
-            remote_end = there + length
+            local_end = local_addr + length
+            remote_end = remote_addr + length
     count = len(lengths)
     joined = np.array(locals_ + remotes + lengths, _U64)  # one array costs less than three
     return Plan(

@@ -1,4 +1,4 @@
-"""Where the tensors of a cache lie, and what a plan is."""
+"""Layout of a cache's tensors; plans and their descriptors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """Where the tensors of a cache lie and how they divide into equal units (slots or blocks).
+    """Addresses of a cache's tensors and their division into equal units (slots or blocks).
 
     Attributes:
         addrs: Address of each tensor, uint64.
@@ -99,7 +99,7 @@ class Layout:
         )
 
     def locate(self, addr: int, size: int) -> Iterator[Piece]:
-        """Name the slots or blocks of which `[addr, addr + size)` is a part (for fault records)."""
+        """Yield the slots or blocks that contain a part of `[addr, addr + size)`."""
         for tensor_index, start in enumerate(self.starts):
             first = max(addr - start, 0)
             last = min(addr + size - start, self.tensor_bytes)

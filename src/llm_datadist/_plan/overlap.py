@@ -1,4 +1,4 @@
-"""Ranges that a copy within one process would both read and write."""
+"""Overlap between source and destination of a copy within one process."""
 
 from __future__ import annotations
 

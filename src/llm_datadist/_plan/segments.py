@@ -1,4 +1,4 @@
-"""Division of a plan into parts that are moved, and looked at, one after the other."""
+"""Division of plans: into segments that are checked one by one, and at allocation borders."""
 
 from __future__ import annotations
 
@@ -33,15 +33,17 @@ def cut(plan: Plan, limit_bytes: int) -> Plan:
 
 
 def cut_between(plan: Plan, local: Sequence[int], remote: Sequence[int]) -> Plan:
-    """Return the plan with no descriptor that goes on beyond one of the given addresses.
+    """Return the plan with no descriptor that crosses one of the given addresses.
 
     Args:
         plan: Whose neighbours may have been made one.
         local, remote: Where something else begins on either side, a tensor say; in any order.
     """
-    here, there = (np.sort(np.array(each, np.uint64)) for each in (local, remote))
+    local_starts, remote_starts = (
+        np.sort(np.array(starts, np.uint64)) for starts in (local, remote)
+    )
     while True:
-        room = np.minimum(_room(here, plan.local), _room(there, plan.remote))
+        room = np.minimum(_room(local_starts, plan.local), _room(remote_starts, plan.remote))
         beyond = plan.length > room
         if not beyond.any():
             return plan

@@ -1,7 +1,7 @@
-"""Who has which memory: the caches and keys of this instance, its pools, and peers' directories.
+"""Caches and keys of this instance, its pools, and the directories of peers.
 
-`caches` is the owner's registry, over `pool` (memory to hand out) and `writer` (what peers are
-told); `reader` is a peer's directory as seen from here. `records` is what both agree on.
+`caches` is the owner's registry, over `pool` (page allocator) and `writer` (publishes the
+directory); `reader` reads a peer's directory. `records` is the format that both use.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 One lock guards the tables and the directory, and nothing slow happens under it. What may take the
 time of a batch, closing an entry, happens outside: a cache first leaves the tables (its keys and
 its id are free again), then its entry is closed (from there on its memory is final), then its
-guards and its directory record go, last its pages go back to their pool. Whoever asks for the same
-thing meanwhile waits for the end, so that every return means final.
+guards and its directory record go, last its pages go back to their pool. A call that ends the same
+cache meanwhile waits, so that the cache is final whenever such a call returns.
 
 Peers consume keys without this process taking part; `reap` turns that into holds that are dropped.
 """
@@ -50,11 +50,11 @@ class CacheRegistry:
         node: The instance's native node.
         max_registered_addrs: Limit of the sum of addresses over all registered caches.
         pools: The pools there are, by placement.
-        listener: Told of all memory before it is published and after it is final.
+        listener: Registers all memory before it is published, deregisters it after it is final.
         log_capacity: Bytes that the node's directory log can hold.
 
     Attributes:
-        on_gone: Told the id of each cache that has ended, once it is final; must not block.
+        on_gone: Called with the id of each cache that has ended, once it is final; must not block.
 
     Argument types are the caller's duty. Thread-safe.
     """
@@ -109,7 +109,14 @@ class CacheRegistry:
             self.reap()
         accessible = _accessible(desc, remote_accessible)
         return self._publish(
-            Wanted(operation, desc, tuple(addrs), False, accessible, False, slots, None)
+            Wanted(
+                operation,
+                desc,
+                addrs=tuple(addrs),
+                is_blocks=False,
+                accessible=accessible,
+                slots=slots,
+            )
         )
 
     def register_blocks_cache(
@@ -127,7 +134,14 @@ class CacheRegistry:
         accessible = _accessible(desc, remote_accessible)
         key = None if blocks_cache_key is None else blocks_cache_key.model_id
         return self._publish(
-            Wanted(operation, desc, tuple(addrs), True, accessible, False, {}, key)
+            Wanted(
+                operation,
+                desc,
+                addrs=tuple(addrs),
+                is_blocks=True,
+                accessible=accessible,
+                blocks_key=key,
+            )
         )
 
     def unregister_cache(self, cache_id: int) -> None:
@@ -165,14 +179,16 @@ class CacheRegistry:
         slots = _key_slots(operation, desc, cache_keys)
         if slots:
             self.reap()
-        return self._allocate(Wanted(operation, desc, (), False, True, True, slots, None))
+        return self._allocate(Wanted(operation, desc, is_blocks=False, allocated=True, slots=slots))
 
     def allocate_blocks_cache(
         self, desc: CacheDesc, blocks_cache_key: BlocksCacheKey | None = None
     ) -> Cache:
         """Allocate a blocks cache; it lives until it is deallocated. See `allocate_cache`."""
         key = None if blocks_cache_key is None else blocks_cache_key.model_id
-        return self._allocate(Wanted("allocate_blocks_cache", desc, (), True, True, True, {}, key))
+        return self._allocate(
+            Wanted("allocate_blocks_cache", desc, is_blocks=True, allocated=True, blocks_key=key)
+        )
 
     def deallocate(self, operation: str, cache: Cache) -> None:
         """Drop the id's hold of an allocated cache; freed, and final, if no key holds it.
@@ -223,7 +239,7 @@ class CacheRegistry:
             self._finish(local)
 
     def reap(self) -> int:
-        """Drop the holds of keys that peers have consumed; return how many there were."""
+        """Drop the holds of keys that peers have consumed; return their number."""
         with self._lock:
             refs = self._node.consumed()
             freed = []
@@ -238,7 +254,7 @@ class CacheRegistry:
     # ---- looking up
 
     def find(self, operation: str, cache: Cache) -> LocalCache:
-        """Return what is known of a caller's cache.
+        """Return the registry's record of a caller's cache.
 
         Raises:
             LLMException: LLM_KV_CACHE_NOT_EXIST: it is unregistered or freed; LLM_PARAM_INVALID:
@@ -260,7 +276,7 @@ class CacheRegistry:
         )
 
     def named(self, key: BlocksCacheKey | CacheKey | CacheKeyByIdAndIndex) -> Named | None:
-        """Return the live cache that a key of this instance names, and the slot of it."""
+        """Return the live cache that a key of this instance names, and its slot."""
         if isinstance(key, CacheKey):
             self.reap()
         with self._lock:
@@ -306,7 +322,7 @@ class CacheRegistry:
     # ---- memory at fault
 
     def mark_faulted(self, addr: int, size: int) -> bool:
-        """Mark what caches have of `[addr, addr + size)` as not accessible; False if nothing is."""
+        """Mark slots and blocks in `[addr, addr + size)` as at fault; return whether one is new."""
         marked = False
         for local in self.overlapping(addr, size):
             found = tuple(local.layout.locate(addr, size))
@@ -317,7 +333,7 @@ class CacheRegistry:
         return marked
 
     def clear_faulted(self, addr: int, size: int) -> None:
-        """Forget the marks that touch `[addr, addr + size)`."""
+        """Remove the fault marks that touch `[addr, addr + size)`."""
         for local in self.overlapping(addr, size):
             with self._lock:
                 local.faulted = tuple(
@@ -327,14 +343,14 @@ class CacheRegistry:
                 )
 
     def faulted(self) -> list[tuple[LocalCache, Piece]]:
-        """Return every mark there is."""
+        """Return all fault marks."""
         with self._lock:
             return [(local, piece) for local in self._caches.values() for piece in local.faulted]
 
     # ---- remapping and the end
 
     def remap(self, caches: Sequence[LocalCache]) -> None:
-        """Give caches new entries, so that whatever peers hold of the old ones is void.
+        """Give caches new entries, so that references of peers to the old ones are void.
 
         Args:
             caches: Of this registry; those that ended meanwhile are passed over.
@@ -373,8 +389,6 @@ class CacheRegistry:
                 "directory_bytes": self._tables.directory.tail,
             }
 
-    # ---- inside
-
     def _allocate(self, wanted: Wanted) -> Cache:
         desc = wanted.desc
         pool = self._pools.get(desc.placement)
@@ -405,7 +419,7 @@ class CacheRegistry:
             raise
 
     def _settle(self) -> None:
-        """Wait for all memory that is on its way back to a pool."""
+        """Wait until caches that are ending have returned their memory to the pool."""
         self.reap()
         with self._lock:
             ending = list(self._closing.values())
@@ -432,7 +446,7 @@ class CacheRegistry:
             raise
 
     def _finish(self, local: LocalCache) -> None:
-        """Make the memory of a detached cache final and give it back."""
+        """End the use of a detached cache's memory and return it to its pool."""
         placement = local.desc.placement
         try:
             with local.transition:

@@ -1,4 +1,4 @@
-"""From a cache's description to its layout."""
+"""Layout of a cache from its description."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cache of this instance as the library holds it."""
+"""Record of a live cache of this instance."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @final
 class LocalCache:
-    """What the registry knows of one cache. Changed by the registry only.
+    """The registry's record of one cache. Changed by the registry only.
 
     Attributes:
         cache: The object that the caller holds.
@@ -87,7 +87,7 @@ class LocalCache:
 
     @classmethod
     def unregistered(cls, cache: Cache) -> LocalCache:
-        """Describe a cache that `Cache.create_cpu_cache` made: there is nothing to check."""
+        """Return a record of a cache that `Cache.create_cpu_cache` made, without an entry."""
         desc = cache.cache_desc
         layout = cache_layout(desc, cache.tensor_addrs, is_blocks=cache.is_blocks_cache)
         return cls(cache, desc, layout, accessible=False, allocated=False)
@@ -98,7 +98,7 @@ class LocalCache:
         return self.named or (self.allocated and bool(self.keys))
 
     def record(self, blocks_key: int | None) -> Added:
-        """Return what peers are told of it; the addresses only if they may touch it."""
+        """Return the directory record; it has addresses only if peers may touch them."""
         addrs = self.layout.addrs.astype(np.dtype("<u8")).tobytes() if self.accessible else b""
         return Added(
             cache_id=self.cache_id,

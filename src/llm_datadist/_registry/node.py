@@ -1,4 +1,4 @@
-"""What the registry needs from the native node, and the lasting facts about references."""
+"""Interfaces that the registry needs: the native node, and the listener of registrations."""
 
 from __future__ import annotations
 
@@ -45,29 +45,29 @@ class Node(Log, Protocol):
         """
 
     def close_entry(self, index: int, value: int, /) -> bool:
-        """End that; when it returns no transfer touches the memory any more."""
+        """Close an entry; when it returns no transfer touches the memory any more."""
 
     def reopen_entry(self, index: int, value: int, /) -> int:
-        """End and begin it again; return the new value, 0 if it was not live."""
+        """Close an entry and open it with a new value; return the value, 0 if it was not open."""
 
     def open_key(self) -> Ref:
-        """Make a key guard. ValueError or MemoryError when none is left."""
+        """Open a key guard. ValueError or MemoryError when none is left."""
 
     def close_key(self, index: int, value: int, /) -> bool:
-        """End a key guard; False if a peer had consumed it. Exactly once per guard."""
+        """Close a key guard; return False if a peer had consumed it. Once per guard."""
 
     def consumed(self) -> list[Ref]:
         """Return the key guards that peers consumed since the last call."""
 
 
 class MemoryListener(Protocol):
-    """Told of memory that data paths must register by themselves (an RDMA engine, say).
+    """Registers memory with data paths that need it (an RDMA engine, for example).
 
     Of what peers may reach; `locate` is asked about all memory of the caller.
     """
 
     def locate(self, operation: str, addrs: Sequence[int], placement: Placement) -> int | None:
-        """Return the accelerator that memory of the caller is of, None for host memory.
+        """Return the accelerator that owns the caller's memory, None for host memory.
 
         An exception fails the registration.
         """
@@ -75,7 +75,7 @@ class MemoryListener(Protocol):
     def register(
         self, operation: str, layout: Layout, placement: Placement, device: int | None
     ) -> None:
-        """Memory is about to be published. An exception fails the registration."""
+        """Register memory before it is published. An exception fails the registration."""
 
     def deregister(self, layout: Layout, placement: Placement, device: int | None) -> None:
-        """Memory is not reachable any more; must not raise."""
+        """End all use of memory whose entry is closed. Must not raise."""

@@ -1,4 +1,4 @@
-"""A pool of memory that is handed out in whole pages.
+"""Page allocator of a memory pool.
 
 Free runs are kept sorted by address and neighbours are joined when memory comes back, so that
 `largest free run` is exact and fragmentation never outlives the allocations that caused it.
@@ -28,7 +28,7 @@ class PoolUse(NamedTuple):
 
 
 class OutOfMemory(Exception):
-    """A pool cannot give what is asked; nothing was allocated.
+    """The pool has no room for the request; nothing was allocated.
 
     Attributes:
         asked: Bytes asked, rounded up to pages.
@@ -45,7 +45,7 @@ class OutOfMemory(Exception):
 
 @final
 class Pool:
-    """Hands out extents of the address range `[address, address + size)`; never touches it.
+    """Allocates extents of the address range `[address, address + size)`; never touches it.
 
     Args:
         address: First byte.
@@ -70,7 +70,7 @@ class Pool:
         """Return the addresses of `num_tensors` extents, each of whole pages.
 
         They lie one behind the other where one free run has room for all (transfers of
-        neighbouring tensors can then be merged), else where there is room.
+        neighboring tensors can then be merged), else where there is room.
 
         Raises:
             OutOfMemory: There is no room for all of them; none was taken.
@@ -88,7 +88,7 @@ class Pool:
         return tuple(self.address + (first << self._page_shift) for first in firsts)
 
     def free(self, addresses: tuple[int, ...]) -> None:
-        """Take extents back.
+        """Free extents.
 
         Raises:
             ValueError: An address is not that of an extent that is handed out.
@@ -111,7 +111,7 @@ class Pool:
             )
 
     def _take(self, pages: int) -> int | None:
-        """Take pages from the shortest run that has them; return the first, None if none has."""
+        """Take pages from the shortest run that is long enough; return the first page, or None."""
         best = -1
         best_length = self._num_pages + 1
         for place, length in enumerate(self._lengths):

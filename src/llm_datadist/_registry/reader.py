@@ -1,4 +1,4 @@
-"""A peer's directory as this instance knows it: parsed once, then kept up by version.
+"""Reader of a peer's directory: parses it once, then only what a new version adds.
 
 When the version has not changed, a lookup costs one comparison and a dictionary access; when it
 has, the new records are fetched and parsed, or all of them where the owner compacted its log.
@@ -55,14 +55,14 @@ _BYTES_BETWEEN_LOOKS = 64 << 10
 class DirectorySource(Protocol):
     """Where a peer's directory is read from. Deadlines are CLOCK_MONOTONIC nanoseconds.
 
-    What it raises (the peer died, the deadline passed) goes through to the caller of the reader.
+    Its exceptions (dead peer, deadline) reach the caller of the reader.
     """
 
     def version(self, deadline_ns: int) -> int:
         """Return the directory's version now."""
 
     def read_log(self, offset: int, size: int, deadline_ns: int) -> bytes:
-        """Return that piece of the log."""
+        """Return a piece of the log."""
 
 
 @dataclass(slots=True, eq=False)
@@ -127,11 +127,11 @@ class DirectoryReader:
 
     @property
     def version(self) -> int:
-        """Version that the reader knows: a precondition for requests that go without a refresh."""
+        """Version that was read last; a condition of transfers that skip the refresh."""
         return self._version
 
     def refresh(self, operation: str, deadline_ns: int) -> bool:
-        """Learn what changed at the peer; return whether anything did.
+        """Read what has changed at the peer; return whether anything has.
 
         Raises:
             LLMException: LLM_TIMEOUT if the peer was rewriting its directory until the deadline, or
@@ -157,7 +157,7 @@ class DirectoryReader:
         return True
 
     def lookup(self, key: AnyKey) -> Resolved | None:
-        """Return what a key names as far as is known, without asking the peer."""
+        """Return what a key names as of the known version, without asking the peer."""
         tables = self._tables
         if isinstance(key, BlocksCacheKey):
             return tables.blocks_keys.get(key.model_id)
@@ -169,13 +169,13 @@ class DirectoryReader:
         return Resolved(cache, key.batch_index, NO_REF)
 
     def resolve(self, operation: str, key: AnyKey, deadline_ns: int, *, fresh: bool) -> Resolved:
-        """Return what a key names, and that peers may touch it.
+        """Return the accessible cache that a key names.
 
         Args:
-            operation: API call on whose behalf this is done.
+            operation: API call.
             key: Any key with the peer's cluster id.
-            deadline_ns: Limit of what is asked of the peer.
-            fresh: Ask first; otherwise only when the key is not known.
+            deadline_ns: Deadline of reads from the peer.
+            fresh: Read what is new first; otherwise only when the key is not known.
 
         Raises:
             LLMException: LLM_KV_CACHE_NOT_EXIST if the peer has nothing of that name,
@@ -205,11 +205,11 @@ class DirectoryReader:
         return resolved
 
     def caches(self) -> list[RemoteCache]:
-        """Return the caches that are known."""
+        """Return the known caches."""
         return list(self._tables.caches.values())
 
     def _take(self, operation: str, version: int, deadline_ns: int) -> bool:
-        """Fetch and apply what leads to `version`; False if the log was rewritten meanwhile."""
+        """Read and apply the log up to `version`; return False if it was rewritten meanwhile."""
         era, tail = version >> _TAIL_BITS, version & _TAIL_MASK
         known_era, known_tail = self._version >> _TAIL_BITS, self._version & _TAIL_MASK
         same_era = era == known_era
@@ -230,7 +230,7 @@ class DirectoryReader:
         return True
 
     def _apply(self, operation: str, log: bytes, deadline_ns: int) -> None:
-        """Apply the frames that follow the known ones; the version grows with each of them.
+        """Apply the frames after the known ones; the version grows with each.
 
         So a call that is out of time leaves what it has parsed to the next call.
         """
@@ -266,7 +266,7 @@ class DirectoryReader:
 
 
 class _Tables:
-    """Everything that one era of a log says. Lookups need no lock."""
+    """Contents of one era of a log. Lookups need no lock."""
 
     def __init__(self) -> None:
         self.caches: dict[int, RemoteCache] = {}

@@ -1,4 +1,4 @@
-"""Records of an instance's directory: what its peers know about its caches.
+"""Records of a directory, which describes an instance's caches to its peers.
 
 The owner appends them to its published log, peers parse the log by version (`reader`). A log is a
 sequence of frames: a little-endian u32 length, then one msgpack record. A whole log, and every
@@ -41,7 +41,7 @@ _LENGTH = struct.Struct("<I")
 
 
 class CorruptDirectory(Exception):
-    """A peer's directory cannot be parsed: it breaks the protocol, its link is of no use.
+    """A peer's directory breaks the protocol; its link cannot be used.
 
     The text may quote the peer: it is `shown`.
     """
@@ -104,7 +104,7 @@ class Added(msgspec.Struct, array_like=True, frozen=True, tag=1):
 
 
 class Removed(msgspec.Struct, array_like=True, frozen=True, tag=2):
-    """A cache and all that names it are gone; its guards died before this was written."""
+    """A cache and its keys are gone; its guards were closed before."""
 
     cache_id: Uint64
 
@@ -117,13 +117,13 @@ class KeyRemoved(msgspec.Struct, array_like=True, frozen=True, tag=3):
 
 
 class Unnamed(msgspec.Struct, array_like=True, frozen=True, tag=4):
-    """The id of a cache is gone (deallocate_cache); its keys hold it still."""
+    """The id of a cache is gone (deallocate_cache); its keys still hold it."""
 
     cache_id: Uint64
 
 
 class Remapped(msgspec.Struct, array_like=True, frozen=True, tag=5):
-    """The entry of a cache died and lives again under a new value."""
+    """The entry of a cache has a new value."""
 
     cache_id: Uint64
     value: Uint64
@@ -136,7 +136,7 @@ _decode = msgspec.msgpack.Decoder(Record).decode
 
 
 def key_name(key: CacheKey) -> KeyName:
-    """Return the name by which the owner of `key` files it."""
+    """Return the name of `key` in its owner's tables."""
     return key.req_id, key.model_id, key.prefix_id
 
 

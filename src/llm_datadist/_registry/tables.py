@@ -1,4 +1,4 @@
-"""The tables of a registry: which caches there are, what holds and names them.
+"""Tables of the live caches of an instance, and of the keys that hold and name them.
 
 Every method runs under the registry's lock and is quick; each keeps the published directory in step
 with the tables.
@@ -7,6 +7,7 @@ with the tables.
 from __future__ import annotations
 
 import logging
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, final
 
 import numpy as np
@@ -18,6 +19,8 @@ from llm_datadist._registry.writer import DirectoryFull, DirectoryWriter
 from llm_datadist._types import BlocksCacheKey, Cache, CacheKey
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from llm_datadist._plan import Layout
     from llm_datadist._registry.node import Node
     from llm_datadist._registry.records import KeyName
@@ -34,8 +37,8 @@ class Wanted(NamedTuple):
     """A cache that is about to be published.
 
     Attributes:
-        operation: API call that asks for it.
-        desc, addrs, is_blocks: What it is.
+        operation: API call.
+        desc, addrs, is_blocks: Description, addresses, kind.
         accessible: Whether peers may touch it.
         allocated: Whether its memory is from a pool.
         slots: Its CacheKeys and the slots that they name.
@@ -44,12 +47,12 @@ class Wanted(NamedTuple):
 
     operation: str
     desc: CacheDesc
-    addrs: tuple[int, ...]
     is_blocks: bool
-    accessible: bool
-    allocated: bool
-    slots: dict[KeyName, int]
-    blocks_key: int | None
+    addrs: tuple[int, ...] = ()
+    accessible: bool = True
+    allocated: bool = False
+    slots: Mapping[KeyName, int] = MappingProxyType({})
+    blocks_key: int | None = None
 
 
 @final
@@ -69,7 +72,7 @@ class Tables:
         key_guards: What each key guard stands for.
         blocks_keys: Caches by BlocksCacheKey.
         registered_addrs: Sum of addresses over all registered caches.
-        directory: What peers are told.
+        directory: Publishes changes to peers.
     """
 
     def __init__(self, node: Node, *, max_registered_addrs: int, log_capacity: int) -> None:
@@ -86,7 +89,7 @@ class Tables:
         self._last_id = 0
 
     def add(self, wanted: Wanted, layout: Layout, device: int | None) -> LocalCache:
-        """Open the guards of a cache, tell the peers, file it: all or nothing.
+        """Open the guards of a cache, publish it, add it: all or nothing.
 
         Raises:
             LLMException: LLM_PARAM_INVALID: too many addresses, or a key that is bound;
@@ -132,7 +135,7 @@ class Tables:
         return local
 
     def named(self, key: BlocksCacheKey | CacheKey | CacheKeyByIdAndIndex) -> Named | None:
-        """Return the live cache that a key of this instance names, and the slot of it."""
+        """Return the live cache that a key of this instance names, and its slot."""
         if isinstance(key, BlocksCacheKey):
             local = self.blocks_keys.get(key.model_id)
             return None if local is None else (local, 0)

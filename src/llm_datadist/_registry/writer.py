@@ -1,4 +1,4 @@
-"""The owner's side of its directory: appends records, and compacts the log."""
+"""Writer of the directory: appends records and compacts the log."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class DirectoryWriter:
     """Publishes changes of the caches; keeps what is alive, to compact the log.
 
     Args:
-        log: Where to; written by nobody else.
+        log: The published log; this is its only writer.
         capacity: Bytes that the log can hold.
 
     Not thread-safe: the registry calls it under its lock.
@@ -113,7 +113,7 @@ class DirectoryWriter:
         self._append(Remapped(cache_id, value))
 
     def _check_room(self, record: Added, size: int) -> None:
-        """Raise DirectoryFull for what the log cannot hold, or no peer would take."""
+        """Raise DirectoryFull if the log cannot hold a cache, or peers would refuse it."""
         limits = (
             ("bytes of the directory", self._alive_bytes + size, self._capacity),
             ("bytes of a cache's record", size, MAX_RECORD_BYTES),
@@ -142,7 +142,7 @@ class DirectoryWriter:
             self._tail = tail
 
     def _compact(self) -> None:
-        """Write what is alive, which includes the change at hand."""
+        """Rewrite the log with all live records, including the current change."""
         frames = {cache_id: encode_frame(record) for cache_id, record in self._alive.items()}
         self._sizes = {cache_id: len(frame) + _GROWTH for cache_id, frame in frames.items()}
         self._alive_bytes = sum(self._sizes.values())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._errors import invalid
 from llm_datadist._types.checks import UINT64_MAX, check_list_of_ints
 
 if TYPE_CHECKING:
@@ -34,15 +34,13 @@ def check_addrs(operation: str, desc: CacheDesc, addrs: object) -> tuple[int, ..
         raise AttributeError("addrs is None; give a list with the address of each tensor")
     checked = check_list_of_ints("addrs", addrs)
     if len(checked) != desc.num_tensors:
-        raise fail(
-            LLMStatusCode.LLM_PARAM_INVALID,
+        raise invalid(
             operation,
             f"{len(checked)} addrs for {desc.num_tensors} tensors (num_tensors of cache_desc)",
             "give one address per tensor",
         )
     if 0 in checked:
-        raise fail(
-            LLMStatusCode.LLM_PARAM_INVALID,
+        raise invalid(
             operation,
             f"addrs[{checked.index(0)}] is 0",
             "give the address of memory that exists",

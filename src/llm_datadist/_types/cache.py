@@ -1,4 +1,4 @@
-"""Caches as callers hold them.
+"""Cache objects of the public interface.
 
 Source: api.md 5.2.
 """
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 import numpy as np
 
-from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._errors import invalid
 from llm_datadist._types.addresses import check_addrs
 from llm_datadist._types.checks import check_instance, check_int
 from llm_datadist._types.desc import CacheDesc
@@ -165,15 +165,13 @@ class Cache:
         """
         index = check_int("index", index)
         if index >= len(self._addrs):
-            raise fail(
-                LLMStatusCode.LLM_PARAM_INVALID,
+            raise invalid(
                 "tensor",
                 f"index {index} of a cache with {len(self._addrs)} tensors",
                 f"give an index in [0, {len(self._addrs) - 1}]",
             )
         if not self._is_host_memory:
-            raise fail(
-                LLMStatusCode.LLM_PARAM_INVALID,
+            raise invalid(
                 "tensor",
                 "the cache is in device memory, which numpy cannot address",
                 "copy it to a host cache with swap_blocks first",
@@ -220,6 +218,4 @@ def _flatten(operation: str, addrs: object) -> object:
     else:
         entry: object = addrs[0]
         return entry
-    raise fail(
-        LLMStatusCode.LLM_PARAM_INVALID, operation, problem, "give one flat list of addresses"
-    )
+    raise invalid(operation, problem, "give one flat list of addresses")

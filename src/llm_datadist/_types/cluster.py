@@ -1,4 +1,4 @@
-"""Where the two ends of a link are.
+"""Addresses of the two ends of a link.
 
 Source: api.md 4.9.
 """
@@ -9,7 +9,7 @@ import ipaddress
 import re
 from typing import SupportsIndex, final
 
-from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._errors import invalid
 from llm_datadist._types.checks import (
     UINT32_MAX,
     check_instance,
@@ -123,8 +123,7 @@ def _ip(operation: str, ip: object) -> str:
         try:
             ipaddress.ip_address(ip)
         except ValueError:
-            raise fail(
-                LLMStatusCode.LLM_PARAM_INVALID,
+            raise invalid(
                 operation,
                 f"ip {ip!r} is neither an IP address nor a host name",
                 "give an IPv4 or IPv6 literal, or a host name",

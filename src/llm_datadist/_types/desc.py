@@ -1,4 +1,4 @@
-"""What a cache looks like: how many tensors, of which shape and type.
+"""Description of a cache: number, shape and type of its tensors.
 
 Source: api.md 5.1.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, final
 
-from llm_datadist._errors import LLMException, LLMStatusCode, fail
+from llm_datadist._errors import LLMException, invalid
 from llm_datadist._types.checks import (
     INT32_MAX,
     INT64_MAX,
@@ -86,8 +86,7 @@ class CacheDesc:
     def _set_shape(self, shape: tuple[int, ...]) -> None:
         """Take a shape of non-negative integers and compute the tensor's size, 0 for DT_STRING."""
         if not shape or 0 in shape:
-            raise fail(
-                LLMStatusCode.LLM_PARAM_INVALID,
+            raise invalid(
                 "CacheDesc",
                 f"shape {list(shape)} " + ("has a dimension of 0" if shape else "is empty"),
                 "give one or more dimensions, each at least 1",
@@ -255,7 +254,7 @@ class CacheDesc:
         )
 
     def _unusable(self, problem: str, remedy: str, operation: str = "CacheDesc") -> LLMException:
-        return fail(LLMStatusCode.LLM_PARAM_INVALID, operation, problem, remedy)
+        return invalid(operation, problem, remedy)
 
     def _values(self) -> tuple[object, ...]:
         return (

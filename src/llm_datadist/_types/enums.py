@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import Enum, unique
 
-from llm_datadist._errors import LLMStatusCode, NamedIntEnum, fail
+from llm_datadist._errors import NamedIntEnum, invalid
 
 __all__ = ["DataType", "LLMRole", "Memtype", "Placement", "RegisterMemStatus"]
 
@@ -80,8 +80,7 @@ class DataType(Enum):
         """
         size = _ITEMSIZES.get(self.value)
         if size is None:
-            raise fail(
-                LLMStatusCode.LLM_PARAM_INVALID,
+            raise invalid(
                 "CacheDesc",
                 f"data_type {self.name} has no fixed element size",
                 "use a numeric data type",

@@ -8,9 +8,9 @@ Source: api.md 1, 5.3.
 
 from __future__ import annotations
 
-from typing import Any, Final, NoReturn, TypeAlias, final, overload
+from typing import Any, Final, TypeAlias, final, overload
 
-from llm_datadist._errors import LLMStatusCode, fail
+from llm_datadist._errors import invalid
 from llm_datadist._types.checks import UINT32_MAX, UINT64_MAX, check_int
 
 __all__ = ["UNUSED", "BlocksCacheKey", "CacheKey", "CacheKeyByIdAndIndex"]
@@ -21,16 +21,12 @@ UNUSED: Final = UINT64_MAX
 _REQUIRED: Any = type("_Required", (), {"__repr__": lambda _: "<required>"})()
 
 
-def _refuse(kind: str, problem: str, remedy: str) -> NoReturn:
-    raise fail(LLMStatusCode.LLM_PARAM_INVALID, kind, problem, remedy)
-
-
 def _field(kind: str, name: str, value: object, high: int = UINT64_MAX) -> int:
     """Return a field of a key, checked; a required one that was left out is refused."""
     if type(value) is int and 0 <= value <= high:
         return value
     if value is _REQUIRED:
-        _refuse(kind, f"{name} is required", f"give {name}, an integer in [0, 2**64)")
+        raise invalid(kind, f"{name} is required", f"give {name}, an integer in [0, 2**64)")
     try:
         return check_int(name, value, 0, high)
     except TypeError as error:
@@ -42,10 +38,10 @@ def _cluster_id(kind: str, cluster_id: int, others: dict[str, int], *, alias: bo
     if alias and "prompt_cluster_id" in others:
         if cluster_id is not _REQUIRED:
             problem = "cluster_id and prompt_cluster_id are the same field and both given"
-            _refuse(kind, problem, "give one of them")
+            raise invalid(kind, problem, "give one of them")
         cluster_id = others.pop("prompt_cluster_id")
     if others:
-        _refuse(kind, f"Unsupported keyword {', '.join(others)}", f"see the fields of {kind}")
+        raise invalid(kind, f"Unsupported keyword {', '.join(others)}", f"see the fields of {kind}")
     return cluster_id
 
 

@@ -1,4 +1,4 @@
-"""How a lease of own blocks ended."""
+"""End of a lease on local blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The outcome of a transfer that runs on its own.
+"""Outcome of a transfer that runs in the background.
 
 The engine holds the `TaskState`, fills it in and completes it; the caller holds the `CacheTask` and
 waits.
@@ -22,7 +22,7 @@ __all__ = ["CacheTask", "TaskState"]
 
 
 class TaskState:
-    """What is known of a running transfer; thread-safe.
+    """State of a background transfer. Thread-safe.
 
     Args:
         num_configs: Number of its destinations.
@@ -50,7 +50,7 @@ class TaskState:
                 self._errors[index] = error
 
     def complete(self) -> None:
-        """Say that nothing more will happen; idempotent.
+        """Mark the transfer as complete. Idempotent.
 
         Destinations without an outcome stay None.
         """
@@ -59,7 +59,7 @@ class TaskState:
             self._changed.notify_all()
 
     def begin_layer(self, indices: Iterable[int]) -> bool:
-        """Say that a layer goes to these destinations now; False if an early end was asked for."""
+        """Begin sending a layer to these destinations; return False after `ask_to_end`."""
         with self._changed:
             if self._cancelled:
                 return False
@@ -68,7 +68,7 @@ class TaskState:
             return True
 
     def end_layer(self) -> None:
-        """Say that the layer has gone, or failed: no byte of it moves any more."""
+        """End the layer: no byte of it moves any more."""
         with self._changed:
             self._sending = False
             self._changed.notify_all()
@@ -97,12 +97,12 @@ class TaskState:
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether an early end was asked for."""
+        """Whether an early end was requested."""
         return self._cancelled
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing more will happen."""
+        """Whether the transfer is complete."""
         return self._complete
 
     def results(self) -> list[LLMStatusCode | None]:

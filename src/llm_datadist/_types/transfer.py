@@ -1,4 +1,4 @@
-"""What a transfer is told: destinations of a layer-by-layer push, synchronisers, memory ranges.
+"""Arguments of transfers: destinations of a layer-by-layer push, synchronizers, memory ranges.
 
 Source: api.md 6.
 """
@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import final
 
-from llm_datadist._errors import LLMException, LLMStatusCode, fail
+from llm_datadist._errors import invalid
 from llm_datadist._types.checks import (
     INT64_MAX,
     check_instance,
@@ -25,17 +25,13 @@ from llm_datadist._types.keys import BlocksCacheKey, CacheKeyByIdAndIndex
 __all__ = ["LayerSynchronizer", "MemInfo", "TransferConfig", "TransferWithCacheKeyConfig"]
 
 
-def _invalid(operation: str, problem: str, remedy: str) -> LLMException:
-    return fail(LLMStatusCode.LLM_PARAM_INVALID, operation, problem, remedy)
-
-
 def _layers(operation: str, name: str, value: object) -> range | None:
     """Return a range of layers, None for all of them."""
     if value is None:
         return None
     layers = check_range(name, value)
     if layers.step != 1 or not layers or layers.start < 0:
-        raise _invalid(
+        raise invalid(
             operation,
             f"{name} {layers} is not an ascending range of layers",
             f"give {name} as range(first, last + 1) with step 1",
@@ -201,15 +197,15 @@ class TransferWithCacheKeyConfig:
         src, dst = self._src_layer_range, self._dst_layer_range
         if src is None or dst is None:
             missing = "src_layer_range" if src is None else "dst_layer_range"
-            raise _invalid(operation, f"{missing} of {self!r} is not set", "set both layer ranges")
+            raise invalid(operation, f"{missing} of {self!r} is not set", "set both layer ranges")
         if len(src) != len(dst):
-            raise _invalid(
+            raise invalid(
                 operation,
                 f"src_layer_range has {len(src)} layers, dst_layer_range {len(dst)}",
                 "give ranges of equal length",
             )
         if self._src_batch_index and isinstance(self._cache_key, BlocksCacheKey):
-            raise _invalid(
+            raise invalid(
                 operation,
                 f"src_batch_index is {self._src_batch_index} with a BlocksCacheKey",
                 "leave it 0, or use CacheKeyByIdAndIndex",
@@ -225,7 +221,7 @@ class TransferWithCacheKeyConfig:
 
 
 class LayerSynchronizer(ABC):
-    """Tells `transfer_cache_async` when a layer of the source is complete; callers sub-class it.
+    """Base of the caller's class that says when a layer of the source is complete.
 
     Source: api.md 6. A sub-class need not call super().__init__().
     """
@@ -246,7 +242,7 @@ class LayerSynchronizer(ABC):
 
 @final
 class MemInfo:
-    """A range of memory for `remap_registered_memory`, which decides whether it is a sensible one.
+    """A range of memory for `remap_registered_memory`, which checks it.
 
     Args:
         mem_type: Kind of memory.
@@ -283,8 +279,8 @@ class MemInfo:
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, MemInfo):
-            mine = (self._mem_type, self._addr, self._size)
-            return mine == (other._mem_type, other._addr, other._size)
+            values = (self._mem_type, self._addr, self._size)
+            return values == (other._mem_type, other._addr, other._size)
         return NotImplemented
 
     def __hash__(self) -> int:
