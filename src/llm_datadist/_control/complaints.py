@@ -1,4 +1,4 @@
-"""Log lines that strangers can cause: one for each source address and minute, with a count."""
+"""Rate limit for log lines that unauthenticated peers cause: one per source and minute."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class _Source:
 
 @final
 class Complaints:
-    """Logs the first line of a source, then what has been left out since, once a minute.
+    """Logs the first line about a source, then once a minute how many were suppressed.
 
-    Lines of different levels are counted apart: what few read does not hide what is a warning. An
-    IPv6 source is its /64, of which one host may have all addresses. Loop thread only.
+    Levels are counted separately, so that debug lines do not suppress a warning. An IPv6 source is
+    its /64, since one host may have all addresses of it. Loop thread only.
 
     Args:
-        later: As `call_later` of a loop; None: of the running one.
+        later: Like `call_later` of a loop; None for that of the running loop.
     """
 
     def __init__(self, later: Callable[[float, Callable[[], None]], object] | None = None) -> None:
@@ -44,7 +44,7 @@ class Complaints:
         self._sources: dict[tuple[int, str], _Source] = {}
 
     def say(self, level: int, host: str, text: str, *args: object) -> None:
-        """Log a line about a source, or count it."""
+        """Log a line about a source, or count it as suppressed."""
         name = _source(host)
         if (level, name) not in self._sources and len(self._sources) >= MAX_SOURCES:
             name = _OTHERS

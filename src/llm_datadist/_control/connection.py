@@ -1,7 +1,6 @@
-"""One control connection: messages in and out, and the conversation on a link that is up.
+"""A control connection: framed messages, and the message exchange on a link that is up.
 
-Everything here belongs to the control loop's thread. With a TLS session everything goes through it,
-and nothing above knows.
+Loop thread only. The layers above do not depend on whether the connection uses TLS.
 """
 
 from __future__ import annotations
@@ -47,24 +46,24 @@ __all__ = ["ControlConnection", "Conversation", "PeerClosedError", "RemoteError"
 
 _INBOX: Final = 64
 _RECORDS_BYTES: Final = 64 << 10
-_MAX_REST_READS: Final = 64  # of _RECORDS_BYTES; a socket holds no more unless it was told to
+_MAX_REST_READS: Final = 64  # of _RECORDS_BYTES; more than a socket buffers by default
 
 
 class PeerClosedError(ConnectionError):
-    """The connection is over: the peer closed it, died, or we did."""
+    """The connection is over: this end or the peer closed it, or the peer died."""
 
 
 class RemoteError(Exception):
-    """The peer received a request and answered that it cannot do it."""
+    """The peer answered a request with an error."""
 
 
 @final
 class _WholeStream(asyncio.StreamReaderProtocol):
-    """A stream that can be read to its end, whatever ends it.
+    """A stream that delivers all received data, also when the connection breaks.
 
-    asyncio forgets what has arrived as soon as a connection breaks: what it has read already, and
-    what waits in the socket when a write fails. A peer that says goodbye and then resets the
-    connection, as closing it with data unread does, would be taken for one that died.
+    asyncio discards received data as soon as a connection breaks: what it has read already, and
+    what is in the socket when a write fails. A peer that unlinks and then resets the connection, as
+    closing it with data unread does, would look like a peer that died.
     """
 
     def __init__(self, reader: asyncio.StreamReader, loop: asyncio.AbstractEventLoop) -> None:
@@ -87,7 +86,7 @@ class _WholeStream(asyncio.StreamReaderProtocol):
     def _take_the_rest(self) -> None:
         if self._socket is None:
             return
-        with contextlib.suppress(OSError):  # the same error, once everything is read
+        with contextlib.suppress(OSError):  # the same error, after all data was read
             for _ in range(_MAX_REST_READS):
                 data = os.read(self._socket.fileno(), _RECORDS_BYTES)
                 if not data:
@@ -97,7 +96,7 @@ class _WholeStream(asyncio.StreamReaderProtocol):
 
 @final
 class ControlConnection:
-    """Framed messages over one socket. Loop thread only. Make one with `open`."""
+    """Framed messages over one socket. Loop thread only. Created by `open`."""
 
     def __init__(
         self,
@@ -119,12 +118,12 @@ class ControlConnection:
     async def open(
         sock: socket.socket, silence_ms: int = 20_000, session: TlsSession | None = None
     ) -> ControlConnection:
-        """Take over a connected socket, from either end; OSError closes it.
+        """Take ownership of a connected socket, at either end; an exception closes it.
 
         Args:
             sock: Connected, non-blocking.
             silence_ms: How long the peer's host may leave data unacknowledged.
-            session: TLS over it, past its handshake; None for none.
+            session: TLS session after its handshake; None without TLS.
         """
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(loop=loop)
@@ -139,7 +138,7 @@ class ControlConnection:
             raise
 
     def trust(self) -> None:
-        """Allow the larger frames of a peer that has proved who it is."""
+        """Allow the larger frames of an authenticated peer."""
         self._limit = MAX_FRAME_BYTES
 
     def authenticate(self, keys: ControlKeys) -> None:
@@ -148,12 +147,12 @@ class ControlConnection:
 
     @property
     def is_encrypted(self) -> bool:
-        """Whether everything goes through TLS."""
+        """Whether the connection uses TLS."""
         return self._session is not None
 
     @property
     def is_closing(self) -> bool:
-        """Whether nothing more can be sent."""
+        """Whether no further message can be sent."""
         return self._finished or self._writer.transport.is_closing()
 
     def send(self, message: Message) -> None:
@@ -171,7 +170,7 @@ class ControlConnection:
         self._writer.write(frame if self._session is None else self._session.encrypt(frame))
 
     async def drain(self) -> None:
-        """Wait until little is queued: whoever answers a peer holds it back by that.
+        """Wait until little is queued, so that a peer that does not read is not served.
 
         Raises:
             PeerClosedError: The connection is over.
@@ -183,17 +182,17 @@ class ControlConnection:
             raise PeerClosedError(f"the connection broke: {explained(error)}") from error
 
     async def receive(self) -> Message:
-        """Return the next message; what has arrived before a connection broke comes first.
+        """Return the next message, also one that arrived before the connection broke.
 
         Raises:
-            PeerClosedError: There is none; the connection is over.
-            ProtocolError: It is malformed, too large, or not the peer's.
+            PeerClosedError: The connection is over and all messages were returned.
+            ProtocolError: The message is malformed, too large, or has a wrong tag.
         """
         try:
             header = await self._exactly(HEADER_BYTES)
             body = await self._exactly(decode_header(header, self._limit))
             tag = b"" if self._tags is None else await self._exactly(TAG_BYTES)
-        except EOFError:  # IncompleteReadError is one, too
+        except EOFError:  # includes IncompleteReadError
             raise PeerClosedError(self._stream.end) from None
         except OSError as error:
             raise PeerClosedError(f"the connection broke: {explained(error)}") from error
@@ -210,7 +209,7 @@ class ControlConnection:
         while view:
             got = session.decrypt_into(view)
             view = view[got:]
-            if answer := session.records():  # of the TLS protocol itself
+            if answer := session.records():  # of the TLS protocol, such as a key update
                 self._writer.write(answer)
             if got == 0:
                 records = await self._reader.read(_RECORDS_BYTES)
@@ -220,19 +219,20 @@ class ControlConnection:
         return bytes(data)
 
     async def wait_closed_by_peer(self) -> None:
-        """Wait until the peer closes; what it sends before is thrown away."""
+        """Wait until the peer closes; discard what it sends before."""
         with contextlib.suppress(OSError):
             while await self._reader.read(4096):
                 pass
 
     def close(self) -> None:
-        """Send what is queued, then close. Idempotent."""
+        """Close after the queued data was sent. Idempotent."""
         self._writer.close()
 
     def finish(self, seconds: float) -> None:
-        """Send nothing more, and close when the peer has, but after `seconds` anyway. Idempotent.
+        """End sending; close when the peer closes, or after `seconds`. Idempotent.
 
-        Unlike `close` it never costs the peer what was sent last: closing with data unread resets.
+        Unlike `close` it does not reset the connection when there is unread data, so that the peer
+        receives the last messages.
         """
         if self.is_closing:
             return
@@ -245,32 +245,32 @@ class ControlConnection:
 
     @property
     def is_delivered(self) -> bool:
-        """Whether the peer's host has everything that was sent, or never will."""
+        """Whether the peer's host has acknowledged all data, or the connection is over."""
         return self._writer.transport.is_closing() or not (
             self._writer.transport.get_write_buffer_size()
             or unacknowledged_bytes(self._writer.get_extra_info("socket").fileno())
         )
 
     def abort(self) -> None:
-        """Close at once and drop what is queued. Idempotent."""
+        """Close immediately and discard queued data. Idempotent."""
         self._writer.transport.abort()
 
 
 @final
 class Conversation:
-    """Questions and answers on a connection whose link is up. Loop thread only.
+    """The message exchange on the connection of a link that is up. Loop thread only.
 
-    A Ping is answered at once; Unlink, Unlinked and Reopen go to `on_signal` at once, a Reject does
-    as an Unlink. Engine
-    messages go to `on_message` one at a time and in order. While 64 of them wait, or answers that
-    the peer does not read, no more is read: that holds the peer back instead of filling memory.
+    Pings are answered immediately. Unlink, Unlinked and Reopen go to `on_signal` immediately; a
+    Reject is passed on as an Unlink. Engine messages go to `on_message` one at a time, in order.
+    Nothing is read while 64 of them wait, or while the peer does not read its answers, so that a
+    fast peer is slowed down instead of filling memory.
 
     Args:
-        connection: Past its handshake.
+        connection: The connection, after its handshake.
         on_message: Called with each Request and Notify; returns the Reply to a Request; may raise
             ProtocolError, which ends the connection.
         on_signal: Called with each Unlink, Unlinked and Reopen; may raise ProtocolError.
-        on_closed: Called once with the reason when the connection is over, however it came about.
+        on_closed: Called once with the reason when the connection is over, whatever the cause.
 
     Attributes:
         num_received: Messages received.
@@ -297,7 +297,7 @@ class Conversation:
         self._inbox: asyncio.Queue[Request | Notify] = asyncio.Queue(_INBOX)
 
     async def run(self) -> None:
-        """Converse until the connection is over."""
+        """Receive messages until the connection is over."""
         handling = asyncio.ensure_future(self._handle())
         reason = "closed at this end"
         try:
@@ -312,11 +312,12 @@ class Conversation:
             self.connection.abort()
             self._answer_none(reason)
             self._on_closed(reason)
-            del self._on_message, self._on_signal, self._on_closed  # they refer to their link
+            # Break the reference cycle with the link.
+            del self._on_message, self._on_signal, self._on_closed
             self.ended.set()
 
     def finish(self, reason: str, seconds: float) -> None:
-        """End it from this end: no question is answered any more; see ControlConnection.finish."""
+        """Fail pending requests with `reason`; then see ControlConnection.finish."""
         self._answer_none(reason)
         self.connection.finish(seconds)
 
@@ -330,7 +331,7 @@ class Conversation:
 
         Raises:
             PeerClosedError: The connection was over first.
-            RemoteError: The peer could not do it.
+            RemoteError: The peer answered with an error.
             ValueError: The body is too large.
         """
         reply = await self._exchange(Request(id=next(self._ids), body=body))
@@ -362,7 +363,7 @@ class Conversation:
 
     async def _receive(self, message: Message) -> None:
         if isinstance(message, Ping):
-            with contextlib.suppress(PeerClosedError):  # it cannot be answered, but read on
+            with contextlib.suppress(PeerClosedError):  # messages may follow all the same
                 self.connection.send(Pong(id=message.id))
                 await self.connection.drain()
         elif isinstance(message, (Pong, Reply)):
@@ -373,7 +374,7 @@ class Conversation:
             await self._inbox.put(message)
         elif isinstance(message, (Unlink, Unlinked, Reopen)):
             self._on_signal(message)
-        elif isinstance(message, Reject):  # the dialer gave up before it had read our Ready
+        elif isinstance(message, Reject):  # the dialer gave up before it read the Ready
             self._on_signal(Unlink(reason=message.reason))
         else:
             raise ProtocolError(f"{type(message).__name__} on a link that is up")

@@ -21,10 +21,10 @@ _T = TypeVar("_T")
 
 @final
 class Deadline:
-    """A moment by which something has to be over.
+    """A time limit on the monotonic clock.
 
     Args:
-        seconds: From now.
+        seconds: Time left from now.
     """
 
     __slots__ = ("seconds", "when")
@@ -42,10 +42,10 @@ class Deadline:
         return Deadline(min(seconds, self.remaining()))
 
     async def limit(self, work: Awaitable[_T]) -> _T:
-        """Await `work`; past the deadline cancel it and raise asyncio.TimeoutError.
+        """Await `work`; at the deadline cancel it and raise asyncio.TimeoutError.
 
-        In the caller's own task: asyncio.wait_for, which has one for the work, loses what that
-        returns or raises in the moment in which the caller is cancelled, a socket for example.
+        The work runs in the caller's task. asyncio.wait_for uses a task of its own, and loses its
+        result, for example a socket, if the caller is canceled at the moment when it finishes.
         """
         async with timeout(self.remaining()):
             return await work

@@ -1,4 +1,4 @@
-"""Connecting to a peer: by name or literal, from a given source address, by a deadline."""
+"""Connect to a host by name or address, optionally from a given source address."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = ["connect", "connect_resolved"]
 logger = logging.getLogger("llm_datadist")
 
 _BIND_ADDRESS_NO_PORT: Final = 24  # IP_BIND_ADDRESS_NO_PORT of ip(7)
-#: A source address that cannot reach the peer; it was a wish, so go without.
+#: Errors of a source address that cannot reach the peer; it is then ignored.
 _BAD_SOURCE: Final = frozenset(
     {errno.EADDRNOTAVAIL, errno.EINVAL, errno.ENETUNREACH, errno.EHOSTUNREACH}
 )
@@ -49,23 +49,23 @@ async def connect(
 ) -> socket.socket:
     """Return a connected socket, ready for use on this loop.
 
-    A name that stands for several addresses is tried at each of them, sharing the time.
+    If a name resolves to several addresses, each is tried, with an equal share of the time left.
 
     Args:
         address: Of the peer.
-        deadline: When to give up.
-        resolvers: For look-ups of names.
-        source: Local ip to connect from; one from which it does not go is ignored with a warning
-            when it goes without.
-        on_resolved: Called when the name has been looked up.
+        deadline: Time limit.
+        resolvers: Workers that look up names.
+        source: Local ip to connect from; ignored with a warning if the peer can be reached only
+            without it.
+        on_resolved: Called after the name was looked up.
 
     Raises:
-        OSError: Refused, unreachable, or not resolved.
+        OSError: The connection was refused, or the name or host cannot be reached.
         asyncio.TimeoutError: No answer in time.
     """
     candidates = await deadline.limit(resolve(address, resolvers))
     on_resolved()
-    error: Exception = OSError(f"{printed(address)} stands for no address")
+    error: Exception = OSError(f"{printed(address)} resolves to no address")
     for place, (family, sockaddr) in enumerate(candidates):
         share = deadline.at_most(deadline.remaining() / (len(candidates) - place))
         try:
@@ -88,7 +88,7 @@ async def connect_resolved(
             raise
         why = explained(error)
     sock = await _attempt(family, sockaddr, None)
-    # Only now: where no way leads to the peer it is not the source's fault, at each attempt anew.
+    # Not before: if the peer cannot be reached at all, the source is not the cause.
     logger.warning(
         "local ip %s cannot be the source of a connection to %s (%s); ignored",
         source,
@@ -114,8 +114,8 @@ async def _attempt(family: int, sockaddr: tuple[Any, ...], source: str | None) -
 def _refuse_itself(sock: socket.socket) -> None:
     """Raise ConnectionRefusedError when the system has connected a socket to itself.
 
-    That happens on the own host where nothing listens, when the port is one that the system gives
-    to sockets that connect. The socket is reset, so that the port stays free for its server.
+    This happens on the local host when nothing listens at an ephemeral port. The socket is reset,
+    so that the port stays free for its server.
     """
     if sock.getsockname() == sock.getpeername():
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -126,10 +126,11 @@ def _bind(sock: socket.socket, source: str) -> None:
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
     try:
-        [(_, own), *_] = resolve_now((source, 0), numeric=True)  # keeps the zone of an IPv6 address
+        # This form keeps the zone of an IPv6 address.
+        [(_, own), *_] = resolve_now((source, 0), numeric=True)
         sock.bind(own)
     except (OSError, UnicodeError, TypeError) as error:  # another family, or no address
-        raise OSError(errno.EADDRNOTAVAIL, f"not an address of ours: {error}") from error
+        raise OSError(errno.EADDRNOTAVAIL, f"not an address of this host: {error}") from error
 
 
 def _unspecified(source: str) -> bool:

@@ -1,4 +1,4 @@
-"""What to do about what the system refuses."""
+"""Remedies, for error texts, when the system refuses a resource."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _DENIED: Final = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS})
 
 
 def limit_of(error: OSError, otherwise: str) -> str:
-    """Return what to do about a limit that the system has refused something for."""
+    """Return the remedy for a limit of the system that was reached."""
     return _LIMITS.get(error.errno or 0, otherwise)
 
 
 def memory_remedy(error: OSError) -> str:
-    """Return what to do when memory files or events, which need no rights, are refused."""
+    """Return the remedy when the system refuses memory files or event descriptors."""
     if error.errno in _DENIED:
         return "let the sandbox of this process (seccomp) allow memfd_create and eventfd"
     return limit_of(error, "free memory or address space")

@@ -1,8 +1,8 @@
-"""Listening sockets and what comes in through them, up to the point where a peer has proved itself.
+"""Listening sockets and incoming connections, until their peers are authenticated.
 
-Nobody is trusted here. A connection that is malformed, slow, or one of too many is closed, and
-nothing else happens: each has until the handshake deadline to prove itself, and when too many are
-unproven the oldest goes. Loop thread only.
+No peer is trusted before that. A connection that is malformed or slow is closed: each has until the
+handshake deadline to authenticate, and when too many are unauthenticated the oldest is closed. Loop
+thread only.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ logger = logging.getLogger("llm_datadist")
 
 HANDSHAKE_SECONDS: Final = 10.0
 MAX_UNPROVEN: Final = 256
-_DESCRIPTOR_SHARE: Final = 8  # so that at most an eighth of RLIMIT_NOFILE is theirs
+_DESCRIPTOR_SHARE: Final = 8  # at most an eighth of RLIMIT_NOFILE
 _ACCEPTS_AT_ONCE: Final = 64
 _PAUSE_SECONDS: Final = 0.1
 _COMPLAINT_SECONDS: Final = 10.0
@@ -48,12 +48,12 @@ _CLOSED: Final = "connection from %s closed: %s"
 
 @final
 class Visit:
-    """An incoming connection until its peer has proved itself.
+    """An incoming connection until its peer is authenticated.
 
     Attributes:
         sock: The connection.
-        session: TLS over it, past its handshake; None without.
-        peer: Where it comes from.
+        session: TLS session after its handshake; None without TLS.
+        peer: Remote address.
     """
 
     def __init__(self, sock: socket.socket, complaints: Complaints) -> None:
@@ -68,13 +68,13 @@ class Visit:
         self._leave: Callable[[Visit], object] | None = None
 
     def begin(self, seconds: float, leave: Callable[[Visit], object]) -> None:
-        """Start the time that the peer has."""
+        """Start the time limit for authentication."""
         reason = f"it did not prove itself within {seconds:g} s"
         self._leave = leave
         self._timer = asyncio.get_running_loop().call_later(seconds, self.refuse, reason)
 
     def proven(self) -> None:
-        """The peer has proved itself: from here on it is only bound by what it does. Idempotent."""
+        """Note that the peer is authenticated, which ends its time limit. Idempotent."""
         self._is_proven = True
         if self._timer is not None:
             self._timer.cancel()
@@ -82,14 +82,14 @@ class Visit:
             self._leave(self)
 
     def complain(self, level: int, text: str, *args: object) -> None:
-        """Log a line about the connection; those about strangers are limited."""
+        """Log a line about the connection, rate-limited before it is authenticated."""
         if self._is_proven:
             logger.log(level, text, *args)
         else:
             self._complaints.say(level, self.peer[0], text, *args)
 
     def refuse(self, reason: str) -> None:
-        """Break off, from outside the task that serves it."""
+        """Cancel the task that serves it, from outside."""
         self.refusal = reason
         if self._task is not None:
             self._task.cancel()
@@ -97,15 +97,15 @@ class Visit:
 
 @final
 class Doorway:
-    """Takes connections from all listeners of an instance and passes them on by kind.
+    """Dispatches the connections of all listeners of an instance by their kind.
 
     Args:
         control: The instance's loop.
-        routes: Kind of connection to what serves it. It owns the visit's socket from the call on,
-            calls `Visit.proven` when it knows the peer, and may raise ProtocolError,
-            PeerClosedError, EOFError or OSError for what the peer does.
-        tls: For connections inside TLS; None refuses them. Those without are for the routes to
-            refuse, which can say so.
+        routes: Handler for each kind of connection. It owns the visit's socket, must call
+            `Visit.proven` when the peer is authenticated, and may raise ProtocolError,
+            PeerClosedError, EOFError or OSError for the peer's errors.
+        tls: For connections inside TLS; None refuses them. If connections without TLS must be
+            refused, the handlers do it, since they can send the reason.
     """
 
     def __init__(
@@ -121,24 +121,24 @@ class Doorway:
         self._complaints = Complaints()
 
     def enter(self, sock: socket.socket) -> None:
-        """Serve a connection that has just been accepted."""
+        """Serve a connection that was just accepted."""
         self._control.spawn(self._serve(sock))
 
     @property
     def unproven(self) -> int:
-        """Connections whose peer has yet to prove itself."""
+        """Connections whose peers are not authenticated yet."""
         return len(self._unproven)
 
     async def _serve(self, sock: socket.socket) -> None:
         try:
             visit = Visit(tune(sock), self._complaints)
-        except OSError:  # gone before it was looked at
+        except OSError:  # closed before it was served
             sock.close()
             return
         self._admit(visit)
         try:
             await self._route(visit)
-        except (ConnectionError, EOFError) as error:  # PeerClosedError is one, too
+        except (ConnectionError, EOFError) as error:  # includes PeerClosedError
             visit.complain(logging.INFO, _CLOSED, printed(visit.peer), _words(error))
         except (ProtocolError, OSError) as error:
             visit.complain(logging.WARNING, _CLOSED, printed(visit.peer), _words(error))
@@ -152,7 +152,7 @@ class Doorway:
     async def _route(self, visit: Visit) -> None:
         try:
             preamble = await receive_exactly(visit.sock, PREAMBLE_BYTES)
-        except (EOFError, ConnectionError):  # a port scan, a health check
+        except (EOFError, ConnectionError):  # such as a port scan or a health check
             logger.debug("connection from %s closed before it said anything", printed(visit.peer))
             visit.sock.close()
             return
@@ -192,7 +192,7 @@ class Doorway:
 
 @final
 class Listener:
-    """Accepts connections on one listening socket, from construction until `close`."""
+    """Accepts connections on one listening socket until `close`."""
 
     def __init__(self, doorway: Doorway, sock: socket.socket) -> None:
         self.address: Address = plain_address(sock.getsockname())
@@ -203,7 +203,7 @@ class Listener:
         self._complained = -math.inf
 
     def close(self) -> None:
-        """Stop accepting and free the port at once; what was accepted goes on. Idempotent."""
+        """Stop accepting and free the port; accepted connections continue. Idempotent."""
         if self._sock.fileno() >= 0:
             self._loop.remove_reader(self._sock)
             self._sock.close()
@@ -220,9 +220,9 @@ class Listener:
             self._doorway.enter(sock)
 
     def _pause(self, error: OSError) -> None:
-        """Wait for files or memory to come free instead of spinning on the same error.
+        """Stop accepting for a moment when files or memory are exhausted, instead of spinning.
 
-        Those who connect meanwhile wait in the backlog.
+        New connections wait in the backlog meanwhile.
         """
         if self._loop.time() - self._complained > _COMPLAINT_SECONDS:
             self._complained = self._loop.time()
@@ -237,5 +237,5 @@ class Listener:
 
 
 def _words(error: Exception) -> str:
-    """Return an exception's text; a log record with the exception would keep its frames alive."""
+    """Return the text of an exception; logging the exception would keep its frames alive."""
     return explained(error) if isinstance(error, OSError) and error.errno else str(error)

@@ -1,4 +1,4 @@
-"""The control thread of one instance: an asyncio loop in a daemon thread, called from any."""
+"""The control thread of one instance: an asyncio loop in a daemon thread."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _RESOLVERS: Final = 4
 
 @final
 class ControlLoop:
-    """Runs coroutines on its own thread. Thread-safe unless said otherwise.
+    """Runs coroutines on its own thread. Thread-safe unless noted.
 
     Args:
-        name: Of the thread.
+        name: Name of the thread.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.workers = Workers(name)
-        # Of their own: a name server that does not answer must not hold up other work.
+        # Separate workers: a name server that does not answer must not delay other work.
         self.resolvers = Workers(f"{name}-names", limit=_RESOLVERS)
         self._loop: asyncio.AbstractEventLoop
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
@@ -52,7 +52,7 @@ class ControlLoop:
         """Start the thread. Once only.
 
         Raises:
-            LLMException: LLM_FAILED: no thread can be had; nothing was started.
+            LLMException: LLM_FAILED: no thread can be started.
         """
         self._loop = asyncio.new_event_loop()
         try:
@@ -63,20 +63,19 @@ class ControlLoop:
         self._open = True
 
     def run(self, work: Coroutine[Any, Any, _T], operation: str) -> _T:
-        """Run `work` on the loop and return what it returns; an interrupted wait cancels it.
+        """Run `work` on the loop and return its result; an interrupted wait cancels it.
 
         Raises:
-            LLMException: LLM_ENGINE_FINALIZED: the loop stopped before or meanwhile; LLM_FAILED:
-                this is a forked child, which has no loop, or the loop's own thread, which cannot
-                wait for itself.
+            LLMException: LLM_ENGINE_FINALIZED: the loop was stopped; LLM_FAILED: this is a forked
+                child, which has no loop, or the loop's own thread, which cannot wait for itself.
         """
         if os.getpid() != self._pid:
             work.close()
             raise fail(
                 LLMStatusCode.LLM_FAILED,
                 operation,
-                "this process was forked from the one that initialised the instance",
-                "initialise an instance of its own in the child",
+                "this process was forked from the one that initialized the instance",
+                "initialize an instance of its own in the child",
             )
         if self.is_own_thread:
             work.close()
@@ -90,17 +89,17 @@ class ControlLoop:
             return future.result()
         except concurrent.futures.CancelledError:
             raise finalized(operation) from None
-        except BaseException:  # of the work itself, or of a signal handler
+        except BaseException:  # from the work, or from a signal handler
             future.cancel()
             raise
 
     @property
     def is_own_thread(self) -> bool:
-        """Whether the caller runs on the control thread, as log handlers may."""
+        """Whether the caller runs on the control thread, for example as a log handler."""
         return threading.current_thread() is self._thread
 
     def own_thread(self, operation: str) -> LLMException:
-        """Return the exception of a call that would wait for the thread that makes it."""
+        """Return the exception of a call that would wait for its own thread."""
         return fail(
             LLMStatusCode.LLM_FAILED,
             operation,
@@ -110,20 +109,20 @@ class ControlLoop:
         )
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run `work` in the background; an exception of it is logged. Loop thread only."""
+        """Run `work` in the background; log its exception. Loop thread only."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._reap)
         return task
 
     def post(self, call: Callable[..., object], *arguments: object) -> None:
-        """Have the loop call something soon, if it runs. Never blocks or raises. Thread-safe."""
+        """Call something on the loop soon, if the loop runs. Never blocks or raises."""
         if self._open and os.getpid() == self._pid:
-            with contextlib.suppress(RuntimeError):  # it was closed just now
+            with contextlib.suppress(RuntimeError):  # the loop was just closed
                 self._loop.call_soon_threadsafe(call, *arguments)
 
     def stop(self) -> None:
-        """Cancel everything that runs, end the thread, close the loop. Idempotent; bounded."""
+        """Cancel all tasks, end the thread and close the loop. Idempotent, bounded."""
         if os.getpid() != self._pid:
             return
         with self._submitting:

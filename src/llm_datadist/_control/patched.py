@@ -1,4 +1,4 @@
-"""Standard modules that gevent or eventlet has put replacements into."""
+"""Detect standard modules that gevent or eventlet has patched."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _INSTEAD: Final = {
 
 
 def check_not_patched() -> None:
-    """Refuse a process whose threads or sockets are cooperative ones.
+    """Refuse a process whose threads or sockets were replaced by cooperative ones.
 
-    The control thread and its event loop need threads of the operating system: with replacements
-    they run in the caller's thread, which waits for them.
+    The control thread and its event loop need threads of the operating system. With cooperative
+    threads they would run in the caller's thread, which waits for them.
 
     Raises:
         LLMException: LLM_FAILED.

@@ -1,14 +1,13 @@
-"""Lanes whose bytes are encrypted: threads that move them between the native core and TLS.
+"""Encrypted lanes: threads that relay their bytes between the native core and TLS.
 
-The core has one end of a Unix socket pair, as if it were the connection. A relay has the other end,
-the TCP connection and its TLS session, and passes bytes on, a bounded number at a time: it reads
-from one side only when the other has taken what came before. All relays of an instance share a few
-threads, which sleep while nothing comes.
+The core has one end of a Unix socket pair instead of the connection. A relay has the other end, the
+TCP connection and its TLS session. It relays a bounded number of bytes at a time: it reads from one
+side only after the other has taken the previous bytes. All relays of an instance share a few
+threads, which sleep while there is no data.
 
-What must not wait for these threads, which need the interpreter, does not: with its end of the pair
-the core gets a duplicate of the TCP connection, where it sees by itself that the peer has hung up,
-and which it cuts when it gives an operation up (`native/lanes/socket.h`). Deadlines and the quiet
-after a failure therefore hold as on any other lane.
+These threads need the interpreter, so deadlines and failures must not depend on them. The core
+therefore also gets a duplicate of the TCP connection, on which it sees that the peer has closed and
+which it shuts down when it gives up an operation (`native/lanes/socket.h`).
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ logger = logging.getLogger("llm_datadist")
 
 _MOST_THREADS: Final = 4
 _CHUNK_BYTES: Final = 256 << 10
-#: As much as net.core.wmem_max allows; the default is half of that, and costs a tenth more work.
+#: Limit of net.core.wmem_max; the default of half that size costs 10% more work.
 _PAIR_BYTES: Final = 1 << 20
-_TURNS: Final = 4  # chunks of one lane before the others get their turn
+_TURNS: Final = 4  # chunks of one lane before other lanes are served
 _STOP_SECONDS: Final = 2.0
 _IN, _OUT, _RDHUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLRDHUP
 _DEAD: Final = select.EPOLLHUP | select.EPOLLERR
@@ -49,7 +48,7 @@ _DEAD: Final = select.EPOLLHUP | select.EPOLLERR
 
 @final
 class CarriedLane:
-    """A lane inside TLS that has proved itself; like a socket to those who pass it on."""
+    """An authenticated lane inside TLS, with the interface of a socket."""
 
     def __init__(
         self, wire: SecureSocket, start: Callable[[_Relay], None], *, serves: bool
@@ -69,12 +68,12 @@ class CarriedLane:
         self._relay = _Relay(wire.sock, wire.session, outer, serves=serves)
 
     def detach(self) -> int:
-        """Begin to pass bytes on, and return the descriptor for the native core."""
+        """Start relaying, and return the descriptor for the native core."""
         self._start(self._relay)
         return self._inner.detach()
 
     def close(self) -> None:
-        """Close all of it, instead of `detach`. Idempotent."""
+        """Close the lane, instead of `detach`. Idempotent."""
         self._inner.close()
         self._relay.close()
 
@@ -84,8 +83,8 @@ class Relays:
     """The encrypted lanes of one instance and the threads that serve them. Thread-safe.
 
     Args:
-        name: Of the instance; prefix of the threads' names.
-        dialing: TLS for lanes that this instance opens.
+        name: Prefix of the threads' names.
+        dialing: TLS context for lanes that this instance opens.
     """
 
     def __init__(self, name: str, dialing: ssl.SSLContext) -> None:
@@ -98,14 +97,14 @@ class Relays:
         self._pid = os.getpid()
 
     def carry(self, wire: SecureSocket, *, serves: bool) -> CarriedLane:
-        """Make a lane of a connection inside TLS; it owns the socket when this returns.
+        """Make a lane of a connection inside TLS; the lane then owns the socket.
 
         Args:
-            wire: Past the proofs of the lane.
+            wire: The connection, after the lane handshake.
             serves: Whether this end serves requests on it.
 
         Raises:
-            OSError: No descriptors, or no threads, can be had.
+            OSError: There are no descriptors or threads.
         """
         with self._lock:
             if not self._closed and not self._threads:
@@ -134,9 +133,9 @@ class Relays:
 
 @final
 class _Relay:
-    """One lane's bytes, both ways. Belongs to one thread once it has been started.
+    """Relays one lane in both directions. Used by one thread only after it was started.
 
-    Encrypted bytes go through `wire`, plain ones through `outer`, whose other end the core has.
+    `wire` carries the encrypted bytes, `outer` the plain ones; the core has the other end of that.
     """
 
     def __init__(
@@ -149,41 +148,41 @@ class _Relay:
         self._to_core = memoryview(b"")
         self._to_peer = memoryview(b"")
         self._peer_ended = self._core_ended = False
-        self.over = False  # the core has closed its end: there is nothing left to do
+        self.over = False  # the core has closed its end
 
     def close(self) -> None:
-        """Close the connection, whoever else holds it. Idempotent."""
+        """Shut the connection down, also for other holders, and close it. Idempotent."""
         with contextlib.suppress(OSError):
             self.wire.shutdown(socket.SHUT_RDWR)
         self.wire.close()
         self.outer.close()
 
     def wire_events(self) -> int | None:
-        """Return what to wait for on the wire, besides failure; None for nothing more, ever."""
+        """Return the events to wait for on the wire, besides failure; None if it is finished."""
         if self._peer_ended or self.over:
             return None
         wanted = 0 if self._to_core else _IN | _RDHUP
         return wanted | (_OUT if self._to_peer else 0) | (_RDHUP if self._serves else 0)
 
     def outer_events(self) -> int | None:
-        """Return what to wait for at the core's side, besides its end; None for nothing more."""
+        """Return the events to wait for on the core's side, besides its end; None if finished."""
         if self.over:
             return None
         wanted = 0 if self._to_peer or self._core_ended else _IN
         return wanted | (_OUT if self._to_core else 0)
 
     def on_wire(self, events: int, buffers: _Buffers) -> None:
-        """Something happened on the wire."""
+        """Handle an event on the wire."""
         if events & _OUT and self._to_peer:
             self._send_to_peer(self._to_peer)
-        # A lane that the peer has left is over for the end that serves it, whatever came before.
+        # For the end that serves, a lane that the peer has closed is over, even with data left.
         if events & _DEAD or (events & _RDHUP and self._serves):
             self._end_peer()
         elif events & (_IN | _RDHUP):
             self._receive_from_peer(buffers)
 
     def on_outer(self, events: int, buffers: _Buffers) -> None:
-        """Something happened at the core's side."""
+        """Handle an event on the core's side."""
         if events & _OUT and self._to_core:
             self._send_to_core(self._to_core)
         if events & (_IN | _DEAD) and not self._core_ended:
@@ -192,7 +191,7 @@ class _Relay:
             self.over = True
 
     def receive_fed(self, buffers: _Buffers) -> None:
-        """Pass on what had come along with the end of the handshake."""
+        """Relay the data that arrived with the end of the handshake."""
         self._decrypt(buffers)
 
     def _receive_from_peer(self, buffers: _Buffers) -> None:
@@ -222,7 +221,7 @@ class _Relay:
         finally:
             if filled:
                 self._send_to_core(buffers.plain[:filled])
-        if answer := self._session.records():  # of the TLS protocol itself
+        if answer := self._session.records():  # of the TLS protocol, such as a key update
             self._send_to_peer(memoryview(bytes(self._to_peer) + answer))
 
     def _refuse(self, error: Exception) -> None:
@@ -246,7 +245,7 @@ class _Relay:
             if got == 0:
                 self._end_core()
                 return
-            if not self._peer_ended:  # else it goes nowhere, until the core has noticed
+            if not self._peer_ended:  # otherwise it is discarded, until the core has noticed
                 self._send_to_peer(memoryview(self._session.encrypt(buffers.plain[:got])))
 
     def _send_to_peer(self, data: memoryview) -> None:
@@ -265,14 +264,14 @@ class _Relay:
             rest = data[self.outer.send(data) :]
         except BlockingIOError:
             rest = data
-        except OSError:  # it has closed, and its end says so, too
+        except OSError:  # it has closed, which its end event reports too
             rest = memoryview(b"")
         self._to_core = memoryview(bytes(rest))  # the buffer is used again
         if self._peer_ended and not rest:
             self._tell_core()
 
     def _end_peer(self) -> None:
-        """The peer has gone: the core hears of it, and says when it has stopped by closing."""
+        """Notify the core that the peer has closed; the core closes its end when it has stopped."""
         if self._peer_ended:
             return
         self._peer_ended = True
@@ -297,23 +296,23 @@ class _Relay:
 
 
 class _Buffers:
-    """What the relays of a thread use in turn."""
+    """Buffers that the relays of one thread share."""
 
     def __init__(self) -> None:
         self.encrypted = memoryview(bytearray(_CHUNK_BYTES))
-        # What was left of an earlier record adds to what came.
+        # The rest of an earlier record is added to the new data.
         self.plain = memoryview(bytearray(_CHUNK_BYTES + (32 << 10)))
 
 
 @final
 class _RelayThread:
-    """Serves some relays, until `stop`."""
+    """Serves a number of relays until `stop`."""
 
     def __init__(self, name: str) -> None:
         self._arrived: deque[_Relay] = deque()
         self._stopping = False
         self._relays: dict[int, _Relay] = {}  # by either descriptor
-        self._events: dict[int, int] = {}  # what is waited for, by descriptor
+        self._events: dict[int, int] = {}  # events waited for, by descriptor
         self._buffers = _Buffers()
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -326,7 +325,7 @@ class _RelayThread:
             raise OSError(str(error)) from error
 
     def add(self, relay: _Relay) -> None:
-        """Serve a relay, too."""
+        """Add a relay."""
         self._arrived.append(relay)
         os.eventfd_write(self._wake, 1)
 
@@ -374,7 +373,7 @@ class _RelayThread:
                 relay.receive_fed(self._buffers)
             self._await(wire, relay.wire_events())
             self._await(outer, relay.outer_events())
-        except Exception:  # no memory; the others go on
+        except Exception:  # no memory; the others continue
             logger.exception("an encrypted lane failed")
             relay.over = True
         if relay.over:
@@ -384,9 +383,9 @@ class _RelayThread:
             relay.close()
 
     def _await(self, fd: int, wanted: int | None) -> None:
-        """Wait for other events of a descriptor than before; None for none at all.
+        """Set the events to wait for on a descriptor; None for none.
 
-        Closing it would not be enough: the core has a duplicate.
+        A descriptor that was closed must be removed, because the core has a duplicate.
         """
         before = self._events.pop(fd, None)
         if wanted is None:
@@ -401,7 +400,7 @@ class _RelayThread:
 
 
 def _relay_threads(name: str, count: int) -> list[_RelayThread]:
-    """Start some threads; fewer, but one at least, where no more can be had."""
+    """Start some threads; at least one if the system allows no more."""
     threads: list[_RelayThread] = []
     for i in range(count):
         try:

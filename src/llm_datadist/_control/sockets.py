@@ -1,4 +1,4 @@
-"""Sockets of the control plane: options, addresses, exact reads, their end in a forked child."""
+"""Sockets of the control plane: options, addresses, exact reads, closing in forked children."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = [
 
 #: (host or ip, port)
 Address: TypeAlias = tuple[str, int]
-#: (family, address as the socket module wants it)
+#: (family, socket address of the socket module)
 Resolved: TypeAlias = tuple[int, tuple[Any, ...]]
 
 _BACKLOG: Final = 512
@@ -51,7 +51,7 @@ _tracked: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 
 def _forget_in_child() -> None:
-    """Close a forked child's copies: held, they would hide the parent's death from its peers."""
+    """Close copies in a forked child, which would hide the parent's death from its peers."""
     for sock in list(_tracked):
         with contextlib.suppress(OSError):
             os.close(sock.detach())
@@ -62,7 +62,7 @@ os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def descriptor_share(divisor: int, most: int) -> int:
-    """Return that part of the descriptors that this process may have, 1 to `most`."""
+    """Return a share of this process's descriptor limit, at least 1 and at most `most`."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return most
@@ -70,7 +70,7 @@ def descriptor_share(divisor: int, most: int) -> int:
 
 
 def explained(error: OSError) -> str:
-    """Return the system's words for an error; asyncio puts its own in their place."""
+    """Return the system's text of an error, which asyncio replaces by its own."""
     if error.errno == errno.EMFILE:
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return (
@@ -83,7 +83,7 @@ def explained(error: OSError) -> str:
 
 
 def track(sock: socket.socket) -> socket.socket:
-    """Have a socket closed in forked children."""
+    """Close a socket in forked children."""
     _tracked.add(sock)
     return sock
 
@@ -96,11 +96,10 @@ def tcp_socket(family: int) -> socket.socket:
 
 
 def tune(sock: socket.socket) -> socket.socket:
-    """Set a connected socket's options: no delay, and the kernel's probes of a silent peer.
+    """Set options of a connected socket: no delay, and keepalive probes.
 
-    No delay, because messages are small and the other end waits for each. The buffers' sizes are
-    left to the kernel, whose own tuning ends where a program sets them (see also
-    `native/lanes/socket.cc`, which tunes the connections of lanes).
+    No delay, because messages are small and the peer waits for each. Buffer sizes are left to the
+    kernel, since setting them turns its own tuning off (`native/lanes/socket.cc` tunes lanes).
 
     A peer that is merely stopped still answers the probes and keeps its connection.
     """
@@ -114,13 +113,13 @@ def tune(sock: socket.socket) -> socket.socket:
 
 
 def limit_silence(sock: socket.socket, silence_ms: int) -> None:
-    """Break a connection whose data the peer's host leaves unacknowledged; for small messages only.
+    """Limit how long the peer's host may leave data unacknowledged; for small messages only.
 
-    Probes are not sent while data is under way, so that alone a host that vanished just then would
-    be noticed after a quarter of an hour. The limit holds for unanswered probes, too.
+    The kernel sends no keepalive probes while data is unacknowledged, so without the limit a host
+    that vanished would be detected only after 15 minutes. The limit also holds for probes.
 
-    What was sent while the network was cut goes out again within about a second of its return,
-    where the kernel can do that; by itself it would wait as long again as the cut has lasted.
+    On kernels that support it, retransmissions are at most about a second apart, so that data sent
+    during a network outage arrives soon after it. By default the kernel doubles the pauses.
     """
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, silence_ms)
     for option, value in ((_TCP_THIN_LINEAR_TIMEOUTS, 1), (_TCP_RTO_MAX_MS, _RETRANSMIT_MS)):
@@ -129,7 +128,7 @@ def limit_silence(sock: socket.socket, silence_ms: int) -> None:
 
 
 def unacknowledged_bytes(fd: int) -> int:
-    """Return how much of what was sent on a TCP socket its peer's host has not acknowledged."""
+    """Return how many sent bytes of a TCP socket the peer's host has not acknowledged."""
     answer = fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4))
     return int.from_bytes(answer, sys.byteorder)
 
@@ -137,10 +136,10 @@ def unacknowledged_bytes(fd: int) -> int:
 def resolve_now(
     address: Address, *, numeric: bool = False, passive: bool = False
 ) -> list[Resolved]:
-    """Return what an address stands for; may ask the resolver and block unless `numeric`.
+    """Return the socket addresses of an address; blocks on the resolver unless `numeric`.
 
     Raises:
-        OSError: Nothing, or not numeric.
+        OSError: There is none, or the address is not numeric.
     """
     flags = (socket.AI_NUMERICHOST if numeric else 0) | (socket.AI_PASSIVE if passive else 0)
     found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=flags)
@@ -148,7 +147,7 @@ def resolve_now(
 
 
 async def resolve(address: Address, workers: Workers) -> list[Resolved]:
-    """Return what an address stands for, without blocking the loop; OSError when nothing."""
+    """Return the socket addresses of an address without blocking; OSError if there is none."""
     try:
         return resolve_now(address, numeric=True)
     except OSError:
@@ -156,10 +155,9 @@ async def resolve(address: Address, workers: Workers) -> list[Resolved]:
 
 
 def plain_address(sockaddr: tuple[Any, ...]) -> Address:
-    """Return (ip, port) of a socket address; IPv4 inside IPv6 comes out as IPv4.
+    """Return (ip, port) of a socket address; an IPv4-mapped IPv6 address becomes IPv4.
 
-    An IPv6 address that means something on one interface only comes out with its zone, without
-    which nobody could connect to it: `fe80::1%eth0`.
+    A link-local IPv6 address keeps its zone, without which it is unusable: `fe80::1%eth0`.
     """
     host = str(sockaddr[0])
     if len(sockaddr) > _SCOPE_PLACE and sockaddr[_SCOPE_PLACE] and "%" not in host:
@@ -174,12 +172,12 @@ def plain_address(sockaddr: tuple[Any, ...]) -> Address:
 def _zone(scope_id: int) -> str:
     try:
         return socket.if_indextoname(scope_id)
-    except OSError:  # the interface is gone
+    except OSError:  # the interface no longer exists
         return str(scope_id)
 
 
 def printed(address: Address) -> str:
-    """Return `ip:port`, `[v6]:port`."""
+    """Return an address as text: `ip:port` or `[v6]:port`."""
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -188,7 +186,7 @@ def listen_on(address: Address) -> socket.socket:
     """Return a listening socket; port 0 lets the system choose.
 
     Raises:
-        OSError: The address is in use, not ours, or no address.
+        OSError: The address is in use, not of this host, or invalid.
     """
     error: OSError = OSError(f"{printed(address)} is no address")
     for family, sockaddr in resolve_now(address, passive=True):
@@ -206,7 +204,7 @@ def listen_on(address: Address) -> socket.socket:
 
 
 async def receive_exactly(sock: socket.socket, size: int) -> bytes:
-    """Return the next `size` bytes of a non-blocking socket and not one more.
+    """Receive exactly `size` bytes of a non-blocking socket.
 
     Raises:
         EOFError: The peer closed before.

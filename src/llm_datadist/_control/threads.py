@@ -1,4 +1,4 @@
-"""Threads that cannot be had, in the words of the API."""
+"""Start threads, with the API's error when the system refuses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def start(thread: threading.Thread, operation: str) -> None:
     """Start a thread.
 
     Raises:
-        LLMException: LLM_FAILED: there are as many as may be, or the interpreter ends.
+        LLMException: LLM_FAILED: the limit of threads is reached, or the interpreter is exiting.
     """
     try:
         thread.start()

@@ -1,10 +1,10 @@
-"""TLS of a connection, as records without a socket of its own, and its handshake over a socket.
+"""TLS over memory buffers (`ssl.MemoryBIO`), and its handshake over a socket.
 
-One session serves the control connection (`connection`), the handshake of a lane (`SecureSocket`)
-and, for as long as it lives, a lane whose bytes are encrypted (`relay`).
+A session is used by the control connection (`connection`), the handshake of a lane (`SecureSocket`)
+and an encrypted lane (`relay`).
 
-The end of the TCP stream is the end of a session; there are no farewells. Everything inside has a
-length of its own, so that a stream which was cut is never taken for a shorter message.
+The end of the TCP stream is the end of a session, without a closing alert. Everything inside has a
+length, so that a truncated stream is never taken for a shorter message.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _CERTIFICATE: Final = frozenset({"unknown ca", "access denied", "decrypt error"}
 
 
 class TlsError(ProtocolError):
-    """A TLS handshake failed, or records of the peer are not what they should be."""
+    """A TLS handshake failed, or the peer sent an invalid record."""
 
 
 def _explained(error: ssl.SSLError) -> str:
-    """Return what is wrong, and at which end."""
+    """Return the problem, and the end at which it is."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the peer's certificate is refused here: {error.verify_message}"
+        return f"the peer's certificate is refused by this end: {error.verify_message}"
     reason = error.reason or ""
     if "_ALERT_" in reason:
         alert = reason.partition("_ALERT_")[2].replace("_", " ").lower()
@@ -51,7 +51,7 @@ class TlsSession:
     """One end of a TLS connection. One thread at a time.
 
     Args:
-        context: Ours, for this direction.
+        context: This end's context, for this direction.
         accepting: Whether the peer dialed.
     """
 
@@ -62,18 +62,18 @@ class TlsSession:
 
     @property
     def version(self) -> str:
-        """Version of the protocol; known after the handshake."""
+        """TLS version; known after the handshake."""
         return self._ssl.version() or "TLS"
 
     def feed(self, records: bytes | memoryview) -> None:
-        """Take bytes that have come from the peer."""
+        """Add bytes received from the peer."""
         self._incoming.write(records)
 
     def shake(self) -> bool:
-        """Go on with the handshake as far as what was fed allows; return whether it is complete.
+        """Continue the handshake with the bytes fed so far; return whether it is complete.
 
         Raises:
-            TlsError: It failed; `records` tells the peer why.
+            TlsError: It failed; `records` has the alert for the peer.
         """
         try:
             self._ssl.do_handshake()
@@ -84,25 +84,25 @@ class TlsSession:
         return True
 
     def records(self) -> bytes:
-        """Return what has to go to the peer now."""
+        """Return the records to send to the peer now."""
         return self._outgoing.read()
 
     def encrypt(self, data: bytes | memoryview) -> bytes:
-        """Return the records for some bytes."""
+        """Return the records that encrypt some bytes."""
         view = memoryview(data)
         while view:
             view = view[self._ssl.write(view) :]
         return self.records()
 
     def decrypt_into(self, buffer: bytearray | memoryview) -> int:
-        """Put the next bytes of the peer into a buffer; return how many, 0 before more is fed.
+        """Decrypt the peer's next bytes into a buffer; return their number, 0 if more must be fed.
 
         Raises:
-            EOFError: The peer has said that there will be no more.
-            TlsError: A record is malformed or was changed, or the peer breaks off.
+            EOFError: The peer has ended the session.
+            TlsError: A record is malformed or was changed, or the peer sent an alert.
         """
         try:
-            got = cast("int", self._ssl.read(len(buffer), buffer))  # with a buffer, how many
+            got = cast("int", self._ssl.read(len(buffer), buffer))  # given a buffer, the number
         except ssl.SSLWantReadError:
             return 0
         except ssl.SSLError as error:
@@ -115,7 +115,7 @@ class TlsSession:
 async def shake_hands(
     sock: socket.socket, context: ssl.SSLContext, *, accepting: bool
 ) -> TlsSession:
-    """Put TLS over a connected, non-blocking socket; the caller sets the time limit and closes it.
+    """Do the TLS handshake on a non-blocking socket; the caller limits the time and closes it.
 
     Raises:
         TlsError: It failed, or the connection broke.
@@ -133,16 +133,16 @@ async def shake_hands(
         reason = f"the peer closed the connection ({explained(error)}) instead of speaking TLS"
         raise TlsError(reason) from error
     finally:
-        if alert := session.records():  # or the end of the handshake
+        if alert := session.records():  # or the last message of the handshake
             with contextlib.suppress(OSError):
                 await loop.sock_sendall(sock, alert)
     return session
 
 
 async def drain(sock: socket.socket) -> None:
-    """Have the peer read what was sent last before the socket is closed; a moment at most.
+    """Wait a moment until the peer has read everything, before the socket is closed.
 
-    Closing with data unread would reset the connection, and cost the peer the reason.
+    Closing with unread data would reset the connection, and the peer would not get the reason.
     """
     loop = asyncio.get_running_loop()
     with contextlib.suppress(OSError, asyncio.TimeoutError):
@@ -158,7 +158,7 @@ class SecureSocket:
 
     Attributes:
         sock: Connected, non-blocking.
-        session: None without TLS.
+        session: TLS session; None without TLS.
     """
 
     def __init__(self, sock: socket.socket, session: TlsSession | None) -> None:
@@ -166,17 +166,17 @@ class SecureSocket:
         self.session = session
 
     async def send(self, data: bytes) -> None:
-        """Send all of it; OSError when the connection broke."""
+        """Send all data; OSError when the connection broke."""
         if self.session is not None:
             data = self.session.encrypt(data)
         await asyncio.get_running_loop().sock_sendall(self.sock, data)
 
     async def receive_exactly(self, size: int) -> bytes:
-        """Return the next `size` bytes.
+        """Receive exactly `size` bytes.
 
         Raises:
             EOFError: The peer closed before.
-            TlsError: Its records are malformed.
+            TlsError: A record is malformed.
             OSError: The connection broke.
         """
         if self.session is None:

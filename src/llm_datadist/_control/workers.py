@@ -1,8 +1,8 @@
 """Daemon threads for calls that may block, so that the control loop never does.
 
-Not a `concurrent.futures.ThreadPoolExecutor`: its threads are joined before exit handlers run, and
-it refuses work from then on, while an instance finalizes itself in an exit handler; and a call
-stuck in a worker must never keep a process alive.
+A `concurrent.futures.ThreadPoolExecutor` does not fit: it joins its threads and refuses work before
+exit handlers run, in one of which an instance finalizes itself, and a stuck call would keep the
+process alive.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _IDLE_SECONDS: Final = 5.0
 
 @final
 class Workers:
-    """Runs calls on threads that come when needed and go when idle. Thread-safe.
+    """Runs calls on threads that are started on demand and end when idle. Thread-safe.
 
     Args:
         name: Prefix of the threads' names.
-        limit: Threads at most; further calls queue.
-        idle_seconds: How long a thread stays that has nothing to do.
+        limit: Maximum number of threads; further calls queue.
+        idle_seconds: How long an idle thread stays.
     """
 
     def __init__(self, name: str, limit: int = 64, idle_seconds: float = _IDLE_SECONDS) -> None:
@@ -48,9 +48,9 @@ class Workers:
         self._dismissed = False
 
     def submit(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
-        """Queue a call; its outcome, an exception included, goes into the future.
+        """Queue a call; the future gets its result or exception.
 
-        So does LLM_FAILED, at once, when there is no thread and none can be had.
+        The future gets LLM_FAILED immediately when there is no thread and none can be started.
         """
         future: Future[_T] = Future()
         with self._changed:
@@ -61,28 +61,28 @@ class Workers:
         return future
 
     async def run(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Run a call and await it. Cancelling the wait does not stop the call."""
+        """Run a call and await it. Canceling the wait does not stop the call."""
         return await self.outcome(self.submit(call, *args, **kwargs))
 
     async def outcome(self, future: Future[_T]) -> _T:
-        """Await a call that was submitted. Cancelling the wait does not stop the call."""
+        """Await a submitted call. Canceling the wait does not stop the call."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[_T] = loop.create_future()
 
         def deliver(done: Future[_T]) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed, so no task waits
                 loop.call_soon_threadsafe(_settle, waiter, done)
 
         future.add_done_callback(deliver)
         return await waiter
 
     def wait_idle(self, seconds: float) -> bool:
-        """Wait until no call is queued or running; return False when that took too long."""
+        """Wait until no call is queued or running; return False after the timeout."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._jobs and not self._busy, seconds)
 
     def dismiss(self) -> None:
-        """Let threads go as soon as they have nothing to do. Calls may come all the same."""
+        """End threads as soon as they are idle. Further calls are still possible."""
         with self._changed:
             self._dismissed = True
             self._changed.notify_all()
@@ -92,7 +92,7 @@ class Workers:
         try:
             start(thread, "the call")
         except LLMException as error:
-            if not self._threads:  # else one of them comes to it
+            if not self._threads:  # otherwise a running thread takes it
                 self._jobs.pop()[0].set_exception(error)
             return
         self._threads += 1
@@ -103,7 +103,7 @@ class Workers:
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(call())
-                except BaseException as error:  # belongs to whoever waits for the future
+                except BaseException as error:  # delivered through the future
                     future.set_exception(error)
             del future, call, job
             with self._changed:
@@ -128,7 +128,7 @@ def _settle(waiter: asyncio.Future[_T], done: Future[_T]) -> None:
     error = done.exception()
     if isinstance(error, Exception):
         waiter.set_exception(error)
-    elif error is not None:  # such as SystemExit, which would end the loop of a task that raises it
+    elif error is not None:  # such as SystemExit, which would end the loop
         problem = RuntimeError(f"the call raised {error!r}")
         problem.__cause__ = error
         waiter.set_exception(problem)

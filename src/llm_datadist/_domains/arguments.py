@@ -1,4 +1,4 @@
-"""What `link` and its companions are given, checked before anything has an effect.
+"""Check the arguments of `link` and `unlink` before anything has an effect.
 
 Source: api.md 4.6: a wrong type is a TypeError, everything else LLM_PARAM_INVALID.
 """
@@ -29,12 +29,12 @@ MAX_MEMBERS = 4
 @final
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What the members of a domain have to agree on, and where they meet.
+    """The terms that the members of a domain must agree on, and where they meet.
 
     Attributes:
         name: Name of the domain.
         ranks: Cluster id to rank, ranks ascending.
-        table: Where the ranks are; not compared between members.
+        table: Addresses of the ranks; not compared between members.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Terms:
 def check_terms(
     cluster_id: int, comm_name: str, cluster_rank_info: dict[int, int], rank_table: str
 ) -> Terms:
-    """Return the arguments of `link`, checked.
+    """Check and return the arguments of `link`.
 
     Args:
         cluster_id: The instance's own id.
@@ -55,7 +55,7 @@ def check_terms(
 
     Raises:
         TypeError: A wrong type.
-        LLMException: LLM_PARAM_INVALID: anything else that is wrong with them.
+        LLMException: LLM_PARAM_INVALID: another error in the arguments.
     """
     check_str("comm_name", comm_name)
     check_instance("cluster_rank_info", cluster_rank_info, dict)
@@ -72,7 +72,7 @@ def check_terms(
 
 
 def check_comm_id(comm_id: SupportsIndex) -> int:
-    """Return a comm id as int, whatever its value.
+    """Return a comm id of any value as int.
 
     Raises:
         TypeError: Not an integer.
@@ -111,7 +111,7 @@ def _check_ranks(cluster_id: int, ranks: dict[int, int]) -> None:
     if cluster_id not in ranks:
         _refuse(
             f"cluster_rank_info {ranks} does not have this instance's cluster id {cluster_id}",
-            "give the ids of all members, the own one too",
+            "give the ids of all members, including this one",
         )
 
 

@@ -1,4 +1,4 @@
-"""When to dial which peer: rounds, one at a time per peer, 16 peers at once, more queue."""
+"""Schedule the dials of domains in rounds: one round per peer at a time, 16 peers in parallel."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _PAUSE_PER_ROUND: Final = 4.0
 
 @final
 class DialRounds:
-    """Runs rounds of dialing on threads of its own, which go when there is nothing to do.
+    """Runs rounds of dialing on its own threads, which end when there is no work.
 
-    A round takes all pending domains of one peer in turn, so that they share its link and an
-    unreachable peer costs one dial a round however many domains wait for it. The pause between two
-    rounds of a peer leaves the threads to other peers; it is short, because callers wait for the
-    domain, and longer where rounds take long.
+    A round serves all pending domains of one peer in turn, so that they share its link, and an
+    unreachable peer costs one dial per round. The pause between two rounds of a peer leaves the
+    threads to other peers. It is short because callers wait for the domain, and longer for rounds
+    that take long.
 
     Args:
         run_round: Called with a peer's cluster id; returns whether another round is wanted.
@@ -44,17 +44,17 @@ class DialRounds:
         self._run_round = run_round
         self._workers = Workers("llm-datadist-domains", SETUPS_AT_ONCE)
         self._changed = threading.Condition()
-        self._due: dict[int, float] = {}  # peers that wait for a round, and until when
-        self._backoffs: dict[int, Backoff] = {}  # of peers that are busy or waiting
+        self._due: dict[int, float] = {}  # when the next round of a peer starts
+        self._backoffs: dict[int, Backoff] = {}  # of peers with a round that runs or waits
         self._busy: set[int] = set()
         self._scheduling = False
         self._closed = False
 
     def wake(self, peer_id: int) -> None:
-        """Begin a round for this peer as soon as may be.
+        """Start a round for this peer as soon as possible.
 
         Raises:
-            LLMException: LLM_FAILED: no thread can be had.
+            LLMException: LLM_FAILED: no thread can be started.
         """
         with self._changed:
             if self._closed:
@@ -62,13 +62,13 @@ class DialRounds:
             if not self._scheduling:
                 name = "llm-datadist-domains"
                 start(threading.Thread(target=self._schedule, name=name, daemon=True), "link")
-                self._scheduling = True  # it waits for the lock
+                self._scheduling = True  # the new thread waits for the lock
             self._backoffs[peer_id] = Backoff(_FIRST_PAUSE_SECONDS, _NORMAL_PAUSE_SECONDS)
             self._due[peer_id] = 0.0
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Begin no round any more; one that runs ends by itself. Idempotent."""
+        """Start no further round; running ones end by themselves. Idempotent."""
         with self._changed:
             self._closed = True
             self._due.clear()
@@ -92,11 +92,11 @@ class DialRounds:
             self._scheduling = False
 
     def _served(self, peer_id: int, round_: Future[None]) -> None:
-        """Try again later where there was no thread for a round."""
+        """Schedule another round if there was no thread for this one."""
         error = round_.exception()
         if error is None:
             return
-        logger.warning("cluster %d is not dialed for now: %s", peer_id, error)
+        logger.warning("cluster %d cannot be dialed now, it is dialed later: %s", peer_id, error)
         with self._changed:
             self._busy.discard(peer_id)
             if not self._closed:

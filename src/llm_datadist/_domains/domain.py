@@ -1,6 +1,6 @@
-"""State of one domain at one member: its pairs, and what they add up to.
+"""State of one domain at one member: its pairs, and the status that follows from them.
 
-Not thread-safe: `Domains` guards it by its lock.
+Not thread-safe: `Domains` holds its lock.
 
 Source: api.md 4.6.
 """
@@ -29,16 +29,16 @@ logger = logging.getLogger("llm_datadist")
 
 @final
 class Pair:
-    """This member and one other.
+    """This member of a domain and one other.
 
     Attributes:
         peer_id: Cluster id of the other.
         rank: Its rank.
-        addresses: Where the rank table says that it may be, preferred first.
-        dials: Whether this member dials, which it does when its own rank is the higher one.
-        hello: What the dialing end says; None at an accepting end that has not heard it yet.
-        link: The pair's link once it is up for this domain.
-        note: What last kept the pair from being linked.
+        addresses: Candidates from the rank table, the preferred one first.
+        dials: Whether this member dials: its rank is the higher one.
+        hello: Hello of the dialing end; None at an accepting end until it arrives.
+        link: The pair's link, once it is up for this domain.
+        note: Why the last attempt made no link.
         attempts: Dials that ended without a link.
     """
 
@@ -57,7 +57,7 @@ class Pair:
         self.attempts = 0
 
     def describe(self) -> dict[str, object]:
-        """Return the facts of this pair."""
+        """Return the facts that `describe_domain` shows of this pair."""
         gone = "" if self.link is None else self.link.reason
         return {
             "cluster_id": self.peer_id,
@@ -75,12 +75,12 @@ class Domain:
     """A domain from `link` to `unlink`.
 
     Args:
-        comm_id: Its number at this instance.
+        comm_id: Number of the domain at this instance.
         cluster_id: The instance's own id.
         name: Its name.
         ranks: Cluster id to rank.
         pairs: One for each other member.
-        deadline: When the set-up has failed, on the clock of `time.monotonic`.
+        deadline: Time limit of the set-up, on the clock of `time.monotonic`.
     """
 
     def __init__(
@@ -111,14 +111,14 @@ class Domain:
 
     @property
     def unlinked(self) -> list[Pair]:
-        """The pairs that have no link yet."""
+        """The pairs without a link."""
         return [pair for pair in self.pairs.values() if pair.link is None]
 
     def status(self, now: float) -> RegisterMemStatus:
-        """Return where the domain stands; FAILED is final.
+        """Return the status of the domain; FAILED is final.
 
-        OK once every pair was linked: a member that leaves ends its own part only, and may do so
-        before this one has asked. The death of a peer is a failure.
+        OK once every pair was linked: a member that leaves does not change that, even if it leaves
+        before this member's first query. The death of a peer is a failure.
         """
         self._notice_dead_links()
         unlinked = self.unlinked
@@ -130,7 +130,7 @@ class Domain:
         return RegisterMemStatus.PREPARING if unlinked else RegisterMemStatus.OK
 
     def fail(self, reason: str, level: int = logging.ERROR) -> None:
-        """Note and log why the domain has failed; the first reason stands."""
+        """Set the domain to FAILED and log the reason; only the first reason counts."""
         if not self.failure:
             self.failure = reason
             logger.log(
@@ -143,22 +143,22 @@ class Domain:
             )
 
     def is_related(self, hello: DomainHello, peer_id: int) -> bool:
-        """Return whether a hello of the same name concerns this domain, though it may disagree."""
+        """Return whether a hello of the same name concerns this domain, even if it disagrees."""
         return peer_id in self.hello.ranks or self.cluster_id in hello.ranks
 
     def disagreement(self, hello: DomainHello, peer_id: int) -> str:
-        """Return what a hello of the same name says otherwise, with both sides' values, or ""."""
-        ours = self.hello
-        if hello.ranks == ours.ranks and hello.rank == ours.ranks.get(peer_id):
+        """Return how a hello of the same name differs, with both sides' values, or ""."""
+        own = self.hello
+        if hello.ranks == own.ranks and hello.rank == own.ranks.get(peer_id):
             return ""
         return (
             f"the members of domain {self.name!r} disagree: "
-            f"cluster {self.cluster_id} has rank {ours.rank} and cluster_rank_info {ours.ranks}, "
+            f"cluster {self.cluster_id} has rank {own.rank} and cluster_rank_info {own.ranks}, "
             f"cluster {peer_id} has rank {hello.rank} and cluster_rank_info {hello.ranks}"
         )
 
     def describe(self, now: float) -> dict[str, object]:
-        """Return the facts of the domain."""
+        """Return the facts that `describe_domain` shows."""
         status = self.status(now)
         return {
             "comm_id": self.comm_id,
@@ -172,9 +172,9 @@ class Domain:
         }
 
     def _notice_dead_links(self) -> None:
-        """Fail when a peer has died. One that has left after its work is done does no harm."""
+        """Fail when a peer has died; a peer that left after its set-up is no failure."""
         for pair in self.pairs.values():
             if pair.link is not None and pair.link.lost.is_set() and pair.link.died:
-                # The link table has warned of it.
+                # The link table has logged the warning.
                 reason = f"the link to cluster {pair.peer_id} is gone: {pair.link.reason}"
                 self.fail(reason, logging.INFO)

@@ -1,4 +1,4 @@
-"""Where an instance accepts the dialers of its domains."""
+"""The listener for the domains of one instance."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _ANY_HOST: Final = frozenset({"0.0.0.0", "::"})
 
 @final
 class DomainListener:
-    """The listener for the domains of one instance; one call at a time.
+    """Opens listeners where the members of a domain can find this instance. One call at a time.
 
-    The first domain opens one at its first candidate that can be bound, and the others use it. A
-    further one is opened only for a domain whose candidates the open ones do not serve, because its
-    members could not find this instance otherwise.
+    The first domain opens a listener at its first candidate address that can be bound; later
+    domains use it too. A further listener is opened only for a domain whose candidates the open
+    listeners do not serve.
 
     Args:
-        links: Opens listeners, and closes them when it is closed.
+        links: Opens the listeners, and closes them when it is closed.
     """
 
     def __init__(self, links: LinkTable) -> None:
@@ -38,12 +38,12 @@ class DomainListener:
 
     @property
     def addresses(self) -> list[Address]:
-        """Where dialers are accepted; the instance's own listener counts."""
+        """Addresses at which dialers are accepted, including the instance's own listener."""
         own = self._links.listen_address
         return [*self._opened] if own is None else [own, *self._opened]
 
     def open(self, candidates: Sequence[Address]) -> str:
-        """Listen at one of the candidates; return "", or why that is at none of them."""
+        """Listen at one of the candidates; return "", or the reason why none can be bound."""
         open_already = self.addresses
         if any(_serves(address, wanted) for wanted in candidates for address in open_already):
             return ""
@@ -51,7 +51,7 @@ class DomainListener:
         for host, port in candidates:
             try:
                 self._opened.append(self._links.open_listener(host, port))
-            except (OSError, UnicodeError) as error:  # the latter for a malformed name
+            except (OSError, UnicodeError) as error:  # UnicodeError: a malformed name
                 problems.append(f"{host} port {port}: {error}")
             else:
                 logger.debug("domains are accepted at %s port %d", host, port)

@@ -1,12 +1,11 @@
 """Domains: two-sided linking, where every member calls `link` with the same name and map.
 
-Of each pair the higher rank dials. Its hello names the domain, the map, and its own call of `link`
-by a token. The lower rank accepts it if it has called `link` alike, answers "not yet" if it has not
-(the dialer tries again until its time limit), and fails the domain at both ends if the two
-disagree. An accepting end needs no turn of its own, so the order of calls at the two ends does not
-matter.
+Of each pair the higher rank dials. Its hello contains the name of the domain, the map, and a token
+of its own call of `link`. The lower rank accepts if it has made the same call, answers "not yet" if
+it has made none (the dialer then retries until its time limit), and fails the domain at both ends
+if the two calls disagree. So the order of the calls at the two ends does not matter.
 
-A pair shares one link: it is made for the first domain, and every domain holds it until `unlink`.
+A pair shares one link: it is made for the first domain, and each domain holds it until `unlink`.
 
 Source: api.md 4.6.
 """
@@ -47,19 +46,19 @@ class Domains:
 
     Args:
         cluster_id: The instance's own id.
-        config: link_base_port, link_total_time_s and link_retry_count count here.
-        links: The instance's links; its hooks for domains are taken.
+        config: Gives link_base_port, link_total_time_s and link_retry_count.
+        links: The instance's links; this sets their domain hooks.
     """
 
     def __init__(self, cluster_id: int, config: Config, links: LinkTable) -> None:
         self._cluster_id = cluster_id
         self._config = config
         self._links = links
-        self._linking = threading.Lock()  # one link() at a time; taken before _lock
-        self._lock = threading.Lock()  # guards what follows; never held across a call of links
+        self._linking = threading.Lock()  # held by link(); taken before _lock
+        self._lock = threading.Lock()  # guards the fields below; never held while calling links
         self._domains: dict[int, Domain] = {}
         self._by_name: dict[str, Domain] = {}
-        self._unexpected: dict[int, DomainHello] = {}  # last hello of a peer for an unknown name
+        self._unexpected: dict[int, DomainHello] = {}  # last hello of each peer for an unknown name
         self._comm_ids = itertools.count(1)
         self._closed = False
         self._listener = DomainListener(links)
@@ -69,25 +68,25 @@ class Domains:
         links.hooks.on_domain_linked = self._accepted
 
     def link(self, comm_name: str, cluster_rank_info: dict[int, int], rank_table: str) -> int:
-        """Join a domain; return its comm id at once, while it is being set up.
+        """Join a domain; return its comm id without waiting for the set-up.
 
         Args:
             comm_name: 1..127 characters, not the name of another domain of this instance.
             cluster_rank_info: Cluster id to rank, 2..4 entries, ranks ascending, own id among them.
-            rank_table: JSON text that tells where the ranks are.
+            rank_table: JSON text with the addresses of the ranks.
 
         Raises:
             TypeError: A wrong type.
-            LLMException: LLM_PARAM_INVALID: anything else wrong with the arguments;
+            LLMException: LLM_PARAM_INVALID: another error in the arguments;
                 LLM_CLUSTER_NUM_EXCEED_LIMIT: there are 512 domains; LLM_ENGINE_FINALIZED;
-                LLM_FAILED: no thread can be had.
+                LLM_FAILED: no thread can be started.
         """
         terms = check_terms(self._cluster_id, comm_name, cluster_rank_info, rank_table)
         pairs, own_addresses = self._pairs(terms)
         with later(), self._linking:
             with later(), self._lock:
                 self._check_admission(terms.name)
-            # Also a member that only dials listens: its next domain may have a higher rank in it.
+            # A member that only dials listens too: in its next domain another rank may be higher.
             deaf = self._listener.open(own_addresses)
             with later(), self._lock:
                 self._check_admission(terms.name)
@@ -112,7 +111,7 @@ class Domains:
         return domain.comm_id
 
     def unlink(self, comm_id: int) -> None:
-        """Leave a domain, this end only. Its pairs' links go unless something else holds them.
+        """Leave a domain at this end; links that nothing else holds are unlinked.
 
         Raises:
             TypeError: comm_id is not an integer.
@@ -155,7 +154,7 @@ class Domains:
         return {**facts, "listening": self._listener.addresses}
 
     def close(self) -> None:
-        """Forget all domains and dial no more; the links go with the link table. Idempotent."""
+        """Remove all domains and stop dialing; the link table ends the links. Idempotent."""
         with later(), self._lock:
             self._closed = True
             self._domains.clear()
@@ -163,10 +162,10 @@ class Domains:
         self._dial_rounds.close()
 
     def _pairs(self, terms: Terms) -> tuple[list[Pair], tuple[Address, ...]]:
-        """Return the pairs of a domain, and where this member may listen.
+        """Return the pairs of a domain, and the addresses at which this member may listen.
 
-        Where the table has members at the same place (device 0 of this host, say), the place is
-        left to the lower rank, which has to listen in any case.
+        If the table has several members at one address (device 0 of this host, for example), the
+        address is left to the lower rank, which must listen in any case.
         """
         addresses = {
             rank: terms.table.addresses(rank, self._config.link_base_port)
@@ -210,10 +209,10 @@ class Domains:
             )
         return domain
 
-    # Dialing, on the dialer's threads.
+    # Dialing, on the threads of DialRounds.
 
     def _run_round(self, peer_id: int) -> bool:
-        """Dial a peer for every domain that waits for it; return whether some still do."""
+        """Dial a peer for each domain that waits for it; return whether another round is needed."""
         try:
             for domain, pair in self._waiting_for(peer_id):
                 if self._meet(domain, pair) is Outcome.UNREACHED:
@@ -225,7 +224,7 @@ class Domains:
         return bool(self._waiting_for(peer_id))
 
     def _waiting_for(self, peer_id: int) -> list[tuple[Domain, Pair]]:
-        """Return the pairs with that peer that are to be dialed, the least tried first."""
+        """Return the pairs with that peer that must be dialed, those with fewest attempts first."""
         now = time.monotonic()
         with later(), self._lock:
             found = [
@@ -249,8 +248,8 @@ class Domains:
         if not pair.attempts:
             places = ", ".join(f"{host} port {port}" for host, port in addresses)
             pair.note = f"no answer so far from {places}"
-        # Held beforehand, a link that is shared cannot go with an unlink of its last other domain
-        # while the peer is already told that it will be used.
+        # Holding a shared link first prevents that an unlink of its last other domain ends it after
+        # the hello has announced its use to the peer.
         held = {link for link in known if self._links.hold(link, hello.holder)}
         meeting = self._rendezvous.meet(pair.peer_id, addresses, hello, domain.deadline)
         wanted = self._note(domain, pair, meeting)
@@ -262,7 +261,7 @@ class Domains:
         return meeting.outcome
 
     def _note(self, domain: Domain, pair: Pair, meeting: Meeting) -> bool:
-        """Enter the outcome of a dial; return whether the domain still wants it."""
+        """Record the outcome of a dial; return whether the domain still needs it."""
         with later(), self._lock:
             if self._domains.get(domain.comm_id) is not domain or domain.failure:
                 return False
@@ -282,20 +281,20 @@ class Domains:
         with later(), self._lock:
             domain = self._by_name.get(hello.name)
             if domain is not None and not domain.is_related(hello, peer_id):
-                return self._somebody_else(hello)
+                return self._wrong_acceptor(hello)
             if domain is None:
                 self._remember_unexpected(hello, peer_id)
                 if hello.acceptor != self._cluster_id:
-                    return self._somebody_else(hello)
+                    return self._wrong_acceptor(hello)
                 return self._not_yet(self._instead_of(hello.name, peer_id))
             if problem := domain.disagreement(hello, peer_id):
                 domain.fail(problem)
                 return Refusal(LLMStatusCode.LLM_PARAM_INVALID, problem)
             if hello.acceptor != self._cluster_id:
-                return self._somebody_else(hello)
+                return self._wrong_acceptor(hello)
             pair = domain.pairs[peer_id]
             if pair.link is not None and pair.hello is not None and pair.hello.token != hello.token:
-                domain.fail(f"cluster {peer_id} has left the domain, and has called link anew")
+                domain.fail(f"cluster {peer_id} has left the domain, and has called link again")
             if domain.status(time.monotonic()) is RegisterMemStatus.FAILED:
                 return self._not_yet(f"has a failed domain of that name: {domain.failure}")
             pair.hello = hello
@@ -303,7 +302,7 @@ class Domains:
             return None
 
     def _accepted(self, hello: DomainHello, link: Link) -> None:
-        """A link is up, and held, for a domain that was accepted."""
+        """Record that the link for an accepted domain is up and held."""
         with later(), self._lock:
             domain = self._by_name.get(hello.name)
             pair = None if domain is None else domain.pairs.get(link.cluster_id)
@@ -314,7 +313,7 @@ class Domains:
         if not wanted:
             self._links.release(link, hello.holder)
 
-    def _somebody_else(self, hello: DomainHello) -> Refusal:
+    def _wrong_acceptor(self, hello: DomainHello) -> Refusal:
         return Refusal(
             LLMStatusCode.LLM_LINK_FAILED,
             f"expected cluster {hello.acceptor}, but the instance there is cluster "
@@ -325,14 +324,14 @@ class Domains:
         return Refusal(LLMStatusCode.LLM_NOT_YET_LINK, f"cluster {self._cluster_id} {what}")
 
     def _instead_of(self, name: str, peer_id: int) -> str:
-        """Say that there is no such domain, and what that peer is awaited for instead."""
+        """Return that there is no such domain, and for which ones this member expects that peer."""
         others = [
             f"{domain.name!r} with cluster_rank_info {domain.hello.ranks}"
             for domain in self._domains.values()
             if any(pair.peer_id == peer_id and not pair.dials for pair in domain.unlinked)
         ]
-        awaited = f"; it waits for it in {', '.join(others[:3])}" if others else ""
-        return f"has not called link for domain {name!r}{awaited}"
+        expected = f"; it expects the peer in {', '.join(others[:3])}" if others else ""
+        return f"has not called link for domain {name!r}{expected}"
 
     def _remember_unexpected(self, hello: DomainHello, peer_id: int) -> None:
         if len(self._unexpected) >= _MAX_UNEXPECTED:
@@ -340,7 +339,7 @@ class Domains:
         self._unexpected[peer_id] = hello
 
     def _name_unexpected(self, domain: Domain) -> None:
-        """Say in the notes of a domain what its members asked for instead."""
+        """Note at the pairs of a domain which other domain their members have dialed for."""
         for pair in domain.unlinked:
             other = self._unexpected.get(pair.peer_id)
             if other is not None and not pair.dials and other.name not in self._by_name:

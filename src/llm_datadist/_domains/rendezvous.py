@@ -1,4 +1,4 @@
-"""Meeting one peer: which of its addresses to dial, for how long, and what the outcome means."""
+"""Dial the addresses of one peer for a domain, and interpret the outcome."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _LONGEST_DIAL_SECONDS: Final = 10.0
 
 
 class Outcome(Enum):
-    """What a dial came to."""
+    """Outcome of a dial."""
 
     LINKED = auto()
-    NOT_YET = auto()  # the peer is there, and has not called `link` alike so far
-    REFUSED = auto()  # the peer is there, and has said why this domain can never come about
-    UNREACHED = auto()  # nobody, or somebody else, or no link for a reason that may pass
+    NOT_YET = auto()  # the peer answered, and has not made the same call of `link` so far
+    REFUSED = auto()  # the peer answered that this domain is impossible
+    UNREACHED = auto()  # no answer, another instance, or a problem that may pass
 
 
 _NOT_YET: Final = frozenset({LLMStatusCode.LLM_NOT_YET_LINK, LLMStatusCode.LLM_PROCESSING_LINK})
@@ -37,7 +37,7 @@ _NOT_YET: Final = frozenset({LLMStatusCode.LLM_NOT_YET_LINK, LLMStatusCode.LLM_P
 @final
 @dataclass(frozen=True, slots=True)
 class Meeting:
-    """Outcome of dialing a peer, the link if there is one, else the reason."""
+    """Outcome of dialing a peer, with the link or the reason."""
 
     outcome: Outcome
     reason: str = ""
@@ -48,14 +48,13 @@ class Meeting:
 class Rendezvous:
     """Dials the peers of one instance's domains. One call at a time per peer.
 
-    A table may list addresses that lead nowhere from here (those of networks that this machine does
-    not have), and it does not tell at which one the peer could bind. So with several addresses each
-    dial is short at first, and longer in every later round; the address that answered comes first
-    from then on.
+    A rank table may list addresses that this host cannot reach, and does not say which one the peer
+    could bind. So with several addresses each dial is short at first and longer in each later
+    round; an address that has answered is dialed first from then on.
 
     Args:
-        links: Does the dialing.
-        attempt_seconds: No dial is longer: link_total_time / link_retry_count.
+        links: The link table.
+        attempt_seconds: Limit of one dial: link_total_time / link_retry_count.
     """
 
     def __init__(self, links: LinkTable, attempt_seconds: float) -> None:
@@ -72,8 +71,8 @@ class Rendezvous:
         Args:
             peer_id: Cluster id of the peer.
             addresses: At least one.
-            hello: Says which domain it is about.
-            deadline: Moment on the clock of `time.monotonic` by which to be back.
+            hello: The domain for which the peer is dialed.
+            deadline: On the clock of `time.monotonic`.
 
         Raises:
             LLMException: LLM_ENGINE_FINALIZED.

@@ -34,5 +34,5 @@ def test_an_address_keeps_its_zone():
 
 
 def test_a_source_of_another_family_is_refused():
-    with socket.socket() as sock, pytest.raises(OSError, match="not an address of ours"):
+    with socket.socket() as sock, pytest.raises(OSError, match="not an address of this host"):
         dial._bind(sock, "::1")

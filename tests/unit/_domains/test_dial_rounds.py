@@ -106,7 +106,9 @@ def test_no_round_begins_after_close(dialing):
     assert dict(rounds.begun) == {1: 1}
 
 
-@pytest.mark.expects_log("cluster 7 is not dialed for now: .*can't start new thread")
+@pytest.mark.expects_log(
+    "cluster 7 cannot be dialed now, it is dialed later: .*can't start new thread"
+)
 def test_a_round_without_a_thread_is_tried_again(dialing, monkeypatch):
     rounds = Rounds()
     rounds.gate.set()
