@@ -1,4 +1,4 @@
-"""LLMDataDist: one instance and its links. Argument types are checked here; the work is below."""
+"""LLMDataDist: the facade of an instance and its links. It checks argument types only."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ class LLMDataDist:
 
     Args:
         role: PROMPT, DECODER or MIX; a label with the cache manager.
-        cluster_id: uint64 name of this instance; should be unique among what is linked.
+        cluster_id: uint64 id of this instance; should be unique among linked instances.
 
     Raises:
-        TypeError: role is no LLMRole, or cluster_id no integer.
+        TypeError: role is not an LLMRole, or cluster_id not an integer.
         ValueError: cluster_id outside uint64.
 
     Thread-safe; calls that wait release the GIL. Before `init` and after `finalize` every other
     method raises RuntimeError. Any number of instances may live in a process. As a context manager
-    it finalises at the end of the block; every live instance is finalised when the interpreter
-    exits. An instance does not survive a fork: in the child it is not initialised, and its parent's
-    is undisturbed.
+    it finalizes at the end of the block; every live instance is finalized when the interpreter
+    exits. An instance does not survive a fork: in the child it is not initialized; the parent's
+    instance is not affected.
     Source: api.md 4.1.
     """
 
     llm_engine_instance: ClassVar[LLMDataDist | None] = None
-    """The most recently initialised instance, or None."""
+    """The most recently initialized instance, or None."""
 
     def __init__(self, role: LLMRole, cluster_id: int) -> None:
         check_instance("role", role, LLMRole)
@@ -69,7 +69,7 @@ class LLMDataDist:
         self._cache_manager: CacheManager | None = None
 
     def __repr__(self) -> str:
-        state = "initialised" if self._engine is not None else "not initialised"
+        state = "initialized" if self._engine is not None else "not initialized"
         return f"LLMDataDist(role={self._role}, cluster_id={self._cluster_id}, {state})"
 
     @property
@@ -79,27 +79,27 @@ class LLMDataDist:
 
     @property
     def role(self) -> LLMRole:
-        """The present role; `switch_role` changes it. *(extension)*"""
+        """The current role; `switch_role` changes it. *(extension)*"""
         return self._role
 
     @property
     def listen_address(self) -> tuple[str, int] | None:
-        """Address (ip, port) that is accepting links, or None. *(extension)*"""
+        """Address (ip, port) at which links are accepted, or None. *(extension)*"""
         return self._live("listen_address").links.listen_address
 
     def init(self, options: dict[str, str]) -> None:
-        """Initialise with the options of `LLMConfig.generate_options()`.
+        """Initialize with the options of `LLMConfig.generate_options()`.
 
-        Returns silently when already initialised. The dict is copied; unknown keys are ignored.
+        Returns silently when already initialized. The dict is copied; unknown keys are ignored.
         When it returns, the listener (if a listen address is given) accepts links.
 
         Raises:
-            TypeError: options is no dict, or a value has a wrong type.
-            LLMException: LLM_PARAM_INVALID (a bad option, named), LLM_FEATURE_NOT_ENABLED
-                (first-generation mode), LLM_FAILED (listen address in use or not of this machine,
-                threads, descriptors or memory files are refused, or gevent or eventlet has patched
-                threads or sockets),
-                LLM_OUT_OF_MEMORY (a pool that cannot be had). Nothing is left behind.
+            TypeError: options is not a dict, or a value has a wrong type.
+            LLMException: LLM_PARAM_INVALID (an invalid option, which is named),
+                LLM_FEATURE_NOT_ENABLED (first-generation mode), LLM_FAILED (listen address in use
+                or not of this machine; threads, descriptors or memory files are refused; gevent or
+                eventlet has patched threads or sockets), LLM_OUT_OF_MEMORY (a pool cannot be
+                allocated). Nothing is left behind.
         Source: api.md 4.2.
         """
         check_instance("options", options, dict)
@@ -124,13 +124,13 @@ class LLMDataDist:
             LLMDataDist.llm_engine_instance = self
 
     def finalize(self) -> None:
-        """End links, release caches, pools, listener and threads. No-op when not initialised.
+        """End links, release caches, pools, listener and threads. No-op when not initialized.
 
-        Calls of other threads that are under way raise LLM_ENGINE_FINALIZED within a second. When
-        it returns no peer can read or write memory of this instance any more. Never hangs.
+        Running calls of other threads raise LLM_ENGINE_FINALIZED within a second. After it returns
+        no peer can read or write memory of this instance. Never hangs.
 
         Raises:
-            LLMException: LLM_FAILED: called on the library's own thread, by a log handler there.
+            LLMException: LLM_FAILED: called on the library's own thread, by a log handler.
         Source: api.md 4.3.
         """
         if (running := self._engine) is not None:
@@ -161,7 +161,7 @@ class LLMDataDist:
         self.finalize()
 
     def _leave_to_parent(self) -> None:
-        """Become an instance that is not initialised; in a forked child."""
+        """Become an instance that is not initialized, in a forked child."""
         if self._engine is not None:
             self._engine.leave_to_parent()
             self._inherited = True
@@ -173,7 +173,7 @@ class LLMDataDist:
         raise RuntimeError(
             inherited(operation)
             if self._inherited
-            else f"{operation}: the LLMDataDist instance is not initialised; call init() first"
+            else f"{operation}: the LLMDataDist instance is not initialized; call init() first"
         )
 
     def _live(self, operation: str) -> Engine:
@@ -191,7 +191,7 @@ class LLMDataDist:
     def link_clusters(
         self, clusters: list[LLMClusterInfo] | tuple[LLMClusterInfo, ...], timeout: int = 3000
     ) -> _LinkStatuses:
-        """Link to other instances, all of them at the same time.
+        """Link to other instances, all at the same time.
 
         Args:
             clusters: At most 16; each with a remote address and one local address.
@@ -223,16 +223,16 @@ class LLMDataDist:
         timeout: int = 3000,
         force: bool = False,
     ) -> _LinkStatuses:
-        """End links; when it returns no transfer of them touches memory any more.
+        """End links; no transfer of them touches memory after this returns.
 
         Args:
             clusters: At most 16; found by remote_cluster_id, else by remote address.
-            timeout: Milliseconds, > 0, for telling the peer.
-            force: Only the local end goes, at once, without telling the peer.
+            timeout: Milliseconds, > 0, to notify the peer.
+            force: End only the local end, without waiting for the peer.
 
         Returns:
             (overall, one status per cluster); LLM_NOTIFY_PROMPT_UNLINK_FAILED where the peer could
-            not be told (the local end is gone all the same), LLM_SUCCESS where nothing was linked.
+            not be notified (the local end is gone anyway), LLM_SUCCESS where nothing was linked.
         Raises:
             TypeError: A wrong type.
             LLMException: LLM_PARAM_INVALID: timeout, or a cluster without id and remote address.
@@ -256,12 +256,12 @@ class LLMDataDist:
         return _statuses(operation, engine.links.unlink_clusters(infos, timeout_ms, force))
 
     def link(self, comm_name: str, cluster_rank_info: dict[int, int], rank_table: str) -> int:
-        """Join a domain of 2 to 4 members that all call `link` alike; returns its id at once.
+        """Join a domain of 2 to 4 members that all call `link` alike; return its id immediately.
 
         Args:
             comm_name: 1..127 characters.
-            cluster_rank_info: Cluster id -> rank, ranks ascending, the own id among them.
-            rank_table: JSON text that tells where each rank is.
+            cluster_rank_info: Cluster id -> rank, ranks ascending, including the own id.
+            rank_table: JSON text with the addresses of the ranks.
 
         Returns:
             A comm id for `query_register_mem_status` and `unlink`.
@@ -273,7 +273,7 @@ class LLMDataDist:
         return self._live_domains("link").link(comm_name, cluster_rank_info, rank_table)
 
     def unlink(self, comm_id: int) -> None:
-        """Leave a domain (own end only); the pair's link goes with its last domain.
+        """Leave a domain at this end; the pair's link ends with its last domain.
 
         Raises:
             TypeError: comm_id is no integer.
@@ -283,7 +283,7 @@ class LLMDataDist:
         self._live_domains("unlink").unlink(comm_id)
 
     def query_register_mem_status(self, comm_id: int) -> RegisterMemStatus:
-        """PREPARING until every pair of the domain is linked, then OK; FAILED is final.
+        """Return PREPARING until every pair of the domain is linked, then OK; FAILED is final.
 
         Raises:
             TypeError: comm_id is no integer.
@@ -293,7 +293,7 @@ class LLMDataDist:
         return self._live_domains("query_register_mem_status").query_register_mem_status(comm_id)
 
     def describe_domain(self, comm_id: int) -> dict[str, object]:
-        """Members, states and reasons of a domain. *(extension)*
+        """Return the members, states and reasons of a domain. *(extension)*
 
         Raises:
             TypeError: comm_id is no integer.
@@ -303,12 +303,12 @@ class LLMDataDist:
         return self._live_domains("describe_domain").describe_domain(comm_id)
 
     def switch_role(self, role: LLMRole, switch_options: dict[str, str] | None = None) -> None:
-        """Take another role: a server with `llm.listenIpInfo` in the options, else a client.
+        """Change the role: a server with `llm.listenIpInfo` in the options, else a client.
 
         Raises:
             TypeError: A wrong type.
-            LLMException: LLM_EXIST_LINK while links are left, LLM_PARAM_INVALID for a bad address,
-                LLM_FAILED when it cannot be bound; the earlier state is kept.
+            LLMException: LLM_EXIST_LINK while there are links, LLM_PARAM_INVALID for an invalid
+                address, LLM_FAILED when it cannot be bound; the earlier state is kept.
         Source: api.md 4.7.
         """
         operation = "switch_role"
@@ -351,9 +351,9 @@ class LLMDataDist:
         engine.links.check(peer_id, engine.config.sync_timeout_ms)
 
     def describe_link(self, cluster_id: int) -> dict[str, object]:
-        """Facts of one link *(extension)*.
+        """Return the facts of one link *(extension)*.
 
-        Peer, incarnation, backend and why, lanes, whether transfers are checked, counters.
+        Peer, incarnation, backend and the reason for it, lanes, checksums, counters.
 
         Raises:
             TypeError: cluster_id is no integer.
@@ -365,21 +365,21 @@ class LLMDataDist:
         return engine.describe_link(check_uint64("cluster_id", cluster_id))
 
     def describe_relinks(self) -> list[dict[str, object]]:
-        """Facts of each lost link that is being re-established: peer, why, dials. *(extension)*
+        """Return the facts of lost links that are being re-established. *(extension)*
 
-        That is what happens to links that `link_clusters` of this instance made, unless the option
-        auto_relink is off, from their loss until the peer is linked again or `unlink_clusters`,
-        `switch_role` or `finalize` gives them up. `describe_link` counts them ("relinked").
+        Unless the option auto_relink is off, a lost link that `link_clusters` of this instance made
+        is re-established until it is up, or until `unlink_clusters`, `switch_role` or `finalize`
+        ends that. `describe_link` counts successes ("relinked").
         Source: an extension; docs/reference/parity.md.
         """
         return self._live("describe_relinks").links.describe_relinks()
 
     @property
     def cache_manager(self) -> CacheManager:
-        """The CacheManager: the same object each time, until finalize.
+        """The CacheManager: the same object until finalize.
 
         Raises:
-            RuntimeError: Not initialised.
+            RuntimeError: Not initialized.
         Source: api.md 4.8.
         """
         cache_manager = self._cache_manager
@@ -389,10 +389,10 @@ class LLMDataDist:
 
     @property
     def kv_cache_manager(self) -> NoReturn:
-        """The first generation's cache calls; not to be had together with the cache manager.
+        """The first generation's cache calls, which the cache manager excludes.
 
         Raises:
-            RuntimeError: Not initialised.
+            RuntimeError: Not initialized.
             LLMException: LLM_FEATURE_NOT_ENABLED.
         Source: api.md 4.8.
         """
@@ -467,10 +467,10 @@ def _statuses(operation: str, results: list[LinkResult]) -> _LinkStatuses:
 
 
 _live_instances: set[LLMDataDist] = set()
-"""Initialised ones, also those that the program has dropped: they serve peers until the end."""
+"""Initialized instances, including those without a reference: they serve peers until exit."""
 
 _inherited: list[Engine] = []
-"""Engines of a forked child's parent; kept, because to release them here is not this process's."""
+"""Engines of a forked child's parent; kept, because this process must not release them."""
 
 
 @atexit.register
@@ -479,7 +479,7 @@ def _finalize_all() -> None:
         try:
             instance.finalize()
         except Exception:
-            logger.exception("finalising cluster %d at exit", instance.cluster_id)
+            logger.exception("finalizing cluster %d at exit", instance.cluster_id)
 
 
 def _forget_in_child() -> None:

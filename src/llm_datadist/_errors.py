@@ -7,13 +7,13 @@ What a call of this package may raise, and what each class means::
           +-- TypeError        an argument has the wrong Python type
           +-- ValueError       an integer is outside its width, or negative where it must not be
           +-- AttributeError   None where an object is dereferenced (cache description, addrs)
-          +-- RuntimeError     a method of an instance that is not initialised
+          +-- RuntimeError     a method of an instance that is not initialized
                +-- LLMException   everything else: a bad combination of arguments, a failed
                                   operation (`status_code` says which)
 
-`LLMException` is the only class of our own, and never a TypeError or a ValueError: a caller tells
-the failures apart by `LLMException.status_code`. Raise it through `fail`, which gives every text
-the same order: the operation, the status, the peer, what went wrong, what to do about it.
+`LLMException` is the only class of this library, and never a TypeError or a ValueError: a caller
+distinguishes failures by `LLMException.status_code`. Raise it through `fail`, which gives every
+text the same order: operation, status, peer, problem, remedy.
 
 Source: api.md 1.1, 2, 7.9, 9.
 """
@@ -82,7 +82,7 @@ class LLMStatusCode(NamedIntEnum):
     LLM_OUT_OF_MEMORY = 0x5010B01C
     LLM_UNKNOWN_ERROR = -1
 
-    # Numbers of our own.
+    # Numbers of this library.
     LLM_ENGINE_FINALIZED = 0x5010F001
     LLM_DEVICE_MEM_ERROR = 0x5010F002
     LLM_SUSPECT_REMOTE_ERROR = 0x5010F003
@@ -265,6 +265,6 @@ class Status:
 def inherited(operation: str) -> str:
     """Return the text for a call in a forked child on an instance of its parent."""
     return (
-        f"{operation}: the LLMDataDist instance is not initialised in this process, which was "
-        "forked from the one that did it; call init() here too"
+        f"{operation}: the LLMDataDist instance is not initialized in this process, which was "
+        "forked from the one that did; call init() in this process too"
     )

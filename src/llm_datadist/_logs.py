@@ -1,7 +1,7 @@
-"""Log lines that are written under a lock reach their handlers once it is free.
+"""Delay log records that are written under a lock until it is released.
 
-A handler is the program's own: it may take locks of its own, or call this library, and would wait
-for ever for a lock that the thread which logs holds.
+Handlers belong to the program: one that takes a lock of its own, or calls this library, could
+deadlock on a lock that the logging thread holds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _logger: Final = logging.getLogger("llm_datadist")
 
 @final
 class _Held(threading.local):
-    """Of one thread: how many blocks of `later` it is in, and what it has logged there."""
+    """Per thread: the nesting depth of `later`, and the records that were delayed."""
 
     depth = 0
 
@@ -44,9 +44,9 @@ _logger.addFilter(_passes)
 
 @contextmanager
 def later() -> Iterator[None]:
-    """Keep what this thread logs until the block, or the outermost of nested ones, is left.
+    """Delay the log records of this thread until the outermost block of `later` ends.
 
-    Goes before the lock: `with later(), self._lock:`.
+    Must come before the lock: `with later(), self._lock:`.
     """
     _held.depth += 1
     try:

@@ -36,7 +36,7 @@ class Lifetime:
             raise RuntimeError(inherited(operation))
         if self.closing:
             raise RuntimeError(
-                f"{operation}: the LLMDataDist instance is not initialised any more; call init()"
+                f"{operation}: the LLMDataDist instance is not initialized any more; call init()"
             )
 
 

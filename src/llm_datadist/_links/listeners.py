@@ -1,4 +1,4 @@
-"""Where an instance accepts links. Sockets are bound on the caller's thread."""
+"""The listeners of an instance. Sockets are bound on the caller's thread."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ __all__ = ["Listeners", "has_other_users"]
 logger = logging.getLogger("llm_datadist")
 
 _FIRST_USER: Final = 1000
-"""Smaller user ids are those of the system's own services."""
+"""Smaller user ids belong to system services."""
 
 
 @final
 class Listeners:
-    """The listeners of one instance. One call at a time; `LinkTable` sees to that."""
+    """The listeners of one instance. One call at a time: `LinkTable` holds a lock."""
 
     def __init__(self, context: LinkContext, doorway: Doorway) -> None:
         self._context = context
@@ -40,11 +40,11 @@ class Listeners:
         self._warned = False
 
     def move(self, listen: Address | None, operation: str) -> None:
-        """Listen at another address, or nowhere; the new one is bound before the old one is closed.
+        """Listen at another address, or none; bind the new one before closing the old one.
 
         Raises:
-            OSError: It cannot be bound; everything is as before.
-            LLMException: LLM_PARAM_INVALID: as `_check_allowed`; everything is as before.
+            OSError: It cannot be bound; nothing has changed.
+            LLMException: LLM_PARAM_INVALID: see `_check_allowed`; nothing has changed.
         """
         if listen is not None:
             self._check_allowed(listen, operation)
@@ -66,7 +66,7 @@ class Listeners:
         self._context.listen_address = self._main.address if self._main else None
 
     def open(self, address: Address, operation: str) -> Address:
-        """Listen at one more address; return what was bound. OSError when it cannot be."""
+        """Listen at a further address; return the bound one. OSError when it cannot be bound."""
         self._check_allowed(address, operation)
         listener = self._open(listen_on(address), operation)
         assert listener is not None
@@ -92,7 +92,7 @@ class Listeners:
         return listen[1] != 0 and (listen == self._asked or same_address(listen, listener.address))
 
     def _swap(self, old: Listener, listen: Address, operation: str) -> socket.socket:
-        """Bind where only our own listener is in the way: the same port on other addresses."""
+        """Bind an address whose port only the own listener `old` occupies."""
         self._close(old, operation)
         try:
             return listen_on(listen)
@@ -125,7 +125,7 @@ class Listeners:
         return self._context.secret is None and self._context.tls is None
 
     def _check_allowed(self, address: Address, operation: str) -> None:
-        """Raise LLM_PARAM_INVALID when strangers may not link and nothing would keep them out."""
+        """Raise LLM_PARAM_INVALID if strangers, who may not link, would be able to."""
         if self._context.allow_anonymous is False and self._is_anonymous():
             raise fail(
                 LLMStatusCode.LLM_PARAM_INVALID,
@@ -154,9 +154,9 @@ class Listeners:
 
 
 def has_other_users() -> bool:
-    """Return whether processes of another user run on this host, as far as /proc shows.
+    """Return whether /proc shows processes of another user on this host.
 
-    Users are ids from 1000 on; smaller ones are those of services of the system.
+    Users have ids from 1000; smaller ids belong to system services.
     """
     own = os.geteuid()
     try:
@@ -168,7 +168,7 @@ def has_other_users() -> bool:
 
 
 def _owner(process: os.DirEntry[str]) -> int | None:
-    """Return which user runs a process; None for the system, or when it has ended."""
+    """Return the user of a process; None for a system service, or if it has ended."""
     try:
         owner = process.stat().st_uid
     except OSError:

@@ -1,4 +1,4 @@
-"""Options: what callers set (`LLMConfig`), and what the rest of the package reads (`Config`).
+"""Options: `LLMConfig` for callers, and the parsed `Config` for the rest of the package.
 
 The only reader of the option dictionary and of the environment.
 

@@ -29,8 +29,8 @@ class LLMConfig:
     """Options of an instance; `generate_options` makes the dictionary for `LLMDataDist.init`.
 
     Every property is None until it is set, and then left out of the dictionary. Setting one raises
-    TypeError for a wrong type and ValueError for an integer out of range; what else is wrong, such
-    as JSON that does not parse, `init` finds.
+    TypeError for a wrong type and ValueError for an integer out of range. `init` detects all other
+    errors, such as invalid JSON.
 
     Source: api.md 3.
     """
@@ -221,7 +221,7 @@ class LLMConfig:
 
     @property
     def ge_options(self) -> dict[str, str]:
-        """Further options, merged in last; the dictionary itself, to be changed in place or set."""
+        """Further options, which override the others; the dictionary may be changed in place."""
         return self._ge_options
 
     @ge_options.setter
@@ -232,7 +232,7 @@ class LLMConfig:
         """Return a new option dictionary with what was set.
 
         Raises:
-            TypeError: ge_options has come to hold something other than str.
+            TypeError: ge_options holds something other than str.
         """
         options: dict[str, str] = {}
         for name, item in self._properties.items():

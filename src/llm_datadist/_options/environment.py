@@ -1,4 +1,4 @@
-"""Environment variables that a library reads once, when it is loaded, here or in a child."""
+"""Set environment variables that a library reads once, when it is loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["defaults_in_environment", "environment_with"]
 
 @contextmanager
 def defaults_in_environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for the duration of the block; those that are set already win."""
+    """Set variables during the block, except those that are set already."""
     added = {name: value for name, value in values.items() if name not in os.environ}
     os.environ.update(added)
     try:
@@ -25,5 +25,5 @@ def defaults_in_environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def environment_with(values: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment for a child with more variables; those that are set already win."""
+    """Return the environment of a child with further variables, except those set already."""
     return {**values, **os.environ}

@@ -1,4 +1,4 @@
-"""Options whose text is JSON.
+"""Parse and check the options whose values are JSON texts.
 
 Source: api.md 3.
 """
@@ -25,7 +25,7 @@ _VERSIONS = ("1.0", "1.2", "1.3")
 
 
 def _parse_object(reader: OptionReader, key: str, text: str) -> dict[str, Any]:
-    """Return the object that an option's text holds."""
+    """Return the JSON object in an option's text."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -40,10 +40,10 @@ def _is_int(value: object, low: int, high: int) -> bool:
 
 
 def parse_pool(reader: OptionReader, key: str) -> Pool | None:
-    """Return the pool that an option describes, None when absent.
+    """Return the pool that an option describes, or None if it is absent.
 
     Raises:
-        LLMException: LLM_PARAM_INVALID: not a JSON object, or a size or page that cannot be.
+        LLMException: LLM_PARAM_INVALID: not a JSON object, or an invalid size or page.
     """
     text = reader.text(key)
     if text is None:
@@ -66,10 +66,10 @@ def parse_pool(reader: OptionReader, key: str) -> Pool | None:
 
 
 def parse_params(reader: OptionReader, key: str) -> dict[str, str]:
-    """Return the parameters that a JSON object gives, as text; none when absent.
+    """Return the values of a JSON object as text; empty if the option is absent.
 
     Raises:
-        LLMException: LLM_PARAM_INVALID: not a JSON object, or a value is none of text, number,
+        LLMException: LLM_PARAM_INVALID: not a JSON object, or a value is no text, number or
             switch.
     """
     text = reader.text(key)
@@ -87,7 +87,7 @@ def parse_params(reader: OptionReader, key: str) -> dict[str, str]:
 
 
 def check_local_comm_res(reader: OptionReader, text: str) -> None:
-    """Check the version of local_comm_res; the rest describes networks that are not used here.
+    """Check the version of local_comm_res; the rest, about NPU networks, is ignored.
 
     Raises:
         LLMException: LLM_PARAM_INVALID: not a JSON object, or of an unknown version.
@@ -104,7 +104,7 @@ def check_local_comm_res(reader: OptionReader, text: str) -> None:
 
 
 def check_global_resource_config(reader: OptionReader, text: str) -> None:
-    """Check the known items of global_resource_config, written nested or with dotted names.
+    """Check the known items of global_resource_config, nested or with dotted names.
 
     Raises:
         LLMException: LLM_PARAM_INVALID: not a JSON object, or an item of a wrong type or range.

@@ -1,4 +1,4 @@
-"""Keys of the option dictionary, and names of the environment variables that fill in for them.
+"""Keys of the option dictionary, and names of the environment variables for unset ones.
 
 Source: api.md 3.
 """

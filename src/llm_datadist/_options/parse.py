@@ -1,4 +1,4 @@
-"""The option dictionary and the environment become a `Config`.
+"""Parse the option dictionary and the environment into a `Config`.
 
 Source: api.md 3, 4.2.
 """
@@ -36,15 +36,15 @@ _DEVICE = re.compile("[0-9]{1,10}")
 
 
 def parse_options(options: dict[str, str], environ: Mapping[str, str] | None = None) -> Config:
-    """Return what the options of `LLMDataDist.init` say; the dictionary is only read.
+    """Parse the options of `LLMDataDist.init`; the dictionary is not changed.
 
     Args:
-        options: Keys that are not known are ignored.
+        options: The options; unknown keys are ignored.
         environ: Environment variables; None for those of the process.
 
     Raises:
         TypeError: options is not a dict, or a known option is not a str.
-        LLMException: LLM_PARAM_INVALID: an option is malformed or does not fit another;
+        LLMException: LLM_PARAM_INVALID: an option is malformed or conflicts with another;
             LLM_FEATURE_NOT_ENABLED: the options ask for the first generation.
     Source: api.md 3, 4.2.
     """
@@ -119,17 +119,17 @@ def parse_options(options: dict[str, str], environ: Mapping[str, str] | None = N
 def parse_switch_options(
     config: Config, options: dict[str, str], bound_port: int | None = None
 ) -> tuple[str, int] | None:
-    """Return the listen address in the options of `LLMDataDist.switch_role`, None without one.
+    """Return the listen address in the options of `LLMDataDist.switch_role`, or None.
 
     Args:
         config: Of the instance.
-        options: Everything else in them is ignored.
-        bound_port: What port 0 of init became; backend "hixl" keeps it.
+        options: The options; everything but the address is ignored.
+        bound_port: Port bound by init; backend "hixl" keeps it.
 
     Raises:
         TypeError: options is not a dict, or the address is not a str.
-        LLMException: LLM_PARAM_INVALID: the address is malformed, or names another port than at
-            init and the backend is "hixl".
+        LLMException: LLM_PARAM_INVALID: the address is malformed, or its port differs from that of
+            init with backend "hixl".
     Source: api.md 4.7.
     """
     reader = OptionReader(options, {}, "switch_role")
@@ -147,7 +147,7 @@ def parse_switch_options(
 
 
 def _either(*values: _T | None) -> _T:
-    """Return the first value that is not None; the last one never is."""
+    """Return the first value that is not None; the last one must not be None."""
     return next(value for value in values if value is not None)
 
 
@@ -162,7 +162,7 @@ def _choice(reader: OptionReader, key: str, choices: tuple[_T, ...], default: _T
 
 
 def _check_hixl(reader: OptionReader, *, cache_manager: bool) -> None:
-    """Check what transfer_backend "hixl" asks of other options."""
+    """Check the conditions of transfer_backend "hixl" on other options."""
     wanted = f'and option {keys.TRANSFER_BACKEND} is "hixl"'
     if not cache_manager:
         remedy = 'set it to "1" (LLMConfig.enable_cache_manager = True)'
@@ -206,7 +206,7 @@ def _link_total_time(reader: OptionReader) -> int:
 
 
 def _heartbeat(reader: OptionReader) -> tuple[int, int]:
-    """Return how often to look whether a peer is alive, and how long it may be silent."""
+    """Return the interval of the heartbeat and the timeout of a peer, in milliseconds."""
     given = reader.number(keys.HEARTBEAT, 0, _HOUR_MS)
     timeout = _either(
         reader.number(keys.PEER_TIMEOUT, 100, 24 * _HOUR_MS), max(10_000, 2 * (given or 0))
@@ -235,7 +235,7 @@ def _mem_utilization(reader: OptionReader) -> float:
 
 
 def _secret(reader: OptionReader) -> bytes | None:
-    """Return the secret of the option, the environment or the file that it names."""
+    """Return the secret of the option, of the environment, or of the file that it names."""
     secret = reader.text(keys.LINK_SECRET)
     if secret is not None:
         if not secret:

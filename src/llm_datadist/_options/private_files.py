@@ -1,4 +1,4 @@
-"""Files that hold a secret or a private key: who else can read or replace them.
+"""Check the permissions of files that hold a secret or a private key.
 
 Source: api.md 3 (extensions).
 """
@@ -25,17 +25,17 @@ def check_private(reader: OptionReader, source: str, name: str) -> None:
     """Warn once when others can read a file that must stay private.
 
     Args:
-        reader: Of the call.
-        source: Option that named the file.
-        name: A file that was read.
+        reader: Options of the call.
+        source: Option or variable that names the file.
+        name: The file.
 
     Raises:
-        LLMException: LLM_PARAM_INVALID: every user can replace it, or write it.
+        LLMException: LLM_PARAM_INVALID: every user can replace or write it.
     """
     path = Path(name).absolute()
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        return  # such as a pipe, which has one reader
+        return  # such as a pipe, which has only one reader
     for place in (path, *path.parents, *path.resolve().parents):
         mode = place.stat().st_mode
         if mode & stat.S_IWOTH and not (stat.S_ISDIR(mode) and mode & stat.S_ISVTX):

@@ -1,4 +1,4 @@
-"""Kinds of properties of `LLMConfig`: each checks what is set and writes it as option text.
+"""Property types of `LLMConfig`: each checks its value and writes it as option text.
 
 Source: api.md 3.
 """
@@ -24,11 +24,11 @@ _T = TypeVar("_T")
 
 
 class Property(Generic[_T]):
-    """A readable and writable item of LLMConfig, None while unset.
+    """A property of LLMConfig, None while unset.
 
     Args:
         key: Key in the option dictionary.
-        doc: What it means.
+        doc: Its docstring.
     """
 
     def __init__(self, key: str, doc: str) -> None:
@@ -45,7 +45,7 @@ class Property(Generic[_T]):
     def __get__(self, config: object, owner: type) -> Property[_T] | _T | None:
         if config is None:
             return self
-        # A data descriptor comes before the instance's dictionary, so that can hold the value.
+        # A data descriptor takes precedence over the instance's dictionary, which holds the value.
         value: _T | None = vars(config).get(self.name)
         return value
 
@@ -53,11 +53,11 @@ class Property(Generic[_T]):
         vars(config)[self.name] = self.check(value)
 
     def check(self, value: _T) -> _T:
-        """Return what to keep; raise TypeError or ValueError when it cannot be set."""
+        """Return the value to store; raise TypeError or ValueError when it is invalid."""
         raise NotImplementedError
 
     def options(self, value: _T) -> dict[str, str]:
-        """Return the entries of the option dictionary for a value that was set."""
+        """Return the entries of the option dictionary for a value."""
         return {self.key: str(value)}
 
 
@@ -106,7 +106,7 @@ class Bool(Property[bool]):
 
 
 class DeviceIds(Property["int | list[int] | tuple[int, ...]"]):
-    """A device or several; a list has a second key with the first of them."""
+    """One device or several; several set a second key to the first of them."""
 
     def __init__(self, key: str, list_key: str, doc: str) -> None:
         super().__init__(key, doc)

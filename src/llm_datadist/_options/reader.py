@@ -1,4 +1,4 @@
-"""Reads single options: typed, with texts that name the key.
+"""Read single options with their types; errors name the key.
 
 Source: api.md 3, 4.2.
 """
@@ -26,9 +26,9 @@ class OptionReader:
     """The option dictionary of one call.
 
     Args:
-        options: As the caller gave it.
+        options: The dictionary from the caller.
         environ: Environment variables.
-        operation: Named in texts of exceptions.
+        operation: Name of the call, for errors.
 
     Raises:
         TypeError: options is not a dict, or a key of it is not a str.
@@ -53,7 +53,7 @@ class OptionReader:
         return fail(LLMStatusCode.LLM_PARAM_INVALID, self.operation, text, remedy)
 
     def text(self, key: str) -> str | None:
-        """Return the text of an option, None when absent; TypeError when it is not a str."""
+        """Return the text of an option, or None if absent; TypeError when it is not a str."""
         value = self._options.get(key)
         if key in self._options and not isinstance(value, str):
             raise wrong_type(f"option {key}", value, "str")
@@ -84,7 +84,7 @@ class OptionReader:
         return int(text)
 
     def switch(self, key: str) -> bool | None:
-        """Return whether an option is "1", not "0"; None when absent."""
+        """Return True for "1", False for "0", None if absent."""
         text = self.text(key)
         if text is None:
             return None
@@ -96,8 +96,8 @@ class OptionReader:
         """Return a listen address, None when absent.
 
         Args:
-            key: Which option.
-            several: Whether more may follow after semicolons; the first is returned.
+            key: The option.
+            several: Whether further addresses may follow after semicolons; they are ignored.
         """
         text = self.text(key)
         if text is None:

@@ -1,4 +1,4 @@
-"""`Config`: the options of an instance, parsed and complete; read by everything above.
+"""`Config`: the parsed and complete options of an instance.
 
 Source: api.md 3.
 """
@@ -27,7 +27,7 @@ class Pool:
 
     Attributes:
         memory_size: Bytes.
-        page_shift: Pages have 1 << page_shift bytes.
+        page_shift: Binary logarithm of the page size in bytes.
     """
 
     memory_size: int
@@ -37,12 +37,12 @@ class Pool:
 @final
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """Mutual TLS: own certificate and key, and the authorities whose certificates peers may have.
+    """Mutual TLS contexts: own certificate and key, and the authorities of peers' certificates.
 
     Attributes:
         dialing: For connections that this instance opens.
-        accepting: For those that come in.
-        lanes: Whether this end wants the bytes of lanes encrypted, too.
+        accepting: For incoming connections.
+        lanes: Whether this end requires lanes to use TLS as well.
     """
 
     dialing: ssl.SSLContext
@@ -53,7 +53,7 @@ class Tls:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """What the options and the environment say, with every default filled in.
+    """All options of an instance, with defaults filled in.
 
     Attributes:
         device_ids: One or more devices.
@@ -63,30 +63,30 @@ class Config:
         remote_accessible: Whether peers' directories are kept.
         device_pool: Pool for Placement.DEVICE.
         host_pool: Pool for Placement.HOST.
-        local_comm_res: As given; None when absent, which "" is not.
+        local_comm_res: As given; None if absent, which differs from "".
         link_total_time_s: Time limit of setting up a domain.
         link_retry_count: Attempts to set up a domain.
         rdma_traffic_class: For RDMA data paths.
         rdma_service_level: For RDMA data paths.
         backend: Data path.
-        is_hixl: Whether the backend was given as "hixl", which means auto and ties the port.
-        global_resource_config: As given; None when absent.
+        is_hixl: Whether the backend was given as "hixl", which means auto with a fixed port.
+        global_resource_config: As given; None if absent.
         switch_role: Whether enable_switch_role was on.
         max_registered_addrs: Addresses that all registered caches may have together.
         link_base_port: First port of the listeners of domains.
         secret: Shared secret; None for none.
         tls: Mutual TLS; None for none.
-        allow_anonymous: Whether to listen without secret and TLS; None to warn about it.
+        allow_anonymous: Whether to listen without secret and TLS; None to warn then.
         device: Where device memory is.
-        transfer_threads: Threads that move bytes; None for the number that suits the cores.
+        transfer_threads: Threads that move bytes; None for a number that depends on the cores.
         lanes_per_link: Data connections of a link in each direction.
-        heartbeat_ms: How often to see whether an idle link is alive; 0 for never.
+        heartbeat_ms: Interval of the checks of idle links; 0 for none.
         peer_timeout_ms: How long a peer may be silent; at least twice heartbeat_ms.
-        auto_relink: Whether lost links that link_clusters made are made again.
+        auto_relink: Whether lost links that link_clusters made are re-established.
         checksum: How transfers that this instance makes are checked.
         nixl_backend: Engine that NIXL uses.
         nixl_params: Parameters of that engine.
-        strict_backend: Whether a link that cannot use the path that it should have fails.
+        strict_backend: Whether a link fails that cannot use the accelerated path of both hosts.
         flow_graph_mem_max_size: Bytes of the first generation's pool.
         mem_utilization: Fraction of it that may be used.
     """
@@ -127,5 +127,5 @@ class Config:
 
     @property
     def local_comm_res_given(self) -> bool:
-        """Whether local_comm_res was set, to "" as well."""
+        """Whether local_comm_res was set, including to ""."""
         return self.local_comm_res is not None

@@ -1,4 +1,4 @@
-"""Options that name the files of mutual TLS; read once, by `init`.
+"""Read the files of mutual TLS that the options name; once, in `init`.
 
 Source: api.md 3 (extensions).
 """
@@ -22,11 +22,11 @@ _FILES: Final = (keys.TLS_CERT, keys.TLS_KEY, keys.TLS_CA)
 
 
 def parse_tls(reader: OptionReader) -> Tls | None:
-    """Return mutual TLS as the options want it, None when none of its files is named.
+    """Return the contexts of mutual TLS, or None if no option names a file.
 
     Raises:
         LLMException: LLM_PARAM_INVALID: one of the three options is missing, or a file cannot be
-            read, does not hold what it should, or does not fit another; the text names the option.
+            read, is invalid, or does not match another; the text names the option.
     """
     names = {key: reader.text(key) for key in _FILES}
     lanes = reader.switch(keys.TLS_LANES) or False
@@ -48,7 +48,7 @@ def parse_tls(reader: OptionReader) -> Tls | None:
 
 
 def _existing(reader: OptionReader, key: str, name: str | None, given: str) -> str:
-    """Return the name of a file that can be read."""
+    """Return the name of an option's file after checking that it can be read."""
     if name is None:
         raise reader.invalid(
             key, f"is missing and option {given} is set", f"set all of {', '.join(_FILES)}, or none"
@@ -73,10 +73,10 @@ def _check_certificates(reader: OptionReader, key: str, files: dict[str, str]) -
 def _context(
     reader: OptionReader, protocol: ssl._SSLMethod, files: dict[str, str]
 ) -> ssl.SSLContext:
-    """Return a context that shows our certificate and takes peers whose authority is ours.
+    """Return a context with this end's certificate that accepts peers of the same authorities.
 
-    Names are not looked at: instances are found by address, and any certificate of the authority
-    is as good as another. Sessions are not resumed, so that every connection shows a certificate.
+    Host names are not checked: instances are found by address, and all certificates of an authority
+    are equivalent. Sessions are not resumed, so that every connection shows a certificate.
     """
     context = ssl.SSLContext(protocol)
     context.check_hostname = False
@@ -93,7 +93,7 @@ def _context(
 def _load_key(reader: OptionReader, context: ssl.SSLContext, files: dict[str, str]) -> None:
     encrypted = False
 
-    def password() -> str:  # without it the library would ask on the terminal
+    def password() -> str:  # otherwise OpenSSL would ask on the terminal
         nonlocal encrypted
         encrypted = True
         return ""

@@ -1,15 +1,15 @@
-"""Bytes of a connection: the preamble, and control messages as length-prefixed msgpack.
+"""Encode and decode the preamble and control messages (length-prefixed msgpack).
 
 Every connection begins with the preamble, 8 bytes::
 
     "LDD1" | kind u8 (1 control, 2 lane; 3 and 4 the same inside TLS) | 0 0 0
 
-TLS, where the kind says so, begins right after it.
+If the kind says so, TLS begins right after it.
 
 A control connection then carries frames: body length u32 little-endian, body (msgpack of one
 message). A lane carries the fixed messages of `lane_auth`.
 
-Any bytes either parse or raise `ProtocolError`; nothing else is ever raised for what a peer sent.
+Any bytes of a peer either parse or raise `ProtocolError`; no other exception is possible.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ __all__ = [
 
 PREAMBLE_BYTES: Final = 8
 HEADER_BYTES: Final = 4
-#: Largest body of a peer that has proved who it is, and of one that has not.
+#: Largest body of an authenticated peer, and of an unauthenticated one.
 MAX_FRAME_BYTES: Final = 1 << 20
 MAX_GREETING_BYTES: Final = 64 << 10
 
-#: What msgspec raises for bytes that are not what they should be (UTF-8 and nesting included).
+#: Exceptions of msgspec for malformed bytes, including UTF-8 and nesting.
 DECODE_ERRORS: Final = (ValueError, OverflowError, RecursionError, MemoryError)
 
 _MAGIC: Final = b"LDD1"
@@ -100,9 +100,9 @@ _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(
 
 
 class ProtocolError(Exception):
-    """The peer sent something that this protocol does not allow; its connection has to go.
+    """The peer sent something that the protocol does not allow; its connection must be closed.
 
-    The text may quote the peer: it is `shown`.
+    The text may quote the peer, so it is passed through `shown`.
     """
 
     def __init__(self, text: str) -> None:
@@ -110,7 +110,7 @@ class ProtocolError(Exception):
 
 
 class Kind(IntEnum):
-    """What a connection is for."""
+    """Purpose of a connection, and whether it uses TLS."""
 
     CONTROL = 1
     LANE = 2
@@ -134,10 +134,10 @@ def encode_preamble(kind: Kind) -> bytes:
 
 
 def decode_preamble(data: bytes) -> Kind:
-    """Return what the connection is for.
+    """Return the kind of a connection.
 
     Raises:
-        ProtocolError: These are not the first bytes of a connection of this protocol.
+        ProtocolError: The bytes are no preamble of this protocol.
     """
     if len(data) != PREAMBLE_BYTES:
         raise ProtocolError(f"preamble of {len(data)} bytes, not {PREAMBLE_BYTES}")
@@ -156,7 +156,7 @@ def decode_message(body: bytes) -> Message:
     """Return the message in a body.
 
     Raises:
-        ProtocolError: It is none.
+        ProtocolError: The body is no message.
     """
     try:
         return _decoder.decode(body)
@@ -165,7 +165,7 @@ def decode_message(body: bytes) -> Message:
 
 
 def encode_frame(message: Message) -> bytes:
-    """Return a message as it goes over the wire.
+    """Return the frame of a message.
 
     Raises:
         ValueError: Its body is larger than MAX_FRAME_BYTES.
@@ -178,10 +178,10 @@ def encode_frame(message: Message) -> bytes:
 
 
 def decode_header(header: bytes, limit: int = MAX_FRAME_BYTES) -> int:
-    """Return the length of the body that follows.
+    """Return the length of the body that follows a header.
 
     Raises:
-        ProtocolError: It is 0 or beyond `limit`, or `header` is not HEADER_BYTES long.
+        ProtocolError: The length is 0 or above `limit`, or the header has a wrong size.
     """
     if len(header) != HEADER_BYTES:
         raise ProtocolError(f"frame header of {len(header)} bytes, not {HEADER_BYTES}")
@@ -192,12 +192,12 @@ def decode_header(header: bytes, limit: int = MAX_FRAME_BYTES) -> int:
 
 
 def decode_frame(data: bytes, limit: int = MAX_FRAME_BYTES) -> tuple[Message, bytes]:
-    """Return the first message in `data` and what is left of `data`.
+    """Return the first message in `data` and the bytes after it.
 
     Raises:
         ProtocolError: `data` does not begin with one whole frame.
     """
     end = HEADER_BYTES + decode_header(data[:HEADER_BYTES], limit)
     if len(data) < end:
-        raise ProtocolError(f"frame of {end} bytes, of which {len(data)} are there")
+        raise ProtocolError(f"frame of {end} bytes, of which {len(data)} have arrived")
     return decode_message(data[HEADER_BYTES:end]), data[end:]

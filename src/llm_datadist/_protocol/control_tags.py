@@ -1,8 +1,8 @@
-"""Tags of control messages, without I/O: what follows the Accept of a handshake is authenticated.
+"""Tags that authenticate the control messages after the Accept of a handshake, without I/O.
 
 Each frame after the Accept is followed by 16 bytes: HMAC-SHA256, truncated, over the number of the
 frame in its direction (u64, from 0) and the frame, under the key of that direction. Without a
-secret and without TLS, everybody who can read the handshake can compute the keys.
+secret and without TLS, anyone who can read the handshake can compute the keys.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NUMBER: Final = struct.Struct("<Q")
 
 
 class ControlKeys(NamedTuple):
-    """Keys of the tags of a control connection at one end: of what it sends and receives."""
+    """Keys of the tags of a control connection at one end: for sending and for receiving."""
 
     send: bytes
     receive: bytes
@@ -49,7 +49,7 @@ class ControlTags:
         """Check the tag of the next frame that was received.
 
         Raises:
-            ProtocolError: The frame was made, changed, repeated or left out on the way.
+            ProtocolError: A frame was forged, changed, repeated or dropped on the way.
         """
         expected = _tag(self._keys.receive, self._num_received, frame)
         self._num_received += 1

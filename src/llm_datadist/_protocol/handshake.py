@@ -1,4 +1,4 @@
-"""The handshake of a link, without I/O: order of messages, proofs of the secret, key of the lanes.
+"""The handshake of a link, without I/O: message order, proofs of the secret, lane key.
 
     dialer                                     acceptor
       Hello      ------------------------------>           who I am, a nonce
@@ -9,14 +9,14 @@
       Complete   ------------------------------>
                  <------------------------------ Ready     the link is up on both ends
 
-A proof is HMAC-SHA256 with the secret over the sender's side, everything said before, and the
-message itself; so it covers both nonces, ids and incarnations, and is worth nothing in another
-handshake or in the other direction. The lane key is derived from the secret and all of it, and so
-are the proofs that the two ends show each other on their published pages where they share a host.
-Without a secret proofs are empty and the lane key binds a lane to its handshake only.
+A proof is HMAC-SHA256 with the secret over the sender's side, all messages before, and the message
+itself. So it covers both nonces, ids and incarnations, and is invalid in another handshake or in
+the other direction. The lane key is derived from the secret and the same messages; so are the
+proofs on the published pages of two ends on one host. Without a secret proofs are empty, and the
+lane key only binds a lane to its handshake.
 
-Either end feeds what it sends and receives through one `Handshake`, which raises `ProtocolError`
-for anything out of order.
+Each end passes all messages that it sends and receives to one `Handshake`, which raises
+`ProtocolError` for a message that is out of order.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _Proof = TypeVar("_Proof", bound="Welcome | Confirm | Accept")
 
 
 class Side(Enum):
-    """Which end of the handshake."""
+    """An end of the handshake."""
 
     DIALER = "dialer"
     ACCEPTOR = "acceptor"
@@ -72,7 +72,7 @@ class Side(Enum):
 
 
 class Phase(Enum):
-    """What has been said so far."""
+    """Progress of the handshake."""
 
     NEW = auto()
     GREETED = auto()
@@ -81,7 +81,7 @@ class Phase(Enum):
     ACCEPTED = auto()
     COMPLETED = auto()
     LINKED = auto()
-    OVER = auto()  # nothing may follow
+    OVER = auto()  # no message may follow
 
 
 _Rules: TypeAlias = dict[tuple[Phase, type[Message]], tuple[frozenset[Side], Phase]]
@@ -110,26 +110,26 @@ _CONVERSATION: Final[_Rules] = {
     for kind in (Ping, Pong, Request, Reply, Notify, Unlink, Unlinked)
 } | {
     (Phase.LINKED, Reopen): (_ACCEPTOR, Phase.LINKED),
-    (Phase.LINKED, Reject): (_DIALER, Phase.OVER),  # sent before it had read the Ready
+    (Phase.LINKED, Reject): (_DIALER, Phase.OVER),  # the dialer gave up before it read the Ready
 }
-#: (phase, message) -> (who may send it, phase after it). What is not in it is a violation.
+#: (phase, message) -> (sides that may send it, phase after it). All else is a violation.
 TRANSITIONS: Final = MappingProxyType(_HANDSHAKE | _CONVERSATION)
 
 
 class SecretMismatchError(ProtocolError):
-    """The peer's proof is wrong: the two have different secrets, or only one has one."""
+    """The peer's proof is wrong: the two ends do not have the same secret."""
 
 
 def fresh_nonce() -> bytes:
-    """Return a nonce that was never used before."""
+    """Return a new random nonce."""
     return secrets.token_bytes(NONCE_BYTES)
 
 
 class Handshake:
-    """One end's view of what has been said; not thread-safe.
+    """State of one end of a handshake. Not thread-safe.
 
     Args:
-        side: Which end this is.
+        side: The end.
         secret: The configured secret, or None.
     """
 
@@ -140,26 +140,26 @@ class Handshake:
         self._transcript = hashlib.sha256(b"llm-datadist link 2")
 
     def prove(self, message: _Proof) -> _Proof:
-        """Return the message, about to be sent, with its proof filled in."""
+        """Return a message that is about to be sent with its proof."""
         return replace(message, mac=self._mac(message, self.side))
 
     def sent(self, message: Message) -> None:
-        """Note that this end has sent `message`; ProtocolError when it may not."""
+        """Record a message that this end sends; ProtocolError when it is not allowed."""
         self._step(message, self.side)
 
     def received(self, message: Message) -> None:
-        """Note and check a message of the peer.
+        """Check and record a message of the peer.
 
         Raises:
             SecretMismatchError: Its proof is wrong.
-            ProtocolError: It may not come now.
+            ProtocolError: The message is not allowed now.
         """
         after = self._after(message, self.side.other)
         if isinstance(message, (Welcome, Confirm, Accept)):
             expected = self._mac(message, self.side.other)
             if not hmac.compare_digest(message.mac, expected):
                 self.phase = Phase.OVER
-                raise SecretMismatchError("the peer's secret is another than ours")
+                raise SecretMismatchError("the peer has another secret")
         self._note(message, after)
 
     def lane_key(self) -> bytes:
@@ -169,7 +169,7 @@ class Handshake:
         return self._keyed(b"lane key", b"")
 
     def control_keys(self) -> ControlKeys:
-        """Return this end's keys of the tags of every control message after the Accept."""
+        """Return this end's keys for the tags of the control messages after the Accept."""
         if self.phase is not Phase.ACCEPTED:
             raise ProtocolError(f"no keys of control messages in phase {self.phase.name}")
         send, receive = (
@@ -179,7 +179,7 @@ class Handshake:
         return ControlKeys(send, receive)
 
     def page_proof(self, side: Side) -> bytes:
-        """Return the 16 bytes that the page of the end `side` shows to the other, on one host."""
+        """Return the 16-byte proof that the published page of the end `side` shows to the other."""
         if self.phase is not Phase.ACCEPTED:
             raise ProtocolError(f"no proof of a page in phase {self.phase.name}")
         return self._keyed(b"page of the " + side.value.encode(), b"")[:16]

@@ -1,26 +1,26 @@
-"""How a data lane proves which link it belongs to: three messages of fixed size, without I/O.
+"""Handshake of a lane: three messages of fixed size that prove its link, without I/O.
 
     dialer                              acceptor
-      LaneHello  ----------------------->          session, index, who serves, nonce
+      LaneHello  ----------------------->          session, index, serving end, nonce
                  <----------------------- answer   nonce, clock, proof
       proof      ----------------------->          clock, proof
 
 Proofs are HMAC-SHA256 with the link's lane key over the sender's side and clock, the hello and the
 acceptor's nonce. Both ends prove the key, because either may be the one that serves requests on the
-lane. The acceptor's nonce is fresh for each connection, so that a recorded lane opens nothing. The
-key is of one handshake, and so of two incarnations and of which of them dialed: a lane that
-somebody passes on to another instance, or back to the one that opens it, proves nothing there.
+lane. The acceptor's nonce is new for each connection, so that a recorded handshake is useless.
+The key belongs to one handshake, and so to two incarnations and the direction of the dial: a lane
+that is relayed to another instance, or back to the one that opens it, fails there.
 
-From the key and both nonces come two more for each lane, one for each direction: those of the tags
-of frames, which the native core makes and checks. Without a secret and without TLS whoever has read
-the handshake can compute all of them.
+Two further keys per lane, one per direction, are derived from the lane key and both nonces. The
+native core uses them for the tags of frames. Without a secret and without TLS, anyone who has read
+the handshake can compute all keys.
 
-A clock is CLOCK_MONOTONIC in nanoseconds, when the sender said it. Deadlines of requests are times
-of the clock of the end that serves, which need not be that of the other end.
+A clock is CLOCK_MONOTONIC in nanoseconds at the time of sending. Deadlines of requests are times of
+the serving end's clock, which may differ from that of the other end.
 
-While the link is set up a place (index, who serves) of its session is taken once. Later the session
-takes lanes that replace lost ones, as many as are missing; an index then only tells apart those of
-one attempt.
+During the set-up of a link each place (index, serving end) of its session is taken once. Later the
+session accepts as many lanes as are missing; an index then only distinguishes the lanes of one
+attempt.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ __all__ = [
 
 _NONCE_BYTES: Final = 16
 _HELLO: Final = struct.Struct(f"<{SESSION_BYTES}sBBH{_NONCE_BYTES}s")
-_SERVERS: Final = (Side.ACCEPTOR, Side.DIALER)  # by the number on the wire
+_SERVERS: Final = (Side.ACCEPTOR, Side.DIALER)  # by number on the wire
 
 _MAC_BYTES: Final = 32
 _CLOCK: Final = struct.Struct("<Q")
@@ -67,13 +67,13 @@ LANE_ANSWER_BYTES: Final = _NONCE_BYTES + LANE_PROOF_BYTES
 @final
 @dataclass(frozen=True, slots=True)
 class LaneHello:
-    """What a lane says first.
+    """First message of a lane.
 
     Attributes:
-        session: Of the Accept that this lane belongs to.
-        server: Which end serves requests on it.
-        index: Place among the lanes that this end serves.
-        nonce: Fresh random bytes of the dialer.
+        session: Session number of the Accept.
+        server: The end that serves requests on the lane.
+        index: Number of the lane among those that this end serves.
+        nonce: New random bytes of the dialer.
     """
 
     session: bytes
@@ -87,7 +87,7 @@ class LaneHello:
 
     @staticmethod
     def unpack(data: bytes) -> LaneHello:
-        """Return what `data` says; ProtocolError when it is no hello."""
+        """Return the hello in `data`; ProtocolError when it is malformed."""
         if len(data) != LANE_HELLO_BYTES:
             raise ProtocolError(f"lane hello of {len(data)} bytes, not {LANE_HELLO_BYTES}")
         session, server, zero, index, nonce = _HELLO.unpack(data)
@@ -97,19 +97,19 @@ class LaneHello:
 
 
 class LaneKeys(NamedTuple):
-    """Keys of the tags of one lane, at one end: of what it sends, and of what it receives."""
+    """Keys of the tags of a lane at one end: for sending and for receiving."""
 
     send: bytes
     receive: bytes
 
 
 class OpenLane(NamedTuple):
-    """A lane that has proved itself, as the native core takes it over.
+    """An authenticated lane, in the form that the native core takes.
 
     Attributes:
-        fd: Its connected socket, which the holder of this object owns.
-        keys: Of its tags.
-        clock_offset_ns: The other end's CLOCK_MONOTONIC less the own one, at most.
+        fd: Connected socket, owned by the holder of this object.
+        keys: Keys of its tags.
+        clock_offset_ns: Upper bound of the other end's CLOCK_MONOTONIC minus the local one.
     """
 
     fd: int
@@ -123,7 +123,7 @@ def fresh_lane_nonce() -> bytes:
 
 
 def answer_lane(key: bytes, hello: LaneHello, clock_ns: int) -> bytes:
-    """Return the acceptor's answer: a fresh nonce, its clock and the proof of the key."""
+    """Return the acceptor's answer: a new nonce, its clock and the proof of the key."""
     nonce = secrets.token_bytes(_NONCE_BYTES)
     return nonce + _proof(key, Side.ACCEPTOR, hello, nonce, clock_ns)
 
@@ -135,7 +135,7 @@ def check_answer(key: bytes, hello: LaneHello, answer: bytes) -> int:
 
 
 def prove_lane(key: bytes, hello: LaneHello, answer: bytes, clock_ns: int) -> bytes:
-    """Return the dialer's clock and proof, given the acceptor's answer."""
+    """Return the dialer's clock and proof for an acceptor's answer."""
     return _proof(key, Side.DIALER, hello, answer[:_NONCE_BYTES], clock_ns)
 
 
@@ -145,7 +145,7 @@ def check_proof(key: bytes, hello: LaneHello, answer: bytes, proof: bytes) -> in
 
 
 def lane_keys(key: bytes, hello: LaneHello, answer: bytes, side: Side) -> LaneKeys:
-    """Return one end's keys of the lane that hello and answer have opened."""
+    """Return one end's tag keys of the lane with this hello and answer."""
     nonce = answer[:_NONCE_BYTES]
     of = {
         sender: _mac(key, b"tags of the " + sender.value.encode(), hello, nonce)[:_TAG_KEY_BYTES]

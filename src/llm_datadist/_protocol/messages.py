@@ -1,11 +1,10 @@
-"""Messages of the control connection: one typed struct each, told apart by their `type` field.
+"""Messages of the control connection: one struct each, tagged by the field `type`.
 
-Every field that a peer fills has a width and a cap here, so that a decoded message is already of
-sane size; `tests/unit/_protocol/test_caps.py` holds every struct that a peer fills to that. Fields
-that this version does not know are ignored; PROTOCOL_VERSION changes when a message changes its
-meaning.
+Every field that a peer fills has a limit of its range or length, which decoding checks;
+`tests/unit/_protocol/test_caps.py` verifies that every struct has them. Unknown fields are ignored;
+PROTOCOL_VERSION changes when a message changes its meaning.
 
-The order in which they may be sent is the table in `handshake`.
+The table in `handshake` defines the order of messages.
 """
 
 from __future__ import annotations
@@ -51,12 +50,12 @@ MAX_ENDPOINT_BYTES: Final = 32 << 10
 MAX_BODY_BYTES: Final = 1 << 20
 
 Uint32 = Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]
-Uint64 = Annotated[int, Meta(ge=0)]  # msgpack has no wider integers
+Uint64 = Annotated[int, Meta(ge=0)]  # msgpack's widest integers
 Nonce = Annotated[bytes, Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
 Session = Annotated[bytes, Meta(min_length=SESSION_BYTES, max_length=SESSION_BYTES)]
-Mac = Annotated[bytes, Meta(max_length=MAC_BYTES)]  # empty where no secret is configured
+Mac = Annotated[bytes, Meta(max_length=MAC_BYTES)]  # empty without a secret
 Endpoint = Annotated[bytes, Meta(max_length=MAX_ENDPOINT_BYTES)]
-Text = Annotated[str, Meta(max_length=4096)]  # `shown` once it is in a message
+Text = Annotated[str, Meta(max_length=4096)]  # passed through `shown` when decoded
 Host = Annotated[str, Meta(max_length=256, pattern=r"^[!-~]*\Z")]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Status = Annotated[int, Meta(ge=-1, le=(1 << 32) - 1)]  # an LLMStatusCode
@@ -68,15 +67,15 @@ class Message(Struct, frozen=True, kw_only=True, tag=str.lower, tag_field="type"
 
 
 class DomainHello(Struct, frozen=True, kw_only=True):
-    """What a dialer says about the domain that it dials for.
+    """The domain for which a dialer dials.
 
     Attributes:
         name: Name of the domain.
         ranks: Cluster id to rank, the whole map.
         rank: Rank of the dialer.
-        token: Random number of the dialer's call of `link`; it tells a domain from an earlier one
-            of the same name.
-        acceptor: Cluster id of the member that the dialer means to reach.
+        token: Random number of the dialer's call of `link`; distinguishes a domain from an
+            earlier one of the same name.
+        acceptor: Cluster id of the member that the dialer wants to reach.
     """
 
     name: Annotated[str, Meta(min_length=1, max_length=127)]
@@ -87,7 +86,7 @@ class DomainHello(Struct, frozen=True, kw_only=True):
 
     @property
     def holder(self) -> str:
-        """Name under which a link is held for this domain, on both ends."""
+        """Name of the holder of a link for this domain, at both ends."""
         return f"domain:{self.name}/{self.token:x}"
 
 
@@ -97,16 +96,15 @@ class Hello(Message, frozen=True, kw_only=True):
     Attributes:
         version: PROTOCOL_VERSION of the dialer.
         cluster_id: Its id.
-        incarnation: Random number of this life of the instance.
-        nonce: Fresh random bytes.
-        expected_cluster_id: The id that it was told to find; None when it takes any.
+        incarnation: Random number of this initialization.
+        nonce: New random bytes.
+        expected_cluster_id: Cluster id that it expects; None if it accepts any.
         has_secret: Whether it has a secret configured.
-        listen: Where it accepts links itself; None for a client.
-        num_lanes: Data lanes that it wants for each direction.
+        listen: Address at which it accepts links; None for a client.
+        num_lanes: Lanes per direction that it wants.
         domain: Set when the link is for a domain.
-        relinks: Lane session of the lost link that this one is to follow; set when nobody has asked
-            for it at the dialing end just now.
-        encrypt_lanes: Set inside TLS, when it wants the lanes inside TLS as well.
+        relinks: Lane session of the lost link that is being re-established; unset for calls.
+        encrypt_lanes: Set inside TLS when it wants the lanes inside TLS as well.
     """
 
     version: Uint64
@@ -123,7 +121,7 @@ class Hello(Message, frozen=True, kw_only=True):
 
 
 class Welcome(Message, frozen=True, kw_only=True):
-    """Who the acceptor is; `mac` proves that it has the secret."""
+    """Identity of the acceptor; `mac` proves that it has the secret."""
 
     cluster_id: Uint64
     incarnation: Uint64
@@ -132,17 +130,17 @@ class Welcome(Message, frozen=True, kw_only=True):
 
 
 class Confirm(Message, frozen=True, kw_only=True):
-    """The dialer goes on; `mac` proves the secret, `endpoint` is the engine's business."""
+    """The dialer continues; `mac` proves the secret, `endpoint` is opaque engine data."""
 
     endpoint: Endpoint
     mac: Mac = b""
 
 
 class Accept(Message, frozen=True, kw_only=True):
-    """The acceptor wants the link. Lanes name `session`; `num_lanes` go each way.
+    """The acceptor accepts the link, with `num_lanes` lanes per direction that name `session`.
 
-    Lanes that replace lost ones name it too: the session lasts as long as the link. All of them are
-    inside TLS when `encrypt_lanes` is set, which it is when either end wants that.
+    The session lasts as long as the link, since replacements of lost lanes name it too. All lanes
+    use TLS when `encrypt_lanes` is set, which it is when either end wants that.
     """
 
     session: Session
@@ -153,15 +151,15 @@ class Accept(Message, frozen=True, kw_only=True):
 
 
 class Existing(Message, frozen=True, kw_only=True):
-    """The two are linked already, and the acceptor has just seen that link alive."""
+    """The two ends are linked already, and the acceptor has verified that the link is alive."""
 
 
 class Yield(Message, frozen=True, kw_only=True):
-    """Both dialed: the acceptor's own dial goes on, and is over when this connection closes."""
+    """Both dialed: the acceptor's dial continues; the connection closes when that has ended."""
 
 
 class Reject(Message, frozen=True, kw_only=True):
-    """No link; `status` is an LLMStatusCode, `reason` the text for the dialer's caller."""
+    """The link is refused, with an LLMStatusCode and a text for the caller at the other end."""
 
     status: Status
     reason: Text
@@ -179,7 +177,7 @@ class Ready(Message, frozen=True, kw_only=True):
 
 
 class Ping(Message, frozen=True, kw_only=True):
-    """Asks for a Pong, to see that the link is alive; as a heartbeat with id 0."""
+    """Request for a Pong, to check that the link is alive; keepalives have id 0."""
 
     id: Uint64
 
@@ -191,20 +189,20 @@ class Pong(Message, frozen=True, kw_only=True):
 
 
 class Reopen(Message, frozen=True, kw_only=True):
-    """The acceptor has lost lanes on which it asks: the dialer, who can, opens that many anew."""
+    """The acceptor has lost lanes on which it sends requests: the dialer must reopen that many."""
 
     num_lanes: Annotated[int, Meta(ge=1, le=MAX_LANES)]
 
 
 class Request(Message, frozen=True, kw_only=True):
-    """Engine message that wants a Reply; the body is the engine's business."""
+    """Engine message that requires a Reply; the body is opaque engine data."""
 
     id: Uint64
     body: Body
 
 
 class Reply(Message, frozen=True, kw_only=True):
-    """Answer to the Request of that id: a body, or why there is none."""
+    """Answer to the Request of that id: a body or an error."""
 
     id: Uint64
     body: Body = b""
@@ -222,7 +220,7 @@ class Notify(Message, frozen=True, kw_only=True):
 
 
 class Unlink(Message, frozen=True, kw_only=True):
-    """The sender's end of the link is going; the receiver's end has to go too."""
+    """The sender takes its end of the link down; the receiver must do the same."""
 
     reason: Text = ""
 
@@ -231,4 +229,4 @@ class Unlink(Message, frozen=True, kw_only=True):
 
 
 class Unlinked(Message, frozen=True, kw_only=True):
-    """No transfer of the link touches the sender's memory any more."""
+    """The sender's end is gone: no transfer of the link touches its memory."""

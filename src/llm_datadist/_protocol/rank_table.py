@@ -1,8 +1,7 @@
-"""Rank tables: where the members of a domain meet.
+"""Rank tables: addresses of the members of a domain.
 
-Pure. A rank table is the JSON text that `link` is given. Of its fields only those that say where a
-rank may be reached are read; a missing field is not an error in itself, a field that is there must
-make sense.
+A rank table is a JSON text, an argument of `link`. Only the fields with the addresses of ranks are
+read. A missing field is no error in itself; a present field must be valid.
 
 Source: api.md 4.6.
 """
@@ -37,7 +36,7 @@ def _refuse(problem: str, remedy: str = "correct the rank table") -> NoReturn:
 @final
 @dataclass(frozen=True, slots=True)
 class _Device:
-    """One device of the table: the place of one rank."""
+    """One device of the table, on which one rank runs."""
 
     device_id: int
     hosts: tuple[str, ...]
@@ -55,16 +54,16 @@ class RankTable:
     devices: Mapping[int, _Device]
 
     def addresses(self, rank: int, base_port: int) -> tuple[Address, ...]:
-        """Return where `rank` may listen, the preferred address first.
+        """Return the addresses at which `rank` may listen, the preferred one first.
 
-        Empty when the table does not say.
+        Empty if the table has none.
 
         Args:
             rank: A rank_id of the table.
             base_port: The port of device 0.
 
         Raises:
-            LLMException: LLM_PARAM_INVALID: base_port + device_id is no port.
+            LLMException: LLM_PARAM_INVALID: base_port + device_id is not a valid port.
         """
         device = self.devices.get(rank)
         if device is None:
@@ -83,8 +82,8 @@ def parse_rank_table(text: str) -> RankTable:
     """Parse the text of a rank table: as strict JSON, else as JSON with trailing commas.
 
     Raises:
-        LLMException: LLM_PARAM_INVALID: not a JSON object, an unknown version, or a field that
-            makes no sense.
+        LLMException: LLM_PARAM_INVALID: not a JSON object, an unknown version, or an invalid
+            field.
     """
     table = _loads(text)
     if not isinstance(table, dict):
@@ -105,7 +104,7 @@ def parse_rank_table(text: str) -> RankTable:
             if rank is None:
                 continue
             if rank in devices:
-                _refuse(f"{place}: rank_id {rank} is there twice")
+                _refuse(f"{place}: rank_id {rank} occurs twice")
             devices[rank] = _Device(device_id or 0, tuple(dict.fromkeys(hosts)))
     return RankTable(devices)
 
@@ -138,7 +137,7 @@ def _objects(
 def _server_hosts(server: dict[str, object], where: str) -> list[str]:
     host_ip = _text(server, "host_ip", where)
     try:
-        host_ip.encode("idna")  # what the resolver does to it
+        host_ip.encode("idna")  # as the resolver encodes it
     except UnicodeError as error:
         _refuse(f"{where}.host_ip {host_ip!r} is neither an IP address nor a host name ({error})")
     return [*([host_ip] if host_ip else []), *_literal(_text(server, "server_id", where))]

@@ -1,7 +1,7 @@
-"""Texts of others in log lines and exceptions.
+"""Make texts of peers safe for log lines and exceptions.
 
-A peer, or a stranger, may send any characters: newlines that look like further log lines, sequences
-that a terminal obeys, a megabyte. A log line or an error shows `shown` of such a text instead.
+A peer may send any characters: newlines that imitate log lines, terminal control sequences, a
+megabyte of text. Log lines and errors show such a text only after `shown`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ MAX_SHOWN: Final = 1000
 
 
 def shown(text: str, limit: int = MAX_SHOWN) -> str:
-    """Return a text as it may be printed: one line, nothing that a terminal obeys, not too long.
+    """Return a printable form of a text: one line, no control characters, limited length.
 
-    What cannot be printed becomes an escape as in Python's literals. The text of a text that was
-    shown before is the same.
+    Unprintable characters become escapes as in Python literals. Applying it twice changes nothing.
     """
     more = ""
     if len(text) > limit:

@@ -35,11 +35,11 @@ def inject_faults(instance: LLMDataDist, policy: FaultPolicy) -> Iterator[FaultP
         policy: Records what it decides.
 
     Raises:
-        RuntimeError: The instance is not initialised.
+        RuntimeError: The instance is not initialized.
     """
     engine = instance._engine
     if engine is None:
-        raise RuntimeError("inject_faults: the LLMDataDist instance is not initialised")
+        raise RuntimeError("inject_faults: the LLMDataDist instance is not initialized")
     drop_link = partial(_drop_link, engine)
     backends = tuple(engine.backends)
     engine.backends[:] = [

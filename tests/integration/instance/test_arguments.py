@@ -532,7 +532,7 @@ AFTER_INIT = [(kind, name) for kind, name in METHODS if name not in {"init", "fi
 
 
 def check_refused(call, name, arguments):
-    with pytest.raises(RuntimeError, match="not initialised") as caught:
+    with pytest.raises(RuntimeError, match="not initialized") as caught:
         call(**arguments)
     assert type(caught.value) is RuntimeError
     assert name in str(caught.value)
@@ -567,7 +567,7 @@ def test_a_property_of_an_instance_that_is_not_initialised(options, name):
     """api.md checklist 6."""
     one = LLMDataDist(LLMRole.MIX, 4)
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="not initialised") as caught:
+        with pytest.raises(RuntimeError, match="not initialized") as caught:
             getattr(one, name)
         assert type(caught.value) is RuntimeError
         one.init(options())

@@ -166,7 +166,7 @@ def test_a_forked_child_leaves_its_parents_instance_alone(instance, blocks):
                 try:
                     call(1)
                 except RuntimeError as error:
-                    assert "not initialised" in str(error), error
+                    assert "not initialized" in str(error), error
                 else:
                     os._exit(7)
             instance.finalize()

@@ -128,5 +128,5 @@ assert os.wait()[1] == 0
 one.describe_relinks()
 """)
     assert ran.returncode == 0, ran
-    assert ran.stdout.count("is not initialised in this process, which was forked") == 2
+    assert ran.stdout.count("is not initialized in this process, which was forked") == 2
     assert ran.stdout.endswith("3\n")

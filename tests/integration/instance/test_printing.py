@@ -138,12 +138,12 @@ def test_secrets_are_hidden():
 def test_an_instance_shows_what_it_is(options):
     """api.md checklist 61."""
     one = LLMDataDist(LLMRole.PROMPT, 2**64 - 1)
-    assert repr(one) == f"LLMDataDist(role=Prompt, cluster_id={2**64 - 1}, not initialised)"
+    assert repr(one) == f"LLMDataDist(role=Prompt, cluster_id={2**64 - 1}, not initialized)"
     with one:
         one.init(options())
-        assert str(one) == f"LLMDataDist(role=Prompt, cluster_id={2**64 - 1}, initialised)"
+        assert str(one) == f"LLMDataDist(role=Prompt, cluster_id={2**64 - 1}, initialized)"
         assert repr(one.cache_manager) == f"CacheManager(cluster_id={2**64 - 1})"
-    assert "not initialised" in str(one)
+    assert "not initialized" in str(one)
 
 
 def test_what_an_instance_makes(pair, blocks):

@@ -202,7 +202,7 @@ def test_addresses_that_cannot_be_had(here, options):
 
 def test_a_call_before_init_says_what_to_call():
     one = LLMDataDist(LLMRole.MIX, 3)
-    with pytest.raises(RuntimeError, match=r"check_link_status: .* not initialised; call init\(\)"):
+    with pytest.raises(RuntimeError, match=r"check_link_status: .* not initialized; call init\(\)"):
         one.check_link_status(1)
 
 

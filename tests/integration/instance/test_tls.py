@@ -177,26 +177,26 @@ CASES = {
     "dialer of another authority": (
         None,
         "another",
-        ["the peer's certificate is refused here"],
+        ["the peer's certificate is refused by this end"],
         ["the peer refuses this instance's certificate"],
     ),
     "dialer's certificate has expired": (
         None,
         "expired",
         ["the peer refuses this instance's certificate", "expired"],
-        ["the peer's certificate is refused here", "has expired"],
+        ["the peer's certificate is refused by this end", "has expired"],
     ),
     "acceptor's certificate has expired": (
         "expired",
         None,
-        ["the peer's certificate is refused here", "has expired"],
+        ["the peer's certificate is refused by this end", "has expired"],
         ["the peer refuses this instance's certificate", "expired"],
     ),
     "dialer's certificate is of another authority": (
         None,
         "foreign",
         ["the peer refuses this instance's certificate", "unknown ca"],
-        ["the peer's certificate is refused here"],
+        ["the peer's certificate is refused by this end"],
     ),
 }
 

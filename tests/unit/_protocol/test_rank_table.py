@@ -144,7 +144,10 @@ def test_a_field_that_makes_no_sense_is_named(device, named):
         ({"server_list": [{"server_id": 3}]}, "server_list[0].server_id"),
         ({"server_list": [{"host_ip": None}]}, "server_list[0].host_ip"),
         ({"server_list": [{"host_ip": "a..b"}]}, "server_list[0].host_ip 'a..b' is neither"),
-        ({"server_list": [{"device": [{"rank_id": "1"}, {"rank_id": "1"}]}]}, "rank_id 1 is there"),
+        (
+            {"server_list": [{"device": [{"rank_id": "1"}, {"rank_id": "1"}]}]},
+            "rank_id 1 occurs twice",
+        ),
     ],
 )
 def test_a_structure_that_makes_no_sense_is_named(table, named):
