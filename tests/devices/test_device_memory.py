@@ -104,7 +104,7 @@ def test_the_engine_is_told_what_memory_it_is(make, gpu):
     OnGpu(owner, gpu, key=0)
     owner.blocks(key=1)
     (backend,) = owner.instance._engine.backends
-    kinds = {known.kind: int(known.rows[0, 2]) for known in backend._regions.values()}
+    kinds = {known.kind: int(known.rows[0, 2]) for known in backend.memory._regions.values()}
     assert kinds == {"VRAM": 0, "DRAM": 0}
 
 
