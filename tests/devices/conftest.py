@@ -23,9 +23,9 @@ def engine_accepts(monkeypatch):
     if STAND_IN:
         make_agent = Agent.__init__
 
-        def init(self, wheel, *arguments):
-            make_agent(self, wheel, *arguments)
-            self._kinds["VRAM"] = wheel.bindings.DRAM_SEG
+        def init(self, bindings, *arguments):
+            make_agent(self, bindings, *arguments)
+            self._kinds["VRAM"] = bindings.module.DRAM_SEG
 
         monkeypatch.setattr(Agent, "__init__", init)
 

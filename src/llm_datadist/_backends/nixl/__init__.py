@@ -1,4 +1,4 @@
-"""The NIXL data path: `NixlBackend`, and whether this host has what it is for."""
+"""The NIXL data path."""
 
 from __future__ import annotations
 

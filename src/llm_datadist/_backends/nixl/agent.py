@@ -1,4 +1,4 @@
-"""One NIXL agent: registration, peers, transfers; its exceptions become `NixlError`."""
+"""A NIXL agent: registration, peers, transfer requests. Its exceptions become `NixlError`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from llm_datadist._backends.nixl.bindings import Wheel
+    from llm_datadist._backends.nixl.bindings import NixlBindings
 
     Rows = npt.NDArray[np.uint64]
     Indices = npt.NDArray[np.int32]
@@ -22,12 +22,12 @@ __all__ = ["Agent", "NixlError", "PreparedList", "TransferRequest", "rows_of"]
 
 
 class NixlError(Exception):
-    """The engine refused or failed; the text is its own."""
+    """The engine refused or failed; the text is NIXL's."""
 
 
 @final
 class PreparedList:
-    """Descriptors that the engine has looked at once, to be named by index."""
+    """A prepared list of descriptors, which transfers name by index."""
 
     __slots__ = ("handle",)
 
@@ -37,10 +37,10 @@ class PreparedList:
 
 @final
 class TransferRequest:
-    """A transfer in the hands of the engine, which has no way to take it back. Thread-safe.
+    """A posted transfer request. It cannot be canceled. Thread-safe.
 
     Attributes:
-        done: How it went, once the engine is through with it; None before.
+        done: Whether it succeeded; None while it runs, as of the last poll.
     """
 
     __slots__ = ("_agent", "_handle", "_lock", "done")
@@ -48,11 +48,11 @@ class TransferRequest:
     def __init__(self, agent: Agent, handle: int) -> None:
         self._agent = agent
         self._handle = handle
-        self._lock = threading.Lock()  # the engine wants one call about a transfer at a time
+        self._lock = threading.Lock()  # the engine allows one call about a request at a time
         self.done: bool | None = None
 
     def poll(self) -> bool | None:
-        """Return whether it went well, None while it runs."""
+        """Return whether the request succeeded, or None while it runs."""
         with self._lock:
             if self.done is None:
                 self.done = self._agent.state(self._handle)
@@ -61,36 +61,38 @@ class TransferRequest:
 
 @final
 class Agent:
-    """See the module. Thread-safe; after `close` everything raises NixlError.
+    """See the module. Thread-safe; after `close` every call raises NixlError.
 
-    Calls run at the same time: where the engine copies bytes in the call that posts a transfer, as
-    UCX does within a host, it uses as many cores as there are threads that post.
+    Calls run concurrently: an engine that copies bytes in the call that posts a transfer, as UCX
+    does within a host, uses as many cores as threads post.
 
     Args:
-        wheel: The loaded wheel.
-        name: Unique among all that ever meet.
+        bindings: NIXL's.
+        name: Must be unique among all agents that ever connect.
         engine: "UCX" or "LIBFABRIC".
-        params: The engine's own parameters.
+        params: Parameters of the engine.
 
     Raises:
         Unavailable: The engine cannot start.
     """
 
-    def __init__(self, wheel: Wheel, name: str, engine: str, params: Mapping[str, str]) -> None:
+    def __init__(
+        self, bindings: NixlBindings, name: str, engine: str, params: Mapping[str, str]
+    ) -> None:
         self.name = name
-        self._bindings = wheel.bindings
-        self._kinds = {"DRAM": wheel.bindings.DRAM_SEG, "VRAM": wheel.bindings.VRAM_SEG}
+        self._module = bindings.module
+        self._kinds = {"DRAM": self._module.DRAM_SEG, "VRAM": self._module.VRAM_SEG}
         self._changed = threading.Condition()
         self._calls = 0
         self.closed = False
-        self._agent: Any  # never in a variable: `close` has to drop the last reference
-        self._agent, self._engine = wheel.make_agent(name, engine, params)
+        self._agent: Any  # the only reference: `close` must drop the last one
+        self._agent, self._engine = bindings.make_agent(name, engine, params)
 
     @contextmanager
     def _calling(self) -> Iterator[None]:
         with self._changed:
             if self.closed:
-                # Whoever hears of the end may rely on it: nothing moves any more.
+                # Raise only after the agent is destroyed: callers rely on no further I/O.
                 self._changed.wait_for(lambda: self._agent is None)
                 raise NixlError("the agent is closed")
             self._calls += 1
@@ -106,13 +108,13 @@ class Agent:
 
     def _regions(self, rows: Rows, kind: str) -> Any:  # noqa: ANN401 - the bindings have no types
         listed = [(int(address), int(size), int(device), "") for address, size, device in rows]
-        return self._bindings.nixlRegDList(self._kinds[kind], listed)
+        return self._module.nixlRegDList(self._kinds[kind], listed)
 
     def _pieces(self, rows: Rows, kind: str) -> Any:  # noqa: ANN401 - the bindings have no types
-        return self._bindings.nixlXferDList(self._kinds[kind], rows)
+        return self._module.nixlXferDList(self._kinds[kind], rows)
 
     def register(self, rows: Rows, kind: str) -> None:
-        """Make memory known; rows are (address, bytes, device)."""
+        """Register memory; rows are (address, bytes, device)."""
         with self._calling():
             self._agent.registerMem(self._regions(rows, kind), [self._engine])
 
@@ -122,39 +124,39 @@ class Agent:
             self._agent.deregisterMem(self._regions(rows, kind), [self._engine])
 
     def connection_metadata(self) -> bytes:
-        """What a peer needs to connect, without any region."""
+        """Return what a peer needs to connect, without regions."""
         with self._calling():
-            empty = self._bindings.nixlRegDList(self._kinds["DRAM"])
+            empty = self._module.nixlRegDList(self._kinds["DRAM"])
             return bytes(self._agent.getLocalPartialMD(empty, True, [self._engine]))
 
     def region_metadata(self, rows: Rows, kind: str) -> bytes:
-        """What a peer needs to reach these registered rows, once it is connected."""
+        """Return what a connected peer needs to reach these registered rows."""
         with self._calling():
             return bytes(
                 self._agent.getLocalPartialMD(self._regions(rows, kind), False, [self._engine])
             )
 
     def load(self, metadata: bytes) -> str:
-        """Take in metadata of a peer; return its agent's name."""
+        """Load metadata of a peer; return its agent's name."""
         with self._calling():
             name = self._agent.loadRemoteMD(metadata)
         return name.decode() if isinstance(name, bytes) else str(name)
 
     def forget_peer(self, name: str) -> None:
-        """Disconnect. Only when none of its transfers runs: the engine would lose sight of them."""
+        """Disconnect a peer. None of its requests may run: the engine would lose track of them."""
         with suppress(NixlError), self._calling():
             self._agent.invalidateRemoteMD(name)
 
     def prepare(self, peer: str | None, rows: Rows, kind: str) -> PreparedList:
-        """Prepare descriptors of a peer, or own ones (None)."""
+        """Prepare descriptors of a peer, or local ones (None)."""
         with self._calling():
-            name = self._bindings.NIXL_INIT_AGENT if peer is None else peer
+            name = self._module.NIXL_INIT_AGENT if peer is None else peer
             return PreparedList(
                 self._agent.prepXferDlist(name, self._pieces(rows, kind), [self._engine])
             )
 
     def release(self, prepared: PreparedList) -> None:
-        """Give a prepared list back."""
+        """Release a prepared list."""
         with suppress(NixlError), self._calling():
             self._agent.releasedDlistH(prepared.handle)
 
@@ -194,27 +196,27 @@ class Agent:
             return self._post(handle)
 
     def state(self, handle: int) -> bool | None:
-        """How a transfer went; None while it runs. Its handle is released with the answer."""
+        """Return whether a request succeeded, and release its handle; None while it runs."""
         try:
             with self._calling():
                 try:
                     status = self._agent.getXferStatus(handle)
-                except Exception:  # the connection broke, and every transfer on it with it
+                except Exception:  # the connection broke, which ends all requests on it
                     status = None
-                return self._settled(handle, status)
+                return self._result(handle, status)
         except NixlError:
             return False
 
     def close(self) -> None:
-        """End the agent; when it returns no transfer of it moves a byte any more. Idempotent."""
+        """Destroy the agent; when it returns no request moves a byte any more. Idempotent."""
         with self._changed:
             self.closed = True
             self._changed.wait_for(lambda: not self._calls)
-            self._agent = None  # the last reference: its destructor takes the engine down
+            self._agent = None  # the last reference: its destructor stops the engine
             self._changed.notify_all()
 
     def _direction(self, *, write: bool) -> Any:  # noqa: ANN401 - the bindings have no types
-        return self._bindings.NIXL_WRITE if write else self._bindings.NIXL_READ
+        return self._module.NIXL_WRITE if write else self._module.NIXL_READ
 
     def _post(self, handle: int) -> TransferRequest:
         request = TransferRequest(self, handle)
@@ -224,15 +226,15 @@ class Agent:
             with suppress(Exception):
                 self._agent.releaseXferReq(handle)
             raise
-        request.done = self._settled(handle, status)
+        request.done = self._result(handle, status)
         return request
 
-    def _settled(self, handle: int, status: Any) -> bool | None:  # noqa: ANN401 - as above
-        if status == self._bindings.NIXL_IN_PROG:
+    def _result(self, handle: int, status: Any) -> bool | None:  # noqa: ANN401 - as above
+        if status == self._module.NIXL_IN_PROG:
             return None
         with suppress(Exception):
             self._agent.releaseXferReq(handle)
-        return bool(status == self._bindings.NIXL_SUCCESS)
+        return bool(status == self._module.NIXL_SUCCESS)
 
 
 def rows_of(addresses: Rows, sizes: Rows, device_id: int = 0) -> Rows:

@@ -1,11 +1,11 @@
-"""The nixl wheel: found and loaded on first use; the one place that knows its Python interface.
+"""NIXL's Python bindings: finds and loads the installed wheel on first use.
 
-Its bindings are driven directly rather than through `nixl_agent`, because only they let the
-progress thread rest between two looks (`nixl_agent` has it spin, a core per process even when
-nothing moves), and because importing `nixl_agent` sets up logging for the whole process.
+Uses the bindings directly, not `nixl_agent`: only they let the progress thread sleep between polls
+(that of `nixl_agent` spins, one core per process even when idle), and importing `nixl_agent` sets
+up logging for the whole process.
 
 Tested with nixl-cu12 and nixl-cu13 1.5.0 and 1.5.1. Releases before 1.4 import torch; 1.4 crashes
-the process when a peer's agent is replaced, which is how a transfer that is late is ended.
+the process when a peer's agent is replaced, which is how a late transfer is ended.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from llm_datadist._options.environment import defaults_in_environment, environme
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["NUM_POSTING_THREADS", "Wheel", "has_rdma", "load_bindings"]
+__all__ = ["NUM_POSTING_THREADS", "NixlBindings", "has_rdma", "load_bindings"]
 
 _PACKAGES: Final = (("nixl_cu12", "nixl-cu12"), ("nixl_cu13", "nixl-cu13"))
 _OLDEST: Final = (1, 5)
@@ -34,14 +34,14 @@ _PROGRESS_PAUSE_US: Final = 50
 _RDMA_DEVICES: Final = Path("/sys/class/infiniband")
 
 NUM_POSTING_THREADS: Final = min(4, len(os.sched_getaffinity(0)))
-"""How many threads can post transfers without waiting for each other."""
+"""Number of threads that can post transfers without waiting for each other."""
 
 _DEFAULTS: Final = {"UCX": {"num_workers": str(NUM_POSTING_THREADS)}}
 _loading = threading.Lock()
 
 
 def has_rdma() -> bool:
-    """Whether this host has an RDMA device (InfiniBand, RoCE, EFA)."""
+    """Return whether this host has an RDMA device (InfiniBand, RoCE, EFA)."""
     try:
         return any(_RDMA_DEVICES.iterdir())
     except OSError:
@@ -49,32 +49,31 @@ def has_rdma() -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Wheel:
-    """A loaded wheel.
+class NixlBindings:
+    """NIXL's bindings, loaded.
 
     Attributes:
-        bindings: Its module of bindings.
-        distribution: Name and version.
+        module: The extension module.
+        distribution: Name and version of the wheel.
     """
 
-    bindings: Any
+    module: Any
     distribution: str
 
     def make_agent(self, name: str, engine: str, params: Mapping[str, str]) -> tuple[Any, int]:
         """Make an agent with one engine; return both.
 
         Raises:
-            Unavailable: The wheel has no such engine here, or it cannot start.
+            Unavailable: The wheel has no such engine, or it cannot start.
         """
-        bindings = self.bindings
-        config = bindings.nixlAgentConfig()
+        config = self.module.nixlAgentConfig()
         config.useProgThread = True
         config.useListenThread = False
         config.pthrDelay = _PROGRESS_PAUSE_US
-        config.syncMode = bindings.NIXL_THREAD_SYNC_RW
+        config.syncMode = self.module.NIXL_THREAD_SYNC_RW
         config.captureTelemetry = False
         try:
-            agent = bindings.nixlAgent(name, config)
+            agent = self.module.nixlAgent(name, config)
             if engine not in agent.getAvailPlugins():
                 raise Unavailable(f"{self.distribution} has no engine {engine}")
             with _loading, defaults_in_environment(_ucx_settings()):
@@ -85,23 +84,23 @@ class Wheel:
             raise Unavailable(f"engine {engine} of {self.distribution}: {error}") from error
 
     def trial_environment(self) -> dict[str, str]:
-        """The environment of a process that may end as it loads a peer's metadata: silently."""
+        """Return the environment of the trial process, in which UCX reports no fatal errors."""
         return environment_with(_ucx_settings() | {"UCX_HANDLE_ERRORS": "none"})
 
     def trial_settings(self, engine: str, params: Mapping[str, str]) -> dict[str, object]:
-        """What `trial_process` needs to make an agent with the same engine."""
+        """Return what the trial process needs to make an agent with the same engine."""
         few = {"num_workers": "1"} if engine == "UCX" else {}
         return {
-            "bindings": self.bindings.__name__,
-            "file": self.bindings.__file__,
+            "bindings": self.module.__name__,
+            "file": self.module.__file__,
             "path": list(sys.path),
             "engine": engine,
             "params": dict(params) | few,
         }
 
 
-def load_bindings() -> Wheel:
-    """Import the wheel that is installed.
+def load_bindings() -> NixlBindings:
+    """Import the installed wheel.
 
     Raises:
         Unavailable: None is installed, or it cannot be imported or is too old.
@@ -116,11 +115,11 @@ def load_bindings() -> Wheel:
             reasons.append(f"{distribution} {version} is too old, 1.5 or later is needed")
             continue
         try:
-            bindings = importlib.import_module(f"{module}._bindings")
+            loaded = importlib.import_module(f"{module}._bindings")
         except ImportError as error:
             reasons.append(f"{distribution} cannot be imported ({error})")
         else:
-            return Wheel(bindings, f"{distribution} {version}")
+            return NixlBindings(loaded, f"{distribution} {version}")
     why = "; ".join(reasons) or "NIXL is not installed"
     raise Unavailable(f"{why}; install it with: pip install llm-datadist[nixl]")
 
@@ -131,12 +130,12 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def _ucx_settings() -> dict[str, str]:
-    """What UCX reads at the moment in which it is loaded.
+    """Return the settings that UCX reads while it is loaded.
 
-    It would take the signals of bad memory for itself, by which guarded copies notice bad pages.
-    Threads that wait for one of its locks would spin, on a core that its holder may need.
-    Without an RDMA device its InfiniBand module is of no use, and the wheels' copy of libnl, which
-    only that module needs, crashes the process when it exits.
+    UCX must not handle the signals of bad memory, which guarded copies need. Threads that wait for
+    its locks must sleep, not spin on a core that the lock's holder may need. Its InfiniBand module
+    is left out where no RDMA device exists: the wheels' copy of libnl, which only that module uses,
+    crashes the process when it exits.
     """
     settings = {"UCX_ERROR_SIGNALS": "", "UCX_USE_MT_MUTEX": "y"}
     return settings if has_rdma() else settings | {"UCX_MODULES": "^ib"}

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, final
 from llm_datadist._backends.base import Unavailable
 from llm_datadist._backends.nixl.agent import NixlError, rows_of
 from llm_datadist._backends.nixl.metadata import SALT_BYTES
-from llm_datadist._backends.nixl.region_log import Added, RegionLog, joined, log_key, words_bytes
+from llm_datadist._backends.nixl.region_log import (
+    RegionAdded,
+    RegionLog,
+    joined,
+    log_key,
+    words_bytes,
+)
 from llm_datadist._logs import later
 
 if TYPE_CHECKING:
@@ -153,7 +159,7 @@ class LocalMemory:
             return
         known.published = True
         self.log.add(
-            Added(
+            RegionAdded(
                 known.region_id,
                 known.kind,
                 known.unit_bytes,

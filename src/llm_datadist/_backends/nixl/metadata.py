@@ -1,4 +1,4 @@
-"""What the NIXL backends of two instances tell each other when a link is made."""
+"""Metadata that the NIXL backends of two instances exchange when a link is made."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = [
 ]
 
 GRANTED_SLOTS: Final = 2
-"""Slots that each end of a link grants the other."""
+"""Landing slots that each end of a link grants the other."""
 
 MAX_ADDRESS: Final = (1 << 63) - 1
-"""Highest address of a process; so that an address and a size never exceed 64 bits."""
+"""Highest address of a process: an address plus a size never exceeds 64 bits."""
 
 SALT_BYTES: Final = 16
 
@@ -34,15 +34,15 @@ Blob = Annotated[bytes, Meta(max_length=16 << 10)]
 
 
 class NixlMetadata(msgspec.Struct, array_like=True, frozen=True):
-    """What a peer needs to connect. Each field has a width and a cap.
+    """What a peer needs to connect. Each field has a width and a limit.
 
     Attributes:
         agent, engine: Names.
-        connection: The engine's own, without regions.
+        connection: The engine's connection metadata, without regions.
         rdma: Whether the host has an RDMA device.
-        log_address, log_ref: The log of regions, read over lanes.
-        log_salt: Goes into the key of the log's records; see `region_log.log_key`.
-        landing_address, landing_slots, landing_metadata: Slots that the peer may write into.
+        log_address, log_ref: The log of regions, which the peer reads over lanes.
+        log_salt: Part of the key of the log's records; see `region_log.log_key`.
+        landing_address, landing_slots, landing_metadata: Slots that the peer may write.
     """
 
     agent: Annotated[str, Meta(max_length=64)]
@@ -63,28 +63,28 @@ def agent_name(incarnation: int) -> str:
 
 
 def read_metadata(data: bytes | None, incarnation: int, engine: str) -> NixlMetadata:
-    """Return what a peer's backend told.
+    """Decode and check the metadata of a peer's backend.
 
     Args:
-        data: As it arrived; None when the peer has no such backend.
+        data: As received; None if the peer has no such backend.
         incarnation: Of the peer.
-        engine: The own engine.
+        engine: Name of the local engine.
 
     Raises:
-        Unavailable: There is nothing, it cannot be read, or the two cannot work together.
+        Unavailable: There is no metadata, it is malformed, or the engines differ.
     """
     if data is None:
         raise Unavailable("the peer does not offer it")
     try:
-        there = msgspec.msgpack.decode(data, type=NixlMetadata)
+        metadata = msgspec.msgpack.decode(data, type=NixlMetadata)
     except DECODE_ERRORS as error:
         raise Unavailable(f"the peer's description cannot be read ({error})") from error
-    if there.engine != engine:
-        raise Unavailable(f"the engine is {engine} here and {there.engine!a} at the peer")
-    if not there.agent.startswith(_prefix(incarnation)):
-        # The engine knows peers by these names: no peer may take the name of another.
-        raise Unavailable(f"the peer's agent has the name of another instance ({there.agent!a})")
-    return there
+    if metadata.engine != engine:
+        raise Unavailable(f"the engine is {engine} here and {metadata.engine!a} at the peer")
+    if not metadata.agent.startswith(_prefix(incarnation)):
+        # The engine identifies peers by these names: no peer may use the name of another.
+        raise Unavailable(f"the peer's agent has the name of another instance ({metadata.agent!a})")
+    return metadata
 
 
 def _prefix(incarnation: int) -> str:

@@ -1,7 +1,7 @@
-"""Threads that post transfers side by side, each with a worker of the engine to itself.
+"""Threads that post parts of a transfer concurrently, each with its own worker of the engine.
 
-The engine gives its workers to threads in turn, as they first come to it. The threads of this
-module come together, so that no two of them share one; the application's own threads may.
+The engine assigns its workers to threads in turn, at their first call. The threads of this module
+start together, so no two of them share a worker; the application's threads may.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class PostingThreads:
     """See the module. Thread-safe.
 
     Args:
-        count: How many threads.
+        count: Number of threads.
     """
 
     def __init__(self, count: int) -> None:
@@ -32,11 +32,11 @@ class PostingThreads:
         self._workers = Workers("llm-datadist-nixl", count)
 
     def run(self, part: Callable[[], None], stop: Callable[[], None]) -> None:
-        """Run a part of the same work on each thread that is idle; return when all have ended.
+        """Run `part` on each idle thread; return when all have ended.
 
-        The caller's thread does it alone where none is, or none can be had. Parts have to share
-        what there is to do, and end soon after `stop` was called, which is where the caller is
-        interrupted: no part outlives this call.
+        Without an idle thread it runs on the caller's. The parts must share the work, and must end
+        soon after `stop` is called, which happens if the caller is interrupted: no part outlives
+        this call.
         """
         with self._lock:
             count, self._idle = self._idle, 0
@@ -68,5 +68,5 @@ class PostingThreads:
             raise error
 
     def dismiss(self) -> None:
-        """Let the threads go."""
+        """Let the threads end when idle."""
         self._workers.dismiss()

@@ -1,12 +1,12 @@
-"""What an owner tells of its registered memory, and how a peer looks it up.
+"""The log of regions: an owner's registered memory, as peers look it up.
 
-The owner keeps a log of records in memory that peers read over their lanes, so that neither a
-registration nor its discovery costs a message or the owner's interpreter: a peer that misses memory
-reads what is new in the log. The log's era changes when it is written anew.
+The log is memory that peers read over their lanes, so neither a registration nor its discovery
+needs a message or the owner's interpreter: a peer that does not know a range reads the new records.
+The log's era changes when it is rewritten.
 
-Each record has a MAC under a key that only holders of the secret, or with TLS linked peers, can
-know; so that on plain lanes nobody on the path can change what the engine is given. What a peer
-itself writes is checked field by field: a record that cannot be a region's is passed over.
+Each record has a MAC. Its key is known only to holders of the secret, or with TLS to linked peers,
+so on plain lanes no one on the path can change what the engine loads. What a peer itself writes is
+checked field by field: a record that cannot describe a region is ignored.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HEADER_BYTES",
-    "Added",
-    "Gone",
+    "RegionAdded",
+    "RegionRemoved",
     "News",
     "RegionLog",
     "RemoteRegions",
@@ -48,11 +48,11 @@ _LOG_BYTES: Final = 4 << 20
 _HEADER: Final = struct.Struct("<QQ")  # era, bytes of records
 _MAC_BYTES: Final = 16
 _FRAME: Final = struct.Struct(f"<I{_MAC_BYTES}s")  # bytes, MAC
-_PLACE: Final = struct.Struct("<QQ")  # era, where the record begins
+_PLACE: Final = struct.Struct("<QQ")  # era, offset of the record
 HEADER_BYTES: Final = _HEADER.size
 
 _MAX_REGIONS: Final = 1 << 14
-"""Of one peer: more than a log of honest records holds."""
+"""Of one peer; a valid log holds fewer."""
 _MAX_SIZE: Final = 1 << 46
 _MAX_RANGES: Final = 1 << 16
 
@@ -61,8 +61,8 @@ RegionId = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Words = Annotated[bytes, Meta(min_length=8, max_length=8 * _MAX_RANGES)]
 
 
-class Added(msgspec.Struct, array_like=True, frozen=True, tag="a"):
-    """A region: its tensors, and what the engine needs to reach it."""
+class RegionAdded(msgspec.Struct, array_like=True, frozen=True, tag="a"):
+    """A region was added: its tensors, and the engine's metadata."""
 
     region_id: RegionId
     kind: MemoryKind
@@ -74,28 +74,28 @@ class Added(msgspec.Struct, array_like=True, frozen=True, tag="a"):
 
     @property
     def is_sane(self) -> bool:
-        """Whether its ranges can be a process's."""
+        """Whether its ranges can be those of a process."""
         if len(self.addresses) != len(self.sizes) or len(self.addresses) % 8:
             return False
         addresses, sizes = words(self.addresses), words(self.sizes)
         return bool((addresses <= MAX_ADDRESS).all() and (sizes <= _MAX_SIZE).all())
 
 
-class Gone(msgspec.Struct, array_like=True, frozen=True, tag="g"):
-    """A region is no more."""
+class RegionRemoved(msgspec.Struct, array_like=True, frozen=True, tag="g"):
+    """A region was removed."""
 
     region_id: RegionId
 
 
-_decoder: Final = msgspec.msgpack.Decoder(Added | Gone)
+_decoder: Final = msgspec.msgpack.Decoder(RegionAdded | RegionRemoved)
 
 
 def log_key(secret: bytes | None, salt: bytes) -> bytes:
     """Return the key of a log's records.
 
     Args:
-        secret: The configured one.
-        salt: Random, chosen by the log's owner. It travels in the handshake, which TLS encrypts.
+        secret: The configured secret.
+        salt: Random, chosen by the log's owner and sent in the handshake, which TLS encrypts.
     """
     return hmac.digest(secret or b"", b"llm-datadist regions 1" + salt, "sha256")
 
@@ -104,17 +104,17 @@ def _mac(key: bytes, era: int, at: int, body: bytes) -> bytes:
     return hmac.digest(key, _PLACE.pack(era, at) + body, "sha256")[:_MAC_BYTES]
 
 
-def _frame(record: Added | Gone, key: bytes, era: int, at: int) -> bytes:
+def _frame(record: RegionAdded | RegionRemoved, key: bytes, era: int, at: int) -> bytes:
     body = msgspec.msgpack.encode(record)
     return _FRAME.pack(len(body), _mac(key, era, at, body)) + body
 
 
-def _parse(body: bytes) -> Added | Gone | None:
+def _parse(body: bytes) -> RegionAdded | RegionRemoved | None:
     try:
         record = _decoder.decode(body)
     except DECODE_ERRORS:
         return None
-    return record if isinstance(record, Gone) or record.is_sane else None
+    return record if isinstance(record, RegionRemoved) or record.is_sane else None
 
 
 def parse_header(data: bytes) -> tuple[int, int]:
@@ -125,7 +125,7 @@ def parse_header(data: bytes) -> tuple[int, int]:
 
 @final
 class RegionLog:
-    """The owner's end. Thread-safe.
+    """The owner's side of the log. Thread-safe.
 
     Args:
         node: The instance.
@@ -137,7 +137,7 @@ class RegionLog:
         self._key = key
         self._memory = mmap.mmap(-1, _LOG_BYTES)
         self._lock = threading.Lock()
-        self._live: dict[int, Added] = {}
+        self._live: dict[int, RegionAdded] = {}
         self._era = 1
         self._tail = 0
         address = np.frombuffer(self._memory, np.uint8).ctypes.data
@@ -145,30 +145,30 @@ class RegionLog:
         self.ref: Ref = node.open_entry([self.address], [_LOG_BYTES], accessible=True)
         self._write_header()
 
-    def add(self, record: Added) -> None:
+    def add(self, record: RegionAdded) -> None:
         """Publish a region."""
         with self._lock:
             self._live[record.region_id] = record
             self._append(record)
 
     def remove(self, region_id: int) -> None:
-        """Say that a region is gone."""
+        """Publish that a region was removed."""
         with self._lock:
             if self._live.pop(region_id, None) is not None:
-                self._append(Gone(region_id))
+                self._append(RegionRemoved(region_id))
 
     def close(self) -> None:
-        """End it. Idempotent."""
+        """Close the log's entry. Idempotent."""
         self._node.close_entry(*self.ref)
 
-    def _append(self, record: Added | Gone) -> None:
+    def _append(self, record: RegionAdded | RegionRemoved) -> None:
         if self._write(record):
             self._write_header()
         else:
             self._rewrite()
 
-    def _write(self, record: Added | Gone) -> bool:
-        """Put a record behind the last one; False when it does not fit."""
+    def _write(self, record: RegionAdded | RegionRemoved) -> bool:
+        """Append a record; return False if it does not fit."""
         frame = _frame(record, self._key, self._era, self._tail)
         begin = HEADER_BYTES + self._tail
         if begin + len(frame) > _LOG_BYTES:
@@ -181,7 +181,7 @@ class RegionLog:
         self._era += 1
         self._tail = 0
         self._write_header()
-        for record in self._live.values():  # what does not fit is moved over lanes
+        for record in self._live.values():  # lanes move regions that do not fit
             if not self._write(record):
                 break
         self._write_header()
@@ -191,18 +191,18 @@ class RegionLog:
 
 
 class News(NamedTuple):
-    """What is new in a log: records, and how far it has been read with them."""
+    """New records of a log, and its position after them."""
 
     era: int
     tail: int
-    records: list[Added | Gone]
+    records: list[RegionAdded | RegionRemoved]
 
     @property
-    def added(self) -> list[Added]:
-        """The regions among the records that are not gone again."""
-        live: dict[int, Added] = {}
+    def added(self) -> list[RegionAdded]:
+        """Regions that the records add and do not remove again."""
+        live: dict[int, RegionAdded] = {}
         for each in self.records:
-            if isinstance(each, Added):
+            if isinstance(each, RegionAdded):
                 live[each.region_id] = each
             else:
                 live.pop(each.region_id, None)
@@ -211,31 +211,31 @@ class News(NamedTuple):
 
 @final
 class RemoteRegions:
-    """A peer's regions as far as they are known here. Not thread-safe.
+    """The known regions of a peer: the reader's side of its log. Not thread-safe.
 
     Args:
         key: See `log_key`.
 
     Attributes:
-        era, tail: How far its log has been read.
+        era, tail: Position up to which the log has been read.
         known: Regions by id.
     """
 
     def __init__(self, key: bytes) -> None:
         self._key = key
         self.era = self.tail = 0
-        self.known: dict[int, Added] = {}
+        self.known: dict[int, RegionAdded] = {}
         self._starts: U64Array = np.empty(0, np.uint64)
         self._ends: U64Array = self._starts
         self._owners: np.ndarray[tuple[int], np.dtype[np.int64]] = np.empty(0, np.int64)
 
     def read(self, era: int, data: bytes) -> News:
-        """Read more of the log, from `tail` on, or from its beginning where its era is new.
+        """Parse records from `tail` on, or from the beginning if the era is new.
 
-        A torn record and what follows wait, and so does one that the owner has not written.
+        Stops at a torn record, or one with another MAC; later calls parse it again.
         """
         begin = self.tail if era == self.era else 0
-        records: list[Added | Gone] = []
+        records: list[RegionAdded | RegionRemoved] = []
         at = 0
         while at + _FRAME.size <= len(data):
             size, mac = _FRAME.unpack_from(data, at)
@@ -250,19 +250,19 @@ class RemoteRegions:
         return News(era, begin + at, records)
 
     def take(self, news: News) -> None:
-        """Take in what was read; nothing else may have been meanwhile."""
+        """Apply what the last call of `read` returned."""
         if news.era != self.era:
             self.known = {}
         self.era, self.tail = news.era, news.tail
         for record in news.records:
-            if isinstance(record, Gone):
+            if isinstance(record, RegionRemoved):
                 self.known.pop(record.region_id, None)
             elif len(self.known) < _MAX_REGIONS:
                 self.known[record.region_id] = record
         self._index()
 
     def forget(self, address: int, size: int) -> list[int]:
-        """Drop the regions that touch a range; return their ids."""
+        """Drop the regions that overlap a range; return their ids."""
         begin, end = min(address, MAX_ADDRESS), min(address + size, 2 * MAX_ADDRESS)
         gone = [
             region_id
@@ -277,12 +277,12 @@ class RemoteRegions:
         self._index()
         return gone
 
-    def locate(self, remote: U64Array, length: U64Array) -> Added | bool:
-        """Find ranges: the one region that all lie in, True for several of one kind, else False."""
+    def locate(self, remote: U64Array, length: U64Array) -> RegionAdded | bool:
+        """Return the region of all ranges; True for several of one kind; else False."""
         if not len(self._starts):
             return False
         at = np.searchsorted(self._starts, remote, side="right") - 1
-        left = self._ends[at] - remote  # wraps around where the range begins behind the region
+        left = self._ends[at] - remote  # wraps around if the range begins behind the region
         if ((at < 0) | (remote > self._ends[at]) | (length > left)).any():
             return False
         ids = np.unique(self._owners[at])
@@ -303,12 +303,12 @@ class RemoteRegions:
             [np.full(len(column[0]), column[2], np.int64) for column in columns]
             or [np.empty(0, np.int64)]
         )
-        order = np.argsort(starts, kind="stable")  # of equal ones the last added counts
+        order = np.argsort(starts, kind="stable")  # of equal starts the last added counts
         self._starts, self._ends, self._owners = starts[order], ends[order], owners[order]
 
 
 def joined(addresses: U64Array, sizes: U64Array) -> tuple[U64Array, U64Array]:
-    """Make one range of those that touch, as plans do of neighbours; in order of address."""
+    """Merge ranges that touch, as plans do; sorted by address."""
     order = np.argsort(addresses, kind="stable")
     starts, ends = addresses[order], addresses[order] + sizes[order]
     first = np.ones(len(starts), bool)
@@ -319,10 +319,10 @@ def joined(addresses: U64Array, sizes: U64Array) -> tuple[U64Array, U64Array]:
 
 
 def words(data: bytes) -> U64Array:
-    """Read addresses or sizes of a record."""
+    """Decode addresses or sizes of a record."""
     return np.frombuffer(data, "<u8").astype(np.uint64)
 
 
 def words_bytes(values: U64Array) -> bytes:
-    """Write addresses or sizes for a record."""
+    """Encode addresses or sizes for a record."""
     return np.ascontiguousarray(values).astype("<u8").tobytes()

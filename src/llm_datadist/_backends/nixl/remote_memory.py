@@ -13,8 +13,8 @@ from llm_datadist._backends.nixl.agent import NixlError, rows_of
 from llm_datadist._backends.nixl.landing import SLOT_BYTES
 from llm_datadist._backends.nixl.region_log import (
     HEADER_BYTES,
-    Added,
-    Gone,
+    RegionAdded,
+    RegionRemoved,
     RemoteRegions,
     parse_header,
     words,
@@ -46,7 +46,7 @@ _DRAIN_PAUSE_S: Final = 0.001
 class _PreparedRegion:
     """A region's prepared list: every unit of every tensor."""
 
-    def __init__(self, agent: Agent, peer: str, region: Added) -> None:
+    def __init__(self, agent: Agent, peer: str, region: RegionAdded) -> None:
         self.region = region
         unit = np.uint64(region.unit_bytes)
         starts, sizes = words(region.addresses), words(region.sizes)
@@ -155,7 +155,7 @@ class RemoteMemory:
         """Whether a transfer's remote memory is known to be an accelerator's."""
         with self._lock:
             found = self._regions.locate(transfer.remote[:1], transfer.length[:1])
-        return isinstance(found, Added) and found.kind == "VRAM"
+        return isinstance(found, RegionAdded) and found.kind == "VRAM"
 
     def start(self, chunk: Chunk, slot: Slot) -> TransferRequest | None:
         """Start to read a chunk into a slot; None when the peer has withdrawn its memory.
@@ -181,7 +181,7 @@ class RemoteMemory:
         return read.request
 
     def _post(
-        self, region: Added, prepared: _PreparedRegion | None, chunk: Chunk, slot: Slot
+        self, region: RegionAdded, prepared: _PreparedRegion | None, chunk: Chunk, slot: Slot
     ) -> TransferRequest:
         """Post a read, by index where possible; may take as long as the copy does."""
         remote_indices = None if prepared is None else prepared.indices(chunk)
@@ -200,7 +200,7 @@ class RemoteMemory:
             write=False,
         )
 
-    def _prepared_region(self, region: Added, chunk: Chunk) -> _PreparedRegion | None:
+    def _prepared_region(self, region: RegionAdded, chunk: Chunk) -> _PreparedRegion | None:
         """Return the region's prepared list, if it pays."""
         unit = region.unit_bytes
         if len(chunk.length) < 2 or not _MIN_UNIT_BYTES <= unit <= SLOT_BYTES:
@@ -289,13 +289,19 @@ class RemoteMemory:
             if era != self._regions.era:
                 self._drop_prepared(list(self._prepared))
             known = {id(each) for each in loaded}
-            kept = [each for each in news.records if isinstance(each, Gone) or id(each) in known]
+            kept = [
+                each
+                for each in news.records
+                if isinstance(each, RegionRemoved) or id(each) in known
+            ]
             self._regions.take(news._replace(records=kept))
             for address, size in withdrawn:
                 self._regions.forget(address, size)
         return why_not
 
-    def _load(self, added: list[Added], deadline_ns: int) -> tuple[str, list[Added] | None]:
+    def _load(
+        self, added: list[RegionAdded], deadline_ns: int
+    ) -> tuple[str, list[RegionAdded] | None]:
         """Load the metadata of regions into the engine, if the trial process could load it.
 
         Returns:

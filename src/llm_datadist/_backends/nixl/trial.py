@@ -1,9 +1,8 @@
-"""A process that loads what peers say about their engine, before this one does.
+"""The trial process: loads the engine metadata of peers before this process does.
 
-UCX takes a peer's address and keys for what another UCX has written: a wrong byte can end the
-process that loads them, by an assertion or a wild read. Which bytes those are is UCX's own business
-and changes with its versions; so nothing here parses them. A process of their own loads them first.
-If it ends, only that peer has lost something.
+UCX trusts that another UCX has written a peer's address and keys: a wrong byte can end the process
+that loads them, by an assertion or a wild read. The format is private to UCX and changes with its
+versions, so it is not parsed. If the trial process ends, only that peer is not used with NIXL.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from llm_datadist._backends.nixl.trial_process import read_frame, write_frame
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from llm_datadist._backends.nixl.bindings import Wheel
+    from llm_datadist._backends.nixl.bindings import NixlBindings
 
 __all__ = ["Trial", "TrialTimeoutError"]
 
@@ -35,91 +34,87 @@ logger = logging.getLogger("llm_datadist")
 _PROGRAM: Final = str(Path(trial_process.__file__).with_suffix(".py"))
 _START_S: Final = 20.0
 _ROUND_S: Final = 5.0
-_AT_A_TIME: Final = 256
-_PATIENCE: Final = 3
+_GROUP: Final = 256
+_MAX_FAILURES: Final = 3
 
 
 class TrialTimeoutError(Exception):
-    """There was no answer in the time that there is; nothing is known of what was asked about."""
+    """The trial did not finish by the deadline; nothing is known about the metadata."""
 
 
 class _EndedError(Exception):
-    """The process has ended, or was ended."""
+    """The process has ended."""
 
 
 @final
 class Trial:
     """See the module. Thread-safe.
 
-    The process is started at once, and again whenever it has ended; a caller waits for it.
+    The process is started at once, and again when it has ended; callers wait for it.
 
     Args:
-        wheel: The loaded wheel.
+        bindings: NIXL's.
         engine: "UCX" or "LIBFABRIC".
-        params: The engine's own parameters.
+        params: Parameters of the engine.
     """
 
-    def __init__(self, wheel: Wheel, engine: str, params: Mapping[str, str]) -> None:
-        self._start_frame = json.dumps(wheel.trial_settings(engine, params)).encode()
-        self._environment = wheel.trial_environment()
-        self._lock = threading.Lock()  # held by who asks
+    def __init__(self, bindings: NixlBindings, engine: str, params: Mapping[str, str]) -> None:
+        self._start_frame = json.dumps(bindings.trial_settings(engine, params)).encode()
+        self._environment = bindings.trial_environment()
+        self._lock = threading.Lock()  # held during a trial
         self._process: subprocess.Popen[bytes] | None = None
         self._is_ready = False
         self._closed = False
-        with self._lock, suppress(_EndedError):
-            self._start()
+        self._restart()
 
     def accepted(
         self, agent: str, connection: bytes, pieces: Sequence[bytes], until: float
     ) -> list[int]:
-        """Return the numbers of the pieces that can be loaded after the connection.
+        """Return the indices of the pieces that can be loaded after the connection.
 
-        None of those that are asked about together when one ends the process.
+        Pieces are tried in groups; if one ends the process, its whole group is refused.
 
         Args:
-            agent: Whose they have to be.
-            connection: What connects; was accepted before.
-            pieces: What comes after it.
+            agent: Name of the peer's agent.
+            connection: Its connection metadata, accepted before.
+            pieces: Metadata of its regions.
             until: time.monotonic() of the deadline.
 
         Raises:
-            TrialTimeoutError: See there.
+            TrialTimeoutError: The deadline has passed.
         """
         good: list[int] = []
         at = failures = 0
-        while at < len(pieces) and failures < _PATIENCE:
-            some = pieces[at : at + _AT_A_TIME]
-            loaded, why_not = self.loaded(agent, [connection, *some], until)
+        while at < len(pieces) and failures < _MAX_FAILURES:
+            group = pieces[at : at + _GROUP]
+            loaded, why_not = self.loaded(agent, [connection, *group], until)
             good += range(at, at + loaded - 1)
             at += loaded - 1
             if why_not:
                 logger.debug("a region of %s cannot be loaded: %s", agent, why_not)
-                if loaded == 0:  # any of them may have ended the process
+                if loaded == 0:  # any of the group may have ended the process
                     break
                 failures += 1
                 at += 1
         return good
 
     def loaded(self, agent: str, pieces: Sequence[bytes], until: float) -> tuple[int, str]:
-        """Load pieces, one after the other; return how many could be, and why the next one not.
+        """Load pieces in order; return how many were loaded, and why the next one was not.
 
         Raises:
-            TrialTimeoutError: See there.
+            TrialTimeoutError: The deadline has passed.
         """
         if not self._lock.acquire(timeout=max(until - time.monotonic(), 0)):
             raise TrialTimeoutError
         try:
-            return self._ask(agent, pieces, until)
+            return self._try(agent, pieces, until)
         except _EndedError:
-            ended = self._end()
-            with suppress(_EndedError):
-                self._start()
+            ended = self._restart()
             return 0, f"a process that loaded it has ended ({ended})"
         finally:
             self._lock.release()
 
-    def _ask(self, agent: str, pieces: Sequence[bytes], until: float) -> tuple[int, str]:
-        """Put a question and read the answer."""
+    def _try(self, agent: str, pieces: Sequence[bytes], until: float) -> tuple[int, str]:
         if why_not := self._why_not_ready(until):
             return 0, why_not
         process = self._running()
@@ -133,32 +128,28 @@ class Trial:
             raise _EndedError from error
         ends = min(until, time.monotonic() + _ROUND_S)
         try:
-            loaded, why_not, is_last = json.loads(self._answer(ends))
+            loaded, why_not, is_last = json.loads(self._reply(ends))
         except TrialTimeoutError:
-            self._end()
-            with suppress(_EndedError):
-                self._start()
+            self._restart()
             if ends < until:
                 return 0, "loading it does not come to an end"
             raise
         if is_last:
-            self._end()
-            with suppress(_EndedError):
-                self._start()
+            self._restart()
         return int(loaded), str(why_not)
 
     def _why_not_ready(self, until: float) -> str:
-        """Wait until the process can be asked; say why it never can."""
+        """Wait until the process can try pieces; return why it never can, or ""."""
         if self._process is not None and self._process.poll() is not None:
-            self._end()  # it was ended between two questions
+            self._end()  # it ended between two trials
         try:
             if self._process is None:
                 self._start()
             if not self._is_ready:
-                told = self._answer(min(until, time.monotonic() + _START_S))
-                if told:
+                problem = self._reply(min(until, time.monotonic() + _START_S))
+                if problem:
                     self._end()
-                    why_not = told.decode(errors="replace")
+                    why_not = problem.decode(errors="replace")
                     return f"the process that tries it cannot start NIXL ({why_not})"
                 self._is_ready = True
         except _EndedError as error:
@@ -170,7 +161,7 @@ class Trial:
             raise _EndedError
         return self._process
 
-    def _answer(self, until: float) -> bytes:
+    def _reply(self, until: float) -> bytes:
         stream = self._running().stdout
         assert stream is not None
         left_s = max(until - time.monotonic(), 0)
@@ -185,7 +176,7 @@ class Trial:
 
     def _start(self) -> None:
         if self._closed:
-            raise _EndedError("the instance was finalised")
+            raise _EndedError("the instance was finalized")
         try:
             process = subprocess.Popen(
                 [sys.executable or "", "-I", "-S", _PROGRAM],
@@ -199,15 +190,22 @@ class Trial:
             raise _EndedError(error) from error
         self._process, self._is_ready = process, False
         assert process.stdin is not None
-        with suppress(OSError):  # it has ended; the next question tells that
+        with suppress(OSError):  # it has ended, which the next trial notices
             write_frame(process.stdin, self._start_frame)
             process.stdin.flush()
 
+    def _restart(self) -> str:
+        """End the process, if there is one, and start another; return how it ended."""
+        ended = self._end()
+        with suppress(_EndedError):
+            self._start()
+        return ended
+
     def _end(self) -> str:
-        """End the process; return how it had ended."""
+        """End the process; return how it ended."""
         process, self._process = self._process, None
         if process is None:
-            return "the instance was finalised"
+            return "the instance was finalized"
         process.kill()
         code = process.wait()
         for stream in (process.stdin, process.stdout):
@@ -223,6 +221,6 @@ class Trial:
         self._closed = True
         process = self._process
         if process is not None:
-            process.kill()  # who asks has an answer at once
+            process.kill()  # ends a running trial at once
         with self._lock:
             self._end()

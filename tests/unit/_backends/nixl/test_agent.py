@@ -10,51 +10,51 @@ import pytest
 from llm_datadist._backends.nixl.agent import Agent, NixlError
 
 
-class Bindings:
+class Module:
     DRAM_SEG = VRAM_SEG = NIXL_INIT_AGENT = 0
     NIXL_IN_PROG, NIXL_SUCCESS = 1, 2
 
 
-class Wheel:
+class FakeBindings:
     """Makes an agent that takes its time to look at a transfer, and to go."""
 
-    bindings = Bindings
+    module = Module
 
     def __init__(self):
         self.looking, self.look_on = threading.Event(), threading.Event()
         self.gone = threading.Event()
 
     def make_agent(self, name, engine, params):
-        wheel = self
+        bindings = self
 
         class Made:
             def getXferStatus(self, handle):
-                wheel.looking.set()
-                assert wheel.look_on.wait(10)
+                bindings.looking.set()
+                assert bindings.look_on.wait(10)
 
             def releaseXferReq(self, handle):
                 pass
 
             def __del__(self):
                 time.sleep(0.05)
-                wheel.gone.set()
+                bindings.gone.set()
 
         return Made(), 0
 
 
 @pytest.fixture
-def wheel():
-    return Wheel()
+def bindings():
+    return FakeBindings()
 
 
-def test_nobody_hears_of_the_end_before_the_engine_is_gone(wheel):
+def test_nobody_hears_of_the_end_before_the_engine_is_gone(bindings):
     """A fence, or the answer that a read is over, must not come while the engine still moves."""
-    agent = Agent(wheel, "a", "UCX", {})
+    agent = Agent(bindings, "a", "UCX", {})
     seen = []
 
     def ended(call):
         call()
-        seen.append(wheel.gone.is_set())
+        seen.append(bindings.gone.is_set())
 
     def ask():
         assert agent.state(1) is False
@@ -64,7 +64,7 @@ def test_nobody_hears_of_the_end_before_the_engine_is_gone(wheel):
 
     first = threading.Thread(target=look)
     first.start()
-    assert wheel.looking.wait(5)
+    assert bindings.looking.wait(5)
     others = [threading.Thread(target=ended, args=(agent.close,))]
     others[0].start()
     while not agent.closed:
@@ -74,7 +74,7 @@ def test_nobody_hears_of_the_end_before_the_engine_is_gone(wheel):
         thread.start()
     time.sleep(0.1)
     assert seen == []
-    wheel.look_on.set()
+    bindings.look_on.set()
     for thread in (first, *others):
         thread.join(5)
     assert seen == [True, True, True]

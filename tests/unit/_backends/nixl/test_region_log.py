@@ -10,7 +10,7 @@ import pytest
 from llm_datadist._backends.nixl import region_log
 from llm_datadist._backends.nixl.region_log import (
     HEADER_BYTES,
-    Added,
+    RegionAdded,
     RegionLog,
     RemoteRegions,
     joined,
@@ -34,7 +34,7 @@ def u64(*values):
 
 def region(number, *starts, size=100, kind="DRAM", blob=b"x"):
     sizes = np.full(len(starts), size, np.uint64)
-    return Added(number, kind, 10, 0, words_bytes(u64(*starts)), words_bytes(sizes), blob)
+    return RegionAdded(number, kind, 10, 0, words_bytes(u64(*starts)), words_bytes(sizes), blob)
 
 
 @pytest.fixture

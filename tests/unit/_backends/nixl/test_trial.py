@@ -168,5 +168,5 @@ def test_its_end(trial, peer):
     assert process.poll() is not None
     loaded, why_not = trial.loaded(name, [connection], soon())
     assert loaded == 0
-    assert "finalised" in why_not
+    assert "finalized" in why_not
     trial.close()
