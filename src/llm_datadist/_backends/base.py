@@ -1,15 +1,15 @@
 """The contract of a data path between a pair of instances.
 
-A backend belongs to one instance. Its life: `register` for every cache (before the cache can be
-named by anybody), `describe` when a link is made and again when `Capabilities.metadata_changes`,
-`connect` once per link, `close` once. A channel belongs to one link and one backend. Transfers are
-posted to a channel and waited for through a handle:
+A backend belongs to one instance. Its life: `register` for every cache (before peers can name the
+cache), `describe` when a link is made and again when `Capabilities.metadata_changes`, `connect`
+once per link, `close` once. A channel belongs to one link and one backend. Transfers are posted to
+a channel and waited for through a handle:
 
     handle = channel.post(transfer)
     outcome = handle.wait()          # or handle.poll() until it is not None
     handle.release()                 # always, exactly once
 
-Rules that every backend keeps (`llm_datadist.testing.check_backend` is their executable form):
+Rules that every backend must keep (`llm_datadist.testing.check_backend` checks them):
 
 * READ moves `length[i]` bytes from `remote[i]` of the peer to `local[i]`; WRITE the other way.
 * An outcome with code OK means applied: the bytes are in place, at the destination.
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 
 class Unavailable(Exception):
-    """A backend cannot serve this link; the text says why, in one clause. Not a failure.
+    """A backend cannot serve this link; not a failure.
 
-    The text may quote the peer: it is `shown`.
+    The text is one clause that says why. It may quote the peer, so it is passed through `shown`.
     """
 
     def __init__(self, text: str) -> None:
@@ -50,12 +50,12 @@ class Capabilities:
     """What a backend can do.
 
     Attributes:
-        reads, writes: Directions.
+        reads, writes: Supported directions.
         metadata_changes: `describe` changes when memory is registered later; peers need updates.
         cancels: A posted transfer can be stopped before its deadline.
-        withdraws: Peers read registered memory without the help of a thread that could stop them:
-            they have to be told before it goes.
-        placements: Kinds of memory it reaches, "host" and "device".
+        withdraws: Peers read registered memory without a thread of this process that could stop
+            them, so they must be asked to stop before it is deregistered.
+        placements: Kinds of memory that it reaches: "host", "device".
     """
 
     reads: bool = True
@@ -78,11 +78,11 @@ class Handle(ABC):
         """Wait for the outcome, GIL released; bounded by the transfer's deadline + 100 ms."""
 
     def release(self) -> None:  # noqa: B027 - most backends hold nothing
-        """Give back what the handle holds. Call once, after an outcome."""
+        """Release what the handle holds. Call once, after an outcome."""
 
 
 class Finished(Handle):
-    """The handle of a transfer that was carried out inside `post`."""
+    """Handle of a transfer that was completed inside `post`."""
 
     __slots__ = ("_outcome",)
 
@@ -97,30 +97,30 @@ class Finished(Handle):
 
 
 class Channel(ABC):
-    """One link's data path to one peer. Owned by the link; closed with it."""
+    """A link's data path to its peer. Owned by the link; closed with it."""
 
     name: ClassVar[str]
     reaches_devices: ClassVar[bool] = False
-    """Whether it moves memory of accelerators."""
+    """Whether it moves accelerator memory."""
     reads_and_sums: ClassVar[bool] = False
-    """Whether a read can take checksums as the bytes arrive; one that needs lanes must not."""
+    """Whether it has `read_and_sum`. A channel whose reads use lanes must not."""
 
     @property
     def trouble(self) -> str:
-        """Why it has last not done what it is for; empty while there is nothing to say."""
+        """Reason for the most recent fallback to lanes, or "" if there was none."""
         return ""
 
     @property
     def innermost(self) -> Channel:
-        """The channel that moves the bytes: this one, unless it decorates another."""
+        """The channel that moves the bytes: `self`, or the one that it decorates."""
         return self
 
     @abstractmethod
     def post(self, transfer: Transfer) -> Handle:
-        """Start a transfer (or carry it out); its arrays stay borrowed until the release."""
+        """Start (or complete) a transfer; its arrays are borrowed until the handle is released."""
 
     def run(self, transfer: Transfer) -> Outcome:
-        """Post, wait, release: what the engine calls. Override when a handle costs too much."""
+        """Post a transfer, wait for it and release it. Override if a handle costs too much."""
         handle = self.post(transfer)
         try:
             return handle.wait()
@@ -128,28 +128,25 @@ class Channel(ABC):
             handle.release()
 
     def read_and_sum(self, transfer: Transfer) -> tuple[Outcome, Checksums]:
-        """Carry out a read, and tell the CRC-32C of what has arrived by each descriptor.
+        """Carry out a read; return the outcome and the CRC-32C of each descriptor's bytes.
 
-        Only with `reads_and_sums`.
+        Only if `reads_and_sums`.
         """
         raise NotImplementedError
 
     def update(self, metadata: bytes) -> None:  # noqa: B027 - most backends hold no metadata
-        """Take the peer's new `describe` (only with Capabilities.metadata_changes)."""
+        """Replace the peer's metadata (only with `Capabilities.metadata_changes`)."""
 
     def forget(self, address: int, size: int) -> None:  # noqa: B027 - most hold no mappings
-        """Drop what is held of that range of the peer's memory: it was remapped there."""
+        """Drop mappings of a range of the peer's memory, which the peer remaps or withdraws."""
 
     @abstractmethod
     def describe(self) -> dict[str, object]:
-        """Facts for describe_link."""
+        """Return what `describe_link` shows about the channel."""
 
     @abstractmethod
     def close(self) -> None:
-        """End running transfers (they get CANCELLED) and return when none touches memory any more.
-
-        Idempotent.
-        """
+        """End running transfers with CANCELLED; return when none touches memory. Idempotent."""
 
 
 class Backend(ABC):
@@ -162,31 +159,30 @@ class Backend(ABC):
         """Make memory transferable. Called before the cache is published.
 
         Raises:
-            Unavailable: It is an accelerator's, and the engine does not take it.
+            Unavailable: It is accelerator memory, and the engine refuses it.
         """
 
     def withdraw(self, region: Region) -> None:  # noqa: B027
-        """Peers are about to be asked to stop: from now on they must not find the memory."""
+        """Hide memory from peers. Called before they are asked to stop reading it."""
 
     def deregister(self, region: Region) -> None:  # noqa: B027
-        """Undo `register`. Called after the cache's entry was closed."""
+        """Undo `register`. Called after the cache's entry is closed."""
 
     def remapped(self, address: int, size: int) -> None:  # noqa: B027 - most hold no mappings
-        """Own memory has other pages now: what peers were told of the old ones must not serve.
+        """Invalidate what peers know about a local range whose pages were replaced.
 
-        Called before the caches over the range get new entries; peers forget the range after that.
+        Called before the caches over the range get new entries; peers then drop the range.
         """
 
     def fence(self, reason: str) -> None:  # noqa: B027
-        """A peer does not say that it has stopped: return when it cannot reach memory any more."""
+        """Return when no peer can reach memory of this process, because one does not answer."""
 
     @abstractmethod
     def describe(self, link_id: int) -> bytes:
-        """What a peer needs to connect; carried by the link handshake, after authentication.
+        """Return what a peer needs to connect; sent in the link handshake after authentication.
 
         Args:
-            link_id: Of the link that is being made; `connect` gets lanes with the same one, if it
-                comes about.
+            link_id: Of the link that is being made. If it succeeds, `connect` gets its lanes.
         """
 
     @abstractmethod
@@ -194,14 +190,14 @@ class Backend(ABC):
         """Make the channel of a new link.
 
         Raises:
-            Unavailable: This pair cannot use this backend; the reason is shown by describe_link.
+            Unavailable: This pair cannot use this backend; `describe_link` shows the reason.
         """
 
     def connect_device(self, peer: PeerEndpoint, lanes: LinkLanes) -> Channel:
-        """Make a channel for memory of accelerators beside another one that serves the link.
+        """Make a channel for accelerator memory beside the channel that serves the link.
 
         Raises:
-            Unavailable: As `connect`.
+            Unavailable: Like `connect`.
         """
         del peer, lanes
         raise Unavailable("it does not reach memory of accelerators")

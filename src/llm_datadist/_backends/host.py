@@ -1,15 +1,14 @@
-"""The same-host path: own threads read the peer's memory; the peer's threads carry out our pushes.
+"""The same-host data path: each process reads its peer's memory, and writes only its own.
 
-Reads go through process_vm_readv, or are plain copies where the memory belongs to a pool that this
-process has mapped. A push rings a doorbell on a lane and the peer's native threads fetch the bytes,
-so that only a process's own threads ever write its memory.
+Reads use process_vm_readv, or plain copies if the memory belongs to a pool that this process has
+mapped. A push rings a doorbell on a lane, and the peer's native threads fetch the bytes.
 
-Which process the peer is, is not believed: its published page has to show the proof of this link.
+The process id in a peer's metadata is not trusted: the peer's published page must show the proof of
+this link.
 
-A process can wait for its own pages with others still at work, but not for those of another: pages
-that are absent are brought in by their owner first. Memory that is healthy but cannot be read from
-outside (secret memory, or a driver's) goes over the lanes. Only what its owner cannot read either
-is at fault.
+A thread that waits for an absent page of another process cannot be interrupted, so the owner brings
+absent pages into memory first. Lanes move memory that is healthy but cannot be read from outside
+(secret memory, or a driver's). Memory is at fault only if its owner cannot read it either.
 """
 
 from __future__ import annotations
@@ -44,38 +43,38 @@ if TYPE_CHECKING:
 
 
 _NOT_READ = frozenset({Code.SYSTEM, Code.REMOTE_FAULT})
-"""Outcomes of a read after which the owner, or the lanes, may do better."""
+"""Outcomes of a read that the owner, or the lanes, may still be able to carry out."""
 
 _MOST_UNREADABLE = 1024
 
-Descriptor: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+Fd: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=256)]
 Pid: TypeAlias = Annotated[int, msgspec.Meta(ge=1, lt=1 << 31)]
 
 
 class SegmentMetadata(msgspec.Struct, array_like=True, frozen=True):
-    """Pool memory that a peer may map read-only, and use while the guard is live."""
+    """Pool memory that a peer may map read-only, and use while the guard is alive."""
 
-    fd: Descriptor
+    fd: Fd
     address: Uint64
     size: Uint64
     guard: tuple[Uint64, Uint64]
 
 
 class HostMetadata(msgspec.Struct, array_like=True, frozen=True):
-    """Where a peer on the same host finds this process's memory."""
+    """What a peer on the same host needs to read this process's memory."""
 
     boot_id: Name
     pid_namespace: Name
     pid: Pid
     page_address: Uint64
-    published_fd: Descriptor
+    published_fd: Fd
     published_bytes: Uint64
     segments: Annotated[tuple[SegmentMetadata, ...], msgspec.Meta(max_length=16)] = ()
 
 
 def boot_id() -> str:
-    """Identity of this host since its boot; empty where /proc does not tell."""
+    """Return the identity of this host since its boot, or "" if /proc cannot be read."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -83,7 +82,7 @@ def boot_id() -> str:
 
 
 def _is_own_user(pid: int) -> bool:
-    """Return whether a process is of the user that this one is of."""
+    """Return whether a process belongs to the same user as this one."""
     try:
         return Path(f"/proc/{pid}").stat().st_uid == os.geteuid()
     except OSError:
@@ -91,7 +90,7 @@ def _is_own_user(pid: int) -> bool:
 
 
 def pid_namespace() -> str:
-    """Identity of the process-id namespace; pids mean the same only inside one."""
+    """Return the identity of the process-id namespace; pids are comparable only inside one."""
     try:
         return str(Path("/proc/self/ns/pid").readlink())
     except OSError:
@@ -121,7 +120,7 @@ class HostChannel(Channel):
         self._mapped_bytes = 0
 
     def map_segment(self, segment: SegmentMetadata) -> None:
-        """Map pool memory of the peer; where that is refused reads use process_vm_readv."""
+        """Map pool memory of the peer; if that is refused, reads use process_vm_readv."""
         try:
             self.reader.map_segment(segment.fd, segment.address, segment.size, segment.guard)
         except OSError:
@@ -134,7 +133,7 @@ class HostChannel(Channel):
         if self._unreadable_remote and transfer.cache_ref in self._unreadable_remote:
             return self._lanes.read(transfer)
         outcome = Outcome(*self._read(*self._arguments(transfer)))
-        return outcome if outcome.code not in _NOT_READ else self._read_otherwise(transfer, outcome)
+        return outcome if outcome.code not in _NOT_READ else self._retry_read(transfer, outcome)
 
     def read_and_sum(self, transfer: Transfer) -> tuple[Outcome, Checksums]:
         outcome, sums = self._read_and_sum(*self._arguments(transfer))
@@ -155,13 +154,13 @@ class HostChannel(Channel):
     def post(self, transfer: Transfer) -> Handle:
         return Finished(self.run(transfer))
 
-    def _read_otherwise(self, transfer: Transfer, outcome: Outcome) -> Outcome:
-        """Carry out a read whose memory the system call could not read."""
+    def _retry_read(self, transfer: Transfer, outcome: Outcome) -> Outcome:
+        """Carry out a read that the system call could not."""
         absent = outcome.code == Code.SYSTEM and outcome.sys_errno == errno.EAGAIN
         if outcome.code == Code.SYSTEM and not absent:
             self._reads_refused = os.strerror(outcome.sys_errno)
             return self._lanes.read(transfer)
-        probed = self._lanes.probe(transfer)  # which brings absent pages in, too
+        probed = self._lanes.probe(transfer)  # also brings absent pages in
         if probed.code != Code.OK:
             return probed._replace(moved_bytes=outcome.moved_bytes)
         if absent:
@@ -169,7 +168,7 @@ class HostChannel(Channel):
             if outcome.code not in _NOT_READ:
                 return outcome
         if outcome.code == Code.REMOTE_FAULT:
-            _remember(self._unreadable_remote, transfer.cache_ref)
+            _add(self._unreadable_remote, transfer.cache_ref)
         return self._lanes.read(transfer)
 
     def _push(self, transfer: Transfer) -> Outcome:
@@ -177,14 +176,14 @@ class HostChannel(Channel):
             return self._lanes.write(transfer)
         outcome = self._lanes.push(transfer)
         if outcome.code in {Code.SYSTEM, Code.LOCAL_FAULT}:
-            return self._push_otherwise(transfer, outcome)
+            return self._retry_push(transfer, outcome)
         return outcome
 
-    def _push_otherwise(self, transfer: Transfer, outcome: Outcome) -> Outcome:
+    def _retry_push(self, transfer: Transfer, outcome: Outcome) -> Outcome:
         """Carry out a push whose bytes the peer could not fetch."""
         absent = outcome.code == Code.SYSTEM and outcome.sys_errno == errno.EAGAIN
         if absent or outcome.code == Code.LOCAL_FAULT:
-            # Own memory is looked at by own threads, and its state is not the peer's to tell.
+            # Whether local memory can be read is checked here, not believed from the peer.
             touched = self._touch(
                 transfer.local, transfer.length, transfer.local_ref, transfer.deadline_ns
             )
@@ -195,7 +194,7 @@ class HostChannel(Channel):
             if outcome.code not in {Code.SYSTEM, Code.LOCAL_FAULT}:
                 return outcome
         if outcome.code == Code.LOCAL_FAULT:
-            _remember(self._unreadable_local, transfer.local_ref)
+            _add(self._unreadable_local, transfer.local_ref)
         elif outcome.sys_errno not in {errno.EAGAIN, errno.EOPNOTSUPP, errno.EUSERS}:
             # The peer may not read this process (a one-sided ptrace policy).
             self._pushes_refused = os.strerror(outcome.sys_errno)
@@ -212,9 +211,9 @@ class HostChannel(Channel):
         if self._reads_refused:
             reads = f"over the lanes: the peer's memory cannot be read ({self._reads_refused})"
         elif self._unreadable_remote:
-            reads += _beside(self._unreadable_remote)
+            reads += _exceptions(self._unreadable_remote)
         if self._unreadable_local and not self._pushes_refused:
-            pushes += _beside(self._unreadable_local)
+            pushes += _exceptions(self._unreadable_local)
         return {
             "reads": reads,
             "pushes": pushes,
@@ -225,13 +224,13 @@ class HostChannel(Channel):
         self.reader.close()
 
 
-def _remember(unreadable: set[Ref], ref: Ref) -> None:
-    if len(unreadable) >= _MOST_UNREADABLE:  # most of them are long gone
+def _add(unreadable: set[Ref], ref: Ref) -> None:
+    if len(unreadable) >= _MOST_UNREADABLE:  # most of these caches are gone
         unreadable.clear()
     unreadable.add(ref)
 
 
-def _beside(unreadable: set[Ref]) -> str:
+def _exceptions(unreadable: set[Ref]) -> str:
     return f"; over the lanes for {len(unreadable)} caches that only their owner can read"
 
 
@@ -241,8 +240,7 @@ class HostBackend(Backend):
     Args:
         node: The instance.
         pools: Pool memory that peers may map.
-        any_user: Whether processes of other users may use the path: when a secret or TLS says who
-            they are.
+        any_user: Whether to link to processes of other users; needs a secret or TLS.
     """
 
     name = "host"
@@ -257,9 +255,9 @@ class HostBackend(Backend):
         ]
 
     def remapped(self, address: int, size: int) -> None:
-        """Withdraw a pool with other pages: its file is not its memory any more.
+        """Withdraw a pool whose pages were replaced: its file no longer is its memory.
 
-        Reads of it go through process_vm_readv from now on, on old and on new links.
+        Reads of it use process_vm_readv from then on, on old and on new links.
         """
         with self._lock:
             for segment in list(self._segments):
@@ -288,38 +286,38 @@ class HostBackend(Backend):
         if metadata is None:
             raise Unavailable("the peer does not offer it")
         try:
-            there = msgspec.msgpack.decode(metadata, type=HostMetadata)
+            peer_metadata = msgspec.msgpack.decode(metadata, type=HostMetadata)
         except DECODE_ERRORS as error:
             raise Unavailable(f"the peer's description cannot be read ({error})") from error
-        here = boot_id()
-        if not here or not there.boot_id:
-            side = "at the peer" if here else "here"
+        local_boot_id = boot_id()
+        if not local_boot_id or not peer_metadata.boot_id:
+            side = "at the peer" if local_boot_id else "here"
             raise Unavailable(f"/proc cannot be read {side}: mount it there for the same-host path")
-        if there.boot_id != here:
+        if peer_metadata.boot_id != local_boot_id:
             raise Unavailable("the peer runs on another host")
-        if there.pid_namespace != pid_namespace():
+        if peer_metadata.pid_namespace != pid_namespace():
             raise Unavailable("the peer lives in another process-id namespace")
-        if (there.pid == os.getpid()) is not is_of_this_process(peer.incarnation):
+        if (peer_metadata.pid == os.getpid()) is not is_of_this_process(peer.incarnation):
             raise Unavailable("the peer does not run in the process that it names")
-        if not self._any_user and not _is_own_user(there.pid):
+        if not self._any_user and not _is_own_user(peer_metadata.pid):
             raise Unavailable(
                 "its process is another user's; that takes a link_secret, or TLS, on both sides"
             )
         try:
             reader = _native.HostPeer(
                 self._node.native,
-                there.pid,
+                peer_metadata.pid,
                 peer.incarnation,
-                there.page_address,
-                there.published_fd,
-                there.published_bytes,
+                peer_metadata.page_address,
+                peer_metadata.published_fd,
+                peer_metadata.published_bytes,
                 peer.link_ref[0],
                 peer.page_proof,
             )
         except OSError as error:
             raise Unavailable(f"its memory cannot be read: {error}") from error
         channel = HostChannel(self._node, peer, reader, lanes)
-        for segment in there.segments:
+        for segment in peer_metadata.segments:
             channel.map_segment(segment)
         lanes.attach_host(reader)
         return channel

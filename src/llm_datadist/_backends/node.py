@@ -1,4 +1,4 @@
-"""One instance's end of the data plane, wrapped from the native core."""
+"""The native data plane of one instance."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llm_datadist._types.refs import Ref
 
 _own: Final[dict[int, int]] = {}
-"""Incarnations of open nodes of this process, and the process that opened each of them."""
+"""For each incarnation of an open node, the process that opened it."""
 
 _NATIVE: Final = frozenset(
     {
@@ -41,20 +41,20 @@ _NATIVE: Final = frozenset(
         "consumed",
     }
 )
-"""The attributes of a node that keep its native objects alive."""
+"""Attributes of a node that keep its native objects alive."""
 
 
 class Node:
     """Guards, entries, the published directory, and the threads that serve peers.
 
     Args:
-        incarnation: Random 64-bit name of this life of the instance.
+        incarnation: Random 64-bit number of this initialization of the instance.
 
     Raises:
-        OSError: The published page cannot be had.
+        OSError: The published page cannot be created.
 
-    Thread-safe. `close` ends every operation of the instance; the object stays usable for reads
-    until `release`.
+    Thread-safe. `close` ends every operation of the instance; the object can still be read until
+    `release`.
     """
 
     def __init__(self, incarnation: int) -> None:
@@ -84,7 +84,7 @@ class Node:
 
     @property
     def consumed_fd(self) -> int:
-        """Readable while `consumed()` has something to give."""
+        """Descriptor that is readable while `consumed()` has keys to return."""
         return self.native.consumed_fd
 
     def open_entry(
@@ -105,7 +105,7 @@ class Node:
     def checksum(
         self, addresses: U64Array, length: U64Array, ref: Ref, deadline_ns: int
     ) -> tuple[Outcome, Checksums]:
-        """Compute the CRC-32C of each range of own memory, on the copy threads."""
+        """Compute the CRC-32C of each range of local memory, on the copy threads."""
         outcome, sums = _native.checksum(addresses, length, self.native, ref, deadline_ns)
         return Outcome(*outcome), np.frombuffer(sums, np.uint32)
 
@@ -113,13 +113,12 @@ class Node:
     def probe(
         addresses: U64Array | Sequence[int], length: U64Array | Sequence[int], deadline_ns: int
     ) -> list[bool]:
-        """Look which ranges of own memory this process can read, on the calling thread.
+        """Check which ranges of local memory this process can read, on the calling thread.
 
-        Nothing is held meanwhile: memory that never answers keeps the caller alone.
+        Holds no lock or entry meanwhile: pages that never come block only the caller.
 
         Returns:
-            One value for each range; those that the deadline leaves no time for are left out at the
-            end.
+            One value for each range, in order, as far as the deadline allows.
         """
         found = _native.probe(
             np.ascontiguousarray(addresses, dtype=np.uint64),
@@ -129,7 +128,7 @@ class Node:
         return [value == 1 for value in found]
 
     def touch(self, addresses: U64Array, length: U64Array, ref: Ref, deadline_ns: int) -> Outcome:
-        """Bring own pages of an entry into memory, or give up at the deadline."""
+        """Bring local pages of an entry into memory, or give up at the deadline."""
         return Outcome(*self.native.touch(addresses, length, ref, deadline_ns))
 
     def close(self) -> None:
@@ -140,21 +139,20 @@ class Node:
             self.lane_server.close()
 
     def release(self) -> None:
-        """Let go of the native objects, and so of descriptors and address space. Idempotent.
+        """Drop the native objects, and with them descriptors and address space. Idempotent.
 
-        Explicitly, as the objects of an instance refer to each other in circles, and its caller may
-        keep some of them. What runs natively keeps what it uses; any later use raises
-        LLM_ENGINE_FINALIZED.
+        Must be explicit: the objects of an instance refer to each other in cycles, and its caller
+        may keep some. Native operations keep what they use; later calls raise LLM_ENGINE_FINALIZED.
         """
         for name in _NATIVE:
             vars(self).pop(name, None)
 
 
 def is_of_this_process(incarnation: int) -> bool:
-    """Return whether an open node of this process has that incarnation: not one of a parent's."""
+    """Return whether a node with that incarnation was opened by this process (not its parent)."""
     return _own.get(incarnation) == os.getpid()
 
 
 def set_threads(count: int) -> None:
-    """Set the process-wide number of copy threads (the caller's included); 0 = from the cores."""
+    """Set the process-wide number of copy threads, the caller included; 0: from the cores."""
     _native.set_threads(count)

@@ -1,6 +1,6 @@
-"""Outcomes of data-plane operations: the native core's codes, and what they mean for a caller.
+"""Outcomes of data-plane operations.
 
-The one place where native codes are named in Python. `_engine.transfer.errors` turns them into
+The only place where native codes are named in Python. `_engine.transfer.errors` turns them into
 exceptions.
 """
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     Checksums: TypeAlias = npt.NDArray[np.uint32]
 
 ANY_ENTRY: Ref = (0xFFFFFFFF, 0)
-"""Instead of a cache: every descriptor must lie inside some accessible registered range."""
+"""Used instead of a cache: every descriptor must lie inside some accessible registered range."""
 
 
 class Code(IntEnum):
-    """Result of an operation; grouped by what has to be rebuilt: request, link, instance."""
+    """Result of an operation."""
 
     OK = 0
     GONE = 1
@@ -39,9 +39,9 @@ class Code(IntEnum):
     CANCELLED = 12
     NO_LANE = 13
     CORRUPT = 100
-    """Not of the native core: the two sides' checksums differ after a transfer."""
+    """Set in Python: the checksums of the two sides differ after a transfer."""
     NO_PATH = 101
-    """Not of the native core: the bytes are an accelerator's, and the engine cannot move them."""
+    """Set in Python: accelerator memory, and no engine can move it."""
 
 
 class Outcome(NamedTuple):
@@ -50,8 +50,8 @@ class Outcome(NamedTuple):
     Attributes:
         code: A `Code` (as a plain int on the hot path).
         sys_errno: errno behind the code, or 0.
-        descriptor: The one at fault, or -1.
-        moved_bytes: Bytes that were moved; they stay moved after a failure.
+        descriptor: Index of the descriptor that failed, or -1.
+        moved_bytes: Bytes that were moved, also before a failure.
     """
 
     code: int

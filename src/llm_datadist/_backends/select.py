@@ -1,4 +1,4 @@
-"""Which backends an instance has, and which of them a link uses."""
+"""Makes the backends of an instance, and chooses one for each link."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The channel of a link and why it is this one.
+    """The channel of a link, and why better backends were not used.
 
     Attributes:
         channel: The channel.
-        reasons: Per backend that was tried and passed over, why.
+        reasons: For each backend that was tried before, why it is unavailable.
     """
 
     channel: Channel
@@ -37,8 +37,8 @@ class Offer:
     """The backends of an instance, best first.
 
     Attributes:
-        backends: What it has.
-        missing: Backends that it could use on this host and does not have, and why.
+        backends: The available ones.
+        missing: For each backend that this host could use but is not available, why.
     """
 
     backends: tuple[Backend, ...]
@@ -46,10 +46,10 @@ class Offer:
 
 
 def make_backends(config: Config, node: Node, pools: tuple[PoolMemory, ...]) -> Offer:
-    """Make the backends that the options ask for.
+    """Make the backends that the options select.
 
-    Left to itself an instance has the same-host path, NIXL where the host has an RDMA device or
-    device memory is a GPU's, and the lanes: over plain Ethernet those are faster than NIXL.
+    By default an instance has the same-host path, NIXL if the host has an RDMA device or device
+    memory is a GPU's, and the lanes, which are faster than NIXL over plain Ethernet.
 
     Args:
         config: The instance's options.
@@ -57,7 +57,7 @@ def make_backends(config: Config, node: Node, pools: tuple[PoolMemory, ...]) -> 
         pools: Pool memory that peers may map.
 
     Raises:
-        Unavailable: The backend that was asked for does not exist here.
+        Unavailable: The selected backend is not available on this host.
     """
     if config.backend == "tcp":
         return Offer((TcpBackend(),), {})
@@ -110,9 +110,9 @@ def select_channel(
 def select_device_channel(
     backends: tuple[Backend, ...], peer: PeerEndpoint, lanes: LinkLanes, channel: Channel
 ) -> tuple[Channel | None, str]:
-    """Return the channel for memory of accelerators, or None and why there is none.
+    """Return the channel for accelerator memory, or None and why there is none.
 
-    It is the link's channel where that reaches such memory, else one beside it.
+    It is the link's channel if that reaches such memory, else one beside it.
     """
     if channel.innermost.reaches_devices:
         return channel, ""

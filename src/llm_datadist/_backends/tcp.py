@@ -1,4 +1,4 @@
-"""The TCP path: the bytes themselves travel on the link's lanes, between sockets and tensors."""
+"""The TCP data path: lanes move the bytes between sockets and tensors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TcpChannel(Channel):
         return {"reads": "lanes", "pushes": "lanes"}
 
     def close(self) -> None:
-        """The link closes its lanes, which ends what runs on them."""
+        """Do nothing: the link closes its lanes, which ends running transfers."""
 
 
 class TcpBackend(Backend):

@@ -28,9 +28,8 @@ class Region:
         sizes: Bytes of each tensor.
         placement: Where the caller says the memory is.
         device_id: Accelerator, for device memory.
-        unit_bytes: Of the slots or blocks that the tensors divide into; 0 for none.
-        kind: What an engine calls the memory: "DRAM", or "VRAM" where addresses are an
-            accelerator's.
+        unit_bytes: Size of the slots or blocks that the tensors consist of; 0 for none.
+        kind: NIXL's name for the memory: "VRAM" for accelerator memory, else "DRAM".
     """
 
     addresses: U64Array
@@ -43,17 +42,17 @@ class Region:
 
 @dataclass(slots=True)
 class Transfer:
-    """One operation: descriptor arrays and what has to hold for it to count.
+    """One read or write: descriptor arrays, and the guards that must hold for it to count.
 
     Attributes:
         write: True moves local to remote.
         local, remote, length: C-contiguous uint64 arrays of one length; borrowed until release.
-        local_ref: Entry of the own cache, so that unregistering it stops the transfer.
-        cache_ref: The peer's cache as the directory had it.
+        local_ref: Entry of the local cache, so that unregistering it stops the transfer.
+        cache_ref: The peer's cache, from the directory.
         key_ref: The peer's key guard, for keys that a pull consumes.
         version: Directory version that must still be current at the peer; 0 = no condition.
         deadline_ns: Absolute CLOCK_MONOTONIC nanoseconds.
-        on_device: Whether memory of an accelerator is on either side: lanes cannot move that.
+        on_device: Whether either side is accelerator memory, which lanes cannot move.
     """
 
     write: bool
@@ -69,20 +68,20 @@ class Transfer:
 
     @property
     def total_bytes(self) -> int:
-        """How much is moved."""
+        """Sum of the lengths."""
         length = self.length
         return int(length.item() if len(length) == 1 else length.sum())
 
 
 @dataclass(frozen=True, slots=True)
 class PeerEndpoint:
-    """What a peer told about its data plane when the link was made.
+    """Data plane of a peer, from the link handshake.
 
     Attributes:
-        cluster_id, incarnation: Who it is.
-        link_ref: Guard at the peer that lives as long as its end of this link.
-        page_proof: What its published page shows beside that guard, if it runs on this host.
-        metadata: Per backend name, what the peer's `describe` returned.
+        cluster_id, incarnation: Identity of the peer.
+        link_ref: The peer's guard of this link.
+        page_proof: Proof that its published page shows beside that guard, if on this host.
+        metadata: For each backend name, what the peer's `describe` returned.
     """
 
     cluster_id: int

@@ -1,6 +1,6 @@
 """Host memory: pools, and copies within this process.
 
-Placement.DEVICE means this too where there is no accelerator.
+Without an accelerator Placement.DEVICE is host memory, too.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class PoolMemory:
-    """The memory of one pool: a sealed shared segment that peers on this host can map read-only.
+    """Memory of one pool: a sealed shared segment that peers on this host can map read-only.
 
     Args:
         size: Bytes; pages are committed when first touched.
         name: Shown in /proc/<pid>/maps.
 
     Raises:
-        MemoryError: More than this machine has, or the kernel refuses.
+        MemoryError: The machine has less memory, or the kernel refuses.
     """
 
     def __init__(self, size: int, name: str) -> None:
@@ -43,7 +43,7 @@ class PoolMemory:
         self.size = size
 
     def close(self) -> None:
-        """Unmap; every address inside is invalid from now on. Idempotent."""
+        """Unmap the segment; its addresses become invalid. Idempotent."""
         self._segment.close()
 
 
@@ -60,7 +60,7 @@ def copy(
 ) -> tuple[int, int, int, int]:
     """Copy `length[i]` bytes from `src[i]` to `dst[i]` on several threads, GIL released.
 
-    Both entries are checked around every batch; a descriptor that cannot be read gives REMOTE_FAULT
-    (the source), one that cannot be written LOCAL_FAULT.
+    Both entries are checked around every batch. A source that cannot be read gives REMOTE_FAULT, a
+    destination that cannot be written LOCAL_FAULT.
     """
     return _native.copy(dst, src, length, node, dst_ref, src_ref, _NEVER_NS)

@@ -1,7 +1,7 @@
-"""Memory of NVIDIA GPUs: which addresses are theirs, and how own threads copy it.
+"""Memory of NVIDIA GPUs: recognizes its addresses, and lets native threads copy it.
 
-By the driver's library, libcuda, which every machine with such a GPU has: nothing else is needed,
-and nothing is loaded into a process that does not use a GPU.
+Uses only libcuda, the driver's library, which every machine with such a GPU has. Nothing is loaded
+into a process that does not use a GPU.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ON_DEVICE: Final = 2
 
 
 class DriverUnavailable(Exception):
-    """There is no usable GPU here; the text says why."""
+    """This machine has no usable GPU; the text says why."""
 
 
 _lock: Final = threading.Lock()
@@ -36,7 +36,7 @@ _queues: dict[int, tuple[int, int]] = {}
 
 
 def load_driver() -> None:
-    """Load the driver, so that `device_of` knows its addresses. Idempotent.
+    """Load the driver, so that `device_of` recognizes GPU addresses. Idempotent.
 
     Raises:
         DriverUnavailable: There is no driver, or no GPU.
@@ -53,19 +53,19 @@ def load_driver() -> None:
 
 
 def device_of(addresses: Iterable[int]) -> int | None:
-    """Return the ordinal of the GPU that all these addresses are of, None for host memory.
+    """Return the ordinal of the GPU whose memory all addresses are, or None for host memory.
 
-    Managed memory counts as host memory: threads of the host can touch it. The native core can
-    copy that GPU's memory from now on.
+    Managed memory counts as host memory: host threads can touch it. The native core can copy the
+    GPU's memory afterwards.
 
     Raises:
-        ValueError: They are of different memories; the text says which.
-        DriverUnavailable: They are a GPU's, but its driver does not work.
+        ValueError: The addresses belong to different memories; the text says which.
+        DriverUnavailable: The addresses are a GPU's, but its driver does not work.
     """
     try:
         driver = ctypes.CDLL(_LIBRARY, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
     except OSError:
-        return None  # no GPU is used in this process
+        return None  # this process uses no GPU
     found: dict[int | None, int] = {}
     for address in addresses:
         found.setdefault(_device_of(driver, address), address)
@@ -90,17 +90,17 @@ def _device_of(driver: ctypes.CDLL, address: int) -> int | None:
 
 
 def _attribute(driver: ctypes.CDLL, which: int, address: int) -> int | None:
-    """Return an attribute of a pointer; None for one that the driver does not know."""
+    """Return an attribute of a pointer, or None if the driver does not know the pointer."""
     value = ctypes.c_int(0)
     status = driver.cuPointerGetAttribute(ctypes.byref(value), which, ctypes.c_uint64(address))
     return value.value if status == _SUCCESS else None
 
 
 def _set_up(driver: ctypes.CDLL, device: int) -> None:
-    """Tell the native core how to copy that GPU's memory.
+    """Let the native core copy that GPU's memory.
 
-    In the primary context, which every library shares, and in a stream of its own: copies must not
-    wait for the program's kernels, nor kernels for them.
+    It uses the primary context, which all libraries share, and its own stream: copies must not wait
+    for the program's kernels, nor kernels for copies.
     """
     with _lock:
         if device in _queues:

@@ -1,6 +1,6 @@
-"""A decorator over any backend that makes transfers fail as a policy says.
+"""Decorators of a backend and its channels that make transfers fail as a policy decides.
 
-It keeps the contract of `base.py`, except where the policy makes it lie (short with code OK,
+They keep the contract of `base.py`, except where the policy makes them lie (short with code OK,
 corrupt): a transfer completes exactly once, in time, and moves nothing after that.
 """
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 
 class FaultChannel(Channel):
-    """A channel whose transfers fail as the policy says.
+    """A channel whose transfers fail as a policy decides.
 
     Args:
         inner: The channel that moves the bytes.
         node: The instance's data plane.
         cluster_id: The peer.
-        policy: Decides.
+        policy: Chooses the fault of each transfer.
         drop_link: Called with the peer's id to drop its link; None: only this channel is closed.
     """
 
@@ -75,7 +75,7 @@ class FaultChannel(Channel):
             self._drop_link(self._cluster_id)
 
     def begin(self, transfer: Transfer) -> Outcome | Handle:
-        """Start a transfer on the channel beneath, unless the link was dropped."""
+        """Start a transfer on the decorated channel, unless the link was dropped."""
         return Outcome(Code.PEER_DEAD) if self._dropped else self.inner.post(transfer)
 
     def update(self, metadata: bytes) -> None:
@@ -89,11 +89,11 @@ class FaultChannel(Channel):
 
     def close(self) -> None:
         self.inner.close()
-        self.ended.set()  # what waits begins now, and finds the channel closed
+        self.ended.set()  # delayed transfers start now, and find the channel closed
 
 
 class FaultHandle(Handle):
-    """A transfer with what goes wrong with it. Completes exactly once, whoever asks."""
+    """A transfer and its fault. Completes exactly once, however many threads wait for it."""
 
     def __init__(
         self, channel: FaultChannel, transfer: Transfer, decision: Decision | None
@@ -105,7 +105,7 @@ class FaultHandle(Handle):
         delay_ns = int(decision.delay_ms * 1e6) if decision and self._action == "delay" else 0
         self._due_ns = min(time.monotonic_ns() + delay_ns, transfer.deadline_ns) if delay_ns else 0
         self._begun: Handle | None = None
-        self._other_byte: _OtherByte | None = None
+        self._corrupted: _CorruptedByte | None = None
         self._outcome: Outcome | None = None
         self._lock = threading.Lock()
 
@@ -150,12 +150,12 @@ class FaultHandle(Handle):
         if decision is not None and decision.action == "short":
             transfer = _shortened(transfer, decision.place)
         elif decision is not None and decision.action == "corrupt" and transfer.length.sum():
-            self._other_byte = _OtherByte(self._channel, transfer, decision.place)
-            outcome = self._other_byte.before()
+            self._corrupted = _CorruptedByte(self._channel, transfer, decision.place)
+            outcome = self._corrupted.before()
             if outcome.code != Code.OK:
                 self._complete(outcome)
                 return
-            transfer = self._other_byte.transfer
+            transfer = self._corrupted.transfer
         begun = self._channel.begin(transfer)
         if isinstance(begun, Handle):
             self._begun = begun
@@ -164,8 +164,8 @@ class FaultHandle(Handle):
 
     def _complete(self, outcome: Outcome) -> None:
         assert self._outcome is None, "a transfer completes once"
-        if self._other_byte is not None:
-            outcome = self._other_byte.after(outcome)
+        if self._corrupted is not None:
+            outcome = self._corrupted.after(outcome)
         if self._action in {"fail", "short"} and outcome.code == Code.OK:
             assert self._decision is not None
             outcome = outcome._replace(code=Code[self._decision.code])
@@ -174,7 +174,7 @@ class FaultHandle(Handle):
 
 
 def _shortened(transfer: Transfer, place: float) -> Transfer:
-    """The first part of a transfer, cut at any byte but the end."""
+    """Return the first part of a transfer, cut before any of its bytes."""
     ends = np.cumsum(transfer.length)
     total = int(ends[-1]) if len(ends) else 0
     keep = int(place * total)
@@ -191,12 +191,11 @@ def _shortened(transfer: Transfer, place: float) -> Transfer:
     )
 
 
-class _OtherByte:
-    """One byte of a transfer that goes by way of a byte of its own, and is another one then.
+class _CorruptedByte:
+    """Redirects one byte of a transfer through scratch memory and flips it.
 
-    A read's is put in its place afterwards; a write's is sent once more, afterwards. The caller's
-    memory is only touched by native copies that hold its entry, so that a cache that goes during
-    the transfer is safe, too.
+    A read puts the byte in its place afterwards; a write sends it again, afterwards. Only native
+    copies that use its entry touch the caller's memory, so the cache may end during the transfer.
     """
 
     def __init__(self, channel: FaultChannel, transfer: Transfer, place: float) -> None:
@@ -217,25 +216,25 @@ class _OtherByte:
         parts = [(0, offset), (offset, 1), (offset + 1, int(transfer.length[index]) - offset - 1)]
         self.transfer = replace(
             transfer,
-            local=self._split(transfer.local, parts, own=True),
-            remote=self._split(transfer.remote, parts, own=False),
+            local=self._split(transfer.local, parts, to_scratch=True),
+            remote=self._split(transfer.remote, parts, to_scratch=False),
             length=self._joined(transfer.length, [size for _, size in parts]),
         )
 
     def before(self) -> Outcome:
-        """Fetch the byte that a write sends, and make it another one."""
+        """Copy and flip the byte that a write sends."""
         if not self._whole.write:
             return Outcome(Code.OK)
-        outcome = self._copy(self._own, self._address, NO_REF, self._whole.local_ref)
+        outcome = self._copy(self._scratch, self._address, NO_REF, self._whole.local_ref)
         self._byte ^= 0xFF
-        here = {Code.GONE: Code.LOCAL_GONE, Code.REMOTE_FAULT: Code.LOCAL_FAULT}
-        return outcome._replace(code=here.get(Code(outcome.code), outcome.code), descriptor=-1)
+        codes = {Code.GONE: Code.LOCAL_GONE, Code.REMOTE_FAULT: Code.LOCAL_FAULT}
+        return outcome._replace(code=codes.get(Code(outcome.code), outcome.code), descriptor=-1)
 
     def after(self, outcome: Outcome) -> Outcome:
-        """Put the byte that a read brought in its place, as another one; number descriptors back.
+        """Flip the byte that a read brought, and put it in its place.
 
         Args:
-            outcome: Of the transfer that was split.
+            outcome: Of the split transfer; the result has the original descriptor numbers.
         """
         number = outcome.descriptor
         if number > self._index and not self._whole.write:
@@ -246,14 +245,14 @@ class _OtherByte:
             sent = self._send(self._one_byte())
             return outcome if sent.code == Code.OK else sent._replace(descriptor=self._index)
         self._byte ^= 0xFF
-        put = self._copy(self._address, self._own, self._whole.local_ref, NO_REF)
+        put = self._copy(self._address, self._scratch, self._whole.local_ref, NO_REF)
         return outcome if put.code == Code.OK else put._replace(descriptor=self._index)
 
     def _one_byte(self) -> Transfer:
         one = np.ones(1, np.uint64)
         return replace(
             self._whole,
-            local=self._own,
+            local=self._scratch,
             remote=self._remote,
             length=one,
             local_ref=NO_REF,
@@ -261,7 +260,7 @@ class _OtherByte:
         )
 
     @property
-    def _own(self) -> U64Array:
+    def _scratch(self) -> U64Array:
         return np.array([self._byte.ctypes.data], np.uint64)
 
     def _copy(
@@ -270,10 +269,12 @@ class _OtherByte:
         one = np.ones(1, np.uint64)
         return Outcome(*copy(self._node.native, dst, src, one, dst_ref, src_ref))
 
-    def _split(self, column: U64Array, parts: list[tuple[int, int]], *, own: bool) -> U64Array:
+    def _split(
+        self, column: U64Array, parts: list[tuple[int, int]], *, to_scratch: bool
+    ) -> U64Array:
         begin = int(column[self._index])
         addresses = [begin + offset for offset, _ in parts]
-        if own:
+        if to_scratch:
             addresses[1] = self._byte.ctypes.data
         return self._joined(column, addresses)
 
@@ -283,12 +284,12 @@ class _OtherByte:
 
 
 class FaultBackend(Backend):
-    """A backend whose channels fail as the policy says.
+    """A backend whose channels fail as a policy decides.
 
     Args:
-        inner: The backend that moves the bytes; peers see it under its own name.
+        inner: The backend that moves the bytes; peers see its name.
         node: The instance's data plane.
-        policy: Decides.
+        policy: Chooses the fault of each transfer.
         drop_link: See FaultChannel.
     """
 

@@ -1,4 +1,4 @@
-"""What goes wrong, when: rules, a seed, and a record of every decision."""
+"""Chooses which transfers fail, and how: rules, a seed, and a record of every decision."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ ACTIONS = ("refuse", "fail", "delay", "short", "corrupt", "drop")
 
 @dataclass(frozen=True, slots=True)
 class FaultRule:
-    """What happens to which transfers.
+    """A fault, and the transfers that it applies to.
 
     Attributes:
         action: refuse: nothing is moved, and the transfer fails with `code`.
-            fail: everything is moved, and the transfer fails with `code` all the same.
-            delay: the transfer begins `delay_ms` later; at its deadline it ends in any case.
-            short: the bytes up to a random place are moved, and the transfer ends with `code`. With
-            code "OK" the data path lies.
-            corrupt: everything is moved, and one random byte arrives as another.
+            fail: everything is moved, but the transfer fails with `code`.
+            delay: the transfer starts `delay_ms` later; it still ends at its deadline.
+            short: the bytes up to a random position are moved, and the transfer ends with `code`.
+            With code "OK" the data path lies.
+            corrupt: everything is moved, but one random byte is changed.
             drop: nothing is moved, the link is dropped, and the transfer fails with PEER_DEAD.
-        nth: Of the transfers that the rule fits, only this one, counted from 1; None = each.
-        chance: How probable it is for each of them.
+        nth: Only this one of the transfers that the rule fits, counted from 1; None = each.
+        chance: Probability of the fault for each of them.
         write: True: only writes (pushes). False: only reads (pulls). None: both.
         cluster_id: Only transfers with this peer; None = all.
         code: Name of a `Code`, for refuse, fail and short.
@@ -58,19 +58,19 @@ class FaultRule:
             raise ValueError(f"{self.action} with code OK is no fault; use short or corrupt")
 
     def fits(self, *, write: bool, cluster_id: int) -> bool:
-        """Whether a transfer is one that the rule is about."""
+        """Return whether the rule applies to a transfer."""
         return self.write in {None, write} and self.cluster_id in {None, cluster_id}
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A fault that one transfer got.
+    """A fault of one transfer.
 
     Attributes:
         post: Number of the transfer, counted from 1 over all links and directions.
-        write, cluster_id: Which transfer that was.
+        write, cluster_id: Direction and peer of that transfer.
         action, code, delay_ms: As in the rule.
-        place: Where in the transfer's bytes, from 0 to 1, for short and corrupt.
+        place: Position in the transfer's bytes, from 0 to 1, for short and corrupt.
     """
 
     post: int
@@ -83,14 +83,14 @@ class Decision:
 
 
 class FaultPolicy:
-    """Decides for each transfer whether something goes wrong with it. Thread-safe.
+    """Decides for each transfer whether it gets a fault. Thread-safe.
 
-    What transfer number n gets depends on the rules, the seed and the transfers before it, and on
-    nothing else: the same transfers in the same order get the same faults again. Where the order of
-    several threads is not the same, `replay` repeats what was decided in an earlier run.
+    The fault of transfer number n depends only on the rules, the seed and the transfers before it:
+    the same transfers in the same order get the same faults. If several threads run in another
+    order, `replay` repeats the decisions of an earlier run.
 
     Args:
-        rules: The first one that applies to a transfer decides; none: nothing goes wrong.
+        rules: The first one that applies to a transfer decides; without one there is no fault.
         seed: Of every random choice.
     """
 
@@ -106,29 +106,29 @@ class FaultPolicy:
 
     @classmethod
     def replay(cls, decisions: Iterable[Decision]) -> Self:
-        """Make a policy that does to the nth transfer what was done to it before."""
+        """Return a policy that repeats earlier decisions, by the number of the transfer."""
         policy = cls()
         policy._replayed = {decision.post: decision for decision in decisions}
         return policy
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
-        """The faults so far, in order."""
+        """Faults so far, in order."""
         with self._lock:
             return tuple(self._decisions)
 
     @property
     def posts(self) -> int:
-        """Transfers that were posted."""
+        """Number of transfers that were posted."""
         return self._posts
 
     @property
     def completions(self) -> int:
-        """Transfers that got their outcome."""
+        """Number of transfers that got their outcome."""
         return self._completions
 
     def decide(self, *, write: bool, cluster_id: int) -> Decision | None:
-        """Count a transfer and say what goes wrong with it."""
+        """Count a transfer; return its fault, or None."""
         with self._lock:
             self._posts += 1
             if self._replayed is not None:
