@@ -1,45 +1,19 @@
-"""Push mode of the vLLM connector's workers, over numpy arrays as KV tensors.
-
-vLLM itself is not needed here; tests/with_vllm runs the same with its engines.
-"""
+"""Workers of the vLLM connector in push mode."""
 
 from __future__ import annotations
 
 import time
 
-import numpy as np
 import pytest
 
 from llm_datadist.integrations.vllm.kv_transfer_params import RemotePrefill
 from llm_datadist.integrations.vllm.step_orders import Receive, Send, StepOrders, StepProgress
-from support.vllm.worker_sides import BLOCKS, LAYERS, Side
+from support.vllm.worker_sides import BLOCKS, LAYERS
 
+MODE = "push"
 NAME = "a random name of a transfer"
 SRC, DST = [3, 7, 5], [0, 9, 4]
 TOKENS = 80  # two blocks and a half
-
-
-@pytest.fixture
-def sides():
-    """Makes sides in push mode, and closes them."""
-    made = []
-
-    def make(role, **more):
-        side = Side(role, mode="push", **more)
-        made.append(side)
-        return side
-
-    yield make
-    for side in made:
-        side.close()
-
-
-@pytest.fixture
-def pair(sides, request):
-    extra = getattr(request, "param", {})
-    producer, consumer = sides("producer", **extra), sides("consumer", **extra)
-    producer.kv[:] = np.random.default_rng(1).integers(1, 255, producer.kv.shape, np.uint8)
-    return producer, consumer
 
 
 def prefill_by(producer, name=NAME):

@@ -1,7 +1,4 @@
-"""The workers of the vLLM connector, over numpy arrays as KV tensors.
-
-vLLM itself is not needed here; tests/with_vllm runs the same with its engines.
-"""
+"""Workers of the vLLM connector in pull mode."""
 
 from __future__ import annotations
 
@@ -9,37 +6,14 @@ import ctypes
 import mmap
 import time
 
-import numpy as np
 import pytest
 
 from llm_datadist.integrations.vllm.step_orders import StepOrders
 from llm_datadist.integrations.vllm.worker import pull_progress
-from support.vllm.worker_sides import BLOCKS, KEY, PAGE, Side, load_of, offer_of, offered
+from support.vllm.worker_sides import BLOCKS, KEY, PAGE, load_of, offer_of, offered
 
+MODE = "pull"
 libc = ctypes.CDLL(None, use_errno=True)
-
-
-@pytest.fixture
-def sides():
-    """Makes sides, and closes them."""
-    made = []
-
-    def make(role, **more):
-        side = Side(role, **more)
-        made.append(side)
-        return side
-
-    yield make
-    for side in made:
-        side.close()
-
-
-@pytest.fixture
-def pair(sides, request):
-    extra = getattr(request, "param", {})
-    producer, consumer = sides("producer", **extra), sides("consumer", **extra)
-    producer.kv[:] = np.random.default_rng(1).integers(1, 255, producer.kv.shape, np.uint8)
-    return producer, consumer
 
 
 @pytest.mark.parametrize(
