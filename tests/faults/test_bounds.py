@@ -32,9 +32,10 @@ from llm_datadist import (
     TransferConfig,
 )
 from llm_datadist.testing import Killed, PeerGroup
-from support.instances import Side, cluster_info, eventually, finalize, initialised, link
+from support.instances import Side, eventually, finalize, initialized, link
 from support.proxy import Fault, Proxy
 from support.rig import forget
+from support.setup import info_of
 
 LONG = bool(os.environ.get("LDD_LONG"))
 TABLE = Path(__file__).parents[2] / "docs/reference/bounds.md"
@@ -192,10 +193,10 @@ class Caller:
         return value.name if isinstance(value, LLMStatusCode) else "LLM_SUCCESS", took
 
     def init(self):
-        initialised(3, "auto").finalize()
+        initialized(3, "auto").finalize()
 
     def link_clusters(self, timeout_ms=ASKED_MS):
-        return self.instance.link_clusters([cluster_info(self.peer.proxy.address)], timeout_ms)
+        return self.instance.link_clusters([info_of(self.peer.proxy.address)], timeout_ms)
 
     def check_link_status(self):
         self.instance.check_link_status(1)
@@ -295,10 +296,10 @@ class Caller:
         self.manager.remap_registered_memory(info)
 
     def unlink_clusters(self, timeout_ms=ASKED_MS):
-        return self.instance.unlink_clusters([cluster_info(cluster_id=1)], timeout_ms)
+        return self.instance.unlink_clusters([info_of(cluster_id=1)], timeout_ms)
 
     def unlink_clusters_force(self):
-        return self.instance.unlink_clusters([cluster_info(cluster_id=1)], ASKED_MS, force=True)
+        return self.instance.unlink_clusters([info_of(cluster_id=1)], ASKED_MS, force=True)
 
     def finalize(self):
         self.instance.finalize()
@@ -368,7 +369,7 @@ def test_calls_end_with_the_peer_that_they_wait_for(scene, backend):
     try:
         link(other.instance, peer.proxy.address)
         peer.process.freeze()
-        info = cluster_info(cluster_id=1)
+        info = info_of(cluster_id=1)
         calls = {
             "check_link_status": GONE,
             "link_clusters": {"LLM_LINK_FAILED"},

@@ -17,7 +17,8 @@ from llm_datadist import (
     TransferConfig,
 )
 from llm_datadist.testing import FaultPolicy, FaultRule, inject_faults
-from support.instances import BACKENDS, Side, cluster_info, eventually, finalize, link, linked_sides
+from support.instances import BACKENDS, Side, eventually, finalize, link, linked_sides
+from support.setup import info_of
 
 TIMEOUT_S = 0.4
 LATE_S = 0.1 + 1.0  # what is promised, and what a busy machine adds
@@ -201,7 +202,7 @@ def test_a_link_that_ends_ends_a_delay(scene):
         caller.start()
         eventually(lambda: policy.posts)
         began = time.monotonic()
-        scene.sides[1].instance.unlink_clusters([cluster_info(cluster_id=1)], force=True)
+        scene.sides[1].instance.unlink_clusters([info_of(cluster_id=1)], force=True)
         caller.join()
     assert time.monotonic() - began < TIMEOUT_S
     assert answers == ["LLM_LINK_FAILED"]

@@ -15,7 +15,7 @@ from llm_datadist import (
     LLMStatusCode,
     Placement,
 )
-from support.instances import Side, failing, finalize, initialised, link
+from support.instances import Side, failing, finalize, initialized, link
 
 PAGE = 1 << 16
 NUM_PAGES = 16
@@ -33,7 +33,7 @@ def slots_of(slots, words=128, tensors=2, placement=Placement.DEVICE):
 @pytest.fixture
 def alone():
     """An instance with pools of 16 pages of 64 KiB."""
-    with initialised(1, "auto", listen=False, pool=NUM_PAGES * PAGE) as instance:
+    with initialized(1, "auto", listen=False, pool=NUM_PAGES * PAGE) as instance:
         yield instance
 
 
@@ -110,7 +110,7 @@ def test_neighbours_that_come_back_are_one_run(alone):
 
 def test_no_pool_names_the_option():
     """Item 40: by placement."""
-    with initialised(1, "auto", listen=False) as instance:
+    with initialized(1, "auto", listen=False) as instance:
         manager = instance.cache_manager
         for placement, option in ((Placement.DEVICE, "mem_pool"), (Placement.HOST, "host_mem")):
             for call in (manager.allocate_cache, manager.allocate_blocks_cache):
@@ -134,7 +134,7 @@ def test_wrong_arguments(alone):
         for wrong in (1, None, "cache"):
             with pytest.raises(TypeError):
                 call(wrong)
-    with initialised(1, "auto", listen=False, pool=PAGE) as other:
+    with initialized(1, "auto", listen=False, pool=PAGE) as other:
         cache = other.cache_manager.allocate_cache(desc_of())
         for call in (pool.deallocate_cache, pool.deallocate_blocks_cache):
             with failing("LLM_PARAM_INVALID", call.__name__, "another instance"):

@@ -13,7 +13,8 @@ import pytest
 
 from llm_datadist import BlocksCacheKey, CacheDesc, DataType, LLMException, LLMStatusCode
 from llm_datadist.testing import PeerGroup
-from support.instances import BACKENDS, Side, cluster_info, finalize, link
+from support.instances import BACKENDS, Side, finalize, link
+from support.setup import info_of
 
 TENSORS, BLOCKS, WORDS = 2, 64, 8192  # 8 MiB
 DESC = CacheDesc(TENSORS, [BLOCKS, WORDS], DataType.DT_UINT64)
@@ -84,7 +85,7 @@ class Owner:
             self.side.instance.finalize()
         else:
             force = self.way == "unlink by force"
-            info = cluster_info(cluster_id=2)
+            info = info_of(cluster_id=2)
             overall, _ = self.side.instance.unlink_clusters([info], UNLINK_MS, force)
             status = "LLM_SUCCESS" if force else "LLM_NOTIFY_PROMPT_UNLINK_FAILED"
             assert overall is getattr(LLMStatusCode, status)

@@ -11,7 +11,6 @@ from llm_datadist.leases import Lease, LeaseEnd
 from llm_datadist.testing import PeerGroup
 from support.instances import (
     Side,
-    cluster_info,
     eventually,
     failing,
     finalize,
@@ -19,6 +18,7 @@ from support.instances import (
     linked_sides,
     succeeds_or,
 )
+from support.setup import info_of
 
 LONG_MS = 60_000
 PEER_LOST = "peer|lost"
@@ -232,7 +232,7 @@ def test_an_unlink_by_either_side_ends_leases(unlinker):
         owner.manager.on_lease_end(told.append)
         lease = user.manager.lease(owner.blocks_key(), [3], ttl_ms=LONG_MS)
         side, other = sides[unlinker], sides[1 - unlinker]
-        side.instance.unlink_clusters([cluster_info(cluster_id=other.id)])
+        side.instance.unlink_clusters([info_of(cluster_id=other.id)])
         assert leased(held) == frozenset()
         assert not lease.active
         eventually(lambda: told)

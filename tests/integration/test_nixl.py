@@ -12,9 +12,10 @@ from llm_datadist._backends.base import Unavailable
 from llm_datadist._backends.host import HostBackend
 from llm_datadist._backends.nixl.bindings import NUM_POSTING_THREADS
 from llm_datadist.testing import PeerGroup
-from support.instances import Side, cluster_info, failing, finalize, link, linked_sides
+from support.instances import Side, failing, finalize, link, linked_sides
 from support.nixl_backends import NEEDS_NIXL
 from support.rig import forget
+from support.setup import info_of
 
 BIG = {"tensors": 2, "units": 64, "words": 2048}  # 2 MiB: more than what goes over lanes
 EVERY = list(range(64))
@@ -130,7 +131,7 @@ def test_links_that_have_ended_leave_no_descriptors(make):
     files = []
     for _ in range(6):
         assert pulled(owner, user)
-        user.instance.unlink_clusters([cluster_info(owner.address, 1)])
+        user.instance.unlink_clusters([info_of(owner.address, 1)])
         files.append(len(landing_files()))
         link(user.instance, owner.address)
     assert files == [files[0]] * 6
@@ -201,7 +202,7 @@ def test_a_slow_path_is_never_silent(make, apart, rdma, no_wheel):
 def test_a_slow_path_may_be_refused(make, apart, rdma, no_wheel, caplog):
     (owner,) = make(count=1)
     user = Side(2, "auto", strict_backend=True)
-    overall, _ = user.instance.link_clusters([cluster_info(owner.address)], 5000)
+    overall, _ = user.instance.link_clusters([info_of(owner.address)], 5000)
     assert overall is LLMStatusCode.LLM_LINK_FAILED
     assert "strict_backend is on" in caplog.text
     finalize(user)

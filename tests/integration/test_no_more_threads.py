@@ -4,31 +4,26 @@ A limit of address space leaves no room for the stack of another thread.
 """
 
 import json
-import subprocess
-import sys
 
 import pytest
+
+from support.setup import run_program
 
 PRELUDE = """
 import json, logging, resource, socket, sys, threading, time
 import numpy as np
 from llm_datadist import (
-    BlocksCacheKey, CacheDesc, DataType, LayerSynchronizer, LLMClusterInfo, LLMConfig, LLMDataDist,
-    LLMException, LLMRole, LLMStatusCode, TransferConfig, TransferWithCacheKeyConfig,
+    BlocksCacheKey, CacheDesc, DataType, LayerSynchronizer, LLMException, LLMStatusCode,
+    TransferConfig, TransferWithCacheKeyConfig,
 )
+from support.setup import info_of, started
 
 logging.basicConfig(stream=sys.stdout)
 threading.stack_size(64 << 20)
 BLOCKS = [0, 1, 2, 3]
 
 def made(cluster_id, **properties):
-    config = LLMConfig()
-    config.enable_cache_manager = True
-    config.listen_ip_info = "127.0.0.1:0"
-    for name, value in properties.items():
-        setattr(config, name, value)
-    instance = LLMDataDist(LLMRole.MIX, cluster_id)
-    instance.init(config.generate_options())
+    instance = started(cluster_id, **properties)
     memory = np.full((2, 4, 1 << 18), cluster_id, np.uint8)
     cache = instance.cache_manager.register_blocks_cache(
         CacheDesc(2, [4, 1 << 18], DataType.DT_UINT8),
@@ -39,12 +34,7 @@ def made(cluster_id, **properties):
     return instance, cache, memory
 
 def link(one, *others):
-    infos = []
-    for other in others:
-        infos.append(LLMClusterInfo())
-        infos[-1].append_local_ip_info("127.0.0.1", 0)
-        infos[-1].append_remote_ip_info(*other.listen_address)
-    return one.link_clusters(infos, 5000)
+    return one.link_clusters([info_of(other) for other in others], 5000)
 
 def no_more_threads():
     pages = int(open("/proc/self/statm").read().split()[0])
@@ -132,13 +122,7 @@ STARTED = "cannot be started (can't start new thread); raise the limit of thread
 
 def run(program, **properties):
     properties["enable_remote_cache_accessible"] = True
-    ran = subprocess.run(
-        [sys.executable, "-c", PRELUDE + program, json.dumps(properties)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    ran = run_program(PRELUDE + program, json.dumps(properties), seconds=120)
     print(ran.stdout)
     assert ran.returncode == 0, ran
     return ran.stdout

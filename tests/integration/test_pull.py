@@ -10,7 +10,8 @@ from llm_datadist import (
     CacheKeyByIdAndIndex,
     DataType,
 )
-from support.instances import Side, cluster_info, failing, finalize, link, linked_sides
+from support.instances import Side, failing, finalize, link, linked_sides
+from support.setup import info_of
 
 
 def test_a_slot_lands_in_a_slot(sides):
@@ -346,7 +347,7 @@ def test_a_pull_after_the_unlink(backend):
         for _ in range(2):
             second.manager.pull_blocks(BlocksCacheKey(1), second_own.cache, [1], [1])
             first.manager.pull_blocks(BlocksCacheKey(2), first_own.cache, [1], [1])
-            second.instance.unlink_clusters([cluster_info(cluster_id=1)])
+            second.instance.unlink_clusters([info_of(cluster_id=1)])
             with failing("LLM_NOT_YET_LINK", "pull_blocks", "link_clusters", peer=1):
                 second.manager.pull_blocks(BlocksCacheKey(1), second_own.cache, [1], [1])
             with failing("LLM_NOT_YET_LINK", "pull_blocks", peer=2):

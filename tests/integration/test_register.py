@@ -13,7 +13,7 @@ from llm_datadist import (
     LLMStatusCode,
     Placement,
 )
-from support.instances import Side, failing, finalize, initialised, link, zeros
+from support.instances import Side, failing, finalize, initialized, link, zeros
 
 UNUSED = 2**64 - 1
 DESC = CacheDesc(2, [8, 128], DataType.DT_UINT64)
@@ -22,14 +22,14 @@ DESC = CacheDesc(2, [8, 128], DataType.DT_UINT64)
 @pytest.fixture
 def alone():
     """An instance without links."""
-    with initialised(1, "auto", listen=False, pool=1 << 20) as instance:
+    with initialized(1, "auto", listen=False, pool=1 << 20) as instance:
         yield instance
 
 
 @pytest.fixture(scope="module")
 def refusing():
     """The cache manager of an instance that registers nothing."""
-    with initialised(1, "auto", listen=False) as instance:
+    with initialized(1, "auto", listen=False) as instance:
         yield instance.cache_manager
 
 
@@ -95,7 +95,7 @@ def test_sum_of_addresses_is_limited_over_all_registered_caches(alone):
 def test_the_limit_of_addresses_is_an_option():
     """Item 34: max_registered_addrs."""
     with (
-        initialised(1, "auto", listen=False, max_registered_addrs=2) as instance,
+        initialized(1, "auto", listen=False, max_registered_addrs=2) as instance,
         failing("LLM_PARAM_INVALID", "register_cache", 3, "limit is 2", "max_registered"),
     ):
         instance.cache_manager.register_cache(CacheDesc(3, [1], DataType.DT_INT8), [1, 2, 3])

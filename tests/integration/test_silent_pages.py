@@ -17,7 +17,8 @@ import pytest
 
 from llm_datadist import BlocksCacheKey
 from llm_datadist._backends.outcomes import Code
-from support.instances import PAGE, Side, cluster_info, failing, finalize, link, pattern
+from support.instances import PAGE, Side, failing, finalize, link, pattern
+from support.setup import info_of
 from support.userfault import silent_pages
 
 KEY = BlocksCacheKey(1)
@@ -80,7 +81,7 @@ def test_a_pull_of_silent_pages_ends_in_time_and_holds_nothing(three, silent):
     one.held.remove(mine)
     assert timed(one.manager.unregister_cache, mine.id) < LATE_S
     unlinked = one.instance.unlink_clusters
-    info = [cluster_info(owner.address, owner.id)]
+    info = [info_of(owner.address, owner.id)]
     assert timed(lambda: unlinked(info, 1000, True)) < LATE_S
     assert timed(finalize, one) < 2 * LATE_S
 
@@ -165,7 +166,7 @@ def test_a_doorbell_for_bytes_outside_a_cache_is_refused_and_logged(three, caplo
     deadline = time.monotonic_ns() + 2_000_000_000
     outcome = lanes._client.push(outside, remote, size, entry, target.ref, 0, deadline)
     assert outcome[0] == Code.DENIED
-    owner.instance.unlink_clusters([cluster_info(one.address, one.id)], 1000)
+    owner.instance.unlink_clusters([info_of(one.address, one.id)], 1000)
     [warning] = [r.getMessage() for r in caplog.records if "outside the cache" in r.getMessage()]
     assert warning.startswith("cluster 2 sent 0 malformed frames, and 1 pushes")
     assert not held.data.any()

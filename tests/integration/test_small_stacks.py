@@ -1,30 +1,24 @@
 """Threads whose stacks are as small as Python allows."""
 
-import subprocess
-import sys
-
 import pytest
+
+from support.setup import run_program
 
 PROGRAM = """
 import sys, threading
 import numpy as np
 from llm_datadist import (
-    BlocksCacheKey, CacheDesc, DataType, LayerSynchronizer, LLMClusterInfo, LLMConfig, LLMDataDist,
-    LLMRole, LLMStatusCode, MemInfo, Memtype, TransferConfig,
+    BlocksCacheKey, CacheDesc, DataType, LayerSynchronizer, LLMStatusCode, MemInfo, Memtype,
+    TransferConfig,
 )
+from support.setup import info_of, started
 
 backend, checksum, names = sys.argv[1], sys.argv[2], sys.argv[3:]
 ODD, EVEN = list(range(1, 2048, 2)), list(range(0, 2048, 2))
 
 def made(cluster_id):
-    config = LLMConfig()
-    config.enable_cache_manager = True
-    config.listen_ip_info = "127.0.0.1:0"
-    config.transfer_backend = backend
-    config.checksum = checksum
-    config.mem_pool_cfg = '{"memory_size": 1048576}'
-    instance = LLMDataDist(LLMRole.MIX, cluster_id)
-    instance.init(config.generate_options())
+    properties = {"transfer_backend": backend, "checksum": checksum}
+    instance = started(cluster_id, mem_pool_cfg='{"memory_size": 1048576}', **properties)
     memory = np.full((2, 2048, 64), cluster_id, np.uint8)
     cache = instance.cache_manager.register_blocks_cache(
         CacheDesc(2, [2048, 64], DataType.DT_UINT8),
@@ -40,9 +34,7 @@ class Ready(LayerSynchronizer):
 one, cache, memory = made(1)
 other, _, there = made(2)
 manager = one.cache_manager
-info = LLMClusterInfo()
-info.append_local_ip_info("127.0.0.1", 0)
-info.append_remote_ip_info(*other.listen_address)
+info = info_of(other)
 config = TransferConfig(2, [tensor.ctypes.data for tensor in there])
 SUCCESS = LLMStatusCode.LLM_SUCCESS
 calls = {
@@ -96,11 +88,5 @@ EVERY = [
 @pytest.mark.parametrize("checksum", ["off", "crc32c"])
 @pytest.mark.parametrize(("backend", "names"), [("tcp", EVERY), ("host", EVERY)])
 def test_calls_need_little_stack(backend, names, checksum):
-    ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM, backend, checksum, *names],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    ran = run_program(PROGRAM, backend, checksum, *names)
     assert (ran.returncode, ran.stdout.split()) == (0, names), ran.stderr

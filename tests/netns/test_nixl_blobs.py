@@ -12,8 +12,9 @@ import pytest
 from llm_datadist import LLMException, LLMStatusCode
 from llm_datadist.testing import PeerGroup
 from support.hosts import unavailable
-from support.instances import Side, cluster_info, finalize, link
+from support.instances import Side, finalize, link
 from support.nixl_backends import NEEDS_NIXL, wait_for_trial
+from support.setup import info_of
 
 BIG = {"tensors": 2, "units": 64, "words": 2048}  # 2 MiB: more than what goes over lanes
 EVERY = list(range(64))
@@ -62,7 +63,7 @@ def said_at_links(here, field, seed):
 
         backend.describe = honest if told == blob else describe
         wait_for_trial(backend_of(victim))
-        overall, _ = victim.instance.link_clusters([cluster_info(liar.address)], 20000)
+        overall, _ = victim.instance.link_clusters([info_of(liar.address)], 20000)
         if overall is LLMStatusCode.LLM_SUCCESS:
             mine.data[:] = 0
             try:
@@ -70,7 +71,7 @@ def said_at_links(here, field, seed):
                 outcomes.append("right" if (mine.data == theirs.data).all() else "wrong")
             except LLMException as error:
                 outcomes.append(error.status_code.name)
-            victim.instance.unlink_clusters([cluster_info(liar.address, 1)])
+            victim.instance.unlink_clusters([info_of(liar.address, 1)])
         else:
             outcomes.append(overall.name)
     finalize(liar, victim)

@@ -27,7 +27,8 @@ from llm_datadist import (
     MemInfo,
     Memtype,
 )
-from support.instances import PAGE, Pages, cluster_info, eventually, initialised
+from support.instances import PAGE, Pages, eventually, initialized
+from support.setup import info_of
 
 LONG = bool(os.environ.get("LDD_LONG"))
 IDS = (1, 2, 3)
@@ -81,7 +82,7 @@ class Member:
     marked: set[int] = field(default_factory=set)
 
     def start(self):
-        self.instance = initialised(
+        self.instance = initialized(
             self.number,
             self.backend,
             listen_ip_info=f"127.0.0.1:{self.port}",
@@ -199,7 +200,7 @@ class LinksMachine(RuleBasedStateMachine):
         here, there = self.members[one], self.members[other]
         if not there.port:
             return
-        info = cluster_info(("127.0.0.1", there.port), other if named else None)
+        info = info_of(("127.0.0.1", there.port), other if named else None)
         status = ended(here.instance.link_clusters, [info], 20_000)
         if not self.up(other):
             assert status == "LLM_LINK_FAILED"
@@ -215,9 +216,7 @@ class LinksMachine(RuleBasedStateMachine):
         if not self.up(one):
             return
         here, there = self.members[one], self.members[other]
-        status = ended(
-            here.instance.unlink_clusters, [cluster_info(cluster_id=other)], 20_000, force
-        )
+        status = ended(here.instance.unlink_clusters, [info_of(cluster_id=other)], 20_000, force)
         untold = other in here.lost and not force
         assert status == ("LLM_NOTIFY_PROMPT_UNLINK_FAILED" if untold else "LLM_SUCCESS")
         for member, peer in ((here, other), (there, one)):

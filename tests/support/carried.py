@@ -6,16 +6,13 @@ import socket
 
 from llm_datadist._control.relay import Relays
 from llm_datadist._control.tls import SecureSocket, TlsSession
-from llm_datadist._options import LLMConfig, parse_options
+from llm_datadist._options import parse_options
+from support.setup import options_of
 
 
 def tls_of(properties):
     """Return the contexts for properties of LLMConfig."""
-    config = LLMConfig()
-    config.enable_cache_manager = True
-    for name, value in properties.items():
-        setattr(config, name, value)
-    return parse_options(config.generate_options(), {}).tls
+    return parse_options(options_of(listen=None, **properties), {}).tls
 
 
 def shaken(tls):

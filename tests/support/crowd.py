@@ -10,12 +10,9 @@ from llm_datadist import (
     BlocksCacheKey,
     CacheDesc,
     DataType,
-    LLMClusterInfo,
-    LLMConfig,
-    LLMDataDist,
-    LLMRole,
     LLMStatusCode,
 )
+from support.setup import info_of, started
 
 BLOCKS, BLOCK_BYTES = 4, 4096
 DESC = CacheDesc(1, [BLOCKS, BLOCK_BYTES], DataType.DT_UINT8)
@@ -25,15 +22,8 @@ class Member:
     """One instance with a small cache."""
 
     def __init__(self, cluster_id, listen=None, **options):
-        config = LLMConfig()
-        config.enable_cache_manager = True
-        config.sync_kv_timeout = 20_000
-        if listen is not None:
-            config.listen_ip_info = listen
-        for name, value in options.items():
-            setattr(config, name, value)
-        self.instance = LLMDataDist(LLMRole.MIX, cluster_id)
-        self.instance.init(config.generate_options())
+        options = {"sync_kv_timeout": 20_000, **options}
+        self.instance = started(cluster_id, listen=listen, **options)
         self.data = np.full((BLOCKS, BLOCK_BYTES), cluster_id % 251, np.uint8)
         self.cache = self.instance.cache_manager.register_blocks_cache(
             DESC, [self.data.ctypes.data], BlocksCacheKey(cluster_id)
@@ -41,11 +31,8 @@ class Member:
 
     def link(self, address):
         """Link a listener; return the seconds that it took."""
-        info = LLMClusterInfo()
-        info.append_local_ip_info("127.0.0.1", 0)
-        info.append_remote_ip_info(*address)
         began = time.monotonic()
-        overall, _ = self.instance.link_clusters([info], 60_000)
+        overall, _ = self.instance.link_clusters([info_of(address)], 60_000)
         assert overall == LLMStatusCode.LLM_SUCCESS, overall
         return time.monotonic() - began
 

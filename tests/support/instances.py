@@ -20,52 +20,32 @@ from llm_datadist import (
     CacheDesc,
     CacheKeyByIdAndIndex,
     DataType,
-    LLMClusterInfo,
-    LLMConfig,
-    LLMDataDist,
     LLMException,
-    LLMRole,
     LLMStatusCode,
     Placement,
 )
 from support.nixl_backends import wait_for_trial
+from support.setup import ANY_PORT, info_of, started
 
 BACKENDS = ["host", "tcp"]
 PAGE = mmap.PAGESIZE
 
 
-def initialised(cluster_id, backend, *, listen=True, pool=0, page_shift=16, **options):
-    """Return an initialised instance; `options` are properties of LLMConfig."""
-    config = LLMConfig()
-    config.enable_cache_manager = True
-    config.transfer_backend = backend
-    if listen:
-        config.listen_ip_info = "127.0.0.1:0"
+def initialized(cluster_id, backend, *, listen=True, pool=0, page_shift=16, **options):
+    """Return an initialized instance; `options` are properties of LLMConfig."""
     if pool:
         text = json.dumps({"memory_size": pool, "page_shift": page_shift})
-        config.mem_pool_cfg = config.host_mem_pool_cfg = text
-    for name, value in options.items():
-        setattr(config, name, value)
-    instance = LLMDataDist(LLMRole.MIX, cluster_id)
-    instance.init(config.generate_options())
+        options |= {"mem_pool_cfg": text, "host_mem_pool_cfg": text}
+    address = ANY_PORT if listen else None
+    instance = started(cluster_id, listen=address, transfer_backend=backend, **options)
     if backend == "nixl":
         wait_for_trial(*instance._engine.backends)
     return instance
 
 
-def cluster_info(address=None, cluster_id=None):
-    info = LLMClusterInfo()
-    info.append_local_ip_info("127.0.0.1", 0)
-    if address is not None:
-        info.append_remote_ip_info(*address)
-    if cluster_id is not None:
-        info.remote_cluster_id = cluster_id
-    return info
-
-
 def link(instance, *addresses):
     """Link an instance to the listen addresses of others."""
-    overall, each = instance.link_clusters([cluster_info(address) for address in addresses], 10000)
+    overall, each = instance.link_clusters([info_of(address) for address in addresses], 10000)
     assert overall is LLMStatusCode.LLM_SUCCESS, each
 
 
@@ -96,7 +76,7 @@ class Side:
 
     def __init__(self, cluster_id, backend, **options):
         self.id = cluster_id
-        self.instance = initialised(cluster_id, backend, **options)
+        self.instance = initialized(cluster_id, backend, **options)
         self.manager = self.instance.cache_manager
         self.held = []
 

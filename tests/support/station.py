@@ -24,8 +24,6 @@ from llm_datadist import (
     CacheKey,
     DataType,
     LayerSynchronizer,
-    LLMClusterInfo,
-    LLMConfig,
     LLMDataDist,
     LLMException,
     LLMRole,
@@ -35,6 +33,7 @@ from llm_datadist import (
     RegisterMemStatus,
     TransferConfig,
 )
+from support.setup import info_of, options_of
 
 TENSORS = 4
 OK = "LLM_SUCCESS"
@@ -102,14 +101,8 @@ class Station:
         self.cluster_id = cluster_id
         self._local_ip = local_ip
         self.instance = LLMDataDist(LLMRole.MIX, cluster_id)
-        config = LLMConfig()
-        config.enable_cache_manager = True
-        config.mem_pool_cfg = '{"memory_size": 16777216}'
-        if listen is not None:
-            config.listen_ip_info = listen
-        for name, value in options.items():
-            setattr(config, name, value)
-        self._options = config.generate_options()
+        options = {"mem_pool_cfg": '{"memory_size": 16777216}', **options}
+        self._options = options_of(listen=listen, **options)
         self.instance.init(self._options)
         self.data = np.zeros((TENSORS, blocks, words), np.uint64)
         self._desc = CacheDesc(TENSORS, [blocks, words], DataType.DT_UINT64)
@@ -173,13 +166,7 @@ class Station:
         self.instance.switch_role(LLMRole[role], options)
 
     def _info(self, cluster_id=None, address=None):
-        info = LLMClusterInfo()
-        info.append_local_ip_info(self._local_ip, 0)
-        if address is not None:
-            info.append_remote_ip_info(*address)
-        if cluster_id is not None:
-            info.remote_cluster_id = cluster_id
-        return info
+        return info_of(address, cluster_id, self._local_ip)
 
     # ---- transfers ----
 

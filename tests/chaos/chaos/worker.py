@@ -24,12 +24,9 @@ from llm_datadist import (
     BlocksCacheKey,
     CacheDesc,
     DataType,
-    LLMClusterInfo,
-    LLMConfig,
-    LLMDataDist,
-    LLMRole,
 )
 from llm_datadist.testing import leaks_since, snapshot
+from support.setup import info_of, started
 
 _TICK_S = 0.5
 _HANG_TICKS = 30
@@ -111,16 +108,13 @@ def _act(ledger, journal, directory, slot, life, options):
 
 
 def _instance(slot, chance, backend, *, raw):
-    config = LLMConfig()
-    config.enable_cache_manager = True
-    config.listen_ip_info = "127.0.0.1:0"
-    config.sync_kv_timeout = int(TIMEOUT_S * 1000)
-    config.transfer_backend = chance.choice(["auto", "tcp"]) if backend == "mix" else backend
-    config.enable_remote_cache_accessible = not raw
-    config.mem_pool_cfg = _POOL
-    instance = LLMDataDist(LLMRole.MIX, cluster_id(slot))
-    instance.init(config.generate_options())
-    return instance
+    return started(
+        cluster_id(slot),
+        sync_kv_timeout=int(TIMEOUT_S * 1000),
+        transfer_backend=chance.choice(["auto", "tcp"]) if backend == "mix" else backend,
+        enable_remote_cache_accessible=not raw,
+        mem_pool_cfg=_POOL,
+    )
 
 
 def _run_actor(actor, work):
@@ -182,10 +176,7 @@ def _warm_up():
     key = BlocksCacheKey(cluster_id(20))
     sides[0].cache_manager.register_blocks_cache(desc, addrs, key)
     cache = sides[1].cache_manager.register_blocks_cache(desc, addrs)
-    info = LLMClusterInfo()
-    info.append_local_ip_info("127.0.0.1", 0)
-    info.append_remote_ip_info(*sides[0].listen_address)
-    sides[1].link_clusters([info], 10000)
+    sides[1].link_clusters([info_of(sides[0])], 10000)
     sides[1].cache_manager.pull_blocks(key, cache, [0], [1])
     sides[1].cache_manager.push_blocks(key, cache, [0], [1])
     for side in sides:

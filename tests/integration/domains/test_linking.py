@@ -6,7 +6,8 @@ import time
 import pytest
 
 from llm_datadist._errors import LLMException, LLMStatusCode
-from llm_datadist._types import LLMClusterInfo, RegisterMemStatus
+from llm_datadist._types import RegisterMemStatus
+from support.setup import info_of
 
 from .conftest import await_true, free_base_port, rank_table
 
@@ -129,11 +130,7 @@ def test_ranks_need_not_count_from_0(member):
 
 def test_a_link_made_by_link_clusters_is_used_and_outlives_the_domain(member):
     low, high = member(10, listen=("127.0.0.1", 0)), member(20)
-    info = LLMClusterInfo()
-    info.remote_cluster_id = 10
-    info.append_remote_ip_info(*low.links.listen_address)
-    info.append_local_ip_info("127.0.0.1", 0)
-    assert high.links.link_clusters([info], 5000)[0].is_ok
+    assert high.links.link_clusters([info_of(low.links, 10)], 5000)[0].is_ok
     low_id, high_id = low.link("x", PAIR, TABLE), high.link("x", PAIR, TABLE)
     assert high.settled(high_id) is OK
     assert low.settled(low_id) is OK
@@ -145,10 +142,7 @@ def test_a_link_made_by_link_clusters_is_used_and_outlives_the_domain(member):
 
 def test_a_link_made_by_link_clusters_makes_up_for_a_table_without_addresses(member):
     low, high = member(10, listen=("127.0.0.1", 0)), member(20)
-    info = LLMClusterInfo()
-    info.append_remote_ip_info(*low.links.listen_address)
-    info.append_local_ip_info("127.0.0.1", 0)
-    assert high.links.link_clusters([info], 5000)[0].is_ok
+    assert high.links.link_clusters([info_of(low.links)], 5000)[0].is_ok
     low_id, high_id = low.link("x", PAIR, "{}"), high.link("x", PAIR, "{}")
     assert high.settled(high_id) is OK
     assert low.settled(low_id) is OK

@@ -13,14 +13,12 @@ from llm_datadist import (
     BlocksCacheKey,
     CacheDesc,
     DataType,
-    LLMConfig,
-    LLMDataDist,
     LLMException,
-    LLMRole,
     LLMStatusCode,
     RegisterMemStatus,
 )
 from llm_datadist.testing import Killed, PeerGroup
+from support.setup import options_of, started
 
 DESC = CacheDesc(2, [16, 1024], DataType.DT_FLOAT)
 
@@ -30,14 +28,8 @@ def rank_table(members):
     return json.dumps({"version": "1.0", "server_list": [{"server_id": "a", "device": devices}]})
 
 
-def started(cluster_id, base_port, seconds=20):
-    config = LLMConfig()
-    config.enable_cache_manager = True
-    config.link_base_port = base_port
-    config.link_total_time = seconds
-    instance = LLMDataDist(LLMRole.MIX, cluster_id)
-    instance.init(config.generate_options())
-    return instance
+def member(cluster_id, base_port, seconds=20):
+    return started(cluster_id, listen=None, link_base_port=base_port, link_total_time=seconds)
 
 
 def settled(instance, comm_id, seconds=20):
@@ -58,7 +50,7 @@ def registered(instance, value):
 
 def pull_from_everybody(here, rank, members, base_port):
     """Link all members in one domain; return what was pulled from each of the others."""
-    with started(100 + rank, base_port) as instance:
+    with member(100 + rank, base_port) as instance:
         cache, tensors = registered(instance, rank)
         ranks = {100 + other: other for other in range(members)}
         time.sleep(random.random() / 4)  # members start when they start
@@ -79,7 +71,7 @@ def pull_from_everybody(here, rank, members, base_port):
 
 def link_many(here, cluster_id, base_port, seed):
     """Link 40 domains in an order of its own; return how each came out."""
-    with started(cluster_id, base_port) as instance:
+    with member(cluster_id, base_port) as instance:
         names = [f"domain {number}" for number in range(40)]
         random.Random(seed).shuffle(names)
         ids = [instance.link(name, {1: 0, 2: 1}, rank_table(2)) for name in names]
@@ -89,7 +81,7 @@ def link_many(here, cluster_id, base_port, seed):
 
 
 def serve(here, base_port):
-    instance = started(1, base_port)
+    instance = member(1, base_port)
     comm_id = instance.link("pair", {1: 0, 2: 1}, rank_table(2))
     assert settled(instance, comm_id) == "OK"
     here.set_event("linked")
@@ -105,7 +97,7 @@ def free_base_port():
 def _io_threads():
     """The native core's I/O threads start with the process's first lanes, and stay."""
     base_port = free_base_port()
-    with started(1, base_port) as low, started(2, base_port) as high:
+    with member(1, base_port) as low, member(2, base_port) as high:
         ids = [each.link("first", {1: 0, 2: 1}, rank_table(2)) for each in (low, high)]
         assert [settled(low, ids[0]), settled(high, ids[1])] == ["OK", "OK"]
 
@@ -135,7 +127,7 @@ def test_two_processes_in_different_orders():
 @pytest.mark.expects_log("link to cluster 1 .* lost", "the link to cluster 1 is gone")
 def test_a_killed_member_fails_the_domain_and_can_come_back():
     base_port = free_base_port()
-    with PeerGroup() as group, started(2, base_port) as instance:
+    with PeerGroup() as group, member(2, base_port) as instance:
         for comm_id in (1, 2):
             server = group.start(serve, base_port)
             assert instance.link("pair", {1: 0, 2: 1}, rank_table(2)) == comm_id
@@ -151,7 +143,7 @@ def test_a_killed_member_fails_the_domain_and_can_come_back():
 
 
 def test_finalize_with_domains_that_prepare():
-    instance = started(2, free_base_port(), seconds=0)
+    instance = member(2, free_base_port(), seconds=0)
     for number in range(40):
         instance.link(f"{number}", {1: 0, 2: 1}, rank_table(2))
     begun = time.monotonic()
@@ -162,12 +154,10 @@ def test_finalize_with_domains_that_prepare():
 
 
 def test_ids_restart_after_finalize():
-    instance = started(1, free_base_port())
-    options = LLMConfig()
-    options.enable_cache_manager = True
+    instance = member(1, free_base_port())
     assert instance.link("x", {1: 0, 2: 1}, rank_table(2)) == 1
     instance.finalize()
-    instance.init(options.generate_options())
+    instance.init(options_of(listen=None))
     with pytest.raises(LLMException) as raised:
         instance.query_register_mem_status(1)
     assert raised.value.status_code is LLMStatusCode.LLM_PARAM_INVALID

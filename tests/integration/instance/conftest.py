@@ -16,39 +16,13 @@ from llm_datadist import (
     Cache,
     CacheDesc,
     DataType,
-    LLMClusterInfo,
-    LLMConfig,
     LLMDataDist,
     LLMException,
     LLMRole,
     LLMStatusCode,
 )
 from llm_datadist.testing import PeerGroup
-
-LOOPBACK = "127.0.0.1"
-
-
-def options_of(*, listen=f"{LOOPBACK}:0", **properties):
-    """Return options with the cache manager on; listen=None for a client."""
-    config = LLMConfig()
-    config.enable_cache_manager = True
-    if listen is not None:
-        config.listen_ip_info = listen
-    for name, value in properties.items():
-        setattr(config, name, value)
-    return config.generate_options()
-
-
-def info_of(other=None, *, cluster_id=None, local=LOOPBACK):
-    """Return the LLMClusterInfo of an instance or an address; of none, the id alone."""
-    info = LLMClusterInfo()
-    if cluster_id is not None:
-        info.remote_cluster_id = cluster_id
-    if other is not None:
-        info.append_remote_ip_info(*getattr(other, "listen_address", other))
-        if local is not None:
-            info.append_local_ip_info(local, 0)
-    return info
+from support.setup import LOOPBACK, info_of, options_of
 
 
 class Tensors(NamedTuple):

@@ -1,14 +1,13 @@
 """Ends of processes that have not finalised, and forked children (api.md 4.3)."""
 
 import os
-import subprocess
-import sys
 import textwrap
 import time
 
 import pytest
 
 from llm_datadist import BlocksCacheKey, LLMException, LLMStatusCode
+from support.setup import run_program
 
 S = LLMStatusCode
 
@@ -16,22 +15,14 @@ PROLOGUE = """
 import os, sys, threading, time
 import numpy as np
 from llm_datadist import *
+from support.setup import info_of, options_of, started
 
 def initialised(cluster_id):
-    config = LLMConfig()
-    config.enable_cache_manager = True
-    config.enable_remote_cache_accessible = True
-    config.listen_ip_info = "127.0.0.1:0"
-    config.sync_kv_timeout = 60_000
-    instance = LLMDataDist(LLMRole.MIX, cluster_id)
-    instance.init(config.generate_options())
-    return instance
+    return started(cluster_id, enable_remote_cache_accessible=True, sync_kv_timeout=60_000)
 
 def linked(cluster_id=9):
     instance = initialised(cluster_id)
-    info = LLMClusterInfo()
-    info.append_local_ip_info("127.0.0.1", 0)
-    info.append_remote_ip_info(sys.argv[1], int(sys.argv[2]))
+    info = info_of((sys.argv[1], int(sys.argv[2])))
     assert instance.link_clusters([info])[0] == LLMStatusCode.LLM_SUCCESS
     return instance
 
@@ -46,14 +37,7 @@ def registered(instance, value):
 
 def run(program, address=("127.0.0.1", 1), seconds=20):
     """Run a program to its end; return (exit status, stdout, stderr)."""
-    script = PROLOGUE + textwrap.dedent(program)
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, address)],
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-    )
+    done = run_program(PROLOGUE + textwrap.dedent(program), *address, seconds=seconds)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -73,10 +57,7 @@ ENDS = {
     "with several": "several = [linked(9), linked(10), initialised(11)]",
     "with a self link": """
         instance = linked()
-        info = LLMClusterInfo()
-        info.append_local_ip_info("127.0.0.1", 0)
-        info.append_remote_ip_info(*instance.listen_address)
-        assert instance.link_clusters([info])[0] == LLMStatusCode.LLM_SUCCESS
+        assert instance.link_clusters([info_of(instance)])[0] == LLMStatusCode.LLM_SUCCESS
     """,
     "with a domain": """
         instance = linked()
@@ -174,9 +155,7 @@ def test_a_forked_child_leaves_its_parents_instance_alone(instance, blocks):
             mine, found = registered(own, 0)
             own.cache_manager.pull_blocks(BlocksCacheKey(1), mine, [0], [5])
             assert found[0, 5, 0] == 1
-            config = LLMConfig()
-            config.enable_cache_manager = True
-            instance.init(config.generate_options())
+            instance.init(options_of(listen=None))
             assert instance.cache_manager is not manager
             sys.exit(0)
         assert os.waitpid(pid, 0)[1] == 0

@@ -1,30 +1,22 @@
 """Limits and sandboxes: texts name the true cause and what to do, and what can go on does."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 
+from support.setup import run_program
+
 PRELUDE = """
 import ctypes, os, resource, struct, sys
-from llm_datadist import LLMClusterInfo, LLMConfig, LLMDataDist, LLMRole, LLMStatusCode
+from llm_datadist import LLMStatusCode
+from support.setup import info_of, started
 
 def made(cluster_id):
-    config = LLMConfig()
-    config.enable_cache_manager = True
-    config.listen_ip_info = "127.0.0.1:0"
-    config.mem_pool_cfg = '{"memory_size": 314572800}'
-    instance = LLMDataDist(LLMRole.MIX, cluster_id)
-    instance.init(config.generate_options())
-    return instance
+    return started(cluster_id, mem_pool_cfg='{"memory_size": 314572800}')
 
 def linked():
     one, other = made(1), made(2)
-    info = LLMClusterInfo()
-    info.append_local_ip_info("127.0.0.1", 0)
-    info.append_remote_ip_info(*other.listen_address)
-    assert one.link_clusters([info])[0] is LLMStatusCode.LLM_SUCCESS
+    assert one.link_clusters([info_of(other)])[0] is LLMStatusCode.LLM_SUCCESS
     known = one.describe_link(2)
     print(known["backend"]["host"], known["why"])
     one.finalize()
@@ -58,8 +50,7 @@ AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="unmounting /proc needs r
 
 
 def run(program, *before):
-    command = [*before, sys.executable, "-c", PRELUDE + program]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return run_program(PRELUDE + program, before=before)
 
 
 SANDBOX = "let the sandbox of this process (seccomp) allow memfd_create and eventfd"

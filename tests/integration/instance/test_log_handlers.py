@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from llm_datadist import BlocksCacheKey, LLMException, MemInfo, Memtype
-from support.instances import Side, cluster_info, eventually, link
+from support.instances import Side, eventually, link
+from support.setup import info_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60), pytest.mark.expects_log]
 
@@ -47,7 +48,7 @@ class Caller(logging.Handler):
             lambda: instance.check_link_status(other),
             side.manager.faulted_ranges,
             lambda: side.manager.pull_blocks(BlocksCacheKey(other), cache, [0], [0]),
-            lambda: instance.unlink_clusters([cluster_info(cluster_id=77)], 10),
+            lambda: instance.unlink_clusters([info_of(cluster_id=77)], 10),
         ):
             try:
                 call()
@@ -90,7 +91,7 @@ def test_links_ends_and_faults(calling):
     def live():
         link(one.instance, other.address)
         one.manager.pull_blocks(BlocksCacheKey(2), one.held[0].cache, [1], [1])
-        one.instance.unlink_clusters([cluster_info(cluster_id=2)], 2000)
+        one.instance.unlink_clusters([info_of(cluster_id=2)], 2000)
         link(one.instance, other.address)
         there = one.instance._engine.links.get(2)
         one.instance._engine.links.drop(there, "a test")

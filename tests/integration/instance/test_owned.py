@@ -4,44 +4,24 @@ In a process without the cyclic collector, so that nothing is owed to that.
 """
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from support.authority import Authority
+from support.setup import run_program
 
 PROGRAM = """
 import gc, json, mmap, os, sys, threading, time
-from llm_datadist import (
-    BlocksCacheKey, CacheDesc, DataType, LLMClusterInfo, LLMConfig, LLMDataDist, LLMRole,
-    LLMStatusCode,
-)
+from llm_datadist import BlocksCacheKey, CacheDesc, DataType, LLMStatusCode
+from support.setup import info_of, started
 
 SUCCESS = LLMStatusCode.LLM_SUCCESS
 way, rounds, properties = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 gc.disable()
 
-def made(cluster_id):
-    config = LLMConfig()
-    config.enable_cache_manager = True
-    config.listen_ip_info = "127.0.0.1:0"
-    for name, value in properties.items():
-        setattr(config, name, value)
-    instance = LLMDataDist(LLMRole.MIX, cluster_id)
-    instance.init(config.generate_options())
-    return instance
-
-def info(instance):
-    info = LLMClusterInfo()
-    info.remote_cluster_id = instance.cluster_id
-    info.append_local_ip_info("127.0.0.1", 0)
-    info.append_remote_ip_info(*instance.listen_address)
-    return info
-
 def used(one, other):
     # Link them, and move blocks in both directions between caches of their own.
-    assert one.link_clusters([info(other)], 10000)[0] is SUCCESS
+    assert one.link_clusters([info_of(other)], 10000)[0] is SUCCESS
     managers = one.cache_manager, other.cache_manager
     desc = CacheDesc(2, [4, 1024], DataType.DT_UINT8)
     here, there = (
@@ -53,17 +33,17 @@ def used(one, other):
     return zip(managers, (here, there), strict=True)
 
 def instances(kept):
-    one, other = made(1), made(2)
+    one, other = started(1, **properties), started(2, **properties)
     kept += used(one, other)
     one.finalize()
     other.finalize()
 
 def links(kept):
     if not kept:
-        kept += made(1), made(2)
+        kept += started(1, **properties), started(2, **properties)
     for manager, cache in used(*kept):
         manager.deallocate_blocks_cache(cache)
-    assert kept[0].unlink_clusters([info(kept[1])], 10000)[0] is SUCCESS
+    assert kept[0].unlink_clusters([info_of(kept[1])], 10000)[0] is SUCCESS
 
 def held():
     # How many descriptors there are, and MiB of address space.
@@ -90,9 +70,8 @@ POOLS = '{"memory_size": 1048576}'
 
 
 def run(way, rounds, **properties):
-    arguments = [way, str(rounds), json.dumps({"mem_pool_cfg": POOLS, **properties})]
-    command = [sys.executable, "-c", PROGRAM, *arguments]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    properties = json.dumps({"mem_pool_cfg": POOLS, **properties})
+    ran = run_program(PROGRAM, way, rounds, properties, seconds=120)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 

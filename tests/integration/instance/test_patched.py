@@ -1,39 +1,30 @@
 """Processes whose standard modules gevent has patched."""
 
-import subprocess
-import sys
-
 import pytest
+
+from support.setup import run_program
 
 pytest.importorskip("gevent", reason="gevent is not installed")
 
 PROGRAM = """
 import gevent.monkey
 gevent.monkey.patch_all({arguments})
-from llm_datadist import LLMClusterInfo, LLMConfig, LLMDataDist, LLMException, LLMRole
+from llm_datadist import LLMException
+from support.setup import info_of, started
 
-config = LLMConfig()
-config.enable_cache_manager = True
-config.listen_ip_info = "127.0.0.1:0"
-one, other = LLMDataDist(LLMRole.MIX, 1), LLMDataDist(LLMRole.MIX, 2)
 try:
-    one.init(config.generate_options())
+    one = started(1)
 except LLMException as error:
     raise SystemExit(str(error))
-other.init(config.generate_options())
-info = LLMClusterInfo()
-info.append_local_ip_info("127.0.0.1", 0)
-info.append_remote_ip_info(*other.listen_address)
-print(one.link_clusters([info])[0].name)
+other = started(2)
+print(one.link_clusters([info_of(other)])[0].name)
 one.finalize()
 other.finalize()
 """
 
 
 def run(arguments):
-    program = PROGRAM.format(arguments=arguments)
-    command = [sys.executable, "-c", program]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return run_program(PROGRAM.format(arguments=arguments))
 
 
 @pytest.mark.parametrize(

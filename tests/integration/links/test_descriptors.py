@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from llm_datadist import LLMClusterInfo, LLMConfig, LLMDataDist, LLMRole
 from llm_datadist.testing import PeerGroup
+from support.setup import info_of, started
 
 LIMIT = 96
 
@@ -25,11 +25,7 @@ def serve(here):
     logger = logging.getLogger("llm_datadist")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    instance = LLMDataDist(LLMRole.MIX, 9)
-    config = LLMConfig()
-    config.enable_cache_manager = True
-    config.listen_ip_info = "127.0.0.1:0"
-    instance.init(config.generate_options())
+    instance = started(9)
     here.send(list(instance.listen_address))
     with contextlib.ExitStack() as files:
         while (command := here.receive(60))[0] != "stop":
@@ -47,9 +43,7 @@ def serve(here):
                 here.send("done")
             elif command[0] == "link":
                 lines.clear()
-                info = LLMClusterInfo()
-                info.append_local_ip_info("127.0.0.1", 0)
-                info.append_remote_ip_info(*command[1])
+                info = info_of(command[1])
                 here.send([instance.link_clusters([info], 2000)[0].name, *lines])
     instance.finalize()
 
@@ -70,19 +64,12 @@ def poor():
 
 
 def link_to(instance, address):
-    info = LLMClusterInfo()
-    info.append_local_ip_info("127.0.0.1", 0)
-    info.append_remote_ip_info(*address)
-    return instance.link_clusters([info], 5000)[0].name
+    return instance.link_clusters([info_of(address)], 5000)[0].name
 
 
 @pytest.fixture
 def instance():
-    config = LLMConfig()
-    config.enable_cache_manager = True
-    config.listen_ip_info = "127.0.0.1:0"
-    with LLMDataDist(LLMRole.MIX, 1) as made:
-        made.init(config.generate_options())
+    with started(1) as made:
         yield made
 
 
