@@ -1,0 +1,148 @@
+"""Parts of a link table made alone: no sockets, no threads, a data plane that only records."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+
+import pytest
+
+from llm_datadist._links.context import LinkContext
+from llm_datadist._links.delegate import Hooks
+from llm_datadist._links.lane_terms import LaneTerms
+from llm_datadist._links.link import Link, LinkState, Peer
+from llm_datadist._options import Config
+
+ROUTE = (2, ("127.0.0.1", 5), None)
+
+
+class Workers:
+    """Runs each call at once on the caller's thread."""
+
+    def submit(self, call, *arguments):
+        future = concurrent.futures.Future()
+        try:
+            future.set_result(call(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    async def outcome(self, future):
+        return future.result()
+
+    async def run(self, call, *arguments):
+        return await self.outcome(self.submit(call, *arguments))
+
+
+class Control:
+    """Spawns tasks on the running loop."""
+
+    name = "test"
+
+    def __init__(self):
+        self.workers = self.resolvers = Workers()
+
+    def spawn(self, work):
+        return asyncio.ensure_future(work)
+
+
+class Delegate:
+    """A data plane that records its calls; `missing` is (client lanes, server lanes)."""
+
+    def __init__(self):
+        self.missing, self.count, self.answers = (0, 0), 0, True
+        self.added, self.disconnected, self.pinged = [], [], []
+
+    def missing_lanes(self, data):
+        return self.missing
+
+    def add_lanes(self, data, client_lanes, server_lanes):
+        self.added.append((client_lanes, server_lanes))
+        clients, servers = self.missing
+        self.missing = (clients - len(client_lanes), servers - len(server_lanes))
+
+    def traffic(self, data):
+        return self.count
+
+    def ping_all(self, links, deadline_ns):
+        self.pinged.append(list(links))
+        return [self.answers] * len(links)
+
+    def disconnect(self, data):
+        self.disconnected.append(data)
+
+
+class Connection:
+    """A control connection whose peer sends nothing."""
+
+    is_encrypted = False
+
+    def __init__(self):
+        self.sent, self.is_open = [], True
+
+    def trust(self):
+        pass
+
+    def send(self, message):
+        self.sent.append(message)
+
+    async def receive(self):
+        await asyncio.Event().wait()
+
+    def abort(self):
+        self.is_open = False
+
+    def finish(self, seconds):
+        self.is_open = False
+
+
+class Conversation:
+    """The message exchange of a link; `answer` is awaited for each question."""
+
+    def __init__(self):
+        self.connection = Connection()
+        self.num_received = self.keepalives = 0
+        self.ended = asyncio.Event()
+        self.answer = lambda: asyncio.sleep(0, b"")
+
+    async def ping(self):
+        await self.answer()
+
+    async def ask(self, body):
+        return await self.answer()
+
+    def send_keepalive(self):
+        self.keepalives += 1
+
+
+@pytest.fixture
+def connection():
+    return Connection()
+
+
+@pytest.fixture
+def make_context():
+    def make(**options):
+        return LinkContext(1, Config(**options), 100, Delegate(), Hooks(), Control())
+
+    return make
+
+
+@pytest.fixture
+def context(make_context):
+    return make_context()
+
+
+def make_link(cluster_id=2, *, dialed=True, **named):
+    """Return a link that is up, of the dialing or the accepting end."""
+    address = ("127.0.0.1", 1000 + cluster_id)
+    peer = Peer(cluster_id, 200 + cluster_id, address, dialed, is_self=False)
+    terms = LaneTerms(2, bytes([cluster_id]) * 16, b"key", ROUTE if dialed else None)
+    link = Link(peer, cluster_id, 1, f"data {cluster_id}", Conversation(), terms, [], **named)
+    link.enter(LinkState.LINKED)
+    return link
+
+
+@pytest.fixture(name="make_link")
+def make_link_fixture():
+    return make_link
