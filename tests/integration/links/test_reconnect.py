@@ -143,18 +143,6 @@ def test_the_finalize_of_a_peer_is_no_loss(end, child):
     assert pending(a) == a.linked() == again.ask("linked") == []
 
 
-def test_with_the_option_off_a_lost_link_stays_lost(end, child):
-    a, b = end(1, auto_relink=False), child(2)
-    a.link(b)
-    link, port = a.table.get(2), b.address[1]
-    b.kill()
-    assert link.lost.wait(2)
-    again = child(2, listen_port=port)
-    time.sleep(SOON_S)
-    assert pending(a) == a.linked() == again.ask("linked") == []
-    assert "link_clusters first" in refused(a, 2)
-
-
 def test_another_cluster_at_the_address_is_left_alone(end, child, eventually):
     a, b = end(1), child(2)
     a.link(b)
@@ -292,15 +280,6 @@ def test_a_call_that_finds_another_cluster_at_the_address_gives_the_lost_one_up(
     assert a.link(other)[0].is_ok
     assert pending(a) == []
     assert a.linked() == [7]
-
-
-def test_a_change_of_role_gives_lost_links_up(end, child, eventually):
-    a, b = end(1), child(2)
-    a.link(b)
-    b.kill()
-    eventually(lambda: pending(a) == [2])
-    a.table.relisten(None)
-    assert pending(a) == []
 
 
 def test_the_end_of_an_instance_ends_its_dials(end, child, black_hole, eventually):

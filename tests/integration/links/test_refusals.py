@@ -72,26 +72,6 @@ def test_something_else_listens_there(end, answer):
     assert "llm-datadist" in result.reason
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs"), [(b"one", b"two"), (b"one", None), (None, b"two")], ids=str
-)
-def test_secrets_that_differ(end, ours, theirs):
-    a, b = end(1, secret=ours), end(2, secret=theirs)
-    (result,) = a.link(b)
-    assert result.status is FAILED
-    assert "secret" in result.reason
-    assert "one" not in result.reason.split()
-    assert a.linked() == b.linked() == []
-    assert not a.plane.entered.is_set()
-    assert not b.plane.entered.is_set()
-
-
-def test_the_same_secret(end):
-    a, b = end(1, secret=b"same"), end(2, secret=b"same")
-    assert a.link(b)[0].is_ok
-    b.table.check(1, 1000)
-
-
 def test_another_protocol_version(end):
     b = end(2)
     with socket.create_connection(b.address) as sock:

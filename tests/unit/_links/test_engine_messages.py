@@ -1,0 +1,51 @@
+"""Errors of messages over a link, from the answers of its conversation."""
+
+import asyncio
+
+import pytest
+
+from llm_datadist._control.connection import PeerClosedError, RemoteError
+from llm_datadist._errors import LLMException, LLMStatusCode
+from llm_datadist._links.engine_messages import EngineMessages
+
+S = LLMStatusCode
+
+
+def raises(error):
+    async def answer():
+        raise error
+
+    return answer
+
+
+async def never():
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "text"),
+    [
+        (never, S.LLM_TIMEOUT, "did not answer within 10 ms"),
+        (raises(PeerClosedError("it broke")), S.LLM_LINK_FAILED, "it broke"),
+        (raises(RemoteError("full")), S.LLM_FAILED, "the peer could not do it: full"),
+    ],
+)
+def test_a_request_without_an_answer(context, make_link, answer, status, text):
+    link = make_link(2)
+    link.conversation.answer = answer
+    messages = EngineMessages(context)
+    with pytest.raises(LLMException, match=text) as caught:
+        asyncio.run(messages.request(link, b"", 10, "renew"))
+    error = caught.value
+    assert (error.status_code, error.operation, error.cluster_id) == (status, "renew", 2)
+    (failure,) = asyncio.run(messages.request_all([link], b"", 10))
+    assert failure.status_code is status
+
+
+def test_of_a_table_that_was_closed(context, make_link):
+    context.is_closed = True
+    link = make_link(2)
+    link.conversation.answer = raises(PeerClosedError("it broke"))
+    with pytest.raises(LLMException) as caught:
+        asyncio.run(EngineMessages(context).ping(link, 10, "check_link_status"))
+    assert caught.value.status_code is S.LLM_ENGINE_FINALIZED
