@@ -22,27 +22,6 @@ if TYPE_CHECKING:
 _own: Final[dict[int, int]] = {}
 """For each incarnation of an open node, the process that opened it."""
 
-_NATIVE: Final = frozenset(
-    {
-        "native",
-        "lane_server",
-        "append",
-        "rewrite",
-        "version",
-        "read_log",
-        "open_guard",
-        "close_guard",
-        "open_key",
-        "close_key",
-        "show_proof",
-        "close_entry",
-        "reopen_entry",
-        "guard",
-        "consumed",
-    }
-)
-"""Attributes of a node that keep its native objects alive."""
-
 
 class Node:
     """Guards, entries, the published directory, and the threads that serve peers.
@@ -78,7 +57,7 @@ class Node:
         self.consumed = self.native.consumed
 
     def __getattr__(self, name: str) -> NoReturn:
-        if name not in _NATIVE:
+        if "native" in vars(self) or name.startswith("__"):
             raise AttributeError(name)
         raise finalized("the call")
 
@@ -144,7 +123,7 @@ class Node:
         Must be explicit: the objects of an instance refer to each other in cycles, and its caller
         may keep some. Native operations keep what they use; later calls raise LLM_ENGINE_FINALIZED.
         """
-        for name in _NATIVE:
+        for name in vars(self).keys() - {"incarnation"}:
             vars(self).pop(name, None)
 
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     Rows = npt.NDArray[np.uint64]
     Indices = npt.NDArray[np.int32]
 
-__all__ = ["Agent", "NixlError", "PreparedList", "TransferRequest", "rows_of"]
-
 
 class NixlError(Exception):
     """The engine refused or failed; the text is NIXL's."""

@@ -13,8 +13,8 @@ from llm_datadist._backends.nixl.bindings import NUM_POSTING_THREADS, has_rdma, 
 from llm_datadist._backends.nixl.channel import NixlChannel
 from llm_datadist._backends.nixl.connections import Connection, Connections
 from llm_datadist._backends.nixl.grants import Grants
+from llm_datadist._backends.nixl.landing import LocalSlots
 from llm_datadist._backends.nixl.local_memory import LocalMemory
-from llm_datadist._backends.nixl.local_slots import LocalSlots
 from llm_datadist._backends.nixl.metadata import (
     GRANTED_SLOTS,
     NixlMetadata,
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from llm_datadist._backends.lanes import LinkLanes
     from llm_datadist._backends.node import Node
     from llm_datadist._backends.transfer import PeerEndpoint, Region
-
-__all__ = ["SMALL_BYTES", "NixlBackend"]
 
 logger = logging.getLogger("llm_datadist")
 
@@ -188,8 +186,8 @@ class NixlBackend(Backend):
             pipeline,
             Pull(pipeline, lanes, slots, memory, _in_hardware(peer_metadata)),
             Push(pipeline, lanes, self.agent, slots, peer_metadata),
-            small_bytes=self._small_bytes,
-            facts=self._facts,
+            self._small_bytes,
+            self._facts,
         )
 
     def fence(self, reason: str) -> None:

@@ -26,8 +26,6 @@ from llm_datadist._options.environment import defaults_in_environment, environme
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["NUM_POSTING_THREADS", "NixlBindings", "has_rdma", "load_bindings"]
-
 _PACKAGES: Final = (("nixl_cu12", "nixl-cu12"), ("nixl_cu13", "nixl-cu13"))
 _OLDEST: Final = (1, 5)
 _PROGRESS_PAUSE_US: Final = 50

@@ -8,7 +8,7 @@ moment. So when the engine fails the outcome is the lanes'.
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from llm_datadist._backends.base import Channel, Finished
@@ -26,13 +26,12 @@ if TYPE_CHECKING:
     from llm_datadist._backends.nixl.remote_memory import RemoteMemory
     from llm_datadist._backends.transfer import Transfer
 
-__all__ = ["NixlChannel"]
 
-
+@dataclass(eq=False)
 class NixlChannel(Channel):
     """See the module.
 
-    Args:
+    Attributes:
         lanes: The link's.
         connection: Of the engine to the peer.
         grants: Slots granted to peers; the link's are revoked when the channel closes.
@@ -45,48 +44,38 @@ class NixlChannel(Channel):
     name = "nixl"
     reaches_devices = True
 
-    def __init__(
-        self,
-        lanes: LinkLanes,
-        connection: Connection,
-        grants: Grants,
-        remote_memory: RemoteMemory,
-        pipeline: Pipeline,
-        pull: Pull,
-        push: Push,
-        *,
-        small_bytes: int,
-        facts: dict[str, object],
-    ) -> None:
-        self._lanes = lanes
-        self._connection = connection
-        self._grants = grants
-        self._remote_memory = remote_memory
-        self._pipeline = pipeline
-        self._pull, self._push = pull, push
-        self._small_bytes = small_bytes
-        self._facts = facts
+    lanes: LinkLanes
+    connection: Connection
+    grants: Grants
+    remote_memory: RemoteMemory
+    pipeline: Pipeline
+    pull: Pull
+    push: Push
+    small_bytes: int
+    facts: dict[str, object]
+
+    def __post_init__(self) -> None:
         self._num_moved = 0
         self._num_over_lanes = 0
-        self._last_problem = connection.problem
+        self._last_problem = self.connection.problem
         self._changed = threading.Condition()
         self._closed = False
         self._num_running = 0
 
     def run(self, transfer: Transfer) -> Outcome:
         total_bytes = transfer.total_bytes
-        small = total_bytes <= self._small_bytes and not transfer.on_device
+        small = total_bytes <= self.small_bytes and not transfer.on_device
         if small or total_bytes == 0:  # of no bytes: it only asks whether the cache is there
             return self._over_lanes(transfer)
-        if self._connection.problem:
+        if self.connection.problem:
             return self._without_engine(transfer)
         with self._changed:
             if self._closed:
                 return Outcome(Code.CANCELLED)
             self._num_running += 1
         try:
-            outcome: Outcome | str = self._connection.open()
-            outcome = outcome or (self._push if transfer.write else self._pull).run(transfer)
+            outcome: Outcome | str = self.connection.open()
+            outcome = outcome or (self.push if transfer.write else self.pull).run(transfer)
         finally:
             with self._changed:
                 self._num_running -= 1
@@ -110,23 +99,23 @@ class NixlChannel(Channel):
         if not transfer.on_device:
             return self._over_lanes(transfer)
         none = transfer.length[:0]
-        checked = self._lanes.read(
+        checked = self.lanes.read(
             replace(transfer, write=False, local=none, remote=none, length=none)
         )
         return Outcome(Code.NO_PATH) if checked.code == Code.OK else checked
 
     def _over_lanes(self, transfer: Transfer) -> Outcome:
-        return self._lanes.write(transfer) if transfer.write else self._lanes.read(transfer)
+        return self.lanes.write(transfer) if transfer.write else self.lanes.read(transfer)
 
     def forget(self, address: int, size: int) -> None:
-        self._remote_memory.forget(address, size)
+        self.remote_memory.forget(address, size)
 
     def describe(self) -> dict[str, object]:
-        facts = self._facts | {
+        facts = self.facts | {
             "reads": "NIXL READ into own landing slots",
             "pushes": "NIXL WRITE into the peer's landing slots, moved on by its own threads",
-            "small_transfers": f"lanes, up to {self._small_bytes} bytes",
-            "posting_threads": NUM_POSTING_THREADS if self._pipeline.engine_copies else 1,
+            "small_transfers": f"lanes, up to {self.small_bytes} bytes",
+            "posting_threads": NUM_POSTING_THREADS if self.pipeline.engine_copies else 1,
             "transfers": self._num_moved,
             "over_lanes": self._num_over_lanes,
         }
@@ -136,13 +125,13 @@ class NixlChannel(Channel):
 
     def _is_quiet(self) -> bool:
         """Whether the engine has no request of this link in progress."""
-        return self._remote_memory.is_quiet and self._push.is_quiet
+        return self.remote_memory.is_quiet and self.push.is_quiet
 
     def close(self) -> None:
-        self._pipeline.stop()
+        self.pipeline.stop()
         with self._changed:
             self._closed = True
             self._changed.wait_for(lambda: self._num_running == 0)
-        self._remote_memory.close()
-        self._grants.revoke(self._lanes.link_id)
-        self._connection.close(self._is_quiet)
+        self.remote_memory.close()
+        self.grants.revoke(self.lanes.link_id)
+        self.connection.close(self._is_quiet)

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from llm_datadist._backends.outcomes import Outcome
     from llm_datadist._backends.transfer import U64Array
 
-__all__ = ["Chunk", "chunks"]
-
 
 class Chunk(NamedTuple):
     """Pieces of descriptors that share one slot, one after the other.

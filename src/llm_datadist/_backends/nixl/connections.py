@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, final
 
 from llm_datadist._backends.base import Unavailable
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from llm_datadist._backends.nixl.agent import Agent
     from llm_datadist._backends.nixl.metadata import NixlMetadata
     from llm_datadist._backends.nixl.trial import Trial
-
-__all__ = ["Connection", "Connections"]
 
 _TRIAL_S: Final = 10.0
 
@@ -79,26 +78,23 @@ class Connections:
 
 
 @final
+@dataclass(eq=False)
 class Connection:
     """One link's use of the engine's connection, which is made on first use. Thread-safe.
 
-    Args:
-        connections: Of the instance.
-        peer_metadata: Of the peer's backend.
-        problem: Set when the engine cannot be used on this link.
-
     Attributes:
-        problem: Why the engine cannot be used, or "".
+        connections: Of the instance.
+        peer: Metadata of the peer's backend.
+        problem: Why the engine cannot be used on this link, or "".
     """
 
-    def __init__(
-        self, connections: Connections, peer_metadata: NixlMetadata, problem: str = ""
-    ) -> None:
-        self._connections = connections
-        self._peer_metadata = peer_metadata
+    connections: Connections
+    peer: NixlMetadata
+    problem: str = ""
+
+    def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._is_open = False
-        self.problem = problem
 
     def open(self) -> str:
         """Connect, if not yet connected; return the problem."""
@@ -110,7 +106,7 @@ class Connection:
     def _open(self) -> None:
         if not self._is_open and not self.problem:
             try:
-                self._connections.open(self._peer_metadata)
+                self.connections.open(self.peer)
                 self._is_open = True
             except NixlError as error:
                 self.problem = f"NIXL cannot connect: {error}"
@@ -118,4 +114,4 @@ class Connection:
     def close(self, is_quiet: Callable[[], bool]) -> None:
         """Disconnect when `is_quiet` says that no request of the link runs."""
         if self._is_open:
-            self._connections.leave(self._peer_metadata.agent, is_quiet)
+            self.connections.leave(self.peer.agent, is_quiet)

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from llm_datadist._backends.nixl.agent import Agent
     from llm_datadist._backends.node import Node
 
-__all__ = ["Grants"]
-
 logger = logging.getLogger("llm_datadist")
 
 _MAX_OFFERS: Final = 64

@@ -17,17 +17,21 @@ import numpy as np
 
 from llm_datadist import _native
 from llm_datadist._backends.nixl.agent import rows_of
+from llm_datadist._backends.outcomes import Outcome
+from llm_datadist._logs import later
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llm_datadist._backends.nixl.agent import Rows, TransferRequest
+    from llm_datadist._backends.nixl.agent import Agent, PreparedList, Rows, TransferRequest
+    from llm_datadist._backends.nixl.chunks import Chunk
     from llm_datadist._backends.node import Node
+    from llm_datadist._backends.transfer import Transfer
     from llm_datadist._types.refs import Ref
 
-__all__ = ["SLOT_BYTES", "Landing", "Slot", "Slots"]
-
 SLOT_BYTES: Final = 8 << 20
+_NUM_LOCAL_SLOTS: Final = 8
+_MAX_UNITS: Final = 1 << 20
 _SCRATCH_BYTES: Final = 4096
 _MADV_REMOVE: Final = 9
 _libc = ctypes.CDLL(None)
@@ -156,3 +160,76 @@ class Slot:
         """Give the slot back after a while: part of a failed transfer may still use it."""
         until = time.monotonic() + _SETTLE_S
         self._slots._hold(self.index, lambda: time.monotonic() > until)
+
+
+@final
+class LocalSlots:
+    """The slots of this instance's own transfers, and copies between them and caches. Thread-safe.
+
+    Args:
+        node: The instance.
+        agent: Gets the slots registered.
+
+    Attributes:
+        landing: Their memory.
+        take: See `Slots.take`.
+
+    Raises:
+        OSError, NixlError: The memory cannot be had, or registered.
+    """
+
+    def __init__(self, node: Node, agent: Agent) -> None:
+        self._node = node
+        self._agent = agent
+        self._lock = threading.Lock()
+        self._prepared: dict[int, PreparedList] = {}
+        self._num_units = 0
+        self.landing = Landing(node, _NUM_LOCAL_SLOTS)
+        self.take = Slots(_NUM_LOCAL_SLOTS).take
+        agent.register(self.landing.rows, "DRAM")
+
+    def gather(self, slot: Slot, chunk: Chunk, transfer: Transfer) -> Outcome:
+        """Copy a chunk from its cache into a slot; the slot's memory is the local side of codes."""
+        return self._copy(slot, chunk, transfer, to_slot=True)
+
+    def scatter(self, slot: Slot, chunk: Chunk, transfer: Transfer) -> Outcome:
+        """Copy a chunk from its slot into its cache."""
+        return self._copy(slot, chunk, transfer, to_slot=False)
+
+    def _copy(self, slot: Slot, chunk: Chunk, transfer: Transfer, *, to_slot: bool) -> Outcome:
+        packed = chunk.packed_at(self.landing.slot(slot.index)), self.landing.ref
+        cache = chunk.local, transfer.local_ref
+        dst, src = (packed, cache) if to_slot else (cache, packed)
+        outcome = _native.copy(
+            dst[0],
+            src[0],
+            chunk.length,
+            self._node.native,
+            dst[1],
+            src[1],
+            transfer.deadline_ns,
+        )
+        return chunk.renumbered(Outcome(*outcome))
+
+    def prepared(self, unit_bytes: int) -> PreparedList | None:
+        """Return a prepared list of all slots as units of that size; each slot begins a new one.
+
+        None when there are lists of too many sizes already: peers choose the sizes.
+        """
+        with later(), self._lock:
+            if unit_bytes not in self._prepared:
+                per_slot = SLOT_BYTES // unit_bytes
+                count = _NUM_LOCAL_SLOTS * per_slot
+                if self._num_units + count > _MAX_UNITS:
+                    return None
+                slots = np.repeat(np.arange(_NUM_LOCAL_SLOTS), per_slot)
+                units = np.arange(count) % per_slot
+                addresses = self.landing.address + slots * SLOT_BYTES + units * unit_bytes
+                rows = rows_of(addresses.astype(np.uint64), np.full(count, unit_bytes, np.uint64))
+                self._prepared[unit_bytes] = self._agent.prepare(None, rows, "DRAM")
+                self._num_units += count
+            return self._prepared[unit_bytes]
+
+    def close(self) -> None:
+        """Unmap the slots; only after the agent is closed. Idempotent."""
+        self.landing.close()

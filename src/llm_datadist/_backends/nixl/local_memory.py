@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from llm_datadist._backends.node import Node
     from llm_datadist._backends.transfer import MemoryKind, Region
 
-__all__ = ["LocalMemory"]
-
 logger = logging.getLogger("llm_datadist")
 
 

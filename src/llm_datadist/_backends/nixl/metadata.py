@@ -11,15 +11,6 @@ from msgspec import Meta
 from llm_datadist._backends.base import Unavailable
 from llm_datadist._protocol.codec import DECODE_ERRORS
 
-__all__ = [
-    "GRANTED_SLOTS",
-    "MAX_ADDRESS",
-    "SALT_BYTES",
-    "NixlMetadata",
-    "agent_name",
-    "read_metadata",
-]
-
 GRANTED_SLOTS: Final = 2
 """Landing slots that each end of a link grants the other."""
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from llm_datadist._backends.nixl.posting_threads import PostingThreads
     from llm_datadist._backends.transfer import Transfer
 
-__all__ = ["Direction", "Pipeline"]
-
 _SLOT_WAIT_S: Final = 0.05
 _FIRST_PAUSE_S: Final = 20e-6
 _LONGEST_PAUSE_S: Final = 500e-6

@@ -15,8 +15,6 @@ from llm_datadist._control.workers import Workers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["PostingThreads"]
-
 
 @final
 class PostingThreads:

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from llm_datadist._backends.nixl.chunks import Chunk
     from llm_datadist._backends.transfer import Transfer
 
-__all__ = ["Progress"]
-
 
 @final
 class Progress:

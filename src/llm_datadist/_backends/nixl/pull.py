@@ -14,14 +14,11 @@ if TYPE_CHECKING:
     from llm_datadist._backends.lanes import LinkLanes
     from llm_datadist._backends.nixl.agent import TransferRequest
     from llm_datadist._backends.nixl.chunks import Chunk
-    from llm_datadist._backends.nixl.landing import Slot
-    from llm_datadist._backends.nixl.local_slots import LocalSlots
+    from llm_datadist._backends.nixl.landing import LocalSlots, Slot
     from llm_datadist._backends.nixl.pipeline import Pipeline
     from llm_datadist._backends.nixl.remote_memory import RemoteMemory
     from llm_datadist._backends.outcomes import Outcome
     from llm_datadist._backends.transfer import Transfer
-
-__all__ = ["Pull"]
 
 
 @final

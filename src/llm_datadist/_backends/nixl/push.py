@@ -23,12 +23,9 @@ if TYPE_CHECKING:
     from llm_datadist._backends.lanes import LinkLanes
     from llm_datadist._backends.nixl.agent import Agent, Rows, TransferRequest
     from llm_datadist._backends.nixl.chunks import Chunk
-    from llm_datadist._backends.nixl.landing import Slot
-    from llm_datadist._backends.nixl.local_slots import LocalSlots
+    from llm_datadist._backends.nixl.landing import LocalSlots, Slot
     from llm_datadist._backends.nixl.metadata import NixlMetadata
     from llm_datadist._backends.nixl.pipeline import Pipeline
-
-__all__ = ["Push"]
 
 _SEEN_FROM_SOURCE: Final = {
     int(Code.GONE): Code.LOCAL_GONE,

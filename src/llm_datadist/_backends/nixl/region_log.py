@@ -30,20 +30,6 @@ if TYPE_CHECKING:
     from llm_datadist._backends.transfer import U64Array
     from llm_datadist._types.refs import Ref
 
-__all__ = [
-    "HEADER_BYTES",
-    "RegionAdded",
-    "RegionRemoved",
-    "News",
-    "RegionLog",
-    "RemoteRegions",
-    "joined",
-    "log_key",
-    "parse_header",
-    "words",
-    "words_bytes",
-]
-
 _LOG_BYTES: Final = 4 << 20
 _HEADER: Final = struct.Struct("<QQ")  # era, bytes of records
 _MAC_BYTES: Final = 16
@@ -264,14 +250,8 @@ class RemoteRegions:
     def forget(self, address: int, size: int) -> list[int]:
         """Drop the regions that overlap a range; return their ids."""
         begin, end = min(address, MAX_ADDRESS), min(address + size, 2 * MAX_ADDRESS)
-        gone = [
-            region_id
-            for region_id, record in self.known.items()
-            if (
-                (words(record.addresses) < np.uint64(end))
-                & (words(record.addresses) + words(record.sizes) > np.uint64(begin))
-            ).any()
-        ]
+        overlaps = (self._starts < np.uint64(end)) & (self._ends > np.uint64(begin))
+        gone: list[int] = np.unique(self._owners[overlaps]).tolist()
         for region_id in gone:
             del self.known[region_id]
         self._index()
@@ -292,17 +272,11 @@ class RemoteRegions:
         return all(self.known[int(each)].kind == first.kind for each in ids)
 
     def _index(self) -> None:
-        columns = [
-            (words(record.addresses), words(record.sizes), region_id)
-            for region_id, record in self.known.items()
-        ]
-        none: U64Array = np.empty(0, np.uint64)
-        starts = np.concatenate([column[0] for column in columns] or [none])
-        ends = starts + np.concatenate([column[1] for column in columns] or [none])
-        owners = np.concatenate(
-            [np.full(len(column[0]), column[2], np.int64) for column in columns]
-            or [np.empty(0, np.int64)]
-        )
+        records = self.known.values()
+        counts = np.array([len(each.addresses) // 8 for each in records], np.int64)
+        starts = words(b"".join(each.addresses for each in records))
+        ends = starts + words(b"".join(each.sizes for each in records))
+        owners = np.repeat(np.array(list(self.known), np.int64), counts)
         order = np.argsort(starts, kind="stable")  # of equal starts the last added counts
         self._starts, self._ends, self._owners = starts[order], ends[order], owners[order]
 

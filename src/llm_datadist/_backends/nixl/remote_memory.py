@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
+from dataclasses import InitVar, dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -28,12 +29,9 @@ if TYPE_CHECKING:
     from llm_datadist._backends.lanes import LinkLanes
     from llm_datadist._backends.nixl.agent import Agent, Indices, PreparedList, TransferRequest
     from llm_datadist._backends.nixl.chunks import Chunk
-    from llm_datadist._backends.nixl.landing import Slot
-    from llm_datadist._backends.nixl.local_slots import LocalSlots
+    from llm_datadist._backends.nixl.landing import LocalSlots, Slot
     from llm_datadist._backends.nixl.metadata import NixlMetadata
     from llm_datadist._backends.nixl.trial import Trial
-
-__all__ = ["RemoteMemory"]
 
 _MAX_PREPARED: Final = 1 << 20
 _MAX_PREPARED_OF_LINK: Final = 1 << 22
@@ -95,32 +93,27 @@ class _Read:
         return self.request is None or self.request.poll() is not None
 
 
+@dataclass(eq=False)
 class RemoteMemory:
     """See the module. Thread-safe.
 
-    Args:
+    Attributes:
         agent: Reads it.
         trial: Loads metadata of regions before the agent does.
         slots: Where reads, and the log of regions, arrive.
         lanes: The link's.
-        peer_metadata: Names the peer's agent, and where its log of regions is.
+        peer: Names the peer's agent, and where its log of regions is.
         key: Of the log's records; see `log_key`.
     """
 
-    def __init__(
-        self,
-        agent: Agent,
-        trial: Trial,
-        slots: LocalSlots,
-        lanes: LinkLanes,
-        peer_metadata: NixlMetadata,
-        key: bytes,
-    ) -> None:
-        self._agent = agent
-        self._trial = trial
-        self._slots = slots
-        self._lanes = lanes
-        self._peer = peer_metadata
+    agent: Agent
+    trial: Trial
+    slots: LocalSlots
+    lanes: LinkLanes
+    peer: NixlMetadata
+    key: InitVar[bytes]
+
+    def __post_init__(self, key: bytes) -> None:
         self._log_lock = threading.Lock()  # held by the thread that reads the peer's log
         self._lock = threading.Lock()
         self._withdrawn: list[tuple[int, int]] | None = None  # since the log was read
@@ -185,16 +178,16 @@ class RemoteMemory:
     ) -> TransferRequest:
         """Post a read, by index where possible; may take as long as the copy does."""
         remote_indices = None if prepared is None else prepared.indices(chunk)
-        local = None if remote_indices is None else self._slots.prepared(region.unit_bytes)
+        local = None if remote_indices is None else self.slots.prepared(region.unit_bytes)
         if prepared is not None and remote_indices is not None and local is not None:
             first = slot.index * (SLOT_BYTES // region.unit_bytes)
             local_indices = np.arange(first, first + len(remote_indices), dtype=np.int32)
-            return self._agent.start_prepared(
+            return self.agent.start_prepared(
                 local, local_indices, prepared.prepared, remote_indices
             )
-        return self._agent.start(
-            self._peer.agent,
-            rows_of(chunk.packed_at(self._slots.landing.slot(slot.index)), chunk.length),
+        return self.agent.start(
+            self.peer.agent,
+            rows_of(chunk.packed_at(self.slots.landing.slot(slot.index)), chunk.length),
             rows_of(chunk.remote, chunk.length, region.device_id),
             region.kind,
             write=False,
@@ -216,7 +209,7 @@ class RemoteMemory:
         total = sum(each.count for each in self._prepared.values())
         if count > _MAX_PREPARED or total + count > _MAX_PREPARED_OF_LINK:
             return None
-        self._prepared[region.region_id] = _PreparedRegion(self._agent, self._peer.agent, region)
+        self._prepared[region.region_id] = _PreparedRegion(self.agent, self.peer.agent, region)
         return self._prepared[region.region_id]
 
     def forget(self, address: int, size: int) -> None:
@@ -258,11 +251,11 @@ class RemoteMemory:
         """Release prepared lists once no read is being posted."""
         if not any(each.posting for each in self._reads):
             while self._unused:
-                self._agent.release(self._unused.pop().prepared)
+                self.agent.release(self._unused.pop().prepared)
 
     def _read_log(self, deadline_ns: int) -> str:
         """Read what is new in the peer's log of regions; return why that is not possible, or ""."""
-        slot = self._slots.take(0)
+        slot = self.slots.take(0)
         if slot is None:
             return "no landing slot is free"
         try:
@@ -313,14 +306,14 @@ class RemoteMemory:
         left_s = (deadline_ns - time.monotonic_ns()) / 1e9
         until = time.monotonic() + min(left_s / 2, _TRIAL_S)  # lanes need time, too
         try:
-            good = self._trial.accepted(self._peer.agent, self._peer.connection, pieces, until)
+            good = self.trial.accepted(self.peer.agent, self.peer.connection, pieces, until)
         except TrialTimeoutError:
             return "the peer's regions were not tried in time", None
         why_not = "" if len(good) == len(added) else "the peer's regions cannot be loaded"
         loaded = []
         for number in good:
             try:
-                self._agent.load(pieces[number])
+                self.agent.load(pieces[number])
                 loaded.append(added[number])
             except NixlError as error:
                 why_not = str(error)
@@ -328,15 +321,15 @@ class RemoteMemory:
 
     def _fetch(self, slot: Slot, offset: int, size: int, deadline_ns: int) -> bytes | str:
         """Read part of the log through a slot; a text says why that is not possible."""
-        address = self._slots.landing.slot(slot.index)
-        outcome = self._lanes.read(
+        address = self.slots.landing.slot(slot.index)
+        outcome = self.lanes.read(
             Transfer(
                 False,
                 np.array([address], np.uint64),
-                np.array([self._peer.log_address + offset], np.uint64),
+                np.array([self.peer.log_address + offset], np.uint64),
                 np.array([size], np.uint64),
-                self._slots.landing.ref,
-                self._peer.log_ref,
+                self.slots.landing.ref,
+                self.peer.log_ref,
                 deadline_ns,
                 NO_REF,
             )

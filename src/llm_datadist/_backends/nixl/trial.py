@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from llm_datadist._backends.nixl.bindings import NixlBindings
 
-__all__ = ["Trial", "TrialTimeoutError"]
-
 logger = logging.getLogger("llm_datadist")
 
 _PROGRAM: Final = str(Path(trial_process.__file__).with_suffix(".py"))
