@@ -127,67 +127,6 @@ def test_layers_of_pushes(sides):
     assert (target.data == expected).all()
 
 
-@pytest.mark.parametrize(
-    "wrong", [range(0), range(2, 1), range(0, 4, 2), range(3, -1, -1), range(5), range(-1, 1)]
-)
-@pytest.mark.parametrize("side", ["src_layer_range", "dst_layer_range"])
-def test_ranges_that_are_none(sides, wrong, side):
-    """Item 46: empty, reversed, stepped, beyond the last layer."""
-    owner, user = sides
-    target, source = owner.blocks(key=0, tensors=8), user.blocks(2, tensors=8)
-    layers = {"src_layer_range": range(1), "dst_layer_range": range(1), side: wrong}
-    for call, operation in ((pull, "pull_blocks"), (push, "push_blocks")):
-        with failing("LLM_PARAM_INVALID", operation, wrong):
-            call(user, owner, source, **layers)
-    assert not target.data.any()
-
-
-@pytest.mark.parametrize("wrong", [(0, 1), [0], 1, "0", slice(0, 1)])
-@pytest.mark.parametrize("side", ["src_layer_range", "dst_layer_range"])
-def test_ranges_of_other_types(sides, wrong, side):
-    """Item 46."""
-    owner, user = sides
-    owner.blocks(key=0)
-    for call in (pull, push):
-        with pytest.raises(TypeError, match=side):
-            call(user, owner, user.blocks(), **{side: wrong})
-
-
-@pytest.mark.parametrize(
-    ("wrong", "error"),
-    [(2.0, TypeError), ("2", TypeError), (None, TypeError), (-1, ValueError), (256, ValueError)],
-)
-def test_numbers_per_layer_that_are_none(sides, wrong, error):
-    """Item 46."""
-    owner, user = sides
-    owner.blocks(key=0)
-    for call in (pull, push):
-        with pytest.raises(error, match="tensor_num_per_layer"):
-            call(user, owner, user.blocks(), tensor_num_per_layer=wrong)
-
-
-@pytest.mark.parametrize("wrong", [0, 5, 255])
-def test_numbers_per_layer_that_do_not_fit(sides, wrong):
-    """Item 46: 0 or more than there are tensors, with and without ranges."""
-    owner, user = sides
-    owner.blocks(key=0)
-    for call, operation in ((pull, "pull_blocks"), (push, "push_blocks")):
-        for layers in ({}, {"src_layer_range": range(1), "dst_layer_range": range(1)}):
-            with failing("LLM_PARAM_INVALID", operation, f"tensor_num_per_layer is {wrong}"):
-                call(user, owner, user.blocks(), tensor_num_per_layer=wrong, **layers)
-
-
-def test_numbers_per_layer_must_divide_when_a_range_is_given(sides):
-    """Item 46: unchecked otherwise."""
-    owner, user = sides
-    source, target = owner.blocks(1, key=0), user.blocks()
-    one = range(1)
-    with failing("LLM_PARAM_INVALID", "pull_blocks", "tensor_num_per_layer 3"):
-        pull(user, owner, target, src_layer_range=one, dst_layer_range=one, tensor_num_per_layer=3)
-    pull(user, owner, target, tensor_num_per_layer=3)
-    assert (target.data[:, 2] == source.data[:, 1]).all()
-
-
 def test_every_pair_of_layers(sides):
     """Item 46: against numpy, layer by layer, as layer-wise callers use it."""
     owner, user = sides

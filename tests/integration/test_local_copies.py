@@ -79,18 +79,6 @@ def test_copy_cache_refusals(here, copy):
             copy(other.cache, source.cache)
         with failing("LLM_PARAM_INVALID", "copy_cache"):
             copy(source.cache, other.cache)
-    for wrong in (None, 1, "cache"):
-        with pytest.raises(TypeError):
-            copy(wrong, source.cache)
-        with pytest.raises(TypeError):
-            copy(target.cache, wrong)
-    for name in ("dst_batch_index", "src_batch_index", "offset", "size", "req_id"):
-        for wrong in (1.0, "1"):
-            with pytest.raises(TypeError, match=name):
-                copy(target.cache, source.cache, **{name: wrong})
-    for name in ("dst_batch_index", "src_batch_index", "offset", "req_id"):
-        with pytest.raises(ValueError, match=name):
-            copy(target.cache, source.cache, **{name: -1})
     assert not target.data.any()
 
 
@@ -167,9 +155,6 @@ def test_copy_blocks_refusals(here):
     for wrong in ({"0": [1]}, {0: 1}, {0: ["1"]}, {0: [1.0]}, {0.0: [1]}, {0: None}, {0: {1}}):
         with pytest.raises(TypeError, match="inner type only support"):
             copy(held.cache, wrong)
-    for wrong in ({-1: [0]}, {0: [-1]}):
-        with pytest.raises(ValueError, match="negative"):
-            copy(held.cache, wrong)
     for wrong in ({8: [0]}, {0: [1, 8]}):
         with failing("LLM_PARAM_INVALID", "copy_blocks", "is 8", "8 blocks"):
             copy(held.cache, wrong)
@@ -212,17 +197,11 @@ def test_swap_blocks_of_any_placements(here):
 
 
 def test_swap_blocks_refusals(here):
-    """Item 50: mismatch TypeError or ValueError, None AttributeError."""
+    """Item 50: a mismatch is a TypeError or ValueError."""
     device = here.blocks(1)
     host = np.zeros((4, 8, 128), np.uint64)
     cpu = cpu_cache(host)
     swap = here.manager.swap_blocks
-    for pair in ((None, cpu), (device.cache, None)):
-        with pytest.raises(AttributeError):
-            swap(*pair, {0: 0})
-    for pair in ((1, cpu), (device.cache, "cache")):
-        with pytest.raises(TypeError):
-            swap(*pair, {0: 0})
     halves = np.zeros((4, 8, 64), np.uint64)
     tensors = np.zeros((2, 8, 128), np.uint64)
     for other in (halves, tensors):
@@ -232,12 +211,6 @@ def test_swap_blocks_refusals(here):
     typed = Cache.create_cpu_cache(desc, [tensor.ctypes.data for tensor in host])
     with pytest.raises((TypeError, ValueError)):
         swap(device.cache, typed, {0: 0})
-    for wrong in (None, [(0, 0)], "00", {0: "0"}, {0: 1.0}, {"0": 0}, {0: [1]}):
-        with pytest.raises(TypeError):
-            swap(device.cache, cpu, wrong)
-    for wrong in ({-1: 0}, {0: -1}):
-        with pytest.raises(ValueError, match="negative"):
-            swap(device.cache, cpu, wrong)
     for wrong in ({8: 0}, {0: 8}, {0: 1, 2: 1}):
         with failing("LLM_PARAM_INVALID", "swap_blocks", "src_to_dst"):
             swap(device.cache, cpu, wrong)

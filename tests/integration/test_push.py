@@ -6,12 +6,10 @@ import pytest
 from llm_datadist import (
     BlocksCacheKey,
     CacheDesc,
-    CacheKey,
-    CacheKeyByIdAndIndex,
     DataType,
 )
 from llm_datadist.testing import PeerGroup
-from support.instances import Side, failing, finalize, link, pattern, zeros
+from support.instances import Side, finalize, link, pattern, zeros
 
 BIG = {"tensors": 2, "units": 64, "words": 8192}
 
@@ -46,86 +44,6 @@ def test_slots_land_in_the_peers_slots(sides):
     user.manager.push_cache(target.slot(7), small.cache, 1)
     expected[:, 7, :16] = small.data[:, 1]
     assert (target.data == expected).all()
-
-
-def test_wrong_sizes_and_slots(sides):
-    """Item 45: each refusal names the argument; nothing has moved."""
-    owner, user = sides
-    target, source = owner.slots(), user.slots(2)
-    blocks = user.blocks()
-    for arguments, words in (
-        ({"size": 0}, ["size is 0"]),
-        ({"size": -2}, ["size is -2"]),
-        ({"size": 1025}, ["size is 1025"]),
-        ({"src_batch_index": 8}, ["src_batch_index is 8"]),
-        ({"dst_cache_key": target.slot(8)}, ["slot 8"]),
-        ({"src_cache": blocks.cache}, ["blocks cache"]),
-        ({"src_cache": user.slots(2, words=256).cache}, ["size is 2048", "peer's slot has 1024"]),
-        ({"src_cache": user.slots(2, tensors=2).cache}, ["2 tensors", "4"]),
-    ):
-        call = {"dst_cache_key": target.slot(), "src_cache": source.cache, **arguments}
-        with failing("LLM_PARAM_INVALID", "push_cache", *words):
-            user.manager.push_cache(**call)
-    assert not target.data.any()
-    for key in (CacheKey(1, 1), BlocksCacheKey(1), None):
-        with pytest.raises(TypeError):
-            user.manager.push_cache(key, source.cache)
-    for key in (CacheKey(1, 1), target.slot(), None):
-        with pytest.raises(TypeError):
-            user.manager.push_blocks(key, blocks.cache, [0], [0])
-    for wrong in (0.5, "1", None, True):
-        with pytest.raises(TypeError):
-            user.manager.push_cache(target.slot(), source.cache, wrong)
-        with pytest.raises(TypeError):
-            user.manager.push_cache(target.slot(), source.cache, size=wrong)
-    for wrong in (None, "cache"):
-        with pytest.raises(TypeError):
-            user.manager.push_cache(target.slot(), wrong)
-        with pytest.raises(TypeError):
-            user.manager.push_blocks(BlocksCacheKey(1), wrong)
-
-
-def test_wrong_indices(sides):
-    """Item 45: as in pulls; destinations are the peer's."""
-    owner, user = sides
-    target = owner.blocks(key=0, units=4)
-    source = user.blocks(2, units=6)
-
-    def push(src, dst):
-        user.manager.push_blocks(owner.blocks_key(), source.cache, src, dst)
-
-    for src, dst, words in (
-        ([6], [0], ["src_blocks[0] is 6", "6 blocks"]),
-        ([0], [4], ["dst_blocks", "4", "4 blocks"]),
-        ([0, 1], [2, 2], ["dst_blocks[1] is 2 again"]),
-        ([0, 1], [2], ["src_blocks has 2", "dst_blocks 1"]),
-    ):
-        with failing("LLM_PARAM_INVALID", "push_blocks", *words):
-            push(src, dst)
-    for src, dst in (([-1], [0]), ([0], [-1])):
-        with pytest.raises(ValueError, match="negative"):
-            push(src, dst)
-    for wrong in (1.0, "1", True, None):
-        with pytest.raises(TypeError):
-            push([wrong], [0])
-        with pytest.raises(TypeError):
-            push([0], [wrong])
-    with failing("LLM_PARAM_INVALID", "push_blocks", "512 bytes locally"):
-        user.manager.push_blocks(owner.blocks_key(), user.blocks(words=64).cache, [0], [0])
-    with failing("LLM_PARAM_INVALID", "push_blocks", "src_cache", "contiguous"):
-        user.manager.push_blocks(owner.blocks_key(), user.slots().cache, [0], [0])
-    assert not target.data.any()
-
-
-def test_unknown_keys_and_clusters(sides):
-    """Item 45: statuses and texts."""
-    user = sides[1]
-    slots, blocks = user.slots(), user.blocks()
-    for status, cluster in (("LLM_KV_CACHE_NOT_EXIST", 1), ("LLM_NOT_YET_LINK", 9)):
-        with failing(status, "push_blocks", peer=cluster):
-            user.manager.push_blocks(BlocksCacheKey(cluster, 8), blocks.cache, [0], [0])
-        with failing(status, "push_cache", peer=cluster):
-            user.manager.push_cache(CacheKeyByIdAndIndex(cluster, 10**6), slots.cache)
 
 
 def test_pushing_and_pulling_by_both_ends_of_one_link(sides):

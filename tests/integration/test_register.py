@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from llm_datadist import (
-    BlocksCacheKey,
     CacheDesc,
     CacheKey,
     CacheKeyByIdAndIndex,
@@ -62,34 +61,15 @@ def test_ids_count_from_1_per_init_over_all_kinds_of_caches(alone):
         alone.init(options)
 
 
-def test_a_failed_registration_takes_no_id(alone):
-    """Item 33: ids have no holes that a caller could see."""
-    manager = alone.cache_manager
-    with pytest.raises(LLMException):
-        manager.register_cache(DESC, [4096])
-    assert manager.register_cache(DESC, [4096, 8192]).cache_id == 1
-
-
-@pytest.mark.parametrize("call", ["register_cache", "register_blocks_cache"])
-def test_address_count_is_named(refusing, call):
-    """Item 34."""
-    with failing("LLM_PARAM_INVALID", call, "3", "2"):
-        getattr(refusing, call)(DESC, [4096, 8192, 12288])
-
-
 def test_sum_of_addresses_is_limited_over_all_registered_caches(alone):
-    """Item 34: 240, allocated caches not counted, unregistering gives back."""
+    """Item 34: 240 by default; an address count that is wrong is named, too."""
     manager = alone.cache_manager
-    many = CacheDesc(119, [1, 1], DataType.DT_INT8)
-    first = manager.register_cache(many, [4096 + index for index in range(119)])
-    manager.register_blocks_cache(many, [4096 + index for index in range(119)])
-    manager.allocate_cache(CacheDesc(4, [8, 128], DataType.DT_INT8))
-    two = CacheDesc(2, [1, 1], DataType.DT_INT8)
-    manager.register_cache(two, [4096, 4097])
+    for call in (manager.register_cache, manager.register_blocks_cache):
+        call(CacheDesc(120, [1, 1], DataType.DT_INT8), [4096 + index for index in range(120)])
+        with failing("LLM_PARAM_INVALID", call.__name__, "3", "2"):
+            call(DESC, [4096, 8192, 12288])
     with failing("LLM_PARAM_INVALID", "register_cache", 241, 240):
         manager.register_cache(CacheDesc(1, [1, 1], DataType.DT_INT8), [4096])
-    manager.unregister_cache(first.cache_id)
-    manager.register_cache(two, [4096, 4097])
 
 
 def test_the_limit_of_addresses_is_an_option():
@@ -99,40 +79,6 @@ def test_the_limit_of_addresses_is_an_option():
         failing("LLM_PARAM_INVALID", "register_cache", 3, "limit is 2", "max_registered"),
     ):
         instance.cache_manager.register_cache(CacheDesc(3, [1], DataType.DT_INT8), [1, 2, 3])
-
-
-@pytest.mark.parametrize(
-    ("desc", "addrs", "error"),
-    [
-        (None, [4096, 8192], AttributeError),
-        (DESC, None, AttributeError),
-        ("desc", [4096, 8192], TypeError),
-        (DESC, 4096, TypeError),
-        (DESC, ["4096", "8192"], TypeError),
-        (DESC, [4096.0, 8192.0], TypeError),
-        (DESC, [-1, 4096], ValueError),
-        (DESC, [4096, 2**64], ValueError),
-        (DESC, [4096, 2**64 - 16], ValueError),
-    ],
-)
-@pytest.mark.parametrize("call", ["register_cache", "register_blocks_cache"])
-def test_wrong_arguments(refusing, call, desc, addrs, error):
-    """Item 34, and 5.4: types, widths, ranges that wrap."""
-    with pytest.raises(error):
-        getattr(refusing, call)(desc, addrs)
-
-
-def test_wrong_keys_and_flags(refusing):
-    """Items 35 and 38: types."""
-    manager, addrs = refusing, [4096, 8192]
-    for keys in (CacheKey(1, 1), [BlocksCacheKey(1)], "a"):
-        with pytest.raises(TypeError):
-            manager.register_cache(DESC, addrs, keys)
-    with pytest.raises(TypeError):
-        manager.register_blocks_cache(DESC, addrs, CacheKey(1, 1))
-    for call in (manager.register_cache, manager.register_blocks_cache):
-        with pytest.raises(TypeError):
-            call(DESC, addrs, remote_accessible=1)
 
 
 @pytest.mark.parametrize(
@@ -206,14 +152,6 @@ def test_the_last_of_equal_blocks_keys_wins(sides):
     target = user.slots()
     user.manager.pull_cache(first.slot(3), target.cache, 2)
     assert (target.data[:, 2] == first.data[:, 3]).all()
-    # The key goes with the cache that has it now; it does not fall back to the earlier one.
-    owner.manager.unregister_cache(second.id)
-    with failing("LLM_KV_CACHE_NOT_EXIST", "pull_blocks", peer=owner.id):
-        pulled(user, owner, owner.blocks_key(1))
-    # To unregister the loser of a key leaves the key with the winner.
-    third, fourth = owner.blocks(7, key=2), owner.blocks(8, key=2)
-    owner.manager.unregister_cache(third.id)
-    assert (pulled(user, owner, owner.blocks_key(2)) == fourth.data).all()
 
 
 def test_registration_after_the_link(sides):
@@ -269,30 +207,10 @@ def test_bound_keys_are_refused(sides):
     first = owner.slots(1, keys=keys)
     with failing("LLM_PARAM_INVALID", "register_cache", "req_id 51", f"cache {first.id}"):
         owner.slots(2, keys=[CacheKey(1, 49), keys[1]])
-    owner.slots(3, keys=[CacheKey(1, 49)])  # the refused call has bound nothing
     user.manager.pull_cache(keys[0], user.slots().cache)
     owner.slots(4, keys=[keys[0]])
-    owner.manager.remove_cache_key(keys[1])
-    owner.slots(5, keys=[keys[1]])
-    assert first.cache.cache_id  # its id still holds it
     owner.clean()
     owner.slots(6, keys=keys)
-
-
-def test_too_many_keys(sides):
-    """Item 38: at most one per slot."""
-    with failing("LLM_PARAM_INVALID", "register_cache", "9", "8"):
-        sides[0].slots(keys=[CacheKey(1, number) for number in range(9)])
-
-
-def test_unregister_arguments(sides):
-    """Item 39: type; unknown ids are ignored."""
-    manager = sides[0].manager
-    for wrong in (None, "1", 1.0, True):
-        with pytest.raises(TypeError):
-            manager.unregister_cache(wrong)
-    for unknown in (0, -1, 10**6, 2**63):
-        manager.unregister_cache(unknown)
 
 
 def test_unregister_with_a_link(sides):
@@ -331,15 +249,6 @@ def test_own_caches_that_are_gone(sides):
     for operation in ("pull_blocks", "push_blocks"):
         with failing("LLM_KV_CACHE_NOT_EXIST", operation, f"cache {gone.id}"):
             getattr(user.manager, operation)(owner.blocks_key(), gone.cache, [0], [0])
-
-
-def test_caches_of_other_instances_are_refused(sides):
-    """Item 39: ids of two instances are alike; their caches are not."""
-    owner, user = sides
-    owner.blocks(1, key=0)
-    foreign = owner.blocks(2)
-    with failing("LLM_PARAM_INVALID", "pull_blocks", "another instance"):
-        user.manager.pull_blocks(owner.blocks_key(), foreign.cache, [0], [0])
 
 
 def test_unregistering_frees_the_memory_for_its_owner(sides):

@@ -75,13 +75,6 @@ def pages():
         memory.close()
 
 
-@pytest.mark.parametrize("wrong", [None, 1, "a", {}, (1, 2), [None], [(DEVICE, 1, 1)]])
-def test_wrong_types(sides, wrong):
-    """Item 56: a MemInfo, or a list or tuple of them."""
-    with pytest.raises(TypeError, match="mem_infos"):
-        sides[0].manager.remap_registered_memory(wrong)
-
-
 def test_wrong_entries_are_named(sides):
     """Item 56: kind, address, size, memory that is not registered, or not wholly."""
     owner, _ = sides
