@@ -13,33 +13,19 @@ from llm_datadist._domains import Domains
 from llm_datadist._links import LinkTable
 from llm_datadist._options import Config
 from llm_datadist._types import RegisterMemStatus
+from support.planes import EmptyPlane
 
 
-class Nothing:
+class Nothing(EmptyPlane):
     """A data plane that only counts its links."""
 
     def __init__(self):
         self.calls = Counter()
 
-    def endpoint(self, link_id):
-        return b""
-
-    def show_proof(self, link_id, proof):
-        assert len(proof) == 16
-
     def connect(self, peer, link_id, endpoint, client_lanes, server_lanes):
         for lane in (*client_lanes, *server_lanes):
             os.close(lane.fd)
         self.calls["connect"] += 1
-
-    def missing_lanes(self, data):
-        return 0, 0
-
-    def traffic(self, data):
-        return 0
-
-    def ping_all(self, links, deadline_ns):
-        return [False] * len(links)
 
     def disconnect(self, data):
         self.calls["disconnect"] += 1

@@ -10,30 +10,19 @@ import os
 import secrets
 import sys
 import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # for `support`
 
 from llm_datadist._links import LinkTable
 from llm_datadist._options import Config
 from llm_datadist._types import LLMClusterInfo
+from support.planes import EmptyPlane
 
 
-class Plane:
-    def endpoint(self, link_id):
-        return b""
-
-    def show_proof(self, link_id, proof):
-        assert len(proof) == 16
-
+class Plane(EmptyPlane):
     def connect(self, peer, link_id, endpoint, client_lanes, server_lanes):
         return [lane.fd for lane in (*client_lanes, *server_lanes)]
-
-    def missing_lanes(self, data):
-        return 0, 0
-
-    def traffic(self, data):
-        return 0
-
-    def ping_all(self, links, deadline_ns):
-        return [False] * len(links)
 
     def disconnect(self, data):
         for fd in data:

@@ -21,11 +21,12 @@ import pytest
 from llm_datadist._links import LinkTable
 from llm_datadist._options import Config
 from llm_datadist._types import LLMClusterInfo
+from support.planes import EmptyPlane
 
 CHILD = Path(__file__).with_name("child.py")
 
 
-class Plane:
+class Plane(EmptyPlane):
     """A delegate that keeps what it is given, and can be told to refuse or to wait."""
 
     def __init__(self):
@@ -40,9 +41,6 @@ class Plane:
     def endpoint(self, link_id):
         return f"{id(self)}/{link_id}".encode()
 
-    def show_proof(self, link_id, proof):
-        assert len(proof) == 16
-
     def connect(self, peer, link_id, endpoint, client_lanes, server_lanes):
         clients = [socket.socket(fileno=lane.fd) for lane in client_lanes]
         servers = [socket.socket(fileno=lane.fd) for lane in server_lanes]
@@ -56,15 +54,6 @@ class Plane:
             self.links[link_id] = (peer, endpoint, clients, servers)
             self.changed.notify_all()
         return link_id
-
-    def missing_lanes(self, data):
-        return 0, 0
-
-    def traffic(self, data):
-        return 0
-
-    def ping_all(self, links, deadline_ns):
-        return [False] * len(links)
 
     def disconnect(self, data):
         with self.changed:
