@@ -62,7 +62,7 @@ def said_at_links(here, field, seed):
             return msgspec.msgpack.encode(fields)
 
         backend.describe = honest if told == blob else describe
-        wait_for_trial(backend_of(victim))
+        wait_for_trial(victim.instance._engine.backends)
         overall, _ = victim.instance.link_clusters([info_of(liar.address)], 20000)
         if overall is LLMStatusCode.LLM_SUCCESS:
             mine.data[:] = 0
@@ -93,7 +93,7 @@ def said_of_regions(here, seed):
     for number, told in enumerate(damaged(blob, random.Random(seed), 6)):
         agent.region_metadata = honest if told == blob else lambda *_, told=told: told
         theirs = liar.blocks(seed=number + 1, key=number, **BIG)
-        wait_for_trial(backend_of(victim))
+        wait_for_trial(victim.instance._engine.backends)
         victim.manager.pull_blocks(liar.blocks_key(number), mine.cache, EVERY, EVERY)
         outcomes.append("right" if (mine.data == theirs.data).all() else "wrong")
     until = time.monotonic() + 30  # a region that was tried together with a lie is refused, too
@@ -103,7 +103,7 @@ def said_of_regions(here, seed):
         number += 1
         liar.manager.unregister_cache(theirs.id)
         theirs = liar.blocks(seed=number + 1, key=number, **BIG)
-        wait_for_trial(backend_of(victim))
+        wait_for_trial(victim.instance._engine.backends)
         victim.manager.pull_blocks(liar.blocks_key(number), mine.cache, EVERY, EVERY)
     finalize(liar, victim)
     here.send([*outcomes, moved])

@@ -38,8 +38,7 @@ def initialized(cluster_id, backend, *, listen=True, pool=0, page_shift=16, **op
         options |= {"mem_pool_cfg": text, "host_mem_pool_cfg": text}
     address = ANY_PORT if listen else None
     instance = started(cluster_id, listen=address, transfer_backend=backend, **options)
-    if backend == "nixl":
-        wait_for_trial(*instance._engine.backends)
+    wait_for_trial(instance._engine.backends)
     return instance
 
 

@@ -33,6 +33,7 @@ from llm_datadist import (
     RegisterMemStatus,
     TransferConfig,
 )
+from support.nixl_backends import wait_for_trial
 from support.setup import info_of, options_of
 
 TENSORS = 4
@@ -104,6 +105,7 @@ class Station:
         options = {"mem_pool_cfg": '{"memory_size": 16777216}', **options}
         self._options = options_of(listen=listen, **options)
         self.instance.init(self._options)
+        wait_for_trial(self.instance._engine.backends)
         self.data = np.zeros((TENSORS, blocks, words), np.uint64)
         self._desc = CacheDesc(TENSORS, [blocks, words], DataType.DT_UINT64)
         self._addrs = [tensor.ctypes.data for tensor in self.data]

@@ -1,4 +1,4 @@
-"""A process of its own loads what peers say: it may end, and others may not be harmed by it."""
+"""The trial process loads what peers say: it may end, and harms no one by that."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from support.nixl_backends import NEEDS_NIXL
 
 pytestmark = [NEEDS_NIXL, pytest.mark.slow]
 
-SOME_S = 20.0
+SOME_S = 40.0
+LATE_S = 3.0  # to end a process and to start another; less than one round may take
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +74,20 @@ def test_good_pieces_are_accepted_time_and_again(trial, peer):
 def test_a_peer_is_connected_to_once(trial, peer):
     """The engine keeps connections, at both ends, also those that it is told to forget."""
     name, connection, regions = peer
-    counts = set()
+
+    def count():
+        """Descriptors of both ends, once the thread of the peer's engine has accepted."""
+        counts = [0, 1]
+        while len(set(counts[-3:])) > 1:
+            time.sleep(0.05)
+            counts.append(num_descriptors("self") + num_descriptors(trial._process.pid))
+        return counts[-1]
+
+    assert trial.accepted(name, connection, regions, soon()) == [0, 1]
+    first = count()
     for _ in range(20):
         assert trial.accepted(name, connection, regions, soon()) == [0, 1]
-        time.sleep(0.01)  # the peer's engine has a thread that accepts
-        counts.add(num_descriptors("self") + num_descriptors(trial._process.pid))
-    assert max(counts) - min(counts) <= 2, counts
+    assert count() - first <= 2
 
 
 def test_a_process_that_knows_many_is_started_anew(trial, peer):
@@ -100,14 +109,15 @@ def test_a_piece_that_ends_the_process_ends_nothing_else(trial, peer):
     assert trial.loaded(name, [connection, *regions], soon()) == (3, "")
 
 
-def test_refused_regions_are_left_out(trial, peer):
+def test_refused_regions_are_left_out(trial, peer, monkeypatch):
     name, connection, regions = peer
     short = regions[0][:-9]
     assert trial.accepted(name, connection, [regions[0], short, regions[1]], soon()) == [0, 2]
     many = [short] * 50 + [regions[0]]
-    begun = time.monotonic()
+    starts, start = [], trial._start
+    monkeypatch.setattr(trial, "_start", lambda: starts.append(start()))
     assert trial.accepted(name, connection, many, soon()) == []
-    assert time.monotonic() - begun < SOME_S / 2, "each costs a process"
+    assert len(starts) <= 3, "each costs a process"
 
 
 @pytest.mark.parametrize("length", [0, 1, 40, 80, 150])
@@ -132,14 +142,14 @@ def test_a_process_that_was_ended_by_others_is_started_anew(trial, peer):
 
 
 def test_a_deadline_is_kept(trial, peer):
-    """It says nothing about the peer; whoever asks next has an answer."""
+    """A timeout says nothing about the peer; the next trial has a result."""
     name, connection, _ = peer
     assert trial.loaded(name, [connection], soon()) == (1, "")
     os.kill(trial._process.pid, signal.SIGSTOP)
     begun = time.monotonic()
     with pytest.raises(TrialTimeoutError):
         trial.loaded(name, [connection], begun + 0.1)
-    assert time.monotonic() - begun < 0.6
+    assert time.monotonic() - begun < 0.1 + LATE_S
     assert trial.loaded(name, [connection], soon()) == (1, "")
 
 
