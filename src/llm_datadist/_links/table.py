@@ -277,7 +277,7 @@ class LinkTable:
         if not link.holders:
             await self._lifecycle.unlink(link, Deadline(0), wait_for_peer=False)
 
-    def heal(self, link_id: int) -> None:
+    def repair_lanes(self, link_id: int) -> None:
         """Replace lost lanes of a link in the background. Never blocks."""
         self._control.post(self._lane_repair.start_by_id, link_id)
 
@@ -288,7 +288,7 @@ class LinkTable:
         """
         self._control.run(self._lifecycle.drop(link, reason), "drop")
 
-    def after(self, seconds: float, call: Callable[[], object]) -> None:
+    def call_later(self, seconds: float, call: Callable[[], object]) -> None:
         """Call `call` on a worker after some time, if the table is open then. Never blocks."""
         self._control.post(self._call_later, seconds, call)
 

@@ -148,7 +148,7 @@ class Lender:
             if due_ns is None or (self._alarm_ns is not None and self._alarm_ns <= due_ns):
                 return
             self._alarm_ns = due_ns
-        self._links.after(max(0, due_ns - time.monotonic_ns()) / 1e9, self._expire)
+        self._links.call_later(max(0, due_ns - time.monotonic_ns()) / 1e9, self._expire)
 
     def _report(self, ends: list[LeaseEnd]) -> None:
         if not ends or self._callback is None:
@@ -158,7 +158,7 @@ class Lender:
             if self._reporting:
                 return
             self._reporting = True
-        self._links.after(0, self._report_all)
+        self._links.call_later(0, self._report_all)
 
     def _report_all(self) -> None:
         """Call the callback for each end in turn, on a thread that serves no peer."""

@@ -134,7 +134,7 @@ class DataPlanes:
         Raises:
             LLMException: LLM_LINK_FAILED: no backend can serve this pair.
         """
-        heal = partial(self._links.heal, link_id)
+        heal = partial(self._links.repair_lanes, link_id)
         with self._offered_lock:
             own_ref, _ = self._offered.pop(link_id, (NO_REF, 0.0))
         lanes = LinkLanes(self._node, link_id, client_lanes, server_lanes, heal)
