@@ -48,7 +48,7 @@ def registered(instance, value):
     return cache, tensors
 
 
-def pull_from_everybody(here, rank, members, base_port):
+def pull_from_everybody(near, rank, members, base_port):
     """Link all members in one domain; return what was pulled from each of the others."""
     with member(100 + rank, base_port) as instance:
         cache, tensors = registered(instance, rank)
@@ -56,7 +56,7 @@ def pull_from_everybody(here, rank, members, base_port):
         time.sleep(random.random() / 4)  # members start when they start
         comm_id = instance.link("all", ranks, rank_table(members))
         assert settled(instance, comm_id) == "OK"
-        here.barrier("linked", members)
+        near.barrier("linked", members)
         values = []
         for other in range(members):
             if other != rank:
@@ -64,28 +64,28 @@ def pull_from_everybody(here, rank, members, base_port):
                 # Block 0 is never written, so that peers find the owner's value in it.
                 instance.cache_manager.pull_blocks(key, cache, [0], [1])
                 values.append(float(tensors[1][1, 7]))
-        here.barrier("pulled", members)
+        near.barrier("pulled", members)
         instance.unlink(comm_id)
         return values
 
 
-def link_many(here, cluster_id, base_port, seed):
+def link_many(near, cluster_id, base_port, seed):
     """Link 40 domains in an order of its own; return how each came out."""
     with member(cluster_id, base_port) as instance:
         names = [f"domain {number}" for number in range(40)]
         random.Random(seed).shuffle(names)
         ids = [instance.link(name, {1: 0, 2: 1}, rank_table(2)) for name in names]
         statuses = [settled(instance, comm_id) for comm_id in ids]
-        here.barrier("settled", 2)
+        near.barrier("settled", 2)
         return statuses
 
 
-def serve(here, base_port):
+def serve(near, base_port):
     instance = member(1, base_port)
     comm_id = instance.link("pair", {1: 0, 2: 1}, rank_table(2))
     assert settled(instance, comm_id) == "OK"
-    here.set_event("linked")
-    here.wait_end()
+    near.set_event("linked")
+    near.wait_end()
 
 
 def free_base_port():

@@ -44,15 +44,15 @@ def register_blocks(instance, value, key=None, *, num_blocks=8):
     return Tensors(cache, memory)
 
 
-def serve(here, cluster_id, options, value):
+def serve(near_end, cluster_id, options, value):
     """Body of a peer: an instance with one blocks cache, which then does as it is told."""
     with LLMDataDist(LLMRole.PROMPT, cluster_id) as instance:
         instance.init(options)
         _, memory = register_blocks(instance, value)
-        here.send(list(instance.listen_address))
+        near_end.send(list(instance.listen_address))
         while True:
-            command, *arguments = here.receive()
-            here.send(_done(instance, memory, command, arguments))
+            command, *arguments = near_end.receive()
+            near_end.send(_done(instance, memory, command, arguments))
 
 
 def _done(instance, memory, command, arguments):

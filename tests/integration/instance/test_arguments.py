@@ -44,22 +44,22 @@ class World:
         self.sides = [LLMDataDist(LLMRole.MIX, number) for number in (1, 2)]
         for side in self.sides:
             side.init(options_of(**pools))
-        self.here, there = self.sides
-        self.manager = manager = self.here.cache_manager
-        assert self.here.link_clusters([info_of(there)])[0] is LLMStatusCode.LLM_SUCCESS
+        self.near, far = self.sides
+        self.manager = manager = self.near.cache_manager
+        assert self.near.link_clusters([info_of(far)])[0] is LLMStatusCode.LLM_SUCCESS
         self.memory = np.zeros((2, 4, 4, 64), np.float32)
         self.memory[0], self.memory[1] = 1, 2
         desc = CacheDesc(2, SHAPE, DataType.DT_FLOAT)
         self.addrs = [[t.ctypes.data for t in tensors] for tensors in self.memory.reshape(4, 2, -1)]
         slots = manager.register_cache(desc, self.addrs[0], [CacheKey(1, 1)])
         blocks = manager.register_blocks_cache(desc, self.addrs[1], BlocksCacheKey(1))
-        others = there.cache_manager
+        others = far.cache_manager
         others.register_cache(desc, self.addrs[2])
         others.register_blocks_cache(desc, self.addrs[3], BlocksCacheKey(2))
         self.host = Cache.create_cpu_cache(
             CacheDesc(2, SHAPE, DataType.DT_FLOAT, Placement.HOST), self.addrs[1]
         )
-        address = there.listen_address
+        address = far.listen_address
         registering = {"cache_desc": desc, "addrs": self.addrs[0], "remote_accessible": True}
         pulling = {
             "src_layer_range": range(1),
@@ -71,7 +71,7 @@ class World:
         self.good = {
             "init": {"options": options_of()},
             "finalize": {},
-            "link_clusters": {"clusters": [info_of(there)], "timeout": 3000},
+            "link_clusters": {"clusters": [info_of(far)], "timeout": 3000},
             "unlink_clusters": {"clusters": [info_of(address)], "timeout": 3000, "force": False},
             "link": {
                 "comm_name": "a",
@@ -132,12 +132,12 @@ class World:
         self.slots, self.blocks = slots, blocks
 
     def method(self, name):
-        return getattr(self.here if hasattr(LLMDataDist, name) else self.manager, name)
+        return getattr(self.near if hasattr(LLMDataDist, name) else self.manager, name)
 
     def state(self):
         """What a refused call must leave as it is."""
         links = [link.link_id for side in self.sides for link in side._engine.links.links()]
-        return self.memory.tobytes(), links, self.here.role
+        return self.memory.tobytes(), links, self.near.role
 
     def close(self):
         for side in self.sides:
@@ -498,9 +498,9 @@ def test_the_good_arguments_are_good(options, info):
     """api.md checklist 5. The mistakes above are the only thing wrong with their calls."""
     world = World(options, info)
     try:
-        world.here.unlink_clusters(**world.good["unlink_clusters"])
-        world.here.switch_role(**world.good["switch_role"])
-        world.here.link_clusters(**world.good["link_clusters"])
+        world.near.unlink_clusters(**world.good["unlink_clusters"])
+        world.near.switch_role(**world.good["switch_role"])
+        world.near.link_clusters(**world.good["link_clusters"])
         for name, arguments in world.good.items():
             if name not in OTHER_STATE:
                 world.method(name)(**arguments)

@@ -31,16 +31,16 @@ def test_without_a_link(pair, failure, call):
 @pytest.mark.slow
 def test_a_frozen_peer_does_not_answer_and_keeps_its_link(instance, info, remote, failure):
     """api.md checklist 31."""
-    here, peer = instance(1, sync_kv_timeout=300), remote(9)
-    assert here.link_clusters([info(peer)])[0] is S.LLM_SUCCESS
+    near_end, peer = instance(1, sync_kv_timeout=300), remote(9)
+    assert near_end.link_clusters([info(peer)])[0] is S.LLM_SUCCESS
     peer.peer.freeze()
     started = time.monotonic()
-    error = failure(here.check_link_status, 9)
+    error = failure(near_end.check_link_status, 9)
     assert error.status_code is S.LLM_TIMEOUT
     assert 0.25 < time.monotonic() - started < 1
     assert "300 ms" in str(error)
     peer.peer.thaw()
-    here.check_link_status(9)
+    near_end.check_link_status(9)
     assert peer.ask("check", 1) == "done"
 
 
@@ -48,10 +48,10 @@ def test_a_frozen_peer_does_not_answer_and_keeps_its_link(instance, info, remote
 @LOST
 def test_a_peer_that_dies_meanwhile(instance, info, remote, background):
     """api.md checklist 31."""
-    here, peer = instance(1, sync_kv_timeout=20_000), remote(9)
-    assert here.link_clusters([info(peer)])[0] is S.LLM_SUCCESS
+    near_end, peer = instance(1, sync_kv_timeout=20_000), remote(9)
+    assert near_end.link_clusters([info(peer)])[0] is S.LLM_SUCCESS
     peer.peer.freeze()
-    checking = background(lambda: here.check_link_status(9))
+    checking = background(lambda: near_end.check_link_status(9))
     checking.join(0.1)
     peer.kill()
     assert checking.result(2).status_code is S.LLM_LINK_FAILED
@@ -60,11 +60,11 @@ def test_a_peer_that_dies_meanwhile(instance, info, remote, background):
 @LOST
 def test_a_peer_that_died_before(instance, info, remote, failure, eventually):
     """api.md checklist 31."""
-    here, peer = instance(1), remote(9)
-    assert here.link_clusters([info(peer)])[0] is S.LLM_SUCCESS
+    near_end, peer = instance(1), remote(9)
+    assert near_end.link_clusters([info(peer)])[0] is S.LLM_SUCCESS
     peer.kill()
-    eventually(lambda: not here._engine.links.links(), 1)
-    error = failure(here.check_link_status, 9)
+    eventually(lambda: not near_end._engine.links.links(), 1)
+    error = failure(near_end.check_link_status, 9)
     assert error.status_code is S.LLM_NOT_YET_LINK
     assert "lost" in str(error)
 

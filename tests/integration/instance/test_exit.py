@@ -91,21 +91,21 @@ ENDS = {
 @pytest.mark.parametrize("program", ENDS.values(), ids=ENDS)
 def test_an_instance_is_finalised_at_exit(instance, blocks, eventually, program):
     """api.md checklist 13. A peer that just died would be a warning in the log here."""
-    here = instance(1)
-    blocks(here, 1)
-    assert run(program, here.listen_address) == (0, "", "")
-    eventually(lambda: not is_linked(here, 9), 1)
+    near = instance(1)
+    blocks(near, 1)
+    assert run(program, near.listen_address) == (0, "", "")
+    eventually(lambda: not is_linked(near, 9), 1)
 
 
 @pytest.mark.slow
 def test_an_uncaught_exception_is_all_that_is_printed(instance, eventually):
     """api.md checklist 13."""
-    here = instance(1)
-    status, _, printed = run("instance = linked(); 1 / 0", here.listen_address)
+    near = instance(1)
+    status, _, printed = run("instance = linked(); 1 / 0", near.listen_address)
     assert status == 1
     assert printed.count("Traceback") == 1
     assert printed.endswith("ZeroDivisionError: division by zero\n")
-    eventually(lambda: not is_linked(here, 9), 1)
+    eventually(lambda: not is_linked(near, 9), 1)
 
 
 @pytest.mark.slow
@@ -134,8 +134,8 @@ def test_a_frozen_peer_does_not_hold_the_exit_up(remote, black_hole):
 @pytest.mark.slow
 def test_a_forked_child_leaves_its_parents_instance_alone(instance, blocks):
     """api.md checklist 13, 14."""
-    here = instance(1)
-    blocks(here, 1)
+    near = instance(1)
+    blocks(near, 1)
     program = """
         instance = linked()
         cache, data = registered(instance, 0)
@@ -164,21 +164,21 @@ def test_a_forked_child_leaves_its_parents_instance_alone(instance, blocks):
         assert data[0, 5, 0] == 1
         instance.finalize()
     """
-    assert run(program, here.listen_address) == (0, "", "")
+    assert run(program, near.listen_address) == (0, "", "")
 
 
 @pytest.mark.slow
 def test_the_peer_of_an_ended_process_can_be_replaced(instance, blocks, failure):
     """api.md checklist 13, 21."""
-    here = instance(1)
-    blocks(here, 1)
+    near = instance(1)
+    blocks(near, 1)
     program = """
         instance = linked()
         cache, data = registered(instance, 0)
         instance.cache_manager.pull_blocks(BlocksCacheKey(1), cache, [0], [0])
     """
-    cache = blocks(here, 0, BlocksCacheKey(1, 1)).cache
+    cache = blocks(near, 0, BlocksCacheKey(1, 1)).cache
     for _ in range(2):
-        assert run(program, here.listen_address) == (0, "", "")
-        error = failure(here.cache_manager.pull_blocks, BlocksCacheKey(9), cache, [0], [0])
+        assert run(program, near.listen_address) == (0, "", "")
+        error = failure(near.cache_manager.pull_blocks, BlocksCacheKey(9), cache, [0], [0])
         assert error.status_code is S.LLM_NOT_YET_LINK

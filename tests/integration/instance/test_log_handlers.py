@@ -93,8 +93,8 @@ def test_links_ends_and_faults(calling):
         one.manager.pull_blocks(BlocksCacheKey(2), one.held[0].cache, [1], [1])
         one.instance.unlink_clusters([info_of(cluster_id=2)], 2000)
         link(one.instance, other.address)
-        there = one.instance._engine.links.get(2)
-        one.instance._engine.links.drop(there, "a test")
+        far = one.instance._engine.links.get(2)
+        one.instance._engine.links.drop(far, "a test")
         eventually(one.instance._engine.links.links, 10)
         one.blocks(7, key=0)  # takes the key from the first, which is logged in the registry
         with pytest.raises(LLMException):

@@ -38,7 +38,7 @@ def allocate(instance, desc):
 
 
 @pytest.fixture
-def there(instance, blocks):
+def far(instance, blocks):
     made = instance(2, mem_pool_cfg='{"memory_size": 65536}')
     blocks(made, 2)
     desc = CacheDesc(1, [8, 256], DataType.DT_FLOAT, Placement.HOST)
@@ -47,9 +47,9 @@ def there(instance, blocks):
 
 
 @pytest.fixture
-def here(instance, info, there):
+def near(instance, info, far):
     made = instance(1)
-    assert made.link_clusters([info(there)])[0] is S.LLM_SUCCESS
+    assert made.link_clusters([info(far)])[0] is S.LLM_SUCCESS
     return made
 
 
@@ -64,47 +64,47 @@ def teaching(call, status, operation, *words, peer=None):
     return caught.value
 
 
-def test_a_key_that_names_nothing(here, blocks):
-    cache = blocks(here, 1).cache
+def test_a_key_that_names_nothing(near, blocks):
+    cache = blocks(near, 1).cache
     for key, *words in (
         (BlocksCacheKey(2, 77), "model_id=77"),
         (CacheKey(2, 5), "req_id=5"),
         (CacheKeyByIdAndIndex(2, 99), "cache_id=99"),
     ):
         call = (
-            pull(here, key, cache)
+            pull(near, key, cache)
             if isinstance(key, BlocksCacheKey)
-            else lambda key=key: here.cache_manager.pull_blocks(key, cache, [], [0])
+            else lambda key=key: near.cache_manager.pull_blocks(key, cache, [], [0])
         )
         teaching(call, "LLM_KV_CACHE_NOT_EXIST", "pull_blocks", *words, peer=2)
 
 
-def test_a_cache_that_is_not_for_peers(here, blocks):
-    cache = blocks(here, 1).cache
-    call = pull(here, BlocksCacheKey(2, 3), cache)
+def test_a_cache_that_is_not_for_peers(near, blocks):
+    cache = blocks(near, 1).cache
+    call = pull(near, BlocksCacheKey(2, 3), cache)
     teaching(call, "LLM_PARAM_INVALID", "pull_blocks", "cache 2", "remote_accessible", peer=2)
 
 
-def test_a_block_beyond_the_peers_cache(here, blocks):
-    call = pull(here, BlocksCacheKey(2), blocks(here, 1).cache, 8)
+def test_a_block_beyond_the_peers_cache(near, blocks):
+    call = pull(near, BlocksCacheKey(2), blocks(near, 1).cache, 8)
     words = ("src_blocks", "index 8", "8 blocks", "0 to 7")
     teaching(call, "LLM_PARAM_INVALID", "pull_blocks", *words, peer=2)
 
 
-def test_blocks_of_another_size(here, blocks):
-    cache = blocks(here, 1, num_blocks=4).cache
+def test_blocks_of_another_size(near, blocks):
+    cache = blocks(near, 1, num_blocks=4).cache
     desc = CacheDesc(2, [8, 128], DataType.DT_FLOAT)
-    half = here.cache_manager.register_blocks_cache(desc, cache.tensor_addrs)
-    call = pull(here, BlocksCacheKey(2), half)
+    half = near.cache_manager.register_blocks_cache(desc, cache.tensor_addrs)
+    call = pull(near, BlocksCacheKey(2), half)
     teaching(call, "LLM_PARAM_INVALID", "pull_blocks", "512", "1024", peer=2)
 
 
-def test_nobody_linked(here, blocks):
-    cache = blocks(here, 1).cache
+def test_nobody_linked(near, blocks):
+    cache = blocks(near, 1).cache
     for call, operation in (
-        (pull(here, BlocksCacheKey(7), cache), "pull_blocks"),
-        (lambda: here.check_link_status(7), "check_link_status"),
-        (lambda: here.describe_link(7), "describe_link"),
+        (pull(near, BlocksCacheKey(7), cache), "pull_blocks"),
+        (lambda: near.check_link_status(7), "check_link_status"),
+        (lambda: near.describe_link(7), "describe_link"),
     ):
         teaching(call, "LLM_NOT_YET_LINK", operation, "link_clusters", peer=7)
 
@@ -112,14 +112,14 @@ def test_nobody_linked(here, blocks):
 @pytest.mark.slow
 def test_a_peer_that_does_not_answer(instance, info, blocks, remote):
     peer = remote(9, transfer_backend="tcp")
-    here = instance(1, transfer_backend="tcp", sync_kv_timeout=200)
-    cache = blocks(here, 1).cache
-    assert here.link_clusters([info(peer)])[0] is S.LLM_SUCCESS
+    near = instance(1, transfer_backend="tcp", sync_kv_timeout=200)
+    cache = blocks(near, 1).cache
+    assert near.link_clusters([info(peer)])[0] is S.LLM_SUCCESS
     peer.peer.freeze()
     address = "{}:{}".format(*peer.listen_address)
     words = ("200 ms", "sync_kv_timeout", "127.0.0.1", str(peer.listen_address[1]), "link")
-    teaching(pull(here, BlocksCacheKey(9), cache), "LLM_TIMEOUT", "pull_blocks", *words, peer=9)
-    call = partial(here.check_link_status, 9)
+    teaching(pull(near, BlocksCacheKey(9), cache), "LLM_TIMEOUT", "pull_blocks", *words, peer=9)
+    call = partial(near.check_link_status, 9)
     teaching(call, "LLM_TIMEOUT", "check_link_status", "200 ms", address, peer=9)
     peer.peer.thaw()
 
@@ -128,23 +128,23 @@ def test_a_peer_that_does_not_answer(instance, info, blocks, remote):
 @pytest.mark.expects_log("link to cluster 9 at .* lost: ")
 def test_a_peer_that_dies(instance, info, blocks, remote, eventually, background):
     peer = remote(9, transfer_backend="tcp")
-    here = instance(1, transfer_backend="tcp", sync_kv_timeout=20_000)
-    cache = blocks(here, 1).cache
-    assert here.link_clusters([info(peer)])[0] is S.LLM_SUCCESS
+    near = instance(1, transfer_backend="tcp", sync_kv_timeout=20_000)
+    cache = blocks(near, 1).cache
+    assert near.link_clusters([info(peer)])[0] is S.LLM_SUCCESS
     peer.peer.freeze()
-    pulling = background(pull(here, BlocksCacheKey(9), cache))
+    pulling = background(pull(near, BlocksCacheKey(9), cache))
     pulling.join(0.1)
     peer.kill()
     words = ("link", str(peer.listen_address[1]), "again")
     check_text(pulling.result(2), "LLM_LINK_FAILED", "pull_blocks", *words, peer=9)
-    eventually(lambda: not here._engine.links.links())
-    call = pull(here, BlocksCacheKey(9), cache)
+    eventually(lambda: not near._engine.links.links())
+    call = pull(near, BlocksCacheKey(9), cache)
     teaching(call, "LLM_NOT_YET_LINK", "pull_blocks", "lost", "link_clusters", peer=9)
 
 
-def test_a_full_pool_tells_what_is_left(here, there):
+def test_a_full_pool_tells_what_is_left(near, far):
     words = ("asked", "free", "65536")
-    call = allocate(there, CacheDesc(1, [65536, 2], DataType.DT_INT8))
+    call = allocate(far, CacheDesc(1, [65536, 2], DataType.DT_INT8))
     teaching(call, "LLM_OUT_OF_MEMORY", "allocate_cache", *words)
 
 
@@ -152,9 +152,9 @@ def test_a_full_pool_tells_what_is_left(here, there):
     ("placement", "option"),
     [(Placement.DEVICE, "mem_pool_cfg"), (Placement.HOST, "host_mem_pool_cfg")],
 )
-def test_a_missing_option_is_named(here, placement, option):
+def test_a_missing_option_is_named(near, placement, option):
     desc = CacheDesc(1, [4], DataType.DT_INT8, placement)
-    teaching(allocate(here, desc), "LLM_FEATURE_NOT_ENABLED", "allocate_cache", option, "llm.")
+    teaching(allocate(near, desc), "LLM_FEATURE_NOT_ENABLED", "allocate_cache", option, "llm.")
 
 
 def test_limits_are_named(instance):
@@ -172,31 +172,31 @@ def test_a_key_that_is_bound(instance, blocks):
     teaching(call, "LLM_PARAM_INVALID", "register_cache", "req_id 40", "cache 2")
 
 
-def test_a_cache_of_another_instance(here, there, blocks):
-    cache = blocks(there, 2, BlocksCacheKey(2, 9)).cache
+def test_a_cache_of_another_instance(near, far, blocks):
+    cache = blocks(far, 2, BlocksCacheKey(2, 9)).cache
     for name, call in {
-        "deallocate_cache": lambda: here.cache_manager.deallocate_cache(cache),
-        "pull_blocks": pull(here, BlocksCacheKey(2), cache),
-        "copy_blocks": lambda: here.cache_manager.copy_blocks(cache, {0: [1]}),
+        "deallocate_cache": lambda: near.cache_manager.deallocate_cache(cache),
+        "pull_blocks": pull(near, BlocksCacheKey(2), cache),
+        "copy_blocks": lambda: near.cache_manager.copy_blocks(cache, {0: [1]}),
     }.items():
         teaching(call, "LLM_PARAM_INVALID", name, f"cache {cache.cache_id}", "instance")
 
 
-def test_a_cache_that_was_unregistered(here, blocks):
-    cache = blocks(here, 1).cache
-    here.cache_manager.unregister_cache(cache.cache_id)
-    call = pull(here, BlocksCacheKey(2), cache)
+def test_a_cache_that_was_unregistered(near, blocks):
+    cache = blocks(near, 1).cache
+    near.cache_manager.unregister_cache(cache.cache_id)
+    call = pull(near, BlocksCacheKey(2), cache)
     teaching(call, "LLM_KV_CACHE_NOT_EXIST", "pull_blocks", f"cache {cache.cache_id}")
 
 
-def test_addresses_that_cannot_be_had(here, options):
-    taken = "{}:{}".format(*here.listen_address)
+def test_addresses_that_cannot_be_had(near, options):
+    taken = "{}:{}".format(*near.listen_address)
     one = LLMDataDist(LLMRole.MIX, 3)
     teaching(lambda: one.init(options(listen=taken)), "LLM_FAILED", "init", taken, "free port")
     with one:
         one.init(options())
         call = partial(one.switch_role, LLMRole.MIX, {"llm.listenIpInfo": taken})
-        words = (here.listen_address[1], "earlier state")
+        words = (near.listen_address[1], "earlier state")
         teaching(call, "LLM_FAILED", "switch_role", *words)
 
 
@@ -207,11 +207,11 @@ def test_a_call_before_init_says_what_to_call():
 
 
 @pytest.mark.expects_log("link_clusters: ", "17 clusters")
-def test_reasons_of_returned_failures_are_in_the_log(here, instance, info, refusing, caplog):
+def test_reasons_of_returned_failures_are_in_the_log(near, instance, info, refusing, caplog):
     """A status list has no room for them."""
-    here.link_clusters([info(refusing), info(instance(4), cluster_id=5)], 2000)
-    here.link_clusters([info(instance(2))])
-    here.link_clusters([info(refusing)] * 17)
+    near.link_clusters([info(refusing), info(instance(4), cluster_id=5)], 2000)
+    near.link_clusters([info(instance(2))])
+    near.link_clusters([info(refusing)] * 17)
     lines = [re.sub(r":\d+", ":PORT", record.getMessage()) for record in caplog.records]
     wanted = [
         r"link_clusters: clusters\[0\]: .*LLM_LINK_FAILED: 127.0.0.1:PORT: .*check that the peer",
@@ -223,8 +223,8 @@ def test_reasons_of_returned_failures_are_in_the_log(here, instance, info, refus
         assert any(re.match(pattern, line) for line in lines), (pattern, lines)
 
 
-def test_an_exception_carries_its_facts(here, blocks):
-    call = pull(here, BlocksCacheKey(2, 77), blocks(here, 1).cache)
+def test_an_exception_carries_its_facts(near, blocks):
+    call = pull(near, BlocksCacheKey(2, 77), blocks(near, 1).cache)
     error = teaching(call, "LLM_KV_CACHE_NOT_EXIST", "pull_blocks", peer=2)
     assert isinstance(error, RuntimeError)
     assert not isinstance(error, TypeError | ValueError)

@@ -33,7 +33,7 @@ def test_both_sides_have_it(instance, info, blocks, backend, secret):
 
 @CLOSED
 @pytest.mark.parametrize(
-    ("ours", "theirs"),
+    ("dialer_secret", "acceptor_secret"),
     [
         (SECRET, None),
         (None, SECRET),
@@ -42,11 +42,11 @@ def test_both_sides_have_it(instance, info, blocks, backend, secret):
         (SECRET, SECRET[:-1]),
     ],
 )
-def test_one_side_or_another(instance, info, failure, caplog, ours, theirs):
+def test_one_side_or_another(instance, info, failure, caplog, dialer_secret, acceptor_secret):
     """api.md checklist 60."""
     near, far = (
         instance(number, **({} if secret is None else {"link_secret": secret}))
-        for number, secret in ((1, theirs), (2, ours))
+        for number, secret in ((1, acceptor_secret), (2, dialer_secret))
     )
     assert far.link_clusters([info(near)]) == REFUSED
     assert near.link_clusters([info(far)]) == REFUSED

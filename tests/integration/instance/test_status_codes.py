@@ -49,15 +49,15 @@ class Situation:
 
     def linked(self, other, **properties):
         """Return an instance that is linked to another, and a blocks cache of it."""
-        here = self.instance(1, **properties)
-        assert here.link_clusters([self.info(other)])[0] is S.LLM_SUCCESS
-        return here, self.blocks(here, 1).cache
+        near = self.instance(1, **properties)
+        assert near.link_clusters([self.info(other)])[0] is S.LLM_SUCCESS
+        return near, self.blocks(near, 1).cache
 
     def two(self, **properties):
-        there = self.instance(2, **properties)
-        self.blocks(there, 2)
-        here, cache = self.linked(there, **properties)
-        return here, there, cache
+        far = self.instance(2, **properties)
+        self.blocks(far, 2)
+        near, cache = self.linked(far, **properties)
+        return near, far, cache
 
 
 @pytest.fixture
@@ -66,30 +66,30 @@ def situation(request):
 
 
 def success(at):
-    here, _, cache = at.two()
-    here.cache_manager.pull_blocks(BlocksCacheKey(2), cache, [0], [0])
-    return here.link_clusters([])[0]
+    near, _, cache = at.two()
+    near.cache_manager.pull_blocks(BlocksCacheKey(2), cache, [0], [0])
+    return near.link_clusters([])[0]
 
 
 def param_invalid(at):
-    here, _, cache = at.two()
-    here.cache_manager.pull_blocks(BlocksCacheKey(2), cache, [0], [99])
+    near, _, cache = at.two()
+    near.cache_manager.pull_blocks(BlocksCacheKey(2), cache, [0], [99])
 
 
 def kv_cache_not_exist(at):
-    here, _, cache = at.two()
-    here.cache_manager.pull_blocks(BlocksCacheKey(2, 5), cache, [0], [0])
+    near, _, cache = at.two()
+    near.cache_manager.pull_blocks(BlocksCacheKey(2, 5), cache, [0], [0])
 
 
 def not_yet_link(at):
-    here = at.instance(1)
-    cache = at.blocks(here, 1).cache
-    here.cache_manager.pull_blocks(BlocksCacheKey(2), cache, [0], [0])
+    near = at.instance(1)
+    cache = at.blocks(near, 1).cache
+    near.cache_manager.pull_blocks(BlocksCacheKey(2), cache, [0], [0])
 
 
 def already_link(at):
-    here, _, _ = at.two()
-    return here.link_clusters([at.info(at.instance(2))])[0]
+    near, _, _ = at.two()
+    return near.link_clusters([at.info(at.instance(2))])[0]
 
 
 def link_failed(at):
@@ -98,10 +98,10 @@ def link_failed(at):
 
 def link_failed_in_a_call(at):
     peer = at.remote(9)
-    here, cache = at.linked(peer, sync_kv_timeout=20_000, transfer_backend="tcp")
+    near, cache = at.linked(peer, sync_kv_timeout=20_000, transfer_backend="tcp")
     peer.peer.freeze()
     pulling = at.background(
-        lambda: here.cache_manager.pull_blocks(BlocksCacheKey(9), cache, [0], [0])
+        lambda: near.cache_manager.pull_blocks(BlocksCacheKey(9), cache, [0], [0])
     )
     pulling.join(0.1)
     peer.kill()
@@ -110,19 +110,19 @@ def link_failed_in_a_call(at):
 
 def notify_prompt_unlink_failed(at):
     peer = at.remote(9)
-    here, _ = at.linked(peer)
+    near, _ = at.linked(peer)
     peer.peer.freeze()
-    status = here.unlink_clusters([at.info(cluster_id=9)], 200)[0]
+    status = near.unlink_clusters([at.info(cluster_id=9)], 200)[0]
     peer.peer.thaw()
     return status
 
 
 def processing_link(at):
     """Two calls link to the same peer at the same moment; the second is told to come again."""
-    here, there, _ = at.two()
+    near, far, _ = at.two()
     for _ in range(100):
-        assert here.unlink_clusters([at.info(cluster_id=2)])[0] is S.LLM_SUCCESS
-        calls = [at.background(lambda: here.link_clusters([at.info(there)])[0]) for _ in range(3)]
+        assert near.unlink_clusters([at.info(cluster_id=2)])[0] is S.LLM_SUCCESS
+        calls = [at.background(lambda: near.link_clusters([at.info(far)])[0]) for _ in range(3)]
         given = {call.result() for call in calls} - {S.LLM_SUCCESS}
         if given:
             return given.pop()
@@ -143,10 +143,10 @@ def feature_not_enabled(at):
 
 def timeout(at):
     peer = at.remote(9, transfer_backend="tcp")
-    here, cache = at.linked(peer, sync_kv_timeout=200, transfer_backend="tcp")
+    near, cache = at.linked(peer, sync_kv_timeout=200, transfer_backend="tcp")
     peer.peer.freeze()
     try:
-        here.cache_manager.pull_blocks(BlocksCacheKey(9), cache, [0], [0])
+        near.cache_manager.pull_blocks(BlocksCacheKey(9), cache, [0], [0])
     finally:
         peer.peer.thaw()
 
@@ -166,10 +166,10 @@ class Slow(LayerSynchronizer):
 
 
 def push_layers(at, synchronizer, timeout_ms=None):
-    here, there, cache = at.two()
-    target = at.blocks(there, 3, BlocksCacheKey(2, 1)).cache
+    near, far, cache = at.two()
+    target = at.blocks(far, 3, BlocksCacheKey(2, 1)).cache
     config = TransferConfig(2, target.tensor_addrs)
-    task = here.cache_manager.transfer_cache_async(cache, synchronizer, [config], [0], [0])
+    task = near.cache_manager.transfer_cache_async(cache, synchronizer, [config], [0], [0])
     status = task.synchronize(timeout_ms)
     if timeout_ms is not None:
         assert task.synchronize() is S.LLM_SUCCESS
@@ -190,15 +190,15 @@ def failed_to_listen(at):
 
 
 def out_of_memory(at):
-    here = at.instance(1, mem_pool_cfg='{"memory_size": 65536}')
-    here.cache_manager.allocate_cache(DESC)
+    near = at.instance(1, mem_pool_cfg='{"memory_size": 65536}')
+    near.cache_manager.allocate_cache(DESC)
 
 
 def with_missing_page(at, *, remote):
-    here, there, _ = at.two()
+    near, far, _ = at.two()
     pages = Pages(2, 8)
     desc = CacheDesc(2, [8, pages.shape[2]], DataType.DT_UINT64)
-    faulty, good = (there, here) if remote else (here, there)
+    faulty, good = (far, near) if remote else (near, far)
     addrs = [pages.at(0, 0), pages.at(1, 0)]
     bad = faulty.cache_manager.register_blocks_cache(desc, addrs, BlocksCacheKey(2, 7))
     data = np.zeros(pages.shape, np.uint64)
@@ -207,7 +207,7 @@ def with_missing_page(at, *, remote):
     pages.unmap(0, 1)
     try:
         own = other if remote else bad
-        here.cache_manager.pull_blocks(BlocksCacheKey(2, 7), own, [1], [1])
+        near.cache_manager.pull_blocks(BlocksCacheKey(2, 7), own, [1], [1])
     finally:
         faulty.cache_manager.unregister_cache(bad.cache_id)
         good.cache_manager.unregister_cache(other.cache_id)
@@ -224,11 +224,11 @@ def suspect_remote_error(at):
 
 def engine_finalized(at):
     peer = at.remote(9)
-    here, _ = at.linked(peer, sync_kv_timeout=20_000)
+    near, _ = at.linked(peer, sync_kv_timeout=20_000)
     peer.peer.freeze()
-    checking = at.background(lambda: here.check_link_status(9))
+    checking = at.background(lambda: near.check_link_status(9))
     checking.join(0.1)
-    here.finalize()
+    near.finalize()
     peer.peer.thaw()
     raise checking.result(2)
 

@@ -52,10 +52,10 @@ def both(instance, authority, info):
     """Make two linked instances, each with a certificate of its own."""
 
     def make(*, near=None, far=None, **properties):
-        here = instance(1, **(authority.issue() | properties | (near or {})))
-        there = instance(2, **(authority.issue() | properties | (far or {})))
-        assert there.link_clusters([info(here)]) == OK
-        return here, there
+        near_end = instance(1, **(authority.issue() | properties | (near or {})))
+        far_end = instance(2, **(authority.issue() | properties | (far or {})))
+        assert far_end.link_clusters([info(near_end)]) == OK
+        return near_end, far_end
 
     return make
 

@@ -15,7 +15,7 @@ from support.setup import info_of, started
 LIMIT = 96
 
 
-def serve(here):
+def serve(near):
     """Body of another process: an instance with few descriptors that does as it is told."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, hard))
@@ -26,25 +26,25 @@ def serve(here):
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     instance = started(9)
-    here.send(list(instance.listen_address))
+    near.send(list(instance.listen_address))
     with contextlib.ExitStack() as files:
-        while (command := here.receive(60))[0] != "stop":
+        while (command := near.receive(60))[0] != "stop":
             if command[0] == "wait":  # return the CPU time spent meanwhile, and all that was logged
                 before = time.process_time()
                 time.sleep(command[1])
-                here.send([time.process_time() - before, *lines])
+                near.send([time.process_time() - before, *lines])
             elif command[0] == "fill":
                 with contextlib.suppress(OSError):
                     while True:
                         files.callback(os.close, os.dup(0))
-                here.send("done")
+                near.send("done")
             elif command[0] == "empty":
                 files.close()
-                here.send("done")
+                near.send("done")
             elif command[0] == "link":
                 lines.clear()
                 info = info_of(command[1])
-                here.send([instance.link_clusters([info], 2000)[0].name, *lines])
+                near.send([instance.link_clusters([info], 2000)[0].name, *lines])
     instance.finalize()
 
 

@@ -45,15 +45,15 @@ class Far:
         return self.process.receive()
 
 
-def serve(here, backend, options):
+def serve(local, backend, options):
     side = Side(1, backend, **options)
     data = pattern((2, 8, 512), 1)
     desc = CacheDesc(2, [8, 512], DataType.DT_UINT64)
     key = BlocksCacheKey(1)
     cache = side.manager.register_blocks_cache(desc, [t.ctypes.data for t in data], key)
-    here.send(list(side.address))
-    while (command := here.receive()) is not None:
-        here.send(_done(side, cache, command))
+    local.send(list(side.address))
+    while (command := local.receive()) is not None:
+        local.send(_done(side, cache, command))
     finalize(side)
 
 
@@ -140,112 +140,112 @@ def failure_of(side, held, peer):
 @lost
 @pytest.mark.parametrize("dialer", ["near", "far"])
 def test_a_frozen_peer_loses_its_link_and_can_be_linked_again(near, far, dialer):
-    here, there = near(), far()
+    local, remote = near(), far()
     if dialer == "near":
-        link(here.instance, there.address)
+        link(local.instance, remote.address)
     else:
-        assert there.ask("link", list(here.address)) == "done"
-    found = link_of(here)
+        assert remote.ask("link", list(local.address)) == "done"
+    found = link_of(local)
     began = time.monotonic()
-    there.freeze()
+    remote.freeze()
     assert found.lost.wait(10)
     assert TIMEOUT_S - 0.2 < time.monotonic() - began < 2 * TIMEOUT_S + NOISE_S
     assert found.died
-    assert here.instance._engine.links.links() == []
-    there.thaw()
-    eventually(lambda: there.ask("links") == [])
-    link(here.instance, there.address)
-    held = here.blocks(1, tensors=2, words=512)
-    assert failure_of(here, held, there)[0] is SUCCESS
+    assert local.instance._engine.links.links() == []
+    remote.thaw()
+    eventually(lambda: remote.ask("links") == [])
+    link(local.instance, remote.address)
+    held = local.blocks(1, tensors=2, words=512)
+    assert failure_of(local, held, remote)[0] is SUCCESS
 
 
 @lost
 def test_a_transfer_that_runs_when_the_peer_is_found_silent_ends_with_it(near, far):
-    here, there = near(), far()
-    link(here.instance, there.address)
-    held = here.blocks(1, tensors=2, words=512)
-    assert failure_of(here, held, there)[0] is SUCCESS
-    there.freeze()
-    status, seconds = failure_of(here, held, there)
+    local, remote = near(), far()
+    link(local.instance, remote.address)
+    held = local.blocks(1, tensors=2, words=512)
+    assert failure_of(local, held, remote)[0] is SUCCESS
+    remote.freeze()
+    status, seconds = failure_of(local, held, remote)
     assert status is LLMStatusCode.LLM_LINK_FAILED
     assert seconds < 2 * TIMEOUT_S + NOISE_S
-    assert failure_of(here, held, there)[0] is LLMStatusCode.LLM_NOT_YET_LINK
+    assert failure_of(local, held, remote)[0] is LLMStatusCode.LLM_NOT_YET_LINK
 
 
 def test_a_deadline_before_the_peer_is_found_silent_counts_first(near, far):
-    here, there = near(sync_kv_timeout=100, peer_timeout_ms=60_000), far()
-    link(here.instance, there.address)
-    held = here.blocks(1, tensors=2, words=512)
-    assert failure_of(here, held, there)[0] is SUCCESS
-    there.freeze()
-    status, seconds = failure_of(here, held, there)
+    local, remote = near(sync_kv_timeout=100, peer_timeout_ms=60_000), far()
+    link(local.instance, remote.address)
+    held = local.blocks(1, tensors=2, words=512)
+    assert failure_of(local, held, remote)[0] is SUCCESS
+    remote.freeze()
+    status, seconds = failure_of(local, held, remote)
     assert status is LLMStatusCode.LLM_TIMEOUT
     assert 0.1 <= seconds < 0.2 + NOISE_S
-    assert not link_of(here).lost.is_set()
+    assert not link_of(local).lost.is_set()
 
 
 def test_a_peer_that_is_frozen_for_less_keeps_its_link(near, far):
-    here, there = near(peer_timeout_ms=20_000), far(peer_timeout_ms=20_000)
-    link(here.instance, there.address)
+    local, remote = near(peer_timeout_ms=20_000), far(peer_timeout_ms=20_000)
+    link(local.instance, remote.address)
     for _ in range(3):
-        there.freeze(0.3)
-    assert there.ask("links") == [2]
-    assert not link_of(here).lost.is_set()
+        remote.freeze(0.3)
+    assert remote.ask("links") == [2]
+    assert not link_of(local).lost.is_set()
 
 
 def test_who_was_frozen_itself_does_not_take_its_peers_for_dead(near, far):
-    here, there = near(heartbeat_ms=0), far()
-    link(here.instance, there.address)
+    local, remote = near(heartbeat_ms=0), far()
+    link(local.instance, remote.address)
     for _ in range(3):
-        there.freeze(2 * TIMEOUT_S)
+        remote.freeze(2 * TIMEOUT_S)
         time.sleep(0.2)
-        assert there.ask("links") == [2]
+        assert remote.ask("links") == [2]
 
 
 def test_without_heartbeats_silence_is_not_noticed(near, far):
-    here, there = near(heartbeat_ms=0, peer_timeout_ms=100), far(heartbeat_ms=0)
-    link(here.instance, there.address)
-    there.freeze(2 * TIMEOUT_S)
-    assert not link_of(here).lost.is_set()
-    assert there.ask("links") == [2]
+    local, remote = near(heartbeat_ms=0, peer_timeout_ms=100), far(heartbeat_ms=0)
+    link(local.instance, remote.address)
+    remote.freeze(2 * TIMEOUT_S)
+    assert not link_of(local).lost.is_set()
+    assert remote.ask("links") == [2]
 
 
 def test_idle_links_live_on(near, far):
-    here, there = near(), far()
-    link(here.instance, there.address)
-    found = link_of(here)
+    local, remote = near(), far()
+    link(local.instance, remote.address)
+    found = link_of(local)
     assert not found.lost.wait(3 * TIMEOUT_S)
     assert time.monotonic() - found.liveness.checked_at < TIMEOUT_S
     assert found.liveness.silence < TIMEOUT_S
     assert (
         found.conversation.num_received == 0
     )  # lanes answered, which is the peer's native threads
-    assert there.ask("links") == [2]
+    assert remote.ask("links") == [2]
 
 
 @pytest.mark.parametrize("how", ["hold the interpreter", "spin"])
 def test_a_peer_whose_interpreter_is_busy_lives(near, far, how):
-    here, there = near(), far(peer_timeout_ms=60_000)
-    link(here.instance, there.address)
-    there.tell(how, 4 * TIMEOUT_S)
-    assert not link_of(here).lost.wait(4 * TIMEOUT_S)
-    held = here.blocks(1, tensors=2, words=512)
-    assert failure_of(here, held, there)[0] is SUCCESS
-    assert there.process.receive() == "done"
+    local, remote = near(), far(peer_timeout_ms=60_000)
+    link(local.instance, remote.address)
+    remote.tell(how, 4 * TIMEOUT_S)
+    assert not link_of(local).lost.wait(4 * TIMEOUT_S)
+    held = local.blocks(1, tensors=2, words=512)
+    assert failure_of(local, held, remote)[0] is SUCCESS
+    assert remote.process.receive() == "done"
 
 
 def test_a_busy_interpreter_here_does_not_make_peers_dead(near, far):
-    here, there = near(), far(peer_timeout_ms=60_000)
-    link(here.instance, there.address)
+    local, remote = near(), far(peer_timeout_ms=60_000)
+    link(local.instance, remote.address)
     spin(2 * TIMEOUT_S)
     ctypes.PyDLL(None).usleep(int(2 * TIMEOUT_S * 1e6))
-    assert not link_of(here).lost.wait(0.3)
-    assert there.ask("links") == [2]
+    assert not link_of(local).lost.wait(0.3)
+    assert remote.ask("links") == [2]
 
 
 def test_an_instance_linked_to_itself_needs_no_heartbeat(near):
-    here = near()
-    link(here.instance, here.address)
-    found = here.instance._engine.links.get(2)
+    local = near()
+    link(local.instance, local.address)
+    found = local.instance._engine.links.get(2)
     ctypes.PyDLL(None).usleep(int(2 * TIMEOUT_S * 1e6))
     assert not found.lost.wait(TIMEOUT_S)

@@ -37,28 +37,28 @@ class Far:
         return self.peer.receive()
 
 
-def serve(here, backend, options):
+def serve(local, backend, options):
     side = Side(1, backend, **options)
     data = pattern((2, 8, 512), 1)
     desc = CacheDesc(2, [8, 512], DataType.DT_UINT64)
     key = BlocksCacheKey(1)
     cache = side.manager.register_blocks_cache(desc, [t.ctypes.data for t in data], key)
-    here.send(list(side.address))
-    there = BlocksCacheKey(2)
-    while (command := here.receive()) is not None:
-        here.send(_done(side, cache, there, command))
+    local.send(list(side.address))
+    remote = BlocksCacheKey(2)
+    while (command := local.receive()) is not None:
+        local.send(_done(side, cache, remote, command))
     finalize(side)
 
 
-def _done(side, cache, there, command):
+def _done(side, cache, remote, command):
     try:
         match command:
             case ["link", address]:
                 link(side.instance, tuple(address))
             case ["push"]:
-                side.manager.push_blocks(there, cache, [1], [0])
+                side.manager.push_blocks(remote, cache, [1], [0])
             case ["pull"]:
-                side.manager.pull_blocks(there, cache, [0], [2])
+                side.manager.pull_blocks(remote, cache, [0], [2])
             case ["lanes"]:
                 return side.instance.describe_link(2)["lanes"]
     except LLMException as error:

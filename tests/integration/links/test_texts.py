@@ -67,15 +67,15 @@ WELCOMED = [HELLO, {"type": "reject", "status": 5, "reason": LONG}]
 )
 def test_of_whom_nobody_knows(end, caplog, said):
     caplog.set_level(logging.DEBUG)
-    there = end(1)
-    with contextlib.suppress(OSError), socket.create_connection(there.address, 5) as sock:
+    far = end(1)
+    with contextlib.suppress(OSError), socket.create_connection(far.address, 5) as sock:
         sock.sendall(CONTROL)
         for message in said:
             sock.sendall(frame(**message))
         sock.shutdown(socket.SHUT_WR)
         while sock.recv(4096):
             pass
-    there.table.close()
+    far.table.close()
     check(caplog)
 
 
@@ -116,9 +116,9 @@ def answering(*messages):
 )
 def test_of_one_that_is_dialed(end, caplog, messages):
     caplog.set_level(logging.DEBUG)
-    here = end(1)
+    near = end(1)
     with answering(*messages) as address:
-        (result,) = here.table.link_clusters([info(address)], 3000)
+        (result,) = near.table.link_clusters([info(address)], 3000)
     assert not result.is_ok
     assert result.reason.isprintable()
     assert len(result.reason) < 2000
@@ -142,10 +142,10 @@ def test_of_a_linked_peer(end, caplog):
         a.table.request(a.table.get(2), b"", 5000)
     assert str(failed.value).isprintable()
     link = a.table.get(2)
-    there = b.table.get(1)
+    far = b.table.get(1)
 
     async def say():
-        there.conversation.connection._writer.write(frame(type="unlink", reason=LONG))
+        far.conversation.connection._writer.write(frame(type="unlink", reason=LONG))
 
     b.table._control.run(say(), "test")
     a.plane.wait(0)
@@ -172,21 +172,21 @@ def warnings(caplog):
 
 def test_health_probes_are_no_news(end, caplog):
     """Whether they close, or reset."""
-    there = end(1)
+    far = end(1)
     caplog.set_level(logging.DEBUG)
     before = len(warnings(caplog))
     for number in range(40):
-        with socket.create_connection(there.address, 5) as sock:
+        with socket.create_connection(far.address, 5) as sock:
             if number % 2:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    there.table.close()
+    far.table.close()
     assert len(warnings(caplog)) == before
 
 
 def test_a_flood_of_strangers_is_one_line(end, caplog):
-    there = end(1)
+    far = end(1)
     for _ in range(100):
-        with socket.create_connection(there.address, 5) as sock:
+        with socket.create_connection(far.address, 5) as sock:
             sock.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
             with contextlib.suppress(ConnectionError):
                 while sock.recv(100):

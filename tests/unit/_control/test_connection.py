@@ -26,11 +26,11 @@ def reset(sock):
 def pair():
     """A TCP connection: (non-blocking end, blocking end)."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        there = socket.create_connection(server.getsockname())
-        here, _ = server.accept()
-    here.setblocking(False)
-    with here, there:
-        yield here, there
+        far = socket.create_connection(server.getsockname())
+        near, _ = server.accept()
+    near.setblocking(False)
+    with near, far:
+        yield near, far
 
 
 class Heard:
@@ -46,11 +46,11 @@ class Heard:
         self.messages.append(message)
 
 
-def converse(here, act):
+def converse(near, act):
     """Run a conversation to its end while `act(connection)` plays the peer; what was heard."""
 
     async def run():
-        connection = await ControlConnection.open(here)
+        connection = await ControlConnection.open(near)
         heard = Heard(connection)
         await asyncio.sleep(0)
         act(connection)
@@ -62,91 +62,91 @@ def converse(here, act):
 
 
 def test_a_goodbye_before_a_reset_is_heard():
-    with pair() as (here, there):
+    with pair() as (near, far):
 
         def act(_connection):
-            there.sendall(encode_frame(Notify(body=b"x")) + encode_frame(GOODBYE))
-            reset(there)
+            far.sendall(encode_frame(Notify(body=b"x")) + encode_frame(GOODBYE))
+            reset(far)
 
-        heard = converse(here, act)
+        heard = converse(near, act)
     assert heard.signals == [GOODBYE]
     assert len(heard.closed) == 1
 
 
 def test_a_goodbye_is_heard_when_it_is_a_write_that_fails():
     """The write meets the reset first: what lies in the socket is read all the same."""
-    with pair() as (here, there):
+    with pair() as (near, far):
 
         def act(connection):
-            there.sendall(encode_frame(GOODBYE))
-            reset(there)
+            far.sendall(encode_frame(GOODBYE))
+            reset(far)
             connection.send(Ping(id=1))
 
-        heard = converse(here, act)
+        heard = converse(near, act)
     assert heard.signals == [GOODBYE]
 
 
 def test_a_ping_that_cannot_be_answered_does_not_hide_the_goodbye():
-    with pair() as (here, there):
+    with pair() as (near, far):
 
         def act(_connection):
-            there.sendall(encode_frame(Ping(id=7)) * 50 + encode_frame(GOODBYE))
-            reset(there)
+            far.sendall(encode_frame(Ping(id=7)) * 50 + encode_frame(GOODBYE))
+            reset(far)
 
-        heard = converse(here, act)
+        heard = converse(near, act)
     assert heard.signals == [GOODBYE]
 
 
 def test_more_than_the_reader_takes_at_once_is_read_to_the_end():
     body = bytes(100_000)
-    with pair() as (here, there):
-        here.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    with pair() as (near, far):
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
 
         def act(_connection):
-            there.sendall(encode_frame(Request(id=1, body=body)) * 3 + encode_frame(GOODBYE))
-            reset(there)
+            far.sendall(encode_frame(Request(id=1, body=body)) * 3 + encode_frame(GOODBYE))
+            reset(far)
 
-        heard = converse(here, act)
+        heard = converse(near, act)
     assert heard.signals == [GOODBYE]
     assert len(heard.messages) >= 2  # the last may come too late to be answered
 
 
 def test_a_reset_alone_is_an_end_without_goodbye():
-    with pair() as (here, there):
-        heard = converse(here, lambda _connection: reset(there))
+    with pair() as (near, far):
+        heard = converse(near, lambda _connection: reset(far))
     assert heard.signals == []
     assert "broke" in heard.closed[0]
 
 
 def test_a_dialer_that_gave_up_too_late_has_unlinked():
-    with pair() as (here, there):
+    with pair() as (near, far):
 
         def act(_connection):
-            there.sendall(encode_frame(Reject(status=1, reason="out of time")))
-            reset(there)
+            far.sendall(encode_frame(Reject(status=1, reason="out of time")))
+            reset(far)
 
-        heard = converse(here, act)
+        heard = converse(near, act)
     assert heard.signals == [Unlink(reason="out of time")]
 
 
 def test_a_message_of_the_handshake_is_received_before_the_error():
-    async def run(here, there):
-        connection = await ControlConnection.open(here)
-        there.sendall(encode_frame(Reject(status=1, reason="no")))
-        reset(there)
+    async def run(near, far):
+        connection = await ControlConnection.open(near)
+        far.sendall(encode_frame(Reject(status=1, reason="no")))
+        reset(far)
         await asyncio.sleep(0.01)  # the loop meets the reset while nobody reads
         assert await connection.receive() == Reject(status=1, reason="no")
         with pytest.raises(PeerClosedError, match="broke"):
             await connection.receive()
         connection.close()
 
-    with pair() as (here, there):
-        asyncio.run(run(here, there))
+    with pair() as (near, far):
+        asyncio.run(run(near, far))
 
 
 def test_what_was_finished_is_delivered_though_the_peer_does_not_read():
-    async def run(here, there):
-        connection = await ControlConnection.open(here)
+    async def run(near, far):
+        connection = await ControlConnection.open(near)
         connection.send(GOODBYE)
         connection.finish(1.0)
         for _ in range(100):
@@ -154,10 +154,10 @@ def test_what_was_finished_is_delivered_though_the_peer_does_not_read():
                 break
             await asyncio.sleep(0.005)
         assert connection.is_delivered
-        assert there.recv(1000) == encode_frame(GOODBYE)
-        assert there.recv(1) == b""
+        assert far.recv(1000) == encode_frame(GOODBYE)
+        assert far.recv(1) == b""
         connection.abort()
         await asyncio.sleep(0)
 
-    with pair() as (here, there):
-        asyncio.run(run(here, there))
+    with pair() as (near, far):
+        asyncio.run(run(near, far))
