@@ -8,7 +8,6 @@ import pytest
 from llm_datadist import (
     BlocksCacheKey,
     CacheDesc,
-    CacheKeyByIdAndIndex,
     DataType,
     LayerSynchronizer,
     LLMException,
@@ -281,34 +280,6 @@ def test_wrong_waits(keys):
     assert task.synchronize(timeout_in_millis=20000) is SUCCESS
 
 
-def raising(layer):
-    raise RuntimeError("the model has failed")
-
-
-def leaving(layer):
-    raise SystemExit(1)
-
-
-@pytest.mark.expects_log("synchronize_layer")
-@pytest.mark.parametrize("refuse", [lambda layer: False, raising, leaving, lambda layer: None])
-def test_a_synchronizer_that_refuses(keys, refuse):
-    """Item 48: those configs fail, those not started stay None, no later layer is sent."""
-    owner, user = keys
-    source = user.blocks(2, tensors=8)
-    targets = [owner.blocks(1, key=number, tensors=8) for number in range(3)]
-    before = targets[0].data.copy()
-    synchronizer = Layers(lambda layer: True if layer == 0 else refuse(layer))
-    ranges = [range(4), range(1), range(2, 4)]
-    configs = [by_key(BlocksCacheKey(1, number), ranges[number]) for number in range(3)]
-    status, results = run(user, source.cache, synchronizer, configs)
-    assert status is FAILED
-    assert results == [FAILED, SUCCESS, None]
-    assert synchronizer.asked == [0, 1]
-    assert (targets[0].data[:2] == source.data[:2]).all()
-    assert (targets[0].data[2:] == before[2:]).all()
-    assert (targets[2].data == before).all()
-
-
 @pytest.mark.expects_log("layer 0")
 def test_a_config_that_fails_leaves_the_others_alone(keys):
     """Items 47 and 49: the first failure is the task's status; a failure ends that config."""
@@ -403,29 +374,6 @@ def test_quiet_after_cancel(keys):
         assert (target.data[:, ::4, ::512] == landed).all()
 
 
-def test_several_tasks_at_once(keys):
-    """Items 47 and 51: each with a worker of its own; a blocked one blocks no other."""
-    owner, user = keys
-    source = user.blocks(2)
-    targets = [owner.blocks(key=number) for number in range(6)]
-    gate = Gate()
-    blocked = user.manager.transfer_cache_async(
-        source.cache, gate, [by_key(BlocksCacheKey(1, 0), range(2))]
-    )
-    tasks = [
-        user.manager.transfer_cache_async(
-            source.cache, Layers(), [by_key(BlocksCacheKey(1, number), range(2))]
-        )
-        for number in range(1, 6)
-    ]
-    assert [task.synchronize(20000) for task in tasks] == [SUCCESS] * 5
-    assert blocked.synchronize(0) is EXPIRED
-    gate.open.release(2)
-    assert blocked.synchronize(20000) is SUCCESS
-    for target in targets:
-        assert (target.data == source.data).all()
-
-
 def test_finalize_ends_tasks(backend):
     """Items 13 and 49: LLM_ENGINE_FINALIZED, even though the synchronizer never returns."""
     sides = linked_sides(backend, enable_remote_cache_accessible=True)
@@ -443,81 +391,6 @@ def test_finalize_ends_tasks(backend):
         gate.open.release(4)
         finalize(*sides)
     assert not target.data.any()
-
-
-def test_kinds_of_configs(sides, keys):
-    """Item 47: addresses while remote-accessible is off, keys while it is on, never mixed."""
-    raw = TransferConfig(1, [4096] * 4)
-    key = by_key(BlocksCacheKey(1), range(2))
-    for user, refused in ((sides[1], key), (keys[1], raw)):
-        cache = user.blocks().cache
-        start = user.manager.transfer_cache_async
-        with failing("LLM_PARAM_INVALID", OPERATION, "enable_remote_cache_accessible"):
-            start(cache, Layers(), [refused], [0], [0])
-        for mixed in ([raw, key], [key, raw], {raw}):
-            with pytest.raises(TypeError):
-                start(cache, Layers(), mixed, [0], [0])
-        with failing("LLM_PARAM_INVALID", OPERATION, "transfer_configs"):
-            start(cache, Layers(), [], [0], [0])
-
-
-def test_combinations_that_do_not_exist(sides, keys):
-    """Item 47: refused before anything is sent."""
-    owner, user = sides
-    blocks, slots = user.blocks(), user.slots()
-    target = owner.blocks()
-    configs = [TransferConfig(1, addresses(target, range(2)))]
-    start = user.manager.transfer_cache_async
-    for cache, indices, words in (
-        (blocks, (), ["transfer from blocks to cache is not supported"]),
-        (blocks, ([0],), ["transfer from blocks to cache is not supported"]),
-        (blocks, ([0, 1], [0]), ["2", "1"]),
-        (blocks, (None, [0]), ["src_block_indices has 0", "1"]),
-        (blocks, ([8], [0]), ["src_block_indices[0] is 8"]),
-        (blocks, ([0], [0], 512), ["dst_block_memory_size is 512"]),
-        (blocks, ([0, 1], [3, 3]), ["dst_block_indices[1] is 3 again"]),
-        (slots, (None, [], 256), ["dst_block_memory_size is 256"]),
-        (slots, (None, None, 256), ["dst_block_memory_size is 256"]),
-        (slots, (None, [0]), ["dst_block_memory_size"]),
-        (slots, (None, [0, 1, 2, 3, 4], 256), ["5 entries", "4 pieces"]),
-    ):
-        with failing("LLM_PARAM_INVALID", OPERATION, *words):
-            start(cache.cache, Layers(), configs, *indices)
-    _, user = keys
-    slot = CacheKeyByIdAndIndex(1, 1)
-    cache = user.blocks().cache
-    with failing("LLM_PARAM_INVALID", OPERATION, "transfer from blocks to cache is not supported"):
-        user.manager.transfer_cache_async(cache, Layers(), [by_key(slot, range(2))], [0], [0])
-
-
-def test_wrong_layers_slots_and_addresses(sides, keys):
-    """Item 47: at use, before anything is sent."""
-    owner, user = sides
-    target, source = owner.slots(), user.slots()
-    start = user.manager.transfer_cache_async
-    four = addresses(target, range(2))
-    for config, words in (
-        (TransferConfig(1, four[:3]), ["dst_addrs has 3", "4"]),
-        (TransferConfig(1, four, range(1)), ["dst_addrs has 4", "2"]),
-        (TransferConfig(1, four, range(1, 3)), ["range(1, 3)", "2 layers"]),
-        (TransferConfig(1, four, None, 8), ["src_batch_index is 8", "8 slots"]),
-    ):
-        with failing("LLM_PARAM_INVALID", OPERATION, *words):
-            start(source.cache, Layers(), [config])
-    _, user = keys
-    source = user.slots()
-    slot = CacheKeyByIdAndIndex(1, 1)
-    for config, words in (
-        (TransferWithCacheKeyConfig(slot, range(1)), ["dst_layer_range"]),
-        (TransferWithCacheKeyConfig(slot, None, range(1)), ["src_layer_range"]),
-        (by_key(slot, range(1), range(2)), ["1 layers", "2"]),
-        (by_key(slot, range(3), range(3)), ["range(0, 3)"]),
-        (by_key(slot, range(1), slot=8), ["src_batch_index is 8"]),
-        (by_key(BlocksCacheKey(1), range(1), slot=1), ["src_batch_index is 1"]),
-        (by_key(BlocksCacheKey(1), range(1)), ["dst_block_indices"]),
-    ):
-        with failing("LLM_PARAM_INVALID", OPERATION, *words):
-            user.manager.transfer_cache_async(source.cache, Layers(), [config])
 
 
 @pytest.mark.expects_log("layer [01]")
