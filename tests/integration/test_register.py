@@ -61,17 +61,6 @@ def test_ids_count_from_1_per_init_over_all_kinds_of_caches(alone):
         alone.init(options)
 
 
-def test_sum_of_addresses_is_limited_over_all_registered_caches(alone):
-    """Item 34: 240 by default; an address count that is wrong is named, too."""
-    manager = alone.cache_manager
-    for call in (manager.register_cache, manager.register_blocks_cache):
-        call(CacheDesc(120, [1, 1], DataType.DT_INT8), [4096 + index for index in range(120)])
-        with failing("LLM_PARAM_INVALID", call.__name__, "3", "2"):
-            call(DESC, [4096, 8192, 12288])
-    with failing("LLM_PARAM_INVALID", "register_cache", 241, 240):
-        manager.register_cache(CacheDesc(1, [1, 1], DataType.DT_INT8), [4096])
-
-
 def test_the_limit_of_addresses_is_an_option():
     """Item 34: max_registered_addrs."""
     with (
@@ -175,20 +164,6 @@ def test_registration_before_the_link(backend):
         finalize(first, second)
 
 
-def test_cache_keys_name_slots(sides):
-    """Item 38: in order; placeholders leave slots unnamed; the last of duplicates wins."""
-    owner, user = sides
-    keys = [CacheKey(1, 100), CacheKey(1, UNUSED), CacheKey(1, 102), CacheKey(1, 100)]
-    source = owner.slots(9, keys=keys)
-    target = user.slots()
-    user.manager.pull_cache(CacheKey(1, 102), target.cache, 0)
-    assert (target.data[:, 0] == source.data[:, 2]).all()
-    user.manager.pull_cache(CacheKey(1, 100), target.cache, 1)
-    assert (target.data[:, 1] == source.data[:, 3]).all()
-    with failing("LLM_KV_CACHE_NOT_EXIST", "pull_cache", UNUSED, peer=1):
-        user.manager.pull_cache(CacheKey(1, UNUSED), target.cache)
-
-
 def test_keys_differ_by_every_part(sides):
     """Item 38: req_id, model_id and prefix_id."""
     owner, user = sides
@@ -198,19 +173,6 @@ def test_keys_differ_by_every_part(sides):
     for slot in (2, 0, 3, 1):
         user.manager.pull_cache(keys[slot], target.cache, slot)
         assert (target.data[:, slot] == source.data[:, slot]).all()
-
-
-def test_bound_keys_are_refused(sides):
-    """Item 38: until the cache that has them is gone, or they are consumed or removed."""
-    owner, user = sides
-    keys = [CacheKey(1, 50), CacheKey(1, 51)]
-    first = owner.slots(1, keys=keys)
-    with failing("LLM_PARAM_INVALID", "register_cache", "req_id 51", f"cache {first.id}"):
-        owner.slots(2, keys=[CacheKey(1, 49), keys[1]])
-    user.manager.pull_cache(keys[0], user.slots().cache)
-    owner.slots(4, keys=[keys[0]])
-    owner.clean()
-    owner.slots(6, keys=keys)
 
 
 def test_unregister_with_a_link(sides):
