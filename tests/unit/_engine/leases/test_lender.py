@@ -45,7 +45,7 @@ class Owner:
         self.ends = []
         self.lender.on_end(self.ends.append)
 
-    def after(self, seconds, call):
+    def call_later(self, seconds, call):
         self.scheduled.append((seconds, call))
 
     def run_scheduled(self):
