@@ -1,8 +1,8 @@
-"""Tools to test programs that use this package, and backends that serve it.
+"""Tools to test programs that use this package, and its backends.
 
-`PeerGroup` runs bodies as peers of each other, `leaks` compares what a process holds before and
-after, `check_backend` is the executable form of the backend contract, `inject_faults` makes
-transfers fail as a `FaultPolicy` says.
+`PeerGroup` runs functions as peers of each other, `leaks_since` finds resources that a process has
+not released, `check_backend` is the executable form of the backend contract, and `inject_faults`
+makes transfers fail according to a `FaultPolicy`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Memory for backend checks: some registered tensors, a gap between them that is not registered."""
+"""Memory for backend checks: registered tensors with unregistered gaps between them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def pattern(seed: int, size: int = TENSOR_BYTES * NUM_TENSORS) -> npt.NDArray[np.uint8]:
-    """Bytes that differ from those of every other seed, everywhere."""
+    """Return random bytes of a seed."""
     return np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
 
 
 class Arena:
-    """Anonymous memory with a page that nobody registers between any two tensors.
+    """Anonymous memory of some tensors, with an unregistered page after each.
 
     Attributes:
         address: First byte of the first tensor.
@@ -56,15 +56,15 @@ class Arena:
         self._rows[:, :TENSOR_BYTES] = pattern(seed).reshape(NUM_TENSORS, TENSOR_BYTES)
 
     def contents(self) -> npt.NDArray[np.uint8]:
-        """A copy of the tensors' bytes, one tensor after the other."""
+        """Return a copy of the tensors' bytes, one tensor after the other."""
         return np.ascontiguousarray(self._rows[:, :TENSOR_BYTES]).reshape(-1)
 
     def gaps(self) -> npt.NDArray[np.uint8]:
-        """A copy of the bytes that are not registered."""
+        """Return a copy of the bytes that are not registered."""
         return np.ascontiguousarray(self._rows[:, TENSOR_BYTES:]).reshape(-1)
 
     def protect(self, offset: int, *, accessible: bool) -> None:
-        """Take the page at an offset of the first tensor away, or give it back with its bytes."""
+        """Forbid or allow access to the page at an offset of the first tensor; its bytes stay."""
         rights = mmap.PROT_READ | mmap.PROT_WRITE if accessible else 0
         address = (self.address + offset) & ~(PAGE_BYTES - 1)
         if _libc.mprotect(ctypes.c_void_p(address), PAGE_BYTES, rights) != 0:

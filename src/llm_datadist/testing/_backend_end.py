@@ -29,7 +29,7 @@ LANES_PER_DIRECTION = 2
 
 
 class Introduction(msgspec.Struct, frozen=True):
-    """What one end tells the other, as a link's handshake would."""
+    """What one end sends to the other, as in a link's handshake."""
 
     incarnation: int
     link_ref: Ref
@@ -78,21 +78,21 @@ class BackendEnd:
 
     def connect(
         self,
-        there: Introduction,
+        remote: Introduction,
         client_lanes: list[OpenLane],
         server_lanes: list[OpenLane],
         cluster_id: int,
     ) -> None:
-        """Make the channel over connected sockets, whose ownership passes."""
+        """Make the channel over connected sockets, and take ownership of them."""
         self._lanes = LinkLanes(self.node, LINK_ID, client_lanes, server_lanes)
         endpoint = PeerEndpoint(
-            cluster_id, there.incarnation, there.link_ref, there.page_proof, there.metadata
+            cluster_id, remote.incarnation, remote.link_ref, remote.page_proof, remote.metadata
         )
         self.channel = self.backend.connect(endpoint, self._lanes)
         self._lanes.serve()
 
     def close_link(self) -> None:
-        """End the link, in the order that the engine keeps. Idempotent."""
+        """End the link in the order of the engine; idempotent."""
         if self._lanes is None:
             return
         self.node.close_guard(*self.link_ref)
@@ -101,7 +101,7 @@ class BackendEnd:
         self._lanes = None
 
     def close(self) -> None:
-        """Unlink and release everything. Idempotent."""
+        """Unlink and release everything; idempotent."""
         self.close_link()
         self.node.close_entry(*self.cache_ref)
         self.backend.deregister(self.region)
@@ -110,24 +110,24 @@ class BackendEnd:
 
 
 def listen() -> socket.socket:
-    """A listener on a free port of the loopback device."""
+    """Listen on a free port of the loopback device."""
     return socket.create_server(("127.0.0.1", 0))
 
 
 def _open_lane(sock: socket.socket) -> OpenLane:
-    """A lane that nothing has to prove, between two ends that have one clock."""
+    """Make a lane without authentication, between two ends with the same clock."""
     return OpenLane(sock.detach(), LaneKeys(bytes(16), bytes(16)), 0)
 
 
 def accept_lanes(listener: socket.socket) -> tuple[list[OpenLane], list[OpenLane]]:
-    """Take the other end's lanes: (those we initiate on, those that we serve)."""
+    """Accept the other end's lanes: (lanes to initiate on, lanes to serve)."""
     served = [_open_lane(listener.accept()[0]) for _ in range(LANES_PER_DIRECTION)]
     client = [_open_lane(listener.accept()[0]) for _ in range(LANES_PER_DIRECTION)]
     return client, served
 
 
 def dial_lanes(port: int) -> tuple[list[OpenLane], list[OpenLane]]:
-    """Open the lanes to the other end: (those we initiate on, those that we serve)."""
+    """Open lanes to the other end: (lanes to initiate on, lanes to serve)."""
     lanes = [
         _open_lane(socket.create_connection(("127.0.0.1", port)))
         for _ in range(2 * LANES_PER_DIRECTION)

@@ -1,4 +1,4 @@
-"""The active end of a backend check, and the pair that it forms with its target."""
+"""Initiator of a backend check, connected to its target."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ DEADLINE_S = 10.0
 
 
 class BackendPair:
-    """Two connected ends; transfers are made here, commands are carried out there.
+    """Two connected ends: this process initiates transfers, the target executes commands.
 
     Attributes:
-        here: The initiator's end, in this process.
-        there: What the target said about itself.
+        local: The initiator's end, in this process.
+        remote: The target's introduction.
         peer: The target's process or thread.
     """
 
     def __init__(self, group: PeerGroup, maker: BodyName) -> None:
         self.group = group
         self.peer: Peer = group.start(serve_backend, *maker, name="target")
-        self.here = BackendEnd(maker)
+        self.local = BackendEnd(maker)
         port, introduction = self.peer.receive()
-        self.there = msgspec.convert(introduction, Introduction)
-        self.peer.send(msgspec.to_builtins(self.here.introduction()))
+        self.remote = msgspec.convert(introduction, Introduction)
+        self.peer.send(msgspec.to_builtins(self.local.introduction()))
         client, served = dial_lanes(port)
-        self.here.connect(self.there, client, served, TARGET_ID)
+        self.local.connect(self.remote, client, served, TARGET_ID)
         assert self.peer.receive() == "connected"
 
     def ask(self, command: str, *arguments: Value) -> Value:
-        """Have the target carry out a command of `TargetCommands`; its answer."""
+        """Have the target execute a command of `TargetCommands`; return its answer."""
         self.peer.send([command, *arguments])
         return self.peer.receive()
 
@@ -66,13 +66,13 @@ class BackendPair:
     ) -> Transfer:
         """Make a transfer of (local offset, remote offset, length) pieces.
 
-        Offsets count through the tensors, gaps left out; one beyond them is an address as far
-        behind the last tensor.
+        Offsets count through the tensors without the gaps; one beyond the end is an address that
+        far behind the last tensor.
         """
-        own = [int(address) for address in self.here.arena.addresses]
+        addresses = [int(address) for address in self.local.arena.addresses]
         columns = [
-            [address_at(own, piece[0]) for piece in pieces],
-            [address_at(self.there.addresses, piece[1]) for piece in pieces],
+            [address_at(addresses, piece[0]) for piece in pieces],
+            [address_at(self.remote.addresses, piece[1]) for piece in pieces],
             [piece[2] for piece in pieces],
         ]
         local, remote, length = (np.array(column, dtype=np.uint64) for column in columns)
@@ -81,16 +81,16 @@ class BackendPair:
             local=local,
             remote=remote,
             length=length,
-            local_ref=self.here.cache_ref if local_ref is None else local_ref,
-            cache_ref=self.there.cache_ref if cache_ref is None else cache_ref,
+            local_ref=self.local.cache_ref if local_ref is None else local_ref,
+            cache_ref=self.remote.cache_ref if cache_ref is None else cache_ref,
             key_ref=key_ref,
             version=version,
             deadline_ns=time.monotonic_ns() + int(timeout_s * 1e9),
         )
 
     def run(self, transfer: Transfer) -> Outcome:
-        """Carry a transfer out through a handle, as the contract says."""
-        handle = self.here.channel.post(transfer)
+        """Execute a transfer through a handle, as the contract requires."""
+        handle = self.local.channel.post(transfer)
         try:
             return handle.wait()
         finally:
@@ -100,18 +100,18 @@ class BackendPair:
         """Close both ends; the target may be gone already."""
         if self.peer.exit is None:
             self.peer.send([STOP])
-        self.here.close()
+        self.local.close()
 
 
 def address_at(addresses: Sequence[int], offset: int) -> int:
-    """The address of a byte, counted through tensors at these addresses."""
+    """Return the address of a byte offset through tensors at these addresses."""
     tensor = min(offset // TENSOR_BYTES, NUM_TENSORS - 1)
     return addresses[tensor] + offset - tensor * TENSOR_BYTES
 
 
 @contextmanager
 def backend_pair(maker: BodyName, kind: Literal["process", "thread"]) -> Iterator[BackendPair]:
-    """Make a pair, and leave nothing of it behind."""
+    """Make a pair, and close it at the end."""
     with PeerGroup(kind) as group:
         pair = BackendPair(group, maker)
         try:

@@ -1,4 +1,4 @@
-"""The passive end of a backend check: a peer that does what the check tells it."""
+"""Target of a backend check: a peer that executes the check's commands."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ CLEAN_GAPS = np.zeros(NUM_TENSORS * PAGE_BYTES, dtype=np.uint8)
 
 
 def digests(contents: npt.NDArray[np.uint8], gaps: npt.NDArray[np.uint8] = CLEAN_GAPS) -> list[str]:
-    """Digests of registered memory and of the gaps in it: what the command `digest` answers."""
+    """Return digests of registered memory and of its gaps, as the command `digest` does."""
     return [hashlib.sha256(part.tobytes()).hexdigest() for part in (contents, gaps)]
 
 
 class TargetCommands:
-    """What the check may ask of the target; each method is a command."""
+    """Commands to the target, one per method."""
 
     def __init__(self, end: BackendEnd) -> None:
         self._end = end
@@ -46,11 +46,11 @@ class TargetCommands:
         self._end.arena.fill(seed)
 
     def digest(self) -> list[str]:
-        """Digests of the registered memory and of the gaps."""
+        """Return digests of the registered memory and of the gaps."""
         return digests(self._end.arena.contents(), self._end.arena.gaps())
 
     def protect(self, offset: int, accessible: bool) -> None:
-        """Take a page of the first tensor away, or give it back."""
+        """Forbid access to a page of the first tensor, or allow it again."""
         self._end.arena.protect(offset, accessible=accessible)
 
     def close_entry(self) -> None:
@@ -58,23 +58,23 @@ class TargetCommands:
         self._end.node.close_entry(*self._end.cache_ref)
 
     def reopen_entry(self) -> list[int]:
-        """Remap the memory; the entry's new reference."""
+        """Remap the memory; return the entry's new reference."""
         index, value = self._end.cache_ref
         self._end.cache_ref = (index, self._end.node.reopen_entry(index, value))
         return list(self._end.cache_ref)
 
     def close_key(self) -> None:
-        """Kill the key."""
+        """Close the key."""
         self._end.node.close_key(*self._end.key_ref)
 
     def append_record(self) -> int:
-        """Change the directory; its new version."""
+        """Change the directory; return its new version."""
         self._end.node.append(b"record")
         version: int = self._end.node.version()
         return version
 
     def drop_link(self) -> None:
-        """End the link from this side."""
+        """End the link from the target's side."""
         self._end.close()
 
     def compute(self, seconds: float) -> None:
@@ -85,13 +85,13 @@ class TargetCommands:
 
 
 def serve_backend(here: Here, module: str, file: str, qualname: str) -> None:
-    """Body of the target."""
+    """Run the target; body of a peer."""
     end = BackendEnd(BodyName(module, file, qualname))
     with listen() as listener:
         here.send([listener.getsockname()[1], msgspec.to_builtins(end.introduction())])
-        there = msgspec.convert(here.receive(), Introduction)
+        initiator = msgspec.convert(here.receive(), Introduction)
         client, served = accept_lanes(listener)
-    end.connect(there, client, served, INITIATOR_ID)
+    end.connect(initiator, client, served, INITIATOR_ID)
     here.send("connected")
     commands = TargetCommands(end)
     while (command := _next(here))[0] != STOP:

@@ -1,4 +1,4 @@
-"""What one end of a connection has been told and its threads wait for."""
+"""Inbox, events and barriers of one end of a connection, with bounded waits."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def _never() -> Exception | None:
 
 
 class Board:
-    """Inbox, events and barrier releases, with waits. Thread-safe.
+    """Received messages, events and barrier releases. Thread-safe.
 
     Args:
-        hopeless: Asked by a wait that is not fulfilled: an exception when nothing can fulfil it any
-            more. Asked again after `poke`; it must not take a lock that a caller of Board holds.
+        hopeless: Called by waits: returns an exception if the wait can never be fulfilled, else
+            None. Called again after `poke`; it must not take a lock that a caller of Board holds.
     """
 
     def __init__(self, hopeless: Callable[[], Exception | None] = _never) -> None:
@@ -50,13 +50,13 @@ class Board:
             self._changed.notify_all()
 
     def end(self) -> None:
-        """The other end is done; waits that are not fulfilled raise."""
+        """Note that the other end is done, so that unfulfilled waits raise."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
 
     def poke(self) -> None:
-        """Let waits ask again whether they are hopeless."""
+        """Make waits call `hopeless` again."""
         with self._changed:
             self._changed.notify_all()
 
@@ -76,7 +76,7 @@ class Board:
             return self._events[name]
 
     def arrive(self, barrier: str) -> int:
-        """Count one more passage of a barrier; return the release that lets it through."""
+        """Arrive at a barrier; return the number of the release to wait for."""
         with self._changed:
             self._passed[barrier] += 1
             return self._passed[barrier]

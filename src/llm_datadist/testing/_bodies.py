@@ -1,4 +1,4 @@
-"""Naming a body so that a fresh interpreter finds it, without pickling code."""
+"""Names of bodies, by which a fresh interpreter finds them without pickled code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Body: TypeAlias = "Callable[..., object] | str"
 
 
 class BodyName(NamedTuple):
-    """Where a body is found: module, the file that must be behind it ("" = any), name in it."""
+    """Location of a body: module, the module's file ("" = any), and its name there."""
 
     module: str
     file: str
@@ -26,10 +26,10 @@ class BodyName(NamedTuple):
 
     @classmethod
     def of(cls, body: Body) -> BodyName:
-        """Name a body.
+        """Return the name of a body.
 
         Raises:
-            ValueError: It is not at the top level of a module, or the string is malformed.
+            ValueError: The body is not at the top level of a module, or the string is malformed.
         """
         if isinstance(body, str):
             module, colon, qualname = body.partition(":")
@@ -42,7 +42,7 @@ class BodyName(NamedTuple):
         return cls(body.__module__, str(Path(inspect.getfile(body)).resolve()), qualname)
 
     def load(self) -> Callable[..., object]:
-        """Import the module, by name where that leads to the same file, else from the file."""
+        """Import the module by name, or from its file if the name leads to another file."""
         found: object = self._module()
         for part in self.qualname.split("."):
             found = getattr(found, part)
@@ -52,13 +52,13 @@ class BodyName(NamedTuple):
 
     def _module(self) -> ModuleType:
         loaded = sys.modules.get(self.module)
-        if loaded is not None and self._is_ours(getattr(loaded, "__file__", None)):
+        if loaded is not None and self._has_file(getattr(loaded, "__file__", None)):
             return loaded
         try:
             spec = importlib.util.find_spec(self.module)
         except (ImportError, ValueError):
             spec = None
-        if spec is not None and self._is_ours(spec.origin):
+        if spec is not None and self._has_file(spec.origin):
             return importlib.import_module(self.module)
         if not self.file:
             raise ModuleNotFoundError(f"no module {self.module}", name=self.module)
@@ -71,7 +71,7 @@ class BodyName(NamedTuple):
         spec.loader.exec_module(module)
         return module
 
-    def _is_ours(self, file: str | None) -> bool:
+    def _has_file(self, file: str | None) -> bool:
         if not self.file:
             return True
         return file is not None and str(Path(file).resolve()) == self.file

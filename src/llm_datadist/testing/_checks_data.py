@@ -1,4 +1,4 @@
-"""Backend checks: the right bytes, in the right places, seen by everybody."""
+"""Backend checks: transfers move the right bytes to the right places."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def check_reads(pair: BackendPair) -> None:
     pair.ask("fill", 1)
     remote = pattern(1)
     for name, pieces in PIECE_LISTS.items():
-        pair.here.arena.fill(2)
+        pair.local.arena.fill(2)
         expected = pattern(2)
         for local, source, length in pieces:
             expected[local : local + length] = remote[source : source + length]
         outcome = pair.run(pair.transfer(pieces))
         assert outcome.code == Code.OK, f"read of {name}: {outcome}"
         assert outcome.moved_bytes == sum(length for *_, length in pieces), name
-        assert np.array_equal(pair.here.arena.contents(), expected), f"wrong bytes: {name}"
-        assert not pair.here.arena.gaps().any(), f"bytes outside the tensors: {name}"
+        assert np.array_equal(pair.local.arena.contents(), expected), f"wrong bytes: {name}"
+        assert not pair.local.arena.gaps().any(), f"bytes outside the tensors: {name}"
 
 
 def check_writes(pair: BackendPair) -> None:
-    """WRITE moves length[i] bytes from local[i] to remote[i]; OK means that they are there."""
-    pair.here.arena.fill(3)
+    """WRITE moves length[i] bytes from local[i] to remote[i]; OK means applied, not sent."""
+    pair.local.arena.fill(3)
     local_bytes = pattern(3)
     for name, pieces in PIECE_LISTS.items():
         pair.ask("fill", 4)
@@ -61,8 +61,8 @@ def check_writes(pair: BackendPair) -> None:
 
 
 def check_handles(pair: BackendPair) -> None:
-    """`poll` becomes the outcome that `wait` returns, and stays it."""
-    handle = pair.here.channel.post(pair.transfer([(0, 0, TENSOR_BYTES)]))
+    """`poll` returns the outcome of `wait` once there is one, and keeps returning it."""
+    handle = pair.local.channel.post(pair.transfer([(0, 0, TENSOR_BYTES)]))
     while (polled := handle.poll()) is None:
         pass
     assert polled.code == Code.OK, polled
@@ -74,7 +74,7 @@ def check_handles(pair: BackendPair) -> None:
 def check_threads(pair: BackendPair) -> None:
     """Transfers of several threads at once do not disturb each other."""
     pair.ask("fill", 5)
-    pair.here.arena.fill(6)
+    pair.local.arena.fill(6)
     num_threads, rounds, size = 6, 8, ALL_BYTES // 12
     outcomes: list[int] = []
 
@@ -92,22 +92,21 @@ def check_threads(pair: BackendPair) -> None:
     for thread in threads:
         thread.join()
     assert outcomes == [Code.OK] * (num_threads * rounds), outcomes
-    here, moved = pattern(6), (size // 4096) * 4096
-    there = pattern(5)
+    local, remote, moved = pattern(6), pattern(5), (size // 4096) * 4096
     for number in range(num_threads):
         begin = (number // 2) * size + (number % 2) * (ALL_BYTES // 2)
         part = slice(begin, begin + moved)
         if number % 2:
-            there[part] = here[part]
+            remote[part] = local[part]
         else:
-            here[part] = there[part]
-    assert np.array_equal(pair.here.arena.contents(), here), "reads of several threads"
-    assert pair.ask("digest") == digests(there), "writes of several threads"
+            local[part] = remote[part]
+    assert np.array_equal(pair.local.arena.contents(), local), "reads of several threads"
+    assert pair.ask("digest") == digests(remote), "writes of several threads"
 
 
 def check_descriptions(pair: BackendPair) -> None:
-    """A channel can be described to users, by names."""
-    facts = pair.here.channel.describe()
+    """`describe` of a channel returns named facts."""
+    facts = pair.local.channel.describe()
     assert facts, "describe() says nothing"
     assert all(isinstance(name, str) for name in facts)
-    assert isinstance(pair.here.backend.describe(LINK_ID + 1), bytes)
+    assert isinstance(pair.local.backend.describe(LINK_ID + 1), bytes)

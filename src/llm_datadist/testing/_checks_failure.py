@@ -1,4 +1,4 @@
-"""Backend checks: deadlines, deaths and bad pages end a transfer in time, quietly, and only it."""
+"""Backend checks: deadlines, dead peers and bad pages end in time the transfers they concern."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ BLOCKS = [(i * BLOCK_BYTES, i * BLOCK_BYTES, BLOCK_BYTES) for i in range(16)]
 BAD_BLOCK = 5
 BOTH = (False, True)
 LATE_S = 0.1
-ATTEMPTS = 3  # on a machine that others use, one of so many must keep the bound
-SETTLE_S = 0.3  # how long bytes get to land that should not
+ATTEMPTS = 3  # other load on the machine may delay some; one must keep the bound
+SETTLE_S = 0.3  # time for forbidden bytes to land
 
 
 def check_read_past_its_deadline(pair: BackendPair) -> None:
@@ -37,17 +37,17 @@ def check_write_past_its_deadline(pair: BackendPair) -> None:
 
 def _expect_nothing_past_deadline(pair: BackendPair, *, write: bool) -> None:
     pair.ask("fill", 7)
-    pair.here.arena.fill(8)
+    pair.local.arena.fill(8)
     outcome = pair.run(pair.transfer(EVERYTHING, write=write, timeout_s=-0.001))
     assert outcome.code == Code.TIMEOUT, outcome
-    assert np.array_equal(pair.here.arena.contents(), pattern(8)), "bytes landed here"
+    assert np.array_equal(pair.local.arena.contents(), pattern(8)), "bytes landed locally"
     assert pair.ask("digest") == digests(pattern(7)), "bytes landed at the target"
 
 
 def check_frozen_target(pair: BackendPair) -> None:
-    """With a frozen target a transfer ends by its deadline, and its bytes never land later."""
+    """With a frozen target, a transfer ends by its deadline and its bytes never land later."""
     pair.ask("fill", 7)
-    pair.here.arena.fill(8)
+    pair.local.arena.fill(8)
     pair.peer.freeze()
     outcome, elapsed_s = _timed(pair, write=True, timeout_s=0.3)
     assert outcome.code == Code.TIMEOUT, outcome
@@ -55,19 +55,19 @@ def check_frozen_target(pair: BackendPair) -> None:
     late_s = []
     for _ in range(ATTEMPTS):
         outcome, elapsed_s = _timed(pair, write=False, timeout_s=0.2)
-        # PEER_DEAD: the write has cost the lanes, and nobody opens new ones here.
+        # PEER_DEAD: the write has closed the lanes, and this check opens no new ones.
         assert outcome.code in {Code.OK, Code.TIMEOUT, Code.PEER_DEAD}, outcome
         late_s.append(elapsed_s - 0.2)
     assert min(late_s) < LATE_S, f"reads came back late by {late_s}"
-    before = pair.here.arena.contents()
+    before = pair.local.arena.contents()
     pair.peer.thaw()
     time.sleep(SETTLE_S)
-    assert np.array_equal(pair.here.arena.contents(), before), "bytes landed here after the end"
+    assert np.array_equal(pair.local.arena.contents(), before), "bytes landed locally after the end"
     assert pair.ask("digest") == digests(pattern(7)), "bytes landed at the target after the end"
 
 
 def check_killed_target(pair: BackendPair) -> None:
-    """With a dead target transfers end at once, well before their deadline."""
+    """With a dead target, transfers end at once, well before their deadline."""
     pair.peer.kill()
     pair.peer.wait()
     for write in BOTH:
@@ -77,7 +77,7 @@ def check_killed_target(pair: BackendPair) -> None:
 
 
 def check_busy_target(pair: BackendPair) -> None:
-    """The target's interpreter takes no part: transfers run while it computes."""
+    """Transfers run while the target's interpreter is busy."""
     pair.peer.send(["compute", 2.0])
     time.sleep(0.1)
     for write in BOTH:
@@ -87,8 +87,8 @@ def check_busy_target(pair: BackendPair) -> None:
     assert pair.peer.receive() is None
 
 
-def check_bad_page_at_the_target(pair: BackendPair) -> None:
-    """A bad page of the target fails the transfers that meet it, and only them."""
+def check_remote_bad_page(pair: BackendPair) -> None:
+    """A bad page of the target fails the transfers that touch it, and no others."""
     bad_offset = BAD_BLOCK * BLOCK_BYTES + 3 * 4096
     pair.ask("protect", bad_offset, False)
     _expect_contained(pair, Code.REMOTE_FAULT)
@@ -98,12 +98,12 @@ def check_bad_page_at_the_target(pair: BackendPair) -> None:
         assert outcome.code == Code.OK, outcome
 
 
-def check_bad_page_here(pair: BackendPair) -> None:
-    """A bad page of our own fails the transfers that meet it, and only them."""
+def check_local_bad_page(pair: BackendPair) -> None:
+    """A bad local page fails the transfers that touch it, and no others."""
     bad_offset = BAD_BLOCK * BLOCK_BYTES + 3 * 4096
-    pair.here.arena.protect(bad_offset, accessible=False)
+    pair.local.arena.protect(bad_offset, accessible=False)
     _expect_contained(pair, Code.LOCAL_FAULT)
-    pair.here.arena.protect(bad_offset, accessible=True)
+    pair.local.arena.protect(bad_offset, accessible=True)
     for write in BOTH:
         outcome = pair.run(pair.transfer(BLOCKS, write=write))
         assert outcome.code == Code.OK, outcome

@@ -1,4 +1,4 @@
-"""Backend checks: a transfer counts only while everything that it names is what it was."""
+"""Backend checks: a transfer succeeds only while everything that it names is valid."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ PIECE = [(0, 0, 4096)]
 BOTH = (False, True)
 
 
-def check_unregistered_at_the_target(pair: BackendPair) -> None:
-    """After the target has closed the cache's entry neither direction succeeds."""
+def check_remote_unregistered(pair: BackendPair) -> None:
+    """No transfer succeeds after the target has closed the cache's entry."""
     _fill_both(pair)
     pair.ask("close_entry")
     for write in BOTH:
@@ -28,8 +28,8 @@ def check_unregistered_at_the_target(pair: BackendPair) -> None:
     _expect_untouched(pair)
 
 
-def check_remapped_at_the_target(pair: BackendPair) -> None:
-    """After the target has remapped the cache only its new reference works."""
+def check_remote_remapped(pair: BackendPair) -> None:
+    """After the target has remapped the cache, only its new reference works."""
     _fill_both(pair)
     index, value = pair.ask("reopen_entry")
     for write in BOTH:
@@ -39,27 +39,27 @@ def check_remapped_at_the_target(pair: BackendPair) -> None:
         _expect(pair, pair.transfer(PIECE, write=write, cache_ref=(index, value)), Code.OK)
 
 
-def check_unregistered_here(pair: BackendPair) -> None:
-    """After the own entry has been closed neither direction succeeds."""
+def check_local_unregistered(pair: BackendPair) -> None:
+    """No transfer succeeds after the local entry has been closed."""
     _fill_both(pair)
-    pair.here.node.close_entry(*pair.here.cache_ref)
+    pair.local.node.close_entry(*pair.local.cache_ref)
     for write in BOTH:
         _expect(pair, pair.transfer(PIECE, write=write), Code.LOCAL_GONE)
     _expect_untouched(pair)
 
 
 def check_dead_key(pair: BackendPair) -> None:
-    """A read that names a key succeeds while the key is live, and not after."""
+    """A read that names a key succeeds only while the key is live."""
     _fill_both(pair)
-    _expect(pair, pair.transfer(PIECE, key_ref=pair.there.key_ref), Code.OK)
-    pair.here.arena.fill(8)
+    _expect(pair, pair.transfer(PIECE, key_ref=pair.remote.key_ref), Code.OK)
+    pair.local.arena.fill(8)
     pair.ask("close_key")
-    _expect(pair, pair.transfer(PIECE, key_ref=pair.there.key_ref), Code.GONE)
+    _expect(pair, pair.transfer(PIECE, key_ref=pair.remote.key_ref), Code.GONE)
     _expect_untouched(pair)
 
 
 def check_stale_directory(pair: BackendPair) -> None:
-    """A write that names a version of the directory is refused when that has moved on."""
+    """A write that names an old version of the directory is refused."""
     _fill_both(pair)
     version = pair.ask("append_record")
     _expect(pair, pair.transfer(PIECE, write=True, version=version), Code.OK)
@@ -70,10 +70,10 @@ def check_stale_directory(pair: BackendPair) -> None:
 
 
 def check_writes_outside_registered_memory(pair: BackendPair) -> None:
-    """A write is refused as a whole when any byte of it lies outside the target's ranges."""
+    """A write is refused as a whole if any byte of it lies outside the target's ranges."""
     _fill_both(pair)
     beyond = NUM_TENSORS * TENSOR_BYTES
-    for cache_ref in (pair.there.cache_ref, ANY_ENTRY):
+    for cache_ref in (pair.remote.cache_ref, ANY_ENTRY):
         for bad in ((0, beyond, 16), (0, beyond - 8, 16), (0, TENSOR_BYTES - 8, 16)):
             pieces = [*PIECE, bad]
             _expect(pair, pair.transfer(pieces, write=True, cache_ref=cache_ref), Code.DENIED)
@@ -82,7 +82,7 @@ def check_writes_outside_registered_memory(pair: BackendPair) -> None:
 
 
 def check_addresses_that_wrap(pair: BackendPair) -> None:
-    """A range that leaves the address space is refused (ValueError too), not computed with."""
+    """A range that wraps around the address space is refused (ValueError is accepted, too)."""
     _fill_both(pair)
     for write in BOTH:
         transfer = pair.transfer(PIECE, write=write)
@@ -96,7 +96,7 @@ def check_addresses_that_wrap(pair: BackendPair) -> None:
 
 
 def check_dropped_link(pair: BackendPair) -> None:
-    """After the target has ended the link no transfer succeeds."""
+    """No transfer succeeds after the target has ended the link."""
     _fill_both(pair)
     pair.ask("drop_link")
     for write in BOTH:
@@ -108,8 +108,8 @@ def check_dropped_link(pair: BackendPair) -> None:
 def check_closed_channel(pair: BackendPair) -> None:
     """A closed channel transfers nothing; closing it again does nothing."""
     _fill_both(pair)
-    pair.here.close_link()
-    pair.here.channel.close()
+    pair.local.close_link()
+    pair.local.channel.close()
     for write in BOTH:
         outcome = pair.run(pair.transfer(PIECE, write=write, timeout_s=2))
         assert outcome.code in {Code.CANCELLED, Code.PEER_DEAD}, outcome
@@ -117,9 +117,9 @@ def check_closed_channel(pair: BackendPair) -> None:
 
 
 def check_closed_instance(pair: BackendPair) -> None:
-    """After the own instance has closed every transfer says so."""
+    """Every transfer fails after the local instance has closed."""
     _fill_both(pair)
-    pair.here.node.close()
+    pair.local.node.close()
     for write in BOTH:
         outcome = pair.run(pair.transfer(PIECE, write=write, timeout_s=2))
         assert outcome.code in {Code.CLOSED, Code.LOCAL_GONE}, outcome
@@ -128,7 +128,7 @@ def check_closed_instance(pair: BackendPair) -> None:
 
 def _fill_both(pair: BackendPair) -> None:
     pair.ask("fill", 7)
-    pair.here.arena.fill(8)
+    pair.local.arena.fill(8)
 
 
 def _expect(pair: BackendPair, transfer: Transfer, code: Code) -> Outcome:
@@ -139,6 +139,6 @@ def _expect(pair: BackendPair, transfer: Transfer, code: Code) -> Outcome:
 
 
 def _expect_untouched(pair: BackendPair) -> None:
-    """Neither memory has changed since `_fill_both`."""
-    assert np.array_equal(pair.here.arena.contents(), pattern(8)), "bytes landed here"
+    """Check that neither memory has changed since `_fill_both`."""
+    assert np.array_equal(pair.local.arena.contents(), pattern(8)), "bytes landed locally"
     assert pair.ask("digest") == digests(pattern(7)), "bytes landed at the target"

@@ -1,4 +1,4 @@
-"""Starting a peer as a process or as a thread, and what can be done to it from outside."""
+"""Starts a peer as a process or a thread, and sends it signals."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Launched(ABC):
 
     @abstractmethod
     def exit(self, report: Finished | Raised | None) -> Exit:
-        """Reap the peer, once it has ended; return how it ended given what it reported."""
+        """Reap a peer that has ended; return how it ended, given its report."""
 
     def signal(self, number: int) -> None:
         """Send a signal to the peer's process."""

@@ -24,7 +24,7 @@ class Start(msgspec.Struct, frozen=True, tag="start"):
     Attributes:
         module, file, qualname: The body; see `_bodies`.
         args: Its arguments after the peer's own end.
-        name, index: Who the peer is.
+        name, index: Name and number of the peer.
         timeout_s: Default bound of its waits.
         sys_path: Import path of the group's process.
     """
@@ -90,7 +90,7 @@ class Connection:
         return self._sock.fileno()
 
     def send(self, message: Message) -> None:
-        """Send one message; a peer that is gone is told by its exit, not here."""
+        """Send one message; nothing happens if the peer is gone, which its exit shows."""
         data = _encoder.encode(message)
         with self._sending:
             try:
@@ -110,7 +110,7 @@ class Connection:
         return list(self._split()), not data
 
     def drain(self) -> list[Message]:
-        """Return what a peer had sent before it ended; never waits."""
+        """Return what a peer sent before it ended; never waits."""
         self._sock.setblocking(False)
         messages: list[Message] = []
         ended = False
@@ -131,7 +131,7 @@ class Connection:
             yield _decoder.decode(data)
 
     def shut(self) -> None:
-        """Let both ends' readers see the end."""
+        """Shut the socket down, so that readers of both ends return."""
         try:
             self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -142,6 +142,6 @@ class Connection:
 
 
 def connection_pair() -> tuple[Connection, socket.socket]:
-    """The group's end, and the socket of the peer's end."""
-    ours, theirs = socket.socketpair()
-    return Connection(ours), theirs
+    """Return the group's end and the socket of the peer's end."""
+    group_sock, peer_sock = socket.socketpair()
+    return Connection(group_sock), peer_sock

@@ -1,14 +1,14 @@
 """The backend contract (`_backends/base.py`) as checks that any backend must pass.
 
-    def make_mine(node):                  # at the top level of a module: the target needs it too
+    def make_backend(node):               # at the top level of a module: the target imports it
         return MyBackend(node)
 
-    check_backend(make_mine)              # the target is a process
-    check_backend(make_mine, "thread")    # the target is a thread of this process
+    check_backend(make_backend)           # the target is a process
+    check_backend(make_backend, "thread") # the target is a thread of this process
 
 Each check gets a fresh pair of instances over loopback lanes, moves bytes between their memories,
-does something to one of them, and looks at outcomes, bytes and times. A test suite that wants one
-result per check parametrises over `CHECKS` and calls `run_check`.
+disturbs one of them, and checks outcomes, bytes and times. A test suite that wants one result per
+check parametrizes over `CHECKS` and calls `run_check`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CHECKS: dict[str, Check] = {
 """Every check by its name."""
 
 NEEDS_PROCESS = frozenset({"frozen_target", "killed_target", "busy_target"})
-"""Checks that do to the target what cannot be done to a thread."""
+"""Checks that kill, freeze or block the target, so that it must be a process."""
 
 
 def run_check(
@@ -48,7 +48,7 @@ def run_check(
     Args:
         name: One of `CHECKS`.
         make_backend: Makes a backend from a node; at the top level of a module.
-        kind: What the target is.
+        kind: Kind of the target.
 
     Raises:
         AssertionError: The backend breaks the contract.
@@ -64,11 +64,11 @@ def run_check(
 def check_backend(
     make_backend: BackendMaker, kind: Literal["process", "thread"] = "process"
 ) -> None:
-    """Run every check that this kind of target allows; the first that fails raises, with a note.
+    """Run every check that this kind of target allows; the first that fails raises.
 
     Args:
         make_backend: Makes a backend from a node; at the top level of a module.
-        kind: What the target is.
+        kind: Kind of the target.
 
     Raises:
         AssertionError: The backend breaks the contract; the text begins with the check's name.

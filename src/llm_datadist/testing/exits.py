@@ -1,4 +1,4 @@
-"""How a peer of a `PeerGroup` ended, as types instead of return codes."""
+"""Exits of peers of a `PeerGroup`, as types instead of return codes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 Value: TypeAlias = Any
-"""What travels between peers: None, bool, int, float, str, bytes, and lists and dicts of these."""
+"""Plain data: None, bool, int, float, str, bytes, and lists and dicts of these."""
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):
@@ -74,7 +74,7 @@ Exit: TypeAlias = Finished | Raised | Killed | Exited | TimedOut
 
 
 class PeerFailed(AssertionError):
-    """A peer did not end as the caller relied on.
+    """A peer did not end as the caller expected.
 
     Attributes:
         peer: Name of the peer.

@@ -1,4 +1,4 @@
-"""Transfers of an instance that fail on purpose.
+"""Fault injection into the transfers of an instance.
 
 policy = FaultPolicy([FaultRule("fail", nth=3, write=False, code="TIMEOUT")], seed=7)
 with inject_faults(instance, policy):
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def inject_faults(instance: LLMDataDist, policy: FaultPolicy) -> Iterator[FaultPolicy]:
-    """Have the transfers that an instance initiates fail as a policy says, while this is open.
+    """Make the transfers that an instance initiates fail according to a policy, in this context.
 
-    Links that there are and links that are made meanwhile are meant alike. What peers initiate is
-    theirs to spoil. Lookups of keys and the consumption of CacheKeys are no transfers.
+    Existing and new links are affected; transfers that peers initiate are not. Lookups of keys and
+    the consumption of CacheKeys are not transfers.
 
     Args:
-        instance: Initialised; it may be finalised inside.
-        policy: Records what it decides.
+        instance: An initialized instance; it may be finalized inside.
+        policy: Makes and records the decisions.
 
     Raises:
         RuntimeError: The instance is not initialized.

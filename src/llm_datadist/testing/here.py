@@ -1,4 +1,4 @@
-"""A peer's own end of its group, and the running of its body."""
+"""A peer's end of its group, and the process that runs its body."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 
 class Here:
-    """What a body gets as its first argument: the way to its group.
+    """First argument of a body: its connection to the group.
 
     Attributes:
         name: Name of this peer.
         index: Number of this peer in its group, from 0.
 
-    Every wait is bounded: by its `timeout_s`, else by the group's. A wait that is not fulfilled in
-    time raises TimeoutError; one that the end of the group cuts short raises GroupClosed.
+    Every wait is bounded by its `timeout_s`, by default the group's. It raises TimeoutError if it
+    is not fulfilled in time, and GroupClosed if the group ends first.
     """
 
     def __init__(self, connection: Connection, start: Start) -> None:
@@ -48,7 +48,7 @@ class Here:
         self._board = Board()
 
     def send(self, value: Value) -> None:
-        """Send a value to the group; `Peer.receive` returns it there."""
+        """Send a value to the group, where `Peer.receive` returns it."""
         self._connection.send(Sent(value))
 
     def receive(self, timeout_s: float | None = None) -> Value:
@@ -56,7 +56,7 @@ class Here:
         return self._board.receive(self._bound(timeout_s))
 
     def set_event(self, name: str, value: Value = None) -> None:
-        """Tell the group and every peer that something happened."""
+        """Set an event for the group and all peers."""
         self._connection.send(EventSet(name, value))
 
     def wait_for(self, name: str, timeout_s: float | None = None) -> Value:
@@ -64,13 +64,13 @@ class Here:
         return self._board.event(name, self._bound(timeout_s))
 
     def barrier(self, name: str, parties: int, timeout_s: float | None = None) -> None:
-        """Wait until so many members, this one included, are at the barrier. Reusable."""
+        """Wait until `parties` members, including this one, are at the barrier; reusable."""
         release = self._board.arrive(name)
         self._connection.send(Arrived(name, parties))
         self._board.pass_barrier(name, release, self._bound(timeout_s))
 
     def wait_end(self) -> None:
-        """Wait until the group ends: the last line of a body that serves others."""
+        """Wait until the group ends; the last call of a body that serves others."""
         self._board.wait_end(None)
 
     def _bound(self, timeout_s: float | None) -> float:
@@ -89,7 +89,7 @@ class Here:
 
 
 def run_peer(sock: socket.socket, group_gone: Callable[[], None]) -> bool:
-    """Serve one peer: read what to run, run it, report how it ended.
+    """Run one peer: read the body's name, run it, report how it ended.
 
     Args:
         sock: The peer's end; closed on return.

@@ -1,4 +1,4 @@
-"""The native node's guards, entries and log without native code, for tests of what uses them."""
+"""Stand-in for the native node without native code, for unit tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TAIL_BITS = 40
 
 
 class Statistics(NamedTuple):
-    """What a node holds.
+    """Counts of a node.
 
     Attributes:
         live_entries: Entries that are open.

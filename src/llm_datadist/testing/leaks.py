@@ -1,4 +1,4 @@
-"""What this process holds of the operating system, to compare before and after.
+"""Leak check: operating system resources of this process, before and after.
 
 before = snapshot()
 ...
@@ -21,7 +21,7 @@ _POLL_S = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Holdings of one process at one moment.
+    """Resources of a process at one moment.
 
     Attributes:
         fds: Open descriptors and what each refers to.
@@ -39,19 +39,19 @@ class Snapshot:
 
 
 def snapshot() -> Snapshot:
-    """Take stock of this process."""
+    """Return the resources of this process."""
     return Snapshot(_fds(), _threads(), _children(), _mappings(), _shared_memory())
 
 
 def leaks_since(before: Snapshot, within_s: float = 2.0) -> list[str]:
-    """Return one line per thing that is held now and was not before; empty is good.
+    """Return one line per resource that is held now and was not before; empty means no leak.
 
-    Things on their way out get time: a thread that is ending, a descriptor that the garbage
-    collector closes. Returns as soon as nothing is left over.
+    Waits for resources that are being released, such as a thread that is ending or a descriptor
+    that the garbage collector closes. Returns as soon as none is left.
 
     Args:
-        before: The state to come back to.
-        within_s: How long to wait for that.
+        before: The earlier snapshot.
+        within_s: How long to wait.
     """
     deadline = time.monotonic() + within_s
     leaks = _difference(before, snapshot())
@@ -98,7 +98,7 @@ def _threads() -> frozenset[tuple[int, str]]:
 
 
 def _children() -> frozenset[tuple[int, str]]:
-    """Children by their parent's id in /proc/<pid>/stat; works without CONFIG_PROC_CHILDREN."""
+    """Find children by parent id in /proc/<pid>/stat; works without CONFIG_PROC_CHILDREN."""
     own = str(os.getpid())
     found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -113,7 +113,7 @@ def _children() -> frozenset[tuple[int, str]]:
 
 
 def _mappings() -> Counter[str]:
-    """Path and inode of shared memory mappings; a mapping that was split counts once."""
+    """Count shared memory mappings by path and inode; a split mapping counts once."""
     found: Counter[str] = Counter()
     last = ""
     for line in (_PROCESS / "maps").read_text().splitlines():

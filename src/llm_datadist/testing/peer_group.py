@@ -1,4 +1,4 @@
-"""Bodies that run as peers of each other: fresh processes, or threads with the same interface.
+"""Runs functions ("bodies") as peers of each other, in fresh processes or in threads.
 
     def serve(here, size):                       # at the top level of a module
         ...
@@ -11,7 +11,7 @@
         server.kill()
         assert server.wait() == Killed(signal.SIGKILL)
 
-Arguments, messages, event values and results are msgpack data; no code and no pickle travels.
+Arguments, messages, event values and results are msgpack data; no code is pickled.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _FAILED_END_WITHIN_S = 0.2
 
 
 class Peer:
-    """One running body, seen from its group. Thread-safe.
+    """Group's end of one running body. Thread-safe.
 
     Attributes:
         name: Its name in errors and logs.
@@ -85,7 +85,7 @@ class Peer:
             if group.kind == "thread"
             else LaunchedProcess(sock, env, command_prefix)
         )
-        self._signalled = False
+        self._signaled = False
         self._looked_at = False
         self._connection.send(start)
         self._reader = threading.Thread(target=self._read, name=f"reader-{self.name}", daemon=True)
@@ -110,7 +110,7 @@ class Peer:
         return self._board.receive(self._group.bound(timeout_s))
 
     def wait(self, timeout_s: float | None = None) -> Exit:
-        """Wait for the end of the peer; TimedOut if it runs on. Never raises for how it ended."""
+        """Wait for the end of the peer and return it; TimedOut if the peer still runs."""
         waited_s = self._group.bound(timeout_s)
         self._board.wait_end(waited_s)
         if self.exit is None:
@@ -122,7 +122,7 @@ class Peer:
         """Wait for the end of the peer and return what its body returned.
 
         Raises:
-            PeerFailed: It ended in another way, or not in time.
+            PeerFailed: It ended otherwise, or not in time.
         """
         exit_ = self.wait(timeout_s)
         if not isinstance(exit_, Finished):
@@ -130,8 +130,8 @@ class Peer:
         return exit_.value
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal (RuntimeError for a thread); `wait` tells when it has had its effect."""
-        self._signalled = True
+        """Send a signal; `wait` returns after it has taken effect. RuntimeError for a thread."""
+        self._signaled = True
         self._launched.signal(number)
 
     def freeze(self) -> None:
@@ -140,7 +140,7 @@ class Peer:
         self._launched.wait_stopped()
 
     def thaw(self) -> None:
-        """Let a frozen process go on."""
+        """Continue a frozen process."""
         self._launched.signal(signal.SIGCONT)
 
     def _read(self) -> None:
@@ -171,8 +171,8 @@ class Peer:
         return None if self.exit is None else PeerFailed(self.name, self.exit)
 
     def _unexpected(self) -> bool:
-        """Return whether it ended badly, by itself, and nobody has asked how."""
-        if self._looked_at or self._signalled:
+        """Return whether it failed by itself, and no call of `wait` has returned that."""
+        if self._looked_at or self._signaled:
             return False
         if isinstance(self.exit, Raised):
             return self.exit.type_name != GroupClosed.__name__
@@ -180,16 +180,16 @@ class Peer:
 
 
 class PeerGroup:
-    """Some peers that run at once; a context manager that leaves nothing behind.
+    """Peers that run at the same time; a context manager that ends them all.
 
     Args:
         kind: "process" (a fresh interpreter each) or "thread"; threads take no signals.
-        timeout_s: Bound of every wait, here and in the bodies, that gives none itself.
+        timeout_s: Default bound of every wait, also in the bodies.
         env: Added to the environment of the processes.
 
-    On a normal exit of the context the peers' waits end with GroupClosed and they get some seconds
-    to end; PeerFailed is raised if one does not, or has ended badly without anybody looking. On an
-    exit by an exception all are killed at once.
+    On a normal exit of the context, the peers' waits raise GroupClosed and the peers get some
+    seconds to end; PeerFailed is raised if one does not, or has failed and no `wait` has returned
+    that. On an exit by an exception, all are killed at once.
     """
 
     def __init__(
@@ -219,15 +219,15 @@ class PeerGroup:
         name: str | None = None,
         command_prefix: Sequence[str] = (),
     ) -> Peer:
-        """Run `body(here, *args)` as one more peer.
+        """Run `body(here, *args)` as a new peer.
 
         Args:
             body: A top-level function, or "package.module:function".
             args: Plain data (see `exits.Value`).
             name: Default: the function's name and the peer's number.
-            command_prefix: What runs the interpreter, as `("ip", "netns", "exec", "host1")`; it
-                must pass descriptors on. Signals go to the process that it is: to the body itself
-                only when it replaces itself by what it runs.
+            command_prefix: Command that runs the interpreter, as `("ip", "netns", "exec",
+                "host1")`; it must pass descriptors on. Signals go to its process, which is the
+                body's only if the command replaces itself with what it runs.
 
         Raises:
             ValueError: A prefix for a thread.
@@ -252,7 +252,7 @@ class PeerGroup:
             return peer
 
     def set_event(self, name: str, value: Value = None) -> None:
-        """Tell every peer, present and later, that something happened."""
+        """Set an event for all peers, including those that start later."""
         with self._lock:
             self._board.set_event(name, value)
             self._tell(EventSet(name, value))
@@ -267,13 +267,13 @@ class PeerGroup:
         return self._board.event(name, self.bound(timeout_s))
 
     def barrier(self, name: str, parties: int, timeout_s: float | None = None) -> None:
-        """Wait, as one party, until so many are at the barrier. Reusable."""
+        """Wait, as one party, until `parties` members are at the barrier; reusable."""
         release = self._board.arrive(name)
         self._arrived(name, parties)
         self._board.pass_barrier(name, release, self.bound(timeout_s))
 
     def wait(self, timeout_s: float | None = None) -> list[Exit]:
-        """Wait for the end of all peers, one bound for all; in the order of their start."""
+        """Wait for the end of all peers, with one bound; return exits in the order of start."""
         deadline = time.monotonic() + self.bound(timeout_s)
         return [peer.wait(max(deadline - time.monotonic(), 0)) for peer in self.peers]
 
@@ -282,24 +282,24 @@ class PeerGroup:
         deadline = time.monotonic() + self.bound(timeout_s)
         return [peer.value(max(deadline - time.monotonic(), 0)) for peer in self.peers]
 
-    def close(self, *, patience_s: float = _END_WITHIN_S) -> list[Peer]:
-        """End every peer, by force after `patience_s`; return those that needed it. Idempotent."""
+    def close(self, *, grace_s: float = _END_WITHIN_S) -> list[Peer]:
+        """End all peers, by force after `grace_s`; return those that were forced; idempotent."""
         with self._lock:
             self._tell(Stop())
-        deadline = time.monotonic() + patience_s
-        stubborn = []
+        deadline = time.monotonic() + grace_s
+        forced = []
         for peer in self.peers:
             if not peer._board.wait_end(max(deadline - time.monotonic(), 0)):
-                stubborn.append(peer)
+                forced.append(peer)
                 if self.takes_signals:
                     peer.kill()
         for peer in self.peers:
-            if self.takes_signals or peer not in stubborn:
+            if self.takes_signals or peer not in forced:
                 peer._reader.join()
-        return stubborn
+        return forced
 
     def bound(self, timeout_s: float | None) -> float:
-        """The bound of a wait that was given this one."""
+        """Return the bound of a wait, given its `timeout_s`."""
         return self._timeout_s if timeout_s is None else timeout_s
 
     def __enter__(self) -> Self:
@@ -312,11 +312,11 @@ class PeerGroup:
         traceback: TracebackType | None,
     ) -> None:
         if exc_type is not None:
-            self.close(patience_s=_FAILED_END_WITHIN_S)
+            self.close(grace_s=_FAILED_END_WITHIN_S)
             return
-        stubborn = self.close()
+        forced = self.close()
         for peer in self.peers:
-            if peer in stubborn:
+            if peer in forced:
                 raise PeerFailed(peer.name, TimedOut(_END_WITHIN_S))
             if peer.exit is not None and peer._unexpected():
                 raise PeerFailed(peer.name, peer.exit)
@@ -336,7 +336,7 @@ class PeerGroup:
             self._tell(Released(barrier))
 
     def _hopeless(self) -> PeerFailed | None:
-        """Why nothing can fulfil a wait any more: a peer raised unseen, or all have ended."""
+        """Return why no wait can be fulfilled: a peer failed by itself, or all have ended."""
         ended = [peer for peer in self.peers if peer.exit is not None]
         for peer in ended:
             if peer._unexpected():

@@ -215,7 +215,7 @@ MUTATIONS = (
                 "return guard_word(index).fetch_sub(1, std::memory_order_seq_cst) - 1;",
             ),
         ),
-        tests=_checks("remapped_at_the_target"),
+        tests=_checks("remote_remapped"),
     ),
     Mutation(
         "consume-checked",
@@ -239,7 +239,7 @@ MUTATIONS = (
                 "if (false) {",
             ),
         ),
-        tests=_checks("unregistered_here"),
+        tests=_checks("local_unregistered"),
     ),
     Mutation(
         "short-success",
