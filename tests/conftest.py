@@ -1,4 +1,4 @@
-"""Traps that every test runs in: unexpected warnings in the log fail it, and so do leaks.
+"""Checks around every test: unexpected warnings in the log fail it, and so do leaks.
 
 A test that provokes warnings names them: `@pytest.mark.expects_log("peer .* is gone")`. Tests of
 several instances (integration, faults, hostile, ...) must leave descriptors, threads, mappings and
@@ -25,7 +25,7 @@ MAX_NATIVE_WORKERS = 2 + 4 + 8  # io threads, job threads, copy workers
 
 
 class _Records(logging.Handler):
-    """Keeps what the package logs at WARNING and above."""
+    """Keeps records of the package at WARNING and above."""
 
     def __init__(self):
         super().__init__(logging.WARNING)
@@ -37,7 +37,7 @@ class _Records(logging.Handler):
 
 @pytest.fixture
 def eventually():
-    """Wait for something that nothing tells."""
+    """Poll until a condition holds."""
 
     def wait(condition, seconds=5.0):
         deadline = time.monotonic() + seconds
@@ -50,7 +50,7 @@ def eventually():
 
 @pytest.fixture(autouse=True)
 def unexpected_log(request):
-    """Fail the test when the package warned and the test does not say that it should."""
+    """Fail the test after a warning that it does not expect."""
     handler = _Records()
     logger = logging.getLogger("llm_datadist")
     logger.addHandler(handler)
@@ -72,13 +72,13 @@ def unexpected_log(request):
 
 @pytest.fixture(autouse=True)
 def alone_on_host(monkeypatch):
-    """Let no test depend on who else uses this host: listening warns when other users do."""
+    """Make tests independent of other users of this host, which make listening warn."""
     monkeypatch.setattr("llm_datadist._links.listeners.has_other_users", lambda: False)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Note how the test itself ended, for the traps that look only at good ends."""
+    """Record how the test itself ended, for checks that apply to passed tests only."""
     report = yield
     if report.when == "call":
         item.stash[CALL_FAILED] = report.failed
@@ -93,13 +93,13 @@ def _starter_backend(node):
 
 @pytest.fixture(scope="session")
 def started_once():
-    """Start what a process keeps from its first use on: the native core's io threads."""
+    """Start the threads that a process keeps from their first use on: io threads."""
     run_check("reads", _starter_backend, "thread")
 
 
 @pytest.fixture(autouse=True)
 def leaked_resources(request):
-    """Fail the test when the process holds more after it than before."""
+    """Fail the test if the process holds more resources after it than before."""
     kind = request.path.relative_to(TESTS).parts[0]
     if kind not in LEAK_CHECKED or request.node.get_closest_marker("leaves_resources"):
         yield
@@ -131,7 +131,7 @@ def _without_workers(leaks):
 
 
 def _is_leak(name, names):
-    """Whether a thread is one: of Python, and no worker of an instance that lives."""
+    """Whether a thread is a leak: a Python thread, but no worker of a live instance."""
     if name is None:
         return False
     if name == "llm-datadist-nixl-worker":
@@ -140,5 +140,5 @@ def _is_leak(name, names):
 
 
 def _is_foreign(leak):
-    """Whether another worker of pytest-xdist may have made it: /dev/shm belongs to all."""
+    """Whether another worker of pytest-xdist may have made it: all share /dev/shm."""
     return leak.startswith("shared memory ") and "PYTEST_XDIST_WORKER" in os.environ

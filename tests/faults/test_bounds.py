@@ -121,7 +121,7 @@ class Ready(LayerSynchronizer):
 
 
 def stand(here, backend):
-    """Body of the peer: caches for the other end, until it is told to go."""
+    """Body of the peer: caches for the other end, until it is asked to end."""
     side = Side(1, backend)
     blocks, slots = side.blocks(1, key=0), side.slots(2)
     here.send([list(side.address), slots.id, [tensor.ctypes.data for tensor in blocks.data]])

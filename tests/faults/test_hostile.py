@@ -1,4 +1,4 @@
-"""Hostile clients at the port of an instance that serves: they lose their connection, nobody else.
+"""Hostile clients at the port of a serving instance: they lose only their own connection.
 
 What they say within the handshake is in tests/integration/links/test_hostile.py; here it is what it
 does to links and transfers that there are, and what floods do.

@@ -1,6 +1,6 @@
 """Peers that have proved themselves, or need not, and break the protocol all the same.
 
-Strangers are in test_hostile.py. Here, too, nobody but the one that misbehaves loses anything.
+Strangers are in test_hostile.py. Here, too, only the misbehaving peer loses anything.
 """
 
 import contextlib

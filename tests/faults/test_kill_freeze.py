@@ -214,7 +214,7 @@ def test_the_target_is_frozen(scene):
 
 
 def test_the_target_is_frozen_for_a_moment(scene):
-    """Less than the deadline: nobody notices more than a delay."""
+    """Less than the deadline: the only effect is a delay."""
     for moment in moments("blink target", 0.0, 0.2):
         scene.here.send("load", 1, SEED, 0.6)
         time.sleep(moment)

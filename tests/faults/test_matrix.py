@@ -165,7 +165,7 @@ def test_a_corrupt_header_is_noticed(rig, operation, direction, offset):
 
 
 def test_a_corrupt_byte_of_payload_is_not_noticed(rig):
-    """Says what lanes do not promise; whoever gives them a checksum changes this test."""
+    """Shows what lanes do not promise; a checksum in them would change this test."""
     operation = Operation("pull", rig)
     rig.proxy.spoil(Fault("corrupt", direction="down", after=5000, once=True))
     assert operation.run().status == OK

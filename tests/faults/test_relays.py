@@ -1,6 +1,6 @@
 """One who was dialed, or is on the path, and passes proofs on to an instance that has the secret.
 
-The secret is not known to them. Whoever is between two honest ends stays there as long as they pass
+They do not know the secret. An attacker between two honest ends stays there as long as it passes
 everything on, reads KV caches on plain lanes, and gets nothing else.
 """
 

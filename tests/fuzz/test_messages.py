@@ -316,7 +316,7 @@ def test_what_was_found_stays_found(decoder):
 @many
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from(messages.Message.__subclasses__()))))
 def test_any_order_of_messages_follows_the_table_or_breaks_the_protocol(steps):
-    """Whoever says what, and when: one end's view never goes wrong in another way."""
+    """Any message at any time: one end's state never goes wrong in another way."""
     shake = Handshake(Side.ACCEPTOR, KEY)
     fill = {"nonce": bytes(32), "session": bytes(16), "reason": "", "num_lanes": 1}
     for own, kind in steps:
@@ -331,5 +331,5 @@ def test_any_order_of_messages_follows_the_table_or_breaks_the_protocol(steps):
             assert shake.phase in (phase, handshake.Phase.OVER)
             continue
         assert (phase, kind) in handshake.TRANSITIONS
-        # Without the secret nobody gets past its proof.
+        # Without the secret no peer gets past its proof.
         assert own or kind is not messages.Confirm

@@ -1,4 +1,4 @@
-"""Postures, victims, and what has to hold after whatever a hostile peer has done."""
+"""Postures, victims, and the checks after every attack."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def group():
 
 @pytest.fixture
 def victim(posture, caplog):
-    """An instance that still serves an honest peer afterwards, whatever came before."""
+    """An instance that must still serve an honest peer afterwards."""
     made = Victim(1, **posture.options)
     made.fill(1)
     yield made
@@ -75,5 +75,5 @@ def attacker(posture):
 
 @pytest.fixture
 def elsewhere(group, posture):
-    """Make attackers in processes of their own."""
+    """Make attackers in other processes."""
     return lambda **options: Remote(group, "attacker", *posture, **options)

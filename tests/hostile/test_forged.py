@@ -1,4 +1,4 @@
-"""A linked peer that sends what no correct one sends: it gets nothing, and nobody else loses.
+"""A linked peer that breaks the rules: it gets nothing, and no other peer loses anything.
 
 "Outside" is the victim's memory that peers were not given: the marked page of the heap, and a cache
 that is not accessible. Not one byte of it is read or written.

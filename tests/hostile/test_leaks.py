@@ -1,4 +1,4 @@
-"""Memory that nobody was given: a marked page of the heap that no trick may get out of it.
+"""Memory that peers may not access: a marked page of the heap that no attack may read.
 
 Each test does one of the ways in which a peer could have the bytes of a process's heap put into a
 registered cache, from where it reads them: by a pull of the victim's or by a doorbell.

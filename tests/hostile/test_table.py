@@ -146,7 +146,7 @@ def test_one_on_the_path(posture, victim, path):
 
 @pytest.mark.parametrize("kind", ["control", "lane"])
 def test_one_on_the_path_of_a_handshake(posture, victim, kind):
-    """A change of it makes no link, where somebody can tell; it makes none that reads more."""
+    """A modified handshake makes no link if it is authenticated; otherwise none that reads more."""
     if posture.name == "nothing":
         return  # nothing says who has made a message
     honest = Victim(4, transfer_backend="tcp", **posture.options)

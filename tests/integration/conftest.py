@@ -22,7 +22,7 @@ def pytest_generate_tests(metafunc):
 
 
 def _names_its_backends(metafunc):
-    """Whether a mark of the test, or a fixture of its module, says which backends it is for."""
+    """Whether a mark of the test, or a fixture of its module, names its backends."""
     if getattr(metafunc.module, "backend", None) is not None:
         return True
     for mark in metafunc.definition.iter_markers("parametrize"):
@@ -65,7 +65,7 @@ class _Ready(LayerSynchronizer):
 
 
 def warm_up(here, there):
-    """Start the threads that start with the first use, so that no test seems to leak them."""
+    """Start threads that start with the first use, so that no test seems to leak them."""
     big = {"tensors": 2, "units": 64, "words": 8192}
     source, target = here.blocks(key=0, **big), there.blocks(key=0, **big)
     every = list(range(64))

@@ -31,7 +31,7 @@ LARGE = (2, 64, 65536)  # 64 MiB
 
 
 class Owner:
-    """A peer process that owns a blocks cache and a contiguous one, and can be told to look."""
+    """A peer process that owns a blocks cache and a contiguous one, and can inspect them."""
 
     def __init__(self, group, backend, shape):
         event = f"address of {len(group.peers)}"

@@ -253,7 +253,7 @@ def test_a_fault_is_named_contained_and_mended(
     keyed, backend, sides, memory, kind, status, operation
 ):
     """Item 58: status by side, the block named, the others moved, the link up; then repaired,
-    remapped, and the same call succeeds. Memory that is read only harms nobody who reads it. A
+    remapped, and the same call succeeds. Read-only memory does not affect readers. A
     peer that has mapped a pool may read it even where the owner's own view of it is gone."""
     owner, user = keyed if operation == "layers by key" else sides
     slots = operation in SLOTS

@@ -225,7 +225,7 @@ def test_marks_go_with_the_cache(sides, pages):
 
 
 def test_the_owner_learns_of_faults_that_peers_meet(sides, pages):
-    """Item 58: reads by a peer fail without the owner's knowledge, so that it is told."""
+    """Item 58: reads by a peer fail without the owner's knowledge, so the peer notifies it."""
     owner, user = sides
     theirs, memory = pages(owner, key=0)
     mine, _ = pages(user)
@@ -315,7 +315,7 @@ def test_one_bad_page_in_a_large_transfer(sides, operation):
 
 
 def own_pages(here, backend):
-    """Body: own a cache, break pages of it when told, answer that it lives."""
+    """Body: own a cache, break pages of it on request, answer requests."""
     side = Side(1, backend, pool=1 << 20)
     memory = Pages(2, UNITS)
     memory.data[:] = pattern(memory.shape, 1)

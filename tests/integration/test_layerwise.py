@@ -341,7 +341,7 @@ def test_cancel(keys):
     assert gate.entered.acquire(timeout=10)
     assert gate.entered.acquire(timeout=10)  # asked for layer 1: layer 0 was sent
     for _ in range(2):
-        task.cancel()  # the synchronizer goes on blocking; nobody waits for it
+        task.cancel()  # the synchronizer still blocks; no thread waits for it
         assert task.synchronize(0) is FAILED
         assert task.get_results(0) == [FAILED]
     target.data[2:] = 7

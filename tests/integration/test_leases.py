@@ -33,7 +33,7 @@ def backend():
 
 @pytest.fixture
 def ends(sides):
-    """What the callback of the first side was told."""
+    """The lease ends that the callback of the first side got."""
     told = []
     sides[0].manager.on_lease_end(told.append)
     yield told
@@ -165,7 +165,7 @@ def test_finalize_of_the_reader_ends_its_leases():
 
 @KEEPS_WORKERS
 def test_many_leases_at_once(sides, ends):
-    """Granted, renewed and released from several threads; all of them are told once."""
+    """Granted, renewed and released from several threads; each end is reported once."""
     owner, user = sides
     held = owner.blocks(1, key=0, units=64, words=8)
     errors = []
@@ -334,7 +334,7 @@ def test_a_dead_or_frozen_owner_does_not_hold_up_readers():
             lease.release()
             assert time.monotonic() - start < 3
             peer.thaw()
-            # The lease that nobody got was given back before it was granted.
+            # The lease that no caller got was released before it was granted.
             eventually(lambda: succeeds_or("LLM_TIMEOUT", user.manager.lease, key, [3]))
             lease = user.manager.lease(key, [1], ttl_ms=LONG_MS)
             peer.kill()

@@ -36,7 +36,7 @@ def apart(monkeypatch):
 
 @pytest.fixture
 def rdma(monkeypatch):
-    """Every host has an RDMA device, as far as can be told."""
+    """Every host seems to have an RDMA device."""
     for module in ("_backends.select", "_backends.nixl.backend", "_engine.link.delegate"):
         monkeypatch.setattr(f"llm_datadist.{module}.has_rdma", lambda: True)
 

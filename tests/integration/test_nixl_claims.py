@@ -17,7 +17,7 @@ pytestmark = NEEDS_NIXL
 
 @pytest.fixture
 def rdma(monkeypatch):
-    """Two hosts that have an RDMA device, as far as can be told."""
+    """Two hosts that seem to have an RDMA device."""
 
     def connect(self, peer, lanes):
         raise Unavailable("the peer runs on another host")

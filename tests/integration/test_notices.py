@@ -38,7 +38,7 @@ def say(side, message):
 
 
 def settled(side):
-    """Wait until a side has looked at what it was told."""
+    """Wait until a side has checked the memory of all notices."""
     notices = engine_of(side).fault_marks._notices
     eventually(lambda: notices._waiting == 0)
 

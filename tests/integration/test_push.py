@@ -47,7 +47,7 @@ def test_slots_land_in_the_peers_slots(sides):
 
 
 def test_pushing_and_pulling_by_both_ends_of_one_link(sides):
-    """Item 24: whoever has opened it, whatever their roles; large and small."""
+    """Item 24: by the dialing and the accepting end; large and small."""
     first, second = sides
     for kwargs in ({}, BIG):
         held = [side.blocks(side.id, key=0, **kwargs) for side in sides]

@@ -146,7 +146,7 @@ def test_registering_another_under_the_same_key(sides, pull_blocks):
 
 
 def test_deallocating_and_allocating_again(sides):
-    """Item 55: the pool gives the same pages to the next cache, which is nobody's to pull."""
+    """Item 55: the pool gives the same pages to the next cache, which has no key."""
     owner, user = sides
     desc = CacheDesc(2, [1, BLOCKS * WORDS], DataType.DT_UINT64)
     shared = {}
@@ -312,7 +312,7 @@ def change_for_ever(here, backend):
         cache = side.manager.register_blocks_cache(DESC, addrs, BlocksCacheKey(1))
         time.sleep(0.002)
         side.manager.unregister_cache(cache.cache_id)
-        for tensor in range(2):  # nobody may touch it any more, and nobody is harmed by that
+        for tensor in range(2):  # no transfer may touch it any more, or a process would crash
             for unit in range(BLOCKS):
                 pages.unmap(tensor, unit)
         for tensor in range(2):

@@ -214,7 +214,7 @@ def test_own_caches_that_are_gone(sides):
 
 
 def test_unregistering_frees_the_memory_for_its_owner(sides):
-    """Item 39: what the owner writes after the return is seen by nobody under the old key."""
+    """Item 39: no peer sees under the old key what the owner writes after the return."""
     owner, user = sides
     data = np.zeros((4, 8, 128), np.uint64)
     for turn in range(1, 20):

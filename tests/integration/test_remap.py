@@ -373,7 +373,7 @@ def test_a_frozen_peer_loses_its_link(backend):
             assert not succeeds_or("LLM_NOT_YET_LINK", owner.instance.describe_link, 3)
             assert (pulled(user, BlocksCacheKey(1)) == pages.data).all()
             start = time.monotonic()
-            owner.manager.remap_registered_memory(whole(held))  # nobody is waited for any more
+            owner.manager.remap_registered_memory(whole(held))  # it waits for no peer any more
             assert time.monotonic() - start < 0.4
             peer.thaw()
             eventually(lambda: peer.exit is None)
@@ -405,7 +405,7 @@ def test_a_dead_peer_does_not_hold_it_up(backend):
 
 
 def test_own_caches_as_the_local_side(sides, pages):
-    """Item 57: the remapped cache pulls and pushes; what was in flight was told so."""
+    """Item 57: the remapped cache pulls and pushes; transfers in flight were notified."""
     owner, user = sides
     held, memory = pages(user)
     source = owner.blocks(5, key=0, tensors=2, units=UNITS, words=WORDS)

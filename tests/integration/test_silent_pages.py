@@ -1,6 +1,6 @@
 """Memory of the other process that does not answer, or not to others, on the same-host path.
 
-Rule: foreign memory is touched only by threads that nobody else waits for, and never without a way
+Rule: foreign memory is touched only by threads that no other waits for, and never without a way
 out by the deadline. What only its owner can read is not at fault.
 """
 

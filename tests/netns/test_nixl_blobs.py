@@ -1,4 +1,4 @@
-"""A linked peer whose NIXL metadata is wrong in one place ends nobody.
+"""A linked peer whose NIXL metadata is wrong in one place crashes no process.
 
 In a network of its own that is nothing but loopback: a changed address is one that UCX dials.
 """

@@ -104,7 +104,7 @@ class Member:
         return any(link.cluster_id == peer for link in self.table.links())
 
     def crash(self):
-        """Die as a process does: connections break, nobody is told, nothing is kept."""
+        """Die as a process does: connections break without a notice, nothing is kept."""
         table = self.table
 
         async def die():

@@ -1,4 +1,4 @@
-"""Real certificates for tests: an authority of its own, and what it issues, in PEM files."""
+"""Real certificates for tests, in PEM files: an authority and the certificates that it issues."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Authority:
         self.ca = self._write("ca", certificate)
 
     def issue(self, *, days=(-1, 10), usages=_BOTH, password=None):
-        """Return the properties of LLMConfig for a new certificate that is good for these days."""
+        """Return the properties of LLMConfig for a new certificate that is valid now."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"instance {next(_numbers)}")])
         certificate = (

@@ -1,4 +1,4 @@
-"""Encrypted lanes without links around them: two ends with relays between, in this process."""
+"""Encrypted lanes without links: two ends with relays between them, in this process."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Member:
 
 
 def serve(here, first_id, count, address, peer, options):
-    """Body of another process: make the instances, link them, do what the test says."""
+    """Body of another process: make the instances, link them, execute the test's commands."""
     members = [Member(first_id + number, **options) for number in range(count)]
     here.receive(600)  # until the test has looked at what there is without links
     here.send([member.link(address) for member in members])

@@ -1,4 +1,4 @@
-"""Frames of lanes made by hand, with the tags that whoever has a lane's keys can make.
+"""Hand-made frames of lanes, with tags computed from the lane's keys.
 
 Tests write frames as docs/design/wire-format.md has them, without tags; a `FramedSocket` puts the
 tags in on the way out, and checks them and takes them out on the way in.
@@ -81,16 +81,16 @@ class Tags:
         return tag
 
     def expect(self, kind):
-        """Note the kind of request that what comes next answers."""
+        """Record the kind of request that the next frames answer."""
         self.answer = b"" if kind in WITH_ANSWER else None
 
     def pass_on(self, payload):
-        """Note what came in a chunk."""
+        """Record the payload of a chunk."""
         if self.answer is not None:
             self.answer += payload
 
     def seal(self, data):
-        """Put tags into the frames that `data` begins with; what is no frame stays as it is."""
+        """Put tags into the frames at the beginning of `data`; other bytes are unchanged."""
         out = b""
         while len(data) >= HEADER_BYTES and data[:4] == _MAGIC:
             end = HEADER_BYTES + int.from_bytes(data[8:12], "little")
@@ -127,7 +127,7 @@ class FramedSocket:
         self.sock.sendall(self.sent.seal(data))
 
     def recv(self, size, flags=0):
-        """Return bytes of whole frames, without tags; of all that is asked for with MSG_WAITALL."""
+        """Return bytes of whole frames, without tags; all requested bytes with MSG_WAITALL."""
         while len(self._ready) < (size if flags & socket.MSG_WAITALL else 1):
             frame = self._frame()
             if not frame:

@@ -1,4 +1,4 @@
-"""A GPU's memory for tests, through the driver: the machine's own, or one that stands in for it."""
+"""A GPU's memory for tests, through the machine's driver or a stand-in for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STAND_IN = os.environ.get("LLM_DATADIST_STAND_IN_DRIVER", "")
 
 
 def load():
-    """Load the driver; None where there is none."""
+    """Load the driver; None if there is none."""
     try:
         driver = ctypes.CDLL(STAND_IN or "libcuda.so.1", mode=ctypes.RTLD_GLOBAL)
     except OSError:
@@ -26,7 +26,7 @@ def load():
 
 
 class Gpu:
-    """One GPU. What is allocated is freed by `close`."""
+    """One GPU. `close` frees what was allocated."""
 
     def __init__(self, driver, ordinal=0):
         self._driver = driver

@@ -1,4 +1,4 @@
-"""Hosts as network namespaces, joined by veth pairs through a bridge in a namespace of its own."""
+"""Hosts as network namespaces, joined by veth pairs through a bridge in another namespace."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cache
 
 
 def ip(*arguments):
-    """Run `ip`; RuntimeError with what it said when it fails."""
+    """Run `ip`; RuntimeError with its output when it fails."""
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
@@ -43,7 +43,7 @@ class Host:
         ip("-n", self.name, "link", "set", "eth0", "up")
 
     def down(self):
-        """Cut its network: nobody is told, no packet leaves or arrives."""
+        """Cut its network silently: no packet leaves or arrives."""
         ip("-n", self.name, "link", "set", "eth0", "down")
 
 
@@ -73,7 +73,7 @@ class Network:
 
 @cache
 def unavailable():
-    """Return why there can be no hosts here; empty when there can."""
+    """Return why network namespaces are unavailable; "" if they are available."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     try:

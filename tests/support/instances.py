@@ -136,7 +136,7 @@ def linked_sides(backend, count=2, **options):
 
 
 def finalize(*sides):
-    """Finalise sides, and let go of what keeps their published pages mapped."""
+    """Finalize sides, and release what keeps their published pages mapped."""
     for side in sides:
         side.instance.finalize()
         side.manager = None
@@ -145,7 +145,7 @@ def finalize(*sides):
 
 @contextlib.contextmanager
 def failing(status, operation, *words, peer=None):
-    """Expect an LLMException whose text teaches: operation, status, peer, what is wrong, remedy."""
+    """Expect an LLMException whose text has operation, status, peer, problem and remedy."""
     with pytest.raises(LLMException) as caught:
         yield caught
     error = caught.value
@@ -179,7 +179,7 @@ def succeeds_or(status, call, *arguments):
 
 
 def eventually(condition, seconds=10.0):
-    """Wait for what nothing tells."""
+    """Poll until a condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -200,7 +200,7 @@ _far_away = itertools.count(0x2000_0000_0000, 1 << 32)
 
 
 class Pages:
-    """Private memory whose pages can go away and come back; 8 bytes per word, page by page."""
+    """Private memory whose pages can be unmapped and replaced; 8 bytes per word, page by page."""
 
     def __init__(self, tensors, units, pages_per_unit=1):
         self.unit_bytes = pages_per_unit * PAGE

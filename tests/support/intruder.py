@@ -1,4 +1,4 @@
-"""A peer that speaks the control protocol by hand, so that it can break it at any point.
+"""A hand-made peer that can violate the control protocol at any point.
 
 with Intruder(station.listen_address(), secret=b"...") as intruder:
     intruder.link()
@@ -97,7 +97,7 @@ class Intruder:
         return data
 
     def accepted(self, endpoint=None, num_lanes=1):
-        """Go as far as the Accept."""
+        """Continue the handshake up to the Accept."""
         if endpoint is None:
             endpoint = msgspec.msgpack.encode(Endpoint((1, 1), {"tcp": b""}))
         self.say(
@@ -119,7 +119,7 @@ class Intruder:
         return self.accept
 
     def open_lane(self, server, index=0, *, key=None, session=None):
-        """Open one lane, and prove it by some key; return its socket."""
+        """Open one lane, with proofs by the given key; return its socket."""
         hello = LaneHello(session or self.accept.session, server, index, fresh_lane_nonce())
         sock = socket.create_connection(self._address, timeout=5)
         sock.sendall(encode_preamble(Kind.LANE) + hello.pack())
@@ -132,7 +132,7 @@ class Intruder:
         return self.lanes[server][-1]
 
     def complete(self, endpoint=None, num_lanes=1):
-        """Go as far as the Complete; the answer is still to be heard."""
+        """Continue the handshake up to the Complete; the answer is not read."""
         self.accepted(endpoint, num_lanes)
         for server in Side:
             for index in range(self.accept.num_lanes):
@@ -140,13 +140,13 @@ class Intruder:
         self.say(Complete())
 
     def link(self):
-        """Go through with it."""
+        """Complete the handshake."""
         self.complete()
         assert isinstance(self.hear(), Ready)
 
 
 def is_closed(sock, seconds=5):
-    """Wait until the peer has closed; what it says before is dropped."""
+    """Wait until the peer has closed; drop its messages."""
     sock.settimeout(seconds)
     with contextlib.suppress(ConnectionError):
         while sock.recv(1 << 16):

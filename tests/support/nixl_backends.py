@@ -1,4 +1,4 @@
-"""The NIXL backend as tests make it."""
+"""NIXL backends for tests."""
 
 import importlib.util
 import time
@@ -10,7 +10,7 @@ NEEDS_NIXL = pytest.mark.skipif(not HAS_NIXL, reason="no nixl wheel: pip install
 
 
 def make_nixl(node):
-    """Nothing goes over the lanes that the engine can do."""
+    """Return a backend that uses the engine for transfers of all sizes."""
     from llm_datadist._backends.nixl import NixlBackend
 
     backend = NixlBackend(node, small_bytes=0)
@@ -19,7 +19,7 @@ def make_nixl(node):
 
 
 def wait_for_trial(backends):
-    """Wait until metadata of peers can be tried, so that no deadline pays for a slow start."""
+    """Wait until the trial process is ready, so that its start does not count against deadlines."""
     for backend in backends:
         if backend.name == "nixl":
             assert backend._trial.loaded("", [], time.monotonic() + 60) == (0, "")

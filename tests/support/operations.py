@@ -1,4 +1,4 @@
-"""Operations under faults, and what has to hold after them."""
+"""Operations under faults, and the checks after them."""
 
 import time
 
@@ -9,7 +9,7 @@ LANES = 4  # on which one side asks, by default
 
 
 class Operation:
-    """One call of `rig.here`, and what the bytes are when it has gone right."""
+    """One call of `rig.here`, and the expected bytes."""
 
     def __init__(self, name, rig):
         self.rig = rig
@@ -36,7 +36,7 @@ class Operation:
         return self.rig.here.call(*self.arguments)
 
     def is_right(self):
-        """Return whether what was to be moved is where it was to go, and nothing else."""
+        """Return whether the expected bytes, and no others, have arrived."""
         target = self.rig.here if self.pulls else self.rig.there
         old, new = (1, 2) if self.pulls else (2, 1)
         wanted = pattern(old, BLOCKS, WORDS)

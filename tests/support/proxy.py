@@ -1,4 +1,4 @@
-"""A TCP proxy between two instances that can spoil what passes, on a thread of its own.
+"""A TCP proxy between two instances that can disturb the traffic, on a separate thread.
 
     with Proxy(server.listen_address) as proxy:
         client.link(proxy.address)
@@ -32,7 +32,7 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to the bytes of a direction.
+    """The disturbance of the bytes of a direction.
 
     Attributes:
         action: delay: everything arrives `value` seconds later. throttle: `value` bytes a second.
@@ -76,24 +76,24 @@ class Proxy:
         self._thread.start()
 
     def retarget(self, target):
-        """Lead new connections to another listener."""
+        """Connect new connections to another listener."""
         self._target = tuple(target)
 
     def spoil(self, fault):
-        """Begin to spoil connections, those that there are and those to come."""
+        """Disturb present and future connections."""
         self._call(self._set, fault)
 
     def heal(self):
-        """Let everything pass again."""
+        """End the disturbance."""
         self._call(self._set, None)
 
     def hit(self, pump):
-        """Note that the fault has had an effect. Proxy's thread."""
+        """Record that the fault has had an effect. Proxy's thread."""
         self.hits += 1
         self.victim = self.victim or pump
 
     def record(self):
-        """Keep a copy of all that comes from now on."""
+        """Record all bytes from now on."""
         self.recorded = []
 
     def wait_hit(self, seconds=5.0):
@@ -107,7 +107,7 @@ class Proxy:
         return [each for each in self.connections if kind in (None, each.kind)]
 
     def close(self):
-        """Stop, once the connections whose ends have closed are through, and others after 1 s."""
+        """Stop after the bytes of closed connections have passed; end others after 1 s."""
         self.heal()
         deadline = time.monotonic() + 1
         while self.connections and time.monotonic() < deadline:
@@ -232,7 +232,7 @@ class Connection:
 
 
 class Pump:
-    """One direction of a connection: reads, keeps until it is due, writes."""
+    """One direction of a connection: reads bytes, delays them, writes them."""
 
     def __init__(self, connection, source, sink, direction, head=b""):
         self._connection = connection
@@ -251,7 +251,7 @@ class Pump:
         return [self._loop.create_task(self._read()), self._loop.create_task(self._write())]
 
     def restart(self):
-        """There is another fault now."""
+        """Apply another fault."""
         self._passed = 0
         self._queue = deque((0.0, data) for _, data in self._queue)
         self.wake()

@@ -1,4 +1,4 @@
-"""Two instances with a proxy between them, and what has to hold after any fault."""
+"""Two instances with a proxy between them, and the checks after any fault."""
 
 import time
 
@@ -37,7 +37,7 @@ class Rig:
         return True
 
     def transfer_works(self, seconds=HEAL_S):
-        """Pull and push until both come through, without linking again; check every byte."""
+        """Pull and push until both succeed, without linking again; check every byte."""
         deadline = time.monotonic() + seconds
         for operation, source, target in (
             ("pull", self.there, self.here),
@@ -52,7 +52,7 @@ class Rig:
         return True
 
     def recover(self):
-        """Let bytes pass again, and wait until the link works by itself."""
+        """End the fault, and wait until the link works without linking again."""
         self.proxy.heal()
         assert self.transfer_works()
         assert self.is_quiet(0.05)
@@ -67,6 +67,6 @@ class Rig:
 
 
 def forget(caplog):
-    """Drop log records: their exceptions keep what is looked for as leaked."""
+    """Drop log records: their exceptions keep objects alive that leak checks look for."""
     caplog.get_records("call").clear()
     caplog.clear()

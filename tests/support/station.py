@@ -57,7 +57,7 @@ class Answer(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """How a call ended that another one made."""
+    """How a nested call ended."""
 
     status: str
     seconds: float
@@ -116,7 +116,7 @@ class Station:
         self._background = None
 
     def call(self, name, *args):
-        """Make a call; whatever it raises becomes its answer."""
+        """Make a call; return its exception as an answer."""
         began = time.monotonic()
         try:
             value = getattr(self, name)(*args)
@@ -151,7 +151,7 @@ class Station:
         return plain(self.instance.describe_link(cluster_id))
 
     def join(self, name, ranks, table, seconds=20.0):
-        """Link a rank-table domain; return how it came out."""
+        """Link a rank-table domain; return its final status."""
         comm_id = self.instance.link(name, ranks, table)
         deadline = time.monotonic() + seconds
         status = RegisterMemStatus.PREPARING
@@ -186,7 +186,7 @@ class Station:
         return task.synchronize()
 
     def offer(self, req_id, seed):
-        """Allocate one slot under a CacheKey for the peer to pull, and let go of its id."""
+        """Allocate one slot under a CacheKey for the peer to pull, and release its id."""
         key = CacheKey(self.cluster_id, req_id)
         _, blocks, words = self.data.shape
         desc = CacheDesc(TENSORS, [1, blocks, words], DataType.DT_UINT64)
@@ -201,7 +201,7 @@ class Station:
         self.manager.pull_blocks(CacheKey(peer, req_id), self.cache, [], blocks)
 
     def announce(self):
-        """Change the directory: peers have to read it anew."""
+        """Change the directory, so that peers must read it again."""
         self.manager.register_blocks_cache(self._desc, self._addrs)
 
     def remap(self):
@@ -222,7 +222,7 @@ class Station:
         return digest(self.data if blocks is None else self.data[:, blocks])
 
     def fds(self):
-        """Count descriptors; not those that the next collection of garbage closes."""
+        """Count descriptors after a garbage collection."""
         gc.collect()
         return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -232,7 +232,7 @@ class Station:
     # ---- calls that go on ----
 
     def repeat(self, name, *args):
-        """Make a call until it fails, for some seconds at most; how long the failed one took.
+        """Repeat a call until it fails, for a limited time; return the duration of the failed one.
 
         The last argument is the number of seconds.
         """
@@ -245,7 +245,7 @@ class Station:
         return None
 
     def load(self, peer, seed, seconds):
-        """Pull, push and pull back all the time, and look at every byte; until a call fails.
+        """Pull, push and pull back, and check every byte, until a call fails.
 
         Of both ends the first half of the blocks is the pattern of its cluster id, and read; the
         second half is written.
@@ -274,7 +274,7 @@ class Station:
         return None
 
     def begin(self, name, *args):
-        """Make a call on a thread; `end` tells how it ended."""
+        """Make a call on a thread; `end` returns its answer."""
         assert self._background is None
         answers = []
         thread = threading.Thread(target=lambda: answers.append(self.call(name, *args)))
@@ -293,7 +293,7 @@ class Station:
 
 
 def plain(value):
-    """Return what msgpack can carry."""
+    """Convert a value to types of msgpack."""
     if isinstance(value, dict):
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -302,7 +302,7 @@ def plain(value):
 
 
 def serve(here, cluster_id, listen, options):
-    """Body of another process: a station that does what the test says, until the group ends."""
+    """Body of another process: a station that executes the test's commands until the group ends."""
     station = Station(cluster_id, listen, **options)
     try:
         here.send(station.listen_address())
@@ -314,7 +314,7 @@ def serve(here, cluster_id, listen, options):
 
 
 class RemoteStation:
-    """A station in a process of its own."""
+    """A station in another process."""
 
     def __init__(self, group, cluster_id, listen="127.0.0.1:0", *, command_prefix=(), **options):
         self.cluster_id = cluster_id

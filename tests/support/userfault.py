@@ -1,4 +1,4 @@
-"""Pages that never answer: memory whose first touch waits for a handler that there is not."""
+"""Pages that never come: memory whose page faults have no handler."""
 
 from __future__ import annotations
 

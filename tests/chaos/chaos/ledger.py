@@ -1,7 +1,7 @@
 """Numbers that all processes of a run share in a mapped file; each has one writer at a time.
 
 They are what makes bytes decidable: an owner writes down what it is about to do before it does it,
-and that something is over when it is; whoever transfers reads them before and after the call.
+and that something is over when it is; a transferring process reads them before and after the call.
 """
 
 import mmap

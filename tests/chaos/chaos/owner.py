@@ -171,7 +171,7 @@ class Owner:
     # ---- checks ----
 
     def _check_poison(self, kind):
-        """Nobody but this actor may have written what is not registered."""
+        """Memory that is not registered must have been written by this actor only."""
         if kind.name not in self._poisoned:
             return
         data = self._regions[kind.name].data

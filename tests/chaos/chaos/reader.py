@@ -122,7 +122,7 @@ class Reader:
         return address
 
     def _repair(self, address, answer):
-        """Give the page back as it was, and have it registered anew, with all that was named."""
+        """Restore the page, and register it again, with all that was named."""
         protect(address, PAGE, accessible=True)
         own = cluster_id(self.work.slot)  # a pull may meet the peer's damage as well
         ranges = [(fault.addr, fault.size) for fault in answer.faults if fault.cluster_id == own]

@@ -91,7 +91,7 @@ def test_a_port_that_is_taken_makes_the_next_candidate_be_taken(pair, base_port)
 
 
 def test_another_instance_at_a_candidate_is_passed_over(member, base_port):
-    """What the dialer tries first leads to somebody who knows nothing of the domain."""
+    """The dialer's first candidate is an instance without this domain."""
     table = rank_table(host_ip="127.0.0.2")
     other = member(77, listen=("127.0.0.2", base_port))
     pair = member(10), member(20)

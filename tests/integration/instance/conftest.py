@@ -45,7 +45,7 @@ def register_blocks(instance, value, key=None, *, num_blocks=8):
 
 
 def serve(near_end, cluster_id, options, value):
-    """Body of a peer: an instance with one blocks cache, which then does as it is told."""
+    """Body of a peer: an instance with one blocks cache, which then executes commands."""
     with LLMDataDist(LLMRole.PROMPT, cluster_id) as instance:
         instance.init(options)
         _, memory = register_blocks(instance, value)
@@ -150,7 +150,7 @@ def remote():
 
 @pytest.fixture
 def black_hole():
-    """An address where connections are accepted by the kernel and by nobody else."""
+    """An address where only the kernel accepts connections."""
     with socket.create_server((LOOPBACK, 0)) as sock:
         yield sock.getsockname()
 

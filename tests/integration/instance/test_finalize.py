@@ -26,7 +26,7 @@ OUT_OF_REACH = {S.LLM_KV_CACHE_NOT_EXIST, S.LLM_LINK_FAILED, S.LLM_NOT_YET_LINK}
 
 
 class Gate(LayerSynchronizer):
-    """Lets layers pass when told, or calls something else first."""
+    """Lets layers pass when asked, or calls something else first."""
 
     def __init__(self, first=lambda: None):
         self.entered = threading.Event()

@@ -118,7 +118,7 @@ def notify_prompt_unlink_failed(at):
 
 
 def processing_link(at):
-    """Two calls link to the same peer at the same moment; the second is told to come again."""
+    """Two calls link to the same peer at the same moment; the second should retry."""
     near, far, _ = at.two()
     for _ in range(100):
         assert near.unlink_clusters([at.info(cluster_id=2)])[0] is S.LLM_SUCCESS

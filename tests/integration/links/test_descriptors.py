@@ -16,7 +16,7 @@ LIMIT = 96
 
 
 def serve(near):
-    """Body of another process: an instance with few descriptors that does as it is told."""
+    """Body of another process: an instance with few descriptors that executes commands."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, hard))
     lines = []

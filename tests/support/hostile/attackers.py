@@ -1,4 +1,4 @@
-"""Hostile peers and their victims, here or in other processes."""
+"""Hostile peers and their victims, in this or other processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.hostile.victims import BLOCK_BYTES, BLOCKS, Victim, directory_at, e
 
 
 class Attacker(HostilePeer):
-    """What both the tests and other processes have it do; arguments and results are plain data."""
+    """A hostile peer with commands for tests; arguments and results are plain data."""
 
     page = None
 
@@ -28,7 +28,7 @@ class Attacker(HostilePeer):
         self.log = directory_at(address, entry, key)
 
     def victim_facts(self):
-        """What the victim says of itself once it is linked, and its first accessible cache."""
+        """Return the victim's link data and its first accessible cache."""
         (cache, *_) = entries_of(self.read_directory())
         return {
             "host": self.victim_host(),
@@ -40,10 +40,10 @@ class Attacker(HostilePeer):
         }
 
     def ring_for(self, address, into, keys, begins):
-        """Ring doorbells for what lies at an address; return the codes.
+        """Send doorbells for an address; return the codes.
 
         Args:
-            address: Of bytes that nobody was given.
+            address: Of bytes that peers may not access.
             into: Address of an accessible cache of the victim's.
             keys: Guards, one after the other, that the doorbells name.
             begins: Where the ranges of such an entry may begin: offsets count from there.
@@ -59,7 +59,7 @@ class Attacker(HostilePeer):
         return codes
 
     def read(self, address, size, entry=None):
-        """READ and CHECKSUM; return the codes."""
+        """Send Send READ and CHECKSUM; return the codes."""
         codes = []
         for kind in (READ, CHECKSUM):
             if not self.asking:
@@ -71,7 +71,7 @@ class Attacker(HostilePeer):
     # ---- published pages ----
 
     def forge_page(self, rows, header):
-        """Show a page made by hand from the next link on."""
+        """Show a forged published page from the next link on."""
         self.drop_page()
         self.page = ForgedPage(self.node.incarnation, rows, **header)
         self.claim = {
@@ -105,7 +105,7 @@ class Attacker(HostilePeer):
             self.page.show(5, self.shake.page_proof(side))
 
     def ring_while_changing(self, address, into, seconds):
-        """Ring doorbells for entry 9 while another thread changes what the page says."""
+        """Send doorbells for entry 9 while another thread changes the page."""
         chance = random.Random(1)
         ended = threading.Event()
 
@@ -155,7 +155,7 @@ class Rogue(Attacker):
 
 
 def become(user):
-    """Be another user from now on, who may not be able to read the interpreter's files."""
+    """Become another user, who may be unable to read the interpreter's files."""
     for name in ("idna", "ascii"):
         codecs.lookup(name)
     os.setgroups([])
@@ -164,7 +164,7 @@ def become(user):
 
 
 def serve(here, kind, user, arguments, options):
-    """Body of another process: an attacker or a victim that does what the test says."""
+    """Body of another process: an attacker or a victim that executes the test's commands."""
     if kind == "victim":
         made = Victim(*arguments, **options)
     else:
@@ -184,7 +184,7 @@ def serve(here, kind, user, arguments, options):
 
 
 class Remote:
-    """An attacker or a victim in a process of its own, with the methods of the object there."""
+    """Proxy of an attacker or a victim in another process."""
 
     def __init__(self, group, kind, *arguments, user=None, **options):
         self.peer = group.start(serve, kind, user, list(arguments), options)

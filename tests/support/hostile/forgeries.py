@@ -1,4 +1,4 @@
-"""What a linked peer could send in place of what it should: guards, ranges, directories, ..."""
+"""Forged data of a linked peer: guards, ranges, directories, ..."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOUCHING = (READ, WRITE, PUSH, CHECKSUM, PROBE)
 
 
 def guards_of(facts, *others):
-    """Guards that are not a key's: of every other kind, dead ones, and ones that never were."""
+    """Guards that are not a key's: of every other kind, dead ones, and nonexistent ones."""
     known = [facts["entry"], facts["link_ref"], (0, 1), *others]
     shifted = [(index, value + by) for index, value in known for by in (-1, 1, 2)]
     return [

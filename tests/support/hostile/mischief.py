@@ -56,7 +56,7 @@ class Mischief:
         self.counts = {"requests": 0, "links": 0, "granted outside": 0, "tokens heard": 0}
 
     def run(self, seconds):
-        """Go on until the time is over; return what came of it."""
+        """Run until the time is over; return the counts."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self._address is None and not self._peer.linked_anew(0.1):
@@ -80,7 +80,7 @@ class Mischief:
         self._facts = peer.victim_facts()
 
     def disguise(self):
-        """Choose what the next link says of itself."""
+        """Choose the claims of the next link."""
         peer, chance = self._peer, self._chance
         peer.drop_page()
         rows = [[begin, begin + 4096] for begin in sorted(self._closed)]
@@ -134,7 +134,7 @@ class Mischief:
         self._asked(READ, [(address, length)], cache=guard)
 
     def _ring(self):
-        """Doorbells for what lies at a closed address, whatever entry they name."""
+        """Send doorbells for a closed address, with any entry."""
         chance, peer = self._chance, self._peer
         page = peer.page  # the next link may have another one
         if page is not None:
@@ -169,7 +169,7 @@ class Mischief:
         self._peer.say(chance.choice([Notify(body=body), Request(id=number, body=body)]))
 
     def _noise(self):
-        """Frames that have the right tags, with bytes that were changed at random."""
+        """Send frames with correct tags and random changes."""
         chance, peer = self._chance, self._peer
         kind = chance.choice([READ, WRITE, PUSH, CONSUME])
         tail = (0,) if kind == PUSH else ()
@@ -189,7 +189,7 @@ class Mischief:
         lane.close()
 
     def _lie(self):
-        """Choose what the victim hears when it asks."""
+        """Choose the answers to the victim's requests."""
         chance = self._chance
         address, entry = chance.choice(self._closed), self._facts["entry"]
         self._peer.log = chance.choice(list(odd_directories(address, entry)))

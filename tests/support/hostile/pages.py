@@ -1,4 +1,4 @@
-"""Published pages made by hand: what a peer on the same host may show in place of its own."""
+"""Forged published pages of a peer on the same host."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ class ForgedPage:
         self.facts[2 * index : 2 * index + 2] = struct.unpack("<2Q", proof)
 
     def list(self, index, first, count):
-        """Say which rows are the ranges of an entry."""
+        """Set the rows with the ranges of an entry."""
         self.facts[2 * index : 2 * index + 2] = [first, count]
 
     def scramble(self, chance):
-        """Change some of what a reader looks at only once, or twice."""
+        """Change fields that a reader reads only once or twice."""
         self._words[chance.randrange(3, 6)] = chance.randrange(1 << 63)
         self.guards[chance.randrange(8, 16)] = chance.randrange(4)
         self.facts[chance.randrange(16, 32)] = chance.randrange(1 << 20)

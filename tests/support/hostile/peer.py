@@ -1,4 +1,4 @@
-"""A peer whose handshake is honest and everything after it forged, in both roles and all postures.
+"""A peer with an honest handshake and forged frames after it, in both roles and all postures.
 
     hostile = HostilePeer(posture)
     hostile.dial(victim.listen_address())      # or: victim.call("link", hostile.listen())
@@ -76,7 +76,7 @@ POSTURES = ("nothing", "secret", "TLS", "TLS lanes")
 
 
 class Posture(NamedTuple):
-    """What both ends of a link have: a secret, or files of certificates, or neither."""
+    """The protection of both ends of a link: a secret, certificate files, or neither."""
 
     name: str
     secret: str | None = None
@@ -91,7 +91,7 @@ class Posture(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What came for a request; code None: the lane was closed without an outcome."""
+    """The answer to a request; code None: the lane was closed without an outcome."""
 
     code: int | None
     data: bytes = b""
@@ -184,7 +184,7 @@ class HostilePeer:
         return self.victim_endpoint().backends
 
     def victim_host(self):
-        """What the victim says of its own process; as plain data."""
+        """The victim's data about its own process, as plain data."""
         told = msgspec.msgpack.decode(self.victim_backends()["host"], type=HostMetadata)
         return {"segments": (), **{n: getattr(told, n) for n in told.__struct_fields__[:-1]}}
 
@@ -254,7 +254,7 @@ class HostilePeer:
     # ---- being dialed ----
 
     def listen(self):
-        """Serve those who dial from now on, one link at a time; return the address."""
+        """Accept dials from now on, one link at a time; return the address."""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.settimeout(0.05)
         self._start(self._accept_all)
@@ -262,7 +262,7 @@ class HostilePeer:
 
     def wait_linked(self, seconds=10.0):
         if not self._linked.wait(seconds):
-            raise TimeoutError(f"nobody has linked: {self._failure}")
+            raise TimeoutError(f"no peer has linked: {self._failure}")
 
     def _accept_all(self):
         while not self._ended:
@@ -368,7 +368,7 @@ class HostilePeer:
         self._linked.set()
 
     def _converse(self, control):
-        """Answer pings, so that the link stays, and keep what else is said."""
+        """Answer pings, so that the link stays, and keep all other messages."""
         with contextlib.suppress(OSError, ValueError):
             while not self._ended:
                 if not control.pending() and not select.select([control], [], [], 0.05)[0]:
@@ -383,7 +383,7 @@ class HostilePeer:
                     self.said.append(message)
 
     def notify(self, message):
-        """Say something of one engine to the other."""
+        """Send a message of one engine to the other."""
         self.say(message)
 
     def request(self, body):
@@ -423,7 +423,7 @@ class HostilePeer:
     # ---- lanes on which it asks ----
 
     def ask(self, kind, descriptors=(), *, cache=ANY_ENTRY, key=NOTHING, payload=b"", **odd):
-        """Send a request on a lane, and return what comes; the lane is dropped when it was closed.
+        """Send a request on a lane, and return the answer; a closed lane is dropped.
 
         Args:
             kind: Of the request.
@@ -483,7 +483,7 @@ class HostilePeer:
         thread.start()
 
     def unlink(self):
-        """Close every connection, as a process that dies does."""
+        """Close every connection, as the death of a process does."""
         socks, self._socks = self._socks, []
         for each in socks:
             each.close()

@@ -1,4 +1,4 @@
-"""Instances with memory that peers were not given."""
+"""Instances with memory that peers may not access."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Victim(Station):
         return self.page.ctypes.data
 
     def closed_addresses(self):
-        """Of memory that peers were not given."""
+        """Addresses of memory that peers may not access."""
         return [self.page_address(), self.closed.ctypes.data, self.closed[1].ctypes.data]
 
     def tokens(self):
@@ -59,7 +59,7 @@ class Victim(Station):
 
     @staticmethod
     def peak_bytes(*, reset=False):
-        """The most memory that this process has had since the last reset."""
+        """Peak memory of this process since the last reset."""
         if reset:
             Path("/proc/self/clear_refs").write_text("5")
         status = Path("/proc/self/status").read_text()

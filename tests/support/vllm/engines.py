@@ -1,4 +1,4 @@
-"""vLLM engines as peers of a test: a tiny model, and a body that serves until told to end."""
+"""vLLM engines as peers of a test: a tiny model, and a body that executes commands."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def make_model(folder, *, layers=2, kv_heads=2, head_dim=32, hidden=64, vocab=99
 
 
 def make_gemma(folder):
-    """Write a model of which every second layer looks back 64 tokens only: two KV cache groups."""
+    """Write a model with a window of 64 tokens in every second layer: two KV cache groups."""
     import torch
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
@@ -109,7 +109,7 @@ def serve(here, model, transfer, overrides):
 
 
 class _Engine:
-    """What the group can ask of one engine; it is stepped whenever it has something to do."""
+    """Commands of one engine; it is stepped while it has work."""
 
     def __init__(self, engine):
         self.engine = engine
@@ -188,7 +188,7 @@ class _Engine:
         return True
 
     def corrupt(self, pulls):
-        """Have one byte of each of these pulls, counted from 1, arrive as another one."""
+        """Change one byte of each of these pulls, counted from 1."""
         from vllm.distributed.kv_transfer import get_kv_transfer_group
 
         instance = get_kv_transfer_group()._worker._instance.instance
@@ -197,7 +197,7 @@ class _Engine:
         return True
 
     def mend(self):
-        """End that; how many pulls were spoilt."""
+        """End the corruption; return how many pulls were changed."""
         self._faults.close()
         return len(self._policy.decisions)
 
@@ -209,7 +209,7 @@ class _Engine:
         return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
 
     def settle(self, seconds):
-        """Step until nothing is pending, at most so long; whether that was reached."""
+        """Step until nothing is pending or the time is over; return whether nothing is."""
         until = time.monotonic() + seconds
         while self.busy() and time.monotonic() < until:
             self.step()

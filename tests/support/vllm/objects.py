@@ -1,4 +1,4 @@
-"""Objects of vLLM as far as the connector looks at them, for tests where vLLM is not installed."""
+"""The parts of vLLM's objects that the connector uses, for tests without vLLM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A prefill and a decode engine of a test, and what is asked of both."""
+"""A prefill and a decode engine of a test, and their commands."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Engine:
         return self.peer.receive(ASK_S)
 
     def end(self):
-        """Shut the engine down, and its process, which takes many seconds to leave by itself."""
+        """Shut the engine down, and kill its process, which takes many seconds to exit."""
         if self.peer.exit is None:
             assert self.ask("end") == "ended"
             self.peer.kill()
@@ -74,7 +74,7 @@ class Pair:
         return {name: done[tag + name] for name in prompts}
 
     def ranks(self):
-        """Where the producer's workers listen, as any of its answers says."""
+        """Addresses of the producer's workers, from any of its answers."""
         if self._ranks is None:
             self._ranks = self.offers({"first": prompt(1, 40)}, "ranks-")["first"]["ranks"]
             assert self.prefill.ask("settle", 15)

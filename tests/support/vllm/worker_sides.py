@@ -18,7 +18,7 @@ KEY = 256
 
 
 class Side:
-    """A worker over memory of its own."""
+    """A worker with its own memory."""
 
     def __init__(self, role, *, groups=1, model="m", page=PAGE, **extra):
         self.memory = mmap.mmap(-1, LAYERS * BLOCKS * page)
