@@ -203,7 +203,7 @@ def test_half_open_connections_are_capped_and_others_link(served):
     halves = [b"", CONTROL[:3], CONTROL, CONTROL + hello()[:9], LANE, LANE + bytes(10)]
     before = served.fds()
     with contextlib.ExitStack() as stack:
-        for number in range(listener.MAX_UNPROVEN + 60):
+        for number in range(listener.MAX_UNAUTHENTICATED + 60):
             stack.enter_context(connected(served, halves[number % len(halves)]))
             if number % 100 == 99:
                 peer = Station(50 + number, None, **OPTIONS)
@@ -211,8 +211,8 @@ def test_half_open_connections_are_capped_and_others_link(served):
                 assert peer.call("pull", 1, [0], [0]).status == OK
                 peer.close()
         # The strangers' ends are ours, too; so are the ends that the instance holds.
-        held = served.fds() - before - (listener.MAX_UNPROVEN + 60)
-        assert held <= listener.MAX_UNPROVEN + 10
+        held = served.fds() - before - (listener.MAX_UNAUTHENTICATED + 60)
+        assert held <= listener.MAX_UNAUTHENTICATED + 10
 
 
 def test_slow_handshakes_end(served, monkeypatch):

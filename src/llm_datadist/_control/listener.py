@@ -12,7 +12,6 @@ import logging
 import math
 from typing import TYPE_CHECKING, Final, final
 
-from llm_datadist._control.complaints import Complaints
 from llm_datadist._control.sockets import (
     descriptor_share,
     explained,
@@ -21,6 +20,7 @@ from llm_datadist._control.sockets import (
     receive_exactly,
     tune,
 )
+from llm_datadist._control.stranger_log import StrangerLog
 from llm_datadist._control.tls import TlsError, drain, shake_hands
 from llm_datadist._protocol.codec import PREAMBLE_BYTES, Kind, ProtocolError, decode_preamble
 
@@ -33,21 +33,27 @@ if TYPE_CHECKING:
     from llm_datadist._control.sockets import Address
     from llm_datadist._control.tls import TlsSession
 
-__all__ = ["HANDSHAKE_SECONDS", "MAX_UNPROVEN", "Doorway", "Listener", "Visit"]
+__all__ = [
+    "HANDSHAKE_SECONDS",
+    "MAX_UNAUTHENTICATED",
+    "ConnectionRouter",
+    "Listener",
+    "IncomingConnection",
+]
 
 logger = logging.getLogger("llm_datadist")
 
 HANDSHAKE_SECONDS: Final = 10.0
-MAX_UNPROVEN: Final = 256
+MAX_UNAUTHENTICATED: Final = 256
 _DESCRIPTOR_SHARE: Final = 8  # at most an eighth of RLIMIT_NOFILE
 _ACCEPTS_AT_ONCE: Final = 64
 _PAUSE_SECONDS: Final = 0.1
-_COMPLAINT_SECONDS: Final = 10.0
+_LOG_SECONDS: Final = 10.0
 _CLOSED: Final = "connection from %s closed: %s"
 
 
 @final
-class Visit:
+class IncomingConnection:
     """An incoming connection until its peer is authenticated.
 
     Attributes:
@@ -56,37 +62,37 @@ class Visit:
         peer: Remote address.
     """
 
-    def __init__(self, sock: socket.socket, complaints: Complaints) -> None:
+    def __init__(self, sock: socket.socket, stranger_log: StrangerLog) -> None:
         self.sock = sock
         self.session: TlsSession | None = None
         self.peer = plain_address(sock.getpeername())
         self.refusal: str | None = None
-        self._complaints = complaints
-        self._is_proven = False
+        self._stranger_log = stranger_log
+        self._is_authenticated = False
         self._task = asyncio.current_task()
         self._timer: asyncio.TimerHandle | None = None
-        self._leave: Callable[[Visit], object] | None = None
+        self._leave: Callable[[IncomingConnection], object] | None = None
 
-    def begin(self, seconds: float, leave: Callable[[Visit], object]) -> None:
+    def begin(self, seconds: float, leave: Callable[[IncomingConnection], object]) -> None:
         """Start the time limit for authentication."""
         reason = f"it did not prove itself within {seconds:g} s"
         self._leave = leave
         self._timer = asyncio.get_running_loop().call_later(seconds, self.refuse, reason)
 
-    def proven(self) -> None:
+    def set_authenticated(self) -> None:
         """Note that the peer is authenticated, which ends its time limit. Idempotent."""
-        self._is_proven = True
+        self._is_authenticated = True
         if self._timer is not None:
             self._timer.cancel()
         if self._leave is not None:
             self._leave(self)
 
-    def complain(self, level: int, text: str, *args: object) -> None:
+    def log(self, level: int, text: str, *args: object) -> None:
         """Log a line about the connection, rate-limited before it is authenticated."""
-        if self._is_proven:
+        if self._is_authenticated:
             logger.log(level, text, *args)
         else:
-            self._complaints.say(level, self.peer[0], text, *args)
+            self._stranger_log.log(level, self.peer[0], text, *args)
 
     def refuse(self, reason: str) -> None:
         """Cancel the task that serves it, from outside."""
@@ -96,13 +102,13 @@ class Visit:
 
 
 @final
-class Doorway:
+class ConnectionRouter:
     """Dispatches the connections of all listeners of an instance by their kind.
 
     Args:
         control: The instance's loop.
-        routes: Handler for each kind of connection. It owns the visit's socket, must call
-            `Visit.proven` when the peer is authenticated, and may raise ProtocolError,
+        routes: Handler for each kind of connection. It owns the socket, must call
+            `set_authenticated` when the peer is authenticated, and may raise ProtocolError,
             PeerClosedError, EOFError or OSError for the peer's errors.
         tls: For connections inside TLS; None refuses them. If connections without TLS must be
             refused, the handlers do it, since they can send the reason.
@@ -111,96 +117,96 @@ class Doorway:
     def __init__(
         self,
         control: ControlLoop,
-        routes: Mapping[Kind, Callable[[Visit], Awaitable[None]]],
+        routes: Mapping[Kind, Callable[[IncomingConnection], Awaitable[None]]],
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._control = control
         self._routes = routes
         self._tls = tls
-        self._unproven: dict[Visit, None] = {}  # oldest first
-        self._complaints = Complaints()
+        self._unauthenticated: dict[IncomingConnection, None] = {}  # oldest first
+        self._stranger_log = StrangerLog()
 
-    def enter(self, sock: socket.socket) -> None:
+    def serve(self, sock: socket.socket) -> None:
         """Serve a connection that was just accepted."""
         self._control.spawn(self._serve(sock))
 
     @property
-    def unproven(self) -> int:
+    def num_unauthenticated(self) -> int:
         """Connections whose peers are not authenticated yet."""
-        return len(self._unproven)
+        return len(self._unauthenticated)
 
     async def _serve(self, sock: socket.socket) -> None:
         try:
-            visit = Visit(tune(sock), self._complaints)
+            incoming = IncomingConnection(tune(sock), self._stranger_log)
         except OSError:  # closed before it was served
             sock.close()
             return
-        self._admit(visit)
+        self._admit(incoming)
         try:
-            await self._route(visit)
+            await self._route(incoming)
         except (ConnectionError, EOFError) as error:  # includes PeerClosedError
-            visit.complain(logging.INFO, _CLOSED, printed(visit.peer), _words(error))
+            incoming.log(logging.INFO, _CLOSED, printed(incoming.peer), _words(error))
         except (ProtocolError, OSError) as error:
-            visit.complain(logging.WARNING, _CLOSED, printed(visit.peer), _words(error))
+            incoming.log(logging.WARNING, _CLOSED, printed(incoming.peer), _words(error))
         except asyncio.CancelledError:
-            if visit.refusal is None:
+            if incoming.refusal is None:
                 raise
-            visit.complain(logging.WARNING, _CLOSED, printed(visit.peer), visit.refusal)
+            incoming.log(logging.WARNING, _CLOSED, printed(incoming.peer), incoming.refusal)
         finally:
-            visit.proven()
+            incoming.set_authenticated()
 
-    async def _route(self, visit: Visit) -> None:
+    async def _route(self, incoming: IncomingConnection) -> None:
         try:
-            preamble = await receive_exactly(visit.sock, PREAMBLE_BYTES)
+            preamble = await receive_exactly(incoming.sock, PREAMBLE_BYTES)
         except (EOFError, ConnectionError):  # such as a port scan or a health check
-            logger.debug("connection from %s closed before it said anything", printed(visit.peer))
-            visit.sock.close()
+            logger.debug("connection from %s closed without any data", printed(incoming.peer))
+            incoming.sock.close()
             return
         except BaseException:
-            visit.sock.close()
+            incoming.sock.close()
             raise
         try:
             kind = decode_preamble(preamble)
             if kind.uses_tls:
-                await self._secure(visit)
+                await self._secure(incoming)
         except BaseException:
-            visit.sock.close()
+            incoming.sock.close()
             raise
-        await self._routes[kind.purpose](visit)
+        await self._routes[kind.purpose](incoming)
 
-    async def _secure(self, visit: Visit) -> None:
+    async def _secure(self, incoming: IncomingConnection) -> None:
         if self._tls is None:
             raise ProtocolError(
                 "it speaks TLS, and this instance has none; set llm.TlsCert, llm.TlsKey and "
                 "llm.TlsCa on both sides or on neither"
             )
         try:
-            visit.session = await shake_hands(visit.sock, self._tls, accepting=True)
+            incoming.session = await shake_hands(incoming.sock, self._tls, accepting=True)
         except TlsError as error:
-            await drain(visit.sock)
+            await drain(incoming.sock)
             raise TlsError(f"TLS: {error}") from error
 
-    def _admit(self, visit: Visit) -> None:
-        limit = descriptor_share(_DESCRIPTOR_SHARE, MAX_UNPROVEN)
-        if len(self._unproven) >= limit:
-            oldest = next(iter(self._unproven))
+    def _admit(self, incoming: IncomingConnection) -> None:
+        limit = descriptor_share(_DESCRIPTOR_SHARE, MAX_UNAUTHENTICATED)
+        if len(self._unauthenticated) >= limit:
+            oldest = next(iter(self._unauthenticated))
             oldest.refuse(f"more than {limit} connections have not proved themselves")
-            self._unproven.pop(oldest)
-        self._unproven[visit] = None
-        visit.begin(HANDSHAKE_SECONDS, lambda done: self._unproven.pop(done, None))
+            self._unauthenticated.pop(oldest)
+        self._unauthenticated[incoming] = None
+        incoming.begin(HANDSHAKE_SECONDS, lambda done: self._unauthenticated.pop(done, None))
 
 
 @final
 class Listener:
     """Accepts connections on one listening socket until `close`."""
 
-    def __init__(self, doorway: Doorway, sock: socket.socket) -> None:
+    def __init__(self, router: ConnectionRouter, sock: socket.socket) -> None:
         self.address: Address = plain_address(sock.getsockname())
-        self._doorway = doorway
+        self._router = router
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock, self._accept)
-        self._complained = -math.inf
+        self._logged_at = -math.inf
 
     def close(self) -> None:
         """Stop accepting and free the port; accepted connections continue. Idempotent."""
@@ -217,15 +223,15 @@ class Listener:
             except OSError as error:
                 self._pause(error)
                 return
-            self._doorway.enter(sock)
+            self._router.serve(sock)
 
     def _pause(self, error: OSError) -> None:
         """Stop accepting for a moment when files or memory are exhausted, instead of spinning.
 
         New connections wait in the backlog meanwhile.
         """
-        if self._loop.time() - self._complained > _COMPLAINT_SECONDS:
-            self._complained = self._loop.time()
+        if self._loop.time() - self._logged_at > _LOG_SECONDS:
+            self._logged_at = self._loop.time()
             where = printed(self.address)
             logger.error("cannot accept connections on %s yet: %s", where, explained(error))
         self._loop.remove_reader(self._sock)

@@ -34,7 +34,7 @@ from llm_datadist._protocol.messages import (
 )
 
 if TYPE_CHECKING:
-    from llm_datadist._control.listener import Visit
+    from llm_datadist._control.listener import IncomingConnection
     from llm_datadist._control.relay import Relays
     from llm_datadist._links.context import LinkContext
     from llm_datadist._links.lifecycle import LinkLifecycle
@@ -54,21 +54,23 @@ _FAILED: Final = LLMStatusCode.LLM_LINK_FAILED
 _Verdict: TypeAlias = "Setup | Link"
 
 
-async def receive_link(context: LinkContext, lifecycle: LinkLifecycle, visit: Visit) -> None:
+async def receive_link(
+    context: LinkContext, lifecycle: LinkLifecycle, incoming: IncomingConnection
+) -> None:
     """Serve an incoming control connection until its link is up or is refused.
 
     Raises:
         ProtocolError, PeerClosedError: What the peer did wrong.
     """
-    connection = await ControlConnection.open(visit.sock, context.silence_ms, visit.session)
+    connection = await ControlConnection.open(incoming.sock, context.silence_ms, incoming.session)
     stream = HandshakeStream(connection, Side.ACCEPTOR, context.secret)
     try:
-        await Deadline(_SETUP_SECONDS).limit(_Inbound(context, lifecycle, visit, stream).run())
+        await Deadline(_SETUP_SECONDS).limit(_Inbound(context, lifecycle, incoming, stream).run())
     except SetupError as error:
-        visit.complain(
+        incoming.log(
             logging.INFO,
             "link from %s refused [%s]: %s",
-            printed(visit.peer),
+            printed(incoming.peer),
             error.status.name,
             error.reason,
         )
@@ -88,20 +90,20 @@ class _Inbound:
         self,
         context: LinkContext,
         lifecycle: LinkLifecycle,
-        visit: Visit,
+        incoming: IncomingConnection,
         stream: HandshakeStream,
     ) -> None:
         self._context = context
         self._index = context.index
         self._lifecycle = lifecycle
-        self._visit = visit
+        self._incoming = incoming
         self._stream = stream
         self._page_proof = b""
 
     async def run(self) -> None:
         """Set the link up; SetupError carries the status and reason for the peer."""
         hello = await self._stream.receive(Hello)
-        check_hello(self._context, hello, is_encrypted=self._visit.session is not None)
+        check_hello(self._context, hello, is_encrypted=self._incoming.session is not None)
         self._stream.send(
             Welcome(
                 cluster_id=self._context.cluster_id,
@@ -114,7 +116,7 @@ class _Inbound:
         except SecretMismatchError:
             raise ProtocolError("it has another secret") from None
         await self._wait_for_room(hello)
-        self._visit.proven()
+        self._incoming.set_authenticated()
         self._context.num_arriving += 1
         try:
             await self._arrive(hello, confirm)
@@ -223,7 +225,7 @@ class _Inbound:
                 _FAILED,
                 "it claims to be this instance, which does not dial itself; check the address",
             )
-        if dial.source != self._visit.peer:
+        if dial.source != self._incoming.peer:
             raise SetupError(
                 _FAILED,
                 "this instance dialed itself through a relay; to link an instance to itself give "
@@ -328,7 +330,7 @@ class _Inbound:
             await asyncio.gather(filling, rejecting, return_exceptions=True)
 
     def _peer(self, hello: Hello) -> Peer:
-        address = self._visit.peer
+        address = self._incoming.peer
         if hello.listen is not None:
             address = (address[0], hello.listen[1])
         return Peer(

@@ -27,7 +27,7 @@ from llm_datadist._protocol.messages import Reopen
 
 if TYPE_CHECKING:
     from llm_datadist._links.context import LinkContext
-    from llm_datadist._links.lane_terms import LanePlace, LaneRoute, OpenLanes, ProvenLane
+    from llm_datadist._links.lane_terms import AuthenticatedLane, LanePlace, LaneRoute, OpenLanes
     from llm_datadist._links.link import Link
 
 __all__ = ["LaneRepair"]
@@ -123,7 +123,7 @@ class LaneRepair:
             repair.num_requested = num_lanes
             self.start(link)
 
-    def add_lane(self, link: Link, place: LanePlace, lane: ProvenLane) -> None:
+    def add_lane(self, link: Link, place: LanePlace, lane: AuthenticatedLane) -> None:
         """Add an authenticated lane to a link, on the accepting end.
 
         Raises:
@@ -223,7 +223,7 @@ class _EstablishedSession:
         self._lane_repair = lane_repair
         self._link = link
 
-    def add(self, place: LanePlace, lane: ProvenLane) -> None:
+    def add(self, place: LanePlace, lane: AuthenticatedLane) -> None:
         """Add an authenticated lane; PeerClosedError when the link does not need it."""
         self._lane_repair.add_lane(self._link, place, lane)
 

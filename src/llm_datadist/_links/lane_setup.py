@@ -12,7 +12,7 @@ from llm_datadist._control.connection import PeerClosedError
 from llm_datadist._control.deadline import Deadline
 from llm_datadist._control.dial import connect_resolved
 from llm_datadist._control.tls import SecureSocket, shake_hands
-from llm_datadist._links.lane_terms import ProvenLane, all_places
+from llm_datadist._links.lane_terms import AuthenticatedLane, all_places
 from llm_datadist._protocol.codec import Kind, ProtocolError, encode_preamble
 from llm_datadist._protocol.handshake import Side
 from llm_datadist._protocol.lane_auth import (
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterable
 
-    from llm_datadist._control.listener import Visit
+    from llm_datadist._control.listener import IncomingConnection
     from llm_datadist._control.relay import CarriedLane, Relays
     from llm_datadist._links.context import LinkContext
     from llm_datadist._links.lane_terms import LanePlace, LaneRoute, LaneTerms, OpenLanes
@@ -64,10 +64,10 @@ class LaneSession:
         self.session = secrets.token_bytes(SESSION_BYTES)
         self.key = b""
         self._missing = set(all_places(num_lanes))
-        self._lanes: dict[LanePlace, ProvenLane] = {}
+        self._lanes: dict[LanePlace, AuthenticatedLane] = {}
         self._filled = asyncio.Event()
 
-    def add(self, place: LanePlace, lane: ProvenLane) -> None:
+    def add(self, place: LanePlace, lane: AuthenticatedLane) -> None:
         """Take an authenticated lane.
 
         Raises:
@@ -97,7 +97,7 @@ class LaneSession:
         self._lanes.clear()
 
 
-async def receive_lane(context: LinkContext, visit: Visit) -> None:
+async def receive_lane(context: LinkContext, incoming: IncomingConnection) -> None:
     """Authenticate an incoming lane connection and hand it to its session.
 
     Raises:
@@ -105,8 +105,8 @@ async def receive_lane(context: LinkContext, visit: Visit) -> None:
         PeerClosedError: Its link has ended, or needs no further lane.
         EOFError, OSError: The connection broke.
     """
-    wire = SecureSocket(visit.sock, visit.session)
-    sock: socket.socket | CarriedLane = visit.sock
+    wire = SecureSocket(incoming.sock, incoming.session)
+    sock: socket.socket | CarriedLane = incoming.sock
     try:
         hello = LaneHello.unpack(await wire.receive_exactly(LANE_HELLO_BYTES))
         sink = context.sessions.get(hello.session)
@@ -124,7 +124,7 @@ async def receive_lane(context: LinkContext, visit: Visit) -> None:
         if sink.relays is not None:
             sock = sink.relays.carry(wire, serves=hello.server is Side.ACCEPTOR)
         keys = lane_keys(sink.key, hello, answer, Side.ACCEPTOR)
-        sink.add((hello.server, hello.index), ProvenLane(sock, keys, offset_ns))
+        sink.add((hello.server, hello.index), AuthenticatedLane(sock, keys, offset_ns))
     except BaseException:
         sock.close()
         raise
@@ -165,7 +165,7 @@ async def open_lanes(
 
 async def _open_lane(
     route: LaneRoute, terms: LaneTerms, place: LanePlace, connect_seconds: float | None
-) -> ProvenLane:
+) -> AuthenticatedLane:
     hello = LaneHello(terms.session, *place, fresh_lane_nonce())
     limit = Deadline(math.inf if connect_seconds is None else connect_seconds)
     sock = await limit.limit(connect_resolved(*route))
@@ -177,11 +177,11 @@ async def _open_lane(
         keys = lane_keys(terms.key, hello, answer, Side.DIALER)
         if terms.relays is not None:
             carried = terms.relays.carry(wire, serves=place[0] is Side.DIALER)
-            return ProvenLane(carried, keys, offset_ns)
+            return AuthenticatedLane(carried, keys, offset_ns)
     except BaseException:
         sock.close()
         raise
-    return ProvenLane(sock, keys, offset_ns)
+    return AuthenticatedLane(sock, keys, offset_ns)
 
 
 async def _greet(sock: socket.socket, relays: Relays | None, hello: LaneHello) -> SecureSocket:
@@ -196,12 +196,12 @@ async def _greet(sock: socket.socket, relays: Relays | None, hello: LaneHello) -
     return wire
 
 
-def _close_lane(opened: asyncio.Task[ProvenLane]) -> None:
+def _close_lane(opened: asyncio.Task[AuthenticatedLane]) -> None:
     if not opened.cancelled() and opened.exception() is None:
         opened.result().close()
 
 
-def _detach(lanes: dict[LanePlace, ProvenLane], own_side: Side) -> OpenLanes:
+def _detach(lanes: dict[LanePlace, AuthenticatedLane], own_side: Side) -> OpenLanes:
     def served_by(side: Side) -> list[OpenLane]:
         places = sorted((place for place in lanes if place[0] is side), key=lambda place: place[1])
         return [lanes[place].detach() for place in places]

@@ -19,7 +19,7 @@ __all__ = [
     "LaneSink",
     "LaneTerms",
     "OpenLanes",
-    "ProvenLane",
+    "AuthenticatedLane",
     "all_places",
 ]
 
@@ -33,7 +33,7 @@ LaneRoute: TypeAlias = tuple[int, tuple[Any, ...], str | None]
 
 @final
 @dataclass(frozen=True, slots=True)
-class ProvenLane:
+class AuthenticatedLane:
     """A lane connection that has been authenticated.
 
     Attributes:
@@ -86,7 +86,7 @@ class LaneSink(Protocol):
     def relays(self) -> Relays | None:
         """Encrypt the lanes' bytes; None for lanes without TLS."""
 
-    def add(self, place: LanePlace, lane: ProvenLane) -> None:
+    def add(self, place: LanePlace, lane: AuthenticatedLane) -> None:
         """Take an authenticated lane; an exception refuses it."""
 
 

@@ -8,7 +8,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Final, final
 
-from llm_datadist._control.listener import Doorway, Listener
+from llm_datadist._control.listener import ConnectionRouter, Listener
 from llm_datadist._control.sockets import listen_on, printed
 from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._links.link import same_address
@@ -31,9 +31,9 @@ _FIRST_USER: Final = 1000
 class Listeners:
     """The listeners of one instance. One call at a time: `LinkTable` holds a lock."""
 
-    def __init__(self, context: LinkContext, doorway: Doorway) -> None:
+    def __init__(self, context: LinkContext, router: ConnectionRouter) -> None:
         self._context = context
-        self._doorway = doorway
+        self._router = router
         self._main: Listener | None = None
         self._asked: Address | None = None
         self._extra: dict[Address, Listener] = {}
@@ -105,7 +105,7 @@ class Listeners:
             return None
 
         async def start() -> Listener:
-            return Listener(self._doorway, sock)
+            return Listener(self._router, sock)
 
         try:
             listener = self._context.control.run(start(), operation)

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Final, final
 
 from llm_datadist._control.deadline import Deadline
-from llm_datadist._control.listener import Doorway, Visit
+from llm_datadist._control.listener import ConnectionRouter, IncomingConnection
 from llm_datadist._control.loop import ControlLoop
 from llm_datadist._errors import LLMException, finalized
 from llm_datadist._links.acceptor import receive_link
@@ -84,12 +84,12 @@ class LinkTable:
         self._lifecycle.on_lost = self._reconnector.on_lost
         self._requests = LinkRequests(self._context, self._lifecycle, self._reconnector)
         self._messages = EngineMessages(self._context)
-        doorway = Doorway(
+        router = ConnectionRouter(
             self._control,
             {Kind.CONTROL: self._receive_link, Kind.LANE: self._receive_lane},
             config.tls and config.tls.accepting,
         )
-        self._listeners = Listeners(self._context, doorway)
+        self._listeners = Listeners(self._context, router)
         self._changing = threading.Lock()  # held by start, relisten, listeners, close
         self._pid = os.getpid()
 
@@ -380,8 +380,8 @@ class LinkTable:
 
     # Incoming connections
 
-    async def _receive_link(self, visit: Visit) -> None:
-        await receive_link(self._context, self._lifecycle, visit)
+    async def _receive_link(self, incoming: IncomingConnection) -> None:
+        await receive_link(self._context, self._lifecycle, incoming)
 
-    async def _receive_lane(self, visit: Visit) -> None:
-        await receive_lane(self._context, visit)
+    async def _receive_lane(self, incoming: IncomingConnection) -> None:
+        await receive_lane(self._context, incoming)

@@ -343,7 +343,7 @@ MUTATIONS = (
         (
             Edit(
                 "src/llm_datadist/_links/acceptor.py",
-                "if dial.source != self._visit.peer:",
+                "if dial.source != self._incoming.peer:",
                 "if False:",
             ),
         ),

@@ -130,7 +130,7 @@ def test_slow_connections_are_closed_by_the_deadline(linked, monkeypatch):
 
 
 def test_of_too_many_unproven_connections_the_oldest_goes(linked, monkeypatch):
-    monkeypatch.setattr(listener, "MAX_UNPROVEN", 4)
+    monkeypatch.setattr(listener, "MAX_UNAUTHENTICATED", 4)
     with contextlib.ExitStack() as stack:
         socks = [stack.enter_context(socket.create_connection(linked.address)) for _ in range(9)]
         assert all(map(is_closed, socks[:5]))

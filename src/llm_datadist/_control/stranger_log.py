@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Final, final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MAX_SOURCES", "WINDOW_SECONDS", "Complaints"]
+__all__ = ["MAX_SOURCES", "WINDOW_SECONDS", "StrangerLog"]
 
 logger = logging.getLogger("llm_datadist")
 
 WINDOW_SECONDS: Final = 60.0
 MAX_SOURCES: Final = 256
-"""Beyond which all others count as one."""
+"""Further sources are counted together."""
 _OTHERS: Final = "other addresses"
 
 
@@ -25,11 +25,11 @@ _OTHERS: Final = "other addresses"
 class _Source:
     level: int
     name: str
-    left_out: int = 0
+    num_suppressed: int = 0
 
 
 @final
-class Complaints:
+class StrangerLog:
     """Logs the first line about a source, then once a minute how many were suppressed.
 
     Levels are counted separately, so that debug lines do not suppress a warning. An IPv6 source is
@@ -43,14 +43,14 @@ class Complaints:
         self._later = later
         self._sources: dict[tuple[int, str], _Source] = {}
 
-    def say(self, level: int, host: str, text: str, *args: object) -> None:
+    def log(self, level: int, host: str, text: str, *args: object) -> None:
         """Log a line about a source, or count it as suppressed."""
         name = _source(host)
         if (level, name) not in self._sources and len(self._sources) >= MAX_SOURCES:
             name = _OTHERS
         source = self._sources.get((level, name))
         if source is not None:
-            source.left_out += 1
+            source.num_suppressed += 1
             return
         self._sources[level, name] = source = _Source(level, name)
         self._watch(source)
@@ -58,17 +58,17 @@ class Complaints:
 
     def _watch(self, source: _Source) -> None:
         later = asyncio.get_running_loop().call_later if self._later is None else self._later
-        later(WINDOW_SECONDS, lambda: self._sum_up(source))
+        later(WINDOW_SECONDS, lambda: self._log_suppressed(source))
 
-    def _sum_up(self, source: _Source) -> None:
-        count, source.left_out = source.left_out, 0
+    def _log_suppressed(self, source: _Source) -> None:
+        count, source.num_suppressed = source.num_suppressed, 0
         if not count:
             del self._sources[source.level, source.name]
             return
         self._watch(source)
         logger.log(
             source.level,
-            "%d more connections from %s were closed within %d s; their lines were left out",
+            "%d more connections from %s were closed within %d s; their lines were suppressed",
             count,
             source.name,
             WINDOW_SECONDS,

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from llm_datadist._control.complaints import MAX_SOURCES, WINDOW_SECONDS, Complaints
+from llm_datadist._control.stranger_log import MAX_SOURCES, WINDOW_SECONDS, StrangerLog
 
 pytestmark = pytest.mark.expects_log(".*")
 
@@ -32,10 +32,10 @@ def clock():
 
 @pytest.fixture
 def say(clock):
-    complaints = Complaints(clock.later)
+    stranger_log = StrangerLog(clock.later)
 
     def warn(host, level=logging.WARNING):
-        complaints.say(level, host, "line about %s", host)
+        stranger_log.log(level, host, "line about %s", host)
 
     return warn
 
@@ -47,7 +47,7 @@ def test_one_line_of_a_source_and_then_a_count(say, clock, caplog):
     assert caplog.messages == ["line about 10.0.0.1", "line about 10.0.0.2"]
     clock.a_minute_passes()
     assert caplog.messages[2:] == [
-        "999 more connections from 10.0.0.1 were closed within 60 s; their lines were left out"
+        "999 more connections from 10.0.0.1 were closed within 60 s; their lines were suppressed"
     ]
     say("10.0.0.2")
     assert caplog.messages[3:] == ["line about 10.0.0.2"]
