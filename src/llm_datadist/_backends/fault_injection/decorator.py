@@ -16,7 +16,7 @@ import numpy as np
 from llm_datadist._backends.base import Backend, Channel, Handle
 from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._devices.cpu import copy
-from llm_datadist._types.refs import NO_REF
+from llm_datadist._types.refs import NO_REF, Ref
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,7 +105,6 @@ class FaultHandle(Handle):
         delay_ns = int(decision.delay_ms * 1e6) if decision and self._action == "delay" else 0
         self._due_ns = min(time.monotonic_ns() + delay_ns, transfer.deadline_ns) if delay_ns else 0
         self._begun: Handle | None = None
-        self._corrupted: _CorruptedByte | None = None
         self._outcome: Outcome | None = None
         self._lock = threading.Lock()
 
@@ -149,13 +148,6 @@ class FaultHandle(Handle):
             return
         if decision is not None and decision.action == "short":
             transfer = _shortened(transfer, decision.place)
-        elif decision is not None and decision.action == "corrupt" and transfer.length.sum():
-            self._corrupted = _CorruptedByte(self._channel, transfer, decision.place)
-            outcome = self._corrupted.before()
-            if outcome.code != Code.OK:
-                self._complete(outcome)
-                return
-            transfer = self._corrupted.transfer
         begun = self._channel.begin(transfer)
         if isinstance(begun, Handle):
             self._begun = begun
@@ -164,11 +156,13 @@ class FaultHandle(Handle):
 
     def _complete(self, outcome: Outcome) -> None:
         assert self._outcome is None, "a transfer completes once"
-        if self._corrupted is not None:
-            outcome = self._corrupted.after(outcome)
-        if self._action in {"fail", "short"} and outcome.code == Code.OK:
-            assert self._decision is not None
-            outcome = outcome._replace(code=Code[self._decision.code])
+        decision, transfer = self._decision, self._transfer
+        if decision is not None and outcome.code == Code.OK:
+            if self._action in {"fail", "short"}:
+                outcome = outcome._replace(code=Code[decision.code])
+            elif self._action == "corrupt" and transfer.length.sum():
+                flipped = _CorruptedByte(self._channel, transfer, decision.place).flip()
+                outcome = outcome if flipped.code == Code.OK else flipped
         self._outcome = outcome
         self._channel.policy.completed()
 
@@ -192,95 +186,49 @@ def _shortened(transfer: Transfer, place: float) -> Transfer:
 
 
 class _CorruptedByte:
-    """Redirects one byte of a transfer through scratch memory and flips it.
+    """Flips one byte at the destination of a transfer that has been moved.
 
-    A read puts the byte in its place afterwards; a write sends it again, afterwards. Only native
-    copies that use its entry touch the caller's memory, so the cache may end during the transfer.
+    Only native copies that use its entry touch the caller's memory, so the cache may end meanwhile.
     """
 
     def __init__(self, channel: FaultChannel, transfer: Transfer, place: float) -> None:
         self._node = channel.node
         self._send = channel.inner.run
-        self._whole = transfer
+        self._transfer = transfer
         ends = np.cumsum(transfer.length)
         position = int(place * int(ends[-1]))
-        index = int(np.searchsorted(ends, position, side="right"))
-        offset = position - (int(ends[index - 1]) if index else 0)
-        self._index = index
+        self._index = index = int(np.searchsorted(ends, position, side="right"))
+        offset = np.uint64(position - (int(ends[index - 1]) if index else 0))
+        self._local = transfer.local[index : index + 1] + offset
+        self._remote = transfer.remote[index : index + 1] + offset
         self._byte = np.zeros(1, np.uint8)
-        self._address = np.array([int(transfer.local[index]) + offset], np.uint64)
-        self._remote = np.array([int(transfer.remote[index]) + offset], np.uint64)
-        self.transfer = transfer
-        if transfer.write:
-            return
-        parts = [(0, offset), (offset, 1), (offset + 1, int(transfer.length[index]) - offset - 1)]
-        self.transfer = replace(
-            transfer,
-            local=self._split(transfer.local, parts, to_scratch=True),
-            remote=self._split(transfer.remote, parts, to_scratch=False),
-            length=self._joined(transfer.length, [size for _, size in parts]),
-        )
+        self._scratch = np.array([self._byte.ctypes.data], np.uint64)
 
-    def before(self) -> Outcome:
-        """Copy and flip the byte that a write sends."""
-        if not self._whole.write:
-            return Outcome(Code.OK)
-        outcome = self._copy(self._scratch, self._address, NO_REF, self._whole.local_ref)
-        self._byte ^= 0xFF
+    def flip(self) -> Outcome:
+        """Flip the byte; return why that failed, with the descriptor that it belongs to."""
+        local_ref = self._transfer.local_ref
+        outcome = self._copy(self._scratch, self._local, NO_REF, local_ref)
         codes = {Code.GONE: Code.LOCAL_GONE, Code.REMOTE_FAULT: Code.LOCAL_FAULT}
-        return outcome._replace(code=codes.get(Code(outcome.code), outcome.code), descriptor=-1)
-
-    def after(self, outcome: Outcome) -> Outcome:
-        """Flip the byte that a read brought, and put it in its place.
-
-        Args:
-            outcome: Of the split transfer; the result has the original descriptor numbers.
-        """
-        number = outcome.descriptor
-        if number > self._index and not self._whole.write:
-            outcome = outcome._replace(descriptor=max(number - 2, self._index))
-        if outcome.code != Code.OK:
-            return outcome
-        if self._whole.write:
-            sent = self._send(self._one_byte())
-            return outcome if sent.code == Code.OK else sent._replace(descriptor=self._index)
+        outcome = outcome._replace(code=codes.get(Code(outcome.code), outcome.code))
         self._byte ^= 0xFF
-        put = self._copy(self._address, self._scratch, self._whole.local_ref, NO_REF)
-        return outcome if put.code == Code.OK else put._replace(descriptor=self._index)
+        if outcome.code == Code.OK and self._transfer.write:
+            outcome = self._send(
+                replace(
+                    self._transfer,
+                    local=self._scratch,
+                    remote=self._remote,
+                    length=np.ones(1, np.uint64),
+                    local_ref=NO_REF,
+                    version=0,
+                )
+            )
+        elif outcome.code == Code.OK:
+            outcome = self._copy(self._local, self._scratch, local_ref, NO_REF)
+        return outcome._replace(descriptor=self._index)
 
-    def _one_byte(self) -> Transfer:
-        one = np.ones(1, np.uint64)
-        return replace(
-            self._whole,
-            local=self._scratch,
-            remote=self._remote,
-            length=one,
-            local_ref=NO_REF,
-            version=0,
-        )
-
-    @property
-    def _scratch(self) -> U64Array:
-        return np.array([self._byte.ctypes.data], np.uint64)
-
-    def _copy(
-        self, dst: U64Array, src: U64Array, dst_ref: tuple[int, int], src_ref: tuple[int, int]
-    ) -> Outcome:
-        one = np.ones(1, np.uint64)
-        return Outcome(*copy(self._node.native, dst, src, one, dst_ref, src_ref))
-
-    def _split(
-        self, column: U64Array, parts: list[tuple[int, int]], *, to_scratch: bool
-    ) -> U64Array:
-        begin = int(column[self._index])
-        addresses = [begin + offset for offset, _ in parts]
-        if to_scratch:
-            addresses[1] = self._byte.ctypes.data
-        return self._joined(column, addresses)
-
-    def _joined(self, column: U64Array, middle: list[int]) -> U64Array:
-        replaced = np.array(middle, np.uint64)
-        return np.concatenate([column[: self._index], replaced, column[self._index + 1 :]])
+    def _copy(self, dst: U64Array, src: U64Array, dst_ref: Ref, src_ref: Ref) -> Outcome:
+        length = np.ones(1, np.uint64)
+        return Outcome(*copy(self._node.native, dst, src, length, dst_ref, src_ref))
 
 
 class FaultBackend(Backend):
