@@ -65,9 +65,9 @@ def facts(side, peer=1):
 
 def pulled(owner, user):
     """Pull a cache that is registered now; return whether the bytes are right."""
-    theirs, mine = owner.blocks(seed=3, key=0, **BIG), user.blocks(**BIG)
-    user.manager.pull_blocks(owner.blocks_key(), mine.cache, EVERY, EVERY[::-1])
-    return (mine.data[:, EVERY[::-1]] == theirs.data).all()
+    source, target = owner.blocks(seed=3, key=0, **BIG), user.blocks(**BIG)
+    user.manager.pull_blocks(owner.blocks_key(), target.cache, EVERY, EVERY[::-1])
+    return (target.data[:, EVERY[::-1]] == source.data).all()
 
 
 def landing_files():
@@ -95,16 +95,16 @@ def test_large_transfers_are_posted_by_several_threads(make, monkeypatch, transp
     monkeypatch.setenv("UCX_TLS", "shm,cma,self,tcp" if transport == "shm" else "tcp")
     owner, user = make("nixl")
     large = {"tensors": 2, "units": 64, "words": 96 << 10}  # 48 MiB: six chunks
-    theirs, mine = owner.blocks(seed=3, key=0, **large), user.blocks(seed=4, **large)
+    source, target = owner.blocks(seed=3, key=0, **large), user.blocks(seed=4, **large)
     order = np.random.default_rng(5).permutation(64)
     for _ in range(3):
-        mine.data[:] = 0
-        user.manager.pull_blocks(owner.blocks_key(), mine.cache, EVERY, order.tolist())
-        assert (mine.data[:, order] == theirs.data).all()
+        target.data[:] = 0
+        user.manager.pull_blocks(owner.blocks_key(), target.cache, EVERY, order.tolist())
+        assert (target.data[:, order] == source.data).all()
     for _ in range(3):
-        theirs.data[:] = 0
-        user.manager.push_blocks(owner.blocks_key(), mine.cache, order.tolist(), EVERY)
-        assert (mine.data[:, order] == theirs.data).all()
+        source.data[:] = 0
+        user.manager.push_blocks(owner.blocks_key(), target.cache, order.tolist(), EVERY)
+        assert (target.data[:, order] == source.data).all()
     found = facts(user)["channel"]
     assert (found["transfers"], found["over_lanes"]) == (6, 0)
     if transport == "shm":
@@ -117,10 +117,10 @@ def test_memory_that_comes_and_goes_under_a_link(make):
     for turn in range(1, 6):
         assert pulled(owner, user)
         assert facts(user)["channel"]["transfers"] == turn
-        held, mine = owner.held[-1], user.held[-1]
+        held, target = owner.held[-1], user.held[-1]
         owner.manager.unregister_cache(held.id)
         with failing("LLM_KV_CACHE_NOT_EXIST", "pull_blocks", peer=1):
-            user.manager.pull_blocks(held.slot(), mine.cache, (), [0])
+            user.manager.pull_blocks(held.slot(), target.cache, (), [0])
     assert facts(user)["channel"]["over_lanes"] == 0
 
 
@@ -140,24 +140,24 @@ def test_links_that_have_ended_leave_no_descriptors(make):
 def test_units_that_are_not_neighbours_go_by_index(make):
     """Prepared lists and addresses bring the same bytes."""
     owner, user = make("nixl")
-    theirs, mine = owner.blocks(seed=5, key=0, **BIG), user.blocks(**BIG)
+    source, target = owner.blocks(seed=5, key=0, **BIG), user.blocks(**BIG)
     order = [int(at) for at in np.random.default_rng(1).permutation(64)]
     for src, dst in ((order, EVERY), (EVERY, order), (EVERY[:50], EVERY[14:])):
-        mine.data[:] = 0
-        user.manager.pull_blocks(owner.blocks_key(), mine.cache, src, dst)
-        assert (mine.data[:, dst] == theirs.data[:, src]).all()
+        target.data[:] = 0
+        user.manager.pull_blocks(owner.blocks_key(), target.cache, src, dst)
+        assert (target.data[:, dst] == source.data[:, src]).all()
     assert facts(user)["channel"]["transfers"] == 3
 
 
 def test_what_peers_may_not_touch_is_not_registered(make):
     owner, user = make("nixl")
     (backend,) = owner.instance._engine.backends
-    theirs, mine = owner.blocks(seed=5, key=0, accessible=False, **BIG), user.blocks(**BIG)
+    source, target = owner.blocks(seed=5, key=0, accessible=False, **BIG), user.blocks(**BIG)
     assert backend.memory._regions == {}
     with failing("LLM_PARAM_INVALID", "pull_blocks", peer=1):
-        user.manager.pull_blocks(owner.blocks_key(), mine.cache, EVERY, EVERY)
-    assert not mine.data.any()
-    owner.manager.unregister_cache(theirs.id)
+        user.manager.pull_blocks(owner.blocks_key(), target.cache, EVERY, EVERY)
+    assert not target.data.any()
+    owner.manager.unregister_cache(source.id)
 
 
 def test_a_link_of_an_instance_with_itself(make):
@@ -213,8 +213,8 @@ def reader(here, address):
     """Body of a peer that pulls once and then waits."""
     user = Side(7, "nixl", listen=False)
     link(user.instance, tuple(address))
-    mine = user.blocks(**BIG)
-    user.manager.pull_blocks(BlocksCacheKey(1), mine.cache, EVERY, EVERY)
+    target = user.blocks(**BIG)
+    user.manager.pull_blocks(BlocksCacheKey(1), target.cache, EVERY, EVERY)
     here.send("pulled")
     here.wait_end()
 

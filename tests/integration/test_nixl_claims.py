@@ -48,8 +48,8 @@ def test_a_link_with_odd_claims_goes_over_lanes(monkeypatch, at, value):
         found = user.instance.describe_link(1)
         assert found["backend"]["host"] == "tcp"
         assert "the peer's" in found["why"]["nixl"]
-        theirs, mine = owner.blocks(seed=3, key=0, **BIG), user.blocks(**BIG)
-        user.manager.pull_blocks(owner.blocks_key(), mine.cache, EVERY, EVERY)
-        assert (mine.data == theirs.data).all()
+        source, target = owner.blocks(seed=3, key=0, **BIG), user.blocks(**BIG)
+        user.manager.pull_blocks(owner.blocks_key(), target.cache, EVERY, EVERY)
+        assert (target.data == source.data).all()
     finally:
         finalize(*sides)

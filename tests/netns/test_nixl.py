@@ -33,10 +33,10 @@ def pair(network, station):
         "words": WORDS,
         "sync_kv_timeout": TIMEOUT_MS,
     }
-    there = station(hosts[0], 1, **options)
-    here = station(hosts[1], 2, listen=False, **options)
-    assert here.call("link", there.address).status == OK
-    return there, here, hosts[1]
+    first = station(hosts[0], 1, **options)
+    second = station(hosts[1], 2, listen=False, **options)
+    assert second.call("link", first.address).status == OK
+    return first, second, hosts[1]
 
 
 def whole(seed):
@@ -44,8 +44,8 @@ def whole(seed):
 
 
 def test_pull_push_and_layers_both_ways(pair):
-    there, here, _ = pair
-    for one, other in ((here, there), (there, here)):
+    first, second, _ = pair
+    for one, other in ((second, first), (first, second)):
         one.value("fill", 1)
         other.value("fill", 2)
         before = one.value("received_bytes", "eth0")
@@ -67,16 +67,16 @@ def test_pull_push_and_layers_both_ways(pair):
 @pytest.mark.parametrize("operation", ["pull", "push"])
 def test_a_network_that_is_cut(pair, operation):
     """No answer, no reset: the call ends by its deadline, and nothing lands when it is back."""
-    there, here, host = pair
-    here.value("fill", 1)
-    there.value("fill", 2)
-    here.send("repeat", operation, 1, EVERY, EVERY, 20.0)
+    first, second, host = pair
+    second.value("fill", 1)
+    first.value("fill", 2)
+    second.send("repeat", operation, 1, EVERY, EVERY, 20.0)
     time.sleep(0.3)
     host.down()
-    answer = here.answer()
+    answer = second.answer()
     assert answer.status == "LLM_TIMEOUT", answer
     assert answer.value < TIMEOUT_MS / 1000 + LATE_S + NOISE_S
-    before = here.value("digest"), there.value("digest")
+    before = second.value("digest"), first.value("digest")
     host.up()
     time.sleep(1.0)
-    assert (here.value("digest"), there.value("digest")) == before, "bytes landed after the end"
+    assert (second.value("digest"), first.value("digest")) == before, "bytes landed after the end"

@@ -49,7 +49,7 @@ def backend_of(side):
 def said_at_links(here, field, seed):
     """A body: link to a peer that lies, again and again, and at last to the same that does not."""
     liar, victim = Side(1, "nixl"), Side(2, "nixl", listen=False, sync_kv_timeout=20_000)
-    theirs, mine = liar.blocks(seed=3, key=0, **BIG), victim.blocks(**BIG)
+    source, target = liar.blocks(seed=3, key=0, **BIG), victim.blocks(**BIG)
     backend = backend_of(liar)
     honest = backend.describe
     blob = msgspec.msgpack.decode(honest(10**9))[field]
@@ -65,10 +65,10 @@ def said_at_links(here, field, seed):
         wait_for_trial(victim.instance._engine.backends)
         overall, _ = victim.instance.link_clusters([info_of(liar.address)], 20000)
         if overall is LLMStatusCode.LLM_SUCCESS:
-            mine.data[:] = 0
+            target.data[:] = 0
             try:
-                victim.manager.pull_blocks(liar.blocks_key(), mine.cache, EVERY, EVERY)
-                outcomes.append("right" if (mine.data == theirs.data).all() else "wrong")
+                victim.manager.pull_blocks(liar.blocks_key(), target.cache, EVERY, EVERY)
+                outcomes.append("right" if (target.data == source.data).all() else "wrong")
             except LLMException as error:
                 outcomes.append(error.status_code.name)
             victim.instance.unlink_clusters([info_of(liar.address, 1)])
@@ -83,7 +83,7 @@ def said_of_regions(here, seed):
     liar, victim = Side(1, "nixl"), Side(2, "nixl", listen=False, sync_kv_timeout=20_000)
     agent = backend_of(liar).agent
     honest = agent.region_metadata
-    mine = victim.blocks(**BIG)
+    target = victim.blocks(**BIG)
     sample = liar.blocks(**BIG)
     (known,) = backend_of(liar).memory._regions.values()
     blob = honest(known.rows, "DRAM")
@@ -92,19 +92,19 @@ def said_of_regions(here, seed):
     outcomes = []
     for number, told in enumerate(damaged(blob, random.Random(seed), 6)):
         agent.region_metadata = honest if told == blob else lambda *_, told=told: told
-        theirs = liar.blocks(seed=number + 1, key=number, **BIG)
+        source = liar.blocks(seed=number + 1, key=number, **BIG)
         wait_for_trial(victim.instance._engine.backends)
-        victim.manager.pull_blocks(liar.blocks_key(number), mine.cache, EVERY, EVERY)
-        outcomes.append("right" if (mine.data == theirs.data).all() else "wrong")
+        victim.manager.pull_blocks(liar.blocks_key(number), target.cache, EVERY, EVERY)
+        outcomes.append("right" if (target.data == source.data).all() else "wrong")
     until = time.monotonic() + 30  # a region that was tried together with a lie is refused, too
     while not (moved := victim.instance.describe_link(1)["channel"]["transfers"]):
         if time.monotonic() > until:
             break
         number += 1
-        liar.manager.unregister_cache(theirs.id)
-        theirs = liar.blocks(seed=number + 1, key=number, **BIG)
+        liar.manager.unregister_cache(source.id)
+        source = liar.blocks(seed=number + 1, key=number, **BIG)
         wait_for_trial(victim.instance._engine.backends)
-        victim.manager.pull_blocks(liar.blocks_key(number), mine.cache, EVERY, EVERY)
+        victim.manager.pull_blocks(liar.blocks_key(number), target.cache, EVERY, EVERY)
     finalize(liar, victim)
     here.send([*outcomes, moved])
 

@@ -17,8 +17,8 @@ def sockets(count):
     """Lanes, and the other ends."""
     pairs = [socket.socketpair() for _ in range(count)]
     keys = LaneKeys(bytes(16), bytes(16))
-    lanes = [OpenLane(here.detach(), keys, 0) for here, _ in pairs]
-    return lanes, [there for _, there in pairs]
+    lanes = [OpenLane(lane.detach(), keys, 0) for lane, _ in pairs]
+    return lanes, [end for _, end in pairs]
 
 
 def is_open(lane):
