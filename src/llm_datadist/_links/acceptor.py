@@ -13,7 +13,7 @@ from llm_datadist._control.deadline import Deadline
 from llm_datadist._control.sockets import descriptor_share, printed
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.admission import check_domain, check_hello, check_relink
-from llm_datadist._links.context import CLUSTERS, SetupError
+from llm_datadist._links.context import CLUSTERS, Connecting, SetupError
 from llm_datadist._links.handshake_stream import HandshakeStream
 from llm_datadist._links.lane_setup import LaneSession
 from llm_datadist._links.lane_terms import LaneTerms
@@ -251,7 +251,7 @@ class _Inbound:
             session = self._accept(link_id, endpoint, num_lanes, relays)
             await self._wait_completed(setup, session)
             peer = self._peer(hello)
-            connecting = context.begin_connect(peer, link_id, confirm.endpoint, session.take())
+            connecting = Connecting(context, peer, link_id, confirm.endpoint, session.take())
             terms = LaneTerms(num_lanes, session.session, session.key, relays=relays)
             stream = self._stream
             try:

@@ -104,12 +104,6 @@ class LinkContext:
             reason = f"cluster {self.cluster_id} cannot offer its memory: {error}"
             raise SetupError(LLMStatusCode.LLM_LINK_FAILED, reason) from error
 
-    def begin_connect(
-        self, peer: Peer, link_id: int, endpoint: bytes, lanes: OpenLanes
-    ) -> Connecting:
-        """Start the delegate's `connect` for a link; the delegate owns the lanes from here on."""
-        return Connecting(self, peer, link_id, endpoint, lanes)
-
 
 def _silence_ms(config: Config) -> int:
     """Return how long the kernel keeps a control connection without acknowledgments.
@@ -123,7 +117,10 @@ def _silence_ms(config: Config) -> int:
 
 @final
 class Connecting:
-    """A call of the delegate's `connect`, started on a worker by the constructor."""
+    """A call of the delegate's `connect`, started on a worker by the constructor.
+
+    The delegate owns the lanes from then on.
+    """
 
     def __init__(
         self, context: LinkContext, peer: Peer, link_id: int, endpoint: bytes, lanes: OpenLanes
@@ -139,9 +136,7 @@ class Connecting:
             return await self._context.workers.outcome(self._call)
         except Exception as error:
             cluster_id = self._peer.cluster_id
-            unexpected = not isinstance(
-                error, LLMException
-            )  # an LLMException already carries a message for the user
+            unexpected = not isinstance(error, LLMException)  # whose text is for the user
             logger.warning(
                 "link to cluster %d refused: %s", cluster_id, str(error), exc_info=unexpected
             )

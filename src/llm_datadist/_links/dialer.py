@@ -12,7 +12,7 @@ from llm_datadist._control.connection import PeerClosedError
 from llm_datadist._control.sockets import explained, plain_address, printed
 from llm_datadist._control.tls import TlsError
 from llm_datadist._errors import LLMStatusCode
-from llm_datadist._links.context import SetupError
+from llm_datadist._links.context import Connecting, SetupError
 from llm_datadist._links.dial_connection import open_connection, tls_failed
 from llm_datadist._links.dial_request import DialOutcome, DialRequest
 from llm_datadist._links.handshake_stream import HandshakeStream
@@ -318,7 +318,7 @@ class _Dial:
         terms = LaneTerms(accept.num_lanes, accept.session, lane_key, route, relays)
         lanes = await self._open_lanes(route, terms)
         self.step = "waiting for the peer to complete the link"
-        connecting = self._context.begin_connect(peer, link_id, accept.endpoint, lanes)
+        connecting = Connecting(self._context, peer, link_id, accept.endpoint, lanes)
         connection, holder = stream.connection, self._request.holder
         resolved = plain_address(route[1])
         try:
