@@ -73,9 +73,7 @@ class CacheRegistry:
         self._listener = listener
         self._lock = threading.Lock()
         self._tables = Tables(
-            node,
-            max_registered_addrs=max_registered_addrs,
-            log_capacity=log_capacity,
+            node, max_registered_addrs=max_registered_addrs, log_capacity=log_capacity
         )
         self._caches = self._tables.caches
         self._closing = self._tables.closing

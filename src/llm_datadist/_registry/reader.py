@@ -28,13 +28,7 @@ from llm_datadist._registry.records import (
     Unnamed,
     decode_frames_with_ends,
 )
-from llm_datadist._types import (
-    BlocksCacheKey,
-    CacheDesc,
-    CacheKey,
-    DataType,
-    Placement,
-)
+from llm_datadist._types import BlocksCacheKey, CacheDesc, CacheKey, DataType, Placement
 from llm_datadist._types.refs import NO_REF
 
 if TYPE_CHECKING:

@@ -41,9 +41,7 @@ def check_addrs(operation: str, desc: CacheDesc, addrs: object) -> tuple[int, ..
         )
     if 0 in checked:
         raise invalid(
-            operation,
-            f"addrs[{checked.index(0)}] is 0",
-            "give the address of memory that exists",
+            operation, f"addrs[{checked.index(0)}] is 0", "give the address of memory that exists"
         )
     highest = max(checked)
     if highest + desc.tensor_bytes > UINT64_MAX:

@@ -118,10 +118,7 @@ def check_range(name: str, value: object) -> range:
 
 
 def check_list_of_ints(
-    name: str,
-    value: object,
-    low: float = 0,
-    high: float = UINT64_MAX,
+    name: str, value: object, low: float = 0, high: float = UINT64_MAX
 ) -> list[int]:
     """Return a new list of the integers in `value`, a list or tuple.
 

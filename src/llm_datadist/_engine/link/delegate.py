@@ -86,10 +86,7 @@ class DataPlanes:
         self._on_end: Callable[[int], None]
 
     def attach(
-        self,
-        links: LinkTable,
-        marks: Callable[[], list[Marked]],
-        on_end: Callable[[int], None],
+        self, links: LinkTable, marks: Callable[[], list[Marked]], on_end: Callable[[int], None]
     ) -> None:
         """Connect the parts that are made later. Must precede `LinkTable.start`.
 
@@ -141,11 +138,7 @@ class DataPlanes:
         try:
             remote = msgspec.msgpack.decode(endpoint, type=Endpoint)
             peer_endpoint = PeerEndpoint(
-                peer.cluster_id,
-                peer.incarnation,
-                remote.link_ref,
-                peer.page_proof,
-                remote.backends,
+                peer.cluster_id, peer.incarnation, remote.link_ref, peer.page_proof, remote.backends
             )
             backends = tuple(self._backends)
             selection = select_channel(backends, peer_endpoint, lanes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_datadist._errors import invalid
-from llm_datadist._plan import Layout, first_overlap, slot_pieces
+from llm_datadist._plan import Layout, first_overlap, slot_pieces, tensor_ranges
 
 if TYPE_CHECKING:
     from llm_datadist._plan import Layers, Plan
@@ -85,12 +85,7 @@ def remote_slots(operation: str, remote: Resolved, key: AnyKey) -> Layout:
 
 
 def remote_blocks(
-    operation: str,
-    remote: Resolved,
-    key: AnyKey,
-    local: Layout,
-    blocks: Blocks,
-    name: str,
+    operation: str, remote: Resolved, key: AnyKey, local: Layout, blocks: Blocks, name: str
 ) -> Layout:
     """Return the peer's cache as blocks, of equal size and with every index in range."""
     layout = remote.cache.layout
@@ -118,8 +113,9 @@ def check_size(operation: str, size: int) -> None:
         raise invalid(operation, f"size is {size}", "give the bytes per tensor, or -1 for the slot")
 
 
-def check_fits(operation: str, num_bytes: int, local: Layout, remote: Layout) -> None:
-    """Refuse a size beyond a slot of either side."""
+def slot_size(operation: str, size: int, local: Layout, remote: Layout) -> int:
+    """Return the bytes to move per tensor; -1 is the local slot. Both sides must hold them."""
+    num_bytes = local.unit_bytes if size == -1 else size
     for side, layout in (("local", local), ("peer's", remote)):
         if num_bytes > layout.unit_bytes:
             raise invalid(
@@ -127,6 +123,12 @@ def check_fits(operation: str, num_bytes: int, local: Layout, remote: Layout) ->
                 f"size is {num_bytes}, the {side} slot has {layout.unit_bytes} bytes",
                 "give at most the bytes of the smaller slot",
             )
+    return num_bytes
+
+
+def layer_tensors(operation: str, layers: Layers, src: Layout, dst: Layout) -> tuple[range, range]:
+    """Return the tensors of the layers on each side; see `tensor_ranges`."""
+    return tensor_ranges(operation, *layers, src.num_tensors, dst.num_tensors)
 
 
 def check_pieces(operation: str, source: Layout, local: Layout, count: int) -> None:

@@ -8,23 +8,18 @@ from typing import TYPE_CHECKING, final
 from llm_datadist._engine.transfer.attempt import Attempts, Request
 from llm_datadist._engine.transfer.cache_checks import (
     check_equal,
-    check_fits,
     check_pieces,
     check_same_layers,
     check_size,
+    layer_tensors,
     local_blocks,
     local_slots,
     remote_blocks,
     remote_slots,
+    slot_size,
 )
 from llm_datadist._errors import invalid
-from llm_datadist._plan import (
-    blocks_array,
-    plan_blocks,
-    plan_slot_to_blocks,
-    plan_slots,
-    tensor_ranges,
-)
+from llm_datadist._plan import blocks_array, plan_blocks, plan_slot_to_blocks, plan_slots
 from llm_datadist._types import BlocksCacheKey
 
 if TYPE_CHECKING:
@@ -54,22 +49,17 @@ class Transfers:
         self, operation: str, key: AnyKey, cache: Cache, slot: int, size: int, layers: Layers
     ) -> None:
         """See CacheManager.pull_cache."""
-        dst_cache = self._registry.find(operation, cache)
+        local = self._registry.find(operation, cache)
         check_size(operation, size)
-        dst_layout = local_slots(operation, dst_cache, slot, "batch_index")
+        layout = local_slots(operation, local, slot, "batch_index")
 
-        def plan(src: Resolved) -> Plan:
-            src_layout = remote_slots(operation, src, key)
-            num_bytes = dst_layout.unit_bytes if size == -1 else size
-            check_fits(operation, num_bytes, dst_layout, src_layout)
-            src_tensors, dst_tensors = tensor_ranges(
-                operation, *layers, src_layout.num_tensors, dst_layout.num_tensors
-            )
-            return plan_slots(
-                dst_layout, slot, dst_tensors, src_layout, src.slot, src_tensors, num_bytes
-            )
+        def plan(found: Resolved) -> Plan:
+            remote_layout = remote_slots(operation, found, key)
+            num_bytes = slot_size(operation, size, layout, remote_layout)
+            src, dst = layer_tensors(operation, layers, remote_layout, layout)
+            return plan_slots(layout, slot, dst, remote_layout, found.slot, src, num_bytes)
 
-        self._run(operation, key, dst_cache, plan, write=False, layers=layers)
+        self._run(operation, key, local, plan, write=False, layers=layers)
 
     def pull_blocks(
         self,
@@ -81,40 +71,36 @@ class Transfers:
         layers: Layers,
     ) -> None:
         """See CacheManager.pull_blocks."""
-        dst_cache = self._registry.find(operation, cache)
-        dst_layout = local_blocks(operation, dst_cache, "dst_cache")
-        dst = blocks_array(operation, "dst_blocks", dst_blocks, dst_layout.num_units, unique=True)
-        src = blocks_array(operation, "src_blocks", src_blocks, None)
+        local = self._registry.find(operation, cache)
+        layout = local_blocks(operation, local, "dst_cache")
+        local_ids = blocks_array(operation, "dst_blocks", dst_blocks, layout.num_units, unique=True)
+        remote_ids = blocks_array(operation, "src_blocks", src_blocks, None)
 
         if isinstance(key, BlocksCacheKey):
-            check_equal(operation, src, dst)
+            check_equal(operation, remote_ids, local_ids)
 
             def plan(found: Resolved) -> Plan:
-                src_layout = remote_blocks(operation, found, key, dst_layout, src, "src_blocks")
-                src_tensors, dst_tensors = tensor_ranges(
-                    operation, *layers, src_layout.num_tensors, dst_layout.num_tensors
+                remote_layout = remote_blocks(
+                    operation, found, key, layout, remote_ids, "src_blocks"
                 )
-                return plan_blocks(dst_layout, dst, dst_tensors, src_layout, src, src_tensors)
+                src, dst = layer_tensors(operation, layers, remote_layout, layout)
+                return plan_blocks(layout, local_ids, dst, remote_layout, remote_ids, src)
 
         else:
-            if len(src):
+            if len(remote_ids):
                 raise invalid(
                     operation,
-                    f"src_blocks has {len(src)} entries with a {type(key).__name__}",
+                    f"src_blocks has {len(remote_ids)} entries with a {type(key).__name__}",
                     "leave src_blocks empty: the slot is cut into consecutive pieces",
                 )
 
             def plan(found: Resolved) -> Plan:
-                src_layout = remote_slots(operation, found, key)
-                src_tensors, dst_tensors = tensor_ranges(
-                    operation, *layers, src_layout.num_tensors, dst_layout.num_tensors
-                )
-                check_pieces(operation, src_layout, dst_layout, len(dst))
-                return plan_slot_to_blocks(
-                    src_layout, found.slot, src_tensors, dst_layout, dst, dst_tensors
-                )
+                remote_layout = remote_slots(operation, found, key)
+                src, dst = layer_tensors(operation, layers, remote_layout, layout)
+                check_pieces(operation, remote_layout, layout, len(local_ids))
+                return plan_slot_to_blocks(remote_layout, found.slot, src, layout, local_ids, dst)
 
-        self._run(operation, key, dst_cache, plan, write=False, layers=layers)
+        self._run(operation, key, local, plan, write=False, layers=layers)
 
     def push_blocks(
         self,
@@ -126,23 +112,19 @@ class Transfers:
         layers: Layers,
     ) -> None:
         """See CacheManager.push_blocks."""
-        src_cache = self._registry.find(operation, cache)
-        src_layout = local_blocks(operation, src_cache, "src_cache")
-        src = blocks_array(operation, "src_blocks", src_blocks, src_layout.num_units)
-        dst = blocks_array(operation, "dst_blocks", dst_blocks, None, unique=True)
-        check_equal(operation, src, dst)
+        local = self._registry.find(operation, cache)
+        layout = local_blocks(operation, local, "src_cache")
+        local_ids = blocks_array(operation, "src_blocks", src_blocks, layout.num_units)
+        remote_ids = blocks_array(operation, "dst_blocks", dst_blocks, None, unique=True)
+        check_equal(operation, local_ids, remote_ids)
         check_same_layers(operation, layers)
 
         def plan(found: Resolved) -> Plan:
-            dst_layout = remote_blocks(operation, found, key, src_layout, dst, "dst_blocks")
-            src_tensors, dst_tensors = tensor_ranges(
-                operation, *layers, src_layout.num_tensors, dst_layout.num_tensors
-            )
-            return plan_blocks(
-                src_layout, src, src_tensors, dst_layout, dst, dst_tensors, push=True
-            )
+            remote_layout = remote_blocks(operation, found, key, layout, remote_ids, "dst_blocks")
+            src, dst = layer_tensors(operation, layers, layout, remote_layout)
+            return plan_blocks(layout, local_ids, src, remote_layout, remote_ids, dst, push=True)
 
-        self._run(operation, key, src_cache, plan, write=True)
+        self._run(operation, key, local, plan, write=True)
 
     def push_slot(
         self,
@@ -154,23 +136,18 @@ class Transfers:
         layers: Layers,
     ) -> None:
         """See CacheManager.push_cache."""
-        src_cache = self._registry.find(operation, cache)
+        local = self._registry.find(operation, cache)
         check_size(operation, size)
-        src_layout = local_slots(operation, src_cache, slot, "src_batch_index")
+        layout = local_slots(operation, local, slot, "src_batch_index")
         check_same_layers(operation, layers)
 
-        def plan(dst: Resolved) -> Plan:
-            dst_layout = remote_slots(operation, dst, key)
-            num_bytes = src_layout.unit_bytes if size == -1 else size
-            check_fits(operation, num_bytes, src_layout, dst_layout)
-            src_tensors, dst_tensors = tensor_ranges(
-                operation, *layers, src_layout.num_tensors, dst_layout.num_tensors
-            )
-            return plan_slots(
-                src_layout, slot, src_tensors, dst_layout, dst.slot, dst_tensors, num_bytes
-            )
+        def plan(found: Resolved) -> Plan:
+            remote_layout = remote_slots(operation, found, key)
+            num_bytes = slot_size(operation, size, layout, remote_layout)
+            src, dst = layer_tensors(operation, layers, layout, remote_layout)
+            return plan_slots(layout, slot, src, remote_layout, found.slot, dst, num_bytes)
 
-        self._run(operation, key, src_cache, plan, write=True)
+        self._run(operation, key, local, plan, write=True)
 
     def push_planned(self, operation: str, key: AnyKey, local: LocalCache, plan: MakePlan) -> None:
         """Push by a plan of the caller's (layer-wise transfers)."""

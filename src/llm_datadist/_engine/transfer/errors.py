@@ -54,106 +54,103 @@ def complete(outcome: Outcome, plan: Plan) -> Outcome:
     return outcome
 
 
+_ENDED_BY_FINALIZE = frozenset({Code.CLOSED, Code.CANCELLED, Code.LOCAL_GONE, Code.GONE})
+_FAULTS_IN_TEXT = frozenset({Code.LOCAL_FAULT, Code.REMOTE_FAULT, Code.CORRUPT})
+
+_LINK_FAILED = (
+    LLMStatusCode.LLM_LINK_FAILED,
+    "the link to {peer} ended during the call{errno}",
+    "link again when the peer is back",
+)
+_GONE = (
+    LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
+    "{remote_name} was unregistered, freed, consumed or changed during the call",
+    "retry if it exists again, else recompute",
+)
+_NO_THREAD = (
+    LLMStatusCode.LLM_FAILED,
+    "{peer} has no thread for it, and can have none",
+    "raise the limit of threads there (ulimit -u, or pids.max of the cgroup)",
+)
+_OTHER = (
+    LLMStatusCode.LLM_FAILED,
+    "the data path failed with {code}{errno}, {moved}",
+    "see the log of both sides",
+)
+_EXPLAINED = {
+    Code.TIMEOUT: (
+        LLMStatusCode.LLM_TIMEOUT,
+        "no result from {peer} within sync_kv_timeout = {timeout_ms} ms, {moved}",
+        "retry, recompute, or raise sync_kv_timeout; the link stays usable",
+    ),
+    Code.PEER_DEAD: _LINK_FAILED,
+    Code.CANCELLED: _LINK_FAILED,
+    Code.GONE: _GONE,
+    Code.STALE: _GONE,
+    Code.LOCAL_GONE: (
+        LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
+        "the local cache was unregistered, freed or remapped during the call",
+        "keep it registered until the call returns",
+    ),
+    Code.DENIED: (
+        LLMStatusCode.LLM_PARAM_INVALID,
+        "the peer refused: its memory {range} is not registered and remote-accessible there",
+        "register that memory at the peer with remote_accessible=True",
+    ),
+    Code.REMOTE_FAULT: (
+        LLMStatusCode.LLM_SUSPECT_REMOTE_ERROR,
+        "the peer's memory cannot be accessed: {faults}",
+        "recompute what was there; the peer repairs the memory and remaps it",
+    ),
+    Code.LOCAL_FAULT: (
+        LLMStatusCode.LLM_DEVICE_MEM_ERROR,
+        "own memory cannot be accessed: {faults}",
+        "repair it, then call remap_registered_memory",
+    ),
+    Code.NO_PATH: (
+        LLMStatusCode.LLM_FAILED,
+        "memory of an accelerator cannot be moved: {device_trouble}",
+        "mend that and link again, or use host memory; describe_link tells more",
+    ),
+    Code.CORRUPT: (
+        LLMStatusCode.LLM_FAILED,
+        "the bytes differ between the two sides after the transfer (checksum crc32c): {faults}",
+        (
+            "recompute or transfer again; unless the source was written meanwhile, suspect the "
+            "network or the memory between"
+        ),
+    ),
+}
+"""Status, problem and remedy by outcome."""
+
+
 def failure(outcome: Outcome, known: Failure) -> LLMException:
     """Make the exception for an outcome that is not OK."""
-    gone = (Code.CLOSED, Code.CANCELLED, Code.LOCAL_GONE, Code.GONE)
-    if known.finalizing and outcome.code in gone:
+    code = Code(outcome.code)
+    if known.finalizing and code in _ENDED_BY_FINALIZE:
         return finalized(known.operation, known.cluster_id, known.faults)
-    status, problem, remedy = _explained(outcome, known)
-    if known.faults and outcome.code not in (Code.LOCAL_FAULT, Code.REMOTE_FAULT, Code.CORRUPT):
+    explained = _EXPLAINED.get(code, _OTHER)
+    if code in {Code.GONE, Code.CLOSED} and not known.peer_alive:
+        explained = _LINK_FAILED
+    elif code == Code.SYSTEM and outcome.sys_errno == errno.EUSERS:
+        explained = _NO_THREAD
+    status, problem, remedy = explained
+    problem = problem.format(
+        code=code.name,
+        errno=f" ({os.strerror(outcome.sys_errno)})" if outcome.sys_errno else "",
+        moved=f"{outcome.moved_bytes} of {known.plan.total_bytes} bytes were moved",
+        range=_range(known.plan, outcome),
+        faults=described(known.faults),
+        peer=known.peer,
+        timeout_ms=known.timeout_ms,
+        remote_name=known.remote_name,
+        device_trouble=known.device_trouble or "unknown",
+    )
+    if known.faults and code not in _FAULTS_IN_TEXT:
         problem += f"; before that memory at fault was met: {described(known.faults)}"
     return fail(
         status, known.operation, problem, remedy, cluster_id=known.cluster_id, faults=known.faults
     )
-
-
-def _explained(outcome: Outcome, known: Failure) -> tuple[LLMStatusCode, str, str]:
-    """Return status, problem and remedy of a failure."""
-    code = outcome.code
-    moved = f"{outcome.moved_bytes} of {known.plan.total_bytes} bytes were moved"
-    if code == Code.TIMEOUT:
-        return (
-            LLMStatusCode.LLM_TIMEOUT,
-            f"no result from {known.peer} within sync_kv_timeout = {known.timeout_ms} ms, {moved}",
-            "retry, recompute, or raise sync_kv_timeout; the link stays usable",
-        )
-    errno_text = f" ({os.strerror(outcome.sys_errno)})" if outcome.sys_errno else ""
-    if code in (Code.PEER_DEAD, Code.CANCELLED) or (
-        code in (Code.GONE, Code.CLOSED) and not known.peer_alive
-    ):
-        return (
-            LLMStatusCode.LLM_LINK_FAILED,
-            f"the link to {known.peer} ended during the call{errno_text}",
-            "link again when the peer is back",
-        )
-    if code == Code.NO_PATH:
-        return (
-            LLMStatusCode.LLM_FAILED,
-            f"memory of an accelerator cannot be moved: {known.device_trouble or 'unknown'}",
-            "mend that and link again, or use host memory; describe_link tells more",
-        )
-    if code == Code.SYSTEM and outcome.sys_errno == errno.EUSERS:
-        return (
-            LLMStatusCode.LLM_FAILED,
-            f"{known.peer} has no thread for it, and can have none",
-            "raise the limit of threads there (ulimit -u, or pids.max of the cgroup)",
-        )
-    return _explained_by_memory(outcome, known) or (
-        LLMStatusCode.LLM_FAILED,
-        f"the data path failed with {Code(code).name}{errno_text}, {moved}",
-        "see the log of both sides",
-    )
-
-
-def _explained_by_memory(outcome: Outcome, known: Failure) -> tuple[LLMStatusCode, str, str] | None:
-    """Return the same if the outcome concerns a cache or its memory, else None."""
-    code = outcome.code
-    if code == Code.LOCAL_GONE:
-        return (
-            LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
-            "the local cache was unregistered, freed or remapped during the call",
-            "keep it registered until the call returns",
-        )
-    if code in (Code.GONE, Code.STALE):
-        return (
-            LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
-            f"{known.remote_name} was unregistered, freed, consumed or changed during the call",
-            "retry if it exists again, else recompute",
-        )
-    if code == Code.DENIED:
-        return (
-            LLMStatusCode.LLM_PARAM_INVALID,
-            (
-                f"the peer refused: its memory {_range(known.plan, outcome)} is not registered and "
-                "remote-accessible there"
-            ),
-            "register that memory at the peer with remote_accessible=True",
-        )
-    if code == Code.REMOTE_FAULT:
-        return (
-            LLMStatusCode.LLM_SUSPECT_REMOTE_ERROR,
-            f"the peer's memory cannot be accessed: {described(known.faults)}",
-            "recompute what was there; the peer repairs the memory and remaps it",
-        )
-    if code == Code.LOCAL_FAULT:
-        return (
-            LLMStatusCode.LLM_DEVICE_MEM_ERROR,
-            f"own memory cannot be accessed: {described(known.faults)}",
-            "repair it, then call remap_registered_memory",
-        )
-    if code == Code.CORRUPT:
-        return (
-            LLMStatusCode.LLM_FAILED,
-            (
-                "the bytes differ between the two sides after the transfer (checksum crc32c): "
-                f"{described(known.faults)}"
-            ),
-            (
-                "recompute or transfer again; unless the source was written meanwhile, suspect the "
-                "network or the memory between"
-            ),
-        )
-    return None
 
 
 def _range(plan: Plan, outcome: Outcome) -> str:

@@ -315,11 +315,7 @@ def make_source(
 
 
 def _block_pairs(
-    operation: str,
-    layout: Layout,
-    src: Blocks | None,
-    dst: Blocks | None,
-    all_blocks_allowed: bool,
+    operation: str, layout: Layout, src: Blocks | None, dst: Blocks | None, all_blocks_allowed: bool
 ) -> tuple[Blocks, Blocks]:
     if src is None and dst is None:
         if not all_blocks_allowed:

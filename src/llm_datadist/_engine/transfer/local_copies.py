@@ -46,9 +46,7 @@ class LocalCopies:
         for name, cache in (("dst", target), ("src", source)):
             if cache.is_blocks:
                 raise invalid(
-                    operation,
-                    f"{name} is a blocks cache",
-                    "use copy_blocks or swap_blocks",
+                    operation, f"{name} is a blocks cache", "use copy_blocks or swap_blocks"
                 )
         dst_layout, src_layout = as_slots(operation, target), as_slots(operation, source)
         if (
