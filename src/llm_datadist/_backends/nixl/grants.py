@@ -50,7 +50,7 @@ class Grants:
         """Make slots for a link that is being made; return their address and the engine's metadata.
 
         Raises:
-            OSError, NixlError: The memory cannot be had, or registered.
+            OSError, NixlError: The memory cannot be allocated, or registered.
         """
         grant = self._make()
         try:

@@ -52,7 +52,7 @@ class Landing:
         ref: Their entry; peers have no access to it over lanes.
 
     Raises:
-        OSError: The memory cannot be had.
+        OSError: The memory cannot be allocated.
     """
 
     def __init__(self, node: Node, num_slots: int) -> None:
@@ -175,7 +175,7 @@ class LocalSlots:
         take: See `Slots.take`.
 
     Raises:
-        OSError, NixlError: The memory cannot be had, or registered.
+        OSError, NixlError: The memory cannot be allocated, or registered.
     """
 
     def __init__(self, node: Node, agent: Agent) -> None:
@@ -189,7 +189,7 @@ class LocalSlots:
         agent.register(self.landing.rows, "DRAM")
 
     def gather(self, slot: Slot, chunk: Chunk, transfer: Transfer) -> Outcome:
-        """Copy a chunk from its cache into a slot; the slot's memory is the local side of codes."""
+        """Copy a chunk from its cache into a slot; to the outcome's code the cache is remote."""
         return self._copy(slot, chunk, transfer, to_slot=True)
 
     def scatter(self, slot: Slot, chunk: Chunk, transfer: Transfer) -> Outcome:
@@ -197,17 +197,11 @@ class LocalSlots:
         return self._copy(slot, chunk, transfer, to_slot=False)
 
     def _copy(self, slot: Slot, chunk: Chunk, transfer: Transfer, *, to_slot: bool) -> Outcome:
-        packed = chunk.packed_at(self.landing.slot(slot.index)), self.landing.ref
-        cache = chunk.local, transfer.local_ref
-        dst, src = (packed, cache) if to_slot else (cache, packed)
+        in_slot = chunk.packed_at(self.landing.slot(slot.index)), self.landing.ref
+        in_cache = chunk.local, transfer.local_ref
+        (dst, dst_ref), (src, src_ref) = (in_slot, in_cache) if to_slot else (in_cache, in_slot)
         outcome = _native.copy(
-            dst[0],
-            src[0],
-            chunk.length,
-            self._node.native,
-            dst[1],
-            src[1],
-            transfer.deadline_ns,
+            dst, src, chunk.length, self._node.native, dst_ref, src_ref, transfer.deadline_ns
         )
         return chunk.renumbered(Outcome(*outcome))
 

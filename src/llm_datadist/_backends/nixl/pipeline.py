@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 _SLOT_WAIT_S: Final = 0.05
 _FIRST_PAUSE_S: Final = 20e-6
 _LONGEST_PAUSE_S: Final = 500e-6
-_TELLING_BYTES: Final = 1 << 20
-"""So many bytes that are done as soon as they are posted were most likely copied meanwhile."""
-_CONVINCING_CHUNKS: Final = 3
+_OBSERVED_BYTES: Final = 1 << 20
+"""A chunk of this size that is done as soon as it is posted was most likely copied meanwhile."""
+_OBSERVED_CHUNKS: Final = 3
 _ENGINE_FAILED: Final = "NIXL has failed"
 
 
@@ -89,7 +89,7 @@ class Pipeline:
 
         More threads that post then move more bytes.
         """
-        return self._num_done_at_once >= _CONVINCING_CHUNKS
+        return self._num_done_at_once >= _OBSERVED_CHUNKS
 
     def stop(self) -> None:
         """End running transfers with CANCELLED. Never blocks."""
@@ -141,7 +141,7 @@ class Pipeline:
             request = _start(chunk, slots, progress, direction)
             if request is None:
                 return
-            if chunk.total_bytes >= _TELLING_BYTES:
+            if chunk.total_bytes >= _OBSERVED_BYTES:
                 self._num_done_at_once = self._num_done_at_once + 1 if request.done else 0
             in_flight.append(_InFlight(chunk, slots, request))
 

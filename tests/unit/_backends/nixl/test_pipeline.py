@@ -142,7 +142,7 @@ def test_an_engine_that_does_not_finish_is_not_waited_for(pipeline, lanes, event
 
 
 def test_an_engine_that_copies_while_it_posts_gets_threads(monkeypatch, pipeline):
-    monkeypatch.setattr(module, "_TELLING_BYTES", 8)
+    monkeypatch.setattr(module, "_OBSERVED_BYTES", 8)
     moves = Moves(lambda: Request(True))
     pipeline.run(transfer(), moves)
     assert pipeline.engine_copies
