@@ -126,7 +126,8 @@ class Attempts:
         while True:
             try:
                 version, found = self._look_up(request, link, fresh=fresh)
-                attempt = _planned(request, data, found, version)
+                cache_ref = found.cache.ref  # before planning: a remap meanwhile ends the transfer
+                attempt = _attempt(request, data, request.plan(found), found, cache_ref, version)
                 self._check_marks(request, link, attempt)
             except LLMException as error:
                 if fresh or error.status_code not in _RETRIED:
@@ -155,7 +156,7 @@ class Attempts:
         """
         link = self._links.get(request.key.cluster_id, request.operation)
         data: DataPlane = link.data
-        attempt = _attempt(request, data, plan, None, ANY_ENTRY, 0)
+        attempt = _attempt(request, data, plan)
         self._check_marks(request, link, attempt)
         outcome = self._move(request, data, attempt)
         faults: tuple[Fault, ...] = ()
@@ -316,18 +317,13 @@ class Attempts:
         )
 
 
-def _planned(request: Request, data: DataPlane, found: Resolved, version: int) -> _Attempt:
-    cache_ref = found.cache.ref  # before planning: a remap meanwhile must end the transfer
-    return _attempt(request, data, request.plan(found), found, cache_ref, version)
-
-
 def _attempt(
     request: Request,
     data: DataPlane,
     plan: Plan,
-    found: Resolved | None,
-    cache_ref: Ref,
-    version: int,
+    found: Resolved | None = None,
+    cache_ref: Ref = ANY_ENTRY,
+    version: int = 0,
 ) -> _Attempt:
     """Check a plan, and split descriptors that must not be moved as one.
 

@@ -266,19 +266,16 @@ def make_source(
     size = 0
     if dst_block_bytes is not None:
         size = check_int("dst_block_memory_size", dst_block_bytes, 0, INT64_MAX)
-    layout = local.layout
-    is_blocks = local.is_blocks
     if src_blocks is not None:
         check_instance("src_block_indices", src_blocks, list, tuple)
-    if src_blocks and not is_blocks:
-        layout, is_blocks = as_blocks(local), True
-    num_layers = layout.num_tensors // _TENSORS_PER_LAYER
+    is_blocks = local.is_blocks or bool(src_blocks)
+    layout = as_blocks(local) if is_blocks else local.layout
     src = dst = None
     if src_blocks is not None:
         src = blocks_array(operation, "src_block_indices", src_blocks, layout.num_units)
     if dst_blocks is not None:
         dst = blocks_array(operation, "dst_block_indices", dst_blocks, None, unique=True)
-    if size and not len(dst_blocks or ()):
+    if size and not dst_blocks:
         raise invalid(
             operation,
             f"dst_block_memory_size is {size} and dst_block_indices is empty",
@@ -286,32 +283,41 @@ def make_source(
         )
     if is_blocks:
         src, dst = _block_pairs(operation, layout, src, dst, all_blocks_allowed)
-        if size not in {0, layout.unit_bytes}:
-            raise invalid(
-                operation,
-                f"dst_block_memory_size is {size}, a source block has {layout.unit_bytes} bytes",
-                "blocks of both sides must be equal",
-            )
+        _check_equal_blocks(operation, layout, size)
         size = layout.unit_bytes
-    elif dst is not None and len(dst):
-        if not size:
-            raise invalid(
-                operation,
-                "dst_block_indices without dst_block_memory_size and a contiguous source",
-                "give the bytes of one destination block",
-            )
-        pieces = slot_pieces(layout, size)
-        if len(dst) > pieces:
-            raise invalid(
-                operation,
-                f"dst_block_indices has {len(dst)} entries, a slot of {layout.unit_bytes} bytes "
-                f"holds {pieces} pieces of {size} bytes",
-                "give at most that many",
-            )
+    elif dst_blocks:
+        _check_pieces(operation, layout, size, len(dst_blocks))
     else:
         src = dst = None
         as_slots(operation, local)
+    num_layers = layout.num_tensors // _TENSORS_PER_LAYER
     return Source(operation, local, layout, is_blocks, num_layers, src, dst, size)
+
+
+def _check_equal_blocks(operation: str, layout: Layout, size: int) -> None:
+    if size not in {0, layout.unit_bytes}:
+        raise invalid(
+            operation,
+            f"dst_block_memory_size is {size}, a source block has {layout.unit_bytes} bytes",
+            "blocks of both sides must be equal",
+        )
+
+
+def _check_pieces(operation: str, layout: Layout, size: int, count: int) -> None:
+    if not size:
+        raise invalid(
+            operation,
+            "dst_block_indices without dst_block_memory_size and a contiguous source",
+            "give the bytes of one destination block",
+        )
+    pieces = slot_pieces(layout, size)
+    if count > pieces:
+        raise invalid(
+            operation,
+            f"dst_block_indices has {count} entries, a slot of {layout.unit_bytes} bytes holds "
+            f"{pieces} pieces of {size} bytes",
+            "give at most that many",
+        )
 
 
 def _block_pairs(

@@ -1,7 +1,7 @@
 """What is done about the rest of a transfer that met memory at fault (api.md 7.9)."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_datadist._backends.outcomes import Code, Outcome
@@ -9,8 +9,8 @@ from llm_datadist._engine.memory.containment import Containment
 from llm_datadist._plan import Layout, Plan, plan_blocks
 
 UNIT, UNITS, TENSORS = 64, 12, 3
-HERE = Layout.of([0x10000 * (t + 1) for t in range(TENSORS)], UNIT * UNITS, UNITS)
-THERE = Layout.of([0x90000 * (t + 1) for t in range(TENSORS)], UNIT * UNITS, UNITS)
+LOCAL = Layout.of([0x10000 * (t + 1) for t in range(TENSORS)], UNIT * UNITS, UNITS)
+REMOTE = Layout.of([0x90000 * (t + 1) for t in range(TENSORS)], UNIT * UNITS, UNITS)
 EVERY = [(tensor, unit) for tensor in range(TENSORS) for unit in range(UNITS)]
 PLACES = st.sets(st.sampled_from(EVERY), max_size=8)
 
@@ -18,8 +18,8 @@ PLACES = st.sets(st.sampled_from(EVERY), max_size=8)
 class Memory:
     """A data plane over made-up memory: it stops at the first bad unit that it meets."""
 
-    def __init__(self, bad_here, bad_there, order):
-        self.bad_here, self.bad_there = bad_here, bad_there
+    def __init__(self, bad_local, bad_remote, order):
+        self.bad_local, self.bad_remote = bad_local, bad_remote
         self.order = order
         self.moved = set()
         self.calls = 0
@@ -29,12 +29,12 @@ class Memory:
         indices = list(range(len(length)))
         self.order.shuffle(indices)
         for index in indices:
-            here = HERE.locate(int(local[index]), int(length[index]))
-            there = THERE.locate(int(remote[index]), int(length[index]))
-            for own, other in zip(here, there, strict=True):
-                if other[:2] in self.bad_there:
+            local_pieces = LOCAL.locate(int(local[index]), int(length[index]))
+            remote_pieces = REMOTE.locate(int(remote[index]), int(length[index]))
+            for own, other in zip(local_pieces, remote_pieces, strict=True):
+                if other[:2] in self.bad_remote:
                     return Outcome(Code.REMOTE_FAULT, 14, index)
-                if own[:2] in self.bad_here:
+                if own[:2] in self.bad_local:
                     return Outcome(Code.LOCAL_FAULT, 14, index)
                 self.moved.add(other[:2])
         return Outcome(Code.OK)
@@ -42,24 +42,25 @@ class Memory:
 
 def whole_plan(order):
     dst = np.array(order, np.int64)
-    return plan_blocks(HERE, dst, range(TENSORS), THERE, np.arange(UNITS), range(TENSORS))
+    return plan_blocks(LOCAL, dst, range(TENSORS), REMOTE, np.arange(UNITS), range(TENSORS))
 
 
+@settings(deadline=None)
 @given(PLACES, PLACES, st.permutations(range(UNITS)), st.randoms(use_true_random=False))
-def test_every_block_is_moved_or_named(bad_here, bad_there, order, randomness):
+def test_every_block_is_moved_or_named(bad_local, bad_remote, order, randomness):
     """Whatever is at fault, however the blocks lie, and in whatever order they are tried."""
-    memory = Memory(bad_here, bad_there, randomness)
+    memory = Memory(bad_local, bad_remote, randomness)
     plan = whole_plan(order)
     outcome = memory.move(plan.local, plan.remote, plan.length)
-    contained = Containment(memory.move, HERE, THERE)
+    contained = Containment(memory.move, LOCAL, REMOTE)
     if outcome.code != Code.OK:
         assert contained.finish(plan, outcome) is None
     source_of = {target: source for source, target in enumerate(order)}
-    named_here = {bad.piece[:2] for bad in contained.found if bad.is_local}
-    named_there = {bad.piece[:2] for bad in contained.found if not bad.is_local}
-    assert named_here <= bad_here
-    assert named_there <= bad_there
-    lost = named_there | {(tensor, source_of[unit]) for tensor, unit in named_here}
+    named_local = {bad.piece[:2] for bad in contained.found if bad.is_local}
+    named_remote = {bad.piece[:2] for bad in contained.found if not bad.is_local}
+    assert named_local <= bad_local
+    assert named_remote <= bad_remote
+    lost = named_remote | {(tensor, source_of[unit]) for tensor, unit in named_local}
     assert memory.moved | lost == set(EVERY)
     assert not memory.moved & lost
     assert len(contained.found) == len({bad[:2] for bad in contained.found})
@@ -88,7 +89,7 @@ def test_what_comes_in_between_ends_it():
     """A deadline or a peer's death is what the transfer ends with; what was found is kept."""
     plan = whole_plan(range(UNITS))
     outcomes = iter([Outcome(Code.REMOTE_FAULT, 14, 0), *[Outcome(Code.TIMEOUT)] * 9])
-    contained = Containment(lambda *_: next(outcomes), HERE, THERE)
+    contained = Containment(lambda *_: next(outcomes), LOCAL, REMOTE)
     ended = contained.finish(plan, next(outcomes))
     assert ended.code == Code.TIMEOUT
 
@@ -96,14 +97,14 @@ def test_what_comes_in_between_ends_it():
 def test_a_fault_that_is_gone_is_none():
     """All of it can be moved after all: nothing is named."""
     plan = whole_plan(range(UNITS))
-    contained = Containment(lambda *_: Outcome(Code.OK), HERE, THERE)
+    contained = Containment(lambda *_: Outcome(Code.OK), LOCAL, REMOTE)
     assert contained.finish(plan, Outcome(Code.LOCAL_FAULT, 14, 0)) is None
     assert contained.found == []
 
 
 def test_memory_of_an_unknown_cache_is_named_by_its_address():
     plan = Plan(*(np.array([word], np.uint64) for word in (0x10000, 0x777, 2 * UNIT)), 2 * UNIT)
-    contained = Containment(lambda *_: Outcome(Code.REMOTE_FAULT, 14, 0), HERE, None)
+    contained = Containment(lambda *_: Outcome(Code.REMOTE_FAULT, 14, 0), LOCAL, None)
     assert contained.finish(plan, Outcome(Code.REMOTE_FAULT, 14, 0)) is None
     assert [found[1:] for found in contained.found] == [
         (0x777, UNIT, None),
@@ -113,6 +114,6 @@ def test_memory_of_an_unknown_cache_is_named_by_its_address():
 
 def test_a_fault_without_a_place_ends_it():
     plan = whole_plan(range(UNITS))
-    contained = Containment(lambda *_: Outcome(Code.OK), HERE, THERE)
+    contained = Containment(lambda *_: Outcome(Code.OK), LOCAL, REMOTE)
     nowhere = Outcome(Code.REMOTE_FAULT, 14, -1)
     assert contained.finish(plan, nowhere) is nowhere
