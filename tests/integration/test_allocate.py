@@ -191,22 +191,6 @@ def test_full_pulls_consume_the_key(pair):
             user.manager.pull_cache(key, slots.cache)
 
 
-def test_pulls_of_some_layers_do_not_consume(pair):
-    """Item 42: until one that names all of the source's layers."""
-    _, user, allocate = pair
-    key = CacheKey(1, 5)
-    cache = allocate(slots_of(2, tensors=4), [key])
-    fill(cache, 60)
-    half, target = user.slots(tensors=2), user.slots(tensors=4)
-    for layer in (1, 0, 1):
-        user.manager.pull_cache(key, half.cache, src_layer_range=range(layer, layer + 1))
-    assert (half.data[:, 0] == 60).all()
-    layers = {"src_layer_range": range(2), "dst_layer_range": range(2)}
-    user.manager.pull_cache(key, target.cache, **layers)
-    with failing("LLM_KV_CACHE_NOT_EXIST", "pull_cache", peer=1):
-        user.manager.pull_cache(key, target.cache)
-
-
 def test_failed_pulls_do_not_consume(pair):
     """Item 42."""
     _, user, allocate = pair
@@ -224,19 +208,6 @@ def test_failed_pulls_do_not_consume(pair):
             user.manager.pull_cache(key, cache, **options)
     user.manager.pull_cache(key, target.cache)
     assert (target.data[:, 0] == 70).all()
-
-
-def test_other_keys_and_pushes_consume_nothing(pair):
-    """Item 42."""
-    _, user, allocate = pair
-    key = CacheKey(1, 8)
-    cache = allocate(slots_of(2), [key])
-    target = user.slots(3, tensors=2)
-    for _ in range(3):
-        user.manager.pull_cache(CacheKeyByIdAndIndex(1, cache.cache_id), target.cache, 1)
-        user.manager.push_cache(CacheKeyByIdAndIndex(1, cache.cache_id), target.cache)
-    user.manager.pull_cache(key, target.cache, 2)
-    assert (target.data[:, 2] == target.data[:, 0]).all()
 
 
 def test_placeholders_and_duplicates(pair):

@@ -75,46 +75,6 @@ def pages():
         memory.close()
 
 
-def test_wrong_entries_are_named(sides):
-    """Item 56: kind, address, size, memory that is not registered, or not wholly."""
-    owner, _ = sides
-    held = owner.blocks(1)
-    start, size = held.data[0].ctypes.data, held.data[0].nbytes
-    end = held.data[-1].ctypes.data + held.data[-1].nbytes
-    good = MemInfo(DEVICE, start, size)
-    for wrong, words in (
-        (MemInfo(Memtype.MEM_TYPE_HOST, start, size), ["MEM_TYPE_HOST"]),
-        (MemInfo(DEVICE, 0, size), ["addr 0"]),
-        (MemInfo(DEVICE, start, 0), ["size 0"]),
-        (MemInfo(DEVICE, start, -1), ["size -1"]),
-        (MemInfo(DEVICE, start - 1, 8), ["8 bytes"]),
-        (MemInfo(DEVICE, end - 8, 9), ["9 bytes"]),
-        (MemInfo(DEVICE, end, 1), ["1 bytes"]),
-        (MemInfo(DEVICE, start, 2**70), [f"{2**70} bytes"]),
-        (MemInfo(DEVICE, 2**63 - 1, 2**63), ["registered"]),
-        (MemInfo(DEVICE, 4096, 4096), ["registered"]),
-    ):
-        for infos, place in ((wrong, 0), ([wrong], 0), ((good, good, wrong), 2)):
-            with failing("LLM_PARAM_INVALID", OPERATION, f"mem_infos[{place}]", *words):
-                owner.manager.remap_registered_memory(infos)
-    for empty in ([], ()):
-        with failing("LLM_PARAM_INVALID", OPERATION, "empty"):
-            owner.manager.remap_registered_memory(empty)
-
-
-def test_a_refused_call_changes_nothing(sides):
-    """Item 56: all or nothing; what peers hold stays good."""
-    owner, user = sides
-    held = owner.blocks(1, key=0, tensors=2, units=UNITS, words=WORDS)
-    assert (pulled(user, BlocksCacheKey(1)) == held.data).all()
-    failures = user.instance.describe_link(1)["counters"]["failures"]
-    bad = MemInfo(DEVICE, 4096, 1)
-    with failing("LLM_PARAM_INVALID", OPERATION):
-        owner.manager.remap_registered_memory([*whole(held), bad])
-    assert (pulled(user, BlocksCacheKey(1)) == held.data).all()
-    assert user.instance.describe_link(1)["counters"]["failures"] == failures
-
-
 def test_forms_of_the_argument(sides):
     """Item 56: one, a list, a tuple; parts, the whole, neighbours in one, twice the same."""
     owner, user = sides
