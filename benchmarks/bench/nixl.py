@@ -26,7 +26,7 @@ _TENSORS = 122
 
 
 class Consecutive(work.Case):
-    """All blocks in order: neighbours on both sides."""
+    """All blocks in order: neighbors on both sides."""
 
     def blocks(self) -> tuple[np.ndarray, np.ndarray]:
         order = np.arange(self.count)

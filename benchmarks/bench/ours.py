@@ -23,7 +23,7 @@ _TIMEOUT_MS = 60_000
 def start(
     cluster_id: int, backend: str, *, pool_bytes: int = 0, **properties: object
 ) -> LLMDataDist:
-    """An initialised instance that accepts links; the rest is set in LLMConfig."""
+    """An initialized instance that accepts links; the rest is set in LLMConfig."""
     from llm_datadist import LLMConfig, LLMDataDist, LLMRole  # noqa: PLC0415
 
     config = LLMConfig()

@@ -33,7 +33,7 @@ class Interruptible {
   // When to wake up at the latest to ask; `deadline_ns` when there is no question.
   static std::int64_t wake_ns(std::int64_t deadline_ns);
   // Whether it is time to ask; a signal that has arrived makes it so.
-  static bool due(bool signalled);
+  static bool due(bool signaled);
   // Asks; true when the call has to end. Hold no lock: the answer may take long, and use the core.
   static bool ask();
 

@@ -41,7 +41,7 @@ std::uint32_t byte_step(std::uint32_t state, std::uint8_t byte) {
 #ifdef LDD_CRC_TARGET
 
 // One instruction has to wait for the one before it, but the processor can have three under way.
-// So three neighbouring stretches are done at once, and joined: the state after stretch A and
+// So three neighboring stretches are done at once, and joined: the state after stretch A and
 // stretch B is the state of A moved on by as many zero bytes as B has, plus (exclusive or) that of
 // B begun with 0. Moving on is linear, hence four tables, one per byte of the state.
 class ZeroBytes {

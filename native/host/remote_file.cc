@@ -96,7 +96,7 @@ bool maps_file_at(int pid, int fd, std::uint64_t address, std::uint64_t size_byt
   if (!maps) {
     fail(EACCES, "cannot read " + path);
   }
-  std::uint64_t covered = address;  // one mapping may show as several neighbouring lines
+  std::uint64_t covered = address;  // one mapping may show as several neighboring lines
   for (std::string line; covered < address + size_bytes && std::getline(maps, line);) {
     const MapsLine mapped = parse(line);
     if (mapped.end <= covered) {

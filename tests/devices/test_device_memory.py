@@ -73,7 +73,7 @@ def test_push(make, gpu, mine, theirs):
     assert (target.data == source.data[:, ORDER]).all()
 
 
-def test_neighbours_in_two_allocations_are_not_moved_as_one(make, gpu):
+def test_neighbors_in_two_allocations_are_not_moved_as_one(make, gpu):
     """A plan makes them one; no copy of a GPU goes beyond an allocation."""
     owner, user = make()
     source, target = OnGpu(owner, gpu, seed=3, key=0), OnGpu(user, gpu)

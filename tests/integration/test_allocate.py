@@ -94,7 +94,7 @@ def test_a_full_pool_says_what_it_has(alone):
     pool.allocate_cache(desc_of(1, tensors=3))  # the tensors of one cache may lie apart
 
 
-def test_neighbours_that_come_back_are_one_run(alone):
+def test_neighbors_that_come_back_are_one_run(alone):
     """Item 40: freed in any order."""
     pool = alone.cache_manager
     held = [pool.allocate_cache(desc_of()) for _ in range(NUM_PAGES)]
@@ -109,7 +109,7 @@ def test_neighbours_that_come_back_are_one_run(alone):
 
 
 def test_allocated_memory_is_the_callers_to_write(alone):
-    """Item 40: every page of a cache; neighbours do not overlap."""
+    """Item 40: every page of a cache; neighbors do not overlap."""
     pool = alone.cache_manager
     caches = [pool.allocate_cache(desc_of(2, tensors=2)) for _ in range(4)]
     for number, cache in enumerate(caches):

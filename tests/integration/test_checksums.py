@@ -205,7 +205,7 @@ def test_a_pull_that_reads_elsewhere_names_its_block(sides, misread):
     owner, user = sides
     source = owner.blocks(1, key=0, **SHAPE)
     target = user.blocks(**SHAPE)
-    order = EVERY[1::2] + EVERY[::2]  # no two neighbours in one descriptor
+    order = EVERY[1::2] + EVERY[::2]  # no two neighbors in one descriptor
     misread[source.data[2, 7].ctypes.data] = source.data[1, 3].ctypes.data
     with failing("LLM_FAILED", "pull_blocks", "crc32c", f"cache {target.id}", peer=1) as caught:
         user.manager.pull_blocks(BlocksCacheKey(1), target.cache, EVERY, order)

@@ -124,7 +124,7 @@ def test_links_cost_descriptors_and_little_else(hub, group, backend):
         time.sleep(0.05)
 
 
-# A peer that is finalised while it is asked may be seen to break off before its farewell is read.
+# A peer that is finalized while it is asked may be seen to break off before its farewell is read.
 @pytest.mark.expects_log("lost: the connection broke")
 @pytest.mark.skipif(not LONG, reason="the long form: LDD_LONG=1")
 def test_heartbeats_of_many_links(hub, group):

@@ -137,7 +137,7 @@ def test_links_that_have_ended_leave_no_descriptors(make):
     assert files == [files[0]] * 6
 
 
-def test_units_that_are_not_neighbours_go_by_index(make):
+def test_units_that_are_not_neighbors_go_by_index(make):
     """Prepared lists and addresses bring the same bytes."""
     owner, user = make("nixl")
     source, target = owner.blocks(seed=5, key=0, **BIG), user.blocks(**BIG)

@@ -144,7 +144,7 @@ def test_the_callers_own_memory_is_no_address_of_the_peer(sides, source):
     assert not own.data.any()
 
 
-def test_ranges_over_two_registered_neighbours(sides):
+def test_ranges_over_two_registered_neighbors(sides):
     """Item 59: a write may not straddle two caches, even where they touch; two may be one run."""
     owner, user = sides
     source = user.blocks(3, tensors=2, units=4)

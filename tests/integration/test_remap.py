@@ -76,7 +76,7 @@ def pages():
 
 
 def test_forms_of_the_argument(sides):
-    """Item 56: one, a list, a tuple; parts, the whole, neighbours in one, twice the same."""
+    """Item 56: one, a list, a tuple; parts, the whole, neighbors in one, twice the same."""
     owner, user = sides
     held = owner.blocks(1, key=0, tensors=2, units=UNITS, words=WORDS)
     start, nbytes = held.data.ctypes.data, held.data.nbytes
@@ -86,7 +86,7 @@ def test_forms_of_the_argument(sides):
         infos,
         tuple(infos),
         infos * 2,
-        MemInfo(DEVICE, start, nbytes),  # the tensors are neighbours
+        MemInfo(DEVICE, start, nbytes),  # the tensors are neighbors
         MemInfo(DEVICE, start + 17, 1),
         MemInfo(DEVICE, start + PAGE, 2 * PAGE),
     ):

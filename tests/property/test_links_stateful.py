@@ -158,7 +158,7 @@ class LinksMachine(RuleBasedStateMachine):
 
     @initialize(backend=st.sampled_from(["host", "tcp"]), relinks=st.sampled_from(IDS))
     def begin(self, backend, relinks):
-        """All make lost links again but one, which is the original's behaviour."""
+        """All make lost links again but one, which is the original's behavior."""
         for number in IDS:
             member = Member(number, backend, number != relinks)
             member.start()

@@ -74,7 +74,7 @@ def rows(plan):
 
 
 def merged(pieces):
-    """Pieces of one byte or more, neighbours joined."""
+    """Pieces of one byte or more, neighbors joined."""
     result = []
     for local, remote, length in pieces:
         if result and result[-1][0] + result[-1][2] == local:

@@ -140,11 +140,11 @@ class Drive::Driver {
       polled_.push_back({each.exchange->fd(), each.exchange->events(), 0});
     }
     polled_.push_back({lanes_.wake_fd(), POLLIN, 0});
-    bool signalled = false;
+    bool signaled = false;
     if (busy_ || !spin()) {
-      signalled = ::poll(polled_.data(), polled_.size(), busy_ ? 0 : longest_wait_ms()) < 0;
+      signaled = ::poll(polled_.data(), polled_.size(), busy_ ? 0 : longest_wait_ms()) < 0;
     }
-    if (interrupted(signalled)) {
+    if (interrupted(signaled)) {
       fail(Outcome::failure(Code::kCancelled));
       return false;
     }
@@ -166,8 +166,8 @@ class Drive::Driver {
   }
 
   // Whether the caller wants the operation to end, on whichever of its threads this is.
-  bool interrupted(bool signalled) {
-    const bool ends = Interruptible::due(signalled) && lanes_.interrupted();
+  bool interrupted(bool signaled) {
+    const bool ends = Interruptible::due(signaled) && lanes_.interrupted();
     if (plan_.interrupted == nullptr) {
       return ends;
     }

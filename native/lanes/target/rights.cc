@@ -63,7 +63,7 @@ Outcome Rights::check_any(std::span<const std::uint64_t> addresses,
                           std::span<const std::uint64_t> lengths) {
   holders_.reserve(addresses.size());
   std::unordered_map<const Entry*, std::uint32_t> places;
-  std::uint32_t last = 0;  // neighbours mostly lie in one entry
+  std::uint32_t last = 0;  // neighbors mostly lie in one entry
   for (std::size_t i = 0; i < addresses.size(); ++i) {
     if (entries_.empty() || !entries_[last].first->contains(addresses[i], lengths[i])) {
       auto held = node_->entries().find_holding(addresses[i], lengths[i]);

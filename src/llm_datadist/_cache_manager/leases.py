@@ -74,7 +74,7 @@ class LeaseCalls(Calls):
         Args:
             callback: Gets a `llm_datadist.leases.LeaseEnd`, on a thread of the library, one call at
                 a time. It replaces the one before; None = none any more. What it raises is logged.
-                It must not finalise the instance. No calls come from the begin of `finalize` on.
+                It must not finalize the instance. No calls come from the begin of `finalize` on.
 
         Raises:
             TypeError: callback cannot be called.

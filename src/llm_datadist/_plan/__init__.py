@@ -5,7 +5,7 @@ numpy from the layouts of the two caches, so no Python code runs per descriptor;
 descriptors (a one-block pull) takes a path in plain Python, which is quicker for them.
 
 Descriptors come in ascending order of tensor, then of source block (of destination block where a
-source is listed twice), and two neighbours in that order that touch on both sides are always one:
+source is listed twice), and two neighbors in that order that touch on both sides are always one:
 also where one tensor ends at the address at which the next begins, and whatever the order in which
 the caller listed the blocks.
 

@@ -243,7 +243,7 @@ def _plan_few(
 def _runs(local: Blocks, remote: Blocks, *, push: bool) -> tuple[U64, U64, U64]:
     """Return first local block, first remote block and number of blocks of each maximal run.
 
-    Sorted by a side without repetition, blocks that touch on both sides are neighbours. The source
+    Sorted by a side without repetition, blocks that touch on both sides are neighbors. The source
     is preferred: readers of its memory then find long stretches (native/host).
     """
     if len(local) == 1:
@@ -291,7 +291,7 @@ def _join_rows(planes: U64, touch: NDArray[np.bool_]) -> U64:
     """Join the last run of tensor t with the first of t + 1 wherever `touch[t]`."""
     num_runs = planes.shape[2]
     flat = planes.reshape(3, -1)
-    if num_runs == 1:  # any number of neighbours may become one
+    if num_runs == 1:  # any number of neighbors may become one
         starts = np.flatnonzero(np.concatenate(([True], ~touch)))
         joined = flat[:, starts]
         joined[2] = np.add.reduceat(flat[2], starts)

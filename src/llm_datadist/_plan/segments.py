@@ -36,7 +36,7 @@ def cut_between(plan: Plan, local: Sequence[int], remote: Sequence[int]) -> Plan
     """Return the plan with no descriptor that crosses one of the given addresses.
 
     Args:
-        plan: Whose neighbours may have been made one.
+        plan: Whose neighbors may have been made one.
         local, remote: Where something else begins on either side, a tensor say; in any order.
     """
     local_starts, remote_starts = (

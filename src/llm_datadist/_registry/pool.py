@@ -1,6 +1,6 @@
 """Page allocator of a memory pool.
 
-Free runs are kept sorted by address and neighbours are joined when memory comes back, so that
+Free runs are kept sorted by address and neighbors are joined when memory comes back, so that
 `largest free run` is exact and fragmentation never outlives the allocations that caused it.
 """
 

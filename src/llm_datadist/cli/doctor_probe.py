@@ -110,7 +110,7 @@ def _seconds(call: object) -> float:
 def _cache(
     instance: LLMDataDist, cluster_id: int, *, listen: bool
 ) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.uint8]], Cache]:
-    """Initialise an instance, and register blocks whose every byte is its id."""
+    """Initialize an instance, and register blocks whose every byte is its id."""
     config = LLMConfig()
     config.enable_cache_manager = True
     config.sync_kv_timeout = 10_000

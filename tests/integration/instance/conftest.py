@@ -112,7 +112,7 @@ def blocks():
 
 @pytest.fixture
 def instance(blocks):
-    """Make initialised instances, which are finalised with the test."""
+    """Make initialized instances, which are finalized with the test."""
     with contextlib.ExitStack() as stack:
 
         def make(cluster_id=1, role=LLMRole.MIX, **properties):

@@ -539,13 +539,13 @@ def check_refused(call, name, arguments):
 
 
 @pytest.mark.parametrize("name", [name for kind, name in AFTER_INIT if kind is LLMDataDist])
-def test_a_method_of_an_instance_never_initialised(world, name):
+def test_a_method_of_an_instance_never_initialized(world, name):
     """api.md checklist 6."""
     check_refused(getattr(LLMDataDist(LLMRole.MIX, 4), name), name, world.good[name])
 
 
 @pytest.mark.leaves_resources("the old cache manager keeps its memory as long as it is held")
-def test_methods_of_a_finalised_instance(world, options):
+def test_methods_of_a_finalized_instance(world, options):
     """api.md checklist 6. Of the cache manager, too, and after the next init."""
     one = LLMDataDist(LLMRole.MIX, 4)
     one.init(options())
@@ -563,7 +563,7 @@ def test_methods_of_a_finalised_instance(world, options):
 
 
 @pytest.mark.parametrize("name", PROPERTIES)
-def test_a_property_of_an_instance_that_is_not_initialised(options, name):
+def test_a_property_of_an_instance_that_is_not_initialized(options, name):
     """api.md checklist 6."""
     one = LLMDataDist(LLMRole.MIX, 4)
     for _ in range(2):

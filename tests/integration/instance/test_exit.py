@@ -1,4 +1,4 @@
-"""Ends of processes that have not finalised, and forked children (api.md 4.3)."""
+"""Ends of processes that have not finalized, and forked children (api.md 4.3)."""
 
 import os
 import textwrap
@@ -17,11 +17,11 @@ import numpy as np
 from llm_datadist import *
 from support.setup import info_of, options_of, started
 
-def initialised(cluster_id):
+def initialized(cluster_id):
     return started(cluster_id, enable_remote_cache_accessible=True, sync_kv_timeout=60_000)
 
 def linked(cluster_id=9):
-    instance = initialised(cluster_id)
+    instance = initialized(cluster_id)
     info = info_of((sys.argv[1], int(sys.argv[2])))
     assert instance.link_clusters([info])[0] == LLMStatusCode.LLM_SUCCESS
     return instance
@@ -54,7 +54,7 @@ ENDS = {
     "without a reference": "linked()",
     "by sys.exit": "instance = linked(); sys.exit(0)",
     "in a block": "with linked(): sys.exit(0)",
-    "with several": "several = [linked(9), linked(10), initialised(11)]",
+    "with several": "several = [linked(9), linked(10), initialized(11)]",
     "with a self link": """
         instance = linked()
         assert instance.link_clusters([info_of(instance)])[0] == LLMStatusCode.LLM_SUCCESS
@@ -89,7 +89,7 @@ ENDS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ENDS.values(), ids=ENDS)
-def test_an_instance_is_finalised_at_exit(instance, blocks, eventually, program):
+def test_an_instance_is_finalized_at_exit(instance, blocks, eventually, program):
     """api.md checklist 13. A peer that just died would be a warning in the log here."""
     near = instance(1)
     blocks(near, 1)

@@ -39,7 +39,7 @@ class Gate(LayerSynchronizer):
         return self.opened.wait(30)
 
 
-def test_finalize_of_what_is_not_initialised_does_nothing(options):
+def test_finalize_of_what_is_not_initialized_does_nothing(options):
     """api.md checklist 13."""
     one = LLMDataDist(LLMRole.MIX, 1)
     one.finalize()

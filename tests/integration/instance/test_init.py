@@ -196,7 +196,7 @@ def test_the_latest_instance_is_kept_by_name(instance):
     assert LLMDataDist.llm_engine_instance is None
 
 
-def test_a_block_finalises_also_when_it_raises(options):
+def test_a_block_finalizes_also_when_it_raises(options):
     """api.md checklist 13."""
     before = snapshot()
     one = LLMDataDist(LLMRole.MIX, 1)

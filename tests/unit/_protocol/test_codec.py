@@ -184,5 +184,5 @@ def test_fields_outside_their_caps_are_refused(fields):
 
 
 def test_fields_of_a_later_version_are_ignored():
-    body = msgspec.msgpack.encode({"type": "ping", "id": 3, "colour": {"deep": [1, 2]}})
+    body = msgspec.msgpack.encode({"type": "ping", "id": 3, "color": {"deep": [1, 2]}})
     assert codec.decode_message(body) == messages.Ping(id=3)

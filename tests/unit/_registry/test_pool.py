@@ -21,7 +21,7 @@ def test_tensors_are_rounded_up_to_pages_and_adjacent():
     assert memory.statistics() == (16 * KB, 10 * KB, 10 * KB, 4)
 
 
-def test_freed_neighbours_become_one_run():
+def test_freed_neighbors_become_one_run():
     memory = pool()
     extents = memory.allocate(4 * KB, 4)
     for index in (0, 2, 3, 1):

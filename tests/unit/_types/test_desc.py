@@ -120,7 +120,7 @@ def test_an_integer_outside_its_width_is_a_value_error(change):
 
 def test_an_unknown_keyword_is_a_type_error():
     with pytest.raises(TypeError):
-        CacheDesc(1, [2], INT8, colour="red")
+        CacheDesc(1, [2], INT8, color="red")
 
 
 def test_a_tensor_larger_than_int64_is_refused():

@@ -1,4 +1,4 @@
-"""Transfer configs, synchronisers and memory ranges (api.md 6)."""
+"""Transfer configs, synchronizers and memory ranges (api.md 6)."""
 
 import numpy as np
 import pytest

@@ -150,7 +150,7 @@ def test_timeline_rows_of_both_modes():
         Span(0, "decode", None, 80.0, 100.0),
     ]
     one = result(request("A"), timeline=spans)
-    lines = draw_timeline(one, 59, UNICODE, colour=False).plain.splitlines()
+    lines = draw_timeline(one, 59, UNICODE, color=False).plain.splitlines()
     assert lines[0].split() == ["A"]
     assert lines[1].startswith("layer 0  ▀▀▀▀▀▀▀▀▀▀██████▀")
     assert lines[2].split() == ["layer", "1", "▀" * 21]
@@ -158,7 +158,7 @@ def test_timeline_rows_of_both_modes():
     assert lines[4].endswith("100 ms")
 
     pulled = [*spans, Span(0, "transfer", None, 80.0, 82.0)]
-    lines = draw_timeline(result(request("A"), timeline=pulled), 59, ASCII, colour=False).plain
+    lines = draw_timeline(result(request("A"), timeline=pulled), 59, ASCII, color=False).plain
     assert any(line.split() == ["pull", ".."] for line in lines.splitlines())
 
 

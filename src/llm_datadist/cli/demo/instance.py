@@ -22,7 +22,7 @@ _TRANSFER_TIMEOUT_MS = 10_000
 
 
 def open_instance(role: LLMRole, cluster_id: int, backend: str, *, listen: bool) -> LLMDataDist:
-    """Initialise an instance; a listening one takes any free port of the loopback address."""
+    """Initialize an instance; a listening one takes any free port of the loopback address."""
     config = LLMConfig()
     config.enable_cache_manager = True
     config.enable_remote_cache_accessible = True
@@ -39,7 +39,7 @@ def open_instance(role: LLMRole, cluster_id: int, backend: str, *, listen: bool)
 def register(instance: LLMDataDist, kv: PagedKvCache) -> Cache:
     """Register a paged KV cache under this instance's BlocksCacheKey.
 
-    The caller keeps `kv` alive until the instance is finalised.
+    The caller keeps `kv` alive until the instance is finalized.
     """
     desc = CacheDesc(len(kv.tensors), kv.shape, DataType.DT_FLOAT, Placement.HOST)
     return instance.cache_manager.register_blocks_cache(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llm_datadist.cli.demo.results import DemoResult
 
 SUFFIXES = (".png", ".svg", ".pdf")
-_COLOURS = ("#2a9db5", "#5a9e4b", "#4a6fb5", "#a05195")
+_COLORS = ("#2a9db5", "#5a9e4b", "#4a6fb5", "#a05195")
 _TRANSFER = "#f28e2b"
 
 
@@ -63,21 +63,21 @@ def _draw(axes: Axes, result: DemoResult) -> None:
     labels += [f"decode {one.name}, {one.prompt_tokens} tokens" for one in result.requests]
     for span in result.timeline:
         bar = [(span.start_ms, span.duration_ms)]
-        colour = _COLOURS[span.request % len(_COLOURS)]
+        color = _COLORS[span.request % len(_COLORS)]
         if span.kind == "compute" and span.layer is not None:
-            axes.broken_barh(bar, (span.layer - 0.4, 0.45), facecolors=colour)
+            axes.broken_barh(bar, (span.layer - 0.4, 0.45), facecolors=color)
         elif span.kind == "transfer":
             # The line makes a transfer of a fraction of a millisecond visible at all.
             place = (pull_row - 0.17 if span.layer is None else span.layer + 0.08, 0.34)
             axes.broken_barh(bar, place, facecolors=_TRANSFER, edgecolors=_TRANSFER, linewidth=1.2)
         elif span.kind == "decode":
             axes.broken_barh(
-                bar, (decode_row + span.request - 0.3, 0.6), facecolors=colour, alpha=0.55
+                bar, (decode_row + span.request - 0.3, 0.6), facecolors=color, alpha=0.55
             )
     for index, request in enumerate(result.requests):
         first = min(s.start_ms for s in result.timeline if s.request == index)
-        colour = _COLOURS[index % len(_COLOURS)]
-        axes.text(first, -0.5, request.name, color=colour, va="bottom", fontweight="bold")
+        color = _COLORS[index % len(_COLORS)]
+        axes.text(first, -0.5, request.name, color=color, va="bottom", fontweight="bold")
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
     axes.set_ylim(len(labels) - 0.4, -1.3)
     axes.set_xlim(left=0)
@@ -91,9 +91,9 @@ def _legend(axes: Axes) -> None:
     from matplotlib.patches import Patch  # noqa: PLC0415
 
     handles = [
-        Patch(color=_COLOURS[0], label="compute"),
+        Patch(color=_COLORS[0], label="compute"),
         Patch(color=_TRANSFER, label="transfer of KV blocks"),
-        Patch(color=_COLOURS[0], alpha=0.55, label="decode"),
+        Patch(color=_COLORS[0], alpha=0.55, label="decode"),
     ]
     axes.legend(
         handles=handles,

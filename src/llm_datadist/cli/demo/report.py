@@ -35,7 +35,7 @@ def print_report(console: Console, result: DemoResult, *, verbose: bool = False)
         request_table(result, padding=2 if width >= _ROOMY else 1),
         Text(),
         *(() if result.fault is None else (fault_table(result.fault), Text())),
-        draw_timeline(result, width, glyphs, colour=console.color_system is not None),
+        draw_timeline(result, width, glyphs, color=console.color_system is not None),
         Text(),
         *(
             Text(tokens_line(request), "" if request.tokens_equal else "red")

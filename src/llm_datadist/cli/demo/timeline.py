@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from llm_datadist.cli.demo.results import DemoResult, Span
 
-COLOURS = ("cyan", "green", "blue", "magenta")
-TRANSFER_COLOUR = "dark_orange"
+COLORS = ("cyan", "green", "blue", "magenta")
+TRANSFER_COLOR = "dark_orange"
 _LABEL_WIDTH = 9
 
 
@@ -50,25 +50,25 @@ def row_cells(spans: Iterable[Span], end_ms: float, width: int) -> list[Cell]:
     return [Cell(*pair) for pair in zip(computes, transfers, strict=True)]
 
 
-def draw_row(cells: list[Cell], glyphs: Glyphs, *, colour: bool) -> Text:
-    """Cells as text; with colour, compute and transfer of one cell have their own halves."""
+def draw_row(cells: list[Cell], glyphs: Glyphs, *, color: bool) -> Text:
+    """Cells as text; with color, compute and transfer of one cell have their own halves."""
     text = Text()
     for compute, transfer in cells:
-        compute_colour = COLOURS[(compute or 0) % len(COLOURS)]
+        compute_color = COLORS[(compute or 0) % len(COLORS)]
         if compute is None and transfer is None:
             text.append(" ")
         elif transfer is None:
-            text.append(glyphs.compute, compute_colour)
+            text.append(glyphs.compute, compute_color)
         elif compute is None:
-            text.append(glyphs.transfer, TRANSFER_COLOUR)
-        elif colour and glyphs is UNICODE:
-            text.append(glyphs.compute, f"{compute_colour} on {TRANSFER_COLOUR}")
+            text.append(glyphs.transfer, TRANSFER_COLOR)
+        elif color and glyphs is UNICODE:
+            text.append(glyphs.compute, f"{compute_color} on {TRANSFER_COLOR}")
         else:
-            text.append(glyphs.both, TRANSFER_COLOUR)
+            text.append(glyphs.both, TRANSFER_COLOR)
     return text
 
 
-def draw_timeline(result: DemoResult, width: int, glyphs: Glyphs, *, colour: bool) -> Text:
+def draw_timeline(result: DemoResult, width: int, glyphs: Glyphs, *, color: bool) -> Text:
     """The whole timeline, at most `width` columns wide."""
     columns = max(20, width - _LABEL_WIDTH)
     end_ms = max(span.end_ms for span in result.timeline) or 1.0
@@ -76,15 +76,15 @@ def draw_timeline(result: DemoResult, width: int, glyphs: Glyphs, *, colour: boo
     for layer in range(result.model.layers):
         spans = [span for span in result.timeline if span.layer == layer]
         cells = row_cells(spans, end_ms, columns)
-        lines.append(_labelled(f"layer {layer}", draw_row(cells, glyphs, colour=colour)))
+        lines.append(_labelled(f"layer {layer}", draw_row(cells, glyphs, color=color)))
     pulls = [s for s in result.timeline if s.kind == "transfer" and s.layer is None]
     if pulls:
         cells = row_cells(pulls, end_ms, columns)
-        lines.append(_labelled("pull", draw_row(cells, glyphs, colour=colour)))
+        lines.append(_labelled("pull", draw_row(cells, glyphs, color=color)))
     decoding = [span for span in result.timeline if span.kind == "decode"]
     lines.append(_labelled("decode", Text(_counts(decoding, end_ms, columns), "dim")))
     lines.append(_labelled("", Text(_axis(end_ms, columns), "dim")))
-    lines.append(_legend(glyphs, pulled=bool(pulls), colour=colour))
+    lines.append(_legend(glyphs, pulled=bool(pulls), color=color))
     return Text("\n").join(lines)
 
 
@@ -102,7 +102,7 @@ def _heading(result: DemoResult, end_ms: float, columns: int) -> Text:
         column = _LABEL_WIDTH + int(min(starts, default=end_ms) / end_ms * columns)
         if len(text) <= column and column + len(request.name) <= _LABEL_WIDTH + columns:
             text.append(" " * (column - len(text)))
-            text.append(request.name, f"bold {COLOURS[index % len(COLOURS)]}")
+            text.append(request.name, f"bold {COLORS[index % len(COLORS)]}")
     return text
 
 
@@ -120,11 +120,11 @@ def _axis(end_ms: float, columns: int) -> str:
     return left + middle.center(columns - len(left) - len(right)) + right
 
 
-def _legend(glyphs: Glyphs, *, pulled: bool, colour: bool) -> Text:
+def _legend(glyphs: Glyphs, *, pulled: bool, color: bool) -> Text:
     text = Text(" " * _LABEL_WIDTH)
-    text.append(glyphs.compute, COLOURS[0]).append(" compute   ", "dim")
-    text.append(glyphs.transfer, TRANSFER_COLOUR).append(" transfer   ", "dim")
+    text.append(glyphs.compute, COLORS[0]).append(" compute   ", "dim")
+    text.append(glyphs.transfer, TRANSFER_COLOR).append(" transfer   ", "dim")
     if not pulled:
-        text.append_text(draw_row([Cell(0, 0)], glyphs, colour=colour))
+        text.append_text(draw_row([Cell(0, 0)], glyphs, color=color))
         text.append(" both at once   ", "dim")
     return text.append("1 2 3 requests in decode", "dim")
