@@ -15,7 +15,7 @@ STUB            = src/llm_datadist/_native.pyi
 WHEEL_LIMIT     = 5M
 QUICK_DEMO      = --requests 2 --max-new-tokens 8 --prompt-tokens 200 --layers 4
 
-# A thread sanitizer of GCC 12 needs address space randomisation as older kernels had it.
+# The thread sanitizer of GCC 12 fails with the address space randomization of newer kernels.
 FIXED_ADDRESSES := $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setarch $$(uname -m) -R)
 
 .PHONY: demo test native lint format clean
@@ -34,7 +34,7 @@ native: $(VENV)/.tools
 	@$(BIN)/pip install -qq --no-build-isolation --no-deps -e .
 	@touch $(VENV)/.installed
 
-# ---- what the targets below stand on -------------------------------------------------------------
+# ---- installed tools and the package -------------------------------------------------------------
 
 $(VENV)/.tools: pyproject.toml
 	@echo "installing build tools into $(VENV)"
@@ -94,11 +94,11 @@ sizes: $(VENV)/.tools
 conformance: $(VENV)/.tools
 	$(BIN)/python tools/check_conformance.py
 
-# Files that comments, docstrings and pages name.
+# Files that comments, docstrings and pages name must exist.
 pointers: $(VENV)/.tools
 	$(BIN)/python tools/check_named_files.py
 
-# Rewrites what python-format, native-format and a part of python-lint only check.
+# Fixes what python-format, native-format and a part of python-lint check.
 format: $(VENV)/.lint
 	$(BIN)/ruff format --quiet .
 	$(BIN)/ruff check --quiet --fix-only .
@@ -141,7 +141,7 @@ asan: asan-native asan-python
 asan-native: $(VENV)/.tools
 	$(call native_programs,asan,)
 
-# The Python suite's native part over a sanitized build of the module, in a virtual environment that
+# Native tests of the Python suite over a sanitized build of the module, in a virtual environment that
 # borrows the packages of $(VENV) but not its editable install.
 asan-python: $(VENV)/.installed $(VENV)/.test
 	tools/asan_suite.sh $(VENV) $(ARGS)
@@ -149,8 +149,8 @@ asan-python: $(VENV)/.installed $(VENV)/.test
 # ---- fuzzing, and very many links ----------------------------------------------------------------
 
 # Coverage-guided fuzzing of the native core, a minute for each target. Needs clang with its fuzzer
-# (Debian: clang libclang-rt-14-dev). What it learns stays in build/fuzz, what it finds in
-# build/fuzz/findings; both belong into tests/fuzz/corpus: `make fuzz-merge`.
+# (Debian: clang libclang-rt-14-dev). New inputs stay in build/fuzz, findings in
+# build/fuzz/findings; `make fuzz-merge` adds inputs to tests/fuzz/corpus.
 #   make fuzz FUZZERS=frames ARGS=-runs=10000000    make fuzz ARGS=-max_total_time=3600
 .PHONY: fuzz fuzz-merge fuzz-messages many-links
 FUZZERS ?= frames served_lane exchange
@@ -169,21 +169,20 @@ fuzz: $(VENV)/.tools
 	    build/fuzz/corpus/$$target tests/fuzz/corpus/$$target || exit 1; \
 	done
 
-# Adds those of the learnt inputs that reach what the corpus does not.
+# Adds new inputs that reach code which the corpus does not.
 fuzz-merge:
 	for target in $(FUZZERS); do build/fuzz/tests/fuzz/fuzz_$$target -merge=1 -use_counters=0 \
 	  tests/fuzz/corpus/$$target build/fuzz/corpus/$$target || exit 1; done
 
-# A million damaged messages for each decoder of the Python code.
+# A million damaged messages for each Python decoder.
 fuzz-messages: $(VENV)/.installed $(VENV)/.test
 	LDD_LONG=1 $(BIN)/python -m pytest tests/fuzz -o faulthandler_timeout=0 $(ARGS)
 
-# 1,000 links, with what each of them costs.
+# 1,000 links, with the cost of each.
 many-links: $(VENV)/.installed $(VENV)/.test
 	LDD_LONG=1 $(BIN)/python -m pytest -s tests/integration/test_many_links.py $(ARGS)
 
-# The tests of the NIXL backend are skipped where its wheel is missing; where it must be there, this
-# fails.
+# The tests of the NIXL backend are skipped without its wheel; this fails without it.
 .PHONY: nixl-check
 nixl-check: $(VENV)/.installed $(VENV)/.test
 	$(BIN)/python -c "from llm_datadist._backends.nixl.bindings import load_bindings as load; print(load().distribution)"
@@ -194,25 +193,25 @@ nixl-check: $(VENV)/.installed $(VENV)/.test
 faults-long: $(VENV)/.installed $(VENV)/.test
 	LDD_LONG=1 LDD_MOMENTS=10 $(BIN)/python -m pytest tests/faults tests/netns -o faulthandler_timeout=0 $(ARGS)
 
-# 200 peers killed or frozen in each of 25 ways (an hour); LDD_SEED=2 chooses other moments.
+# 200 peers killed or frozen in each of 25 ways (an hour); LDD_SEED=2 selects other moments.
 kill-freeze: $(VENV)/.installed $(VENV)/.test
 	LDD_LONG=1 $(BIN)/python -m pytest tests/faults/test_kill_freeze.py -o faulthandler_timeout=0 $(ARGS)
 
-# A hostile peer that does everything at random, in both roles and all postures, for this many minutes
-# in all: MINUTES=30; LDD_SEED=2 has it do other things. Fails on any byte that it was not given.
+# A random hostile peer, in both roles and all postures, for MINUTES in all; LDD_SEED=2 selects other
+# actions. Fails if it reads or writes a byte that it may not access.
 MINUTES ?= 30
 hostile: $(VENV)/.installed $(VENV)/.test
 	LDD_HOSTILE_MINUTES=$(MINUTES) $(BIN)/python -m pytest -s tests/hostile -o faulthandler_timeout=0 $(ARGS)
 
-# Processes that do everything to each other at random: docs/testing.md, ARGS="--seconds 1800 --seed 7".
+# Random operations of several processes: docs/testing.md, ARGS="--seconds 1800 --seed 7".
 chaos: $(VENV)/.installed
 	cd tests/chaos && ../../$(BIN)/python -m chaos $(ARGS)
 
-# Takes guarantees away, one by one, and expects that chaos or a test notices; ARGS names some of them.
+# Breaks guarantees, one by one; chaos or a test must fail. ARGS names some of them.
 mutants: $(VENV)/.installed $(VENV)/.test
 	cd tests/chaos && ../../$(BIN)/python -m chaos.mutants $(ARGS)
 
-# ---- the vLLM connector with stock vLLM for CPU, in an environment of its own (2 GB) --------------
+# ---- the vLLM connector with stock vLLM for CPU, in a separate environment (2 GB) -----------------
 
 VLLM_VENV ?= .venv-vllm
 VLLM_BIN   = $(VLLM_VENV)/bin
