@@ -21,14 +21,14 @@ Interruptible::Interruptible(Question question)
 
 Interruptible::~Interruptible() { current = outer_; }
 
-bool Interruptible::here() { return current != nullptr && current->asks_; }
+bool Interruptible::active() { return current != nullptr && current->asks_; }
 
 std::int64_t Interruptible::wake_ns(std::int64_t deadline_ns) {
-  return here() ? std::min(deadline_ns, current->next_ns_) : deadline_ns;
+  return active() ? std::min(deadline_ns, current->next_ns_) : deadline_ns;
 }
 
-bool Interruptible::due(bool signaled) {
-  return here() && (signaled || now_ns() >= current->next_ns_);
+bool Interruptible::due(bool signalled) {
+  return active() && (signalled || now_ns() >= current->next_ns_);
 }
 
 bool Interruptible::ask() {

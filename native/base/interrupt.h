@@ -1,6 +1,6 @@
 // How a caller ends a blocking call early. The caller of the core installs a question for its
-// thread; what waits or works for long on that thread asks it now and then. The core does not know
-// what is behind it.
+// thread, and long waits and long work on that thread ask it regularly. The core does not know what
+// the question does.
 #pragma once
 
 #include <cstdint>
@@ -9,12 +9,12 @@ namespace ldd {
 
 enum class Answer : std::uint8_t {
   kGoOn,
-  kEnd,       // the call has to end now
-  kDoNotAsk,  // nor ask again: nothing interrupts this thread
+  kEnd,       // the call must end now
+  kDoNotAsk,  // go on and do not ask again: nothing interrupts this thread
 };
 
-// A blocking call on the thread that makes it, from construction to destruction. May be nested: the
-// question may call the core again.
+// A blocking call of the thread that constructs it, until it is destroyed. May be nested: the
+// question may call the core.
 class Interruptible {
  public:
   using Question = Answer (*)();
@@ -27,14 +27,15 @@ class Interruptible {
   // Whether the answer was to end it.
   [[nodiscard]] bool ended() const { return ended_; }
 
-  // For the call that the calling thread is in, if it is in one:
-  // Whether it may be asked.
-  static bool here();
-  // When to wake up at the latest to ask; `deadline_ns` when there is no question.
+  // The following concern the innermost call of the calling thread, if there is one.
+  // Whether there is a question to ask.
+  static bool active();
+  // When to wake up to ask, at the latest; `deadline_ns` when there is no question.
   static std::int64_t wake_ns(std::int64_t deadline_ns);
-  // Whether it is time to ask; a signal that has arrived makes it so.
-  static bool due(bool signaled);
-  // Asks; true when the call has to end. Hold no lock: the answer may take long, and use the core.
+  // Whether it is time to ask. It is when a signal has arrived.
+  static bool due(bool signalled);
+  // Asks; true when the call must end. The caller must hold no lock: the question may take long and
+  // may call the core.
   static bool ask();
 
  private:

@@ -11,13 +11,13 @@ namespace ldd {
 
 namespace {
 
-// Per thread, on the heap: thread-local storage itself is scarce in a module that is loaded late.
+// Per thread and on the heap: a module loaded late has little thread-local storage.
 std::span<iovec> piece_room() {
   thread_local std::vector<iovec> room(kMaxIovecs);
   return room;
 }
 
-// Bytes that nobody wants end here.
+// Receives bytes that are discarded.
 std::span<std::byte> scratch_room() {
   thread_local std::vector<std::byte> room(64 * 1024);
   return room;
@@ -32,25 +32,45 @@ Flow flow_of_error(ssize_t error) { return error == -EAGAIN ? Flow::kWait : Flow
 
 }  // namespace
 
-void ChunkSender::begin(std::uint32_t sequence, const Cursor& cursor, Code fault) {
-  sequence_ = sequence;
-  cursor_ = cursor;
+void ChunkMemory::begin(const Cursor& its_cursor, Code fault) {
+  cursor = its_cursor;
   fault_ = fault;
   failure_ = {};
-  careful_ = false;
+  singly_ = false;
+}
+
+bool ChunkMemory::hold(BatchGuard& guard) {
+  failure_ = guard.take(uses_);
+  if (!failure_.ok()) {
+    uses_.clear();
+  }
+  return failure_.ok();
+}
+
+bool ChunkMemory::retry_singly() {
+  if (singly_) {
+    failure_ = Outcome::failure(fault_, EFAULT, static_cast<std::int64_t>(cursor.index()));
+    return false;
+  }
+  singly_ = true;
+  return true;
+}
+
+void ChunkSender::begin(std::uint32_t sequence, const Cursor& cursor, Code fault) {
+  sequence_ = sequence;
+  memory_.begin(cursor, fault);
   header_left_ = 0;
   chunk_left_ = 0;
 }
 
 void ChunkSender::stop(const Outcome& why) {
-  if (failure_.ok()) {
-    failure_ = why;
+  if (memory_.ok()) {
+    memory_.fail(why);
   }
 }
 
-Flow ChunkSender::fail(const Outcome& why, wire::Tags& tags) {
-  failure_ = why;
-  if (header_left_ == header_.size()) {  // the peer does not know of this chunk yet
+Flow ChunkSender::failed(wire::Tags& tags) {
+  if (header_left_ == header_.size()) {  // the chunk has not been announced yet
     tags.take_back();
     header_left_ = 0;
     chunk_left_ = 0;
@@ -59,7 +79,7 @@ Flow ChunkSender::fail(const Outcome& why, wire::Tags& tags) {
 }
 
 void ChunkSender::open_chunk(wire::Tags& tags) {
-  chunk_left_ = std::min<std::uint64_t>(cursor_.left(), wire::kMaxChunkBytes);
+  chunk_left_ = std::min<std::uint64_t>(memory_.cursor.left(), wire::kMaxChunkBytes);
   header_ = wire::encode_header(
       {wire::Kind::kChunk, 0, static_cast<std::uint32_t>(chunk_left_), sequence_});
   tags.seal(header_);
@@ -68,41 +88,33 @@ void ChunkSender::open_chunk(wire::Tags& tags) {
 
 Flow ChunkSender::step(LaneSocket& lane, BatchGuard& guard) {
   if (chunk_left_ == 0) {
-    if (cursor_.done() || !failure_.ok()) {
+    if (memory_.cursor.done() || !memory_.ok()) {
       return Flow::kEnd;
     }
     open_chunk(lane.sent);
   }
-  if (failure_.ok()) {
-    const Outcome taken = guard.take(uses_);
-    if (!taken.ok()) {
-      uses_.clear();
-      return fail(taken, lane.sent);
-    }
+  if (memory_.ok() && !memory_.hold(guard)) {
+    return failed(lane.sent);
   }
+  Cursor& cursor = memory_.cursor;
   const std::span<iovec> pieces = piece_room();
   std::size_t count = 0;
   if (header_left_ > 0) {
     pieces[count++] = {header_.data() + header_.size() - header_left_, header_left_};
   }
-  if (!failure_.ok()) {
+  if (!memory_.ok()) {
     pieces[count++] = {zeroes().data(), std::min<std::size_t>(chunk_left_, zeroes().size())};
-  } else if (!careful_) {
-    count += cursor_.fill(pieces.subspan(count), chunk_left_).pieces;
+  } else if (!memory_.singly()) {
+    count += cursor.fill(pieces.subspan(count), chunk_left_).pieces;
   } else if (count == 0) {
-    count = cursor_.fill(pieces.first(1), chunk_left_).pieces;
+    count = cursor.fill(pieces.first(1), chunk_left_).pieces;
   }
-  // The outcome that follows the last chunk shall travel in one segment with its end.
-  const bool last_chunk = failure_.ok() && chunk_left_ == cursor_.left();
+  // The outcome after the last chunk should travel in one segment with its end.
+  const bool last_chunk = memory_.ok() && chunk_left_ == cursor.left();
   const ssize_t sent = send_pieces(lane.get(), pieces.first(count), last_chunk);
-  uses_.clear();
-  if (sent == -EFAULT && failure_.ok()) {
-    if (careful_) {
-      return fail(Outcome::failure(fault_, EFAULT, static_cast<std::int64_t>(cursor_.index())),
-                  lane.sent);
-    }
-    careful_ = true;
-    return Flow::kGoOn;
+  memory_.release();
+  if (sent == -EFAULT && memory_.ok()) {
+    return memory_.retry_singly() ? Flow::kGoOn : failed(lane.sent);
   }
   if (sent < 0) {
     return flow_of_error(sent);
@@ -111,18 +123,15 @@ Flow ChunkSender::step(LaneSocket& lane, BatchGuard& guard) {
   const std::uint64_t of_payload = static_cast<std::size_t>(sent) - of_header;
   header_left_ -= of_header;
   chunk_left_ -= of_payload;
-  if (failure_.ok()) {
-    cursor_.advance(of_payload);
+  if (memory_.ok()) {
+    cursor.advance(of_payload);
   }
   return Flow::kGoOn;
 }
 
 void ChunkReceiver::begin(std::uint32_t sequence, const Cursor& cursor, Code fault, bool answer) {
   sequence_ = sequence;
-  cursor_ = cursor;
-  fault_ = fault;
-  failure_ = {};
-  careful_ = false;
+  memory_.begin(cursor, fault);
   frame_filled_ = 0;
   frame_wanted_ = wire::kHeadBytes;
   chunk_left_ = 0;
@@ -139,30 +148,23 @@ std::span<const std::byte> ChunkReceiver::answer_so_far() const {
   return answer_.empty() ? answer_ : answer_.first(answer_.size() - unread_);
 }
 
-Flow ChunkReceiver::fail(const Outcome& why) {
-  failure_ = why;
-  return Flow::kFailed;
-}
-
 Flow ChunkReceiver::step(LaneSocket& lane, BatchGuard& guard) {
   return chunk_left_ > 0 ? receive_payload(lane, guard) : receive_frame(lane);
 }
 
 Flow ChunkReceiver::receive_payload(LaneSocket& lane, BatchGuard& guard) {
-  if (failure_.ok()) {
-    const Outcome taken = guard.take(uses_);
-    if (!taken.ok()) {
-      uses_.clear();
-      return fail(taken);
-    }
+  if (memory_.ok() && !memory_.hold(guard)) {
+    return Flow::kFailed;
   }
   const std::span<iovec> pieces = piece_room();
   std::size_t count = 1;
-  if (failure_.ok()) {
-    const auto filled = cursor_.fill(pieces.first(careful_ ? 1 : pieces.size() - 1), chunk_left_);
+  if (memory_.ok()) {
+    const bool singly = memory_.singly();
+    const auto filled =
+        memory_.cursor.fill(pieces.first(singly ? 1 : pieces.size() - 1), chunk_left_);
     count = filled.pieces;
-    if (!careful_ && filled.bytes == chunk_left_) {
-      // What follows is another chunk's header, or the outcome after the last chunk.
+    if (!singly && filled.bytes == chunk_left_) {
+      // Another chunk's header follows, or the outcome after the last chunk.
       frame_wanted_ = chunk_left_ == unread_ ? frame_.size() : wire::kHeadBytes;
       pieces[count++] = {frame_.data(), frame_wanted_};
     }
@@ -171,13 +173,9 @@ Flow ChunkReceiver::receive_payload(LaneSocket& lane, BatchGuard& guard) {
     pieces[0] = {scratch.data(), std::min<std::size_t>(chunk_left_, scratch.size())};
   }
   const ssize_t got = receive_pieces(lane.get(), pieces.first(count));
-  uses_.clear();
-  if (got == -EFAULT && failure_.ok()) {
-    if (careful_) {
-      return fail(Outcome::failure(fault_, EFAULT, static_cast<std::int64_t>(cursor_.index())));
-    }
-    careful_ = true;
-    return Flow::kGoOn;
+  memory_.release();
+  if (got == -EFAULT && memory_.ok()) {
+    return memory_.retry_singly() ? Flow::kGoOn : Flow::kFailed;
   }
   if (got < 0) {
     return flow_of_error(got);
@@ -187,8 +185,8 @@ Flow ChunkReceiver::receive_payload(LaneSocket& lane, BatchGuard& guard) {
   frame_filled_ = all - of_payload;
   chunk_left_ -= of_payload;
   unread_ -= of_payload;
-  if (failure_.ok()) {
-    cursor_.advance(of_payload);
+  if (memory_.ok()) {
+    memory_.cursor.advance(of_payload);
   }
   return frame_filled_ > 0 ? parse_frame(lane.received) : Flow::kGoOn;
 }
@@ -206,8 +204,8 @@ Flow ChunkReceiver::receive_frame(LaneSocket& lane) {
   return parse_frame(lane.received);
 }
 
-// Takes what has come of a frame; its header is judged as soon as it is there, its tag before
-// anything of it counts.
+// Parses the received part of a frame: the header as soon as it is complete, and the tag before any
+// of the frame has an effect.
 Flow ChunkReceiver::parse_frame(wire::Tags& tags) {
   const std::span<const std::byte, wire::kOutcomeFrameBytes> bytes(frame_);
   if (frame_filled_ < wire::kHeaderBytes) {

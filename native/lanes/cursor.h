@@ -1,4 +1,5 @@
-// A position in a list of (address, length) pieces, for scatter/gather calls that stop anywhere.
+// A position in a list of (address, length) pieces, for scatter/gather calls that may stop
+// anywhere.
 #pragma once
 
 #include <sys/uio.h>
@@ -13,8 +14,8 @@ namespace ldd {
 class Cursor {
  public:
   Cursor() = default;
-  // `bytes` from byte `offset` of piece `first` on; the spans are borrowed. Lengths must not add up
-  // to less than that.
+  // Covers `bytes` from byte `offset` of piece `first` on; the lengths must add up to at least
+  // that. The spans are borrowed.
   Cursor(std::span<const std::uint64_t> addresses, std::span<const std::uint64_t> lengths,
          std::size_t first, std::uint64_t offset, std::uint64_t bytes)
       : addresses_(addresses), lengths_(lengths), index_(first), offset_(offset), left_(bytes) {}
@@ -34,7 +35,7 @@ class Cursor {
     std::size_t pieces = 0;
     std::uint64_t bytes = 0;
   };
-  // Describes at most `limit` bytes from the position on, in as many iovecs as there are.
+  // Describes at most `limit` bytes from the position on, in at most as many iovecs as `out` has.
   [[nodiscard]] Filled fill(std::span<iovec> out, std::uint64_t limit) const {
     Filled filled;
     std::size_t at = index_;

@@ -22,7 +22,7 @@ class Codes {
   std::uint32_t bits_ = 0;
 };
 
-// LOCAL_... is the initiator's own memory: only of a PUSH does a target touch that.
+// kLocal... means the initiator's memory, which a target accesses only for a PUSH.
 constexpr Codes kOnlyOk{Code::kOk};
 constexpr Codes kOfConsume{Code::kOk, Code::kGone, Code::kTimeout};
 constexpr Codes kOfTransfer{Code::kOk,     Code::kGone,  Code::kTimeout, Code::kRemoteFault,
@@ -58,19 +58,19 @@ bool index_plausible(const Outcome& outcome, std::uint32_t descriptors) {
 }
 
 bool bytes_plausible(wire::Kind kind, const Outcome& outcome, const Expected& expected) {
-  const std::uint64_t came = expected.bytes - expected.unread;
+  const std::uint64_t received = expected.bytes - expected.unread;
   switch (kind) {
     case wire::Kind::kRead:
       return outcome.moved_bytes <= expected.bytes &&
-             (!outcome.ok() || (came == expected.bytes && outcome.moved_bytes == came));
+             (!outcome.ok() || (received == expected.bytes && outcome.moved_bytes == received));
     case wire::Kind::kWrite:
     case wire::Kind::kPush:
       return outcome.ok() ? outcome.moved_bytes == expected.bytes
                           : outcome.moved_bytes <= expected.bytes;
     case wire::Kind::kReadLog:
-      return outcome.moved_bytes == came;
+      return outcome.moved_bytes == received;
     case wire::Kind::kChecksum:
-      return outcome.moved_bytes == 0 && came == (outcome.ok() ? expected.bytes : 0);
+      return outcome.moved_bytes == 0 && received == (outcome.ok() ? expected.bytes : 0);
     default:
       return outcome.moved_bytes == 0;
   }
@@ -80,17 +80,17 @@ bool bytes_plausible(wire::Kind kind, const Outcome& outcome, const Expected& ex
 
 bool may_answer(wire::Kind kind, const wire::Reply& reply, const Expected& expected) {
   const Outcome& outcome = reply.outcome;
-  const bool failed_here = expected.own_failure != Code::kOk;
-  const bool repeats = failed_here && !expected.early && outcome.code == expected.own_failure;
+  const bool initiator_failed = expected.own_failure != Code::kOk;
+  const bool repeats = initiator_failed && !expected.early && outcome.code == expected.own_failure;
   if (!repeats && !codes_of(kind).has(outcome.code)) {
     return false;
   }
-  if (outcome.ok() && (expected.early || failed_here || outcome.sys_errno != 0)) {
+  if (outcome.ok() && (expected.early || initiator_failed || outcome.sys_errno != 0)) {
     return false;
   }
-  const bool tells_clock = kind != wire::Kind::kDirectoryVersion;
+  const bool has_clock = kind != wire::Kind::kDirectoryVersion;
   return outcome.sys_errno >= 0 && outcome.sys_errno <= kMostErrno &&
-         (!tells_clock || reply.value <= wire::kMaxRemainingNs) &&
+         (!has_clock || reply.value <= wire::kMaxRemainingNs) &&
          index_plausible(outcome, expected.descriptors) && bytes_plausible(kind, outcome, expected);
 }
 

@@ -1,4 +1,4 @@
-// Which replies a request may get: what no target can have met it must not say.
+// Which replies a request may get. A reply that no correct target sends is a protocol error.
 #pragma once
 
 #include <cstdint>
@@ -7,16 +7,16 @@
 
 namespace ldd {
 
-// What the initiator knows when an outcome has come.
+// What the initiator knows when an outcome was received.
 struct Expected {
   std::uint32_t descriptors = 0;
-  std::uint64_t bytes = 0;       // that a complete transfer moves, or a complete answer has
-  std::uint64_t unread = 0;      // of these, when the bytes come as chunks, what has not come
-  Code own_failure = Code::kOk;  // with which the initiator has ended a WRITE's payload
-  bool early = false;            // it came before the payload of a WRITE had ended
+  std::uint64_t bytes = 0;       // of a complete transfer or answer
+  std::uint64_t unread = 0;      // those of them not received, if they are sent as chunks
+  Code own_failure = Code::kOk;  // with which the initiator ended a WRITE's payload
+  bool early = false;            // it was received before the payload of a WRITE had ended
 };
 
-// Whether a target that keeps to the wire format may end a request of this kind so.
+// Whether a target that follows the protocol may end a request of this kind with `reply`.
 [[nodiscard]] bool may_answer(wire::Kind kind, const wire::Reply& reply, const Expected& expected);
 
 // Whether an initiator may end the payload of its WRITE with this code.

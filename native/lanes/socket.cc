@@ -40,14 +40,14 @@ void before_fork() { registry().mutex.lock(); }
 void after_fork_in_parent() { registry().mutex.unlock(); }
 void after_fork_in_child() {
   // Only async-signal-safe calls; the set is intact because the fork happened under its lock.
-  const int nothing = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
+  const int null = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
   for (const int fd : registry().fds) {
-    if (nothing >= 0) {
-      ::dup3(nothing, fd, O_CLOEXEC);
+    if (null >= 0) {
+      ::dup3(null, fd, O_CLOEXEC);
     }
   }
-  if (nothing >= 0) {
-    ::close(nothing);
+  if (null >= 0) {
+    ::close(null);
   }
   registry().mutex.unlock();
 }
@@ -56,18 +56,18 @@ void after_fork_in_child() {
     ::pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 
 void set_option(int fd, int level, int name, int value) {
-  // A refusal (a Unix socket, an old kernel) costs latency or promptness, never correctness.
+  // A failure (a Unix socket, an old kernel) costs speed, never correctness.
   ::setsockopt(fd, level, name, &value, sizeof value);
 }
 
-// Options of a lane's connection, and why.
+// Options of a lane's connection:
 //
 // * TCP_NODELAY: requests and outcomes are small, and the other end waits for each.
-// * TCP_USER_TIMEOUT and keepalive: a host that vanished is noticed while data is under way, and
-//   while none is. Operations have deadlines of their own; this is for what nobody waits for.
-// * SO_SNDBUF and SO_RCVBUF are left alone: set, they switch the kernel's own tuning off and are
-//   capped by net.core.*mem_max (208 KiB by default), where that tuning goes up to
-//   net.ipv4.tcp_*mem (several MiB), as far as the path's delay asks for it.
+// * TCP_USER_TIMEOUT and keepalive: they detect a host that vanished, while data is in flight and
+//   while none is. Operations have deadlines of their own; this is for lanes that are idle.
+// * SO_SNDBUF and SO_RCVBUF are not set: that would disable the kernel's automatic tuning, which
+//   goes up to net.ipv4.tcp_*mem (several MiB) as the path's delay requires, and would be capped by
+//   net.core.*mem_max (208 KiB by default).
 void tune(int fd) {
   set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
   set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, kUserTimeoutMs);
@@ -77,8 +77,8 @@ void tune(int fd) {
   set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, kKeepProbes);
 }
 
-// Receives the carrier that a Unix socket brings along, if it does. What else may have come by then
-// is the first request, and stays where it is.
+// Receives the carrier that a Unix socket may pass first. A first request that may have arrived as
+// well stays in the socket.
 LaneFd receive_carrier(int fd) {
   std::byte mark{};
   iovec piece{&mark, 1};
@@ -161,10 +161,10 @@ void LaneSocket::reset_at_end() const {
   const linger reset_at_once{1, 0};
   ::setsockopt(own_.get(), SOL_SOCKET, SO_LINGER, &reset_at_once, sizeof reset_at_once);
   if (carrier_.valid()) {
-    // Others hold it, too, so that closing it here would end nothing: this disconnects it.
-    sockaddr nowhere{};
-    nowhere.sa_family = AF_UNSPEC;
-    [[maybe_unused]] const int cut = ::connect(carrier_.get(), &nowhere, sizeof nowhere);
+    // Other descriptors refer to it, too, so closing this one would not disconnect it.
+    sockaddr none{};
+    none.sa_family = AF_UNSPEC;
+    [[maybe_unused]] const int cut = ::connect(carrier_.get(), &none, sizeof none);
   }
 }
 

@@ -1,6 +1,6 @@
-// Descriptors of lanes. A forked child must not hold a lane open: its parent's peers would not see
-// the parent die. So every descriptor here is known to a registry, and the child replaces each of
-// them by /dev/null, which keeps the numbers valid for the objects that it inherits.
+// The sockets of lanes. A forked child must not hold a lane open, or its parent's peers would not
+// see the parent die. So a registry lists every descriptor, and the child replaces each of them by
+// /dev/null, which keeps the numbers valid for the objects that it inherits.
 #pragma once
 
 #include <sys/types.h>
@@ -41,20 +41,20 @@ class LaneFd {
   int fd_ = -1;
 };
 
-// What the two ends of a lane agreed on when it was opened.
+// What the two ends of a lane agreed on when they opened it.
 struct LaneTerms {
   wire::SipKey send_key{};
   wire::SipKey receive_key{};
-  // The other end's CLOCK_MONOTONIC less the own one: not more than it is, less by as long as
-  // the other end's word of it was under way. 0 where both have one clock.
+  // The other end's CLOCK_MONOTONIC minus the local one; too small by the time that the other end's
+  // message took. 0 if both have one clock.
   std::int64_t clock_offset_ns = 0;
 };
 
-// The socket of a lane, and what tells the frames of its two ends from those of anybody else. The
-// bytes of an encrypted lane are carried by another connection: threads
-// outside the core move them between that carrier and the Unix socket that the core reads and
-// writes. The core never reads or writes the carrier, but looks there whether the peer has hung up,
-// and cuts it, so that neither has to wait for those threads.
+// The socket of a lane and the tags that authenticate its frames. The bytes of an encrypted lane
+// travel on another connection, its carrier: threads outside the core move them between the carrier
+// and the Unix socket that the core reads and writes. The core never reads or writes the carrier.
+// It only checks there whether the peer has hung up, and disconnects it, so that neither has to
+// wait for those threads.
 class LaneSocket {
  public:
   LaneSocket() = default;
@@ -66,19 +66,20 @@ class LaneSocket {
         clock_offset_ns_(terms.clock_offset_ns) {}
 
   wire::Tags sent;      // of frames to the other end
-  wire::Tags received;  // of its frames
+  wire::Tags received;  // of frames from the other end
 
   [[nodiscard]] int get() const { return own_.get(); }
   [[nodiscard]] bool valid() const { return own_.valid(); }
   [[nodiscard]] std::int64_t clock_offset_ns() const { return clock_offset_ns_; }
   // Whether the other end has closed, or the connection has failed. One system call.
   [[nodiscard]] bool hung_up() const;
-  // The same when only threads outside the core would tell; costs nothing without them.
+  // The same for a lane with a carrier, where reads of the socket do not show it; else false, at no
+  // cost.
   [[nodiscard]] bool carrier_hung_up() const;
 
-  // Ends what this end sends.
+  // Shuts down the sending direction.
   void stop_sending() const;
-  // Has the end of this socket reset the connection, and drop what is under way.
+  // Makes closing the socket reset the connection and discard what is not sent yet.
   void reset_at_end() const;
   void reset();
 
@@ -88,14 +89,15 @@ class LaneSocket {
   std::int64_t clock_offset_ns_ = 0;
 };
 
-// Takes a connected stream socket and makes it a lane: non-blocking, closed on exec, no Nagle
-// delay, dead connections noticed. A Unix socket may bring its carrier: one byte with the
-// descriptor as SCM_RIGHTS, sent before anything else. Throws std::system_error (the socket is
-// closed then) when it is none.
+// Takes a connected stream socket and makes it a lane: non-blocking, closed on exec, without
+// Nagle's delay, with detection of dead connections. A Unix socket may pass its carrier first: one
+// byte with the descriptor as SCM_RIGHTS. Throws std::system_error, and closes the descriptor, if
+// it is not a connected stream socket.
 LaneSocket adopt_lane(int fd, const LaneTerms& terms);
 
-// sendmsg/recvmsg without blocking and without SIGPIPE. What went through, or -errno; a receive
-// that meets the end of the stream gives -EPIPE; -EAGAIN is back-pressure. EINTR never appears.
+// sendmsg and recvmsg without blocking and without SIGPIPE. Return the number of bytes, or -errno:
+// -EAGAIN when the socket is not ready, -EPIPE when a receive meets the end of the stream, never
+// -EINTR.
 [[nodiscard]] ssize_t send_pieces(int fd, std::span<iovec> pieces, bool more_follows);
 [[nodiscard]] ssize_t receive_pieces(int fd, std::span<iovec> pieces);
 

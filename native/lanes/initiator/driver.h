@@ -1,11 +1,14 @@
-// Runs the exchanges of one operation over one or several lanes, on the calling thread, and if the
-// plan says so on copy workers too.
+// Runs the exchanges of one operation over one or several lanes, on the calling thread and, if the
+// plan says so, on copy workers.
 #pragma once
+
+#include <poll.h>
 
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "base/outcome.h"
 #include "lanes/initiator/exchange.h"
@@ -13,56 +16,82 @@
 
 namespace ldd {
 
-// The parts of one operation, handed out in order to whatever lane is free.
-class Parts {
+// The requests of one operation, in order; each goes to whichever lane is free.
+class RequestSource {
  public:
-  virtual ~Parts() = default;
-  // The next part as an exchange on `lane`; null when none is left.
+  virtual ~RequestSource() = default;
+  // The next request as an exchange on `lane`; null when none is left.
   virtual std::unique_ptr<Exchange> next(ClientLane& lane) = 0;
 };
 
-struct DrivePlan {
+struct OperationPlan {
   std::size_t lanes = 1;         // at most
-  std::int64_t deadline_ns = 0;  // for a lane, and for all of it if the target does not act
-  // Whether the target touches its memory for us: then the end of a failed operation waits, for a
-  // moment, until the target has stopped.
+  std::int64_t deadline_ns = 0;  // for taking a lane, and for everything if the target does not act
+  // Whether the target accesses its memory for this operation. The end of a failed one then waits,
+  // for a moment, until the target has stopped.
   bool target_acts = false;
-  // By when it has to be done if the target acts; what is asked of the target says so.
+  // The deadline of the exchanges if the target acts; the requests carry it.
   std::int64_t give_up_ns = 0;
-  // At most, the caller's included, which each drive a part of the lanes. For drive() only.
+  // At most, the caller's thread included; each drives a part of the lanes. For run_operation()
+  // only.
   std::size_t threads = 1;
-  // Shared by those threads: set when the caller wants the operation to end.
+  // Shared by those threads: set when the caller interrupts the operation.
   std::atomic<bool>* interrupted = nullptr;
 };
 
-// When to give up on an operation for which the target acts. A part of its time is kept back, for
-// the target to be seen to have stopped, so that the call is late by the smaller part of that wait
-// and a busy machine has the rest of the 100 ms by which a call may be late.
+// When to give up an operation in which the target acts. A part of the remaining time is reserved
+// for waiting until the target has stopped. The call then overruns its deadline by little, and on a
+// busy machine the rest of the 100 ms by which a call may be late remains.
 std::int64_t give_up_ns(std::int64_t deadline_ns);
 
-// The first failure, or ok; moved_bytes over all parts. `value` is the last reply's extra word.
-Outcome drive(LaneSet& lanes, Parts& parts, const DrivePlan& plan, std::uint64_t* value = nullptr);
+// Returns the first failure, or ok, with moved_bytes summed over all requests. `value` receives the
+// extra word of the last reply.
+Outcome run_operation(LaneSet& lanes, RequestSource& requests, const OperationPlan& plan,
+                      std::uint64_t* value = nullptr);
 
-// The same in two steps, for what the caller does meanwhile. Takes its lanes and sends what the
-// sockets take when it is made; `lanes` and `parts` have to outlive it. Given up on if it is
-// destroyed before finish().
-class Drive {
+// One operation in two steps, so that the caller can work between them. `lanes` and `requests` must
+// outlive it. Destroyed before finish(), it gives the operation up.
+class OperationDriver {
  public:
-  Drive(LaneSet& lanes, Parts& parts, const DrivePlan& plan);
-  Drive(const Drive&) = delete;
-  Drive& operator=(const Drive&) = delete;
-  ~Drive();
+  OperationDriver(LaneSet& lanes, RequestSource& requests, const OperationPlan& plan);
+  OperationDriver(const OperationDriver&) = delete;
+  OperationDriver& operator=(const OperationDriver&) = delete;
+  ~OperationDriver() { abandon(); }
 
+  // Takes lanes, waiting for the first, and sends as much as their sockets accept.
+  void begin();
+  // The same with lanes that are free now, if any.
+  void begin_if_free();
   Outcome finish();  // once
+  [[nodiscard]] std::uint64_t value() const { return value_; }
 
  private:
-  class Driver;
-  class SharedParts;
-  friend Outcome drive(LaneSet& lanes, Parts& parts, const DrivePlan& plan, std::uint64_t* value);
+  struct Active {
+    LaneSet::Lane lane;
+    std::unique_ptr<Exchange> exchange;
+  };
 
-  static Outcome on_threads(LaneSet& lanes, Parts& parts, const DrivePlan& plan);
+  void begin_on(std::vector<LaneSet::Lane>& taken);
+  void start_next(LaneSet::Lane lane);
+  void fail(const Outcome& why);
+  void step_all();
+  bool wait();
+  bool spin();
+  [[nodiscard]] int longest_wait_ms() const;
+  bool interrupted(bool signaled);
+  void abandon();
 
-  std::unique_ptr<Driver> driver_;
+  LaneSet& lanes_;
+  RequestSource& requests_;
+  OperationPlan plan_;
+  std::int64_t end_ns_;
+  std::vector<Active> active_;
+  std::vector<pollfd> polled_;
+  Outcome failure_;
+  bool busy_ = false;  // some lane can go on without waiting
+  std::int64_t spin_until_ns_ = 0;
+  std::uint64_t moved_bytes_ = 0;
+  std::uint64_t value_ = 0;
 };
 
 }  // namespace ldd

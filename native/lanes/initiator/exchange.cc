@@ -15,7 +15,7 @@ namespace ldd {
 
 namespace {
 
-constexpr int kTurns = 16;  // system calls before deadline and other lanes are looked at
+constexpr int kTurns = 16;  // system calls before the deadline and other lanes are checked
 
 std::uint64_t capped(std::int64_t ns) {
   constexpr auto kMost = static_cast<std::int64_t>(wire::kMaxRemainingNs);
@@ -24,31 +24,31 @@ std::uint64_t capped(std::int64_t ns) {
 
 }  // namespace
 
-Exchange::Exchange(ClientLane& lane, Ask ask, const Cursor& payload, BatchGuard& guard)
-    : lane_(lane), ask_(std::move(ask)), guard_(guard), payload_bytes_(payload.left()) {
+Exchange::Exchange(ClientLane& lane, LaneRequest request, const Cursor& payload, BatchGuard& guard)
+    : lane_(lane), request_(std::move(request)), guard_(guard), payload_bytes_(payload.left()) {
   const std::uint32_t sequence = ++lane_.sequence;
   set_deadline();
   unsigned flags = wire::kTargetsClock;
   if (inline_payload()) {
     flags |= wire::kInlinePayload;
   }
-  frame_ =
-      wire::encode_request(ask_.kind, static_cast<std::uint16_t>(flags), sequence, ask_.request);
-  wire::convert_words(ask_.words);
-  const bool writes = ask_.kind == wire::Kind::kWrite;
+  frame_ = wire::encode_request(request_.kind, static_cast<std::uint16_t>(flags), sequence,
+                                request_.fixed);
+  wire::convert_words(request_.words);
+  const bool writes = request_.kind == wire::Kind::kWrite;
   sender_.begin(sequence, writes ? payload : Cursor{}, Code::kLocalFault);
   receiver_.begin(sequence, writes ? Cursor{} : payload, Code::kLocalFault,
-                  wire::has_answer(ask_.kind));
+                  wire::has_answer(request_.kind));
 }
 
 void Exchange::set_deadline() {
   asked_ns_ = now_ns();
-  ask_.request.deadline_ns = capped(lane_.clock->there(ask_.deadline_ns));
-  ask_.request.remaining_ns = capped(ask_.deadline_ns - asked_ns_);
+  request_.fixed.deadline_ns = capped(lane_.clock->target_ns(request_.deadline_ns));
+  request_.fixed.remaining_ns = capped(request_.deadline_ns - asked_ns_);
 }
 
 bool Exchange::inline_payload() const {
-  return ask_.kind == wire::Kind::kWrite && payload_bytes_ <= wire::kMaxInlineBytes;
+  return request_.kind == wire::Kind::kWrite && payload_bytes_ <= wire::kMaxInlineBytes;
 }
 
 Flow Exchange::step() {
@@ -86,8 +86,8 @@ short Exchange::events() const {
 }
 
 Flow Exchange::send_request() {
-  const auto words = std::as_writable_bytes(std::span(ask_.words));
-  if (!sealed_) {  // not before: one that is never sent must not count
+  const auto words = std::as_writable_bytes(std::span(request_.words));
+  if (!sealed_) {  // not earlier: a request that is never sent must not count
     lane_.socket.sent.seal(frame_, words);
     sealed_ = true;
   }
@@ -107,7 +107,7 @@ Flow Exchange::send_request() {
   }
   request_sent_ += static_cast<std::size_t>(sent);
   if (request_sent_ == frame_.size() + words.size()) {
-    if (ask_.kind != wire::Kind::kWrite) {
+    if (request_.kind != wire::Kind::kWrite) {
       phase_ = Phase::kReply;
     } else {
       phase_ = inline_payload() ? Phase::kPayload : Phase::kAwaitGo;
@@ -130,7 +130,7 @@ Flow Exchange::await_go() {
 }
 
 Flow Exchange::send_payload() {
-  // Between chunks, has the target given up on this write already?
+  // Between chunks: the target may have given up this write already.
   if (sender_.between_chunks() && !answered_ && !inline_payload()) {
     const Flow early = receiver_.step(lane_.socket, guard_);
     if (early == Flow::kEnd) {
@@ -170,7 +170,7 @@ Flow Exchange::send_closing() {
 Flow Exchange::await_reply() {
   const Flow flow = receiver_.step(lane_.socket, guard_);
   if (flow == Flow::kFailed) {
-    return Flow::kGoOn;  // what is still to come is dropped
+    return Flow::kGoOn;  // the remaining payload is discarded
   }
   if (flow == Flow::kGo) {
     return Flow::kMalformed;
@@ -184,25 +184,25 @@ Flow Exchange::await_reply() {
 
 Flow Exchange::judge(bool early) {
   const wire::Reply& reply = receiver_.reply();
-  const Expected expected{ask_.request.count, requested_bytes(), receiver_.unread(),
+  const Expected expected{request_.fixed.count, requested_bytes(), receiver_.unread(),
                           sender_.failure().code, early};
-  if (!may_answer(ask_.kind, reply, expected)) {
+  if (!may_answer(request_.kind, reply, expected)) {
     return Flow::kMalformed;
   }
-  if (ask_.kind != wire::Kind::kDirectoryVersion) {
+  if (request_.kind != wire::Kind::kDirectoryVersion) {
     lane_.clock->learn(static_cast<std::int64_t>(reply.value), asked_ns_, now_ns());
   }
   return Flow::kEnd;
 }
 
 std::uint64_t Exchange::requested_bytes() const {
-  if (ask_.kind != wire::Kind::kPush) {
+  if (request_.kind != wire::Kind::kPush) {
     return payload_bytes_;
   }
   std::uint64_t sum = 0;
-  for (std::size_t i = 0; i < ask_.request.count; ++i) {
-    std::uint64_t length = ask_.words[ask_.request.count + i];
-    wire::convert_words({&length, 1});  // they are as on the wire by now
+  for (std::size_t i = 0; i < request_.fixed.count; ++i) {
+    std::uint64_t length = request_.words[request_.fixed.count + i];
+    wire::convert_words({&length, 1});  // the words are in wire order already
     sum += length;
   }
   return sum;
@@ -211,11 +211,11 @@ std::uint64_t Exchange::requested_bytes() const {
 Outcome Exchange::outcome() const {
   Outcome outcome = receiver_.reply().outcome;
   if (outcome.index >= 0) {
-    outcome.index += static_cast<std::int64_t>(ask_.first_descriptor);
+    outcome.index += static_cast<std::int64_t>(request_.first_descriptor);
   }
-  if (!answered_) {  // own failures count in the caller's arrays already
-    for (const Outcome& here : {sender_.failure(), receiver_.failure()}) {
-      outcome = here.ok() ? outcome : here;
+  if (!answered_) {  // local failures count in the caller's arrays already
+    for (const Outcome& local : {sender_.failure(), receiver_.failure()}) {
+      outcome = local.ok() ? outcome : local;
     }
   }
   outcome.moved_bytes = moved_bytes();
@@ -223,7 +223,7 @@ Outcome Exchange::outcome() const {
 }
 
 std::uint64_t Exchange::moved_bytes() const {
-  switch (ask_.kind) {
+  switch (request_.kind) {
     case wire::Kind::kRead:
     case wire::Kind::kReadLog:
       return payload_bytes_ - receiver_.left();

@@ -1,5 +1,5 @@
-// One request on a lane and its reply, from the initiator's side: a state machine driven by the
-// thread that called. Only that thread touches the caller's memory.
+// One request on a lane and its reply, on the initiator's side: a state machine, driven by the
+// calling thread. Only that thread accesses the caller's memory.
 #pragma once
 
 #include <sys/uio.h>
@@ -28,23 +28,22 @@ struct ClientLane {
   std::uint32_t sequence = 0;
 };
 
-// What a request asks for; its descriptors come as words in wire order of columns.
-struct Ask {
+// A request to be sent. Its descriptors are words, column by column as on the wire.
+struct LaneRequest {
   wire::Kind kind = wire::Kind::kPing;
-  wire::Request request;
+  wire::Request fixed;
   std::vector<std::uint64_t> words;
-  std::size_t first_descriptor = 0;  // of the transfer that this is a part of
-  std::int64_t deadline_ns = 0;      // fills the request's words about it
+  std::size_t first_descriptor = 0;  // its first one within the operation
+  std::int64_t deadline_ns = 0;      // sets the deadline fields of `fixed`
 };
 
 class Exchange {
  public:
-  // `payload` is the local memory that is read or written; `guard` is asked before it is touched.
-  Exchange(ClientLane& lane, Ask ask, const Cursor& payload, BatchGuard& guard);
+  // `payload` is the local memory to read or write; `guard` is checked before each access.
+  Exchange(ClientLane& lane, LaneRequest request, const Cursor& payload, BatchGuard& guard);
 
-  // Goes on until the socket is not ready (kWait), the reply is complete (kEnd), the lane has
-  // failed (kBroken, kMalformed, kForged), or so much has been done that others have their turn
-  // (kGoOn).
+  // Proceeds until the socket is not ready (kWait), the reply is complete (kEnd), the lane has
+  // failed (kBroken, kMalformed, kForged), or enough was done for one turn (kGoOn).
   Flow step();
   // Events of poll(2) to wait for after kWait.
   [[nodiscard]] short events() const;
@@ -67,12 +66,12 @@ class Exchange {
   Flow await_reply();
   [[nodiscard]] bool inline_payload() const;
   void set_deadline();
-  // kEnd when the reply that has come is one that this request may get.
+  // kEnd if the reply received is permitted for this request, else kMalformed.
   Flow judge(bool early);
   [[nodiscard]] std::uint64_t requested_bytes() const;
 
   ClientLane& lane_;
-  Ask ask_;
+  LaneRequest request_;
   BatchGuard& guard_;
   std::uint64_t payload_bytes_;
   std::int64_t asked_ns_ = 0;

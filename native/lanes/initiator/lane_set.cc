@@ -101,7 +101,7 @@ Outcome LaneSet::take(std::size_t wanted, std::int64_t deadline_ns, std::vector<
       Lane lane = std::move(free_.back());
       free_.pop_back();
       if (lane->socket.hung_up()) {
-        --open_;  // it died while nobody used it
+        --open_;  // it failed while it was free
       } else {
         taken.push_back(std::move(lane));
       }
@@ -144,7 +144,7 @@ void LaneSet::discard(Lane lane) {
 
 void LaneSet::close() {
   if (mark_.inherited()) {
-    return;  // its threads, and perhaps the lock, stayed in the parent
+    return;  // its threads are in the parent, and perhaps one holds the lock
   }
   closing_.store(true);
   std::unique_lock lock(mutex_);
@@ -156,7 +156,7 @@ void LaneSet::close() {
   changed_.wait(lock, [this] { return operations_ == 0; });
   open_ -= free_.size();
   free_.clear();
-  wake_.reset();  // whoever comes now is refused before it would wait
+  wake_.reset();  // later operations fail before they would wait on it
 }
 
 }  // namespace ldd

@@ -1,4 +1,5 @@
-// The initiator's lanes of one link: who uses which, and how everybody is stopped at the end.
+// The initiator's lanes of one link: which operation uses which lane, and how operations are
+// stopped when the link ends.
 #pragma once
 
 #include <condition_variable>
@@ -25,14 +26,15 @@ class LaneSet {
   LaneSet& operator=(const LaneSet&) = delete;
   ~LaneSet() { close(); }
 
-  // The lanes lead to one target, and share what is known of its clock. Throws std::system_error
-  // when closed.
+  // All lanes must lead to one target; they share the estimate of its clock. Throws
+  // std::system_error when closed.
   void add(Lane lane);
   [[nodiscard]] std::size_t count() const;
-  // Closes free lanes that the other end has closed; how many are open then, taken ones included.
+  // Closes free lanes that the other end has closed. Returns how many remain open, including those
+  // in use.
   std::size_t prune();
 
-  // One operation, from its first lane to its last; the set waits for it when it closes.
+  // One operation, for as long as it uses lanes; close() waits for it.
   class Operation {
    public:
     explicit Operation(LaneSet& lanes);
@@ -44,8 +46,8 @@ class LaneSet {
     LaneSet& lanes_;
   };
 
-  // An operation of the calling thread that stands still: it neither touches memory nor uses its
-  // lanes until this is destroyed, and looks at open() then. The set does not wait for it.
+  // A pause of the calling thread's operation: until destroyed, the operation must neither access
+  // memory nor use its lanes, and then it must check open(). close() does not wait for it.
   class Pause {
    public:
     explicit Pause(LaneSet& lanes);
@@ -57,20 +59,19 @@ class LaneSet {
     LaneSet& lanes_;
   };
 
-  // Whether the caller of the operation wants it to end; the operation pauses while it is asked.
+  // Asks whether to end the operation of the calling thread, which pauses meanwhile.
   bool interrupted();
 
-  // Takes at least one free lane and at most `wanted`, waiting for the first; not ok when there is
-  // none by the deadline, no lane is left (kNoLane), everything is being closed, or the caller
-  // wants to end (kCancelled).
+  // Takes at least one free lane and at most `wanted`, waiting for the first. Fails with kTimeout
+  // at the deadline, kNoLane when no lane is left, kCancelled when interrupted, or as open() does.
   Outcome take(std::size_t wanted, std::int64_t deadline_ns, std::vector<Lane>& taken);
   void give_back(Lane lane);
-  // The lane has failed: it is closed and not counted any more.
+  // Closes a lane that has failed; it no longer counts.
   void discard(Lane lane);
 
-  // Not ok when operations have to stop: kClosed or kCancelled.
+  // Not ok when operations must stop: kClosed or kCancelled.
   [[nodiscard]] Outcome open() const;
-  // Readable once operations have to stop; for use within one.
+  // Readable once operations must stop. Valid within an operation.
   [[nodiscard]] int wake_fd() const { return wake_.get(); }
   [[nodiscard]] const std::shared_ptr<Node>& node() const { return node_; }
 
@@ -85,7 +86,7 @@ class LaneSet {
   std::condition_variable changed_;
   std::vector<Lane> free_;
   std::shared_ptr<TargetClock> clock_;  // of the first lane
-  std::size_t open_ = 0;                // free and taken
+  std::size_t open_ = 0;                // free or in use
   std::size_t operations_ = 0;
   std::atomic<bool> closing_{false};
 };

@@ -19,7 +19,7 @@ constexpr std::size_t kStripesPerLane = 4;
 constexpr std::size_t kSendingThreads = 2;
 constexpr std::size_t kStripeDescriptors = 16 * 1024;
 
-// The own entry that an operation reads or writes.
+// Holds the local entry that an operation reads or writes.
 class LocalGuard : public BatchGuard {
  public:
   LocalGuard(Node& node, Ref local) : named_(local.named()), value_(local.value) {
@@ -32,7 +32,7 @@ class LocalGuard : public BatchGuard {
     return uses.emplace_back(entry_, value_) ? Outcome{} : Outcome::failure(Code::kLocalGone);
   }
   [[nodiscard]] bool live() const { return !named_ || entry_ != nullptr; }
-  // Of the entry, which the offsets of a push count from; 0 when it names none, but a window.
+  // Of the entry, from which the offsets of a push count; 0 for a push from landing slots.
   [[nodiscard]] std::uint64_t begin() const { return entry_ == nullptr ? 0 : entry_->begin(); }
 
  private:
@@ -41,34 +41,47 @@ class LocalGuard : public BatchGuard {
   std::shared_ptr<Entry> entry_;
 };
 
-class Call : public Parts {
+// A source of one request without descriptors.
+class SingleRequest : public RequestSource {
  public:
-  Call(wire::Kind kind, const wire::Request& request, std::int64_t deadline_ns,
-       const Cursor& payload, BatchGuard& guard)
-      : kind_(kind),
-        request_(request),
-        deadline_ns_(deadline_ns),
-        payload_(payload),
-        guard_(guard) {}
+  SingleRequest(wire::Kind kind, const wire::Request& fixed, std::int64_t deadline_ns,
+                const Cursor& payload, BatchGuard& guard)
+      : request_{kind, fixed, {}, 0, deadline_ns}, payload_(payload), guard_(guard) {}
 
   std::unique_ptr<Exchange> next(ClientLane& lane) override {
-    if (std::exchange(done_, true)) {
-      return nullptr;
-    }
-    return std::make_unique<Exchange>(lane, Ask{kind_, request_, {}, 0, deadline_ns_}, payload_,
-                                      guard_);
+    return std::exchange(done_, true)
+               ? nullptr
+               : std::make_unique<Exchange>(lane, request_, payload_, guard_);
   }
 
  private:
-  wire::Kind kind_;
-  wire::Request request_;
-  std::int64_t deadline_ns_;
+  LaneRequest request_;
   Cursor payload_;
   BatchGuard& guard_;
   bool done_ = false;
 };
 
-class Stripes : public Parts {
+// A request for `count` descriptors of an operation from `first` on; its words are still to fill.
+LaneRequest request_of(wire::Kind kind, const LaneChecks& checks, std::size_t first,
+                       std::size_t count) {
+  LaneRequest request;
+  request.kind = kind;
+  request.first_descriptor = first;
+  request.words.resize(count * wire::words_per_descriptor(kind));
+  request.deadline_ns = checks.deadline_ns;
+  const Ref key = kind == wire::Kind::kPush ? checks.local : checks.key;
+  wire::Request& fixed = request.fixed;
+  fixed.version = checks.version;
+  fixed.cache_index = checks.cache.index;
+  fixed.cache_value = checks.cache.value;
+  fixed.key_index = key.index;
+  fixed.key_value = key.value;
+  fixed.count = static_cast<std::uint32_t>(count);
+  return request;
+}
+
+// A transfer divided into batches, each of them one request.
+class Stripes : public RequestSource {
  public:
   Stripes(wire::Kind kind, const Descriptors& work, const LaneChecks& checks,
           std::vector<Batch> batches, LocalGuard& guard)
@@ -79,45 +92,30 @@ class Stripes : public Parts {
       return nullptr;
     }
     const Batch& batch = batches_[next_++];
-    const bool moves_here = kind_ == wire::Kind::kRead || kind_ == wire::Kind::kWrite;
+    const bool has_payload = kind_ == wire::Kind::kRead || kind_ == wire::Kind::kWrite;
     const Cursor local =
-        !moves_here ? Cursor{}
-                    : Cursor(work_.local, work_.length, batch.first, batch.offset, batch.bytes);
-    return std::make_unique<Exchange>(lane, ask(batch), local, guard_);
+        !has_payload ? Cursor{}
+                     : Cursor(work_.local, work_.length, batch.first, batch.offset, batch.bytes);
+    return std::make_unique<Exchange>(lane, request_for(batch), local, guard_);
   }
 
  private:
-  Ask ask(const Batch& batch) const {
-    Ask ask;
-    ask.kind = kind_;
-    ask.first_descriptor = batch.first;
+  LaneRequest request_for(const Batch& batch) const {
     std::size_t count = 0;
     for (std::uint64_t left = batch.bytes, offset = batch.offset; left > 0; ++count, offset = 0) {
       left -= std::min(left, work_.length[batch.first + count] - offset);
     }
-    const bool push = kind_ == wire::Kind::kPush;
-    ask.words.resize(count * wire::words_per_descriptor(kind_));
-    const auto words = std::span(ask.words);
-    std::copy_n(work_.remote.begin() + static_cast<std::ptrdiff_t>(batch.first), count,
-                words.begin());
-    std::copy_n(work_.length.begin() + static_cast<std::ptrdiff_t>(batch.first), count,
-                words.begin() + static_cast<std::ptrdiff_t>(count));
-    if (push) {
-      const auto first = work_.local.begin() + static_cast<std::ptrdiff_t>(batch.first);
-      std::transform(first, first + static_cast<std::ptrdiff_t>(count),
-                     words.begin() + static_cast<std::ptrdiff_t>(2 * count),
-                     [&](std::uint64_t address) { return address - guard_.begin(); });
+    LaneRequest request = request_of(kind_, checks_, batch.first, count);
+    const auto words = std::span(request.words);
+    std::ranges::copy(work_.remote.subspan(batch.first, count), words.begin());
+    std::ranges::copy(work_.length.subspan(batch.first, count), words.subspan(count).begin());
+    if (kind_ == wire::Kind::kPush) {
+      std::ranges::transform(work_.local.subspan(batch.first, count),
+                             words.subspan(2 * count).begin(),
+                             [&](std::uint64_t address) { return address - guard_.begin(); });
     }
     cut(words, count, batch);
-    wire::Request& request = ask.request;
-    ask.deadline_ns = checks_.deadline_ns;
-    request.version = checks_.version;
-    request.cache_index = checks_.cache.index;
-    request.cache_value = checks_.cache.value;
-    request.key_index = push ? checks_.local.index : checks_.key.index;
-    request.key_value = push ? checks_.local.value : checks_.key.value;
-    request.count = static_cast<std::uint32_t>(count);
-    return ask;
+    return request;
   }
 
   // Shortens the first and the last descriptor to the batch's bounds.
@@ -145,60 +143,47 @@ class Stripes : public Parts {
   std::size_t next_ = 0;
 };
 
-// One question for checksums, in parts of so many ranges that each fits a request.
-class Sums : public Parts {
+// The CRC-32C of ranges of the peer's memory, in requests of as many ranges as fit one.
+class ChecksumParts : public RequestSource {
  public:
-  Sums(std::span<const std::uint64_t> remote, std::span<const std::uint64_t> length,
-       const LaneChecks& checks, std::span<std::uint32_t> sums, BatchGuard& guard)
+  ChecksumParts(std::span<const std::uint64_t> remote, std::span<const std::uint64_t> length,
+                const LaneChecks& checks, std::span<std::uint32_t> sums, BatchGuard& guard)
       : remote_(remote), length_(length), checks_(checks), guard_(guard) {
     for (std::size_t first = 0; first < sums.size(); first += kStripeDescriptors) {
       const auto part = sums.subspan(first, std::min(kStripeDescriptors, sums.size() - first));
-      targets_.push_back(reinterpret_cast<std::uint64_t>(part.data()));
+      addresses_.push_back(reinterpret_cast<std::uint64_t>(part.data()));
       sizes_.push_back(part.size_bytes());
     }
   }
 
   std::unique_ptr<Exchange> next(ClientLane& lane) override {
-    if (next_ == targets_.size()) {
+    if (next_ == addresses_.size()) {
       return nullptr;
     }
     const std::size_t part = next_++;
-    const std::span<const std::uint64_t> target(&targets_[part], 1);
-    const std::span<const std::uint64_t> size(&sizes_[part], 1);
-    const Cursor answer(target, size, 0, 0, sizes_[part]);
-    return std::make_unique<Exchange>(lane, ask(part), answer, guard_);
+    const Cursor answer(std::span(&addresses_[part], 1), std::span(&sizes_[part], 1), 0, 0,
+                        sizes_[part]);
+    const std::size_t first = part * kStripeDescriptors;
+    const std::size_t count = sizes_[part] / sizeof(std::uint32_t);
+    LaneRequest request = request_of(wire::Kind::kChecksum, checks_, first, count);
+    const auto words = std::span(request.words);
+    std::ranges::copy(remote_.subspan(first, count), words.begin());
+    std::ranges::copy(length_.subspan(first, count), words.subspan(count).begin());
+    return std::make_unique<Exchange>(lane, std::move(request), answer, guard_);
   }
 
  private:
-  Ask ask(std::size_t part) const {
-    Ask ask;
-    ask.kind = wire::Kind::kChecksum;
-    ask.first_descriptor = part * kStripeDescriptors;
-    const std::size_t count = sizes_[part] / sizeof(std::uint32_t);
-    for (const auto& column : {remote_, length_}) {
-      const auto some = column.subspan(ask.first_descriptor, count);
-      ask.words.insert(ask.words.end(), some.begin(), some.end());
-    }
-    ask.deadline_ns = checks_.deadline_ns;
-    ask.request.version = checks_.version;
-    ask.request.cache_index = checks_.cache.index;
-    ask.request.cache_value = checks_.cache.value;
-    ask.request.key_index = checks_.key.index;
-    ask.request.key_value = checks_.key.value;
-    ask.request.count = static_cast<std::uint32_t>(count);
-    return ask;
-  }
-
   std::span<const std::uint64_t> remote_;
   std::span<const std::uint64_t> length_;
   const LaneChecks& checks_;
   BatchGuard& guard_;
-  std::vector<std::uint64_t> targets_;  // where the sums of a part go
+  std::vector<std::uint64_t> addresses_;  // of each part's checksums, in this process
   std::vector<std::uint64_t> sizes_;
   std::size_t next_ = 0;
 };
 
-// The same work without its empty descriptors, so that a request's caps count only what moves.
+// A copy of descriptors without the empty ones, so that the limits of a request count only those
+// that move bytes.
 struct Compact {
   explicit Compact(const Descriptors& work) {
     for (std::size_t i = 0; i < work.size(); ++i) {
@@ -220,18 +205,18 @@ struct Compact {
 
 }  // namespace
 
-Outcome Lanes::transfer(wire::Kind kind, const Descriptors& work, const LaneChecks& asked) {
+Outcome Lanes::transfer(wire::Kind kind, const Descriptors& work, const LaneChecks& given) {
   const LaneSet::Operation operation(lanes_);
   const Extent extent = measure(work);
   if (extent.pieces != work.size() && extent.pieces != 0) {
     const Compact compact(work);
-    Outcome outcome = transfer(kind, compact.descriptors(), asked);
+    Outcome outcome = transfer(kind, compact.descriptors(), given);
     if (outcome.index >= 0) {
       outcome.index = compact.origin[static_cast<std::size_t>(outcome.index)];
     }
     return outcome;
   }
-  LocalGuard guard(*lanes_.node(), asked.local);
+  LocalGuard guard(*lanes_.node(), given.local);
   const Outcome state = lanes_.open();
   if (!state.ok()) {
     return state;
@@ -249,19 +234,19 @@ Outcome Lanes::transfer(wire::Kind kind, const Descriptors& work, const LaneChec
   }
   std::vector<Batch> batches = divide(work, stripe_bytes, kStripeDescriptors);
   if (batches.empty()) {
-    batches.emplace_back();  // of no bytes: it asks whether the cache is there
+    batches.emplace_back();  // of no bytes: checks that the cache exists
   }
   const bool target_acts = kind == wire::Kind::kWrite || push;
-  LaneChecks checks = asked;
-  checks.deadline_ns = target_acts ? give_up_ns(asked.deadline_ns) : asked.deadline_ns;
+  LaneChecks checks = given;
+  checks.deadline_ns = target_acts ? give_up_ns(given.deadline_ns) : given.deadline_ns;
   Stripes stripes(kind, work, checks, std::move(batches), guard);
-  // Whoever sends has the most work: a read's senders are the peer's threads.
+  // Sending takes more work than receiving; a read's senders are the peer's threads.
   const std::size_t threads =
       kind == wire::Kind::kWrite
           ? std::min({kSendingThreads, lanes, CopyPool::instance().threads()})
           : 1;
-  return drive(lanes_, stripes,
-               {lanes, asked.deadline_ns, target_acts, checks.deadline_ns, threads});
+  return run_operation(lanes_, stripes,
+                       {lanes, given.deadline_ns, target_acts, checks.deadline_ns, threads});
 }
 
 Outcome Lanes::read(const Descriptors& work, const LaneChecks& checks) {
@@ -288,16 +273,16 @@ Outcome Lanes::consume(Ref key, std::int64_t deadline_ns) {
   request.key_index = key.index;
   request.key_value = key.value;
   const std::int64_t by_ns = give_up_ns(deadline_ns);
-  Call call(wire::Kind::kConsume, request, by_ns, {}, guard);
-  return drive(lanes_, call, {1, deadline_ns, true, by_ns});
+  SingleRequest single(wire::Kind::kConsume, request, by_ns, {}, guard);
+  return run_operation(lanes_, single, {1, deadline_ns, true, by_ns});
 }
 
 std::pair<Outcome, std::uint64_t> Lanes::version(std::int64_t deadline_ns) {
   const LaneSet::Operation operation(lanes_);
   LocalGuard guard(*lanes_.node(), {});
-  Call call(wire::Kind::kDirectoryVersion, {}, deadline_ns, {}, guard);
+  SingleRequest single(wire::Kind::kDirectoryVersion, {}, deadline_ns, {}, guard);
   std::uint64_t value = 0;
-  const Outcome outcome = drive(lanes_, call, {1, deadline_ns, false}, &value);
+  const Outcome outcome = run_operation(lanes_, single, {1, deadline_ns, false}, &value);
   return {outcome, value};
 }
 
@@ -315,9 +300,9 @@ std::pair<Outcome, std::vector<std::byte>> Lanes::read_log(std::uint64_t offset,
     wire::Request request;
     request.offset = offset + before;
     request.size = part;
-    Call call(wire::Kind::kReadLog, request, deadline_ns,
-              Cursor({&address, 1}, {&part, 1}, 0, 0, part), guard);
-    outcome = drive(lanes_, call, {1, deadline_ns, false});
+    SingleRequest single(wire::Kind::kReadLog, request, deadline_ns,
+                         Cursor({&address, 1}, {&part, 1}, 0, 0, part), guard);
+    outcome = run_operation(lanes_, single, {1, deadline_ns, false});
     log.resize(before + outcome.moved_bytes);
     if (!outcome.ok() || outcome.moved_bytes < part) {
       break;
@@ -339,8 +324,8 @@ std::vector<Outcome> Lanes::ping_all(std::span<Lanes* const> links, std::int64_t
 Outcome Lanes::ping(std::int64_t deadline_ns) {
   const LaneSet::Operation operation(lanes_);
   LocalGuard guard(*lanes_.node(), {});
-  Call call(wire::Kind::kPing, {}, deadline_ns, {}, guard);
-  return drive(lanes_, call, {1, deadline_ns, false});
+  SingleRequest single(wire::Kind::kPing, {}, deadline_ns, {}, guard);
+  return run_operation(lanes_, single, {1, deadline_ns, false});
 }
 
 struct ChecksumQuestion::State {
@@ -353,7 +338,9 @@ struct ChecksumQuestion::State {
         sums(length.size()),
         guard(*set.node(), {}),
         parts(remote, length, checks, sums, guard),
-        asked(set, parts, {1, checks.deadline_ns, false}) {}
+        driver(set, parts, {1, checks.deadline_ns, false}) {
+    driver.begin();
+  }
 
   LaneSet::Operation operation;
   std::vector<std::uint64_t> remote;
@@ -361,8 +348,8 @@ struct ChecksumQuestion::State {
   LaneChecks checks;
   std::vector<std::uint32_t> sums;
   LocalGuard guard;
-  Sums parts;
-  Drive asked;
+  ChecksumParts parts;
+  OperationDriver driver;
 };
 
 ChecksumQuestion::ChecksumQuestion(Lanes& lanes, std::span<const std::uint64_t> remote,
@@ -377,9 +364,9 @@ ChecksumQuestion::~ChecksumQuestion() = default;
 ChecksumQuestion::Answer ChecksumQuestion::wait() {
   const std::unique_ptr<State> state = std::move(state_);
   if (state == nullptr) {
-    throw std::logic_error("the question has been answered");
+    throw std::logic_error("the checksums have been returned already");
   }
-  Answer answer{state->asked.finish(), std::move(state->sums)};
+  Answer answer{state->driver.finish(), std::move(state->sums)};
   wire::convert_words(std::span(answer.second));
   return answer;
 }

@@ -1,4 +1,5 @@
-// The initiator's side of a link's lanes: one-sided operations on the peer that serves them.
+// The initiator's side of a link's lanes: one-sided operations on the target, the peer that serves
+// them.
 #pragma once
 
 #include <cstddef>
@@ -14,23 +15,23 @@
 
 namespace ldd {
 
-// What has to hold for an operation.
+// Conditions of an operation.
 struct LaneChecks {
-  Ref local;  // own entry that is read or written; unnamed = none
-  Ref cache;  // the peer's entry; index kAnyEntry = any that is accessible
-  Ref key;    // the peer's key, of a read
+  Ref local;  // local entry that is read or written; unnamed = none
+  Ref cache;  // the target's entry; index kAnyEntry = any accessible one
+  Ref key;    // the target's key, for a read
   std::uint64_t version = 0;
   std::int64_t deadline_ns = 0;
 };
 
-// Thread-safe; every operation runs on the thread that calls, large writes on a copy worker too,
-// and ends by its deadline (those that let the target act may take 40 ms more to see it stop).
+// Thread-safe. Every operation runs on the calling thread, large writes on a copy worker too, and
+// ends by its deadline; those in which the target acts may wait 40 ms more until it has stopped.
 class Lanes {
  public:
   Lanes(std::shared_ptr<Node> node, std::uint64_t link_id)
       : lanes_(std::move(node)), link_id_(link_id) {}
 
-  // All of them lead to one target. Throws std::system_error.
+  // All lanes must lead to one target. Throws std::system_error.
   void add(LaneSocket socket) { lanes_.add(std::make_unique<ClientLane>(std::move(socket))); }
   [[nodiscard]] std::size_t count() const { return lanes_.count(); }
   std::size_t prune() { return lanes_.prune(); }
@@ -39,12 +40,12 @@ class Lanes {
   // Throw std::invalid_argument when the arrays are inconsistent (see measure()).
   Outcome read(const Descriptors& work, const LaneChecks& checks);
   Outcome write(const Descriptors& work, const LaneChecks& checks);
-  // The target's threads fetch the bytes from this process: from the local entry, or, where none is
-  // named, from landing slots that the target has for this link; `work.local` then counts from the
-  // first of them.
+  // The target's threads fetch the bytes from this process: from the local entry or, if none is
+  // named, from the target's landing slots for this link; `work.local` then counts from the first
+  // slot.
   Outcome push(const Descriptors& work, const LaneChecks& checks);
 
-  // The target's threads look whether they can read each page of the remote ranges; no byte moves.
+  // The target's threads check that they can read each page of the remote ranges. Moves no bytes.
   Outcome probe(std::span<const std::uint64_t> remote, std::span<const std::uint64_t> length,
                 const LaneChecks& checks);
 
@@ -53,10 +54,10 @@ class Lanes {
   std::pair<Outcome, std::vector<std::byte>> read_log(std::uint64_t offset, std::uint64_t size,
                                                       std::int64_t deadline_ns);
   Outcome ping(std::int64_t deadline_ns);
-  // Each of these links once, all at the same time; see ldd::ping_all.
+  // Pings each link once, all at the same time; see ldd::ping_all.
   static std::vector<Outcome> ping_all(std::span<Lanes* const> links, std::int64_t deadline_ns);
 
-  // Running operations end with kCancelled (or kClosed); waits for them.
+  // Ends running operations with kCancelled (or kClosed) and waits for them.
   void close() { lanes_.close(); }
 
  private:
@@ -67,19 +68,19 @@ class Lanes {
   std::uint64_t link_id_;
 };
 
-// Asks for the CRC-32C of ranges of the peer's memory, which its threads compute while the caller
-// does something else. It has a lane until it was answered, so its owner must not wait for another
-// one meanwhile. Not thread-safe.
+// A request for the CRC-32C of ranges of the target's memory, which the target's threads compute
+// while the caller does something else. It holds a lane until wait() returns, so its owner must not
+// wait for another lane meanwhile. Not thread-safe.
 class ChecksumQuestion {
  public:
   using Answer = std::pair<Outcome, std::vector<std::uint32_t>>;
 
-  // Throws std::invalid_argument for arrays that differ in length; `lanes` has to outlive it.
+  // Throws std::invalid_argument for arrays that differ in length. `lanes` must outlive it.
   ChecksumQuestion(Lanes& lanes, std::span<const std::uint64_t> remote,
                    std::span<const std::uint64_t> length, const LaneChecks& checks);
   ChecksumQuestion(const ChecksumQuestion&) = delete;
   ChecksumQuestion& operator=(const ChecksumQuestion&) = delete;
-  ~ChecksumQuestion();  // gives up on it, which costs the lane
+  ~ChecksumQuestion();  // gives the request up and closes its lane, unless wait() has returned
 
   Answer wait();  // once
 

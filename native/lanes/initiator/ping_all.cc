@@ -21,8 +21,8 @@ class NoMemory : public BatchGuard {
   Outcome take(std::vector<Use>& /*uses*/) override { return {}; }
 };
 
-// A PING under way.
-struct Asked {
+// A PING whose reply is awaited.
+struct Ping {
   std::size_t place;
   LaneSet* link;
   std::unique_ptr<LaneSet::Operation> operation;
@@ -30,107 +30,107 @@ struct Asked {
   std::unique_ptr<Exchange> exchange;
 };
 
-class Round {
+class PingRound {
  public:
-  Round(std::span<LaneSet* const> links, std::int64_t deadline_ns)
+  PingRound(std::span<LaneSet* const> links, std::int64_t deadline_ns)
       : deadline_ns_(deadline_ns), outcomes_(links.size()) {
-    asked_.reserve(links.size());
+    pings_.reserve(links.size());
     for (std::size_t i = 0; i < links.size(); ++i) {
-      ask(i, *links[i]);
+      start(i, *links[i]);
     }
   }
 
   std::vector<Outcome> run() {
-    while (!asked_.empty()) {
+    while (!pings_.empty()) {
       wait();
       const bool over = now_ns() >= deadline_ns_;
-      std::vector<Asked> left;
-      for (std::size_t i = 0; i < asked_.size(); ++i) {
+      std::vector<Ping> left;
+      for (std::size_t i = 0; i < pings_.size(); ++i) {
         const bool ready = polled_[2 * i].revents != 0;
         const bool woken = polled_[2 * i + 1].revents != 0;
-        if (!ended(asked_[i], ready, woken, over)) {
-          left.push_back(std::move(asked_[i]));
+        if (!ended(pings_[i], ready, woken, over)) {
+          left.push_back(std::move(pings_[i]));
         }
       }
-      asked_ = std::move(left);
+      pings_ = std::move(left);
     }
     return std::move(outcomes_);
   }
 
  private:
-  void ask(std::size_t place, LaneSet& link) {
-    Asked one{place, &link, std::make_unique<LaneSet::Operation>(link), nullptr, nullptr};
+  void start(std::size_t place, LaneSet& link) {
+    Ping ping{place, &link, std::make_unique<LaneSet::Operation>(link), nullptr, nullptr};
     std::vector<LaneSet::Lane> taken;
     outcomes_[place] = link.take(1, kAtOnce, taken);
     if (!outcomes_[place].ok()) {
       return;
     }
-    one.lane = std::move(taken.front());
-    one.exchange = std::make_unique<Exchange>(
-        *one.lane, Ask{wire::Kind::kPing, {}, {}, 0, deadline_ns_}, Cursor{}, nothing_);
-    if (!stepped(one)) {
-      asked_.push_back(std::move(one));
+    ping.lane = std::move(taken.front());
+    ping.exchange = std::make_unique<Exchange>(
+        *ping.lane, LaneRequest{wire::Kind::kPing, {}, {}, 0, deadline_ns_}, Cursor{}, no_memory_);
+    if (!stepped(ping)) {
+      pings_.push_back(std::move(ping));
     }
   }
 
   void wait() {
     polled_.clear();
-    for (const Asked& one : asked_) {
-      polled_.push_back({one.exchange->fd(), one.exchange->events(), 0});
-      polled_.push_back({one.link->wake_fd(), POLLIN, 0});
+    for (const Ping& ping : pings_) {
+      polled_.push_back({ping.exchange->fd(), ping.exchange->events(), 0});
+      polled_.push_back({ping.link->wake_fd(), POLLIN, 0});
     }
     ::poll(polled_.data(), polled_.size(), remaining_ms(deadline_ns_, kLongestPollMs));
   }
 
-  bool ended(Asked& one, bool ready, bool woken, bool over) {
-    if (ready && stepped(one)) {
+  bool ended(Ping& ping, bool ready, bool woken, bool over) {
+    if (ready && stepped(ping)) {
       return true;
     }
-    const Outcome state = woken ? one.link->open() : Outcome{};
+    const Outcome state = woken ? ping.link->open() : Outcome{};
     if (!state.ok() || over) {
-      finish(one, state.ok() ? Outcome::failure(Code::kTimeout) : state, false);
+      finish(ping, state.ok() ? Outcome::failure(Code::kTimeout) : state, false);
       return true;
     }
     return false;
   }
 
-  // Whether it has come to its end.
-  bool stepped(Asked& one) {
-    const Flow flow = one.exchange->step();
+  // Whether it has ended.
+  bool stepped(Ping& ping) {
+    const Flow flow = ping.exchange->step();
     if (flow == Flow::kWait || flow == Flow::kGoOn) {
       return false;
     }
     if (flow == Flow::kEnd) {
-      finish(one, one.exchange->outcome(), true);
+      finish(ping, ping.exchange->outcome(), true);
     } else {
       const Code code = flow == Flow::kBroken ? Code::kPeerDead : Code::kProtocol;
-      finish(one, Outcome::failure(code), false);
+      finish(ping, Outcome::failure(code), false);
     }
     return true;
   }
 
-  void finish(Asked& one, const Outcome& outcome, bool keeps_lane) {
-    outcomes_[one.place] = outcome;
-    one.exchange.reset();
+  void finish(Ping& ping, const Outcome& outcome, bool keeps_lane) {
+    outcomes_[ping.place] = outcome;
+    ping.exchange.reset();
     if (keeps_lane) {
-      one.link->give_back(std::move(one.lane));
+      ping.link->give_back(std::move(ping.lane));
     } else {
-      one.link->discard(std::move(one.lane));
+      ping.link->discard(std::move(ping.lane));
     }
-    one.operation.reset();
+    ping.operation.reset();
   }
 
   std::int64_t deadline_ns_;
   std::vector<Outcome> outcomes_;
-  NoMemory nothing_;
-  std::vector<Asked> asked_;
+  NoMemory no_memory_;
+  std::vector<Ping> pings_;
   std::vector<pollfd> polled_;
 };
 
 }  // namespace
 
 std::vector<Outcome> ping_all(std::span<LaneSet* const> links, std::int64_t deadline_ns) {
-  return Round(links, deadline_ns).run();
+  return PingRound(links, deadline_ns).run();
 }
 
 }  // namespace ldd

@@ -1,4 +1,4 @@
-// Asks many links at once whether their peers' native threads answer.
+// Checks on many links at once that the peers' native threads answer.
 #pragma once
 
 #include <cstdint>
@@ -10,9 +10,10 @@
 
 namespace ldd {
 
-// One PING on a free lane of each link, all under way together; outcomes in the order of `links`,
-// by the deadline. A link whose lanes are all in use gets kTimeout at once: what uses them will
-// tell. A lane without an answer is discarded.
+// Sends one PING on a free lane of each link and waits for all replies together, until the
+// deadline. Returns outcomes in the order of `links`. A link whose lanes are all in use gets
+// kTimeout at once: the operations in progress show whether it works. A lane without a reply is
+// discarded.
 std::vector<Outcome> ping_all(std::span<LaneSet* const> links, std::int64_t deadline_ns);
 
 }  // namespace ldd

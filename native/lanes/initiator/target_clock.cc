@@ -17,7 +17,9 @@ std::int64_t sum(std::int64_t a, std::int64_t b) {
 
 }  // namespace
 
-std::int64_t TargetClock::there(std::int64_t own_ns) const { return sum(own_ns, offset_ns()); }
+std::int64_t TargetClock::target_ns(std::int64_t local_ns) const {
+  return sum(local_ns, offset_ns());
+}
 
 void TargetClock::learn(std::int64_t offset_ns) {
   std::int64_t known = this->offset_ns();
@@ -25,12 +27,13 @@ void TargetClock::learn(std::int64_t offset_ns) {
   }
 }
 
-// The true offset lies between what it would be had the reply taken no time, and had the request
-// taken none. A known one in there is as good and often better: it came with a quicker reply. One
-// that does not is of before some clock was held up, as when a host slept.
-void TargetClock::learn(std::int64_t said_ns, std::int64_t asked_ns, std::int64_t heard_ns) {
-  const std::int64_t least = sum(said_ns, -heard_ns);
-  const std::int64_t most = sum(said_ns, -asked_ns);
+// The true offset lies between the value for a reply that took no time and the value for a request
+// that took none. A known offset within these bounds is kept: it is as good, and often better, as
+// it came with a quicker reply. One outside them predates a stop of some clock, as when a host
+// sleeps.
+void TargetClock::learn(std::int64_t target_ns, std::int64_t sent_ns, std::int64_t received_ns) {
+  const std::int64_t least = sum(target_ns, -received_ns);
+  const std::int64_t most = sum(target_ns, -sent_ns);
   std::int64_t known = offset_ns();
   while ((known < least || known > most) && !offset_ns_.compare_exchange_weak(known, least)) {
   }

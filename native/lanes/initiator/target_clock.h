@@ -1,6 +1,7 @@
-// How a target's CLOCK_MONOTONIC stands to the own one. The two may be of one host, of two hosts,
-// or of two time namespaces; a deadline that the target can compare with its own clock holds also
-// when the request lay in a socket, or the target was frozen, before it was received.
+// An estimate of the offset between the target's CLOCK_MONOTONIC and the local one. The two may
+// belong to one host, two hosts or two time namespaces. With it a request states its deadline on
+// the target's clock, so that the deadline also holds if the request lies in a socket for a while,
+// or the target is frozen, before it is received.
 #pragma once
 
 #include <atomic>
@@ -8,22 +9,24 @@
 
 namespace ldd {
 
-// Of all lanes that lead to one target. Thread-safe.
+// Shared by all lanes that lead to one target. Thread-safe.
 class TargetClock {
  public:
-  // Not more than the target's clock less the own one.
+  // `offset_ns` must not exceed the target's clock minus the local one.
   explicit TargetClock(std::int64_t offset_ns = 0) : offset_ns_(offset_ns) {}
 
   [[nodiscard]] std::int64_t offset_ns() const {
     return offset_ns_.load(std::memory_order_relaxed);
   }
-  // The target's time at an own time; never later than it is, as far as the target told the truth.
-  [[nodiscard]] std::int64_t there(std::int64_t own_ns) const;
+  // Converts a local time to the target's clock. Never later than the true time, provided that the
+  // target reports its clock correctly.
+  [[nodiscard]] std::int64_t target_ns(std::int64_t local_ns) const;
 
-  // Another such offset, of a lane's opening.
+  // Adds an offset measured when another lane was opened.
   void learn(std::int64_t offset_ns);
-  // The target said that its clock was `said_ns`, at some moment from `asked_ns` to `heard_ns`.
-  void learn(std::int64_t said_ns, std::int64_t asked_ns, std::int64_t heard_ns);
+  // Adds a reply: the target's clock was `target_ns` at some time between `sent_ns` and
+  // `received_ns` of the local clock.
+  void learn(std::int64_t target_ns, std::int64_t sent_ns, std::int64_t received_ns);
 
  private:
   std::atomic<std::int64_t> offset_ns_;

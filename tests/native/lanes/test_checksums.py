@@ -188,7 +188,7 @@ def test_a_question_is_answered_once(link, code):
     _, remote, length = one.arrays(RANGES)
     question = one.lanes.ask_checksum(remote, length, one.entry, NOTHING, 0, soon())
     assert question.wait()[0][0] == code.OK
-    with pytest.raises(RuntimeError, match="answered"):
+    with pytest.raises(RuntimeError, match="returned already"):
         question.wait()
 
 

@@ -26,7 +26,7 @@ void check_quicker_replies_are_kept() {
   CHECK(clock.offset_ns() == kTrue - 10);
   clock.learn(kTrue - 5);
   CHECK(clock.offset_ns() == kTrue - 5);
-  CHECK(clock.there(7 * kSecond) == kTrue - 5 + 7 * kSecond);
+  CHECK(clock.target_ns(7 * kSecond) == kTrue - 5 + 7 * kSecond);
 }
 
 void check_a_clock_that_stood_still_is_noticed() {
@@ -40,7 +40,8 @@ void check_a_clock_that_stood_still_is_noticed() {
 void check_no_clock_is_too_odd() {
   for (const std::int64_t offset : {kMost, kLeast, std::int64_t{0}}) {
     ldd::TargetClock clock(offset);
-    CHECK(clock.there(kMost) >= clock.there(0) && clock.there(kLeast + 1) <= clock.there(0));
+    CHECK(clock.target_ns(kMost) >= clock.target_ns(0) &&
+          clock.target_ns(kLeast + 1) <= clock.target_ns(0));
     clock.learn(std::int64_t{1} << 62, kMost, kMost);
     clock.learn(0, kMost - 1, kMost);
     CHECK(clock.offset_ns() == -kMost);
