@@ -128,7 +128,7 @@ IoThread& IoThreads::next() {
   return per_process.with([](All& all) -> IoThread& {
     IoThread*& thread = all.threads[all.turn++ % kThreads];
     if (thread == nullptr) {
-      // Never ends: lanes come and go, and an idle thread costs nothing.
+      // Never ends: an idle thread costs nothing.
       thread = new IoThread;  // NOLINT(cppcoreguidelines-owning-memory)
     }
     return *thread;

@@ -1,5 +1,5 @@
-// The few threads that serve the lanes of the whole process. A lane belongs to one of them for
-// life; all its state is touched on that thread only.
+// The few threads that serve the lanes of the whole process. A lane belongs to one of them for its
+// lifetime; its state is accessed on that thread only, unless that thread lends it.
 #pragma once
 
 #include <sys/epoll.h>
@@ -18,12 +18,12 @@
 
 namespace ldd {
 
-// Something that lives on an io thread and waits for a descriptor.
+// An object of an io thread that waits for events of a descriptor.
 class Served {
  public:
   virtual ~Served() = default;
   [[nodiscard]] virtual int fd() const = 0;
-  // On the io thread; may detach itself.
+  // Called on the io thread. May detach the object.
   virtual void on_events(std::uint32_t events) noexcept = 0;
 };
 
@@ -32,14 +32,14 @@ class IoThread {
   IoThread();            // throws std::system_error
   ~IoThread() = delete;  // lives as long as the process
 
-  // Runs `task`, which must not throw, on this thread, soon; never blocks.
+  // Queues `task`, which must not throw, to run on this thread. Never blocks.
   void post(std::function<void()> task);
 
-  // The following are for tasks and events on this thread.
+  // The following must be called on this thread.
   bool attach(std::shared_ptr<Served> served, std::uint32_t events);
   void change(Served& served, std::uint32_t events);
   void detach(Served& served);
-  // The next event is likely to come at once: look for it until then before going to sleep.
+  // Polls for events until then before sleeping: the next one is likely to arrive soon.
   void stay_awake(std::int64_t until_ns);
 
  private:
@@ -53,12 +53,13 @@ class IoThread {
   std::vector<std::function<void()>> tasks_;
   std::unordered_map<Served*, std::shared_ptr<Served>> served_;
   std::vector<std::shared_ptr<Served>> detached_;  // until the current events are done
-  std::atomic<std::int64_t> awake_until_ns_{0};    // fuzzers serve lanes on a thread of their own
+  std::atomic<std::int64_t> awake_until_ns_{0};    // atomic for the fuzzers' sake
 };
 
 class IoThreads {
  public:
-  // The threads of this process, started at first use; a forked child starts its own.
+  // One of the threads of this process, in turn. They start at first use; a forked child starts its
+  // own.
   static IoThread& next();
 
   static constexpr std::size_t kThreads = 2;

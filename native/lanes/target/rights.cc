@@ -10,8 +10,8 @@ namespace ldd {
 
 namespace {
 
-// Values that a peer names may be anything; an even one would match a guard that is dead, between
-// the death of an entry and the end of its last user.
+// A peer may name any value. An even one would match a dead guard, between the close of an entry
+// and the end of its last use.
 bool may_be_live(Ref ref) { return (ref.value & 1) != 0; }
 
 }  // namespace
@@ -63,7 +63,7 @@ Outcome Rights::check_any(std::span<const std::uint64_t> addresses,
                           std::span<const std::uint64_t> lengths) {
   holders_.reserve(addresses.size());
   std::unordered_map<const Entry*, std::uint32_t> places;
-  std::uint32_t last = 0;  // neighbors mostly lie in one entry
+  std::uint32_t last = 0;  // consecutive descriptors mostly lie in one entry
   for (std::size_t i = 0; i < addresses.size(); ++i) {
     if (entries_.empty() || !entries_[last].first->contains(addresses[i], lengths[i])) {
       auto held = node_->entries().find_holding(addresses[i], lengths[i]);

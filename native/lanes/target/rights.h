@@ -1,5 +1,5 @@
-// What a request may touch: the entries of the own node that cover its descriptors, checked once,
-// and held for the length of each batch.
+// What a request may access: the entries of the local node that cover its descriptors, checked once
+// and held during each batch.
 #pragma once
 
 #include <cstdint>
@@ -14,24 +14,24 @@
 
 namespace ldd {
 
-// How the bytes of a request go.
+// How the bytes of a request are moved.
 enum class Access : std::uint8_t {
-  kLane,      // between memory and the socket, or its checksum does
-  kDoorbell,  // own threads copy them; the key names an entry of the initiator
+  kLane,      // between memory and the socket; or only their checksums are sent
+  kDoorbell,  // copied by threads of this process; the key names an entry of the initiator
 };
 
 class Rights {
  public:
   Rights() = default;
 
-  // Checks deadline, version, key (of the own node only) and every range; fills the rights when the
-  // outcome is ok. kSystem with EOPNOTSUPP when a lane is to reach memory of an accelerator.
+  // Checks the deadline, version, key (kLane only) and every range. If all are right, the entries
+  // can be taken from now on. kSystem with EOPNOTSUPP for memory of an accelerator with kLane.
   Outcome check(Node& node, const wire::Request& request, std::int64_t deadline_ns, Access access,
                 std::span<const std::uint64_t> addresses, std::span<const std::uint64_t> lengths);
 
-  // Takes every entry for one batch; kGone when one of them, or the key, is not live any more.
+  // Takes every entry for one batch. kGone when an entry or the key is no longer live.
   Outcome take(std::vector<Use>& uses) const;
-  // Whether the key is live: asked after the last byte too, since only then do the bytes count.
+  // Whether the key is live. Must be checked after the last byte too: only then do the bytes count.
   [[nodiscard]] bool key_live() const { return node_->view().live(key_); }
   void reset();
 

@@ -1,5 +1,5 @@
-// CHECKSUM: the initiator of a transfer compares its side with ours, which own threads read.
-// PROBE: it wants to know whether something that has no guard may read our pages.
+// CHECKSUM: threads of this process compute checksums of its memory, which the initiator compares
+// with its own. PROBE: they check that they can read pages of it, and bring absent ones in.
 #include <algorithm>
 #include <cerrno>
 #include <utility>
@@ -13,14 +13,13 @@ namespace ldd {
 
 namespace {
 
-// Short enough to be done on the io thread, which saves two changes of threads.
+// Short enough for the io thread, which saves two thread switches.
 constexpr std::uint64_t kShortChecksumBytes = 256 * 1024;
 
 }  // namespace
 
 ServedLane::Progress ServedLane::begin_checksum() {
-  const Outcome checked =
-      rights_.check(links_->node(), request_, deadline_ns_, Access::kLane, column(0), column(1));
+  const Outcome checked = check_rights(Access::kLane);
   if (!checked.ok()) {
     return reply(checked);
   }
@@ -54,8 +53,7 @@ Outcome ServedLane::run_checksum(std::span<std::uint32_t> sums) {
 }
 
 ServedLane::Progress ServedLane::begin_probe() {
-  const Outcome checked =
-      rights_.check(links_->node(), request_, deadline_ns_, Access::kLane, column(0), column(1));
+  const Outcome checked = check_rights(Access::kLane);
   if (!checked.ok()) {
     return reply(checked);
   }
@@ -63,8 +61,8 @@ ServedLane::Progress ServedLane::begin_probe() {
   return Progress::kGoOn;
 }
 
-// The pages may never come: the job has its own copy of everything and the lane does not wait for
-// it, so that neither the end of the link nor of a registration does.
+// A page may never come. So the job has copies of everything and the lane does not wait for it; nor
+// does the end of the link or of a registration.
 ServedLane::Progress ServedLane::probe() {
   const auto check = [rights = rights_, self = shared_from_this(), first = true]() mutable {
     if (std::exchange(first, false)) {

@@ -1,4 +1,4 @@
-// A lane on a job thread: what keeps it there, and how it is given back.
+// How an io thread lends a lane to a job thread, and when the job thread gives it back.
 #include <algorithm>
 #include <cerrno>
 #include <thread>
@@ -34,7 +34,7 @@ void ServedLane::serve_on_job_thread() noexcept {
   thread_.post([self = shared_from_this(), progress] { self->take_back(progress); });
 }
 
-// Whether to look for the next request of the lane, once more. Whoever else wants the core gets it.
+// Whether to look for the next request of the lane once more. Yields the core to other threads.
 bool ServedLane::stays() const {
   if (state_ != State::kPrefix || now_ns() >= stay_until_ns_ || !few_jobs()) {
     return false;

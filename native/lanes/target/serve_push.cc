@@ -1,7 +1,7 @@
-// PUSH: a doorbell. Own threads read the memory of an initiator on this host, or the landing slots
-// where its engine has put the bytes; no other process ever writes ours. The request says where in
-// an entry the bytes are; the addresses come from the page of the initiator, which lists its
-// entries.
+// PUSH: a doorbell. Threads of this process read the memory of an initiator on this host, or the
+// landing slots to which its engine has written; no other process writes the memory of this one.
+// The request names offsets in an entry; the addresses come from the initiator's published page,
+// which lists the ranges of its entries.
 #include <algorithm>
 #include <cerrno>
 
@@ -12,7 +12,7 @@ namespace ldd {
 
 namespace {
 
-// An outcome of our reading as the pushing side sees it.
+// Translates the outcome of a read by this side to the view of the initiator.
 Code seen_from_initiator(Code code) {
   switch (code) {
     case Code::kGone:
@@ -33,15 +33,14 @@ Code seen_from_initiator(Code code) {
 }  // namespace
 
 ServedLane::Progress ServedLane::begin_push() {
-  const Outcome checked = rights_.check(links_->node(), request_, deadline_ns_, Access::kDoorbell,
-                                        column(0), column(1));
+  const Outcome checked = check_rights(Access::kDoorbell);
   if (!checked.ok()) {
     return reply(checked);
   }
   if (links_->source(link_id_, rights_.on_device()) == nullptr) {
     return reply(Outcome::failure(Code::kSystem, EOPNOTSUPP));
   }
-  // However short: the initiator's memory may take as long as it likes.
+  // A job thread, however short the push is: reading the initiator's memory may take any time.
   state_ = State::kPush;
   return Progress::kGoOn;
 }
@@ -91,14 +90,14 @@ Outcome ServedLane::run_push() {
   return sum;
 }
 
-// Turns the offsets of the request into addresses of the initiator's.
+// Converts the offsets of the request to addresses in the initiator.
 Outcome ServedLane::find_sources(HostPeer& host, std::vector<std::uint64_t>& sources) {
   const Ref entry{request_.key_index, request_.key_value};
   const std::vector<Range> ranges = host.ranges(entry);
-  if (ranges.empty() && host.restricted()) {  // it takes nothing else to that memory
+  if (ranges.empty() && host.restricted()) {  // that memory is reached by landing slots only
     return Outcome::failure(Code::kDenied, 0, request_.count == 0 ? -1 : 0);
   }
-  if (ranges.empty()) {  // then it has to send them, if the entry lives
+  if (ranges.empty()) {  // the initiator has to send the bytes, if the entry is live
     return host.view().live(entry) ? Outcome::failure(Code::kSystem, EOPNOTSUPP)
                                    : Outcome::failure(Code::kLocalGone);
   }

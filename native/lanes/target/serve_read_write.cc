@@ -1,13 +1,13 @@
-// READ: the bytes go from registered memory to the socket, then comes the outcome.
-// WRITE: the payload goes from the socket straight into registered memory; the outcome is sent
-// after the last byte is in place.
+// READ: sends the bytes from registered memory to the socket, then the outcome.
+// WRITE: receives the payload from the socket directly into registered memory, and sends the
+// outcome when the last byte is in place.
 #include "lanes/replies.h"
 #include "lanes/target/served_lane.h"
 
 namespace ldd {
 
-// Before every batch the deadline and the entries are checked, and for a write the connection too:
-// a server that was frozen must apply nothing for an initiator that has given up meanwhile.
+// Checks the deadline and the entries before every batch, and for a write the connection too: a
+// target that was frozen must apply nothing for an initiator that has given up meanwhile.
 Outcome ServedLane::take(std::vector<Use>& uses) {
   const Outcome taken = rights_.take(uses);
   if (taken.ok() && state_ == State::kPayload && socket_.hung_up()) {
@@ -17,8 +17,7 @@ Outcome ServedLane::take(std::vector<Use>& uses) {
 }
 
 ServedLane::Progress ServedLane::begin_read() {
-  const Outcome checked =
-      rights_.check(links_->node(), request_, deadline_ns_, Access::kLane, column(0), column(1));
+  const Outcome checked = check_rights(Access::kLane);
   if (!checked.ok()) {
     return reply(checked);
   }
@@ -54,8 +53,7 @@ ServedLane::Progress ServedLane::begin_write() {
   if (at_once && bytes > wire::kMaxInlineBytes) {
     return protocol_error();
   }
-  const Outcome checked =
-      rights_.check(links_->node(), request_, deadline_ns_, Access::kLane, column(0), column(1));
+  const Outcome checked = check_rights(Access::kLane);
   if (!at_once && !checked.ok()) {
     return reply(checked);
   }
@@ -93,7 +91,7 @@ ServedLane::Progress ServedLane::payload() {
   }
 }
 
-// Tells the initiator at once; it then ends the payload early.
+// Sends the outcome at once; the initiator then ends the payload early.
 ServedLane::Progress ServedLane::fail_write() {
   Outcome outcome = receiver_.failure();
   if (outcome.code == Code::kCancelled) {
@@ -103,7 +101,7 @@ ServedLane::Progress ServedLane::fail_write() {
   links_->counts().refused.fetch_add(1, std::memory_order_relaxed);
   rights_.reset();
   answered_ = true;
-  // Nothing else is on its way to the initiator, so that this small frame always fits.
+  // Nothing else is being sent to the initiator, so this small frame always fits the socket.
   auto frame = outcome_frame(outcome);
   iovec whole{frame.data(), frame.size()};
   const ssize_t sent = send_pieces(socket_.get(), {&whole, 1}, false);

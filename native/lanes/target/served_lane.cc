@@ -13,12 +13,12 @@ namespace ldd {
 
 namespace {
 
-constexpr int kTurns = 16;  // system calls for one lane before the others get their turn
+constexpr int kTurns = 16;                    // system calls for one lane before others are served
 constexpr std::size_t kKeptWords = 8 * 1024;  // by an idle lane
 constexpr std::size_t kKeptOut = 4 * 1024;
 constexpr std::uint32_t kFewDescriptors = 64;
 constexpr std::uint64_t kShortBytes = 256 * 1024;
-// About what a caller of small transfers takes between two of them, its interpreter included.
+// About the time between two small transfers of one caller, its interpreter included.
 constexpr std::int64_t kStayNs = 60'000;
 constexpr std::uint32_t kHangUp = EPOLLRDHUP | EPOLLHUP | EPOLLERR;
 
@@ -78,21 +78,21 @@ void ServedLane::on_events(std::uint32_t events) noexcept {
   if ((events & kHangUp) != 0) {
     if (on_job_thread()) {
       cancelled_.store(true);
-      thread_.detach(*this);  // it closes when it is given back
+      thread_.detach(*this);  // take_back() closes it
     } else {
       close();
     }
     return;
   }
   if (on_job_thread()) {
-    want(EPOLLRDHUP);  // the next request is the job thread's to read
+    want(EPOLLRDHUP);  // the job thread reads the next request
     return;
   }
   try {
     for (int turn = 0; turn < kTurns; ++turn) {
       const Progress progress = step();
       if (progress == Progress::kLent) {
-        return;  // its state is another thread's
+        return;  // only the job thread may access its state now
       }
       if (progress == Progress::kClose) {
         close();
@@ -171,7 +171,7 @@ ServedLane::Progress ServedLane::read_prefix() {
   }
   const auto request = wire::decode_request(*header_, bytes.last<wire::kRequestBytes>());
   if (!request) {
-    return forged();  // how much the tag covers cannot be told
+    return forged();  // it is unknown how much the tag covers
   }
   request_ = *request;
   words_.resize(request_.count * wire::words_per_descriptor(header_->kind));
@@ -267,7 +267,7 @@ ServedLane::Progress ServedLane::reply_version() {
   return send_out(State::kPrefix);
 }
 
-// The next frame to be sent; it tells our clock as of now.
+// Makes the next frame to send; it carries the time of this process's clock.
 wire::OutcomeFrame ServedLane::outcome_frame(const Outcome& outcome,
                                              std::span<const std::byte> answer) {
   const std::uint32_t sequence = header_ ? header_->sequence : 0;
@@ -319,7 +319,7 @@ ServedLane::Progress ServedLane::await_request() {
     std::vector<std::uint64_t>().swap(words_);
   }
   state_ = State::kPrefix;
-  return Progress::kWait;  // nothing can have come yet, mostly: spare the call
+  return Progress::kWait;  // mostly nothing has arrived yet; saves a system call
 }
 
 ServedLane::Progress ServedLane::protocol_error() {
@@ -330,10 +330,14 @@ ServedLane::Progress ServedLane::protocol_error() {
   return Progress::kClose;
 }
 
-// Ends without an answer: an attacker could make use of one.
+// Ends without a reply, which an attacker could use.
 ServedLane::Progress ServedLane::forged() {
   links_->offend(link_id_, false);
   return Progress::kClose;
+}
+
+Outcome ServedLane::check_rights(Access access) {
+  return rights_.check(links_->node(), request_, deadline_ns_, access, column(0), column(1));
 }
 
 std::span<const std::uint64_t> ServedLane::column(std::size_t which) const {

@@ -1,8 +1,8 @@
-// One lane, served: a state machine on an io thread. It reads a request, checks it against what the
-// node has registered, and moves the bytes straight between the socket and the registered memory,
+// The target's side of one lane: a state machine on an io thread. It reads a request, checks it
+// against the registered memory, and moves the bytes directly between the socket and that memory,
 // holding the entries for one system call at a time. For a request that may take long, the io
-// thread lends the whole lane to a job thread, which answers and stays with a lane of short pushes
-// for a moment; only the thread that has the lane touches its state.
+// thread lends the lane to a job thread. That thread replies and, after a short push, keeps the
+// lane a moment for the next one. Only the thread that has the lane accesses its state.
 #pragma once
 
 #include <array>
@@ -31,14 +31,14 @@ class ServedLane final : public Served,
   ServedLane(std::shared_ptr<ServedLinks> links, std::uint64_t link_id, LaneSocket socket,
              IoThread& thread);
 
-  // Begin serving, or end: the lane leaves its link once nothing of it touches memory. From any
-  // thread; take effect on the io thread.
+  // Start serving, and stop: the lane leaves its link once none of its work accesses memory.
+  // Callable from any thread; they take effect on the io thread.
   void start();
   void shut();
 
   [[nodiscard]] int fd() const override { return socket_.get(); }
   void on_events(std::uint32_t events) noexcept override;
-  // Whether a job thread works for it. From any thread.
+  // Whether a job thread works for the lane. Callable from any thread.
   [[nodiscard]] bool has_job() const { return job_.load(std::memory_order_acquire) != Job::kNone; }
 
  private:
@@ -58,8 +58,8 @@ class ServedLane final : public Served,
   enum class Progress { kGoOn, kWait, kClose, kLent };
   enum class Job : std::uint8_t {
     kNone,
-    kHasLane,     // until it is given back, on the io thread
-    kBesideLane,  // touches nothing of the lane's, and may outlast it
+    kHasLane,     // until take_back()
+    kBesideLane,  // does not access the lane's state, and may outlive the lane
   };
 
   // served_lane.cc: requests and replies
@@ -68,12 +68,12 @@ class ServedLane final : public Served,
   Progress read_words();
   Progress send_reply();
   Progress begin();
-  // `answer`, if there is one, goes before the outcome as one chunk.
+  // Sends `answer`, unless empty, as one chunk before the outcome.
   Progress reply(const Outcome& outcome, std::span<const std::byte> answer = {});
   Progress reply_version();
   [[nodiscard]] wire::OutcomeFrame outcome_frame(const Outcome& outcome,
                                                  std::span<const std::byte> answer = {});
-  Progress send_out(State then);  // what is in out_
+  Progress send_out(State then);  // sends out_
   Progress await_request();
   void await_events();
   void want(std::uint32_t events);
@@ -85,8 +85,8 @@ class ServedLane final : public Served,
   void serve_on_job_thread() noexcept;
   [[nodiscard]] bool stays() const;
   void take_back(Progress progress);
-  Progress protocol_error();  // of the initiator
-  Progress forged();          // not of the initiator, as far as can be seen
+  Progress protocol_error();  // the initiator broke the protocol
+  Progress forged();          // the frame was not sent by the initiator
   Progress reply_log();
 
   // serve_read_write.cc: READ and WRITE
@@ -112,6 +112,7 @@ class ServedLane final : public Served,
   [[nodiscard]] Outcome run_push();
   [[nodiscard]] Outcome find_sources(HostPeer& host, std::vector<std::uint64_t>& sources);
 
+  [[nodiscard]] Outcome check_rights(Access access);
   [[nodiscard]] std::span<const std::uint64_t> column(std::size_t which) const;
   [[nodiscard]] std::uint64_t requested_bytes() const;  // saturates
 
@@ -134,7 +135,7 @@ class ServedLane final : public Served,
   Rights rights_;
   ChunkSender sender_;
   ChunkReceiver receiver_;
-  bool answered_ = false;  // a write's outcome has been sent before its payload ended
+  bool answered_ = false;  // a write's outcome was sent before its payload ended
 
   std::atomic<Job> job_{Job::kNone};  // changed on the io thread
   std::int64_t stay_until_ns_ = 0;    // of a job thread that has the lane

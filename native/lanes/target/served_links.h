@@ -1,4 +1,4 @@
-// The links that one instance serves: their open lanes and, for pushes, where the bytes are.
+// The links that one instance serves: their open lanes and, for pushes, the memory to read from.
 #pragma once
 
 #include <atomic>
@@ -19,15 +19,15 @@ class ServedLane;
 
 struct ServedCounts {
   std::atomic<std::uint64_t> requests{0};
-  std::atomic<std::uint64_t> refused{0};          // requests that ended with another code than ok
+  std::atomic<std::uint64_t> refused{0};          // requests that did not end with ok
   std::atomic<std::uint64_t> protocol_errors{0};  // lanes closed for malformed frames
-  std::atomic<std::uint64_t> strayed_pushes{0};   // that named bytes outside the initiator's entry
+  std::atomic<std::uint64_t> strayed_pushes{0};   // pushes of bytes outside the initiator's entry
   std::atomic<std::uint64_t> read_bytes{0};
   std::atomic<std::uint64_t> written_bytes{0};
   std::atomic<std::uint64_t> pushed_bytes{0};
 };
 
-// What a link's peer asked for that no correct one does.
+// Requests of a link's peer that no correct peer sends.
 struct Offences {
   std::uint64_t link_id = 0;
   std::uint64_t malformed = 0;  // frames that ended their lane
@@ -42,28 +42,28 @@ class ServedLinks {
   [[nodiscard]] Node& node() const { return *node_; }
   [[nodiscard]] ServedCounts& counts() { return counts_; }
 
-  // False once closed.
+  // Returns false once closed.
   bool add(std::uint64_t link_id, std::shared_ptr<ServedLane> lane);
-  // The lane touches no memory any more.
+  // The lane must no longer access memory.
   void remove(std::uint64_t link_id, const ServedLane* lane);
-  // The peer's process, on this host.
+  // Sets the peer's process on this host.
   void attach_host(std::uint64_t link_id, std::shared_ptr<HostPeer> host);
-  // Landing slots of this process for that peer, as a reader that is restricted to them.
+  // Sets a reader that is restricted to this process's landing slots for that peer.
   void attach_landing(std::uint64_t link_id, std::shared_ptr<HostPeer> landing);
-  // What pushes of the link are read from: the peer's process, unless there is none, or they go to
-  // an accelerator, which only engines serve; then the landing slots. Null when there are none.
+  // Returns the memory from which pushes of the link are read: the peer's process or, if there is
+  // none or the push goes to an accelerator, the landing slots. May be null.
   [[nodiscard]] std::shared_ptr<HostPeer> source(std::uint64_t link_id, bool to_device) const;
   void offend(std::uint64_t link_id, bool strayed);
-  // Those since the last call, of links that there are.
+  // Returns the offences of existing links since the last call.
   std::vector<Offences> take_offences();
   [[nodiscard]] std::size_t count(std::uint64_t link_id) const;
   [[nodiscard]] std::size_t count() const;
 
-  // The link's lanes, for closing; each stays counted until remove().
+  // Returns the link's lanes, to be closed; each counts until remove().
   std::vector<std::shared_ptr<ServedLane>> begin_drop(std::uint64_t link_id);
-  // Returns when all of them are removed, and forgets the link.
+  // Waits until all of them are removed, then forgets the link.
   void wait_dropped(std::uint64_t link_id);
-  // No lane is added from now on; returns the links that there are.
+  // Refuses new lanes from now on. Returns the existing links.
   std::vector<std::uint64_t> begin_close();
 
  private:

@@ -1,4 +1,4 @@
-// The serving side of an instance's lanes.
+// The target's side of an instance's lanes.
 #pragma once
 
 #include <cstddef>
@@ -21,20 +21,19 @@ class LaneServer {
   LaneServer(const LaneServer&) = delete;
   LaneServer& operator=(const LaneServer&) = delete;
 
-  // Serves an authenticated lane; throws std::system_error when it cannot be served (it is closed
-  // then).
+  // Serves an authenticated lane. Throws std::system_error, and closes the lane, if it cannot.
   void serve(LaneSocket socket, std::uint64_t link_id);
-  // Lets pushes of that link be carried out by reading `host`.
+  // Pushes of that link read from `host`.
   void attach_host(std::uint64_t link_id, std::shared_ptr<HostPeer> host);
-  // The same by reading landing slots of this process, where the peer has no other way.
+  // Pushes of that link that cannot read from a host read from landing slots of this process.
   void attach_landing(std::uint64_t link_id, std::shared_ptr<HostPeer> landing);
-  // Closes the link's lanes; when this returns none of its operations touches memory any more.
+  // Closes the link's lanes. When it returns, none of their operations accesses memory any more.
   void drop_link(std::uint64_t link_id);
   [[nodiscard]] std::size_t link_lanes(std::uint64_t link_id) const;
   [[nodiscard]] std::map<std::string, std::uint64_t> statistics() const;
-  // What peers asked for since the last call that no correct one does.
+  // Returns the requests since the last call that no correct peer sends.
   std::vector<Offences> take_offences() { return links_->take_offences(); }
-  // Drops every link. Idempotent. In a forked child, which serves nothing, this does nothing.
+  // Drops every link. Idempotent. Does nothing in a forked child, which serves no lanes.
   void close();
 
  private:

@@ -1,5 +1,5 @@
-// Threads of the process that never end, and what a forked child, which has none of them, starts
-// anew.
+// Threads of the process that never end, and state that a forked child, which has none of these
+// threads, must create again.
 #pragma once
 
 #include <atomic>
@@ -15,29 +15,29 @@
 
 namespace ldd {
 
-// Starts a detached thread that gets no signals but those of own faults: others belong to the
-// interpreter's threads.
-// Throws std::system_error.
+// Starts a detached thread that receives no signals except those of its own faults; all others are
+// for the interpreter's threads. Throws std::system_error.
 void start_quiet_thread(std::function<void()> body);
 
-// What a peer is told when there is no thread for what it asks: no system call fails so.
+// The errno of a reply when there is no thread for a request. No system call used here fails with
+// it.
 inline constexpr int kNoThreadErrno = EUSERS;
 
-// Runs `job` on a thread kept for work that takes longer than an io thread may be away, or that
-// touches memory which may never answer. There are as many threads as jobs, up to a limit, so that
-// jobs that do not end keep no other waiting; few of them are kept when idle. Jobs must not throw.
-// False, and the job is not run, when there is no thread and none can be had.
+// Runs `job` on a job thread. These are for work that takes too long for an io thread, or accesses
+// memory that may never answer. There are as many threads as jobs, up to a limit, so that a job
+// that does not end blocks no other; few threads are kept when idle. `job` must not throw. Returns
+// false, without running it, when no thread exists and none can be started.
 [[nodiscard]] bool run_on_job_thread(std::function<void()> job);
 
-// Whether so few jobs run or wait that one may keep its thread a moment longer than it must.
+// Whether so few jobs run or wait that a job may keep its thread longer than necessary.
 [[nodiscard]] bool few_jobs();
 
-// What `work` comes to; kSystem for what it throws (no memory, say), which must not leave a native
-// thread.
+// Returns the outcome of `work`, or kSystem if it throws (no memory, for example). No exception may
+// leave a native thread.
 Outcome contained(const std::function<Outcome()>& work);
 
-// A `T` per process: the forked child gets a fresh one and leaves the inherited one alone, since
-// its locks may be held and its threads do not exist.
+// One `T` per process. A forked child gets a new one and does not access the inherited one, whose
+// locks may be held and whose threads do not exist.
 template <typename T>
 class PerProcess {
  public:

@@ -19,7 +19,7 @@ namespace ldd {
 
 namespace {
 
-// At a time. Pages that never come keep a thread each; these leave the others to other work.
+// At a time. Each page that never comes occupies a thread; the limit leaves threads for other work.
 constexpr int kMostTouches = 16;
 
 std::atomic<int> running_touches{0};
@@ -47,7 +47,7 @@ Outcome touch_all(const Touch& touch) {
   return touch.check();
 }
 
-// Shared by the thread that waits and the job, which may outlive it.
+// Shared by the waiting thread and the job, which may outlive the wait.
 struct Awaited {
   std::mutex mutex;
   std::condition_variable ended;
