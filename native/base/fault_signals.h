@@ -1,4 +1,4 @@
-// The signal mask of threads that are not the application's.
+// The signal mask of the core's threads.
 #pragma once
 
 #include <pthread.h>
@@ -7,8 +7,8 @@
 
 namespace ldd {
 
-// While it lives, this thread, and those that it starts, get no signals but those of own faults:
-// signals meant for the process are for the application's threads.
+// While it exists, this thread and those that it starts receive no signals except those of their
+// own faults; the application's threads handle the process's signals.
 class FaultSignalsOnly {
  public:
   FaultSignalsOnly() {

@@ -1,18 +1,18 @@
-// Which process this is. A forked child inherits memory but no threads, so whatever waits for a
-// thread or owns shared state has to know whether it was made in this process.
+// Detection of forks. A forked child inherits memory but no threads, so code that waits for a
+// thread or owns shared state must know whether it was made in this process.
 #pragma once
 
 #include <cstdint>
 
 namespace ldd {
 
-// 0 in the process that loaded the library, one more in each generation of forked children.
+// 0 in the process that loaded the library, plus one in each generation of forked children.
 std::uint64_t fork_generation();
 
-// Remembers the process in which it was made.
+// Remembers the process in which it was constructed.
 class ProcessMark {
  public:
-  // True in a forked child of the process that made this.
+  // True in a forked child of that process.
   [[nodiscard]] bool inherited() const { return generation_ != fork_generation(); }
 
  private:

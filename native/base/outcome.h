@@ -1,6 +1,6 @@
-// The result of one data-plane operation. Codes are grouped by what has to be rebuilt: the request,
-// the link, or the instance. Python maps them to LLMStatusCode in one place
-// (_backends/outcomes.py).
+// The result of one data-plane operation. Codes are grouped by what must be rebuilt: the request,
+// the link, or the instance. _backends/outcomes.py has the same numbers; Python maps them to
+// LLMStatusCode in one place, _engine/transfer/errors.py.
 #pragma once
 
 #include <cstdint>
@@ -9,19 +9,19 @@ namespace ldd {
 
 enum class Code : std::int32_t {
   kOk = 0,
-  kGone = 1,         // a remote reference is not live at the value that the request named
-  kLocalGone = 2,    // the local entry is not live any more
+  kGone = 1,         // a remote reference is not live at the value named in the request
+  kLocalGone = 2,    // the local entry is no longer live
   kTimeout = 3,      // the deadline passed
   kPeerDead = 4,     // the peer's process or its lane is gone
   kRemoteFault = 5,  // the peer's memory cannot be read or written
-  kLocalFault = 6,   // own memory cannot be read or written
-  kDenied = 7,       // a range outside what the peer may touch
-  kStale = 8,        // the directory has moved on from the version that the request named
-  kClosed = 9,       // the own instance was closed
-  kProtocol = 10,    // the peer sent something that the wire format does not allow
+  kLocalFault = 6,   // local memory cannot be read or written
+  kDenied = 7,       // a range outside the memory that the peer may access
+  kStale = 8,        // the directory has a newer version than the one named in the request
+  kClosed = 9,       // the local instance was closed
+  kProtocol = 10,    // the peer sent something that the wire format forbids
   kSystem = 11,      // any other system call failure, errno in sys_errno
   kCancelled = 12,   // the link was closed during the operation
-  kNoLane = 13,      // the initiator has no lane left, so nothing was asked; never on the wire
+  kNoLane = 13,      // the initiator has no lane left, so nothing was sent; never on the wire
 };
 
 struct [[nodiscard]] Outcome {

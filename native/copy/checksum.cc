@@ -20,7 +20,7 @@ class Reading {
           const TakeUses& take, Code fault, std::span<std::uint32_t> sums)
       : addresses_(addresses), lengths_(lengths), take_(take), fault_(fault), sums_(sums) {}
 
-  // Nothing is held for longer than it takes to read kBatchBytes.
+  // Entries are held no longer than it takes to read kBatchBytes.
   [[nodiscard]] Outcome run(const Run& run) const {
     std::vector<Use> uses;
     std::uint64_t allowed = 0;

@@ -11,31 +11,30 @@
 
 namespace ldd {
 
-// Asked before each batch, from several threads at once: adds what has to be held while the batch
-// is read; not ok ends the operation.
+// Called before each batch, from several threads at once. Adds the uses to hold while the batch is
+// read; not ok ends the operation.
 using TakeUses = std::function<Outcome(std::vector<Use>& uses)>;
 
-// What has to hold before each batch.
+// Conditions checked before each batch.
 struct SumChecks {
   Node* node = nullptr;
   Ref entry;  // of the node; unnamed = nothing to check
   std::int64_t deadline_ns = 0;
 };
 
-// Puts the CRC-32C of each range into `sums` (as many as there are ranges). Memory that cannot be
-// read gives `fault` with the index of the range. moved_bytes stays 0.
+// Stores the CRC-32C of each range in `sums`, which must be as long as there are ranges. Fails with
+// `fault` and the index of a range that cannot be read. moved_bytes stays 0.
 Outcome checksum_ranges(std::span<const std::uint64_t> addresses,
                         std::span<const std::uint64_t> lengths, const TakeUses& take, Code fault,
                         std::span<std::uint32_t> sums);
 
-// Looks at ranges one after the other, on the calling thread alone and holding nothing: so that a
-// page which never answers keeps the caller alone. Makes `readable` one byte for each range
-// that was looked at before the deadline: 1 when a byte of each of its pages can be read, else 0.
+// Checks ranges one after the other, on the calling thread and holding nothing, so that a page that
+// never comes blocks this thread only. Fills `readable` with one byte for each range checked before
+// the deadline: 1 if each of its pages can be read, else 0.
 void probe_each(std::span<const std::uint64_t> addresses, std::span<const std::uint64_t> lengths,
                 std::int64_t deadline_ns, std::vector<std::uint8_t>& readable);
 
-// Checksums of memory of one entry of a node, on behalf of the side that asks: kLocalGone,
-// kLocalFault, kTimeout, kClosed.
+// Checksums of memory of one local entry. Fails with kLocalGone, kLocalFault, kTimeout or kClosed.
 Outcome checksum_entry(std::span<const std::uint64_t> addresses,
                        std::span<const std::uint64_t> lengths, const SumChecks& checks,
                        std::span<std::uint32_t> sums);

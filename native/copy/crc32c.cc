@@ -40,10 +40,10 @@ std::uint32_t byte_step(std::uint32_t state, std::uint8_t byte) {
 
 #ifdef LDD_CRC_TARGET
 
-// One instruction has to wait for the one before it, but the processor can have three under way.
-// So three neighboring stretches are done at once, and joined: the state after stretch A and
-// stretch B is the state of A moved on by as many zero bytes as B has, plus (exclusive or) that of
-// B begun with 0. Moving on is linear, hence four tables, one per byte of the state.
+// Each instruction depends on the one before it, but the processor can have three in flight. So
+// three adjacent stretches are computed at once and joined: the state after stretches A and B is
+// the state of A advanced by as many zero bytes as B has, XOR the state of B started from 0.
+// Advancing is linear, hence four tables, one per byte of the state.
 class ZeroBytes {
  public:
   explicit ZeroBytes(std::size_t count) {
@@ -95,7 +95,7 @@ LDD_CRC_TARGET inline std::uint64_t single_step(std::uint64_t state, std::byte b
 #endif
 }
 
-// Three stretches at a time, as long as there are so many bytes; moves `at` on.
+// Consumes three stretches at a time while enough bytes remain; advances `at`.
 LDD_CRC_TARGET std::uint64_t by_threes(std::uint64_t state, const std::byte*& at,
                                        const std::byte* end, std::size_t stretch,
                                        const ZeroBytes& zeroes) {

@@ -1,4 +1,4 @@
-// CRC-32C (Castagnoli), in the fastest way that the processor has.
+// CRC-32C (Castagnoli), computed in the fastest way that the processor offers.
 #pragma once
 
 #include <cstddef>
@@ -7,10 +7,10 @@
 
 namespace ldd {
 
-// The checksum of `data` that follows what `before` is the checksum of.
+// The checksum of the bytes that `before` covers, followed by `data`.
 [[nodiscard]] std::uint32_t crc32c(std::span<const std::byte> data, std::uint32_t before = 0);
 
-// The same by the processor's instruction for it, or else by table.
+// The same with the processor's CRC-32C instruction or, without one, by table.
 [[nodiscard]] std::uint32_t crc32c_by_instruction(std::span<const std::byte> data,
                                                   std::uint32_t before = 0);
 
@@ -18,7 +18,7 @@ namespace ldd {
 [[nodiscard]] std::uint32_t crc32c_by_table(std::span<const std::byte> data,
                                             std::uint32_t before = 0);
 
-// Whether there is such an instruction.
+// Whether the processor has that instruction.
 [[nodiscard]] bool crc32c_is_fast();
 
 }  // namespace ldd

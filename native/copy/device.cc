@@ -61,7 +61,7 @@ Outcome device_copy(int device, const iovec* destination, const iovec* source, s
       outcome.moved_bytes += source[i].iov_len;
     }
   }
-  // Also after a failure: what was queued before it must not land later.
+  // Also after a failure: copies queued before it must not land later.
   if (driver.synchronize(queue.stream) != 0 && outcome.ok()) {
     outcome = Outcome::failure(Code::kSystem, EIO);
   }

@@ -16,13 +16,13 @@ namespace ldd {
 
 namespace {
 
-// Initial-exec: the handler must not be the one that makes the loader allocate the variable.
+// Initial-exec, so that an access in the handler never makes the loader allocate the variable.
 #define LDD_SIGNAL_SAFE_TLS thread_local __attribute__((tls_model("initial-exec")))
 
 LDD_SIGNAL_SAFE_TLS FaultCatcher* volatile catcher_now = nullptr;
-// How many handlers further down the signal being handled has been passed on already.
+// To how many earlier handlers the current signal has been passed on already.
 LDD_SIGNAL_SAFE_TLS volatile int passing_depth = 0;
-// The last fault that was passed on, and how often in a row it came back at once.
+// The last fault passed on, and how often in a row it recurred at once.
 LDD_SIGNAL_SAFE_TLS volatile std::uintptr_t passed_address = 0;
 LDD_SIGNAL_SAFE_TLS volatile std::int64_t passed_ns = 0;
 LDD_SIGNAL_SAFE_TLS volatile int passed_times = 0;
@@ -31,8 +31,8 @@ constexpr int kMostReturns = 10'000;
 constexpr std::int64_t kAtOnceNs = 1'000'000;
 constexpr std::size_t kMostHandlers = 8;
 
-// The handlers found when installing, oldest first. Grows only; the signal handler reads it while
-// another thread may append, so the count is published after the slot.
+// The handlers found when installing, oldest first. It only grows. The signal handler may read it
+// while another thread appends, so the count is published after the slot.
 struct Chain {
   int signal;
   std::array<struct sigaction, kMostHandlers> handlers{};
@@ -41,7 +41,7 @@ struct Chain {
 std::array<Chain, 2> chains{Chain{SIGSEGV}, Chain{SIGBUS}};
 std::mutex install_mutex;
 
-// The thread that held the lock when the parent forked does not exist in the child.
+// A thread that held the lock when the parent forked does not exist in the child.
 void renew_install_mutex() { new (&install_mutex) std::mutex; }
 
 [[maybe_unused]] const int kRegistered = ::pthread_atfork(nullptr, nullptr, renew_install_mutex);
@@ -56,8 +56,8 @@ bool same_handler(const struct sigaction& one, const struct sigaction& other) {
          (one.sa_flags & SA_SIGINFO) == (other.sa_flags & SA_SIGINFO);
 }
 
-// The default action, by the kernel: at once for a raised signal, else when the faulting
-// instruction runs again after this handler has returned.
+// Restores the kernel's default action: it happens at once for a raised signal, else when the
+// faulting instruction runs again after this handler has returned.
 void die_of(int signal, bool raised) {
   struct sigaction action{};
   action.sa_handler = SIG_DFL;
@@ -71,9 +71,8 @@ void pass_on(int signal, siginfo_t* info, void* context) {
   const bool raised = info->si_code <= 0;
   const Chain& chain = signal == SIGSEGV ? chains[0] : chains[1];
   const auto address = reinterpret_cast<std::uintptr_t>(info->si_addr);
-  // A handler that neither repairs the fault nor ends the process would come back here for ever.
-  // Others (a garbage collector's, say) do repair the same address again and again, but not that
-  // often.
+  // A handler that neither repairs the fault nor ends the process would recur here for ever. Others
+  // (a garbage collector's, for example) repair the same address repeatedly, but not that often.
   if (!raised) {
     const std::int64_t now = now_ns();
     const bool again = address == passed_address && now - passed_ns < kAtOnceNs;
@@ -96,8 +95,8 @@ void pass_on(int signal, siginfo_t* info, void* context) {
     die_of(signal, raised);
     return;
   }
-  // Handlers such as Python's faulthandler report, put back what they found (us), and raise the
-  // signal again; the depth sends that second round to the handler below them.
+  // Handlers such as Python's faulthandler report the fault, reinstall this handler, and raise the
+  // signal again; the depth passes that second signal to the handler before them.
   passing_depth = static_cast<int>(depth) + 1;
   if ((next.sa_flags & SA_SIGINFO) != 0) {
     next.sa_sigaction(signal, info, context);
@@ -119,8 +118,8 @@ bool writes([[maybe_unused]] const void* context) {
 void on_fault(int signal, siginfo_t* info, void* context) {
   FaultCatcher* catcher = catcher_now;
   const bool from_kernel = info->si_code > 0;
-  // A raised signal counts too: a handler installed above this one after the copy began may have
-  // reported the fault and passed it on that way.
+  // A raised signal counts too: a handler installed on top of this one after the copy began may
+  // have reported the fault and passed it on that way.
   const bool raised_here = info->si_code == SI_TKILL;
   if (catcher == nullptr || !(from_kernel || raised_here)) {
     pass_on(signal, info, context);
@@ -136,7 +135,7 @@ void on_fault(int signal, siginfo_t* info, void* context) {
 struct sigaction own_action() {
   struct sigaction action{};
   action.sa_sigaction = on_fault;
-  // Not deferred: handlers below may raise the signal again and expect to be left at once.
+  // Not deferred: earlier handlers may raise the signal again and expect it to be handled at once.
   action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
   ::sigemptyset(&action.sa_mask);
   return action;

@@ -1,4 +1,5 @@
-// The process's handlers of SIGSEGV and SIGBUS, chained over those of others.
+// The core's handlers of SIGSEGV and SIGBUS, which pass other faults on to the handlers installed
+// before them.
 #pragma once
 
 #include <csetjmp>
@@ -7,10 +8,10 @@
 
 namespace ldd {
 
-// Where a fault of this thread is to be caught; lives on the stack of the function that catches it.
+// Where a fault of this thread is caught. Lives on the stack of the function that catches it.
 struct FaultCatcher {
   sigjmp_buf landing;
-  sigset_t mask;  // the thread's signal mask at the fault, to be put back after landing
+  sigset_t mask;               // the thread's signal mask at the fault, to be restored afterwards
   std::uintptr_t address = 0;  // 0 when the kernel does not know it
   bool is_write = false;       // meaningful only where kFaultsTellWrites
 };
@@ -21,7 +22,7 @@ inline constexpr bool kFaultsTellWrites = true;
 inline constexpr bool kFaultsTellWrites = false;
 #endif
 
-// Installs the handlers on top of those that are installed now, unless they are there already.
+// Installs the handlers on top of the present ones, unless they are installed already.
 void install_fault_handlers();
 
 // Faults of this thread jump to `catcher` (once) until this is called with null.

@@ -30,12 +30,12 @@ FaultSide side_of(const FaultCatcher& catcher, const iovec& destination, const i
   if (kFaultsTellWrites && catcher.address != 0) {
     return catcher.is_write ? FaultSide::kDestination : FaultSide::kSource;
   }
-  // No address: one that no user mapping can have, so the larger one is the culprit.
+  // Without an address, the fault was at one that no user mapping can have: the larger one.
   return value(destination.iov_base) > value(source.iov_base) ? FaultSide::kDestination
                                                               : FaultSide::kSource;
 }
 
-// Runs a body that only reads and has nothing to destroy; whether it met no fault.
+// Runs a body that only reads and has nothing to destroy. True if there was no fault.
 template <typename Body>
 bool survives(const Body& body) {
   FaultCatcher catcher;
@@ -60,9 +60,9 @@ CopyFault guarded_copy(const iovec* destination, const iovec* source, std::size_
   FaultCatcher catcher;
   volatile std::size_t piece = 0;
   if (sigsetjmp(catcher.landing, 0) != 0) {
-    // Not by the jump: saving the mask before each copy would cost a system call.
+    // The jump does not restore it: saving the mask before each copy would cost a system call.
     ::pthread_sigmask(SIG_SETMASK, &catcher.mask, nullptr);
-    finish_streaming();  // what was stored before the fault lands now, not later
+    finish_streaming();  // stores before the fault are complete now, not later
     const std::size_t at = piece;
     return {side_of(catcher, destination[at], source[at]), at};
   }

@@ -1,5 +1,5 @@
-// Copies, checksums and probes that survive memory which is unmapped, protected or truncated: the
-// fault ends the copy, not the process.
+// Copies, checksums and probes of memory that may be unmapped, protected or truncated: a fault ends
+// the copy, not the process.
 #pragma once
 
 #include <sys/uio.h>
@@ -20,23 +20,23 @@ struct CopyFault {
 
 enum class CopyKind : std::uint8_t {
   kCached,     // the copy will be read again soon, or is small
-  kStreaming,  // larger than the caches: stores go around them
+  kStreaming,  // larger than the caches: stores bypass them
 };
 
-// Puts the handlers of SIGSEGV and SIGBUS in place, on top of whatever is installed now; cheap when
-// they already are. To be called before an operation's copies, from any thread.
+// Installs the handlers of SIGSEGV and SIGBUS on top of the present ones; cheap if they are
+// installed already. Must be called before an operation's copies, from any thread.
 void prepare_guarded_copies();
 
-// Copies `count` pairs of equally long ranges. On a fault the pair at which it met it is partly
-// copied and the later ones are not.
+// Copies `count` pairs of equally long ranges. On a fault, the pair at fault is partly copied and
+// the later ones are not.
 CopyFault guarded_copy(const iovec* destination, const iovec* source, std::size_t count,
                        CopyKind kind);
 
-// The same for one pair, and makes `sum`, the CRC-32C of what came before, include what was copied.
+// The same for one pair; extends the CRC-32C `sum` by the copied bytes.
 CopyFault guarded_copy_and_checksum(const iovec& destination, const iovec& source, CopyKind kind,
                                     std::uint32_t& sum);
 
-// Makes `sum`, the CRC-32C of what came before, include `size` more bytes; false on a fault.
+// Extends the CRC-32C `sum` by `size` bytes; false on a fault.
 bool guarded_checksum(const void* data, std::size_t size, std::uint32_t& sum);
 
 // Reads one byte of each page of the range; false on a fault.

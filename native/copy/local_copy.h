@@ -1,4 +1,4 @@
-// Copies inside this process, on several threads.
+// Copies within this process, on several threads.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@
 
 namespace ldd {
 
-// What has to hold before each batch of a copy.
+// Conditions checked before each batch of a copy.
 struct CopyChecks {
   Node* node = nullptr;  // null: no entries to check
   Ref destination;       // entries of the node; unnamed = nothing to check
@@ -19,13 +19,13 @@ struct CopyChecks {
   std::int64_t deadline_ns = 0;
 };
 
-// Whether a transfer of that size is better stored around the caches.
+// Whether the stores of a transfer of that size should bypass the caches.
 CopyKind copy_kind(std::uint64_t total_bytes);
 
 // Copies `work.remote` (the source) to `work.local` (the destination). Ranges of the two sides must
 // not overlap. Fails with kLocalGone/kLocalFault for the destination, kGone/kRemoteFault for the
-// source, kTimeout, kClosed, kSystem when an accelerator's driver fails; when it returns nothing is
-// written any more.
+// source, kTimeout, kClosed, or kSystem when an accelerator's driver fails. When it returns,
+// nothing is written any more.
 Outcome copy_batches(const Descriptors& work, const CopyChecks& checks);
 
 }  // namespace ldd

@@ -32,7 +32,7 @@ std::size_t default_threads() {
                                  kMostDefaultThreads);
 }
 
-// One operation; lives on its caller's stack. Everything but `next` is guarded by Workers::mutex.
+// One operation. Lives on its caller's stack. All but `next` is guarded by Workers::mutex.
 struct Job {
   std::size_t count = 0;
   const std::function<Outcome(std::size_t)>* run_batch = nullptr;
@@ -41,9 +41,9 @@ struct Job {
   std::size_t failed_batch = SIZE_MAX;
   Outcome result;
 
-  // Runs one batch if there is one left.
+  // Runs one batch if any is left.
   bool step(Outcome& outcome, std::size_t& batch) {
-    // Looked at before it is counted up, so that the counter cannot run away.
+    // Checked before it is incremented, so that the counter cannot overflow.
     if (next.load(std::memory_order_relaxed) >= count) {
       return false;
     }
@@ -106,8 +106,7 @@ void Workers::set_threads(std::size_t threads) {
   }
 }
 
-// Called with mutex_ held. A machine that grants no more threads leaves the work to those there
-// are.
+// Called with mutex_ held. If no more threads can be started, the existing ones do the work.
 void Workers::start_missing() {
   const FaultSignalsOnly mask;
   try {
@@ -163,7 +162,7 @@ void Workers::serve(std::size_t place) {
     for (auto found = jobs_.begin(); found != jobs_.end(); ++found) {
       if ((*found)->next.load(std::memory_order_relaxed) < (*found)->count) {
         job = *found;
-        jobs_.splice(jobs_.end(), jobs_, found);  // the next worker looks at the others first
+        jobs_.splice(jobs_.end(), jobs_, found);  // so that the next worker takes another job first
         break;
       }
     }
@@ -192,7 +191,7 @@ void Workers::serve(std::size_t place) {
 std::atomic<std::size_t> requested_threads{0};  // 0 = by the cores
 std::atomic<Workers*> current{nullptr};  // never freed: threads may run until the process ends
 
-// The parent's workers do not exist here and its locks may be held by threads that do not either.
+// The parent's workers do not exist in the child, nor do threads that may hold its locks.
 void forget_workers() { current.store(nullptr, std::memory_order_relaxed); }
 
 [[maybe_unused]] const int kRegistered = ::pthread_atfork(nullptr, nullptr, forget_workers);

@@ -1,5 +1,5 @@
-// The process-wide copy workers. One call runs the batches of one operation on the caller's thread
-// and on idle workers; a small operation (one batch) never leaves the caller's thread.
+// The process-wide copy workers. A call runs the batches of one operation on the calling thread and
+// on idle workers; an operation of one batch runs on the calling thread only.
 #pragma once
 
 #include <cstddef>
@@ -9,10 +9,10 @@
 
 namespace ldd {
 
-// `run_batch(i)` is called once for each i in [0, count), in rising order but from several threads
-// at once, until one call fails; run() returns after the last running call has returned, with the
-// failure of the lowest batch or the sum of moved_bytes. run_batch must not throw. Operations that
-// run at the same time share the workers batch by batch.
+// `run_batch(i)` is called once for each i in [0, count), in ascending order but from several
+// threads at once, until a call fails. run() returns after the last call has returned, with the
+// failure of the lowest batch or the sum of moved_bytes. run_batch must not throw. Concurrent
+// operations share the workers batch by batch.
 class CopyPool {
  public:
   static CopyPool& instance();  // workers start at first use; a forked child starts its own

@@ -48,7 +48,7 @@ __attribute__((target("avx2"))) void copy_avx2(std::byte* to, const std::byte* f
   to += head;
   from += head;
   size_bytes -= head;
-  // Four pages side by side, each of which the processor fetches ahead of its use on its own.
+  // Interleaves four pages, which the processor prefetches independently.
   for (; size_bytes >= kGroup; size_bytes -= kGroup, to += kGroup, from += kGroup) {
     for (std::size_t at = 0; at < kPage; at += kPair) {
       for (std::size_t page = 0; page < kGroup; page += kPage) {

@@ -1,4 +1,4 @@
-// Copies whose stores go around the caches, for transfers larger than these.
+// Copies whose stores bypass the caches, for transfers larger than the caches.
 #pragma once
 
 #include <cstddef>

@@ -11,7 +11,7 @@ namespace ldd {
 
 namespace {
 
-constexpr std::size_t kHotBytes = 16 * 1024;  // both sides of it fit into the first-level cache
+constexpr std::size_t kHotBytes = 16 * 1024;  // both sides fit into the first-level cache
 constexpr std::size_t kLine = 64;
 constexpr std::size_t kLeastStreamed = 2048;
 
@@ -23,7 +23,7 @@ std::uint32_t copy_and_checksum(std::byte* to, const std::byte* from, std::size_
   for (std::size_t offset = 0; offset < size; offset += kHotBytes) {
     const std::size_t bytes = std::min(kHotBytes, size - offset);
     std::memcpy(to + offset, from + offset, bytes);
-    std::atomic_signal_fence(std::memory_order_seq_cst);  // what is read back is what arrived
+    std::atomic_signal_fence(std::memory_order_seq_cst);  // reads back the stored bytes
     sum = crc32c({to + offset, bytes}, sum);
   }
   return sum;

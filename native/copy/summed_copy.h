@@ -1,4 +1,4 @@
-// A copy that tells the checksum of what it copies.
+// A copy that computes the checksum of the copied bytes.
 #pragma once
 
 #include <cstddef>
@@ -6,13 +6,13 @@
 
 namespace ldd {
 
-// Copies between ranges that do not overlap, and returns the CRC-32C that follows `before`: of what
-// the destination holds, read back while the first-level cache has it.
+// Copies between ranges that do not overlap. Returns the CRC-32C `before`, extended by the bytes of
+// the destination, which are read back while they are in the first-level cache.
 [[nodiscard]] std::uint32_t copy_and_checksum(std::byte* to, const std::byte* from,
                                               std::size_t size, std::uint32_t before);
 
-// The same with stores that go around the caches, where the processor can: then it is the checksum
-// of what passes through its registers. finish_streaming() comes after the last one.
+// The same with stores that bypass the caches, where the processor supports it; then the checksum
+// is of the bytes in its registers. finish_streaming() must follow the last call.
 [[nodiscard]] std::uint32_t stream_and_checksum(std::byte* to, const std::byte* from,
                                                 std::size_t size, std::uint32_t before);
 
