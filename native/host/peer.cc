@@ -32,8 +32,8 @@ PublishedView view_of(const MappedRegion& page, std::uint64_t incarnation) {
 
 MappedRegion page_of(const PeerAddress& address) {
   RemoteFile file = map_remote_file(address.pid, address.published_fd, address.published_bytes);
-  // Only its owner has a page mapped writable: another process that merely reads it, as this one
-  // does now, must not pass for the owner.
+  // Only its owner has a page mapped writable. Another process that reads it, as this one does now,
+  // must not pass for the owner.
   if (!maps_file_at(address.pid, file.fd.get(), address.page_address, address.published_bytes,
                     true)) {
     throw std::system_error(EINVAL, std::generic_category(),
@@ -44,7 +44,7 @@ MappedRegion page_of(const PeerAddress& address) {
 
 }  // namespace
 
-// Counts a read in and out, and takes the segments it may use.
+// Counts a running read, and takes the segments it may use.
 class HostPeer::Running {
  public:
   explicit Running(HostPeer& peer) : peer_(peer) {
@@ -120,7 +120,7 @@ Outcome HostPeer::prove() const {
   const iovec remote{reinterpret_cast<void*>(proof_address_), shown.size()};
   if (::process_vm_readv(address_.pid, &local, 1, &remote, 1, 0) !=
       static_cast<ssize_t>(shown.size())) {
-    // No memory at that address: another program runs under that pid now.
+    // EFAULT: no memory at that address, so another program runs under that pid now.
     const bool other = errno == ESRCH || errno == EFAULT;
     return Outcome::failure(other ? Code::kPeerDead : Code::kSystem, errno);
   }
@@ -227,7 +227,7 @@ Outcome HostPeer::read(const Descriptors& work, const ReadChecks& checks,
 
 void HostPeer::close() {
   if (mark_.inherited()) {
-    return;  // the parent's readers are not in this process, and its lock may be taken for ever
+    return;  // the parent's readers do not exist here, and its lock may be held for ever
   }
   closed_.store(true, std::memory_order_release);
   std::unique_lock lock(mutex_);

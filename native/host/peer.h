@@ -1,5 +1,5 @@
 // A peer process on the same host: its published page, its mapped segments, and its memory through
-// process_vm_readv. Only ever reads from the peer and only ever writes own memory.
+// process_vm_readv. Only reads from the peer, and only writes local memory.
 #pragma once
 
 #include <atomic>
@@ -22,7 +22,7 @@
 
 namespace ldd {
 
-// What the peer says of itself, none of which is believed, and what it has to show.
+// What the peer states about itself, none of which is trusted, and the proof that it must show.
 struct PeerAddress {
   int pid = 0;
   std::uint64_t incarnation = 0;
@@ -30,29 +30,29 @@ struct PeerAddress {
   int published_fd = -1;           // in the peer
   std::uint64_t published_bytes = 0;
   std::uint64_t link_index = 0;  // the peer's guard of the link
-  Proof proof{};                 // which its page shows beside that guard
+  Proof proof{};                 // shown beside that guard on its page
 };
 
-// What has to hold before, between and after the batches of a read.
+// Conditions checked before, between and after the batches of a read.
 struct ReadChecks {
-  Ref local;  // entry of the own node that is written
+  Ref local;  // local entry that is written
   Ref link;   // guards of the peer
   Ref cache;
   Ref key;
   std::int64_t deadline_ns = 0;
-  // More conditions of the caller (a served push: is the lane still open?); null = none. Not ok()
+  // A further condition of the caller (for a push: the lane is still open); null = none. Not ok
   // ends the read with that outcome. Called from several threads at once.
   std::function<Outcome()> more;
 };
 
-// A range of a sealed segment of the peer, mapped here; used while its guard (if it has one) is
-// live.
+// A range of a sealed segment of the peer, mapped into this process; used while its guard, if it
+// has one, is live.
 struct MappedSegment {
   std::uint64_t begin = 0;  // in the peer's address space
   std::uint64_t end = 0;
   Ref guard;
   std::shared_ptr<const MappedRegion> mapping;
-  const std::byte* data = nullptr;  // what is at `begin`
+  const std::byte* data = nullptr;  // the mapped bytes of `begin`
 
   [[nodiscard]] bool contains(std::uint64_t address, std::uint64_t length) const {
     return address >= begin && address <= end && length <= end - address;
@@ -62,41 +62,41 @@ using SegmentList = std::vector<MappedSegment>;
 
 class HostPeer : public std::enable_shared_from_this<HostPeer> {
  public:
-  // Opens and maps the peer's published page through /proc/<pid>/fd, and proves that the process is
-  // the other end of the link: it has that very page mapped writable, as owners do, and the link's
-  // proof is found there by process_vm_readv. Throws std::system_error with a reason.
+  // Opens and maps the peer's published page through /proc/<pid>/fd, and verifies that the process
+  // is the other end of the link: it has that very page mapped writable, as only its owner has, and
+  // process_vm_readv finds the link's proof there. Throws std::system_error with a reason.
   HostPeer(std::shared_ptr<Node> node, const PeerAddress& address);
-  // A reader of own memory.
+  // Returns a reader of local memory.
   static std::shared_ptr<HostPeer> own(std::shared_ptr<Node> node);
   HostPeer(const HostPeer&) = delete;
   HostPeer& operator=(const HostPeer&) = delete;
   ~HostPeer();
 
   // Maps a sealed segment of the peer; reads inside it become copies from the mapping while `guard`
-  // (of the peer; unnamed = always) is live. Throws std::system_error with a reason, also when the
-  // peer has something else than that file at that address.
+  // (of the peer; unnamed = always) is live. Throws std::system_error with a reason, also if the
+  // peer does not have that file at that address.
   void map_segment(int remote_fd, std::uint64_t remote_address, std::uint64_t size_bytes,
                    Ref guard);
-  // Reads of that range use process_vm_readv from now on: the peer has put something else there.
+  // Reads of that range use process_vm_readv from now on: the peer has remapped it.
   void unmap_range(std::uint64_t remote_address, std::uint64_t size_bytes);
   // Reads outside [remote_address, remote_address + size_bytes) are refused from now on with
   // kDenied. Throws std::invalid_argument for a range that wraps around the address space.
   void restrict_to(std::uint64_t remote_address, std::uint64_t size_bytes);
 
   [[nodiscard]] const PublishedView& view() const { return view_; }
-  // Whether reads are restricted to a window.
+  // Whether restrict_to() was called.
   [[nodiscard]] bool restricted();
-  // The window, which no entry names, or the ranges that the peer's page lists for the entry; empty
-  // when there are none.
+  // For a restricted reader and an unnamed entry, the range of restrict_to(); else the ranges that
+  // the peer's page lists for the entry. May be empty.
   [[nodiscard]] std::vector<Range> ranges(Ref entry);
   // Copies remote ranges into local ones. Every batch re-reads the proof, so that another process
   // under a recycled pid never counts. kSystem with EAGAIN when pages of the peer are absent, which
-  // only the owner can do something about. kGone when a guard changed, whatever was copied. When it
-  // returns nothing is written any more. `sums` is empty, or as long as there are descriptors, and
-  // then gets the CRC-32C of what has arrived by each of them.
+  // only the owner can bring in. kGone when a guard changed, whatever was copied. When it returns,
+  // nothing is written any more. `sums` must be empty, or as long as there are descriptors; then it
+  // receives the CRC-32C of the bytes that arrived for each of them.
   Outcome read(const Descriptors& work, const ReadChecks& checks,
                std::span<std::uint32_t> sums = {});
-  // Running reads end with kCancelled; returns when none is left. Idempotent.
+  // Ends running reads with kCancelled and waits for them. Idempotent.
   void close();
 
  private:
@@ -106,11 +106,11 @@ class HostPeer : public std::enable_shared_from_this<HostPeer> {
   [[nodiscard]] bool closed() const { return closed_.load(std::memory_order_acquire); }
   // kDenied with the descriptor's index when one lies outside the window.
   [[nodiscard]] Outcome check_window(const Descriptors& work);
-  // Whether the page that shows the proof is in the peer's memory; looked at again after a moment.
+  // Whether the page with the proof is in the peer's memory. The answer is cached for a moment.
   [[nodiscard]] bool proof_present() const;
-  // Reads the proof once more: is this still the process that it was?
+  // Reads the proof again, to verify that this is still the same process.
   [[nodiscard]] Outcome prove() const;
-  // The known segments that are still in use, less [begin, end). Called with mutex_ held.
+  // The segments whose guards are live, without [begin, end). Called with mutex_ held.
   [[nodiscard]] SegmentList segments_outside(std::uint64_t begin, std::uint64_t end) const;
 
   std::shared_ptr<Node> node_;

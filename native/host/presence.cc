@@ -14,7 +14,7 @@ namespace ldd {
 
 namespace {
 
-// From <linux/fs.h> of Linux 6.7, which the headers of the build machine may be older than.
+// From <linux/fs.h> of Linux 6.7; the headers of the build machine may be older.
 struct ScannedRegion {
   std::uint64_t start;
   std::uint64_t end;
@@ -37,10 +37,10 @@ struct ScanArguments {
 constexpr unsigned long kScan = _IOWR('f', 16, ScanArguments);
 constexpr std::uint64_t kPageIsPresent = std::uint64_t{1} << 3;
 
-// What a process's pagemap says of one page.
+// A bit of the word of one page in a process's page map.
 constexpr std::uint64_t kPresentBit = std::uint64_t{1} << 63;
 
-// Looking at this many pages in between costs about what a further system call does.
+// Scanning this many further pages costs about as much as another system call.
 constexpr std::uint64_t kGapPages = 128;
 
 std::uint64_t page_bytes() {
@@ -48,8 +48,8 @@ std::uint64_t page_bytes() {
   return bytes;
 }
 
-// A page's size is a power of two; there may be thousands of ranges, and divisions would cost more
-// than the look at their pages.
+// Masks instead of divisions: there may be thousands of ranges, and divisions would cost more than
+// the scan of their pages.
 std::uint64_t begin_of(const iovec& range) {
   return reinterpret_cast<std::uint64_t>(range.iov_base) & ~(page_bytes() - 1);
 }
@@ -84,7 +84,7 @@ bool PagePresence::all_present(std::span<const iovec> ranges) const {
       ++next;
     }
     if (!present(begin, end)) {
-      // What is absent may lie in a gap.
+      // The absent page may lie in a gap.
       const auto absent = [&](const iovec& range) {
         return !present(begin_of(range), end_of(range));
       };
@@ -117,8 +117,8 @@ bool PagePresence::present(std::uint64_t begin, std::uint64_t end) const {
   return ::ioctl(pagemap_.get(), kScan, &scan) <= 0;
 }
 
-// Linux before 6.7. A page that is not mapped looks like one that was never touched; both are left
-// to the owner.
+// For Linux before 6.7. An unmapped page looks like one that was never accessed; both are left to
+// the owner.
 bool PagePresence::present_by_reading(std::uint64_t begin, std::uint64_t end) const {
   std::array<std::uint64_t, 512> words{};
   for (std::uint64_t page = begin / page_bytes(); page < end / page_bytes();) {

@@ -1,6 +1,6 @@
 // Which pages of another process are in memory. A system call that reads an absent page waits until
-// the page comes, which may be never (its handler has stopped, its disk is dead), and cannot be
-// called back. So a reader looks first and leaves absent pages to their owner.
+// the page comes, which may be never (its handler has stopped, its disk has failed), and cannot be
+// interrupted. So a reader checks first and leaves absent pages to their owner.
 #pragma once
 
 #include <sys/uio.h>
@@ -16,7 +16,7 @@ namespace ldd {
 class PagePresence {
  public:
   PagePresence() = default;
-  // Of process `pid`. Throws std::system_error when its pages cannot be looked at.
+  // Of process `pid`. Throws std::system_error if its page map cannot be read.
   explicit PagePresence(int pid);
 
   // Whether no page of the ranges is absent. Pages that are not mapped count as present: reading

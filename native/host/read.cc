@@ -21,9 +21,9 @@ namespace {
 
 void* pointer(std::uint64_t address) { return reinterpret_cast<void*>(address); }
 
-// Joins ranges that touch: the kernel then pins the peer's pages in long stretches, while the local
-// side may stay scattered. Plans are ordered by source for this.
-std::size_t join_neighbors(const iovec* ranges, std::size_t count, iovec* stretches) {
+// Joins adjacent ranges, so that the kernel pins the peer's pages in long stretches; the local side
+// may stay scattered. Plans are ordered by source for this.
+std::size_t join_neighbours(const iovec* ranges, std::size_t count, iovec* stretches) {
   std::size_t last = 0;
   for (std::size_t i = 0; i < count; ++i) {
     if (i != 0 && static_cast<std::byte*>(stretches[last].iov_base) + stretches[last].iov_len ==
@@ -37,8 +37,7 @@ std::size_t join_neighbors(const iovec* ranges, std::size_t count, iovec* stretc
   return count == 0 ? 0 : last + 1;
 }
 
-// Too large for the stack of a thread that was given a small one. One for each thread: a batch is
-// never read within another.
+// Buffers too large for a thread with a small stack. One per thread suffices: batches never nest.
 struct Room {
   std::array<iovec, kMaxIovecs> local;
   std::array<iovec, kMaxIovecs> remote;
@@ -81,7 +80,7 @@ Outcome HostRead::run() {
     }
   }
   if (outcome.ok() || outcome.code == Code::kRemoteFault) {
-    // An entry that was closed meanwhile explains a fault, and voids a success.
+    // A guard that was killed meanwhile explains a fault and invalidates a success.
     const Outcome after = guards();
     if (!after.ok()) {
       return after;
@@ -194,7 +193,7 @@ Outcome HostRead::copy_mapped(const Batch& batch) const {
         return Outcome::failure(Code::kGone);
       }
     }
-    // Only ever read through; iovec has no const.
+    // It is only read; iovec has no const.
     remote[i].iov_base = const_cast<std::byte*>(segment->data + (address - segment->begin));
   }
   const CopyFault fault = sums_.empty() ? guarded_copy(local, remote, count, kind_)
@@ -212,7 +211,7 @@ Outcome HostRead::fetch(const Batch& batch) const {
   iovec* remote = room().remote.data();
   iovec* stretches = room().stretches.data();
   const std::size_t count = fill_iovecs(work_, batch, local, remote);
-  std::size_t joined = join_neighbors(remote, count, stretches);
+  std::size_t joined = join_neighbours(remote, count, stretches);
   if (!peer_.proof_present() || !peer_.presence_.all_present({stretches, joined})) {
     return Outcome::failure(Code::kSystem, EAGAIN);
   }

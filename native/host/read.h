@@ -13,22 +13,22 @@
 
 namespace ldd {
 
-// Of one call of process_vm_readv; one more reads the proof.
+// Per call of process_vm_readv; one more reads the proof.
 inline constexpr std::size_t kDataIovecs = kMaxIovecs - 1;
 
 class HostRead {
  public:
-  // `segments` are the peer's mapped ones at the start of the read. `sums` is empty, or gets the
-  // CRC-32C of what has arrived by each descriptor.
+  // `segments` are those mapped at the start of the read. `sums` is empty, or receives the CRC-32C
+  // of the bytes that arrived for each descriptor.
   HostRead(const HostPeer& peer, const Descriptors& work, const ReadChecks& checks,
            std::shared_ptr<const SegmentList> segments, std::span<std::uint32_t> sums);
 
   Outcome run();
 
  private:
-  // Everything that must hold before a batch, except the local entry.
+  // Checks all conditions of a batch except the local entry.
   [[nodiscard]] Outcome before_batch() const;
-  // The peer's guards; the last word on whether what was read counts.
+  // Checks the peer's guards. The check after the last byte decides whether the bytes count.
   [[nodiscard]] Outcome guards() const;
   [[nodiscard]] const MappedSegment* segment_of(std::uint64_t address, std::uint64_t length) const;
   [[nodiscard]] bool all_mapped() const;
@@ -36,8 +36,8 @@ class HostRead {
   [[nodiscard]] Outcome move_all() const;
   [[nodiscard]] Outcome batch(const Batch& batch) const;
 
-  // summed_read.cc: with checksums, which are added up batch by batch, while the bytes are in the
-  // caches. The batches of a descriptor follow one another on one thread.
+  // summed_read.cc: with checksums, which are computed batch by batch while the bytes are in the
+  // caches. All batches of a descriptor run in order on one thread.
   [[nodiscard]] Outcome move_and_sum_all() const;
   [[nodiscard]] Outcome move_and_sum(const Run& run) const;
   [[nodiscard]] Outcome sum(const Batch& batch, const Outcome& moved) const;
@@ -46,9 +46,9 @@ class HostRead {
 
   [[nodiscard]] Outcome copy_mapped(const Batch& batch) const;
   [[nodiscard]] Outcome fetch(const Batch& batch) const;
-  // For an entry on an accelerator, which only memory of this very process is copied to.
+  // For an entry on an accelerator; only memory of this process is copied there.
   [[nodiscard]] Outcome place_on_device(const Batch& batch) const;
-  // Finishes a batch of which the kernel moved only `moved` bytes, or finds out why it cannot.
+  // Finishes a batch of which the kernel moved only `moved` bytes, or determines the fault.
   [[nodiscard]] Outcome finish_singly(const Batch& batch, const iovec* local, const iovec* remote,
                                       std::size_t count, std::uint64_t moved) const;
   [[nodiscard]] bool remote_readable(const iovec& range) const;

@@ -59,7 +59,7 @@ MapsLine parse(const std::string& text) {
 
 RemoteFile map_remote_file(int pid, int remote_fd, std::uint64_t size_bytes) {
   const std::string path = proc_path(pid, "fd/") + std::to_string(remote_fd);
-  // The peer names the descriptor, which may be anything: a pipe or a terminal must not hold us.
+  // The peer may name any descriptor: opening a pipe or a terminal must not block.
   UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
   if (!fd.valid()) {
     fail(errno, "cannot open " + path);
@@ -73,7 +73,7 @@ RemoteFile map_remote_file(int pid, int remote_fd, std::uint64_t size_bytes) {
   if (::fstatfs(fd.get(), &system) != 0 || ::fstat(fd.get(), &status) != 0) {
     fail(errno, "cannot stat " + path);
   }
-  if (system.f_type != TMPFS_MAGIC) {  // reading large pages that are not there may fault
+  if (system.f_type != TMPFS_MAGIC) {  // reading an absent large page may fault
     fail(EINVAL, path + " is no memory file of ordinary pages");
   }
   if (size_bytes == 0 || static_cast<std::uint64_t>(status.st_size) < size_bytes) {
@@ -96,7 +96,7 @@ bool maps_file_at(int pid, int fd, std::uint64_t address, std::uint64_t size_byt
   if (!maps) {
     fail(EACCES, "cannot read " + path);
   }
-  std::uint64_t covered = address;  // one mapping may show as several neighboring lines
+  std::uint64_t covered = address;  // one mapping may take several consecutive lines
   for (std::string line; covered < address + size_bytes && std::getline(maps, line);) {
     const MapsLine mapped = parse(line);
     if (mapped.end <= covered) {

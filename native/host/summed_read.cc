@@ -1,4 +1,4 @@
-// A read that also tells the checksums of what has arrived.
+// Reads that also compute the checksums of the bytes that arrived.
 #include <algorithm>
 #include <cerrno>
 #include <vector>

@@ -49,8 +49,8 @@ Use::Use(std::shared_ptr<Entry> entry, std::uint64_t value) : entry_(std::move(e
   if (entry_ == nullptr) {
     return;
   }
-  // Counted first, checked second; close() kills first and looks at the count second. In the single
-  // order of these four operations one of the two sides always sees the other.
+  // Counts first and checks second; close() kills first and reads the count second. In the single
+  // total order of these four operations one side always sees the other.
   entry_->users_.fetch_add(1, std::memory_order_seq_cst);
   if ((value & 1) == 0 || entry_->published_.view().guard(entry_->index_) != value) {
     release();

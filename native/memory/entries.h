@@ -1,9 +1,8 @@
-// Entries: one registered cache each, as the native core sees it: a guard, address ranges, and
-// whether peers may touch them. A thread that is about to touch the memory of an entry takes a
-// `Use` for the length of one batch; closing an entry kills its guard first and then waits until no
-// `Use` is left. So closing is final and is bounded by the time of one batch, whatever any peer
-// does. The memory of an entry is the host's, or an accelerator's that own threads reach through
-// its driver only.
+// Entries. Each is one registered cache: a guard, address ranges, and whether peers may access
+// them. A thread takes a `Use` before it accesses the memory of an entry, for the length of one
+// batch. Closing an entry first kills its guard and then waits until no `Use` is left. So a close
+// is final, and takes at most the time of one batch, whatever any peer does. The memory belongs to
+// the host, or to an accelerator and is then accessed through its driver only.
 #pragma once
 
 #include <atomic>
@@ -24,21 +23,21 @@ namespace ldd {
 
 inline constexpr int kHostMemory = -1;
 
-// Whether [address, address + length) lies wholly inside one of the ranges, which are sorted and do
-// not touch; overflow-safe.
+// Whether [address, address + length) lies inside one of the ranges, which must be sorted and must
+// not touch. Overflow-safe.
 bool any_contains(std::span<const Range> ranges, std::uint64_t address, std::uint64_t length);
 
 class Entry {
  public:
-  // `ranges` are sorted and do not touch.
+  // `ranges` must be sorted and must not touch.
   Entry(Published& published, Ref ref, std::vector<Range> ranges, bool accessible, int device);
 
   [[nodiscard]] bool accessible() const { return accessible_; }
-  // Ordinal of the accelerator that the memory is of, or kHostMemory.
+  // Ordinal of the accelerator that has the memory, or kHostMemory.
   [[nodiscard]] int device() const { return device_; }
   [[nodiscard]] bool on_host() const { return device_ == kHostMemory; }
   [[nodiscard]] std::uint64_t index() const { return index_; }
-  // Of its first range; 0 when it has none.
+  // Begin of the first range; 0 when there is none.
   [[nodiscard]] std::uint64_t begin() const { return ranges_.empty() ? 0 : ranges_.front().begin; }
   [[nodiscard]] bool contains(std::uint64_t address, std::uint64_t length) const {
     return any_contains(ranges_, address, length);
@@ -56,7 +55,7 @@ class Entry {
   int device_;
 };
 
-// Held while the memory of an entry is touched. False when the entry is not live at that value.
+// Held while the memory of an entry is accessed. False if the entry is not live at that value.
 class Use {
  public:
   Use() = default;
@@ -82,26 +81,27 @@ class Entries {
  public:
   explicit Entries(Published& published) : published_(published) {}
 
-  // Throws std::length_error (no guard left) or std::invalid_argument (a range that wraps).
+  // Throws std::length_error if no guard is left, std::invalid_argument if a range wraps.
   Ref open(std::vector<Range> ranges, bool accessible, int device = kHostMemory);
-  // Kills the guard, waits for users to leave, frees the slot. False when not live at that value.
+  // Kills the guard, waits until no use is left, frees the slot. False if not live at that value.
   bool close(Ref ref);
-  // Kills, waits, and brings the same entry back to life under a new value; 0 when it was not live.
+  // Kills the guard, waits, and makes the entry live again. Returns the new value, 0 if it was not
+  // live.
   std::uint64_t reopen(Ref ref);
-  // The live entry of `ref`, or null.
+  // Returns the live entry of `ref`, or null.
   [[nodiscard]] std::shared_ptr<Entry> find(Ref ref) const;
-  // An accessible live entry (and its value now) that holds the whole range, for raw addresses.
+  // Returns an accessible live entry that contains the range, and its value; for raw addresses.
   [[nodiscard]] std::pair<std::shared_ptr<Entry>, std::uint64_t> find_holding(
       std::uint64_t address, std::uint64_t length) const;
 
  private:
   [[nodiscard]] bool kill_and_drain(Ref ref, const std::shared_ptr<Entry>& entry);
-  void index_ranges(const Entry& entry);  // with the lock held
+  void index_ranges(const Entry& entry);  // called with the lock held
 
   Published& published_;
   mutable std::shared_mutex mutex_;
   std::unordered_map<std::uint64_t, std::shared_ptr<Entry>> entries_;
-  RangeIndex accessible_;  // of the live accessible entries; changes with their guards, locked
+  RangeIndex accessible_;  // of the live accessible entries; changes together with their guards
 };
 
 }  // namespace ldd

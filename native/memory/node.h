@@ -1,4 +1,4 @@
-// One instance as the native core sees it: its published page, its entries, and whether it is open.
+// One instance: its published page, its entries, and whether it is open.
 #pragma once
 
 #include <atomic>
@@ -16,7 +16,7 @@ namespace ldd {
 
 class Node : public std::enable_shared_from_this<Node> {
  public:
-  // Throws std::system_error when the published page cannot be had.
+  // Throws std::system_error if the published page cannot be created.
   Node(std::uint64_t incarnation, std::uint64_t guard_capacity, std::uint64_t log_capacity);
 
   Node(const Node&) = delete;
@@ -24,36 +24,36 @@ class Node : public std::enable_shared_from_this<Node> {
   ~Node() { close(); }
 
   [[nodiscard]] std::uint64_t incarnation() const { return incarnation_; }
-  // Guard 0 and its proof, which readers of own memory use: they have no link.
+  // Guard 0 and its proof, for readers of local memory, which have no link.
   [[nodiscard]] Ref self() const { return self_; }
   [[nodiscard]] const Proof& own_proof() const { return own_proof_; }
   [[nodiscard]] Published& published() { return published_; }
   [[nodiscard]] const PublishedView& view() const { return published_.view(); }
   [[nodiscard]] Entries& entries() { return entries_; }
 
-  // True in a forked child too: an instance does not survive a fork.
+  // Also true in a forked child: an instance does not survive a fork.
   [[nodiscard]] bool closed() const {
     return closed_.load(std::memory_order_acquire) || published_.inherited();
   }
-  // Marks the instance closed and kills guard 0; the lane server and clients are closed by their
-  // owners (bind/bind_memory.cc) right after. Idempotent.
+  // Marks the instance closed and kills guard 0. Lanes and their server are closed by their owners.
+  // Idempotent.
   void close();
 
-  // Guards of links and pools, which peers look at and cannot consume.
+  // Guards of links and pools, which peers can read and cannot consume.
   Ref open_guard();
-  // Kills and frees it; false when it was not live at that value, or is a guard of another kind.
+  // Kills and frees the guard. False if it was not live at that value, or is of another kind.
   bool close_guard(Ref guard);
 
-  // Guards that name cache keys; only these can be consumed by peers.
+  // Guards of cache keys; peers can consume only these.
   Ref open_key();
-  // False when the key was not live at that value (consumed before, say); its slot is free then
-  // too.
+  // False if the key was not live at that value (for example consumed already). Frees the slot in
+  // any case.
   bool close_key(Ref key);
-  // A peer consumes a key: live -> dead exactly once. True for the one that did it.
+  // Consumes a key for a peer: kills the guard exactly once. True for the caller that did it.
   bool consume(Ref key);
-  // Keys that peers consumed since the last call.
+  // Returns the keys that peers consumed since the last call.
   std::vector<Ref> take_consumed();
-  // Readable while take_consumed() has something to give.
+  // Readable while take_consumed() would return keys.
   [[nodiscard]] int consumed_fd() const { return consumed_event_.get(); }
 
  private:

@@ -13,7 +13,7 @@ namespace ldd {
 namespace {
 
 constexpr std::uint64_t kWord = sizeof(std::uint64_t);
-constexpr std::uint64_t kGuardBytes = 3 * kWord;  // the guard's own word and two facts
+constexpr std::uint64_t kGuardBytes = 3 * kWord;  // the guard's word and two facts
 constexpr std::uint64_t kRangeBytes = 2 * kWord;
 constexpr std::uint64_t kRangesPerGuard = 2;
 
@@ -80,9 +80,9 @@ std::uint64_t PublishedView::version() const {
 }
 
 std::uint64_t PublishedView::guard(std::uint64_t index) const {
-  // The fence orders the data that was read before this call before the guard's load.
+  // The fence orders reads of data before this call before the load of the guard.
   std::atomic_thread_fence(std::memory_order_acquire);
-  // Sequentially consistent for Use (entries.cc); on x86 that costs nothing for a load.
+  // Sequentially consistent for Use (memory/entries.cc); on x86 that costs nothing for a load.
   return index < guard_capacity_ ? guards_[index].load(std::memory_order_seq_cst) : 0;
 }
 
@@ -138,7 +138,8 @@ std::byte* Published::log() const {
   return reinterpret_cast<std::byte*>(range_words() + 2 * range_capacity_);
 }
 
-// Before any lock: in a child it may be held for ever by a thread that does not exist there.
+// Called before taking any lock: in a child, a thread that does not exist there may hold it for
+// ever.
 void Published::require_owner() const {
   if (inherited()) {
     throw std::logic_error(
@@ -244,7 +245,7 @@ bool Published::kill_guard(Ref ref) {
                                                      std::memory_order_seq_cst)) {
     return false;
   }
-  // What the caller writes to the memory from now on is seen by peers only after the guard's death.
+  // Peers see what the caller writes to the memory from now on only after the guard's death.
   std::atomic_thread_fence(std::memory_order_seq_cst);
   return true;
 }
@@ -258,7 +259,7 @@ void Published::free_guard(std::uint64_t index) {
   require_owner();
   const std::lock_guard lock(guards_mutex_);
   for (Word& fact : facts(index)) {
-    fact.store(0, std::memory_order_relaxed);  // a proof is shown as long as its link
+    fact.store(0, std::memory_order_relaxed);  // a proof is shown only while its link is live
   }
   const auto listed = listed_.find(index);
   if (listed != listed_.end()) {

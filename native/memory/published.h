@@ -1,20 +1,19 @@
 // The published page of an instance: a sealed memfd that the owner maps read-write and that peers
-// on the same host map read-only. It holds what a peer must be able to see without asking the
-// owner's interpreter: guards (is this registration still live?), the directory version and the
-// directory log.
+// on the same host map read-only. It holds what peers read without help from the owner's
+// interpreter: guards, which show whether a registration is still live, the directory version, and
+// the directory log.
 //
-// A guard is one 64-bit word: odd = live, even = free or dead. Every opening and closing adds one,
-// so that a reader which remembers (index, value) notices any change, a reuse of the slot included.
+// A guard is one 64-bit word: odd = live, even = free or dead. Every open and close adds one, so a
+// reader that keeps (index, value) detects any change, including reuse of the slot.
 // Guard 0 belongs to the instance itself.
 //
-// Beside each guard lie two words that say something of what it guards. For the guard of a link
-// they are the proof of that link, which only its two ends can have made; for an entry whose memory
-// peers may read, (first, count) of its address ranges in the page's table of ranges. They are
-// written while the guard is not looked at (before it lives, or before the peer is told of it), and
-// are read between two looks at the guard.
+// Each guard has two more words. For the guard of a link they are the proof of that link, which
+// only its two ends can compute; for an entry whose memory peers may read, (first, count) of its
+// address ranges in the page's table of ranges. They are written before the guard is live, or
+// before the peer knows it, and are read between two checks of the guard.
 //
-// The directory log grows by whole records. `version` is one word, era << 40 | tail: the tail moves
-// when a record is appended; the era moves by two when the log is rewritten and is odd meanwhile.
+// The directory log grows by whole records. `version` is one word, era << 40 | tail. The tail grows
+// when a record is appended; the era grows by two when the log is rewritten, and is odd meanwhile.
 #pragma once
 
 #include <array>
@@ -45,12 +44,12 @@ struct Ref {
 inline constexpr std::uint64_t kAnyEntry =
     0xFFFFFFFF;  // raw-address requests: any accessible entry
 
-// Ranges that one entry lists at most, so that a peer's word about how many there are costs no more
-// than a copy of these. An entry of more lists none: then what needs the list is done without.
+// The most ranges that one entry lists; it bounds what a reader copies. An entry with more lists
+// none, and features that need the list do without.
 inline constexpr std::uint64_t kMostRanges = std::uint64_t{1} << 16;
 
-// What an instance shows on its page so that the peer of a link can tell that the page, and the
-// process that has it mapped, are the other end of that link.
+// Shown on the page of an instance. It proves to the peer of a link that the page, and the process
+// that has it mapped, belong to the other end of that link.
 using Proof = std::array<std::byte, 16>;
 
 struct PublishedHeader {
@@ -69,27 +68,27 @@ inline constexpr std::uint64_t kPublishedMagic = 0x32304745444c'4c4dULL;
 inline constexpr unsigned kTailBits = 40;
 inline constexpr std::uint64_t kTailMask = (std::uint64_t{1} << kTailBits) - 1;
 
-// Reader's side; the memory may belong to another process and change at any time.
+// The reader's side. The memory may belong to another process and may change at any time.
 class PublishedView {
  public:
   PublishedView() = default;
-  // Throws std::invalid_argument when the bytes are no published page of `incarnation`.
+  // Throws std::invalid_argument if the bytes are not a published page of `incarnation`.
   PublishedView(std::span<const std::byte> page, std::uint64_t incarnation);
 
   [[nodiscard]] std::uint64_t version() const;
-  // The guard's word now; 0 when the index is outside the page (never live).
+  // The guard's current word; 0, never live, if the index is outside the page.
   [[nodiscard]] std::uint64_t guard(std::uint64_t index) const;
-  // Whether nothing is named, or what is named lives. An even value names something dead, even
-  // while the guard holds that very value.
+  // Whether `ref` is unnamed or live. An even value is not live, even while the guard has that
+  // value.
   [[nodiscard]] bool live(Ref ref) const {
     return !ref.named() || ((ref.value & 1) != 0 && guard(ref.index) == ref.value);
   }
-  // The address ranges that the owner lists for the entry, sorted, as they were while it lived;
-  // empty when it does not live, lists none or too many, or what it says is impossible.
+  // The sorted address ranges that the owner lists for a live entry. Empty if the entry is not
+  // live, lists none or too many, or its list is inconsistent.
   [[nodiscard]] std::vector<Range> ranges(Ref entry) const;
-  // Where the proof of a link lies in the page; nothing when there is no such guard.
+  // Offset of the proof of a link in the page; none if there is no such guard.
   [[nodiscard]] std::optional<std::uint64_t> proof_offset(std::uint64_t index) const;
-  // Copies log bytes [offset, offset + size) clamped to the log's capacity.
+  // Copies log bytes [offset, offset + size), clamped to the log's capacity.
   [[nodiscard]] std::vector<std::byte> read_log(std::uint64_t offset, std::uint64_t size) const;
 
  private:
@@ -103,15 +102,15 @@ class PublishedView {
   std::uint64_t log_capacity_ = 0;
 };
 
-// Owner's side. Thread-safe. A forked child shares the page with the owner but does not own it:
-// there nothing is changed, and what cannot say so by its result throws std::logic_error.
+// The owner's side. Thread-safe. A forked child shares the page but does not own it: there, calls
+// change nothing, and those that cannot return a failure throw std::logic_error.
 class Published {
  public:
-  // Throws std::system_error when the memory cannot be had.
+  // Throws std::system_error if the memory cannot be allocated.
   Published(std::uint64_t incarnation, std::uint64_t guard_capacity, std::uint64_t log_capacity);
 
   [[nodiscard]] int fd() const { return fd_.get(); }
-  // Where this process has the page mapped.
+  // The address of the page in this process.
   [[nodiscard]] std::uint64_t address() const {
     return reinterpret_cast<std::uint64_t>(mapping_.data());
   }
@@ -119,26 +118,26 @@ class Published {
   [[nodiscard]] const PublishedView& view() const { return view_; }
   // True in a forked child of the owner.
   [[nodiscard]] bool inherited() const { return mark_.inherited(); }
-  // Throws std::logic_error there.
+  // Throws std::logic_error in a forked child.
   void require_owner() const;
 
-  // Brings what peers look for in this process's memory (proofs) into it, if it was paged out.
+  // Brings the guards and proofs, which peers read, into memory if they were paged out.
   void bring_in() const;
 
-  // Opens a guard, which lists `ranges`, if any and if there is room in the table: peers then do
-  // without what needs the list. Throws std::length_error when all guards are in use.
+  // Opens a guard. Lists `ranges` if the table has room; features that need the list do without
+  // otherwise. Throws std::length_error when all guards are in use.
   Ref open_guard(std::span<const Range> ranges = {});
-  // Shows the proof of the link that the guard is of. Throws std::invalid_argument when it does not
-  // live at that value.
+  // Shows the proof of the link that has this guard. Throws std::invalid_argument if the guard is
+  // not live at that value.
   void show_proof(Ref link, const Proof& proof);
-  // Live at `ref.value` -> dead; false when it was not (somebody else was first). Does not free it.
+  // Kills a guard that is live at `ref.value`; false if it is not. Does not free it.
   bool kill_guard(Ref ref);
-  // Makes a dead guard live again without freeing its slot; returns the new value.
+  // Makes a dead guard live again without freeing its slot. Returns the new value.
   std::uint64_t revive_guard(std::uint64_t index);
-  // Returns a dead guard's slot for reuse, and its ranges.
+  // Frees a dead guard's slot and its ranges for reuse.
   void free_guard(std::uint64_t index);
 
-  // Appends one record; throws std::length_error when the log is full (rewrite it then).
+  // Appends one record. Throws std::length_error when the log is full and must be rewritten.
   void append(std::span<const std::byte> record);
   // Replaces the whole log.
   void rewrite(std::span<const std::byte> records);
@@ -154,7 +153,7 @@ class Published {
     std::uint64_t first = 0;
     std::uint64_t count = 0;
   };
-  // With guards_mutex_ held.
+  // Called with guards_mutex_ held.
   void list_ranges(std::uint64_t index, std::span<const Range> ranges);
   [[nodiscard]] std::optional<std::uint64_t> take_room(std::uint64_t count);
   void give_room(Listed room);

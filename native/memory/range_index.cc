@@ -104,7 +104,7 @@ const std::uint64_t* RangeIndex::find(std::uint64_t address, std::uint64_t lengt
     if (begins_early && node->range.end >= end) {
       return &node->owner;
     }
-    // Where this range begins early enough, all of `low` does: it is enough that one ends late.
+    // This range and all of `low` begin early enough, so one that ends late enough suffices.
     const bool low_ends_late = node->low != nullptr && node->low->greatest_end >= end;
     node = !begins_early || low_ends_late ? node->low.get() : node->high.get();
   }

@@ -1,5 +1,5 @@
-// Address ranges by begin, where each subtree knows its greatest end: whether some range holds
-// another wholly takes one walk from the root, however the ranges overlap.
+// A tree of address ranges, ordered by begin, in which each subtree has its greatest end. Whether
+// some range contains another takes one walk from the root, however the ranges overlap.
 #pragma once
 
 #include <cstddef>
@@ -14,15 +14,15 @@ struct Range {
   std::uint64_t end = 0;  // one past the last byte
 };
 
-// A treap, so about 2 ln n deep. Not thread-safe.
+// A treap, about 2 ln n deep. Not thread-safe.
 class RangeIndex {
  public:
-  // `owner` says whose range it is; the same range may have several owners.
+  // `owner` identifies the owner of the range; a range may have several owners.
   void add(Range range, std::uint64_t owner);
-  // Does nothing when it is not there.
+  // Does nothing if it is not present.
   void remove(Range range, std::uint64_t owner);
-  // The owner of a range with [address, address + length) wholly inside, or null; overflow-safe.
-  // Adds the nodes it looked at to `steps`, if given. Valid until the next add or remove.
+  // Returns the owner of a range that contains [address, address + length), or null; valid until
+  // the next add or remove. Overflow-safe. Adds the number of visited nodes to `steps`, if given.
   [[nodiscard]] const std::uint64_t* find(std::uint64_t address, std::uint64_t length,
                                           std::size_t* steps = nullptr) const;
 

@@ -26,7 +26,7 @@ UniqueFd make_sealed_memory(const std::string& name, std::size_t size_bytes) {
 Segment::Segment(const std::string& name, std::size_t size_bytes)
     : fd_(make_sealed_memory(name, size_bytes)),
       mapping_(MappedRegion::of_file(fd_.get(), size_bytes, true)) {
-  // Huge pages where the machine grants them to shared memory; a refusal costs speed only.
+  // Huge pages, where the system allows them for shared memory; a failure only costs speed.
   ::madvise(mapping_.data(), mapping_.size_bytes(), MADV_HUGEPAGE);
 }
 

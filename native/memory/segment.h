@@ -1,5 +1,5 @@
-// Memory of the pools: a sealed memfd, so that peers on the same host can map it and nobody can
-// shrink it under them.
+// Memory of pools: a sealed memfd, which peers on the same host can map and which cannot be shrunk
+// while they read it.
 #pragma once
 
 #include <cstddef>
@@ -11,21 +11,21 @@
 
 namespace ldd {
 
-// A memfd of `size_bytes` sealed against shrinking, growing and further seals; throws
+// Creates a memfd of `size_bytes`, sealed against shrinking, growing and further seals. Throws
 // std::system_error.
 UniqueFd make_sealed_memory(const std::string& name, std::size_t size_bytes);
 
 class Segment {
  public:
-  // Pages are committed when first touched; throws std::system_error.
+  // Pages are committed at the first access. Throws std::system_error.
   Segment(const std::string& name, std::size_t size_bytes);
 
   [[nodiscard]] int fd() const { return fd_.get(); }
   [[nodiscard]] std::byte* data() const { return mapping_.data(); }
   [[nodiscard]] std::size_t size_bytes() const { return mapping_.size_bytes(); }
-  // Idempotent, from any thread.
+  // Idempotent. Callable from any thread.
   void close();
-  // Closes the file alone; the memory stays.
+  // Closes only the file; the memory stays.
   void close_file();
 
  private:

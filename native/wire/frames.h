@@ -1,7 +1,7 @@
 // Frames of a data lane: pure encoding and decoding, no I/O, no allocation.
-// docs/design/wire-format.md is the text of record. Every integer is little-endian; arrays of
-// descriptors travel as whole columns of 64-bit words, so that a receiver reads them straight into
-// the arrays that it works on.
+// docs/design/wire-format.md is normative. Every integer is little-endian. Arrays of descriptors
+// travel as whole columns of 64-bit words, so that a receiver reads them directly into the arrays
+// it uses.
 #pragma once
 
 #include <array>
@@ -70,42 +70,42 @@ struct Request {
   std::uint32_t count = 0;   // descriptors
 };
 
-// An outcome and one more word: of a target the version, for kDirectoryVersion, and for all others
-// its CLOCK_MONOTONIC.
+// An outcome and one more word. In replies of a target that is the version, for kDirectoryVersion,
+// or else the target's CLOCK_MONOTONIC.
 struct Reply {
   Outcome outcome;
   std::uint64_t value = 0;
 };
 
-// Header and tag, which is made and checked by Tags (wire/tags.h).
+// Header and tag. Tags (wire/tags.h) makes and checks the tag.
 using Head = std::array<std::byte, kHeadBytes>;
 using OutcomeFrame = std::array<std::byte, kOutcomeFrameBytes>;
 using RequestFrame = std::array<std::byte, kRequestFrameBytes>;
 
 [[nodiscard]] bool is_request(Kind kind);
-// Whether what comes in chunks answers the request, so that the tag of the outcome covers it too;
-// the bytes of other chunks are payload, which no tag covers.
+// Whether the chunks of a reply are an answer, which the tag of the outcome covers too. The bytes
+// of other chunks are payload, which no tag covers.
 [[nodiscard]] bool has_answer(Kind kind);
-// 64-bit words per descriptor that follow a request of this kind; 0 = it has no descriptors.
+// The number of 64-bit words per descriptor of a request of this kind; 0 = no descriptors.
 [[nodiscard]] std::size_t words_per_descriptor(Kind kind);
 
-// Encoded frames have room for their tag, in which are zeroes.
+// Encoded frames have room for their tag, filled with zeroes.
 [[nodiscard]] Head encode_header(const Header& header);
-// The frame without its descriptor columns, which the sender appends; body_bytes counts them.
+// The frame without its descriptor columns, which the sender must append; body_bytes includes them.
 [[nodiscard]] RequestFrame encode_request(Kind kind, std::uint16_t flags, std::uint32_t sequence,
                                           const Request& request);
 [[nodiscard]] OutcomeFrame encode_outcome(std::uint32_t sequence, const Reply& reply);
 
-// Null when the bytes are no header that any party may send: magic, version, kind, flags and the
-// bounds of the body are checked.
+// Null if no party may send that header. Checks magic, version, kind, flags and the limits of the
+// body.
 [[nodiscard]] std::optional<Header> decode_header(std::span<const std::byte, kHeaderBytes> bytes);
-// Null when the request does not fit its header or breaks a cap.
+// Null if the request does not match its header or exceeds a limit.
 [[nodiscard]] std::optional<Request> decode_request(
     const Header& header, std::span<const std::byte, kRequestBytes> bytes);
-// Null when the code is unknown.
+// Null if the code is unknown.
 [[nodiscard]] std::optional<Reply> decode_outcome(std::span<const std::byte, kOutcomeBytes> bytes);
 
-// Turns columns of descriptors, or of checksums, between wire and host order; nothing to do on
+// Converts columns of descriptors or checksums between wire and host byte order; does nothing on
 // little-endian machines.
 void convert_words(std::span<std::uint64_t> words);
 void convert_words(std::span<std::uint32_t> words);

@@ -15,12 +15,12 @@ inline constexpr std::size_t kSipTagBytes = 16;
 using SipKey = std::array<std::byte, kSipKeyBytes>;
 using SipTag = std::array<std::byte, kSipTagBytes>;
 
-// One message, in parts.
+// Hashes one message, in parts.
 class SipHash {
  public:
   explicit SipHash(const SipKey& key);
   void add(std::span<const std::byte> part);
-  // The message ends here; once.
+  // Ends the message; once.
   [[nodiscard]] SipTag end();
 
  private:
@@ -31,7 +31,7 @@ class SipHash {
   std::uint64_t v1_;
   std::uint64_t v2_;
   std::uint64_t v3_;
-  std::uint64_t pending_ = 0;  // bytes that are no whole word yet
+  std::uint64_t pending_ = 0;  // bytes of an incomplete word
   std::size_t total_ = 0;
 };
 

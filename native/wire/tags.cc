@@ -26,7 +26,7 @@ void Tags::seal(std::span<std::byte> frame, std::span<const std::byte> more) {
 bool Tags::check(std::span<const std::byte> frame, std::span<const std::byte> more) {
   const SipTag tag = tag_of(frame, more);
   const auto given = frame.subspan(kHeaderBytes, kTagBytes);
-  std::byte differing{0};  // all bytes are compared, so that the time tells nothing
+  std::byte differing{0};  // compares all bytes, so that the time reveals nothing
   for (std::size_t i = 0; i < tag.size(); ++i) {
     differing |= tag[i] ^ given[i];
   }

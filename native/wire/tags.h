@@ -1,5 +1,5 @@
-// Tags of frames: without a lane's keys one can neither make a frame nor change, repeat,
-// leave out or reorder one. docs/design/wire-format.md is the text of record.
+// Tags of frames. Without a lane's keys it is not possible to make, change, repeat, omit or reorder
+// a frame. docs/design/wire-format.md is normative.
 #pragma once
 
 #include <cstdint>
@@ -10,19 +10,19 @@
 
 namespace ldd::wire {
 
-// The frames of one direction of a lane, in their order. Not thread-safe.
+// The tags of one direction of a lane, in the order of its frames. Not thread-safe.
 class Tags {
  public:
   Tags() = default;
   explicit Tags(const SipKey& key) : key_(key) {}
 
-  // Writes the tag of the next frame into its head. `frame` is the head and what else of the frame
-  // the tag covers; `more` is covered as well: what follows that in the frame, or has gone before
-  // it.
+  // Writes the tag of the next frame into its head. `frame` is the head and, with it, the part of
+  // the frame that the tag covers. The tag also covers `more`: bytes that follow or precede the
+  // frame.
   void seal(std::span<std::byte> frame, std::span<const std::byte> more = {});
-  // The frame that was sealed last is not going to be sent.
+  // Undoes the last seal(): that frame will not be sent.
   void take_back() { --count_; }
-  // Whether the next frame of this direction is this one.
+  // Whether this is the next frame of this direction.
   [[nodiscard]] bool check(std::span<const std::byte> frame, std::span<const std::byte> more = {});
 
  private:
