@@ -1,4 +1,4 @@
-// Copies inside this process, the copy threads, and the outcome codes.
+// Copies within this process, the copy threads, and the outcome codes.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
@@ -99,44 +99,42 @@ void bind_copy(nb::module_& module) {
   module.def(
       "copy", copy, "dst"_a, "src"_a, "length"_a, "node"_a.none(), "dst_ref"_a, "src_ref"_a,
       "deadline_ns"_a,
-      "Copy length[i] bytes from address src[i] to dst[i], on several threads when it is worth "
-      "it.\n\n"
-      "Source and destination ranges must not overlap. With a node, dst_ref and src_ref name "
-      "entries "
-      "of it\nthat must stay live; (0, 0) checks nothing. Returns (code, errno, index, "
-      "moved_bytes): "
-      "OK, TIMEOUT,\nCLOSED, LOCAL_GONE or LOCAL_FAULT for the destination, GONE or REMOTE_FAULT "
-      "for "
-      "the source, with the\nindex of the pair. When it returns nothing is written any more.");
+      "Copy length[i] bytes from address src[i] to dst[i], large copies on several threads.\n\n"
+      "Source and destination ranges must not overlap. With a node, dst_ref and src_ref name\n"
+      "entries that must stay live; (0, 0) checks nothing. Returns (code, errno, index,\n"
+      "moved_bytes): OK, TIMEOUT, CLOSED, LOCAL_GONE or LOCAL_FAULT for the destination, GONE or\n"
+      "REMOTE_FAULT for the source, with the index of the pair. When it returns, nothing is\n"
+      "written any more.");
   module.def("set_device_driver", set_device_driver, "set_context"_a, "copy"_a, "synchronize"_a,
              "queues"_a,
-             "Tell the addresses of the accelerator driver's functions, and (context, stream) of "
+             "Set the addresses of the accelerator driver's functions, and (context, stream) of "
              "each accelerator, (0, 0) for one that is not used.\n\n"
-             "Each function returns 0 for success: set_context(context), copy(dst, src, bytes, "
-             "stream),\nsynchronize(stream). To be called before the first entry of an "
+             "Each function returns 0 on success: set_context(context), copy(dst, src, bytes,\n"
+             "stream), synchronize(stream). Must be called before the first entry of an "
              "accelerator.");
   module.def(
       "checksum", checksum, "addresses"_a, "length"_a, "node"_a, "ref"_a, "deadline_ns"_a,
-      "(outcome, CRC-32C of each range of own memory as native uint32).\n\n"
+      "Return (outcome, CRC-32C of each range of local memory as native uint32).\n\n"
       "ref names an entry of the node that must stay live; (0, 0) checks nothing. The outcome is "
       "OK,\nTIMEOUT, CLOSED, LOCAL_GONE, or LOCAL_FAULT with the index of the range.");
   module.def(
       "probe", probe, "addresses"_a, "length"_a, "deadline_ns"_a,
-      "One byte for each range of own memory, in order: 1 if each of its pages can be read, else 0."
+      "Return one byte for each range of local memory: 1 if each of its pages can be read, else 0."
       "\n\n"
-      "Ranges that the deadline leaves no time for are left out at the end. Runs on the calling "
-      "thread\nand holds nothing, so that memory which never answers keeps only the caller.");
+      "Omits ranges at the end that were not checked before the deadline. Runs on the calling\n"
+      "thread and holds nothing, so that memory that never answers blocks only the caller.");
   module.def(
       "crc32c",
       [](const nb::bytes& data) {
         return ldd::crc32c({reinterpret_cast<const std::byte*>(data.c_str()), data.size()});
       },
-      "data"_a, "CRC-32C of bytes.");
+      "data"_a, "Return the CRC-32C of bytes.");
   module.def(
       "set_threads", [](std::size_t count) { ldd::CopyPool::instance().set_threads(count); },
       "count"_a, nb::call_guard<ReleasedGil>(),
-      "Set the threads of one operation, the caller's included; 0 = from the cores, at most 8.");
+      "Set the number of threads per operation, the caller's included; 0 = by the cores, at most "
+      "8.");
   module.def(
       "threads", [] { return ldd::CopyPool::instance().threads(); },
-      "Threads of one operation, the caller's included.");
+      "Return the number of threads per operation, the caller's included.");
 }

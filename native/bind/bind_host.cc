@@ -26,7 +26,7 @@ using ldd::Node;
 using ldd::Outcome;
 using ldd::Ref;
 
-// Owned by its shared_ptr alone, as Node is (bind_memory.cc).
+// Owned by its shared_ptr only, as Node is (bind/bind_memory.cc).
 std::shared_ptr<HostPeer> open_peer(std::shared_ptr<Node> node, int pid, std::uint64_t incarnation,
                                     std::uint64_t page_address, int published_fd,
                                     std::uint64_t published_bytes, std::uint64_t link_index,
@@ -38,7 +38,7 @@ std::shared_ptr<HostPeer> open_peer(std::shared_ptr<Node> node, int pid, std::ui
   return std::make_shared<HostPeer>(std::move(node), address);
 }
 
-// Signal handlers run between two parts, where they may use the peer, or close it.
+// Signal handlers run between two parts; there they may use the peer or close it.
 constexpr std::uint64_t kPartBytes = std::uint64_t{64} << 20;
 
 Outcome read_part(HostPeer& peer, const Descriptors& work, const ldd::ReadChecks& checks,
@@ -113,13 +113,12 @@ void bind_host(nb::module_& module) {
           nb::new_(&open_peer), "node"_a, "pid"_a, "incarnation"_a, "page_address"_a,
           "published_fd"_a, "published_bytes"_a, "link_index"_a, "proof"_a,
           "Map the peer's published page and check that the process is the other end of a link.\n\n"
-          "The process must have that page mapped at page_address, writable, and show the link's "
-          "proof there, beside\nthe guard link_index. OSError, with the reason, when the page "
-          "cannot "
-          "be opened or mapped, is not the\nincarnation's, shows another proof, or when "
-          "process_vm_readv is refused.")
+          "The process must have that page mapped at page_address, writable, and show the link's\n"
+          "proof there, beside the guard link_index. OSError, with the reason, if the page cannot\n"
+          "be opened or mapped, belongs to another incarnation, shows another proof, or if\n"
+          "process_vm_readv is not permitted.")
       .def_static("own", &HostPeer::own, "node"_a, nb::call_guard<ReleasedGil>(),
-                  "A reader of own memory, for landing slots. OSError as above.")
+                  "Return a reader of local memory, for landing slots. OSError as above.")
       .def(
           "map_segment",
           [](HostPeer& peer, int fd, std::uint64_t remote_address, std::uint64_t size,
@@ -129,21 +128,22 @@ void bind_host(nb::module_& module) {
           },
           "fd"_a, "remote_address"_a, "size"_a, "guard_ref"_a = nb::make_tuple(0, 0),
           "Map pool memory of the peer; reads inside it become copies while guard_ref is live.\n\n"
-          "OSError when it cannot be mapped, could be shrunk, or is not at that address in the "
+          "OSError if it cannot be mapped, could be shrunk, or is not at that address in the "
           "peer.")
       .def("unmap_range", &HostPeer::unmap_range, "remote_address"_a, "size"_a,
            nb::call_guard<ReleasedGil>(),
-           "Read that range through process_vm_readv again: it is no longer the mapped file.")
-      .def("restrict_to", &HostPeer::restrict_to, "remote_address"_a, "size"_a,
-           nb::call_guard<ReleasedGil>(),
-           "Refuse reads of anything else with DENIED. ValueError for an empty or wrapping range.")
+           "Read that range through process_vm_readv from now on: it is no longer the mapped file.")
+      .def(
+          "restrict_to", &HostPeer::restrict_to, "remote_address"_a, "size"_a,
+          nb::call_guard<ReleasedGil>(),
+          "Refuse reads outside that range with DENIED. ValueError for an empty or wrapping range.")
       .def(
           "version", [](const HostPeer& peer) { return peer.view().version(); },
-          "The version of the peer's directory now.")
+          "Return the current version of the peer's directory.")
       .def(
           "guard",
           [](const HostPeer& peer, std::uint64_t index) { return peer.view().guard(index); },
-          "index"_a, "The word of the peer's guard now; 0 outside its page.")
+          "index"_a, "Return the current word of the peer's guard; 0 outside its page.")
       .def(
           "read_log",
           [](const HostPeer& peer, std::uint64_t offset, std::uint64_t size) {
@@ -154,23 +154,23 @@ void bind_host(nb::module_& module) {
             return nb::bytes(bytes.data(), bytes.size());
           },
           "offset"_a, "size"_a,
-          "Directory bytes [offset, offset + size), clamped; valid if version() is the same after.")
+          "Return directory bytes [offset, offset + size), clamped; valid if version() is "
+          "unchanged.")
       .def(
           "read", read_ranges, "local"_a, "remote"_a, "length"_a, "local_ref"_a, "link_ref"_a,
           "cache_ref"_a, "key_ref"_a, "deadline_ns"_a,
           "Copy length[i] bytes from the peer's remote[i] to local[i].\n\n"
-          "local_ref is an entry of the own node, the other refs are guards of the peer; (0, 0) "
-          "checks "
-          "nothing.\nThey are checked before every batch and after the last: OK means that all "
-          "were "
-          "live until the bytes\nhad arrived. Returns (code, errno, index, moved_bytes): OK, GONE, "
-          "LOCAL_GONE, TIMEOUT, PEER_DEAD,\nREMOTE_FAULT and LOCAL_FAULT with the descriptor's "
-          "index, "
-          "CLOSED, CANCELLED, or SYSTEM with errno: EAGAIN when pages of the peer are "
-          "absent.\nWhen it returns nothing is written any more.")
+          "local_ref is a local entry, the other refs are guards of the peer; (0, 0) checks\n"
+          "nothing. They are checked before every batch and after the last: OK means that all "
+          "were\n"
+          "live until the bytes had arrived. Returns (code, errno, index, moved_bytes): OK, GONE,\n"
+          "LOCAL_GONE, TIMEOUT, PEER_DEAD, REMOTE_FAULT and LOCAL_FAULT with the descriptor's\n"
+          "index, CLOSED, CANCELLED, or SYSTEM with errno: EAGAIN if pages of the peer are "
+          "absent.\n"
+          "When it returns, nothing is written any more.")
       .def("read_and_sum", read_and_sum, "local"_a, "remote"_a, "length"_a, "local_ref"_a,
            "link_ref"_a, "cache_ref"_a, "key_ref"_a, "deadline_ns"_a,
-           "As read: (outcome, CRC-32C of what has arrived by each descriptor, as native uint32).")
+           "As read; returns (outcome, CRC-32C of each descriptor's bytes as native uint32).")
       .def("close", &HostPeer::close, nb::call_guard<ReleasedGil>(),
-           "Running reads end with CANCELLED; returns when none is left. Idempotent.");
+           "End running reads with CANCELLED and wait for them. Idempotent.");
 }

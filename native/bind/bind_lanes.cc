@@ -123,15 +123,18 @@ void make_socket(LaneSocket* self, int fd, const nb::bytes& send_key, const nb::
 
 void bind_socket(nb::module_& module) {
   nb::class_<LaneSocket>(module, "LaneSocket",
-                         "A connected, authenticated socket that is to become a lane. Its owner is "
-                         "the one that\n"
-                         "it is given to, once.")
-      .def("__init__", make_socket, "fd"_a, "send_key"_a, "receive_key"_a,
-           "clock_offset_ns"_a = std::int64_t{0},
-           "Take over a socket, also when OSError comes; not when a key is not 16 bytes long.\n\n"
-           "send_key: of the tags of what goes to the other end; receive_key: of what comes.\n"
-           "clock_offset_ns: the other end's CLOCK_MONOTONIC less the own one, at most.")
-      .def("close", &LaneSocket::reset, "Close it, unless somebody has it. Idempotent.");
+                         "A connected, authenticated socket for a lane. Passing it to a LaneServer "
+                         "or Lanes\n"
+                         "transfers its ownership, once.")
+      .def(
+          "__init__", make_socket, "fd"_a, "send_key"_a, "receive_key"_a,
+          "clock_offset_ns"_a = std::int64_t{0},
+          "Take ownership of a socket, also if it raises OSError, but not if a key is not 16 bytes "
+          "long.\n\n"
+          "The keys are of the tags of frames sent to, and received from, the other end.\n"
+          "clock_offset_ns must not exceed the other end's CLOCK_MONOTONIC minus the local one.")
+      .def("close", &LaneSocket::reset,
+           "Close it, unless its ownership was transferred. Idempotent.");
 }
 
 void bind_server(nb::module_& module) {
@@ -145,16 +148,17 @@ void bind_server(nb::module_& module) {
             server.serve(taken(socket), link_id);
           },
           "socket"_a, "link_id"_a, Release(),
-          "Serve the peer on a lane; its ownership passes, also when OSError comes.")
+          "Serve the peer on a lane. Takes ownership of it, also if it raises OSError.")
       .def("attach_host", &LaneServer::attach_host, "link_id"_a, "host_peer"_a, Release(),
-           "Carry out that link's pushes by reading the peer's memory.")
+           "Serve that link's pushes by reading the peer's memory.")
       .def("attach_landing", &LaneServer::attach_landing, "link_id"_a, "landing"_a, Release(),
-           "Carry out that link's pushes, where there is no other way, by reading landing slots of "
+           "Serve that link's pushes that cannot be served otherwise by reading landing slots of "
            "this process.")
       .def("drop_link", &LaneServer::drop_link, "link_id"_a, Release(),
-           "Close the link's lanes; on return none of its operations touches memory any more.")
+           "Close the link's lanes. When it returns, none of its operations accesses memory any "
+           "more.")
       .def("link_lanes", &LaneServer::link_lanes, "link_id"_a, Release(),
-           "Number of open lanes of the link.")
+           "Return the number of open lanes of the link.")
       .def(
           "take_offences",
           [](LaneServer& server) {
@@ -164,73 +168,74 @@ void bind_server(nb::module_& module) {
             }
             return taken;
           },
-          "What peers asked for since the last call that no correct one does: [(link_id, malformed "
-          "frames, pushes\nof bytes outside the initiator's entry), ...].")
+          "Return the requests since the last call that no correct peer sends: [(link_id,\n"
+          "malformed frames, pushes of bytes outside the initiator's entry), ...].")
       .def("statistics", &LaneServer::statistics, Release(),
-           "Counts since the start: requests, refused, protocol_errors, strayed_pushes, bytes by "
+           "Return counts since the start: requests, refused, protocol_errors, strayed_pushes, "
+           "bytes by "
            "kind; and lanes.")
-      .def("close", &LaneServer::close, Release(),
-           "Drop every link and serve no more. Idempotent.");
+      .def("close", &LaneServer::close, Release(), "Drop every link and stop serving. Idempotent.");
 }
 
 void bind_client(nb::module_& module) {
   nb::class_<ChecksumQuestion>(module, "ChecksumQuestion",
-                               "A question for checksums of the peer's memory. It keeps a lane "
-                               "until `wait`, so that nothing\n"
-                               "that needs another lane may be waited for meanwhile.")
-      .def(
-          "wait", answer_of,
-          "(outcome, CRC-32C of each range as native uint32). Once only: RuntimeError after that.");
+                               "A request for checksums of the peer's memory. It holds a lane "
+                               "until `wait` returns;\n"
+                               "its owner must not wait for another lane meanwhile.")
+      .def("wait", answer_of,
+           "Return (outcome, CRC-32C of each range as native uint32). RuntimeError if called "
+           "again.");
   nb::class_<Lanes>(
       module, "Lanes",
-      "The initiator's end of a link's lanes. Thread-safe; an operation runs on the calling "
-      "thread\n"
-      "and ends by deadline_ns (time.monotonic_ns); one that lets the peer write may take 40 ms\n"
-      "more to see it stop. Outcomes are (code, errno, index, moved_bytes); NO_LANE: none is\n"
-      "left, so nothing was asked.")
+      "The initiator's side of a link's lanes. Thread-safe.\n\n"
+      "An operation runs on the calling thread and ends by deadline_ns (time.monotonic_ns); one\n"
+      "in which the peer writes may wait 40 ms more until the peer has stopped. Outcomes are\n"
+      "(code, errno, index, moved_bytes). NO_LANE: no lane is left, so nothing was sent.")
       .def(nb::init<std::shared_ptr<ldd::Node>, std::uint64_t>(), "node"_a, "link_id"_a, Release())
       .def(
           "add", [](Lanes& lanes, LaneSocket& socket) { lanes.add(taken(socket)); }, "socket"_a,
-          Release(), "Take over a lane, also when OSError comes; all lead to one peer.")
-      .def("count", &Lanes::count, Release(), "Number of open lanes.")
+          Release(),
+          "Take ownership of a lane, also if it raises OSError. All must lead to one peer.")
+      .def("count", &Lanes::count, Release(), "Return the number of open lanes.")
       .def("prune", &Lanes::prune, Release(),
-           "Close idle lanes that the peer has closed; number of open lanes after that.")
+           "Close idle lanes that the peer has closed. Returns the number of lanes that remain "
+           "open.")
       .def("read", read_ranges, "local"_a, "remote"_a, "length"_a, "local_ref"_a, "cache_ref"_a,
            "key_ref"_a, "version"_a, "deadline_ns"_a, "Read remote ranges into local ones.")
       .def("write", send_ranges<&Lanes::write>, "local"_a, "remote"_a, "length"_a, "local_ref"_a,
            "cache_ref"_a, "version"_a, "deadline_ns"_a,
-           "Write local ranges to remote ones; ok means applied there.")
-      .def(
-          "push", send_ranges<&Lanes::push>, "local"_a, "remote"_a, "length"_a, "local_ref"_a,
-          "cache_ref"_a, "version"_a, "deadline_ns"_a,
-          "As write, but the peer's threads fetch the bytes from this process (same host).\n\n"
-          "Without a local_ref they lie in landing slots at the peer, and local counts from there.")
+           "Write local ranges to remote ones. OK means that they were written there.")
+      .def("push", send_ranges<&Lanes::push>, "local"_a, "remote"_a, "length"_a, "local_ref"_a,
+           "cache_ref"_a, "version"_a, "deadline_ns"_a,
+           "As write, but the peer's threads fetch the bytes from this process (same host).\n\n"
+           "Without a local_ref the bytes are in the peer's landing slots, and local counts from "
+           "there.")
       .def("probe", probe_ranges, "remote"_a, "length"_a, "cache_ref"_a, "key_ref"_a, "version"_a,
-           "deadline_ns"_a, "Have the peer look whether it can read each page of remote ranges.")
+           "deadline_ns"_a, "Make the peer check that it can read each page of remote ranges.")
       .def("ask_checksum", ask_checksum, "remote"_a, "length"_a, "cache_ref"_a, "key_ref"_a,
            "version"_a, "deadline_ns"_a, nb::keep_alive<0, 1>(),
-           "Ask for the CRC-32C of each remote range, which the peer's threads compute.")
+           "Request the CRC-32C of each remote range, which the peer's threads compute.")
       .def(
           "consume",
           [](Lanes& lanes, std::uint64_t index, std::uint64_t value, std::int64_t deadline_ns) {
             return interruptible([&] { return lanes.consume({index, value}, deadline_ns); });
           },
           "index"_a, "value"_a, "deadline_ns"_a,
-          "Consume a key of the peer; ok for exactly one of all callers.")
+          "Consume a key of the peer. OK for exactly one of all callers.")
       .def(
           "version",
           [](Lanes& lanes, std::int64_t deadline_ns) {
             return interruptible([&] { return lanes.version(deadline_ns); });
           },
-          "deadline_ns"_a, "(outcome, version of the peer's directory).")
+          "deadline_ns"_a, "Return (outcome, version of the peer's directory).")
       .def("read_log", read_log, "offset"_a, "size"_a, "deadline_ns"_a,
-           "(outcome, bytes of the peer's directory log), clamped to the log's capacity.")
+           "Return (outcome, bytes of the peer's directory log), clamped to the log's capacity.")
       .def(
           "ping",
           [](Lanes& lanes, std::int64_t deadline_ns) {
             return interruptible([&] { return lanes.ping(deadline_ns); });
           },
-          "deadline_ns"_a, "One round trip on a free lane.")
+          "deadline_ns"_a, "Make one round trip on a free lane.")
       .def("close", &Lanes::close, Release(),
            "End running operations (CANCELLED), wait for them, close the lanes. Idempotent.");
 }
@@ -244,6 +249,6 @@ void bind_lanes(nb::module_& module) {
   bind_client(module);
   module.def(
       "ping_all", ping_all, "links"_a, "deadline_ns"_a,
-      "Ping the peers of many links at once, on one free lane each: their outcomes, in order.\n"
+      "Ping the peers of many links at once, on one free lane each. Returns outcomes, in order.\n"
       "A link whose lanes are all in use gets TIMEOUT at once.");
 }

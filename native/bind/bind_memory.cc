@@ -56,8 +56,8 @@ Ref open_entry(Node& node, const BorrowedU64& addresses, const BorrowedU64& size
   return node.entries().open(std::move(ranges), accessible, device);
 }
 
-// Owned by its shared_ptr alone: were it owned by its Python object, the last native thread that
-// lets go of it would need the GIL, and would wait for a busy interpreter or end with the process.
+// Owned by its shared_ptr only. If its Python object owned it, the last native thread that releases
+// it would need the GIL, and would wait for a busy interpreter or end with the process.
 std::shared_ptr<Node> make_node(std::uint64_t incarnation, std::uint64_t guard_capacity,
                                 std::uint64_t log_capacity) {
   return std::make_shared<Node>(incarnation, guard_capacity, log_capacity);
@@ -66,27 +66,27 @@ std::shared_ptr<Node> make_node(std::uint64_t incarnation, std::uint64_t guard_c
 void bind_node(nb::module_& module) {
   nb::class_<Node>(
       module, "Node",
-      "One instance: its published page (guards, directory), its entries.\n\n"
-      "Thread-safe. A guard is (index, value): live while its word equals the odd value. "
-      "Peers on the\nsame host see guards and directory without asking this process.")
+      "One instance: its published page (guards, directory) and its entries.\n\n"
+      "Thread-safe. A guard is (index, value): live while its word equals the odd value. Peers\n"
+      "on the same host read guards and directory without help from this process.")
       .def(nb::new_(&make_node), "incarnation"_a, "guard_capacity"_a = std::uint64_t{1} << 20,
            "log_capacity"_a = std::uint64_t{64} << 20,
-           "Make the published page; OSError when the memory cannot be had.")
-      .def_prop_ro("incarnation", &Node::incarnation, "Random 64-bit name of this life.")
+           "Create the published page. OSError if the memory cannot be allocated.")
+      .def_prop_ro("incarnation", &Node::incarnation, "Random 64-bit name of this instance.")
       .def_prop_ro(
           "published_fd", [](Node& node) { return node.published().fd(); },
           "The sealed memory file that peers on the same host map read-only.")
       .def_prop_ro(
           "published_bytes", [](Node& node) { return node.published().size_bytes(); },
-          "Size of that file.")
+          "Size of that file in bytes.")
       .def_prop_ro(
           "page_address", [](Node& node) { return node.published().address(); },
-          "Where this process has it mapped: peers look for the proof of their link there.")
+          "Its address in this process, where peers read the proof of their link.")
       .def_prop_ro("consumed_fd", &Node::consumed_fd,
-                   "An eventfd, readable while consumed() has something to give.")
+                   "An eventfd, readable while consumed() would return keys.")
       .def(
           "version", [](const Node& node) { return node.view().version(); },
-          "The directory's version: era << 40 | bytes; the era is odd while it is rewritten.")
+          "Return the directory's version: era << 40 | bytes. The era is odd during a rewrite.")
       .def(
           "append",
           [](Node& node, const nb::bytes& record) {
@@ -94,7 +94,8 @@ void bind_node(nb::module_& module) {
             const ReleasedGil release;
             node.published().append(bytes);
           },
-          "record"_a, "Append one directory record; ValueError when the log is full (rewrite it).")
+          "record"_a,
+          "Append one directory record. ValueError if the log is full and must be rewritten.")
       .def(
           "rewrite",
           [](Node& node, const nb::bytes& records) {
@@ -102,7 +103,7 @@ void bind_node(nb::module_& module) {
             const ReleasedGil release;
             node.published().rewrite(bytes);
           },
-          "records"_a, "Replace the whole directory; ValueError when it does not fit.")
+          "records"_a, "Replace the whole directory. ValueError if it does not fit.")
       .def(
           "read_log",
           [](const Node& node, std::uint64_t offset, std::uint64_t size) {
@@ -112,62 +113,65 @@ void bind_node(nb::module_& module) {
             }();
             return nb::bytes(bytes.data(), bytes.size());
           },
-          "offset"_a, "size"_a, "Directory bytes [offset, offset + size), clamped to the log.")
+          "offset"_a, "size"_a,
+          "Return directory bytes [offset, offset + size), clamped to the log.")
       .def("open_guard", &Node::open_guard,
-           "Open the guard of a link or a pool. ValueError when none is left.")
+           "Open the guard of a link or a pool. ValueError if no guard is left.")
       .def(
           "close_guard",
           [](Node& node, std::uint64_t index, std::uint64_t value) {
             return node.close_guard({index, value});
           },
-          "index"_a, "value"_a, "Kill and free it; False when it was not live at that value.")
+          "index"_a, "value"_a, "Kill and free the guard. False if it was not live at that value.")
       .def("open_key", &Node::open_key,
-           "Open a guard that names a key: one that a peer can consume. ValueError when none is "
-           "left.")
+           "Open the guard of a key, which a peer can consume. ValueError if no guard is left.")
       .def(
           "close_key",
           [](Node& node, std::uint64_t index, std::uint64_t value) {
             return node.close_key({index, value});
           },
           "index"_a, "value"_a,
-          "Kill and free the guard of a key; False when it was not live at that value.")
+          "Kill and free the guard of a key. False if it was not live at that value.")
       .def(
           "show_proof",
           [](Node& node, Ref link, const nb::bytes& proof) {
             node.published().show_proof(link, ldd::proof_of(proof));
           },
           "link_ref"_a, "proof"_a,
-          "Show the 16 bytes that tell the peer of a link that this page is its other end's.\n\n"
-          "ValueError when the link's guard is not open.")
+          "Show the 16 bytes that prove to the peer of a link that this page is its other "
+          "end's.\n\n"
+          "ValueError if the link's guard is not open.")
       .def(
           "guard", [](const Node& node, std::uint64_t index) { return node.view().guard(index); },
-          "index"_a, "The guard's word now; 0 outside the page.")
-      .def(
-          "open_entry", open_entry, "addresses"_a, "sizes"_a, "accessible"_a,
-          "device"_a = ldd::kHostMemory,
-          "Register the address ranges of a cache; ValueError when one wraps or no guard is left."
-          "\n\ndevice is the ordinal of the accelerator that the memory is of, -1 for host memory.")
+          "index"_a, "Return the guard's current word; 0 outside the page.")
+      .def("open_entry", open_entry, "addresses"_a, "sizes"_a, "accessible"_a,
+           "device"_a = ldd::kHostMemory,
+           "Register the address ranges of a cache. ValueError if one wraps or no guard is left."
+           "\n\ndevice is the ordinal of the accelerator that has the memory, -1 for host memory.")
       .def(
           "close_entry",
           [](Node& node, std::uint64_t index, std::uint64_t value) {
             return node.entries().close({index, value});
           },
           "index"_a, "value"_a, nb::call_guard<ReleasedGil>(),
-          "Kill the entry and wait (for at most one batch) until no own thread touches its "
+          "Kill the entry and wait, for at most one batch, until no local thread accesses its "
           "memory.\n\n"
-          "False when it was not live at that value.")
+          "False if it was not live at that value.")
       .def(
           "reopen_entry",
           [](Node& node, std::uint64_t index, std::uint64_t value) {
             return node.entries().reopen({index, value});
           },
           "index"_a, "value"_a, nb::call_guard<ReleasedGil>(),
-          "Kill, wait, and make it live again; the new value, or 0 when it was not live.")
+          "Kill the entry, wait, and make it live again. Returns the new value, 0 if it was not "
+          "live.")
       .def("touch", touch, "addresses"_a, "length"_a, "entry_ref"_a, "deadline_ns"_a,
-           "Bring own pages of an entry into memory on a thread of the library's.\n\n"
-           "Returns (code, errno, index, 0): OK, LOCAL_GONE, LOCAL_FAULT or DENIED (outside the "
-           "entry) with the\nrange's index, or TIMEOUT at the deadline, whatever the pages do.")
-      .def("consumed", &Node::take_consumed, "Keys that peers consumed since the last call.")
+           "Bring pages of an entry into memory, on a thread of the library.\n\n"
+           "Returns (code, errno, index, 0): OK, LOCAL_GONE, LOCAL_FAULT or DENIED (outside the\n"
+           "entry) with the range's index, or TIMEOUT at the deadline, even if the pages never "
+           "come.")
+      .def("consumed", &Node::take_consumed,
+           "Return the keys that peers consumed since the last call.")
       .def("close", &Node::close,
            "Kill the instance's guard; operations of this instance end with CLOSED. Idempotent.");
 }
@@ -180,16 +184,18 @@ void bind_segment(nb::module_& module) {
           [](Segment* self, std::uint64_t size, const std::string& name) {
             new (self) Segment(name, size);
           },
-          "size"_a, "name"_a, "Pages are committed when first touched; OSError when refused.")
+          "size"_a, "name"_a,
+          "Pages are committed at the first access. OSError if it cannot be created.")
       .def_prop_ro("fd", &Segment::fd,
                    "The memory file, for peers on the same host; -1 once it is closed.")
       .def_prop_ro(
           "address",
           [](const Segment& segment) { return reinterpret_cast<std::uint64_t>(segment.data()); },
-          "Where it is mapped; 0 after close().")
-      .def_prop_ro("size", &Segment::size_bytes, "Bytes; 0 after close().")
-      .def("close_file", &Segment::close_file, "Close the file; the memory stays. Idempotent.")
-      .def("close", &Segment::close, "Unmap. Nothing may use the memory any more. Idempotent.");
+          "Its address; 0 after close().")
+      .def_prop_ro("size", &Segment::size_bytes, "Size in bytes; 0 after close().")
+      .def("close_file", &Segment::close_file, "Close only the file; the memory stays. Idempotent.")
+      .def("close", &Segment::close,
+           "Unmap it. The memory must not be in use any more. Idempotent.");
 }
 
 }  // namespace

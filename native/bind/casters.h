@@ -1,5 +1,5 @@
-// How the core's value types look in Python: references and outcomes are plain tuples, descriptor
-// arrays are borrowed buffers.
+// Conversions of the core's value types to Python: references and outcomes are plain tuples,
+// descriptor arrays are borrowed buffers.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -16,8 +16,8 @@
 namespace ldd {
 
 // A one-dimensional contiguous array of uint64, borrowed from Python for the length of one call.
-// The buffer protocol is used directly because it takes a tenth of the time of an ndarray exchange,
-// and calls of one small block are what the latency of a transfer consists of.
+// It uses the buffer protocol directly, which takes a tenth of the time of an ndarray exchange: the
+// latency of a small transfer consists of such calls.
 class BorrowedU64 {
  public:
   BorrowedU64() = default;
@@ -61,7 +61,7 @@ inline Descriptors descriptors_of(const BorrowedU64& local, const BorrowedU64& r
   return {local.span(), remote.span(), length.span()};
 }
 
-// Throws ValueError when it has another length.
+// Throws ValueError if it has another length.
 inline Proof proof_of(const nanobind::bytes& bytes) {
   Proof proof{};
   if (bytes.size() != proof.size()) {

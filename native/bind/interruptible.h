@@ -1,4 +1,4 @@
-// Blocking calls of the core that Python's signal handlers interrupt.
+// Blocking calls of the core that Python's signal handlers can interrupt.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -7,20 +7,20 @@
 #include "base/interrupt.h"
 #include "bind/released_gil.h"
 
-// Runs the handlers of signals that have arrived, as the interpreter would between two
-// instructions. Handlers run on the main thread only.
+// Runs the handlers of signals that have arrived, as the interpreter does between two instructions.
+// They run on the main thread only.
 inline ldd::Answer run_signal_handlers() {
   if (::gettid() != ::getpid()) {
     return ldd::Answer::kDoNotAsk;
   }
   const PyGILState_STATE state = PyGILState_Ensure();
-  const int raised = PyErr_CheckSignals();  // what it raises stays set for this thread
+  const int raised = PyErr_CheckSignals();  // an exception stays set for this thread
   PyGILState_Release(state);
   return raised == 0 ? ldd::Answer::kGoOn : ldd::Answer::kEnd;
 }
 
-// Does the work without the GIL. Signal handlers run meanwhile; what one of them raises ends the
-// work, quietly, and is raised here instead of its outcome.
+// Runs `work` without the GIL. Signal handlers run meanwhile; if one raises, the work ends early
+// and the exception is raised instead of returning the outcome.
 template <class Work>
 auto interruptible(Work&& work) {
   const ldd::Interruptible call(run_signal_handlers);

@@ -13,7 +13,7 @@ void bind_lanes(nb::module_& module);   // Lanes, serving
 
 namespace {
 
-// A refused system call becomes OSError with errno; Python picks the subclass (PermissionError,
+// A failed system call becomes OSError with errno; Python chooses the subclass (PermissionError,
 // ...).
 void translate_system_error(const std::exception_ptr& error, void*) {
   try {
@@ -24,10 +24,10 @@ void translate_system_error(const std::exception_ptr& error, void*) {
   }
 }
 
-// Whether the interpreter has the module already: the package is imported once more, after it was
-// taken from sys.modules or from a copy of its files. Then this module gets the first one's
-// contents, as a C++ class can be bound only once. The first one is kept until the interpreter
-// ends: its types have instances that live as long.
+// Whether the interpreter has the module already: the package may be imported again after it was
+// removed from sys.modules, or from a copy of its files. The new module then receives the first
+// one's contents, as a C++ class can be bound only once. The first one is kept until the
+// interpreter ends, as long as instances of its types may exist.
 bool adopt_first(nb::module_& module) {
   const nb::dict kept = nb::borrow<nb::dict>(PyInterpreterState_GetDict(PyInterpreterState_Get()));
   const nb::str key("llm_datadist._native");
@@ -47,11 +47,11 @@ bool adopt_first(nb::module_& module) {
 }  // namespace
 
 NB_MODULE(_native, module) {
-  module.doc() = "Native core of llm_datadist: bytes moving and threads serving peers. No policy.";
+  module.doc() = "Native core of llm_datadist: moves bytes and serves peers with native threads.";
   if (adopt_first(module)) {
     return;
   }
-  // Objects that daemon threads or a forked child hold at exit are no news for the user.
+  // Objects that daemon threads or a forked child hold at exit are expected; do not report them.
   nb::set_leak_warnings(false);
   nb::register_exception_translator(translate_system_error);
   bind_memory(module);

@@ -1,14 +1,14 @@
-// The GIL, let go for the length of a scope.
+// Releases the GIL for the length of a scope.
 #pragma once
 
 #include <cxxabi.h>
 #include <nanobind/nanobind.h>
 #include <unistd.h>
 
-// Like nb::gil_scoped_release, for daemon threads too. Before Python 3.14 a thread that asks for
-// the GIL of an interpreter that is ending gets pthread_exit instead, whose forced unwinding would
-// end the process in the first noexcept frame. Here such a thread rests until the process is gone,
-// as it does from Python 3.14 on.
+// Like nb::gil_scoped_release, for daemon threads too. Before Python 3.14, a thread that takes the
+// GIL of an interpreter that is finalizing is ended by pthread_exit, whose forced unwinding would
+// end the process in the first noexcept frame. Here such a thread sleeps until the process has
+// ended, as it does since Python 3.14.
 class ReleasedGil {
  public:
   ReleasedGil() : state_(PyEval_SaveThread()) {}

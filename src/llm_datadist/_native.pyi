@@ -1,5 +1,5 @@
 """
-Native core of llm_datadist: bytes moving and threads serving peers. No policy.
+Native core of llm_datadist: moves bytes and serves peers with native threads.
 """
 
 from collections.abc import Sequence
@@ -9,20 +9,20 @@ import numpy.typing
 
 class Node:
     """
-    One instance: its published page (guards, directory), its entries.
+    One instance: its published page (guards, directory) and its entries.
 
-    Thread-safe. A guard is (index, value): live while its word equals the odd value. Peers on the
-    same host see guards and directory without asking this process.
+    Thread-safe. A guard is (index, value): live while its word equals the odd value. Peers
+    on the same host read guards and directory without help from this process.
     """
 
     def __init__(
         self, incarnation: int, guard_capacity: int = 1048576, log_capacity: int = 67108864
     ) -> None:
-        """Make the published page; OSError when the memory cannot be had."""
+        """Create the published page. OSError if the memory cannot be allocated."""
 
     @property
     def incarnation(self) -> int:
-        """Random 64-bit name of this life."""
+        """Random 64-bit name of this instance."""
 
     @property
     def published_fd(self) -> int:
@@ -30,59 +30,57 @@ class Node:
 
     @property
     def published_bytes(self) -> int:
-        """Size of that file."""
+        """Size of that file in bytes."""
 
     @property
     def page_address(self) -> int:
-        """
-        Where this process has it mapped: peers look for the proof of their link there.
-        """
+        """Its address in this process, where peers read the proof of their link."""
 
     @property
     def consumed_fd(self) -> int:
-        """An eventfd, readable while consumed() has something to give."""
+        """An eventfd, readable while consumed() would return keys."""
 
     def version(self) -> int:
         """
-        The directory's version: era << 40 | bytes; the era is odd while it is rewritten.
+        Return the directory's version: era << 40 | bytes. The era is odd during a rewrite.
         """
 
     def append(self, record: bytes) -> None:
         """
-        Append one directory record; ValueError when the log is full (rewrite it).
+        Append one directory record. ValueError if the log is full and must be rewritten.
         """
 
     def rewrite(self, records: bytes) -> None:
-        """Replace the whole directory; ValueError when it does not fit."""
+        """Replace the whole directory. ValueError if it does not fit."""
 
     def read_log(self, offset: int, size: int) -> bytes:
-        """Directory bytes [offset, offset + size), clamped to the log."""
+        """Return directory bytes [offset, offset + size), clamped to the log."""
 
     def open_guard(self) -> tuple[int, int]:
-        """Open the guard of a link or a pool. ValueError when none is left."""
+        """Open the guard of a link or a pool. ValueError if no guard is left."""
 
     def close_guard(self, index: int, value: int) -> bool:
-        """Kill and free it; False when it was not live at that value."""
+        """Kill and free the guard. False if it was not live at that value."""
 
     def open_key(self) -> tuple[int, int]:
         """
-        Open a guard that names a key: one that a peer can consume. ValueError when none is left.
+        Open the guard of a key, which a peer can consume. ValueError if no guard is left.
         """
 
     def close_key(self, index: int, value: int) -> bool:
         """
-        Kill and free the guard of a key; False when it was not live at that value.
+        Kill and free the guard of a key. False if it was not live at that value.
         """
 
     def show_proof(self, link_ref: tuple[int, int], proof: bytes) -> None:
         """
-        Show the 16 bytes that tell the peer of a link that this page is its other end's.
+        Show the 16 bytes that prove to the peer of a link that this page is its other end's.
 
-        ValueError when the link's guard is not open.
+        ValueError if the link's guard is not open.
         """
 
     def guard(self, index: int) -> int:
-        """The guard's word now; 0 outside the page."""
+        """Return the guard's current word; 0 outside the page."""
 
     def open_entry(
         self,
@@ -92,21 +90,21 @@ class Node:
         device: int = -1,
     ) -> tuple[int, int]:
         """
-        Register the address ranges of a cache; ValueError when one wraps or no guard is left.
+        Register the address ranges of a cache. ValueError if one wraps or no guard is left.
 
-        device is the ordinal of the accelerator that the memory is of, -1 for host memory.
+        device is the ordinal of the accelerator that has the memory, -1 for host memory.
         """
 
     def close_entry(self, index: int, value: int) -> bool:
         """
-        Kill the entry and wait (for at most one batch) until no own thread touches its memory.
+        Kill the entry and wait, for at most one batch, until no local thread accesses its memory.
 
-        False when it was not live at that value.
+        False if it was not live at that value.
         """
 
     def reopen_entry(self, index: int, value: int) -> int:
         """
-        Kill, wait, and make it live again; the new value, or 0 when it was not live.
+        Kill the entry, wait, and make it live again. Returns the new value, 0 if it was not live.
         """
 
     def touch(
@@ -117,14 +115,14 @@ class Node:
         deadline_ns: int,
     ) -> tuple[int, int, int, int]:
         """
-        Bring own pages of an entry into memory on a thread of the library's.
+        Bring pages of an entry into memory, on a thread of the library.
 
-        Returns (code, errno, index, 0): OK, LOCAL_GONE, LOCAL_FAULT or DENIED (outside the entry) with the
-        range's index, or TIMEOUT at the deadline, whatever the pages do.
+        Returns (code, errno, index, 0): OK, LOCAL_GONE, LOCAL_FAULT or DENIED (outside the
+        entry) with the range's index, or TIMEOUT at the deadline, even if the pages never come.
         """
 
     def consumed(self) -> list[tuple[int, int]]:
-        """Keys that peers consumed since the last call."""
+        """Return the keys that peers consumed since the last call."""
 
     def close(self) -> None:
         """
@@ -135,7 +133,9 @@ class Segment:
     """Memory of a pool: a sealed memory file, mapped read-write."""
 
     def __init__(self, size: int, name: str) -> None:
-        """Pages are committed when first touched; OSError when refused."""
+        """
+        Pages are committed at the first access. OSError if it cannot be created.
+        """
 
     @property
     def fd(self) -> int:
@@ -143,17 +143,17 @@ class Segment:
 
     @property
     def address(self) -> int:
-        """Where it is mapped; 0 after close()."""
+        """Its address; 0 after close()."""
 
     @property
     def size(self) -> int:
-        """Bytes; 0 after close()."""
+        """Size in bytes; 0 after close()."""
 
     def close_file(self) -> None:
-        """Close the file; the memory stays. Idempotent."""
+        """Close only the file; the memory stays. Idempotent."""
 
     def close(self) -> None:
-        """Unmap. Nothing may use the memory any more. Idempotent."""
+        """Unmap it. The memory must not be in use any more. Idempotent."""
 
 OK: int = 0
 
@@ -193,22 +193,23 @@ def copy(
     deadline_ns: int,
 ) -> tuple[int, int, int, int]:
     """
-    Copy length[i] bytes from address src[i] to dst[i], on several threads when it is worth it.
+    Copy length[i] bytes from address src[i] to dst[i], large copies on several threads.
 
-    Source and destination ranges must not overlap. With a node, dst_ref and src_ref name entries of it
-    that must stay live; (0, 0) checks nothing. Returns (code, errno, index, moved_bytes): OK, TIMEOUT,
-    CLOSED, LOCAL_GONE or LOCAL_FAULT for the destination, GONE or REMOTE_FAULT for the source, with the
-    index of the pair. When it returns nothing is written any more.
+    Source and destination ranges must not overlap. With a node, dst_ref and src_ref name
+    entries that must stay live; (0, 0) checks nothing. Returns (code, errno, index,
+    moved_bytes): OK, TIMEOUT, CLOSED, LOCAL_GONE or LOCAL_FAULT for the destination, GONE or
+    REMOTE_FAULT for the source, with the index of the pair. When it returns, nothing is
+    written any more.
     """
 
 def set_device_driver(
     set_context: int, copy: int, synchronize: int, queues: Sequence[tuple[int, int]]
 ) -> None:
     """
-    Tell the addresses of the accelerator driver's functions, and (context, stream) of each accelerator, (0, 0) for one that is not used.
+    Set the addresses of the accelerator driver's functions, and (context, stream) of each accelerator, (0, 0) for one that is not used.
 
-    Each function returns 0 for success: set_context(context), copy(dst, src, bytes, stream),
-    synchronize(stream). To be called before the first entry of an accelerator.
+    Each function returns 0 on success: set_context(context), copy(dst, src, bytes,
+    stream), synchronize(stream). Must be called before the first entry of an accelerator.
     """
 
 def checksum(
@@ -219,7 +220,7 @@ def checksum(
     deadline_ns: int,
 ) -> tuple[tuple[int, int, int, int], bytes]:
     """
-    (outcome, CRC-32C of each range of own memory as native uint32).
+    Return (outcome, CRC-32C of each range of local memory as native uint32).
 
     ref names an entry of the node that must stay live; (0, 0) checks nothing. The outcome is OK,
     TIMEOUT, CLOSED, LOCAL_GONE, or LOCAL_FAULT with the index of the range.
@@ -231,22 +232,22 @@ def probe(
     deadline_ns: int,
 ) -> bytes:
     """
-    One byte for each range of own memory, in order: 1 if each of its pages can be read, else 0.
+    Return one byte for each range of local memory: 1 if each of its pages can be read, else 0.
 
-    Ranges that the deadline leaves no time for are left out at the end. Runs on the calling thread
-    and holds nothing, so that memory which never answers keeps only the caller.
+    Omits ranges at the end that were not checked before the deadline. Runs on the calling
+    thread and holds nothing, so that memory that never answers blocks only the caller.
     """
 
 def crc32c(data: bytes) -> int:
-    """CRC-32C of bytes."""
+    """Return the CRC-32C of bytes."""
 
 def set_threads(count: int) -> None:
     """
-    Set the threads of one operation, the caller's included; 0 = from the cores, at most 8.
+    Set the number of threads per operation, the caller's included; 0 = by the cores, at most 8.
     """
 
 def threads() -> int:
-    """Threads of one operation, the caller's included."""
+    """Return the number of threads per operation, the caller's included."""
 
 class HostPeer:
     """
@@ -267,14 +268,15 @@ class HostPeer:
         """
         Map the peer's published page and check that the process is the other end of a link.
 
-        The process must have that page mapped at page_address, writable, and show the link's proof there, beside
-        the guard link_index. OSError, with the reason, when the page cannot be opened or mapped, is not the
-        incarnation's, shows another proof, or when process_vm_readv is refused.
+        The process must have that page mapped at page_address, writable, and show the link's
+        proof there, beside the guard link_index. OSError, with the reason, if the page cannot
+        be opened or mapped, belongs to another incarnation, shows another proof, or if
+        process_vm_readv is not permitted.
         """
 
     @staticmethod
     def own(node: Node) -> HostPeer:
-        """A reader of own memory, for landing slots. OSError as above."""
+        """Return a reader of local memory, for landing slots. OSError as above."""
 
     def map_segment(
         self, fd: int, remote_address: int, size: int, guard_ref: tuple[int, int] = (0, 0)
@@ -282,28 +284,28 @@ class HostPeer:
         """
         Map pool memory of the peer; reads inside it become copies while guard_ref is live.
 
-        OSError when it cannot be mapped, could be shrunk, or is not at that address in the peer.
+        OSError if it cannot be mapped, could be shrunk, or is not at that address in the peer.
         """
 
     def unmap_range(self, remote_address: int, size: int) -> None:
         """
-        Read that range through process_vm_readv again: it is no longer the mapped file.
+        Read that range through process_vm_readv from now on: it is no longer the mapped file.
         """
 
     def restrict_to(self, remote_address: int, size: int) -> None:
         """
-        Refuse reads of anything else with DENIED. ValueError for an empty or wrapping range.
+        Refuse reads outside that range with DENIED. ValueError for an empty or wrapping range.
         """
 
     def version(self) -> int:
-        """The version of the peer's directory now."""
+        """Return the current version of the peer's directory."""
 
     def guard(self, index: int) -> int:
-        """The word of the peer's guard now; 0 outside its page."""
+        """Return the current word of the peer's guard; 0 outside its page."""
 
     def read_log(self, offset: int, size: int) -> bytes:
         """
-        Directory bytes [offset, offset + size), clamped; valid if version() is the same after.
+        Return directory bytes [offset, offset + size), clamped; valid if version() is unchanged.
         """
 
     def read(
@@ -320,11 +322,12 @@ class HostPeer:
         """
         Copy length[i] bytes from the peer's remote[i] to local[i].
 
-        local_ref is an entry of the own node, the other refs are guards of the peer; (0, 0) checks nothing.
-        They are checked before every batch and after the last: OK means that all were live until the bytes
-        had arrived. Returns (code, errno, index, moved_bytes): OK, GONE, LOCAL_GONE, TIMEOUT, PEER_DEAD,
-        REMOTE_FAULT and LOCAL_FAULT with the descriptor's index, CLOSED, CANCELLED, or SYSTEM with errno: EAGAIN when pages of the peer are absent.
-        When it returns nothing is written any more.
+        local_ref is a local entry, the other refs are guards of the peer; (0, 0) checks
+        nothing. They are checked before every batch and after the last: OK means that all were
+        live until the bytes had arrived. Returns (code, errno, index, moved_bytes): OK, GONE,
+        LOCAL_GONE, TIMEOUT, PEER_DEAD, REMOTE_FAULT and LOCAL_FAULT with the descriptor's
+        index, CLOSED, CANCELLED, or SYSTEM with errno: EAGAIN if pages of the peer are absent.
+        When it returns, nothing is written any more.
         """
 
     def read_and_sum(
@@ -339,32 +342,30 @@ class HostPeer:
         deadline_ns: int,
     ) -> tuple[tuple[int, int, int, int], bytes]:
         """
-        As read: (outcome, CRC-32C of what has arrived by each descriptor, as native uint32).
+        As read; returns (outcome, CRC-32C of each descriptor's bytes as native uint32).
         """
 
     def close(self) -> None:
-        """
-        Running reads end with CANCELLED; returns when none is left. Idempotent.
-        """
+        """End running reads with CANCELLED and wait for them. Idempotent."""
 
 class LaneSocket:
     """
-    A connected, authenticated socket that is to become a lane. Its owner is the one that
-    it is given to, once.
+    A connected, authenticated socket for a lane. Passing it to a LaneServer or Lanes
+    transfers its ownership, once.
     """
 
     def __init__(
         self, fd: int, send_key: bytes, receive_key: bytes, clock_offset_ns: int = 0
     ) -> None:
         """
-        Take over a socket, also when OSError comes; not when a key is not 16 bytes long.
+        Take ownership of a socket, also if it raises OSError, but not if a key is not 16 bytes long.
 
-        send_key: of the tags of what goes to the other end; receive_key: of what comes.
-        clock_offset_ns: the other end's CLOCK_MONOTONIC less the own one, at most.
+        The keys are of the tags of frames sent to, and received from, the other end.
+        clock_offset_ns must not exceed the other end's CLOCK_MONOTONIC minus the local one.
         """
 
     def close(self) -> None:
-        """Close it, unless somebody has it. Idempotent."""
+        """Close it, unless its ownership was transferred. Idempotent."""
 
 class LaneServer:
     """
@@ -374,68 +375,71 @@ class LaneServer:
     def __init__(self, node: Node) -> None: ...
     def serve(self, socket: LaneSocket, link_id: int) -> None:
         """
-        Serve the peer on a lane; its ownership passes, also when OSError comes.
+        Serve the peer on a lane. Takes ownership of it, also if it raises OSError.
         """
 
     def attach_host(self, link_id: int, host_peer: HostPeer) -> None:
-        """Carry out that link's pushes by reading the peer's memory."""
+        """Serve that link's pushes by reading the peer's memory."""
 
     def attach_landing(self, link_id: int, landing: HostPeer) -> None:
         """
-        Carry out that link's pushes, where there is no other way, by reading landing slots of this process.
+        Serve that link's pushes that cannot be served otherwise by reading landing slots of this process.
         """
 
     def drop_link(self, link_id: int) -> None:
         """
-        Close the link's lanes; on return none of its operations touches memory any more.
+        Close the link's lanes. When it returns, none of its operations accesses memory any more.
         """
 
     def link_lanes(self, link_id: int) -> int:
-        """Number of open lanes of the link."""
+        """Return the number of open lanes of the link."""
 
     def take_offences(self) -> list[tuple[int, int, int]]:
         """
-        What peers asked for since the last call that no correct one does: [(link_id, malformed frames, pushes
-        of bytes outside the initiator's entry), ...].
+        Return the requests since the last call that no correct peer sends: [(link_id,
+        malformed frames, pushes of bytes outside the initiator's entry), ...].
         """
 
     def statistics(self) -> dict[str, int]:
         """
-        Counts since the start: requests, refused, protocol_errors, strayed_pushes, bytes by kind; and lanes.
+        Return counts since the start: requests, refused, protocol_errors, strayed_pushes, bytes by kind; and lanes.
         """
 
     def close(self) -> None:
-        """Drop every link and serve no more. Idempotent."""
+        """Drop every link and stop serving. Idempotent."""
 
 class ChecksumQuestion:
     """
-    A question for checksums of the peer's memory. It keeps a lane until `wait`, so that nothing
-    that needs another lane may be waited for meanwhile.
+    A request for checksums of the peer's memory. It holds a lane until `wait` returns;
+    its owner must not wait for another lane meanwhile.
     """
 
     def wait(self) -> tuple[tuple[int, int, int, int], bytes]:
         """
-        (outcome, CRC-32C of each range as native uint32). Once only: RuntimeError after that.
+        Return (outcome, CRC-32C of each range as native uint32). RuntimeError if called again.
         """
 
 class Lanes:
     """
-    The initiator's end of a link's lanes. Thread-safe; an operation runs on the calling thread
-    and ends by deadline_ns (time.monotonic_ns); one that lets the peer write may take 40 ms
-    more to see it stop. Outcomes are (code, errno, index, moved_bytes); NO_LANE: none is
-    left, so nothing was asked.
+    The initiator's side of a link's lanes. Thread-safe.
+
+    An operation runs on the calling thread and ends by deadline_ns (time.monotonic_ns); one
+    in which the peer writes may wait 40 ms more until the peer has stopped. Outcomes are
+    (code, errno, index, moved_bytes). NO_LANE: no lane is left, so nothing was sent.
     """
 
     def __init__(self, node: Node, link_id: int) -> None: ...
     def add(self, socket: LaneSocket) -> None:
-        """Take over a lane, also when OSError comes; all lead to one peer."""
+        """
+        Take ownership of a lane, also if it raises OSError. All must lead to one peer.
+        """
 
     def count(self) -> int:
-        """Number of open lanes."""
+        """Return the number of open lanes."""
 
     def prune(self) -> int:
         """
-        Close idle lanes that the peer has closed; number of open lanes after that.
+        Close idle lanes that the peer has closed. Returns the number of lanes that remain open.
         """
 
     def read(
@@ -461,7 +465,9 @@ class Lanes:
         version: int,
         deadline_ns: int,
     ) -> tuple[int, int, int, int]:
-        """Write local ranges to remote ones; ok means applied there."""
+        """
+        Write local ranges to remote ones. OK means that they were written there.
+        """
 
     def push(
         self,
@@ -476,7 +482,7 @@ class Lanes:
         """
         As write, but the peer's threads fetch the bytes from this process (same host).
 
-        Without a local_ref they lie in landing slots at the peer, and local counts from there.
+        Without a local_ref the bytes are in the peer's landing slots, and local counts from there.
         """
 
     def probe(
@@ -488,7 +494,7 @@ class Lanes:
         version: int,
         deadline_ns: int,
     ) -> tuple[int, int, int, int]:
-        """Have the peer look whether it can read each page of remote ranges."""
+        """Make the peer check that it can read each page of remote ranges."""
 
     def ask_checksum(
         self,
@@ -500,24 +506,24 @@ class Lanes:
         deadline_ns: int,
     ) -> ChecksumQuestion:
         """
-        Ask for the CRC-32C of each remote range, which the peer's threads compute.
+        Request the CRC-32C of each remote range, which the peer's threads compute.
         """
 
     def consume(self, index: int, value: int, deadline_ns: int) -> tuple[int, int, int, int]:
-        """Consume a key of the peer; ok for exactly one of all callers."""
+        """Consume a key of the peer. OK for exactly one of all callers."""
 
     def version(self, deadline_ns: int) -> tuple[tuple[int, int, int, int], int]:
-        """(outcome, version of the peer's directory)."""
+        """Return (outcome, version of the peer's directory)."""
 
     def read_log(
         self, offset: int, size: int, deadline_ns: int
     ) -> tuple[tuple[int, int, int, int], bytes]:
         """
-        (outcome, bytes of the peer's directory log), clamped to the log's capacity.
+        Return (outcome, bytes of the peer's directory log), clamped to the log's capacity.
         """
 
     def ping(self, deadline_ns: int) -> tuple[int, int, int, int]:
-        """One round trip on a free lane."""
+        """Make one round trip on a free lane."""
 
     def close(self) -> None:
         """
@@ -526,6 +532,6 @@ class Lanes:
 
 def ping_all(links: Sequence[Lanes], deadline_ns: int) -> list[tuple[int, int, int, int]]:
     """
-    Ping the peers of many links at once, on one free lane each: their outcomes, in order.
+    Ping the peers of many links at once, on one free lane each. Returns outcomes, in order.
     A link whose lanes are all in use gets TIMEOUT at once.
     """
