@@ -81,10 +81,10 @@ struct Lines {
 };
 
 // `state`, advanced, combined with the next line.
-LDD_FOLD_TARGET inline __m512i fold(__m512i state, __m512i step, __m512i there) {
+LDD_FOLD_TARGET inline __m512i fold(__m512i state, __m512i step, __m512i next) {
   constexpr int kExclusiveOr = 0x96;
   return _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(state, step, 0x00),
-                                   _mm512_clmulepi64_epi128(state, step, 0x11), there,
+                                   _mm512_clmulepi64_epi128(state, step, 0x11), next,
                                    kExclusiveOr);
 }
 

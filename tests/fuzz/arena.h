@@ -107,7 +107,7 @@ class Ends {
   Ends& operator=(const Ends&) = delete;
   ~Ends() { ::close(fds_[0]); }
 
-  [[nodiscard]] int theirs() const { return fds_[1]; }  // to be adopted
+  [[nodiscard]] int peer_fd() const { return fds_[1]; }  // to be adopted
   [[nodiscard]] std::size_t send(std::span<const std::byte> data) const {
     const ssize_t sent = ::send(fds_[0], data.data(), data.size(), MSG_NOSIGNAL);
     return sent < 0 ? 0 : static_cast<std::size_t>(sent);

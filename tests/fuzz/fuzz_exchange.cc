@@ -17,7 +17,7 @@ using ldd_fuzz::Arena;
 using ldd_fuzz::kBase;
 using ldd_fuzz::kPage;
 
-// Own memory: two pieces with a hole between them, and one whose second half is not there.
+// Local memory: two pieces with a hole between them, and one whose second half is not there.
 constexpr std::uint64_t kEnd = kBase + 3 * kPage;
 constexpr std::array<std::uint64_t, 3> kAddresses{kBase + 1024, kBase + kPage, kEnd - 512};
 constexpr std::array<std::uint64_t, 3> kLengths{1024, 512, 1024};
@@ -59,16 +59,16 @@ std::uint64_t sum_of(std::size_t pieces) {
   return sum;
 }
 
-ldd::Ask ask_for(const Choice& choice) {
-  ldd::Ask ask;
-  ask.kind = choice.kind;
-  ask.deadline_ns = ldd::now_ns() + 60'000'000'000;
+ldd::LaneRequest request_for(const Choice& choice) {
+  ldd::LaneRequest request;
+  request.kind = choice.kind;
+  request.deadline_ns = ldd::now_ns() + 60'000'000'000;
   if (wire::words_per_descriptor(choice.kind) != 0) {
-    ask.request.count = static_cast<std::uint32_t>(choice.pieces);
-    ask.words.assign(choice.pieces * wire::words_per_descriptor(choice.kind), 64);
+    request.fixed.count = static_cast<std::uint32_t>(choice.pieces);
+    request.words.assign(choice.pieces * wire::words_per_descriptor(choice.kind), 64);
   }
-  ask.request.size = choice.kind == wire::Kind::kReadLog ? kLengths[0] : 0;
-  return ask;
+  request.fixed.size = choice.kind == wire::Kind::kReadLog ? kLengths[0] : 0;
+  return request;
 }
 
 // The payload of the chunks at the beginning of what the target says.
@@ -80,9 +80,9 @@ std::vector<std::byte> payload_of(std::span<const std::byte> said) {
       break;
     }
     const auto body = said.subspan(wire::kHeaderBytes);
-    const std::size_t there = std::min<std::size_t>(body.size(), header->body_bytes);
-    payload.insert(payload.end(), body.begin(), body.begin() + static_cast<std::ptrdiff_t>(there));
-    said = body.subspan(there);
+    const std::size_t size = std::min<std::size_t>(body.size(), header->body_bytes);
+    payload.insert(payload.end(), body.begin(), body.begin() + static_cast<std::ptrdiff_t>(size));
+    said = body.subspan(size);
   }
   return payload;
 }
@@ -90,8 +90,8 @@ std::vector<std::byte> payload_of(std::span<const std::byte> said) {
 void check_read(std::size_t pieces, std::span<const std::byte> payload) {
   CHECK(payload.size() >= sum_of(pieces));
   for (std::size_t i = 0; i < pieces; ++i) {
-    const auto* const here = reinterpret_cast<const std::byte*>(kAddresses[i]);
-    CHECK(std::equal(here, here + kLengths[i], payload.begin()));
+    const auto* const local = reinterpret_cast<const std::byte*>(kAddresses[i]);
+    CHECK(std::equal(local, local + kLengths[i], payload.begin()));
     payload = payload.subspan(kLengths[i]);
   }
 }
@@ -146,14 +146,14 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     arena.open(kAddresses[i], kAddresses[i] + kLengths[i]);
   }
   const ldd_fuzz::Ends ends;
-  ldd::ClientLane lane(ldd::adopt_lane(ends.theirs(), {}));
+  ldd::ClientLane lane(ldd::adopt_lane(ends.peer_fd(), {}));
   NoGuard guard;
   const std::uint64_t payload_bytes = choice.kind == wire::Kind::kPush ? 0 : sum_of(choice.pieces);
   const std::span<const std::uint64_t> addresses(kAddresses);
   const std::span<const std::uint64_t> lengths(kLengths);
   const ldd::Cursor payload(addresses.first(choice.pieces), lengths.first(choice.pieces), 0, 0,
                             payload_bytes);
-  ldd::Exchange exchange(lane, ask_for(choice), payload, guard);
+  ldd::Exchange exchange(lane, request_for(choice), payload, guard);
   const Flow flow = run(exchange, ends, said, piece);
   CHECK(flow == Flow::kEnd || flow == Flow::kBroken || flow == Flow::kMalformed ||
         flow == Flow::kForged);

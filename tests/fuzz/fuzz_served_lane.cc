@@ -69,7 +69,7 @@ struct Served {
               node, ldd::PeerAddress{::getpid(), node->incarnation(), page.address(), page.fd(),
                                      page.size_bytes(), node->self().index, node->own_proof()}));
     }
-    lane = std::make_shared<ldd::ServedLane>(links, kLink, ldd::adopt_lane(ends.theirs(), {}),
+    lane = std::make_shared<ldd::ServedLane>(links, kLink, ldd::adopt_lane(ends.peer_fd(), {}),
                                              io_thread());
     CHECK(links->add(kLink, lane));
   }

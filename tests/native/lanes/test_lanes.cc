@@ -38,10 +38,10 @@ struct Link {
     for (std::size_t i = 0; i < count; ++i) {
       int ends[2];
       CHECK(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
-      wire::SipKey there{std::byte{1}};
-      wire::SipKey back{std::byte{2}};
-      server.serve(ldd::adopt_lane(ends[0], {back, there}), 1);
-      lanes.add(ldd::adopt_lane(ends[1], {there, back}));
+      wire::SipKey to_target{std::byte{1}};
+      wire::SipKey to_initiator{std::byte{2}};
+      server.serve(ldd::adopt_lane(ends[0], {to_initiator, to_target}), 1);
+      lanes.add(ldd::adopt_lane(ends[1], {to_target, to_initiator}));
     }
     const auto& page = initiator->published();
     host = std::make_shared<ldd::HostPeer>(
