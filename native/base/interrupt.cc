@@ -27,8 +27,8 @@ std::int64_t Interruptible::wake_ns(std::int64_t deadline_ns) {
   return active() ? std::min(deadline_ns, current->next_ns_) : deadline_ns;
 }
 
-bool Interruptible::due(bool signalled) {
-  return active() && (signalled || now_ns() >= current->next_ns_);
+bool Interruptible::due(bool signaled) {
+  return active() && (signaled || now_ns() >= current->next_ns_);
 }
 
 bool Interruptible::ask() {

@@ -33,7 +33,7 @@ class Interruptible {
   // When to wake up to ask, at the latest; `deadline_ns` when there is no question.
   static std::int64_t wake_ns(std::int64_t deadline_ns);
   // Whether it is time to ask. It is when a signal has arrived.
-  static bool due(bool signalled);
+  static bool due(bool signaled);
   // Asks; true when the call must end. The caller must hold no lock: the question may take long and
   // may call the core.
   static bool ask();

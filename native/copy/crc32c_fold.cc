@@ -84,8 +84,7 @@ struct Lines {
 LDD_FOLD_TARGET inline __m512i fold(__m512i state, __m512i step, __m512i next) {
   constexpr int kExclusiveOr = 0x96;
   return _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(state, step, 0x00),
-                                   _mm512_clmulepi64_epi128(state, step, 0x11), next,
-                                   kExclusiveOr);
+                                   _mm512_clmulepi64_epi128(state, step, 0x11), next, kExclusiveOr);
 }
 
 // Interleaves four pages, which the processor prefetches independently: 1.5 times as fast as one

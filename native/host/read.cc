@@ -23,7 +23,7 @@ void* pointer(std::uint64_t address) { return reinterpret_cast<void*>(address); 
 
 // Joins adjacent ranges, so that the kernel pins the peer's pages in long stretches; the local side
 // may stay scattered. Plans are ordered by source for this.
-std::size_t join_neighbours(const iovec* ranges, std::size_t count, iovec* stretches) {
+std::size_t join_neighbors(const iovec* ranges, std::size_t count, iovec* stretches) {
   std::size_t last = 0;
   for (std::size_t i = 0; i < count; ++i) {
     if (i != 0 && static_cast<std::byte*>(stretches[last].iov_base) + stretches[last].iov_len ==
@@ -211,7 +211,7 @@ Outcome HostRead::fetch(const Batch& batch) const {
   iovec* remote = room().remote.data();
   iovec* stretches = room().stretches.data();
   const std::size_t count = fill_iovecs(work_, batch, local, remote);
-  std::size_t joined = join_neighbours(remote, count, stretches);
+  std::size_t joined = join_neighbors(remote, count, stretches);
   if (!peer_.proof_present() || !peer_.presence_.all_present({stretches, joined})) {
     return Outcome::failure(Code::kSystem, EAGAIN);
   }
