@@ -1,6 +1,5 @@
 """Memory that cannot be read or written: checklist item 58."""
 
-import mmap
 import time
 
 import numpy as np
@@ -11,11 +10,8 @@ from llm_datadist import (
     CacheDesc,
     CacheKeyByIdAndIndex,
     DataType,
-    LayerSynchronizer,
-    LLMStatusCode,
     MemInfo,
     Memtype,
-    TransferConfig,
 )
 from llm_datadist.testing import PeerGroup
 from support.instances import (
@@ -34,7 +30,6 @@ from support.instances import (
 LOCAL, REMOTE = "LLM_DEVICE_MEM_ERROR", "LLM_SUSPECT_REMOTE_ERROR"
 UNITS = 8
 WORDS = PAGE // 8
-READ_ONLY = mmap.PROT_READ
 
 pytestmark = pytest.mark.expects_log("met a fault in own memory")
 
@@ -68,24 +63,15 @@ def break_page(memory, tensor, unit, how):
         memory.protect(tensor, unit)
 
 
-def check_fault(error, held, tensor, unit, *, is_blocks=True):
-    """One record that names the cache, tensor, and block or slot."""
+def check_fault(error, held, tensor, unit):
+    """One record that names the cache, tensor and block."""
     (fault,) = [fault for fault in error.value.faults if fault.tensor_index == tensor]
     assert fault.cluster_id == held.side.id
     assert fault.cache_id == held.id
-    assert (fault.block, fault.slot) == ((unit, None) if is_blocks else (None, unit))
+    assert (fault.block, fault.slot) == (unit, None)
     assert fault.size == PAGE
     assert fault.addr == held.cache.tensor_addrs[tensor] + unit * PAGE
     assert f"{fault.addr:#x}" in str(error.value)
-
-
-def good_blocks_still_move(owner, user, theirs, mine, bad):
-    """Blocks other than the bad one are unaffected, in both directions, on the same link."""
-    good = [unit for unit in range(UNITS) if unit != bad]
-    user.manager.pull_blocks(BlocksCacheKey(1), mine.cache, good, good)
-    assert (mine.data[:, good] == theirs.data[:, good]).all()
-    user.manager.push_blocks(BlocksCacheKey(1), mine.cache, good, good)
-    assert user.instance.describe_link(owner.id)["state"] == "LINKED"
 
 
 @pytest.mark.parametrize("how", ["unmapped", "protected"])
@@ -128,60 +114,6 @@ def test_a_push_out_of_a_pool_to_a_bad_block(sides, pages):
         user.manager.push_blocks(BlocksCacheKey(1), mine, every, every)
     user.manager.push_blocks(BlocksCacheKey(1), mine, every[:5], every[:5])
     user.manager.deallocate_blocks_cache(mine)
-
-
-def test_several_bad_blocks_of_one_run(sides, pages):
-    """Item 58: each is named, those between are not."""
-    owner, user = sides
-    theirs, memory = pages(owner, key=0)
-    mine, _ = pages(user)
-    for unit in (2, 3, 6):
-        memory.unmap(0, unit)
-    every = list(range(UNITS))
-    with failing(REMOTE, "pull_blocks", "and 2 more", peer=1) as error:
-        user.manager.pull_blocks(BlocksCacheKey(1), mine.cache, every, every)
-    assert [fault.block for fault in error.value.faults] == [2, 3, 6]
-    assert {fault.cache_id for fault in error.value.faults} == {theirs.id}
-
-
-def test_memory_that_can_only_be_read(sides, pages):
-    """Item 58: a fault for who writes it, none for who reads it."""
-    owner, user = sides
-    theirs, their_pages = pages(owner, key=0)
-    mine, my_pages = pages(user)
-    their_pages.protect(0, 3, READ_ONLY)
-    my_pages.protect(1, 4, READ_ONLY)
-    user.manager.pull_blocks(BlocksCacheKey(1), mine.cache, [3], [3])
-    user.manager.push_blocks(BlocksCacheKey(1), mine.cache, [4], [4])
-    with failing(REMOTE, "push_blocks", peer=1) as error:
-        user.manager.push_blocks(BlocksCacheKey(1), mine.cache, [3], [3])
-    check_fault(error, theirs, 0, 3)
-    with failing(LOCAL, "pull_blocks", peer=1) as error:
-        user.manager.pull_blocks(BlocksCacheKey(1), mine.cache, [4], [4])
-    check_fault(error, mine, 1, 4)
-    both = mmap.PROT_READ | mmap.PROT_WRITE
-    their_pages.protect(0, 3, both)
-    my_pages.protect(1, 4, both)
-
-
-def test_slots(sides, pages):
-    """Item 58: pull_cache and push_cache; the record names the slot."""
-    owner, user = sides
-    theirs, their_pages = pages(owner, slots=True)
-    mine, my_pages = pages(user, slots=True)
-    their_pages.unmap(1, 2)
-    with failing(REMOTE, "pull_cache", "slot 2", peer=1) as error:
-        user.manager.pull_cache(theirs.slot(2), mine.cache)
-    check_fault(error, theirs, 1, 2, is_blocks=False)
-    with failing(REMOTE, "push_cache", "slot 2", peer=1) as error:
-        user.manager.push_cache(theirs.slot(2), mine.cache)
-    check_fault(error, theirs, 1, 2, is_blocks=False)
-    my_pages.unmap(0, 6)
-    with failing(LOCAL, "pull_cache", "slot 6", peer=1) as error:
-        user.manager.pull_cache(theirs.slot(3), mine.cache, 6)
-    check_fault(error, mine, 0, 6, is_blocks=False)
-    user.manager.pull_cache(theirs.slot(3), mine.cache, 5)
-    assert (mine.data[:, 5] == theirs.data[:, 3]).all()
 
 
 def test_the_owner_remembers_own_faults(sides, pages):
@@ -241,55 +173,16 @@ def test_the_owner_learns_of_faults_that_peers_meet(sides, pages):
     user.manager.pull_blocks(BlocksCacheKey(1), mine.cache, [3], [3])
 
 
-def test_local_copies(sides, pages):
-    """Item 58: bad sources and bad destinations."""
+def test_copy_blocks(sides, pages):
+    """Item 58: a bad source, a bad destination."""
     side = sides[0]
-    first, memory = pages(side)
-    second, _ = pages(side)
-    slots, slot_pages = pages(side, slots=True)
-    memory.unmap(1, 2)
-    with failing(LOCAL, "copy_blocks", "source", "block 2") as error:
-        side.manager.copy_blocks(first.cache, {2: [3]})
-    check_fault(error, first, 1, 2)
-    memory.unmap(0, 7)
-    with failing(LOCAL, "copy_blocks", "destination", "block 7") as error:
-        side.manager.copy_blocks(first.cache, {1: [7]})
-    check_fault(error, first, 0, 7)
-    with failing(LOCAL, "swap_blocks", "block 2"):
-        side.manager.swap_blocks(first.cache, second.cache, {2: 0})
-    side.manager.swap_blocks(first.cache, second.cache, {1: 0})
-    assert (second.data[:, 0] == first.data[:, 1]).all()
-    slot_pages.protect(0, 4)
-    with failing(LOCAL, "copy_cache", "slot 4") as error:
-        side.manager.copy_cache(slots.cache, slots.cache, 1, 4)
-    check_fault(error, slots, 0, 4, is_blocks=False)
-    assert len(side.manager.faulted_ranges()) == 3
-
-
-class Ready(LayerSynchronizer):
-    def synchronize_layer(self, layer_index, timeout_in_millis):
-        return True
-
-
-@pytest.mark.expects_log("LLM_DEVICE_MEM_ERROR|LLM_SUSPECT_REMOTE_ERROR")
-def test_layer_wise_pushes(sides, pages):
-    """Item 58: the status is the config's result."""
-    owner, user = sides
-    theirs, their_pages = pages(owner)
-    mine, my_pages = pages(user)
-    config = TransferConfig(1, theirs.cache.tensor_addrs)
-
-    def run(blocks):
-        task = user.manager.transfer_cache_async(mine.cache, Ready(), [config], blocks, blocks)
-        return task.synchronize(20000)
-
-    their_pages.unmap(0, 1)
-    assert run([1]) is LLMStatusCode.LLM_SUSPECT_REMOTE_ERROR
-    my_pages.unmap(1, 2)
-    assert run([2]) is LLMStatusCode.LLM_DEVICE_MEM_ERROR
-    assert run([2]) is LLMStatusCode.LLM_DEVICE_MEM_ERROR
-    assert run([3]) is LLMStatusCode.LLM_SUCCESS
-    assert (theirs.data[:, 3] == mine.data[:, 3]).all()
+    held, memory = pages(side)
+    for tensor, unit, end in ((1, 2, "source"), (0, 7, "destination")):
+        memory.unmap(tensor, unit)
+        with failing(LOCAL, "copy_blocks", end, f"block {unit}") as error:
+            side.manager.copy_blocks(held.cache, {2: [3]} if end == "source" else {1: [7]})
+        check_fault(error, held, tensor, unit)
+    assert len(side.manager.faulted_ranges()) == 2
 
 
 @pytest.mark.parametrize("operation", ["pull_blocks", "push_blocks"])
