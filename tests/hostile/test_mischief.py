@@ -47,11 +47,11 @@ def deal(victim, peer, address, seconds, chance):
 @pytest.mark.parametrize("role", ["dials", "is dialed"])
 def test_no_byte_outside_is_read_or_written(posture, victim, group, role, caplog):
     total, seed = Counter(), SEED
-    deadline = time.monotonic() + TOTAL_S
     peer = Remote(group, "attacker", *posture)
     address = peer.listen() if role == "is dialed" else None
     honest = Victim(5, **posture.options)
     assert honest.call("link", victim.listen_address()).status == OK
+    deadline = time.monotonic() + TOTAL_S  # the processes have started
     while time.monotonic() < deadline:
         target = victim.listen_address() if address is None else None
         closed = victim.closed_addresses()
