@@ -8,7 +8,7 @@ from llm_datadist._types.addresses import check_addrs
 from llm_datadist._types.checks import check_instance, check_int, check_range
 from llm_datadist._types.desc import CacheDesc
 from llm_datadist._types.keys import CacheKey
-from llm_datadist._types.transfer import MemInfo
+from llm_datadist._types.transfer_configs import MemInfo
 
 if TYPE_CHECKING:
     from llm_datadist._plan import Layers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llm_datadist._cache_manager.calls import Calls
+from llm_datadist._cache_manager.call_group import Calls
 from llm_datadist._types import BlocksCacheKey, Cache, CacheKey, CacheKeyByIdAndIndex
 from llm_datadist._types.checks import check_instance, wrong_type
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llm_datadist._cache_manager.arguments import check_block_lists, check_dict
-from llm_datadist._cache_manager.calls import Calls
+from llm_datadist._cache_manager.call_group import Calls
 from llm_datadist._types import Cache
 from llm_datadist._types.checks import (
     INT64_MAX,

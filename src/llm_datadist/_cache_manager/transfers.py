@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_datadist._cache_manager.arguments import check_layers
-from llm_datadist._cache_manager.calls import Calls
+from llm_datadist._cache_manager.call_group import Calls
 from llm_datadist._types import (
     BlocksCacheKey,
     Cache,

@@ -7,8 +7,8 @@ directory); `reader` reads a peer's directory. `records` is the format that both
 from __future__ import annotations
 
 from llm_datadist._registry.caches import CacheRegistry
+from llm_datadist._registry.interfaces import MemoryListener, Node
 from llm_datadist._registry.local_cache import LocalCache
-from llm_datadist._registry.node import MemoryListener, Node
 from llm_datadist._registry.pool import OutOfMemory, Pool, PoolUse
 from llm_datadist._registry.reader import DirectoryReader, DirectorySource, RemoteCache, Resolved
 from llm_datadist._registry.records import CorruptDirectory

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from llm_datadist._plan.layout import Piece
-    from llm_datadist._registry.node import MemoryListener, Node
+    from llm_datadist._registry.interfaces import MemoryListener, Node
     from llm_datadist._registry.pool import Pool
     from llm_datadist._registry.records import KeyName
     from llm_datadist._registry.tables import Named

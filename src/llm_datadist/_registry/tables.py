@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from llm_datadist._plan import Layout
-    from llm_datadist._registry.node import Node
+    from llm_datadist._registry.interfaces import Node
     from llm_datadist._registry.records import KeyName
     from llm_datadist._types import CacheDesc, CacheKeyByIdAndIndex
     from llm_datadist._types.refs import Ref

@@ -21,7 +21,7 @@ from llm_datadist._registry.records import (
 )
 
 if TYPE_CHECKING:
-    from llm_datadist._registry.node import Log
+    from llm_datadist._registry.interfaces import Log
     from llm_datadist._registry.records import Record
     from llm_datadist._types.refs import Ref
 
