@@ -8,7 +8,7 @@ Source: api.md 1, 5.3.
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeAlias, final, overload
+from typing import Any, ClassVar, Final, TypeAlias, final, overload
 
 from llm_datadist._errors import invalid
 from llm_datadist._types.checks import UINT32_MAX, UINT64_MAX, check_int
@@ -45,8 +45,36 @@ def _cluster_id(kind: str, cluster_id: int, others: dict[str, int], *, alias: bo
     return cluster_id
 
 
+class _Key:
+    """Base of keys: equal, hashed and printed by their fields."""
+
+    __slots__ = ("_cluster_id",)
+    _fields: ClassVar[tuple[str, ...]]
+    _cluster_id: int
+
+    @property
+    def cluster_id(self) -> int:
+        """Owner of the cache."""
+        return self._cluster_id
+
+    def _values(self) -> tuple[int, ...]:
+        return tuple(getattr(self, name) for name in self._fields)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, _Key) and type(other) is type(self):
+            return self._values() == other._values()
+        return NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __repr__(self) -> str:
+        fields = zip(self._fields, self._values(), strict=True)
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in fields)})"
+
+
 @final
-class CacheKey:
+class CacheKey(_Key):
     """Names one slot of a contiguous cache.
 
     Args:
@@ -62,7 +90,8 @@ class CacheKey:
     Source: api.md 5.3. Immutable, hashable, equal by value.
     """
 
-    __slots__ = ("_cluster_id", "_model_id", "_prefix_id", "_req_id")
+    __slots__ = ("_model_id", "_prefix_id", "_req_id")
+    _fields = ("cluster_id", "req_id", "model_id", "prefix_id")
 
     @overload
     def __init__(
@@ -88,11 +117,6 @@ class CacheKey:
         self._prefix_id = _field("CacheKey", "prefix_id", prefix_id)
 
     @property
-    def cluster_id(self) -> int:
-        """Owner of the cache."""
-        return self._cluster_id
-
-    @property
     def prompt_cluster_id(self) -> int:
         """The same as cluster_id."""
         return self._cluster_id
@@ -112,26 +136,9 @@ class CacheKey:
         """Shared prefix; 2**64-1 means none."""
         return self._prefix_id
 
-    def _values(self) -> tuple[int, int, int, int]:
-        return self._cluster_id, self._req_id, self._model_id, self._prefix_id
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, CacheKey):
-            return self._values() == other._values()
-        return NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self._values())
-
-    def __repr__(self) -> str:
-        return (
-            f"CacheKey(cluster_id={self._cluster_id}, req_id={self._req_id}, "
-            f"model_id={self._model_id}, prefix_id={self._prefix_id})"
-        )
-
 
 @final
-class BlocksCacheKey:
+class BlocksCacheKey(_Key):
     """Names a blocks cache.
 
     Args:
@@ -145,7 +152,8 @@ class BlocksCacheKey:
     Source: api.md 5.3. Immutable, hashable, equal by value.
     """
 
-    __slots__ = ("_cluster_id", "_model_id")
+    __slots__ = ("_model_id",)
+    _fields = ("cluster_id", "model_id")
 
     @overload
     def __init__(self, cluster_id: int, model_id: int = ...) -> None: ...
@@ -158,11 +166,6 @@ class BlocksCacheKey:
         self._model_id = _field("BlocksCacheKey", "model_id", model_id)
 
     @property
-    def cluster_id(self) -> int:
-        """Owner of the cache."""
-        return self._cluster_id
-
-    @property
     def prompt_cluster_id(self) -> int:
         """The same as cluster_id."""
         return self._cluster_id
@@ -172,20 +175,9 @@ class BlocksCacheKey:
         """Model."""
         return self._model_id
 
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, BlocksCacheKey):
-            return self._cluster_id == other._cluster_id and self._model_id == other._model_id
-        return NotImplemented
-
-    def __hash__(self) -> int:
-        return hash((self._cluster_id, self._model_id))
-
-    def __repr__(self) -> str:
-        return f"BlocksCacheKey(cluster_id={self._cluster_id}, model_id={self._model_id})"
-
 
 @final
-class CacheKeyByIdAndIndex:
+class CacheKeyByIdAndIndex(_Key):
     """Names slot `batch_index` of cache `cache_id`.
 
     Args:
@@ -200,7 +192,8 @@ class CacheKeyByIdAndIndex:
     Source: api.md 5.3. Immutable, hashable, equal by value.
     """
 
-    __slots__ = ("_batch_index", "_cache_id", "_cluster_id")
+    __slots__ = ("_batch_index", "_cache_id")
+    _fields = ("cluster_id", "cache_id", "batch_index")
 
     # One would do, but an overload needs two; the body tells the fields that are missing itself.
     @overload
@@ -222,11 +215,6 @@ class CacheKeyByIdAndIndex:
         self._batch_index = _field(kind, "batch_index", batch_index, UINT32_MAX)
 
     @property
-    def cluster_id(self) -> int:
-        """Owner of the cache."""
-        return self._cluster_id
-
-    @property
     def cache_id(self) -> int:
         """Id of the cache at its owner."""
         return self._cache_id
@@ -235,23 +223,6 @@ class CacheKeyByIdAndIndex:
     def batch_index(self) -> int:
         """Slot."""
         return self._batch_index
-
-    def _values(self) -> tuple[int, int, int]:
-        return self._cluster_id, self._cache_id, self._batch_index
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, CacheKeyByIdAndIndex):
-            return self._values() == other._values()
-        return NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self._values())
-
-    def __repr__(self) -> str:
-        return (
-            f"CacheKeyByIdAndIndex(cluster_id={self._cluster_id}, cache_id={self._cache_id}, "
-            f"batch_index={self._batch_index})"
-        )
 
 
 AnyKey: TypeAlias = BlocksCacheKey | CacheKey | CacheKeyByIdAndIndex
