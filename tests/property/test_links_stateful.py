@@ -108,8 +108,8 @@ class Member:
         table = self.table
 
         async def die():
-            table._listening.close_all()
-            table._relinks.close()
+            table._listeners.close_all()
+            table._reconnector.close()
             for link in table.links():
                 link.conversation.connection.abort()
 
