@@ -55,9 +55,8 @@ def leaks_since(before: Snapshot, within_s: float = 2.0) -> list[str]:
     """
     deadline = time.monotonic() + within_s
     leaks = _difference(before, snapshot())
-    if leaks:
-        gc.collect()
     while leaks and time.monotonic() < deadline:
+        gc.collect()  # each time: a thread may have held a reference until now
         time.sleep(_POLL_S)
         leaks = _difference(before, snapshot())
     return leaks
