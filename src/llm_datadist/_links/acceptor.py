@@ -60,7 +60,7 @@ async def receive_link(
     """Serve an incoming control connection until its link is up or is refused.
 
     Raises:
-        ProtocolError, PeerClosedError: What the peer did wrong.
+        ProtocolError, PeerClosedError: The peer's error.
     """
     connection = await ControlConnection.open(incoming.sock, context.silence_ms, incoming.session)
     stream = HandshakeStream(connection, Side.ACCEPTOR, context.secret)

@@ -71,7 +71,7 @@ TRANSITIONS: Final[Mapping[LinkState, frozenset[LinkState]]] = {
 
 @final
 class Liveness:
-    """What the heartbeat knows of one link.
+    """Heartbeat state of one link.
 
     Attributes:
         num_received: Messages, and answers on lanes, that had arrived at the last check.
@@ -103,7 +103,7 @@ class Link:
         link_id: Unique in this table; the delegate identifies the link by it.
         generation: Counts the links to this cluster id, from 1.
         state: See LinkState.
-        data: What the delegate's `connect` returned.
+        data: Returned by the delegate's `connect`.
         holders: Names of those that need the link: "clusters", "domain:<name>".
         terms: The terms that the ends agreed for its lanes.
         lost: Set as soon as the link is no longer LINKED, before its data is disconnected.
@@ -179,7 +179,7 @@ class Link:
 
     @property
     def encrypted(self) -> str:
-        """Which connections of the link use TLS."""
+        """Names of the connections of the link that use TLS."""
         if self.terms.relays is not None:
             return "control connection and lanes"
         return "control connection" if self.conversation.connection.is_encrypted else "nothing"

@@ -121,8 +121,8 @@ class LinkRequests:
         if dead and not links and not force:
             return LinkResult(
                 LLMStatusCode.LLM_NOTIFY_PROMPT_UNLINK_FAILED,
-                f"cluster {dead[0].cluster_id} at {printed(dead[0].address)} cannot be told, its "
-                f"link was lost before: {dead[0].reason}; this end is unlinked",
+                f"cluster {dead[0].cluster_id} at {printed(dead[0].address)} cannot be notified, "
+                f"its link was lost before: {dead[0].reason}; this end is unlinked",
             )
         result = LinkResult(_OK)
         for link in links:

@@ -12,6 +12,7 @@ from llm_datadist._links.delegate import Hooks
 from llm_datadist._links.lane_terms import LaneTerms
 from llm_datadist._links.link import Link, LinkState, Peer
 from llm_datadist._options import Config
+from support.planes import EmptyPlane
 
 ROUTE = (2, ("127.0.0.1", 5), None)
 
@@ -46,7 +47,7 @@ class Control:
         return asyncio.ensure_future(work)
 
 
-class Delegate:
+class Delegate(EmptyPlane):
     """A data plane that records its calls; `missing` is (client lanes, server lanes)."""
 
     def __init__(self):
