@@ -21,7 +21,7 @@ TENSORS, UNITS = 4, 32
 BAD = {(0, 5), (0, 6), (2, 9), (3, 31)}
 KEY = BlocksCacheKey(1)
 
-pytestmark = pytest.mark.expects_log("met a fault in own memory")
+pytestmark = pytest.mark.expects_log("met a fault in local memory")
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ PUSHES = {"push_blocks", "push_cache", "layers by address", "layers by key"}
 OPERATIONS = ["pull_blocks", "pull_cache", *sorted(PUSHES)]
 
 pytestmark = [
-    pytest.mark.expects_log("met a fault in own memory", "transfer_cache_async: layer 0"),
+    pytest.mark.expects_log("met a fault in local memory", "transfer_cache_async: layer 0"),
 ]
 
 

@@ -31,7 +31,7 @@ LOCAL, REMOTE = "LLM_DEVICE_MEM_ERROR", "LLM_SUSPECT_REMOTE_ERROR"
 UNITS = 8
 WORDS = PAGE // 8
 
-pytestmark = pytest.mark.expects_log("met a fault in own memory")
+pytestmark = pytest.mark.expects_log("met a fault in local memory")
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ def test_what_a_peer_marks_is_its_own_memory(three):
     assert owner.manager.faulted_ranges() == ()
 
 
-@pytest.mark.expects_log("met a fault in own memory", "were dropped")
+@pytest.mark.expects_log("met a fault in local memory", "were dropped")
 def test_a_flood_of_lies_does_not_hide_the_truth(three):
     """The liar's notices are dropped beyond its share; another peer's is looked at."""
     (owner, honest, liar), theirs, _ = three

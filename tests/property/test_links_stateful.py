@@ -45,7 +45,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900 if LONG else 240),
     pytest.mark.expects_log(
-        "link to cluster . at .* lost", "link_clusters: clusters", "met a fault in own memory"
+        "link to cluster . at .* lost", "link_clusters: clusters", "met a fault in local memory"
     ),
 ]
 

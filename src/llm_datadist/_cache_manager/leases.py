@@ -28,8 +28,8 @@ class LeaseCalls(Calls):
         """Ask the owner of a cache to leave blocks as they are for a while *(extension)*.
 
         The owner's scheduler sees them in `leased_blocks` until the lease is released or its time
-        is over. A lease does not force the owner: whoever unregisters or overwrites the memory all
-        the same makes transfers raise, as always. One small message over the link.
+        is over. A lease does not force the owner: if it unregisters the memory, transfers raise, as
+        always. One small message over the link.
 
         Args:
             cache_key: A cache of a linked peer. BlocksCacheKey: blocks of it. CacheKey,
@@ -54,7 +54,7 @@ class LeaseCalls(Calls):
         return self._engine.borrower.lease(key, blocks, ttl_ms)
 
     def leased_blocks(self, cache: Cache) -> frozenset[int]:
-        """Return the blocks of an own cache that some peer has leased at this moment *(extension)*.
+        """Return the blocks of a local cache that some peer has leased now *(extension)*.
 
         Leases that have expired, and those of peers that died or unlinked, do not count. Of a
         contiguous cache they are slots. Does not block.
@@ -69,7 +69,7 @@ class LeaseCalls(Calls):
         return self._engine.lender.leased_blocks(check_instance("cache", cache, Cache))
 
     def on_lease_end(self, callback: Callable[[LeaseEnd], object] | None) -> None:
-        """Have a function called for each lease on an own cache that ends *(extension)*.
+        """Have a function called for each lease on a local cache that ends *(extension)*.
 
         Args:
             callback: Gets a `llm_datadist.leases.LeaseEnd`, on a thread of the library, one call at

@@ -16,7 +16,7 @@ from llm_datadist._types.checks import (
 
 
 class LocalCalls(Calls):
-    """Calls that copy between own caches. Source: api.md 7.7."""
+    """Calls that copy between local caches. Source: api.md 7.7."""
 
     def copy_cache(
         self,
@@ -28,7 +28,7 @@ class LocalCalls(Calls):
         size: int = -1,
         req_id: int | None = None,
     ) -> None:
-        """Copy one slot of every tensor between own contiguous caches.
+        """Copy one slot of every tensor between local contiguous caches.
 
         Args:
             dst: Destination.
@@ -58,7 +58,7 @@ class LocalCalls(Calls):
         self._engine.local_copies.copy_slot(dst, src, dst_slot, src_slot, offset_bytes, num_bytes)
 
     def copy_blocks(self, cache: Cache, copy_block_info: dict[int, list[int]]) -> None:
-        """Copy blocks within one own blocks cache: each key's block onto every listed block.
+        """Copy blocks within one local blocks cache: each key's block onto every listed block.
 
         As if made one after the other, in the order of the dictionary.
 
@@ -78,7 +78,7 @@ class LocalCalls(Calls):
         self._engine.local_copies.copy_blocks(cache, copy_block_info)
 
     def swap_blocks(self, src_cache: Cache, dst_cache: Cache, src_to_dst: dict[int, int]) -> None:
-        """Copy blocks between two own caches: block key of the source onto block value.
+        """Copy blocks between two local caches: block key of the source onto block value.
 
         Meant for a DEVICE blocks cache and a HOST one (`Cache.create_cpu_cache`), either direction;
         any placements work.

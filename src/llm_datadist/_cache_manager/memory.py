@@ -38,7 +38,7 @@ class MemoryCalls(Calls):
         self._engine.remap(check_mem_infos(mem_infos))
 
     def faulted_ranges(self) -> tuple[Fault, ...]:
-        """Own memory that transfers could not access, as in `LLMException.faults` *(extension)*.
+        """Local memory that transfers could not access, as in `LLMException.faults` *(extension)*.
 
         It was marked by a failed transfer of this instance, or after a notice of a peer.
         Transfers of this instance that touch a marked range raise LLM_DEVICE_MEM_ERROR at once, and

@@ -35,15 +35,15 @@ class TransferCalls(Calls):
         dst_layer_range: range | None = None,
         tensor_num_per_layer: int = 2,
     ) -> None:
-        """Pull one slot of a peer's contiguous cache into a slot of an own one.
+        """Pull one slot of a peer's contiguous cache into a slot of a local one.
 
         Args:
             cache_key: The peer's slot; a CacheKey is consumed by a pull of all its layers.
-            cache: Own contiguous cache.
+            cache: Local contiguous cache.
             batch_index: Slot of `cache` that is written.
             size: Bytes per tensor from the slot's start; -1 = the local slot's bytes.
             src_layer_range: The peer's layers, step 1; None = all.
-            dst_layer_range: Own layers, equally many; None = all.
+            dst_layer_range: Local layers, equally many; None = all.
             tensor_num_per_layer: Tensors of one layer.
 
         Raises:
@@ -77,17 +77,17 @@ class TransferCalls(Calls):
         dst_layer_range: range | None = None,
         tensor_num_per_layer: int = 2,
     ) -> None:
-        """Pull blocks of a peer's cache into blocks of an own one.
+        """Pull blocks of a peer's cache into blocks of a local one.
 
         Args:
             src_cache_key: BlocksCacheKey: block src_blocks[i] lands in dst_blocks[i]. CacheKey or
                 CacheKeyByIdAndIndex: the slot is cut into pieces of the destination's block_bytes,
                 piece i lands in dst_blocks[i]; src_blocks stays empty.
-            dst_cache: Own blocks cache of equal block_bytes and tensor count.
+            dst_cache: Local blocks cache of equal block_bytes and tensor count.
             src_blocks: The peer's blocks, 0-based; as many as dst_blocks.
-            dst_blocks: Own blocks, 0-based, no duplicates. Empty lists move nothing.
+            dst_blocks: Local blocks, 0-based, no duplicates. Empty lists move nothing.
             src_layer_range: The peer's layers, step 1; None = all.
-            dst_layer_range: Own layers, equally many; None = all.
+            dst_layer_range: Local layers, equally many; None = all.
             tensor_num_per_layer: Tensors of one layer.
 
         Raises:
@@ -117,14 +117,14 @@ class TransferCalls(Calls):
         dst_layer_range: range | None = None,
         tensor_num_per_layer: int = 2,
     ) -> None:
-        """Push blocks of an own cache into blocks of a peer's; visible there when it returns.
+        """Push blocks of a local cache into blocks of a peer's; visible there when it returns.
 
         The peer's own threads write them; its program takes no part.
 
         Args:
             dst_cache_key: The peer's blocks cache.
-            src_cache: Own blocks cache of equal block_bytes and tensor count.
-            src_blocks: Own blocks, 0-based.
+            src_cache: Local blocks cache of equal block_bytes and tensor count.
+            src_blocks: Local blocks, 0-based.
             dst_blocks: The peer's blocks, no duplicates.
             src_layer_range: Layers, step 1; None = all. Must equal dst_layer_range.
             dst_layer_range: Layers of the peer.
@@ -154,11 +154,11 @@ class TransferCalls(Calls):
         size: int = -1,
         tensor_num_per_layer: int = 2,
     ) -> None:
-        """Push one slot of an own contiguous cache into the peer's slot that the key names.
+        """Push one slot of a local contiguous cache into the peer's slot that the key names.
 
         Args:
             dst_cache_key: The peer's cache and slot.
-            src_cache: Own contiguous cache.
+            src_cache: Local contiguous cache.
             src_batch_index: Slot of `src_cache`.
             src_layer_range: Layers, step 1; None = all. Must equal dst_layer_range.
             dst_layer_range: Layers of the peer.
@@ -193,7 +193,7 @@ class TransferCalls(Calls):
         """Push a cache layer by layer, each as soon as the synchronizer says that it is complete.
 
         Args:
-            src_cache: Own cache; two tensors per layer.
+            src_cache: Local cache; two tensors per layer.
             layer_synchronizer: Asked once per layer, ascending, on a thread of the library; false
                 or an exception ends the transfer with LLM_FAILED.
             transfer_configs: Destinations: all TransferConfig while enable_remote_cache_accessible

@@ -13,11 +13,11 @@ LeaseEndReason: TypeAlias = Literal["released", "expired", "peer lost", "cache g
 @final
 @dataclass(frozen=True, slots=True)
 class LeaseEnd:
-    """A peer's lease on an own cache is over *(extension)*.
+    """A peer's lease on a local cache is over *(extension)*.
 
     Attributes:
         cluster_id: The peer that had it.
-        cache_id: The own cache.
+        cache_id: The local cache.
         blocks: Blocks (of a contiguous cache: slots) that were leased, ascending. Other leases may
             hold some of them still.
         reason: "released" by the peer, "expired", "peer lost" (its link ended in whatever way), or

@@ -33,7 +33,7 @@ class TaskState:
         self._results: list[LLMStatusCode | None] = [None] * num_configs
         self._errors: list[LLMException | None] = [None] * num_configs
         self._complete = False
-        self._cancelled = False
+        self._canceled = False
         self._sending = False
         self._started: set[int] = set()
 
@@ -61,7 +61,7 @@ class TaskState:
     def begin_layer(self, indices: Iterable[int]) -> bool:
         """Begin sending a layer to these destinations; return False after `ask_to_end`."""
         with self._changed:
-            if self._cancelled:
+            if self._canceled:
                 return False
             self._sending = True
             self._started.update(indices)
@@ -76,7 +76,7 @@ class TaskState:
     def ask_to_end(self) -> None:
         """Ask for an early end: no further layer is begun. Idempotent, does not wait."""
         with self._changed:
-            self._cancelled = True
+            self._canceled = True
             self._changed.notify_all()
 
     def cancel(self) -> None:
@@ -86,7 +86,7 @@ class TaskState:
         that is under way, which ends by its deadline, and not for the caller's synchronizer.
         """
         with self._changed:
-            self._cancelled = True
+            self._canceled = True
             self._changed.wait_for(lambda: not self._sending)
             if not self._complete:
                 for index in self._started:
@@ -96,9 +96,9 @@ class TaskState:
                 self._changed.notify_all()
 
     @property
-    def is_cancelled(self) -> bool:
+    def is_canceled(self) -> bool:
         """Whether an early end was requested."""
-        return self._cancelled
+        return self._canceled
 
     @property
     def is_complete(self) -> bool:

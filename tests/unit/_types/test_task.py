@@ -115,11 +115,11 @@ def test_results_are_given_out_as_copies():
 
 def test_an_early_end_can_be_asked_for_without_waiting():
     task, state = task_with(None, complete=False)
-    assert state.is_cancelled is False
+    assert state.is_canceled is False
     assert state.begin_layer([0])
     for _ in range(2):
         state.ask_to_end()
-    assert state.is_cancelled is True
+    assert state.is_canceled is True
     assert state.is_complete is False
     assert task.synchronize(0) is EXPIRED
     assert not state.begin_layer([0])
@@ -141,7 +141,7 @@ def test_cancel_waits_for_the_layer_that_is_under_way():
     ended = []
     canceller = threading.Thread(target=lambda: (task.cancel(), ended.append(True)))
     canceller.start()
-    while not state.is_cancelled:
+    while not state.is_canceled:
         time.sleep(0.001)
     canceller.join(0.05)
     assert not ended

@@ -67,8 +67,8 @@ class DataPlanes:
 
     Args:
         config: Parsed options.
-        node: Own native core.
-        backends: Own data paths, the best one first.
+        node: Local native core.
+        backends: Local data paths, the best one first.
         missing: Data paths that this host does not have, and why.
     """
 
@@ -108,8 +108,8 @@ class DataPlanes:
                     self._node.close_guard(*old_ref)
             self._offered[link_id] = ref, now
         backends = {backend.name: backend.describe(link_id) for backend in self._backends}
-        own = Endpoint(ref, backends, (CHECKSUM,), tuple(self._marks()), has_rdma())
-        return msgspec.msgpack.encode(own)
+        local_end = Endpoint(ref, backends, (CHECKSUM,), tuple(self._marks()), has_rdma())
+        return msgspec.msgpack.encode(local_end)
 
     def show_proof(self, link_id: int, proof: bytes) -> None:
         """Show a proof on the published page to the peer of a link that is being made."""

@@ -111,7 +111,7 @@ class FaultMarks:
             raise fail(
                 LLMStatusCode.LLM_DEVICE_MEM_ERROR,
                 operation,
-                f"own memory was found at fault before: {described(touched)}",
+                f"local memory was found at fault before: {described(touched)}",
                 "repair it, then call remap_registered_memory",
                 cluster_id=peer,
                 faults=touched,
@@ -159,7 +159,7 @@ class FaultMarks:
         self.send_to_peers()
         addr, size = pieces[0]
         logger.warning(
-            "cluster %d met a fault in own memory, %d bytes at %#x%s; repair it and call "
+            "cluster %d met a fault in local memory, %d bytes at %#x%s; repair it and call "
             "remap_registered_memory",
             link.cluster_id,
             size,

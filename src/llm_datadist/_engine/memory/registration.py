@@ -119,7 +119,7 @@ class MemoryRegistration:
             )
         except (LLMException, RuntimeError) as error:
             if not self._life.closing:
-                backend.fence(f"peers could not be told that memory was withdrawn ({error})")
+                backend.fence(f"peers were not notified that memory was withdrawn ({error})")
             return
         for link in silent:
             backend.fence(f"cluster {link.cluster_id} may still read memory that was withdrawn")

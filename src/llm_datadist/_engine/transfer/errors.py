@@ -104,7 +104,7 @@ _EXPLAINED = {
     ),
     Code.LOCAL_FAULT: (
         LLMStatusCode.LLM_DEVICE_MEM_ERROR,
-        "own memory cannot be accessed: {faults}",
+        "local memory cannot be accessed: {faults}",
         "repair it, then call remap_registered_memory",
     ),
     Code.NO_PATH: (

@@ -130,7 +130,7 @@ class Layerwise:
             ]
             if not wanted:
                 continue
-            if state.is_cancelled:
+            if state.is_canceled:
                 return
             if not _synchronized(synchronizer, layer):
                 for index in wanted:

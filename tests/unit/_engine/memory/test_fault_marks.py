@@ -175,7 +175,7 @@ def test_marks_of_a_peer_refuse_transfers_until_it_replaces_them():
     owner.marks.check_peer("pull_blocks", owner.link, remote, a_plan(1))
 
 
-@pytest.mark.expects_log("cluster 2 met a fault in own memory, 64 bytes at 0x10080")
+@pytest.mark.expects_log("cluster 2 met a fault in local memory, 64 bytes at 0x10080")
 def test_a_notice_that_is_true_marks_the_memory():
     owner = Owner()
     bad = list(owner.cache.layout.locate(START + 2 * UNIT, UNIT))

@@ -69,7 +69,7 @@ def fault(cluster_id, block):
         ([], 0),
         ([(PEER, 12)], 2),
         ([(PEER, 12), (PEER, 11)], 1),
-        ([(99, 22)], 2),  # a fault in own memory counts own blocks
+        ([(99, 22)], 2),  # a fault in local memory counts own blocks
         ([(PEER, 50)], 0),
         ([(PEER, None)], 0),
     ],
