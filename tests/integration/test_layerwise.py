@@ -265,37 +265,6 @@ def test_the_call_returns_at_once_and_waits_expire(keys):
     assert (target.data == source.data).all()
 
 
-def test_wrong_waits(keys):
-    """Item 49: types and widths."""
-    owner, user = keys
-    owner.blocks(key=0)
-    config = by_key(BlocksCacheKey(1), range(2))
-    task = user.manager.transfer_cache_async(user.blocks().cache, Layers(), [config])
-    for wait in (task.synchronize, task.get_results):
-        for wrong in (1.5, "1", True):
-            with pytest.raises(TypeError):
-                wait(wrong)
-        with pytest.raises(ValueError, match="timeout_in_millis"):
-            wait(-1)
-    assert task.synchronize(timeout_in_millis=20000) is SUCCESS
-
-
-@pytest.mark.expects_log("layer 0")
-def test_a_config_that_fails_leaves_the_others_alone(keys):
-    """Items 47 and 49: the first failure is the task's status; a failure ends that config."""
-    owner, user = keys
-    source, target = user.blocks(2, tensors=8), owner.blocks(1, key=1, tensors=8)
-    configs = [
-        by_key(BlocksCacheKey(1, 77), range(4)),
-        by_key(BlocksCacheKey(1, 1), range(4)),
-        by_key(BlocksCacheKey(9, 1), range(4)),
-    ]
-    status, results = run(user, source.cache, Layers(), configs)
-    assert status is GONE
-    assert results == [GONE, SUCCESS, LLMStatusCode.LLM_NOT_YET_LINK]
-    assert (target.data == source.data).all()
-
-
 @pytest.mark.expects_log("layer 1")
 def test_a_target_that_goes_between_two_layers(keys):
     """Items 47 and 55: what was sent stays; the rest is reported."""

@@ -208,29 +208,6 @@ def test_a_lease_of_very_many_blocks(sides):
 
 
 @KEEPS_WORKERS
-@pytest.mark.expects_log("callback of on_lease_end failed")
-def test_errors_of_the_callback_stay_there(sides):
-    owner, user = sides
-    held = owner.blocks(1, key=0)
-    told, caller = [], threading.get_ident()
-
-    def callback(end):
-        told.append((end, threading.get_ident()))
-        raise SystemExit("of the callback")
-
-    owner.manager.on_lease_end(callback)
-    for count in range(1, 3):
-        user.manager.lease(owner.blocks_key(), [count]).release()
-        eventually(lambda count=count: len(told) == count)
-    assert all(thread != caller for _, thread in told)
-    owner.manager.on_lease_end(None)
-    user.manager.lease(owner.blocks_key(), [3]).release()
-    eventually(lambda: not leased(held))
-    user.instance.check_link_status(1)
-    assert len(told) == 2
-
-
-@KEEPS_WORKERS
 def test_a_slow_callback_holds_up_nobody(sides):
     owner, user = sides
     held = owner.blocks(1, key=0)
