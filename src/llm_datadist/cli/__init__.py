@@ -1,4 +1,4 @@
-"""The command line: `llm-datadist demo`, `llm-datadist doctor`."""
+"""Command line: `llm-datadist demo` and `llm-datadist doctor`."""
 
 
 def main() -> None:

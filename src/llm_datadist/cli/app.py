@@ -1,4 +1,4 @@
-"""The commands of `llm-datadist`."""
+"""Commands of `llm-datadist`."""
 
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated

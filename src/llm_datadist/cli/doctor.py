@@ -1,4 +1,4 @@
-"""The command `llm-datadist doctor`: what this machine has to offer to transfers."""
+"""Command `llm-datadist doctor`: checks what transfers can use on this machine."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _PTRACE_MEANING = {
 
 
 def doctor() -> None:
-    """Show versions, what this machine allows, and whether blocks move between two processes.
+    """Show versions, relevant system settings, and whether blocks move between two processes.
 
-    Exit status: 0 they do, 1 they do not; the last row says why.
+    Exit status: 0 blocks move, 1 they do not; the last row says why.
     """
     console = Console()
     table = Table(show_header=False, box=None, pad_edge=False)

@@ -1,4 +1,4 @@
-"""What `doctor` tries out: a peer process, a link to it, blocks that move both ways."""
+"""Test transfers of `doctor`: links to a peer process, and moves blocks both ways."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from llm_datadist import (
 
 _BLOCKS = 1024
 _BLOCK_BYTES = 64 << 10
-_PEER, _HERE = 1, 2
+_PEER, _LOCAL = 1, 2
 _START_S = 30.0
 _LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What was found; `problem` is empty when every byte arrived."""
+    """Results; `problem` is empty if every byte arrived."""
 
     path: str = ""
     reasons: str = ""
@@ -54,13 +54,13 @@ def probe() -> Probe:
             address = peer.stdout.readline().split()
             if len(address) != 2:
                 return Probe(problem="a second process could not start an instance")
-            with LLMDataDist(LLMRole.DECODER, _HERE) as instance:
+            with LLMDataDist(LLMRole.DECODER, _LOCAL) as instance:
                 return _measure(instance, address[0], int(address[1]))
         except (LLMException, OSError) as error:
             return Probe(problem=str(error))
         finally:
             assert peer.stdin is not None
-            peer.stdin.close()  # which ends it
+            peer.stdin.close()  # the peer then ends
             _end(peer)
 
 
@@ -72,7 +72,7 @@ def _end(peer: subprocess.Popen[str]) -> None:
 
 
 def _measure(instance: LLMDataDist, ip: str, port: int) -> Probe:
-    memory, cache = _cache(instance, _HERE, listen=False)
+    memory, cache = _cache(instance, _LOCAL, listen=False)
     cluster = LLMClusterInfo()
     cluster.append_local_ip_info(_LOOPBACK, 0)
     cluster.append_remote_ip_info(ip, port)
@@ -110,7 +110,7 @@ def _seconds(call: object) -> float:
 def _cache(
     instance: LLMDataDist, cluster_id: int, *, listen: bool
 ) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.uint8]], Cache]:
-    """Initialize an instance, and register blocks whose every byte is its id."""
+    """Initialize an instance, and register blocks in which every byte is its cluster id."""
     config = LLMConfig()
     config.enable_cache_manager = True
     config.sync_kv_timeout = 10_000
@@ -127,7 +127,7 @@ def _cache(
 
 
 def main() -> None:
-    """Be the peer until standard input ends."""
+    """Serve as the peer until standard input ends."""
     with LLMDataDist(LLMRole.PROMPT, _PEER) as instance:
         memory, _ = _cache(instance, _PEER, listen=True)
         address = instance.listen_address

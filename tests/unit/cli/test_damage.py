@@ -52,7 +52,7 @@ def test_pages_go_and_come_back():
         pages.renew(first + 1, PAGE)
 
 
-def test_lost_positions_are_computed_anew_and_no_others():
+def test_lost_positions_are_recomputed_and_no_others():
     model = Llama(SHAPE, seed=1)
     cache = PagedKvCache(SHAPE.layers, 16, BLOCK_SIZE, SHAPE.kv_heads, SHAPE.head_dim)
     prompt = np.random.default_rng(0).integers(0, 256, 26).tolist()

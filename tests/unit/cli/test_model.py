@@ -183,24 +183,24 @@ def test_generation_depends_on_prompt_and_wanders():
     assert min(len(set(tokens)) for tokens in outputs) >= 8
 
 
-@pytest.mark.parametrize("spoiled", [0, 3, 6])
-def test_one_wrong_block_changes_the_tokens(spoiled):
+@pytest.mark.parametrize("corrupted", [0, 3, 6])
+def test_one_wrong_block_changes_the_tokens(corrupted):
     model = Llama(MIDDLE, seed=0)
     shape, prompt = model.shape, prompt_of(110)
     blocks = blocks_for(len(prompt) + 16, 16)
 
-    def tokens(spoil):
+    def tokens(corrupt):
         cache = PagedKvCache(shape.layers, blocks, 16, shape.kv_heads, shape.head_dim)
         table = np.arange(blocks)
         first = greedy(model.prefill(prompt, cache, table))
-        if spoil is not None:
-            cache.fill([spoil], np.random.default_rng(0))
+        if corrupt is not None:
+            cache.fill([corrupt], np.random.default_rng(0))
         generation = Generation(len(prompt), first, table)
         for _ in range(8):
             decode_step(model, cache, {0: generation}, 1)
         return generation.tokens
 
-    assert tokens(None) != tokens(spoiled)
+    assert tokens(None) != tokens(corrupted)
 
 
 def test_sizes():

@@ -1,1 +1,1 @@
-"""The demo: a prefill and a decode process serve a small model, checked against one process."""
+"""Demo: a prefill and a decode process serve a small model, checked against one process."""

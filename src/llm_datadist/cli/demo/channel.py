@@ -1,4 +1,4 @@
-"""Typed messages over a socket pair between the parent and one worker process."""
+"""Typed messages over a socket pair between the router and a worker process."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ class Channel:
         self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
     def fileno(self) -> int:
-        """The descriptor, for select."""
+        """Return the descriptor, for select."""
         return self._socket.fileno()
 
     def send(self, message: Message) -> None:
         """Send one message.
 
         Raises:
-            OSError: The other side is gone.
+            OSError: The other end is closed.
         """
         body = msgspec.msgpack.encode(message)
         self._socket.sendall(_LENGTH.pack(len(body)) + body)
 
     def receive(self) -> Message | None:
-        """Wait for one message; None when the other side is gone."""
+        """Wait for one message; None if the other end is closed."""
         header = self._read(_LENGTH.size)
         if header is None:
             return None
@@ -47,7 +47,7 @@ class Channel:
         return None if body is None else self._decoder.decode(body)
 
     def close(self) -> None:
-        """Close this end; the other side's receive returns None."""
+        """Close this end; the other end's `receive` then returns None."""
         self._socket.close()
 
     def _read(self, count: int) -> bytes | None:
@@ -64,10 +64,10 @@ class Channel:
 
 
 class Inbox:
-    """A worker's incoming messages, read by a thread of its own.
+    """Incoming messages of a worker, read by a thread.
 
-    The thread ends the whole process when the parent is gone, whatever else the process is doing:
-    no worker outlives the demo.
+    The thread ends the whole process when the router closes the channel, so that no worker outlives
+    the demo.
     """
 
     def __init__(self, channel: Channel) -> None:
@@ -80,7 +80,7 @@ class Inbox:
         return self._messages.get()
 
     def get_nowait(self) -> Message | None:
-        """The next message if one is there."""
+        """Return the next message, or None if none has arrived."""
         try:
             return self._messages.get_nowait()
         except queue.Empty:

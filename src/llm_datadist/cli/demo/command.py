@@ -1,4 +1,4 @@
-"""The command `llm-datadist demo`: options, checks of them, exit status."""
+"""Command `llm-datadist demo`: options and exit status."""
 
 from enum import Enum
 from pathlib import Path
@@ -8,12 +8,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from llm_datadist.cli.demo.conductor import Conductor
 from llm_datadist.cli.demo.model import ModelShape
 from llm_datadist.cli.demo.plot import check_can_plot, plot
 from llm_datadist.cli.demo.progress import ProgressView
 from llm_datadist.cli.demo.report import print_report, to_json
 from llm_datadist.cli.demo.results import DemoResult
+from llm_datadist.cli.demo.router import Router
 from llm_datadist.cli.demo.settings import DemoError, DemoSettings
 from llm_datadist.cli.demo.tokenizer import VOCABULARY, cut_prompts, read_text
 
@@ -22,14 +22,14 @@ _INTERRUPTED = 130
 
 
 class ModeChoice(str, Enum):
-    """How caches move."""
+    """Modes of transfer."""
 
     pull = "pull"
     layerwise = "layerwise"
 
 
 class BackendChoice(str, Enum):
-    """Which data path moves them."""
+    """Data paths."""
 
     auto = "auto"
     host = "host"
@@ -63,11 +63,11 @@ def demo(
     ] = None,
     block_size: Annotated[int, typer.Option(min=1, max=1024, help="Tokens per KV block.")] = 16,
     backend: Annotated[
-        BackendChoice, typer.Option(help="Data path; auto takes the best one that works here.")
+        BackendChoice, typer.Option(help="Data path; auto takes the best one available.")
     ] = BackendChoice.auto,
     layers: Annotated[int, typer.Option(min=1, max=64, help="Layers of the model.")] = 8,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**32 - 1, help="Decides weights, prompts and block ids.")
+        int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, prompts and block ids.")
     ] = 0,
     plot_file: Annotated[
         Path | None,
@@ -79,7 +79,7 @@ def demo(
         bool,
         typer.Option(
             "--inject-fault",
-            help="Let memory of the prefill process go bad under a request, and show the way back.",
+            help="Make memory of the prefill process inaccessible under a request, and recover.",
         ),
     ] = False,
     json: Annotated[
@@ -90,8 +90,8 @@ def demo(
     ] = False,
     corrupt_block: Annotated[
         bool,
-        # For the tests: shows that a wrong block is noticed.
-        typer.Option("--corrupt-block", hidden=True, help="Spoil one moved block of request A."),
+        # For the tests: a wrong block must be detected.
+        typer.Option("--corrupt-block", hidden=True, help="Corrupt one block of request A."),
     ] = False,
 ) -> None:
     """Serve a language model with two processes, and check it against one.
@@ -148,7 +148,7 @@ def _run(console: Console, settings: DemoSettings, *, verbose: bool) -> DemoResu
         highlight=False,
     )
     with ProgressView(console, settings, verbose=verbose) as view:
-        return Conductor(settings, view).run()
+        return Router(settings, view).run()
 
 
 def _prompts(path: Path | None, count: int, longest: int, seed: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""--inject-fault in the prefill process: pages under a request go bad, and are mended."""
+"""Fault injection of --inject-fault: makes pages of a request inaccessible, and repairs them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class Damage:
-    """What happens to the memory of one KV cache.
+    """Injects and repairs memory faults of one KV cache.
 
     Args:
         kv: The cache, each tensor on pages of its own.
-        model: Computes lost blocks anew.
+        model: Recomputes lost blocks.
     """
 
     def __init__(self, kv: PagedKvCache, model: Llama) -> None:
@@ -30,7 +30,7 @@ class Damage:
         self._prompts: dict[int, tuple[list[int], list[int]]] = {}
 
     def inject(self, request: int, prompt: list[int], blocks: list[int]) -> FaultInjected:
-        """Take two blocks of a request away: keys in the middle layer, values in the last one."""
+        """Make two blocks inaccessible: keys of the middle layer and values of the last one."""
         self._prompts[request] = prompt, blocks
         tensors = len(self._kv.tensors)
         lost = [
@@ -44,7 +44,7 @@ class Damage:
         )
 
     def repair(self, message: Repair, manager: CacheManager) -> Repaired:
-        """Map new pages, tell the library, and compute the lost blocks anew, in their order."""
+        """Map new pages, remap them in the library, and recompute the lost blocks in order."""
         for lost in message.lost:
             pages.renew(lost.addr, lost.size)
         began = time.monotonic_ns()

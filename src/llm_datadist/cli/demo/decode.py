@@ -1,4 +1,4 @@
-"""The decode process: receives KV blocks, under block ids of its own, and decodes a batch."""
+"""Decode process: receives KV blocks under its own block ids, and decodes a batch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from llm_datadist.cli.demo.messages import (
     ALL_LAYERS,
     DECODE_CLUSTER,
     PREFILL_CLUSTER,
-    Begin,
-    FaultMet,
+    FaultDetected,
     Finished,
     LayerSpan,
     Linked,
@@ -32,6 +31,7 @@ from llm_datadist.cli.demo.messages import (
     Resume,
     Resumed,
     Setup,
+    StartDecode,
     Stop,
     Stopped,
     Token,
@@ -46,10 +46,10 @@ _LINK_TIMEOUT_MS = 10_000
 
 
 @dataclass(slots=True)
-class Halted:
-    """A request whose blocks are being pulled; it stays when memory of the peer is at fault."""
+class PendingPull:
+    """A request whose blocks are being pulled, possibly again after a memory fault."""
 
-    message: Begin
+    message: StartDecode
     prompt_tokens: int
     blocks: list[int]
     arrived: list[int]
@@ -60,8 +60,8 @@ class Halted:
 class DecodeWorker:
     """State of the decode process.
 
-    Its first blocks, as many as the prefill process has in all, hold noise that stands for the
-    requests of others: so every block moves to another id, and a transfer that strayed would show.
+    Its first blocks, as many as the prefill process has in all, hold noise in place of other
+    requests. So every block moves to another id, and stray writes are detected.
     """
 
     def __init__(self, setup: Setup, channel: Channel) -> None:
@@ -79,7 +79,7 @@ class DecodeWorker:
         self._pool = BlockPool(range(setup.resident_blocks, setup.num_blocks), setup.seed + 2)
         self._reserved: dict[int, tuple[int, list[int]]] = {}
         self._running: dict[int, Generation] = {}
-        self._halted: dict[int, Halted] = {}
+        self._pending: dict[int, PendingPull] = {}
         self._instance = open_instance(LLMRole.DECODER, DECODE_CLUSTER, setup.backend, listen=False)
         self._cache = register(self._instance, self._kv)
 
@@ -89,7 +89,7 @@ class DecodeWorker:
         return bool(self._running)
 
     def handle(self, message: Message) -> None:
-        """Do what the parent asks."""
+        """Execute a message of the router."""
         match message:
             case LinkTo(ip, port):
                 self._link(ip, port)
@@ -99,7 +99,7 @@ class DecodeWorker:
                 self._reserved[request] = (prompt_tokens, blocks)
                 moved = blocks_for(prompt_tokens, self._setup.block_size)
                 self._channel.send(Reserved(request, blocks[:moved]))
-            case Begin():
+            case StartDecode():
                 self._begin(message)
             case Resume(request):
                 self._resume(request)
@@ -115,7 +115,7 @@ class DecodeWorker:
             self._finish_if_done(request)
 
     def close(self) -> bool:
-        """Close the instance; True when no block of anybody else has changed."""
+        """Close the instance; return whether no block of other requests has changed."""
         self._instance.finalize()
         return self._kv.checksums(self._residents) == self._resident_sums
 
@@ -130,36 +130,36 @@ class DecodeWorker:
         description = msgspec.to_builtins(
             self._instance.describe_link(PREFILL_CLUSTER), enc_hook=str, str_keys=True
         )
-        # One backend per kind of memory; the caches here are host memory.
+        # One backend per kind of memory; these caches are host memory.
         self._channel.send(Linked(description["backend"]["host"], description))
 
-    def _begin(self, message: Begin) -> None:
+    def _begin(self, message: StartDecode) -> None:
         request = message.request
         prompt_tokens, blocks = self._reserved.pop(request)
         arrived = blocks[: blocks_for(prompt_tokens, self._setup.block_size)]
         if self._setup.mode == "pull":
-            self._halted[request] = Halted(message, prompt_tokens, blocks, arrived)
+            self._pending[request] = PendingPull(message, prompt_tokens, blocks, arrived)
             if not self._pull(request, message.source_blocks, arrived):
                 return
         self._start(message, prompt_tokens, blocks, arrived)
 
     def _start(
-        self, message: Begin, prompt_tokens: int, blocks: list[int], arrived: list[int]
+        self, message: StartDecode, prompt_tokens: int, blocks: list[int], arrived: list[int]
     ) -> None:
         request = message.request
         if self._setup.corrupt_block and request == 0:
-            spoiled = arrived[len(arrived) // 2]
-            self._kv.fill([spoiled], self._noise)
-            self._channel.send(Note(f"decode: block {spoiled} of request {request} spoiled"))
+            corrupted = arrived[len(arrived) // 2]
+            self._kv.fill([corrupted], self._noise)
+            self._channel.send(Note(f"decode: block {corrupted} of request {request} corrupted"))
         table = np.asarray(blocks, np.intp)
         self._running[request] = Generation(prompt_tokens, message.first_token, table)
         self._channel.send(Token(request, message.first_token, time.monotonic_ns()))
         self._finish_if_done(request)
 
     def _pull(self, request: int, source_blocks: list[int], target_blocks: list[int]) -> bool:
-        """Pull blocks; False, and word to the parent, when some of them cannot be read there."""
+        """Pull blocks; report a memory fault of the peer to the router and return False."""
         start = time.monotonic_ns()
-        halted = self._halted[request]
+        pending = self._pending[request]
         try:
             self._instance.cache_manager.pull_blocks(
                 BlocksCacheKey(PREFILL_CLUSTER), self._cache, source_blocks, target_blocks
@@ -167,33 +167,33 @@ class DecodeWorker:
         except LLMException as error:
             if error.status_code != LLMStatusCode.LLM_SUSPECT_REMOTE_ERROR:
                 raise
-            halted.lost = [
+            pending.lost = [
                 LostRange(fault.tensor_index or 0, fault.block or 0, fault.addr, fault.size)
                 for fault in error.faults
             ]
             now = time.monotonic_ns()
-            halted.spans.append(LayerSpan(ALL_LAYERS, start, now))
+            pending.spans.append(LayerSpan(ALL_LAYERS, start, now))
             status = error.status_code.name
-            self._channel.send(FaultMet(request, status, str(error), halted.lost, now))
+            self._channel.send(FaultDetected(request, status, str(error), pending.lost, now))
             return False
-        halted.spans.append(LayerSpan(ALL_LAYERS, start, time.monotonic_ns()))
-        del self._halted[request]
-        whole = halted.message.source_blocks
+        pending.spans.append(LayerSpan(ALL_LAYERS, start, time.monotonic_ns()))
+        del self._pending[request]
+        whole = pending.message.source_blocks
         num_bytes = len(whole) * self._kv.bytes_per_block
-        self._channel.send(Moved(request, num_bytes, whole, halted.arrived, halted.spans))
+        self._channel.send(Moved(request, num_bytes, whole, pending.arrived, pending.spans))
         return True
 
     def _resume(self, request: int) -> None:
-        """Pull what was lost, and nothing else, and go on with the request."""
-        halted = self._halted[request]
-        lost = sorted({one.block for one in halted.lost})
-        target_of = dict(zip(halted.message.source_blocks, halted.arrived, strict=True))
+        """Pull only the lost blocks, and continue the request."""
+        pending = self._pending[request]
+        lost = sorted({one.block for one in pending.lost})
+        target_of = dict(zip(pending.message.source_blocks, pending.arrived, strict=True))
         start = time.monotonic_ns()
         if not self._pull(request, lost, [target_of[block] for block in lost]):
             return
         now = time.monotonic_ns()
         self._channel.send(Resumed(request, len(lost), (now - start) / 1e6, now))
-        self._start(halted.message, halted.prompt_tokens, halted.blocks, halted.arrived)
+        self._start(pending.message, pending.prompt_tokens, pending.blocks, pending.arrived)
 
     def _finish_if_done(self, request: int) -> None:
         generation = self._running[request]
@@ -205,7 +205,7 @@ class DecodeWorker:
 
 
 def run_decode(setup: Setup, inbox: Inbox, channel: Channel) -> None:
-    """Serve the parent until it says Stop; decode whenever nothing else is to be done."""
+    """Execute messages until Stop; decode while there is none."""
     worker = DecodeWorker(setup, channel)
     channel.send(Ready())
     while True:

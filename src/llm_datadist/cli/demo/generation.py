@@ -1,4 +1,4 @@
-"""Greedy decoding of a batch of requests: the same steps in decode process and reference."""
+"""Greedy decoding of a batch of requests, used by the decode process and the reference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def greedy(logits: Floats) -> int:
-    """The most likely token."""
+    """Return the most likely token."""
     return int(np.argmax(logits))
 
 
@@ -35,7 +35,7 @@ class Generation:
 
     @property
     def digest(self) -> str:
-        """Condenses every logit seen so far, bit for bit."""
+        """Digest of the bits of every logit so far."""
         return self._digest.hexdigest()
 
     def extend(self, logits: Floats) -> int:
@@ -48,7 +48,7 @@ class Generation:
 def decode_step(
     model: Llama, cache: PagedKvCache, running: Mapping[int, Generation], slots: int
 ) -> dict[int, int]:
-    """Give every running request (by slot) its next token."""
+    """Decode one token of every running request, by slot."""
     tokens, positions = [0] * slots, [0] * slots
     tables: list[BlockTable | None] = [None] * slots
     for slot, generation in running.items():

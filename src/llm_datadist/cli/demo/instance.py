@@ -39,7 +39,7 @@ def open_instance(role: LLMRole, cluster_id: int, backend: str, *, listen: bool)
 def register(instance: LLMDataDist, kv: PagedKvCache) -> Cache:
     """Register a paged KV cache under this instance's BlocksCacheKey.
 
-    The caller keeps `kv` alive until the instance is finalized.
+    The caller must keep `kv` alive until the instance is finalized.
     """
     desc = CacheDesc(len(kv.tensors), kv.shape, DataType.DT_FLOAT, Placement.HOST)
     return instance.cache_manager.register_blocks_cache(

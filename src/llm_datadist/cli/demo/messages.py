@@ -1,4 +1,4 @@
-"""What the demo's processes say to each other, through the parent, which plays the router.
+"""Messages between the demo's router and its workers.
 
 Times are CLOCK_MONOTONIC nanoseconds, which all processes of a machine share.
 """
@@ -24,7 +24,7 @@ class _Message(msgspec.Struct, frozen=True, tag=True):
 
 
 class LayerSpan(msgspec.Struct, frozen=True):
-    """When one layer (or ALL_LAYERS) of something was under way."""
+    """Start and end of the work on one layer, or on all (ALL_LAYERS)."""
 
     layer: int
     start_ns: int
@@ -35,11 +35,11 @@ class LayerSpan(msgspec.Struct, frozen=True):
 
 
 class Setup(_Message, frozen=True):
-    """First message to every worker: what to be.
+    """First message to every worker: its role and sizes.
 
-    `num_blocks` is the size of its KV cache; the first `resident_blocks` of them belong to others
-    and must never change. `slots` is the number of rows of a decode step. `fault_in` is the request
-    under which prefill is to lose memory.
+    `num_blocks` is the size of its KV cache; the first `resident_blocks` of them belong to other
+    requests and must never change. `slots` is the number of rows of a decode step. `fault_in` is
+    the request of which prefill must lose memory.
     """
 
     role: Role
@@ -57,29 +57,29 @@ class Setup(_Message, frozen=True):
 
 
 class LinkTo(_Message, frozen=True):
-    """To decode: link to the prefill process, which listens here."""
+    """To decode: link to the prefill process at this address."""
 
     ip: str
     port: int
 
 
 class Reserve(_Message, frozen=True):
-    """To decode: set blocks aside for a request."""
+    """To decode: reserve blocks for a request."""
 
     request: int
     prompt_tokens: int
 
 
 class Submit(_Message, frozen=True):
-    """To prefill and reference: work on this prompt; in layerwise mode push it to these blocks."""
+    """To prefill and reference: compute this prompt; in layerwise mode push it to these blocks."""
 
     request: int
     prompt: list[int]
     target_blocks: list[int] = []
 
 
-class Begin(_Message, frozen=True):
-    """To decode: the request is prefilled. Pull it from source_blocks, or it is there already."""
+class StartDecode(_Message, frozen=True):
+    """To decode: the request is prefilled; in pull mode, pull it from source_blocks."""
 
     request: int
     first_token: int
@@ -87,7 +87,7 @@ class Begin(_Message, frozen=True):
 
 
 class LostRange(msgspec.Struct, frozen=True):
-    """Memory of the prefill process that a transfer found to be at fault."""
+    """Memory of the prefill process at fault."""
 
     tensor: int
     block: int
@@ -96,47 +96,47 @@ class LostRange(msgspec.Struct, frozen=True):
 
 
 class Repair(_Message, frozen=True):
-    """To prefill: mend these ranges, and compute the blocks anew that lie there."""
+    """To prefill: repair these ranges, and recompute the blocks in them."""
 
     request: int
     lost: list[LostRange]
 
 
 class Resume(_Message, frozen=True):
-    """To decode: what was lost of the request is there again; pull it, and go on."""
+    """To decode: the lost blocks of the request are repaired; pull them, and continue."""
 
     request: int
 
 
 class Release(_Message, frozen=True):
-    """To prefill: the request has been moved, its blocks are free."""
+    """To prefill: the request has been transferred, its blocks are free."""
 
     request: int
 
 
 class Stop(_Message, frozen=True):
-    """Close everything, say Stopped, and exit."""
+    """Close everything, send Stopped, and exit."""
 
 
 # ---- from a worker -------------------------------------------------------------------------------
 
 
 class Ready(_Message, frozen=True):
-    """The weights are made and the cache is registered; prefill listens at this address."""
+    """The worker is initialized; prefill listens on this address."""
 
     ip: str = ""
     port: int = 0
 
 
 class Linked(_Message, frozen=True):
-    """The link is up; `description` is what describe_link says."""
+    """The link is made; `description` is the result of describe_link."""
 
     backend: str
     description: dict[str, Any]
 
 
 class Reserved(_Message, frozen=True):
-    """These blocks of the decode process are set aside; the first ones receive the prompt."""
+    """These blocks of the decode process are reserved to receive the prompt."""
 
     request: int
     blocks: list[int]
@@ -158,15 +158,15 @@ class Prefilled(_Message, frozen=True):
 
 
 class FaultInjected(_Message, frozen=True):
-    """Prefill has lost memory under a request."""
+    """Prefill has made memory of a request inaccessible."""
 
     request: int
     lost: list[LostRange]
     how: list[str]
 
 
-class FaultMet(_Message, frozen=True):
-    """The pull of a request has failed on memory of the prefill process."""
+class FaultDetected(_Message, frozen=True):
+    """The pull of a request has failed because of memory of the prefill process."""
 
     request: int
     status: str
@@ -176,7 +176,7 @@ class FaultMet(_Message, frozen=True):
 
 
 class Repaired(_Message, frozen=True):
-    """New pages are mapped and the lost blocks are computed anew."""
+    """New pages are mapped and the lost blocks are recomputed."""
 
     request: int
     remap_ms: float
@@ -185,7 +185,7 @@ class Repaired(_Message, frozen=True):
 
 
 class Resumed(_Message, frozen=True):
-    """The pull of a request has succeeded after all."""
+    """The second pull of a request has succeeded."""
 
     request: int
     blocks: int
@@ -204,7 +204,7 @@ class Moved(_Message, frozen=True):
 
 
 class Token(_Message, frozen=True):
-    """The decode (or reference) process hands out the next token of a request."""
+    """The decode or reference process has decoded a token of a request."""
 
     request: int
     token: int
@@ -212,7 +212,7 @@ class Token(_Message, frozen=True):
 
 
 class Finished(_Message, frozen=True):
-    """A request has all its tokens; the digest covers every logit that decoding computed."""
+    """All tokens of a request are decoded; the digest covers every decoded logit."""
 
     request: int
     tokens: list[int]
@@ -220,25 +220,25 @@ class Finished(_Message, frozen=True):
 
 
 class Note(_Message, frozen=True):
-    """Something that --verbose shows."""
+    """Text for --verbose."""
 
     text: str
 
 
 class Failed(_Message, frozen=True):
-    """The worker gives up; `detail` is a traceback where the problem does not explain itself."""
+    """The worker has failed; `detail` is a traceback for errors without a text for the user."""
 
     problem: str
     detail: str
 
 
 class Stopped(_Message, frozen=True):
-    """Last message: everything is closed. False when a resident block changed."""
+    """Last message: everything is closed. False if a resident block has changed."""
 
     residents_intact: bool = True
 
 
-ToWorker = Setup | LinkTo | Reserve | Submit | Begin | Repair | Resume | Release | Stop
+ToWorker = Setup | LinkTo | Reserve | Submit | StartDecode | Repair | Resume | Release | Stop
 FromWorker = (
     Ready
     | Linked
@@ -246,7 +246,7 @@ FromWorker = (
     | LayerDone
     | Prefilled
     | FaultInjected
-    | FaultMet
+    | FaultDetected
     | Repaired
     | Resumed
     | Moved

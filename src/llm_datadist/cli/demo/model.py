@@ -137,7 +137,7 @@ class Llama:
     def recompute(
         self, tokens: Sequence[int], first: int, cache: PagedKvCache, table: BlockTable
     ) -> None:
-        """Compute the keys and values of some positions of a prompt anew, and no others.
+        """Recompute the keys and values of some positions of a prompt, and no others.
 
         Args:
             tokens: The prompt up to the last of these positions.
@@ -194,11 +194,11 @@ class Llama:
             for slot, table in enumerate(tables):
                 if table is None:
                     continue
-                here = slice(slot, slot + 1)
-                cache.write(index, table, positions[slot], keys[here], values[here])
+                row = slice(slot, slot + 1)
+                cache.write(index, table, positions[slot], keys[row], values[row])
                 all_keys, all_values = cache.gather(index, table, positions[slot] + 1)
-                attended[here] = attention(
-                    queries[here], all_keys, all_values, first_position=positions[slot]
+                attended[row] = attention(
+                    queries[row], all_keys, all_values, first_position=positions[slot]
                 )
             hidden = self._finish_layer(layer, hidden, attended)
         return self._logits(hidden)

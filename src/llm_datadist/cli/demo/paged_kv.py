@@ -1,8 +1,8 @@
-"""The paged KV cache: blocks of fixed size, and the block tables of requests.
+"""Paged KV cache: blocks of fixed size, and the block tables of requests.
 
 One tensor of keys and one of values per layer, each (num_blocks, block_size, kv_heads, head_dim)
 float32, in the order K0, V0, K1, V1, ... A request owns any blocks in any order; its block table
-says which block holds which part of it.
+lists its blocks in the order of the tokens.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ BlockTable = NDArray[np.intp]
 
 
 def blocks_for(tokens: int, block_size: int) -> int:
-    """How many blocks hold that many tokens."""
+    """Return the number of blocks that hold `tokens` tokens."""
     return -(-tokens // block_size)
 
 
 class PagedKvCache:
-    """The tensors. They live as long as this object: keep it while they are registered.
+    """Tensors of the cache; keep this object while they are registered.
 
     Args:
         layers: Number of layers, each with a tensor of keys and one of values.
@@ -51,8 +51,8 @@ class PagedKvCache:
     ) -> None:
         self.block_size = block_size
         self.shape = (num_blocks, block_size, kv_heads, head_dim)
-        # Written once, so that every page is there: a server's cache is, and transfers into pages
-        # that are not would measure the kernel's page faults.
+        # Written once, so that all pages are present as in a server's cache; transfers into absent
+        # pages would measure the kernel's page faults.
         self.tensors: list[Floats] = [
             on_own_pages(self.shape) if own_pages else np.full(self.shape, 0.0, np.float32)
             for _ in range(2 * layers)
@@ -60,7 +60,7 @@ class PagedKvCache:
 
     @property
     def addresses(self) -> list[int]:
-        """Where each tensor starts, as register_blocks_cache wants it."""
+        """Address of each tensor, for register_blocks_cache."""
         return [tensor.ctypes.data for tensor in self.tensors]
 
     @property
@@ -69,13 +69,13 @@ class PagedKvCache:
         return sum(tensor[0].nbytes for tensor in self.tensors)
 
     def address_of(self, tensor: int, block: int) -> tuple[int, int]:
-        """Where one block of one tensor lies: address and bytes."""
+        """Return address and size of one block of one tensor."""
         return self.tensors[tensor][block].ctypes.data, self.tensors[tensor][block].nbytes
 
     def write(
         self, layer: int, table: BlockTable, position: int, keys: Floats, values: Floats
     ) -> None:
-        """Put keys and values, (tokens, kv_heads, head_dim), at `position` of a request."""
+        """Write keys and values, (tokens, kv_heads, head_dim), at `position` of a request."""
         positions = np.arange(position, position + len(keys))
         blocks, offsets = table[positions // self.block_size], positions % self.block_size
         self.tensors[2 * layer][blocks, offsets] = keys
@@ -97,7 +97,7 @@ class PagedKvCache:
             tensor[index] = source.standard_normal((len(index), *self.shape[1:]), np.float32)
 
     def checksums(self, blocks: Sequence[int]) -> list[bytes]:
-        """The bytes of blocks, condensed: one value per tensor, equal when nothing changed."""
+        """Return checksums of blocks, one per tensor."""
         index = np.asarray(blocks, np.intp)
         words = (tensor[index].view(np.uint32) for tensor in self.tensors)
         return [np.bitwise_xor.reduce(w, axis=None).tobytes() + w.sum().tobytes() for w in words]
@@ -111,10 +111,10 @@ class BlockPool:
         random.Random(seed).shuffle(self._free)
 
     def take(self, count: int) -> list[int]:
-        """Take blocks out.
+        """Take blocks from the pool.
 
         Raises:
-            MemoryError: There are fewer; nothing was taken.
+            MemoryError: There are too few; none was taken.
         """
         if count > len(self._free):
             raise MemoryError(f"the KV cache has {len(self._free)} free blocks, {count} are needed")

@@ -1,4 +1,4 @@
-"""Memory whose pages can be taken away and put back: how --inject-fault makes a bad page."""
+"""Memory whose pages can be made inaccessible and replaced, for --inject-fault."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def on_own_pages(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return zeros that begin on a page and share none with anything else."""
+    """Return an array of zeros on pages of its own."""
     size = int(np.prod(shape)) * 4
     memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     array = np.frombuffer(memory, np.float32, size // 4).reshape(shape)
@@ -42,7 +42,7 @@ def protect(address: int, size: int) -> None:
 
 
 def lose(address: int, size: int) -> None:
-    """Put pages in the place of others that hold nothing and forbid every access.
+    """Replace pages with inaccessible ones.
 
     Raises:
         OSError: The kernel refuses.
@@ -51,7 +51,7 @@ def lose(address: int, size: int) -> None:
 
 
 def renew(address: int, size: int) -> None:
-    """Put new pages, all zero, in the place of others.
+    """Replace pages with new ones of zeros.
 
     Raises:
         OSError: The kernel refuses.

@@ -1,4 +1,4 @@
-"""The timeline of a run as a picture; needs matplotlib (the extra `plot`)."""
+"""Timeline of a run as a picture; needs matplotlib (the extra `plot`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TRANSFER = "#f28e2b"
 
 
 def check_can_plot(path: Path) -> None:
-    """See before the run that the picture can be made after it.
+    """Check that the picture can be drawn after the run.
 
     Raises:
         DemoError: matplotlib is missing, the directory is, or the kind of file is unknown.

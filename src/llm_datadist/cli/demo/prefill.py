@@ -1,4 +1,4 @@
-"""The prefill process: computes prompts, serves their KV blocks or pushes them layer by layer."""
+"""Prefill process: computes prompts, and serves their KV blocks or pushes them by layer."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ _WARM_UP_TOKENS = 8
 
 
 class LayerGate(LayerSynchronizer):
-    """Holds a layerwise transfer back until the compute loop has filled each layer.
+    """Delays each layer of a layerwise transfer until the compute loop has filled it.
 
-    The transfer's thread asks for a layer when it is through with the one before, so the times of
-    asking and of going on are also the times of the transfers.
+    The transfer's thread asks for a layer after it has transferred the previous one, so these
+    times are also the times of the transfers.
     """
 
     def __init__(self, layers: int) -> None:
@@ -60,17 +60,17 @@ class LayerGate(LayerSynchronizer):
         self._started_ns: list[int] = []
 
     def open(self, layer: int) -> None:
-        """The layer's keys and values are complete: let it go."""
+        """Release a layer whose keys and values are complete."""
         self._filled[layer].set()
 
     def abort(self) -> None:
-        """No further layer will be filled."""
+        """End the transfer: no further layer will be filled."""
         self._aborted = True
         for event in self._filled:
             event.set()
 
     def synchronize_layer(self, layer_index: int, timeout_in_millis: int | None) -> bool:
-        """Called by the transfer before each layer; True sends it."""
+        """Wait for a layer; called by the transfer, which sends it if this returns True."""
         self._asked_ns.append(time.monotonic_ns())
         timeout = None if timeout_in_millis is None else timeout_in_millis / 1000
         filled = self._filled[layer_index].wait(timeout)
@@ -78,14 +78,14 @@ class LayerGate(LayerSynchronizer):
         return filled and not self._aborted
 
     def spans(self, end_ns: int) -> list[LayerSpan]:
-        """When each layer was under way; the last one until `end_ns`."""
+        """Return start and end of each layer's transfer; the last one ended at `end_ns`."""
         ends = [*self._asked_ns[1:], end_ns]
         pairs = zip(self._started_ns, ends, strict=True)
         return [LayerSpan(layer, start, end) for layer, (start, end) in enumerate(pairs)]
 
 
 class Push:
-    """Waits for a layerwise transfer, to know when it ended even while computing goes on."""
+    """Waits for a layerwise transfer on a thread, to record its end during computation."""
 
     def __init__(self, task: CacheTask) -> None:
         self.end_ns = 0
@@ -133,13 +133,13 @@ class PrefillWorker:
         self._cache = register(self._instance, self._kv)
 
     def announce(self) -> None:
-        """Tell the parent where this instance listens."""
+        """Send the address on which this instance listens."""
         address = self._instance.listen_address
         assert address is not None
         self._channel.send(Ready(*address))
 
     def prefill(self, message: Submit) -> None:
-        """Compute one prompt, and in layerwise mode push it meanwhile."""
+        """Compute one prompt; in layerwise mode, push it at the same time."""
         request, prompt = message.request, message.prompt
         blocks = self._pool.take(blocks_for(len(prompt), self._setup.block_size))
         self._blocks[request] = blocks
@@ -171,16 +171,16 @@ class PrefillWorker:
             self._channel.send(Moved(request, num_bytes, blocks, message.target_blocks, spans))
 
     def repair(self, message: Repair) -> None:
-        """Mend what was lost of a request."""
+        """Repair the lost blocks of a request."""
         repaired = self._damage.repair(message, self._instance.cache_manager)
         self._channel.send(repaired)
 
     def release(self, request: int) -> None:
-        """The request's blocks have been moved."""
+        """Free a request's blocks, which have been transferred."""
         self._pool.give_back(self._blocks.pop(request))
 
     def close(self) -> None:
-        """Close the instance; its peers notice at once."""
+        """Close the instance; its peers detect it at once."""
         self._instance.finalize()
 
     def _push(self, gate: LayerGate, blocks: list[int], target_blocks: list[int]) -> CacheTask:
@@ -203,7 +203,7 @@ class PrefillWorker:
 
 
 def run_prefill(setup: Setup, inbox: Inbox, channel: Channel) -> None:
-    """Serve the parent until it says Stop."""
+    """Execute messages until Stop."""
     worker = PrefillWorker(setup, channel)
     worker.announce()
     channel.send(Note(f"prefill: {setup.num_blocks} blocks registered"))

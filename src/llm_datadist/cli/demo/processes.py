@@ -1,4 +1,4 @@
-"""Worker processes: started, listened to, and certainly ended."""
+"""Worker processes: start, messages and end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-# One BLAS thread per process: with more, results depend on how work was split among them.
+# One BLAS thread per process: with more, results depend on how the work is split.
 _ONE_THREAD = dict.fromkeys(
     (
         "OPENBLAS_NUM_THREADS",
@@ -44,21 +44,21 @@ class Worker:
     def __init__(self, setup: Setup) -> None:
         self.role = setup.role
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed by __exit__
-        ours, theirs = socket.socketpair()
-        with theirs:
-            # A session of its own: Ctrl-C reaches the parent alone, which ends the workers.
+        router_sock, worker_sock = socket.socketpair()
+        with worker_sock:
+            # In a new session, so that Ctrl-C reaches only the router, which ends the workers.
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "llm_datadist.cli.demo.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-m", "llm_datadist.cli.demo.worker", str(worker_sock.fileno())],
+                pass_fds=[worker_sock.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self._stderr,
                 stderr=self._stderr,
                 env=os.environ | _ONE_THREAD,
                 start_new_session=True,
             )
-        # Only a stopped or broken worker keeps a message half sent or half read that long.
-        ours.settimeout(_SILENCE_S)
-        self.channel = Channel(ours)
+        # Only a stopped worker leaves a message half sent or half read for so long.
+        router_sock.settimeout(_SILENCE_S)
+        self.channel = Channel(router_sock)
         self.send(setup)
 
     def __enter__(self) -> Self:
@@ -88,7 +88,7 @@ class Worker:
             raise self.ended() from None
 
     def ended(self) -> DemoError:
-        """What to say about a process that is gone or silent."""
+        """Return the error for a process that has closed its channel."""
         try:
             status = self.process.wait(_KILL_S)
         except subprocess.TimeoutExpired:
@@ -96,18 +96,18 @@ class Worker:
         else:
             reason = f"was ended by signal {-status}" if status < 0 else f"ended, status {status}"
         tail = "\n".join(self.output().splitlines()[-15:])
-        said = f"; its last words:\n{tail}" if tail else ""
-        return DemoError(f"the {self.role} process {reason} before its work was done{said}")
+        written = f"; its output ends with:\n{tail}" if tail else ""
+        return DemoError(f"the {self.role} process {reason} before its work was done{written}")
 
     def output(self) -> str:
-        """All that the process has written to its standard output and error."""
+        """Return what the process has written to its standard output and error."""
         return os.pread(self._stderr.fileno(), 1 << 20, 0).decode("utf-8", "replace").strip()
 
-    def _end(self, patience_s: float) -> None:
-        # Closing the channel ends a worker by itself; signals are for one that cannot run.
-        if patience_s:
+    def _end(self, grace_s: float) -> None:
+        # A closed channel ends a worker; signals are needed if it cannot run.
+        if grace_s:
             try:
-                self.process.wait(patience_s)
+                self.process.wait(grace_s)
             except subprocess.TimeoutExpired:
                 pass
             else:
@@ -120,7 +120,7 @@ class Worker:
             self.process.wait()
 
 
-class Switchboard:
+class WorkerSelector:
     """Waits for messages of several workers at once."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
@@ -135,21 +135,21 @@ class Switchboard:
         self._selector.close()
 
     def drop(self, worker: Worker) -> None:
-        """Listen to this worker no more: it has said all that it had to say."""
+        """Stop receiving from a worker that has sent its last message."""
         self._selector.unregister(worker.channel)
 
     def receive(self, silence_s: float = _SILENCE_S) -> list[tuple[Worker, FromWorker]]:
-        """Wait for a message; take one of every worker that has any.
+        """Wait for messages; return one of each worker that has sent any.
 
         Raises:
-            DemoError: A worker ended or gave up, or none said anything for `silence_s`.
+            DemoError: A worker ended or failed, or none sent a message for `silence_s`.
         """
         started = time.monotonic()
         ready = self._selector.select(silence_s)
         if not ready:
             waited = time.monotonic() - started
             roles = " and ".join(key.data.role for key in self._selector.get_map().values())
-            raise DemoError(f"no word from {roles} for {waited:.0f} s; giving up")
+            raise DemoError(f"no message from {roles} for {waited:.0f} s")
         return [self._take(key.data) for key, _ in ready]
 
     @staticmethod
@@ -157,12 +157,12 @@ class Switchboard:
         try:
             message = worker.channel.receive()
         except TimeoutError:
-            raise DemoError(f"the {worker.role} process stopped in mid-message") from None
+            raise DemoError(f"the {worker.role} process stopped within a message") from None
         if message is None:
             raise worker.ended()
         if isinstance(message, Failed):
             detail = f"\n{message.detail}" if message.detail else ""
             raise DemoError(f"the {worker.role} process failed: {message.problem}{detail}")
         if not isinstance(message, FromWorker):
-            raise DemoError(f"the {worker.role} process said {message!r}")
+            raise DemoError(f"the {worker.role} process sent {message!r}")
         return worker, message

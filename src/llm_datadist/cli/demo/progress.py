@@ -1,4 +1,4 @@
-"""What the demo shows while it runs: bars on a terminal, lines elsewhere, nothing when quiet."""
+"""Progress of the demo: bars on a terminal, lines elsewhere, nothing with --json."""
 
 from __future__ import annotations
 
@@ -88,12 +88,12 @@ class ProgressView:
             case m.FaultInjected(request, lost):
                 places = ", ".join(f"block {one.block} of tensor {one.tensor}" for one in lost)
                 self._say(f"{request_name(request)}: memory goes bad under {places}")
-            case m.FaultMet(request, status, _, lost):
+            case m.FaultDetected(request, status, _, lost):
                 blocks = ", ".join(str(number) for number in sorted({one.block for one in lost}))
                 self._progress.update(self._requests[request], state=f"{status}, blocks {blocks}")
                 self._say(f"{request_name(request)}: {status}, blocks {blocks} are lost")
             case m.Repaired(request, _, _, tokens):
-                text = f"new pages mapped and remapped, {tokens} tokens computed anew"
+                text = f"new pages mapped and remapped, {tokens} tokens recomputed"
                 self._progress.update(self._requests[request], state=text)
                 self._say(f"{request_name(request)}: {text}")
             case m.Moved(request, num_bytes, source_blocks):

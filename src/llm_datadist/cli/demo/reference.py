@@ -1,4 +1,4 @@
-"""The reference: the same model, each request from prompt to last token in one process."""
+"""Reference process: the same model, each request from prompt to last token in one process."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def generate(
 
 
 def run_reference(setup: Setup, inbox: Inbox, channel: Channel) -> None:
-    """Serve the parent until it says Stop."""
+    """Execute messages until Stop."""
     shape = setup.shape
     model = Llama(shape, setup.seed)
     cache = PagedKvCache(

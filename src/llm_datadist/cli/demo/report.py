@@ -1,4 +1,4 @@
-"""The report of a run: a table per request, the verdict, and JSON."""
+"""Report of a run: a table of requests, a timeline and the verdict, or JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ROOMY = 90
 
 
 def to_json(result: DemoResult) -> str:
-    """The whole result on one line."""
+    """Return the result as one line of JSON."""
     return msgspec.json.encode(result).decode()
 
 
@@ -48,7 +48,7 @@ def print_report(console: Console, result: DemoResult, *, verbose: bool = False)
 
 
 def request_table(result: DemoResult, padding: int) -> Table:
-    """One row per request; `padding` columns between the columns."""
+    """Return the table of requests, with `padding` spaces between columns."""
     table = Table(box=None, padding=(0, padding, 0, 0), header_style="dim")
     table.add_column("\nrequest", no_wrap=True)
     for heading in (
@@ -89,7 +89,7 @@ def _lost(fault: FaultResult, request: str) -> Text:
 
 
 def fault_table(fault: FaultResult) -> Table:
-    """What happened to the memory under one request, step by step."""
+    """Return the steps of a memory fault and its repair."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_column("step", style="bold", no_wrap=True)
     table.add_column("what")
@@ -124,7 +124,7 @@ def fault_table(fault: FaultResult) -> Table:
 
 
 def tokens_line(request: RequestResult) -> str:
-    """The tokens of a request, or where they leave those of the reference."""
+    """Return the tokens of a request, or where they differ from the reference."""
     if request.tokens_equal:
         return f"{request.name}: {' '.join(map(str, request.tokens))}"
     pairs = zip(request.tokens, request.reference_tokens, strict=False)
@@ -137,7 +137,7 @@ def tokens_line(request: RequestResult) -> str:
 
 
 def verdict(result: DemoResult) -> Text:
-    """What the run has shown, in a sentence or two."""
+    """Return the verdict in a few sentences."""
     equal = sum(request.tokens_equal for request in result.requests)
     count = len(result.requests)
     new = sum(len(request.tokens) for request in result.requests)
@@ -155,7 +155,7 @@ def verdict(result: DemoResult) -> Text:
         if result.fault is None:
             text.append("Some logits differ, though: the caches were not the same bytes.\n", "red")
         else:
-            text.append("Some logits differ in their last bits: lost blocks were computed anew.\n")
+            text.append("Some logits differ in their last bits: lost blocks were recomputed.\n")
     text.append(f"{mebibytes:.1f} MiB of KV cache in {blocks:,} blocks moved to other block ids")
     text.append(f" over backend {result.backend}; ")
     if result.residents_intact:

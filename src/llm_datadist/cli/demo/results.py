@@ -1,4 +1,4 @@
-"""What a run of the demo found out: the JSON that --json prints, and what the report shows."""
+"""Results of a run, for the report and the JSON of --json."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SpanKind = Literal["compute", "transfer", "decode"]
 class Span(msgspec.Struct, frozen=True):
     """One bar of the timeline, in ms since the requests were submitted.
 
-    `layer` is None for something that covers all of them: a pull, a decode step.
+    `layer` is None if it covers all layers, as a pull or a decode step does.
     """
 
     request: int
@@ -26,17 +26,16 @@ class Span(msgspec.Struct, frozen=True):
 
     @property
     def duration_ms(self) -> float:
-        """Its length."""
+        """Length of the bar."""
         return self.end_ms - self.start_ms
 
 
 class RequestResult(msgspec.Struct, frozen=True, kw_only=True):
     """One request.
 
-    `transfer_ms` adds up the time in which its blocks were under way; `exposed_ms` is the part of
-    the transfer that came after its prefill, all the rest hid behind computing.
-    `time_to_first_token_ms` runs from the submission of all requests to the moment at which the
-    decode process holds this request's cache and hands out its first token.
+    `transfer_ms` is the total time of its transfers; `exposed_ms` is the part after its prefill,
+    which computation did not hide. `time_to_first_token_ms` runs from the submission of all
+    requests until the decode process has this request's cache and its first token.
     """
 
     name: str
@@ -58,11 +57,11 @@ class RequestResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FaultResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What --inject-fault did, and what became of it.
+    """A fault of --inject-fault and its repair.
 
-    `lost` was injected; `named` is what the error of the pull said, `text` and `status` the error.
-    `arrived_blocks` of the same pull came through. `others_tokens` were decoded for other requests
-    between the error and the moment at which the request went on.
+    `lost` was injected; `named`, `text` and `status` are from the error of the pull, of which
+    `arrived_blocks` arrived. `others_tokens` were decoded for other requests between the error and
+    the continuation of the request.
     """
 
     request: str
@@ -82,7 +81,7 @@ class FaultResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DemoResult(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole run."""
+    """Result of a run."""
 
     version: str
     mode: Mode
@@ -103,7 +102,7 @@ class DemoResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def span(request: int, kind: SpanKind, layer: int, start_ns: int, end_ns: int, zero: int) -> Span:
-    """A Span from clock readings; `zero` is the clock at submission."""
+    """Return a Span from clock readings; `zero` is the clock at submission."""
     return Span(
         request,
         kind,

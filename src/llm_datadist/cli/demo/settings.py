@@ -1,4 +1,4 @@
-"""What a run of the demo is asked to do."""
+"""Settings of a run of the demo."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from llm_datadist.cli.demo.paged_kv import blocks_for
 
 
 class DemoError(Exception):
-    """The demo cannot run or go on; the text is for the user."""
+    """The demo cannot run or continue; the text is for the user."""
 
 
 class DemoSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """A run: the model, the prompts (tokens) and how their caches move."""
+    """Settings of a run: model, prompts (tokens) and transfers."""
 
     prompts: list[list[int]]
     mode: Mode = "pull"
@@ -32,11 +32,11 @@ class DemoSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def fault_in(self) -> int | None:
-        """The request that loses memory: the second one, if there are several."""
+        """Index of the request that loses memory: the second one, if there are several."""
         return min(1, len(self.prompts) - 1) if self.inject_fault else None
 
     def check(self) -> None:
-        """Refuse what does not go together.
+        """Check that the settings fit together.
 
         Raises:
             DemoError: --inject-fault with another mode, or with blocks that share pages.
@@ -49,24 +49,24 @@ class DemoSettings(msgspec.Struct, frozen=True, kw_only=True):
         tokens = mmap.PAGESIZE // math.gcd(token_bytes, mmap.PAGESIZE)
         if self.block_size % tokens:
             raise DemoError(
-                f"--inject-fault takes whole pages of {mmap.PAGESIZE} bytes away: give a "
-                f"--block-size that is a multiple of {tokens}"
+                f"--inject-fault makes whole pages of {mmap.PAGESIZE} bytes inaccessible: give "
+                f"a --block-size that is a multiple of {tokens}"
             )
 
     @property
     def prompt_blocks(self) -> int:
-        """Blocks of all prompts: the size of the prefill cache."""
+        """Number of blocks of all prompts, which is the size of the prefill cache."""
         return sum(blocks_for(len(prompt), self.block_size) for prompt in self.prompts)
 
     @property
     def whole_blocks(self) -> int:
-        """Blocks of all requests, with what they generate."""
+        """Number of blocks of all requests, including generated tokens."""
         new = self.max_new_tokens
         return sum(blocks_for(len(prompt) + new, self.block_size) for prompt in self.prompts)
 
 
 def request_name(index: int) -> str:
-    """A, B, ... Z, AA, AB, ..."""
+    """Return the name of a request: A, B, ... Z, AA, AB, ..."""
     letters = string.ascii_uppercase
     name = letters[index % 26]
     return name if index < 26 else request_name(index // 26 - 1) + name

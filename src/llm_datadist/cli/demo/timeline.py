@@ -1,6 +1,6 @@
-"""The timeline of a run as text: one row per layer, time from left to right.
+"""Timeline of a run as text: one row per layer, time from left to right.
 
-The upper half of a row is computing, the lower half its transfer.
+The upper half of a row is computation, the lower half its transfer.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ ASCII = Glyphs("'", ".", ":")
 
 
 class Cell(NamedTuple):
-    """What happens in one cell: request numbers, None for nothing."""
+    """Requests that one cell shows; None for none."""
 
     compute: int | None = None
     transfer: int | None = None
 
 
 def row_cells(spans: Iterable[Span], end_ms: float, width: int) -> list[Cell]:
-    """Lay spans over `width` cells; even the shortest marks one."""
+    """Map spans to `width` cells, each span to at least one."""
     computes: list[int | None] = [None] * width
     transfers: list[int | None] = [None] * width
     for span in spans:
@@ -51,7 +51,7 @@ def row_cells(spans: Iterable[Span], end_ms: float, width: int) -> list[Cell]:
 
 
 def draw_row(cells: list[Cell], glyphs: Glyphs, *, color: bool) -> Text:
-    """Cells as text; with color, compute and transfer of one cell have their own halves."""
+    """Return cells as text; with color, each cell has a compute and a transfer half."""
     text = Text()
     for compute, transfer in cells:
         compute_color = COLORS[(compute or 0) % len(COLORS)]
@@ -69,33 +69,33 @@ def draw_row(cells: list[Cell], glyphs: Glyphs, *, color: bool) -> Text:
 
 
 def draw_timeline(result: DemoResult, width: int, glyphs: Glyphs, *, color: bool) -> Text:
-    """The whole timeline, at most `width` columns wide."""
+    """Return the timeline, at most `width` columns wide."""
     columns = max(20, width - _LABEL_WIDTH)
     end_ms = max(span.end_ms for span in result.timeline) or 1.0
     lines = [_heading(result, end_ms, columns)]
     for layer in range(result.model.layers):
         spans = [span for span in result.timeline if span.layer == layer]
         cells = row_cells(spans, end_ms, columns)
-        lines.append(_labelled(f"layer {layer}", draw_row(cells, glyphs, color=color)))
+        lines.append(_labeled(f"layer {layer}", draw_row(cells, glyphs, color=color)))
     pulls = [s for s in result.timeline if s.kind == "transfer" and s.layer is None]
     if pulls:
         cells = row_cells(pulls, end_ms, columns)
-        lines.append(_labelled("pull", draw_row(cells, glyphs, color=color)))
+        lines.append(_labeled("pull", draw_row(cells, glyphs, color=color)))
     decoding = [span for span in result.timeline if span.kind == "decode"]
-    lines.append(_labelled("decode", Text(_counts(decoding, end_ms, columns), "dim")))
-    lines.append(_labelled("", Text(_axis(end_ms, columns), "dim")))
+    lines.append(_labeled("decode", Text(_counts(decoding, end_ms, columns), "dim")))
+    lines.append(_labeled("", Text(_axis(end_ms, columns), "dim")))
     lines.append(_legend(glyphs, pulled=bool(pulls), color=color))
     return Text("\n").join(lines)
 
 
-def _labelled(label: str, row: Text) -> Text:
+def _labeled(label: str, row: Text) -> Text:
     text = Text().append(f"{label:<{_LABEL_WIDTH}}", "dim").append_text(row)
     text.rstrip()
     return text
 
 
 def _heading(result: DemoResult, end_ms: float, columns: int) -> Text:
-    """Each request's name where its prefill starts, as far as there is room."""
+    """Return a line with each request's name where its prefill starts, if there is room."""
     text = Text(" " * _LABEL_WIDTH)
     for index, request in enumerate(result.requests):
         starts = [s.start_ms for s in result.timeline if s.kind == "compute" and s.request == index]
@@ -107,7 +107,7 @@ def _heading(result: DemoResult, end_ms: float, columns: int) -> Text:
 
 
 def _counts(spans: list[Span], end_ms: float, columns: int) -> str:
-    """How many requests are being decoded, digit by digit; + for ten and more."""
+    """Return the number of requests in decoding, one digit per cell; + for ten and more."""
     counts = [0] * columns
     for span in spans:
         for column, cell in enumerate(row_cells([span], end_ms, columns)):

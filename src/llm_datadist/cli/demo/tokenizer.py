@@ -1,4 +1,4 @@
-"""Text to tokens, byte by byte, and a text cut into the prompts of several requests."""
+"""Byte tokenizer, and prompts of several requests cut from one text."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _LENGTHS = (0.35, 1.0, 0.15, 0.65, 0.5, 0.8, 0.25, 0.9)
 
 
 def encode(text: bytes) -> list[int]:
-    """A begin token, then one token per byte."""
+    """Return a begin token, then one token per byte."""
     return [BEGIN, *text]
 
 
 def decode(tokens: list[int]) -> str:
-    """Tokens as text; bytes that are no UTF-8 and control characters show as a dot."""
+    """Return tokens as text, with dots for invalid UTF-8 and control characters."""
     text = bytes(token for token in tokens if token < BEGIN).decode("utf-8", "replace")
     return "".join(c if c.isprintable() and c != "\N{REPLACEMENT CHARACTER}" else "·" for c in text)
 
@@ -37,7 +37,7 @@ def read_text(path: Path | None) -> bytes:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: There is nothing in it.
+        ValueError: The text is empty.
     """
     if path is None:
         return (resources.files(__package__) / "text" / _SHIPPED_TEXT).read_bytes()
@@ -64,7 +64,7 @@ def cut_prompts(text: bytes, count: int, longest: int, seed: int) -> list[list[i
         shrink = 1.0 - 0.05 * (index // len(_LENGTHS) % 10)
         length = max(1, round(longest_cut * _LENGTHS[index % len(_LENGTHS)] * shrink))
         start = places.randrange(len(text) - length + 1)
-        # Begin at a word where one begins in reach, so that prompts read well.
+        # StartDecode at a word where one begins in reach, so that prompts read well.
         space = text.find(b" ", start, min(start + 20, len(text) - length))
         start = space + 1 if space >= 0 else start
         prompts.append(encode(text[start : start + length]))

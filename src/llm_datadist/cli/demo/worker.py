@@ -16,7 +16,7 @@ _RUN = {"prefill": run_prefill, "decode": run_decode, "reference": run_reference
 
 
 def main() -> int:
-    """Be what the first message says, until told to stop."""
+    """Run the role of the first message until Stop."""
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     inbox = Inbox(channel)
     try:
@@ -25,7 +25,7 @@ def main() -> int:
             raise TypeError(f"expected Setup, got {setup!r}")
         _RUN[setup.role](setup, inbox, channel)
     except Exception as problem:
-        # LLMException is a RuntimeError; such errors explain themselves.
+        # LLMException is a RuntimeError; these errors have a text for the user.
         explained = isinstance(problem, RuntimeError | OSError | MemoryError)
         detail = "" if explained else traceback.format_exc()
         channel.send(Failed(f"{type(problem).__name__}: {problem}", detail))

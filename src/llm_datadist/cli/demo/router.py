@@ -1,6 +1,6 @@
-"""Runs the demo: starts the processes, routes requests between them, collects what happened.
+"""Runs the demo: starts the workers, routes requests between them, and collects the results.
 
-The parent plays the part of the router in a disaggregated deployment: it hands prompts to the
+This process is the router of a disaggregated deployment: it sends prompts to the
 prefill process, block ids and first tokens to the decode process, and touches no KV cache.
 """
 
@@ -13,9 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 import msgspec
 
 from llm_datadist.cli.demo import messages as m
-from llm_datadist.cli.demo.fault_story import FaultStory
+from llm_datadist.cli.demo.fault_recovery import FaultRecovery
 from llm_datadist.cli.demo.paged_kv import blocks_for
-from llm_datadist.cli.demo.processes import Switchboard, Worker
+from llm_datadist.cli.demo.processes import Worker, WorkerSelector
 from llm_datadist.cli.demo.results import DemoResult, FaultResult, RequestResult, Span, span
 from llm_datadist.cli.demo.settings import DemoError, DemoSettings, request_name
 
@@ -23,7 +23,7 @@ Watch = Callable[[str, m.FromWorker], None]
 
 
 class _Track(msgspec.Struct):
-    """What is known of one request so far."""
+    """Results of one request so far."""
 
     prompt: list[int]
     layers: list[m.LayerSpan] = []
@@ -33,19 +33,19 @@ class _Track(msgspec.Struct):
     reference: m.Finished | None = None
 
 
-class Conductor:
+class Router:
     """One run of the demo.
 
     Args:
         settings: What to run.
-        watch: Called with the role and each message of a worker, for progress.
+        watch: Called with the role and each message of a worker, to show progress.
     """
 
     def __init__(self, settings: DemoSettings, watch: Watch) -> None:
         self._settings = settings
         self._watch = watch
         self._tracks = [_Track(prompt) for prompt in settings.prompts]
-        self._story = FaultStory()
+        self._recovery = FaultRecovery()
         self._linked = m.Linked("", {})
         self._residents_intact = False
 
@@ -53,13 +53,13 @@ class Conductor:
         """Serve all requests with two processes, then check them with one.
 
         Raises:
-            DemoError: A process ended, gave up or fell silent.
+            DemoError: A worker ended, failed or stopped responding.
         """
         began = time.monotonic_ns()
         with (
             Worker(self._setup("prefill")) as prefill,
             Worker(self._setup("decode")) as decode,
-            Switchboard([prefill, decode]) as board,
+            WorkerSelector([prefill, decode]) as board,
         ):
             self._linked = self._link(board, decode)
             submitted = time.monotonic_ns()
@@ -67,7 +67,7 @@ class Conductor:
             served = time.monotonic_ns()
             self._residents_intact = self._stop(board, [prefill, decode])
         checked = time.monotonic_ns()
-        with Worker(self._setup("reference")) as worker, Switchboard([worker]) as board:
+        with Worker(self._setup("reference")) as worker, WorkerSelector([worker]) as board:
             self._refer(board, worker)
             self._stop(board, [worker])
         ended = time.monotonic_ns()
@@ -101,7 +101,7 @@ class Conductor:
             fault_in=settings.fault_in,
         )
 
-    def _link(self, board: Switchboard, decode: Worker) -> m.Linked:
+    def _link(self, board: WorkerSelector, decode: Worker) -> m.Linked:
         waiting = {"prefill", "decode"}
         address: m.Ready | None = None
         while True:
@@ -115,7 +115,7 @@ class Conductor:
                     case m.Linked():
                         return message
 
-    def _serve(self, board: Switchboard, prefill: Worker, decode: Worker) -> None:
+    def _serve(self, board: WorkerSelector, prefill: Worker, decode: Worker) -> None:
         for request, track in enumerate(self._tracks):
             decode.send(m.Reserve(request, len(track.prompt)))
             if self._settings.mode == "pull":
@@ -132,9 +132,9 @@ class Conductor:
             case m.LayerDone(request, layer_span):
                 self._tracks[request].layers.append(layer_span)
             case m.Prefilled(request, first_token, source_blocks):
-                decode.send(m.Begin(request, first_token, source_blocks))
-            case m.FaultInjected() | m.FaultMet() | m.Repaired() | m.Resumed():
-                self._story.follow(message, prefill, decode)
+                decode.send(m.StartDecode(request, first_token, source_blocks))
+            case m.FaultInjected() | m.FaultDetected() | m.Repaired() | m.Resumed():
+                self._recovery.follow(message, prefill, decode)
             case m.Moved(request):
                 self._tracks[request].moved = message
                 prefill.send(m.Release(request))
@@ -143,7 +143,7 @@ class Conductor:
             case m.Finished(request):
                 self._tracks[request].finished = message
 
-    def _refer(self, board: Switchboard, worker: Worker) -> None:
+    def _refer(self, board: WorkerSelector, worker: Worker) -> None:
         for request, track in enumerate(self._tracks):
             worker.send(m.Submit(request, track.prompt))
         while any(track.reference is None for track in self._tracks):
@@ -151,7 +151,7 @@ class Conductor:
                 if isinstance(message, m.Finished):
                     self._tracks[message.request].reference = message
 
-    def _stop(self, board: Switchboard, workers: list[Worker]) -> bool:
+    def _stop(self, board: WorkerSelector, workers: list[Worker]) -> bool:
         for worker in workers:
             worker.send(m.Stop())
         intact = True
@@ -165,7 +165,7 @@ class Conductor:
                     workers.remove(worker)
         return intact
 
-    def _receive(self, board: Switchboard) -> list[tuple[Worker, m.FromWorker]]:
+    def _receive(self, board: WorkerSelector) -> list[tuple[Worker, m.FromWorker]]:
         received = board.receive()
         for worker, message in received:
             self._watch(worker.role, message)
@@ -210,7 +210,7 @@ class Conductor:
             for at_ns in track.token_ns
         ]
         prompt_blocks = blocks_for(len(self._tracks[victim].prompt), self._settings.block_size)
-        return self._story.result(request_name(victim), prompt_blocks, others)
+        return self._recovery.result(request_name(victim), prompt_blocks, others)
 
     def _request(self, index: int, zero: int) -> RequestResult:
         track = self._tracks[index]
