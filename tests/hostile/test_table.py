@@ -36,7 +36,7 @@ pytestmark = [
 
 
 def test_the_table_has_these_rows_and_columns():
-    text = PAGE.read_text().partition("## What holds where")[2].partition("\n## ")[0]
+    text = PAGE.read_text().partition("## Protection by posture")[2].partition("\n## ")[0]
     table = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("|")]
     columns = [cell.strip().replace("`tls_lanes`", "lanes") for cell in table[0][1:]]
     assert columns == ["nothing set", "secret", "TLS", "TLS + lanes"]
