@@ -204,23 +204,6 @@ def test_allocated_caches_take_part(sides):
         user.manager.deallocate_cache(source)
 
 
-def test_several_configs_with_different_layers(keys):
-    """Item 47: each layer that some config contains is asked for once, ascending."""
-    owner, user = keys
-    source = user.blocks(2, tensors=12)
-    targets = [owner.blocks(1, key=number, tensors=12) for number in range(3)]
-    ranges = [range(4, 6), range(2), range(1, 5)]
-    expected = [target.data.copy() for target in targets]
-    configs = [by_key(BlocksCacheKey(1, number), ranges[number]) for number in range(3)]
-    synchronizer = Layers()
-    assert run(user, source.cache, synchronizer, configs) == (SUCCESS, [SUCCESS] * 3)
-    assert synchronizer.asked == [0, 1, 2, 3, 4, 5]
-    for target, layers, want in zip(targets, ranges, expected, strict=True):
-        tensors = slice(2 * layers.start, 2 * layers.stop)
-        want[tensors] = source.data[tensors]
-        assert (target.data == want).all()
-
-
 def test_layers_are_sent_when_they_are_ready_not_before(keys):
     """Item 48: what the caller writes before it says ready is what arrives."""
     owner, user = keys

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from llm_datadist import BlocksCacheKey, CacheDesc, CacheKey, DataType
+from llm_datadist import BlocksCacheKey
 from llm_datadist.leases import Lease, LeaseEnd
 from llm_datadist.testing import PeerGroup
 from support.instances import (
@@ -82,42 +82,6 @@ def test_a_lease_expires_by_itself(sides, ends):
     with failing("LLM_KV_CACHE_NOT_EXIST", "renew", "expired", peer=1):
         lease.renew()
     lease.release()
-
-
-def test_a_consumed_key_cannot_be_leased(sides):
-    owner, user = sides
-    desc = CacheDesc(2, [2, 64], DataType.DT_UINT64)
-    owner.manager.allocate_cache(desc, [CacheKey(1, 31)])
-    target = user.slots(tensors=2, units=1, words=64)
-    user.manager.pull_cache(CacheKey(1, 31), target.cache)
-    with failing("LLM_KV_CACHE_NOT_EXIST", "lease", peer=1):
-        user.manager.lease(CacheKey(1, 31))
-
-
-@KEEPS_WORKERS
-def test_leases_end_with_their_cache(sides, ends):
-    """A lease never holds up its owner; the reader's transfer raises as it does without."""
-    owner, user = sides
-    held, target = owner.blocks(1, key=0), user.blocks()
-    desc = CacheDesc(2, [2, 64], DataType.DT_UINT64)
-    pooled = owner.manager.allocate_blocks_cache(desc, BlocksCacheKey(1, 1))
-    leases = [user.manager.lease(BlocksCacheKey(1)), user.manager.lease(BlocksCacheKey(1, 1), [1])]
-    owner.clean()
-    owner.manager.deallocate_blocks_cache(pooled)
-    eventually(lambda: len(ends) == 2)
-    assert ends == [
-        LeaseEnd(2, held.id, tuple(range(8)), "cache gone"),
-        LeaseEnd(2, pooled.cache_id, (1,), "cache gone"),
-    ]
-    with failing("LLM_KV_CACHE_NOT_EXIST", "pull_blocks", peer=1):
-        user.manager.pull_blocks(BlocksCacheKey(1), target.cache, [0], [0])
-    for lease in leases:
-        with failing("LLM_KV_CACHE_NOT_EXIST", "renew", peer=1):
-            lease.renew()
-        lease.release()
-    with failing("LLM_KV_CACHE_NOT_EXIST", "leased_blocks"):
-        owner.manager.leased_blocks(held.cache)
-    assert len(ends) == 2
 
 
 @pytest.mark.parametrize("unlinker", [0, 1])
