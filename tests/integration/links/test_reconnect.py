@@ -271,17 +271,6 @@ def test_a_peer_that_comes_back_elsewhere_links_by_itself(end, child, eventually
     eventually(lambda: relinked(a, 2) == 1, 10)
 
 
-def test_a_call_that_finds_another_cluster_at_the_address_gives_the_lost_one_up(end, child):
-    a, b = end(1), child(2)
-    link = a.link(b)[0].link
-    b.kill()
-    assert link.lost.wait(2)
-    other = child(7, listen_port=b.address[1])
-    assert a.link(other)[0].is_ok
-    assert pending(a) == []
-    assert a.linked() == [7]
-
-
 def test_the_end_of_an_instance_ends_its_dials(end, child, black_hole, eventually):
     """Some of them under way: the peer is frozen."""
     a, b = end(1, heartbeat_ms=50, peer_timeout_ms=300), child(2)

@@ -17,10 +17,9 @@ def test_a_lost_link_says_why_and_that_it_died(make_link):
     )
 
 
-@pytest.mark.parametrize("state", sorted(LinkState, key=lambda state: state.value))
-def test_no_transition_but_those_of_the_table(make_link, state):
+def test_no_transition_but_those_of_the_table(make_link):
     link = make_link()
-    if state not in TRANSITIONS[link.state]:
+    for state in set(LinkState) - TRANSITIONS[link.state]:
         with pytest.raises(AssertionError, match=f"link 2: LINKED to {state.name}"):
             link.enter(state)
 
