@@ -32,7 +32,7 @@ def main() -> None:
 def same_host(
     rounds: Annotated[int, typer.Option(help="Rounds; each contender runs once in each.")] = 5,
     scale: Annotated[float, typer.Option(help="Shrinks the totals (512 and 128 MiB).")] = 1.0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Two processes on this host, beside NIXL (if installed) and bare system calls."""
     _run(SameHost(rounds, scale), json_file)
@@ -43,7 +43,7 @@ def tcp(
     rounds: Annotated[int, typer.Option(help="Rounds; each contender runs once in each.")] = 5,
     scale: Annotated[float, typer.Option(help="Shrinks the totals (512 and 128 MiB).")] = 1.0,
     veth: Annotated[bool, typer.Option(help="Between two network namespaces; needs root.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """TCP lanes over loopback, beside NIXL on TCP, Mooncake and iperf3 (those installed)."""
     _run(Tcp(rounds, scale, veth=veth), json_file)
@@ -54,7 +54,7 @@ def links(
     count: Annotated[int, typer.Option(help="Links of one instance.")] = 1000,
     processes: Annotated[int, typer.Option(help="Processes that hold the other ends.")] = 4,
     backend: Annotated[str, typer.Option(help="transfer_backend of all.")] = "tcp",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Time, memory, descriptors and idle CPU of very many links; needs 10,000 descriptors."""
     _run(Links(count, processes, backend), json_file)
@@ -64,7 +64,7 @@ def links(
 def checksums(
     rounds: Annotated[int, typer.Option(help="Rounds; each contender runs once in each.")] = 5,
     scale: Annotated[float, typer.Option(help="Shrinks the totals (256 and 128 MiB).")] = 1.0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """The option checksum beside the same transfers without it, on every path."""
     _run(Checksums(rounds, scale), json_file)
@@ -75,7 +75,7 @@ def nixl(
     transport: Annotated[str, typer.Option(help="What UCX may use: tcp or shm.")] = "tcp",
     rounds: Annotated[int, typer.Option(help="Rounds; each contender runs once in each.")] = 5,
     scale: Annotated[float, typer.Option(help="Shrinks the totals (512 MiB).")] = 1.0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Pulls through NIXL beside bare NIXL (needs nixl-cu12)."""
     _run(NixlComparison(rounds, scale, transport), json_file)
@@ -85,7 +85,7 @@ def nixl(
 def encrypted(
     rounds: Annotated[int, typer.Option(help="Rounds; each contender runs once in each.")] = 5,
     scale: Annotated[float, typer.Option(help="Shrinks the totals (512 and 128 MiB).")] = 1.0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Lanes over loopback, plain and inside TLS; needs the openssl command for a certificate."""
     _run(Encrypted(rounds, scale), json_file)
@@ -94,7 +94,7 @@ def encrypted(
 @app.command("vllm")
 def vllm(
     rounds: Annotated[int, typer.Option(help="Rounds; each contender runs once in each.")] = 5,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Prefill and decode engines of stock vLLM with this and other connectors (needs vLLM)."""
     _run(VllmPairs(rounds), json_file)

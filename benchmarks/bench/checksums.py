@@ -1,4 +1,4 @@
-"""What end-to-end checksums cost: the same transfers with them and without, taking turns."""
+"""Cost of end-to-end checksums: the same transfers with and without them, in turns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench import timing, work
-from bench.ours import Ours, OursPool, OursTcp
+from bench.datadist import Datadist, DatadistPool, DatadistTcp
 from bench.timing import Goal, Row
 
 if TYPE_CHECKING:
@@ -17,25 +17,25 @@ MIB = work.MIB
 WANTED = 0.6
 
 
-class CheckedOurs(Ours):
+class CheckedDatadist(Datadist):
     name = "checked"
     checksum = "crc32c"
 
 
-class CheckedPool(OursPool):
+class CheckedPool(DatadistPool):
     name = "checked"
     checksum = "crc32c"
 
 
-class CheckedTcp(OursTcp):
+class CheckedTcp(DatadistTcp):
     name = "checked"
     checksum = "crc32c"
 
 
-PATHS: dict[str, tuple[type[Ours], type[Ours]]] = {
-    "same host": (Ours, CheckedOurs),
-    "pool": (OursPool, CheckedPool),
-    "tcp": (OursTcp, CheckedTcp),
+PATHS: dict[str, tuple[type[Datadist], type[Datadist]]] = {
+    "same host": (Datadist, CheckedDatadist),
+    "pool": (DatadistPool, CheckedPool),
+    "tcp": (DatadistTcp, CheckedTcp),
 }
 
 

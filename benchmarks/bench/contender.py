@@ -1,4 +1,4 @@
-"""A contender: does the work, with an owner process that holds the other memory."""
+"""Contender of a comparison, with an owner process that holds the remote memory."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Contender(ABC):
 
     @abstractmethod
     def prepare(self, case: work.Case) -> None:
-        """What users do once per cache, not once per transfer."""
+        """Do what users do once per cache, not once per transfer."""
 
     @abstractmethod
     def read(self, case: work.Case) -> None:
-        """One transfer from the owner's buffer to the local one, as users make it."""
+        """Transfer from the owner's buffer to the local one, as users do."""
 
     def write(self, case: work.Case) -> None:
-        """One transfer to the owner's buffer."""
+        """Transfer to the owner's buffer."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -53,11 +53,13 @@ class Owner:
     """The process that holds the other buffer; it answers small commands over a pipe."""
 
     def __init__(self, body: Callable[[Connection, np.ndarray], None], size: int) -> None:
-        self._pipe, there = _spawn.Pipe()
+        self._pipe, child_pipe = _spawn.Pipe()
         _spawn.set_executable(hosts.executable(hosts.OWNER))
-        self._process = _spawn.Process(target=_owner_main, args=(there, body, size), daemon=True)
+        self._process = _spawn.Process(
+            target=_owner_main, args=(child_pipe, body, size), daemon=True
+        )
         self._process.start()
-        there.close()
+        child_pipe.close()
         self.hello: dict[str, Any] = self._receive()
 
     @property
@@ -92,7 +94,7 @@ def _owner_main(
 
 
 def serve(pipe: Connection, memory: np.ndarray, **commands: Callable[[Any], Any]) -> None:
-    """Answer commands until told to stop."""
+    """Answer commands until the one to stop."""
     while True:
         command, argument = pipe.recv()
         if command == "stop":

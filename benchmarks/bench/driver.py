@@ -1,7 +1,7 @@
-"""A contender in a process of its own, which sleeps, its owner too, while another one has its turn.
+"""Runs a contender in a process that is stopped, with its owner, during the turns of others.
 
-The rivals' progress threads spin in both of their processes, also when nothing moves: beside them
-nobody else's figures would mean anything.
+The rivals' progress threads spin in both of their processes even if nothing moves, which would
+distort the figures of all others.
 """
 
 from __future__ import annotations
@@ -42,11 +42,13 @@ class Driver:
         self, kind: type[Contender], size: int, environment: Mapping[str, str] | None = None
     ) -> None:
         self.name = kind.name
-        self._pipe, there = _spawn.Pipe()
+        self._pipe, child_pipe = _spawn.Pipe()
         _spawn.set_executable(hosts.executable(hosts.LOCAL))
-        self._process = _spawn.Process(target=_drive, args=(there, kind, size, environment or {}))
+        self._process = _spawn.Process(
+            target=_drive, args=(child_pipe, kind, size, environment or {})
+        )
         self._process.start()
-        there.close()
+        child_pipe.close()
         try:
             self._pids = [self._process.pid, *self._receive()]
         except BaseException:
@@ -69,7 +71,7 @@ class Driver:
             self._sleep()
 
     def close(self) -> None:
-        """End both processes. They are asleep, and hold nothing that the kernel would not free."""
+        """End both processes; they are stopped, and the kernel frees what they hold."""
         for pid in reversed(self._pids):
             os.kill(pid, signal.SIGKILL)
         self._process.join()
@@ -107,7 +109,7 @@ def _drive(
 def start(
     kinds: Sequence[type[Contender]], size: int, environment: Mapping[str, str] | None = None
 ) -> dict[str, Driver]:
-    """Start a driver for each contender, by name: all of them, or none is left behind."""
+    """Start a driver for each contender, by name: all, or none."""
     drivers: dict[str, Driver] = {}
     try:
         for kind in kinds:
@@ -128,7 +130,7 @@ def alternate(
     *,
     repeat: int = 1,
 ) -> list[Row]:
-    """Give every driver a turn in each round, with the others asleep; GB/s of the case's bytes."""
+    """Give every driver a turn in each round, with the others stopped; return GB/s."""
     rows = {driver.name: Row(name, driver.name, "GB/s") for driver in drivers}
     for _ in range(rounds):
         for driver in drivers:
@@ -141,7 +143,7 @@ def alternate(
 
 
 def turn(contender: Contender, what: str, case: work.Case, repeat: int) -> float:
-    """Seconds of `repeat` transfers, after one that wakes all threads up."""
+    """Return the seconds of `repeat` transfers, after one that wakes all threads."""
     run = partial(getattr(contender, what), case)
     run()
     begin = time.perf_counter()
@@ -151,9 +153,9 @@ def turn(contender: Contender, what: str, case: work.Case, repeat: int) -> float
 
 
 def prepare(contender: Contender, case: work.Case) -> None:
-    """What users do once per cache; then a read, of which every byte is checked."""
+    """Do what users do once per cache, then a read of which every byte is checked."""
     seed = case.block_bytes + len(contender.name)
-    contender.owner.ask("fill", seed)  # first: an owner with a pool copies its buffer there
+    contender.owner.ask("fill", seed)  # first: an owner with a pool copies its buffer into it
     contender.prepare(case)
     contender.local[: case.total_bytes] = 0
     contender.read(case)
@@ -162,17 +164,17 @@ def prepare(contender: Contender, case: work.Case) -> None:
 
 
 def prepare_write(contender: Contender, case: work.Case) -> None:
-    """After `prepare`: a write, of which every byte is checked at the owner."""
+    """After `prepare`, make a write of which the owner checks every byte."""
     seed = case.block_bytes + 1
     work.fill(contender.local[: case.total_bytes], seed)
     contender.write(case)
-    there = contender.owner.ask("digest", case.total_bytes)
-    if there != work.digest(work.expected(case, seed)):
+    digest = contender.owner.ask("digest", case.total_bytes)
+    if digest != work.digest(work.expected(case, seed)):
         raise RuntimeError(f"push {case.name}: wrong bytes")
 
 
 def call_times(contender: Contender, count: int, percents: Sequence[float]) -> list[float]:
-    """Percentiles, in us, of pulls of one 4 KiB block."""
+    """Return percentiles, in us, of pulls of one 4 KiB block."""
     one = work.Case("one 4 KiB block", 4096, 4096)
     contender.prepare(one)
     values = timing.latencies(partial(contender.read, one), count)
@@ -189,7 +191,7 @@ def busy_call_times(contender: Contender, count: int, percents: Sequence[float])
 
 
 def cpu_us_per_gib(contender: Contender, case: work.Case) -> float:
-    """CPU microseconds of both processes for each GiB pulled."""
+    """Return CPU microseconds of both processes per GiB pulled."""
     begin = _cpu_seconds() + contender.owner.ask("cpu")
     contender.read(case)
     used = _cpu_seconds() + contender.owner.ask("cpu") - begin

@@ -1,4 +1,4 @@
-"""What encryption costs: no TLS, the control connection inside TLS, and the lanes, too."""
+"""Cost of encryption: without TLS, with TLS on the control connection, and also on the lanes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import work
+from bench.datadist import DatadistTcp, owner
 from bench.driver import (
     Driver,
     alternate,
@@ -18,7 +19,6 @@ from bench.driver import (
     prepare,
     start,
 )
-from bench.ours import OursTcp, owner
 from bench.same_host import cases
 from bench.tcp import link_p50
 from bench.timing import Goal, Row
@@ -51,7 +51,7 @@ def owner_encrypted(pipe: Connection, memory: np.ndarray) -> None:
     owner(pipe, memory, backend="tcp", pool=False, **properties(lanes=True))
 
 
-class OursTls(OursTcp):
+class DatadistTls(DatadistTcp):
     """The control connection inside TLS, lanes outside."""
 
     name = "TLS, plain lanes"
@@ -65,7 +65,7 @@ class OursTls(OursTcp):
         return owner_tls
 
 
-class OursEncrypted(OursTcp):
+class DatadistEncrypted(DatadistTcp):
     """Everything inside TLS."""
 
     name = "TLS, encrypted lanes"
@@ -89,7 +89,7 @@ class Encrypted:
         self._files = tempfile.TemporaryDirectory()
         subprocess.run(_OPENSSL.split(), cwd=self._files.name, check=True, capture_output=True)
         size, environment = work.whole_mib(512 * work.MIB * scale), {_FILES: self._files.name}
-        kinds = (OursTcp, OursTls, OursEncrypted)
+        kinds = (DatadistTcp, DatadistTls, DatadistEncrypted)
         self._drivers = list(start(kinds, size, environment).values())
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
-"""Where the two ends of a comparison are: on one host, or on two that a veth pair joins.
+"""Hosts of the two ends of a comparison: on one host, or on two that a veth pair joins.
 
-What the processes have to know is in one environment variable, which they inherit.
+The processes inherit the hosts in an environment variable.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ import tempfile
 from pathlib import Path
 
 LOCAL, OWNER = 0, 1
-"""The ends: the process that makes the calls, and the one that has the other memory."""
+"""The ends: the process that makes the calls, and the one that holds the other memory."""
 
 _VARIABLE = "BENCH_HOSTS"
 _ADDRESSES = ("192.0.2.1", "192.0.2.2")
 
 
-def _told() -> list[dict[str, str]] | None:
+def _inherited() -> list[dict[str, str]] | None:
     text = os.environ.get(_VARIABLE)
     return json.loads(text) if text else None
 
 
 def address(end: int) -> str:
-    """IPv4 address of an end."""
-    told = _told()
-    return told[end]["address"] if told else "127.0.0.1"
+    """Return the IPv4 address of an end."""
+    hosts = _inherited()
+    return hosts[end]["address"] if hosts else "127.0.0.1"
 
 
 def executable(end: int) -> str:
-    """What starts Python on the host of an end."""
-    told = _told()
-    return told[end]["python"] if told else sys.executable
+    """Return the command that starts Python on the host of an end."""
+    hosts = _inherited()
+    return hosts[end]["python"] if hosts else sys.executable
 
 
 def prefix(end: int) -> list[str]:
-    """What a command line begins with, to run on the host of an end."""
-    told = _told()
-    return ["ip", "netns", "exec", told[end]["name"]] if told else []
+    """Return the command prefix to run on the host of an end."""
+    hosts = _inherited()
+    return ["ip", "netns", "exec", hosts[end]["name"]] if hosts else []
 
 
 class Veth:
@@ -53,16 +53,16 @@ class Veth:
         try:
             for name in self._names:
                 _ip("netns", "add", name)
-            here, there = self._names
-            _ip("-n", here, "link", "add", "eth0", "type", "veth", "peer", "eth0", "netns", there)
-            told = [self._settle(end) for end in (LOCAL, OWNER)]
+            local, owner = self._names
+            _ip("-n", local, "link", "add", "eth0", "type", "veth", "peer", "eth0", "netns", owner)
+            hosts = [self._settle(end) for end in (LOCAL, OWNER)]
         except BaseException:
             self.close()
             raise
-        os.environ[_VARIABLE] = json.dumps(told)
+        os.environ[_VARIABLE] = json.dumps(hosts)
 
     def close(self) -> None:
-        """Remove the namespaces, the devices with them."""
+        """Remove the namespaces and their devices."""
         os.environ.pop(_VARIABLE, None)
         for name in self._names:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)

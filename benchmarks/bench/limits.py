@@ -1,4 +1,4 @@
-"""What the machine gives: bare process_vm_readv, and memcpy from shared memory, on two threads."""
+"""Limits of the machine: process_vm_readv, and memcpy from shared memory, on two threads."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ class BareReadv(Contender):
     def _run(self, local: np.ndarray, remote: np.ndarray, starts: list[int]) -> int:
         pid, moved = self.owner.hello["pid"], 0
         for start in starts:
-            here, there = local[start : start + _IOVECS], remote[start : start + _IOVECS]
-            moved += _readv(pid, here.ctypes.data, len(here), there.ctypes.data, len(there), 0)
+            dst, src = local[start : start + _IOVECS], remote[start : start + _IOVECS]
+            moved += _readv(pid, dst.ctypes.data, len(dst), src.ctypes.data, len(src), 0)
         return moved
 
 
@@ -101,7 +101,7 @@ class BigMemcpy(Contender):
         return owner_shared
 
     def prepare(self, case: work.Case) -> None:
-        """Nothing: it copies in order, whatever the case says."""
+        """Do nothing: it copies in order in every case."""
 
     def read(self, case: work.Case) -> None:
         self.copy(case.total_bytes)

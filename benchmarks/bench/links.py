@@ -1,4 +1,4 @@
-"""Very many links of one instance over loopback: time, memory, descriptors and idle CPU of each."""
+"""Very many links of one instance over loopback: time, memory, descriptors and CPU per link."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import ours
+from bench import datadist
 from bench.timing import Goal, Row
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Links:
         self.goals: list[Goal] = []
         self._processes = processes
         self._backend = backend
-        self._hub = ours.start(ours.OWNER_ID, backend)
+        self._hub = datadist.start(datadist.OWNER_ID, backend)
 
     def close(self) -> None:
         self._hub.finalize()
@@ -80,8 +80,8 @@ class Links:
 
 
 def crowd(here: Here, first_id: int, count: int, address: tuple[str, int], backend: str) -> None:
-    """Body of another process: make the instances, link them when told, end when told."""
-    instances = [ours.start(first_id + number, backend) for number in range(count)]
+    """Body of another process: make the instances, then link and end them on command."""
+    instances = [datadist.start(first_id + number, backend) for number in range(count)]
     here.send("ready")
     here.receive(_LONG_S)
     here.send([_link(instance, address) for instance in instances])
@@ -105,7 +105,7 @@ def _link(instance: LLMDataDist, address: tuple[str, int]) -> float:
 
 
 def _held() -> dict[str, float]:
-    """What this process holds now."""
+    """Return memory and descriptors of this process."""
     process = Path("/proc/self")
     lines = (process / "status").read_text().splitlines()
     (resident,) = (line for line in lines if line.startswith("VmRSS"))

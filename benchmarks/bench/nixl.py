@@ -1,4 +1,4 @@
-"""Our pull through NIXL beside bare NIXL doing the same work its usual way, over one transport."""
+"""Pulls of llm-datadist through NIXL beside bare NIXL, over one transport."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench import work
+from bench.datadist import OWNER_ID, Datadist, owner, register
 from bench.driver import alternate, call_times, prepare, start
-from bench.ours import OWNER_ID, Ours, owner, register
 from bench.rival_nixl import Nixl, make_agent, owner_that_listens
 from bench.timing import Goal, Row
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bench.contender import Contender
     from bench.driver import Driver
 
-OURS, BARE = "llm-datadist (nixl)", "bare NIXL"
+DATADIST, BARE = "llm-datadist (nixl)", "bare NIXL"
 TRANSPORTS = {"tcp": "tcp", "shm": "shm,cma,self,tcp"}
 _TENSORS = 122
 
@@ -37,10 +37,10 @@ def owner_nixl(pipe: Connection, memory: np.ndarray) -> None:
     owner(pipe, memory, backend="nixl", pool=False)
 
 
-class OursNixl(Ours):
+class DatadistNixl(Datadist):
     """Forced onto NIXL."""
 
-    name = OURS
+    name = DATADIST
     backend = "nixl"
     _made: Any = None
 
@@ -126,8 +126,8 @@ def small(contender: Contender) -> float:
     return call_times(contender, 1000, (50,))[0]
 
 
-def set_up(contender: OursNixl | BareNixl) -> float:
-    """Register 122 tensors and connect, where processes and agents are there already; in us."""
+def set_up(contender: DatadistNixl | BareNixl) -> float:
+    """Register 122 tensors and connect, where processes and agents exist already; in us."""
     total = len(contender.local)
     contender.disconnect()
     begin = time.perf_counter_ns()
@@ -135,7 +135,7 @@ def set_up(contender: OursNixl | BareNixl) -> float:
     return (time.perf_counter_ns() - begin) / 1e3
 
 
-def described(contender: OursNixl) -> object:
+def described(contender: DatadistNixl) -> object:
     """What describe_link says of the data path."""
     return contender.describe()["channel"]
 
@@ -149,7 +149,9 @@ class NixlComparison:
         self.goals: list[Goal] = []
         self._environment = {"UCX_TLS": TRANSPORTS[transport]}
         self._total = work.whole_mib(512 * work.MIB * scale)
-        self._drivers = list(start((OursNixl, BareNixl), self._total, self._environment).values())
+        self._drivers = list(
+            start((DatadistNixl, BareNixl), self._total, self._environment).values()
+        )
 
     def close(self) -> None:
         for driver in self._drivers:
@@ -163,7 +165,7 @@ class NixlComparison:
             (Consecutive("pull 32 KiB, in order", 32 << 10, total, seed=8), 1.5),
         ):
             self._compare(case, "read")
-            self.goals.append(Goal(case.name, OURS, BARE, wanted))
+            self.goals.append(Goal(case.name, DATADIST, BARE, wanted))
         self._compare(work.Case("push 32 KiB, random", 32 << 10, total), "write")
         self._times("one 4 KiB block, p50", small, 1 / 1.5)
         self._times(f"register {_TENSORS} tensors and link", set_up, 1 / 1.2)
@@ -171,11 +173,11 @@ class NixlComparison:
         print(self._drivers[0].call(described))
 
     def _from_address(self) -> None:
-        """Links as they are made here, from nothing but an address."""
+        """Compare links that are made from an address only."""
         (asking,) = start((AskingNixl,), self._total, self._environment).values()
-        ours = self._drivers[0]
+        datadist = self._drivers[0]
         try:
-            self._times("the same, given an address only", set_up, 1 / 1.2, (ours, asking))
+            self._times("the same, given an address only", set_up, 1 / 1.2, (datadist, asking))
         finally:
             asking.close()
 
@@ -197,4 +199,4 @@ class NixlComparison:
             for driver in drivers:
                 rows[driver.name].values.append(driver.call(action))
         self.rows += rows.values()
-        self.goals.append(Goal(name, OURS, BARE, wanted))
+        self.goals.append(Goal(name, DATADIST, BARE, wanted))

@@ -1,4 +1,4 @@
-"""Tables for people, JSON for machines."""
+"""Results as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ def settle(rows: list[Row], goals: list[Goal]) -> None:
     """Fill in the measured ratios."""
     found = {(row.case, row.contender): row for row in rows}
     for goal in goals:
-        ours, theirs = found.get((goal.case, goal.ours)), found.get((goal.case, goal.theirs))
-        if ours is None or theirs is None:
+        contender, rival = (
+            found.get((goal.case, goal.contender)),
+            found.get((goal.case, goal.rival)),
+        )
+        if contender is None or rival is None:
             continue
-        if ours.unit == "GB/s":
-            goal.measured = ours.median / theirs.median
+        if contender.unit == "GB/s":
+            goal.measured = contender.median / rival.median
         else:
-            goal.measured = theirs.median / ours.median
+            goal.measured = rival.median / contender.median
 
 
 def show(rows: list[Row], goals: list[Goal]) -> None:
@@ -49,7 +52,7 @@ def show(rows: list[Row], goals: list[Goal]) -> None:
             verdict = "short"
         table.add_row(
             goal.case,
-            f"{goal.ours} : {goal.theirs}",
+            f"{goal.contender} : {goal.rival}",
             f"{goal.wanted:.2f}",
             f"{goal.measured:.2f}",
             verdict,

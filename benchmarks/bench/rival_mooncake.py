@@ -49,10 +49,10 @@ class Mooncake(Contender):
     def prepare(self, case: work.Case) -> None:
         self._blocks[case.name] = case.blocks()
 
-    def _lists(self, case: work.Case, here: np.ndarray, there: np.ndarray) -> Any:
+    def _lists(self, case: work.Case, local_blocks: np.ndarray, remote_blocks: np.ndarray) -> Any:
         size = np.uint64(case.block_bytes)
-        local = here.astype(np.uint64) * size + np.uint64(work.address(self.local))
-        remote = there.astype(np.uint64) * size + np.uint64(self.owner.hello["address"])
+        local = local_blocks.astype(np.uint64) * size + np.uint64(work.address(self.local))
+        remote = remote_blocks.astype(np.uint64) * size + np.uint64(self.owner.hello["address"])
         return local.tolist(), remote.tolist(), [case.block_bytes] * case.count
 
     def read(self, case: work.Case) -> None:

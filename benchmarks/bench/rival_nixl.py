@@ -79,7 +79,7 @@ class Nixl(Contender):
         self._agent = self.agent()
         _register(self._agent, local)
         self._remote = self._agent.add_remote_agent(self.owner.hello["metadata"])
-        self._there = self.owner.hello["address"]
+        self._remote_address = self.owner.hello["address"]
         self._blocks: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     @classmethod
@@ -102,9 +102,9 @@ class Nixl(Contender):
 
     def _move(self, case: work.Case, operation: str) -> None:
         src, dst = self._blocks[case.name]
-        here, there = (dst, src) if operation == "READ" else (src, dst)
-        local = self._descriptors(work.address(self.local), here, case.block_bytes)
-        remote = self._descriptors(self._there, there, case.block_bytes)
+        local_blocks, remote_blocks = (dst, src) if operation == "READ" else (src, dst)
+        local = self._descriptors(work.address(self.local), local_blocks, case.block_bytes)
+        remote = self._descriptors(self._remote_address, remote_blocks, case.block_bytes)
         handle = self._agent.initialize_xfer(operation, local, remote, self._remote, b"")
         state = self._agent.transfer(handle)
         while state == "PROC":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench import timing, work
+from bench.datadist import Datadist, DatadistPool, register
 from bench.driver import (
     Driver,
     alternate,
@@ -17,7 +18,6 @@ from bench.driver import (
     start,
 )
 from bench.limits import BareReadv, BigMemcpy
-from bench.ours import Ours, OursPool, register
 from bench.rival_nixl import PACKAGE, Nixl
 from bench.timing import Goal, Row
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bench.contender import Contender
 
 MIB = work.MIB
-OURS, POOL, NIXL = Ours.name, OursPool.name, Nixl.name
+DATADIST, POOL, NIXL = Datadist.name, DatadistPool.name, Nixl.name
 READV, MEMCPY = BareReadv.name, BigMemcpy.name
 _CALLS = 3000
 
@@ -51,7 +51,7 @@ class SameHost:
         self.rows: list[Row] = []
         self.goals: list[Goal] = []
         size = max(work.whole_mib(512 * MIB * scale), 8 * MIB)  # 8: the small calls
-        kinds: list[type[Contender]] = [Ours, OursPool, BareReadv, BigMemcpy]
+        kinds: list[type[Contender]] = [Datadist, DatadistPool, BareReadv, BigMemcpy]
         if PACKAGE is not None:
             kinds.append(Nixl)
         self._drivers = start(kinds, size)
@@ -63,7 +63,7 @@ class SameHost:
         self._pool_pull()
         self._small_calls()
         self._busy_owner()
-        rows, goals = self._drivers[OURS].call(local_copies, self.rounds, self.scale)
+        rows, goals = self._drivers[DATADIST].call(local_copies, self.rounds, self.scale)
         self.rows += rows
         self.goals += goals
 
@@ -79,21 +79,21 @@ class SameHost:
 
     def _pulls(self, case: work.Case) -> None:
         name = f"pull {case.name}"
-        drivers = self._ready(case, OURS, NIXL, READV)
+        drivers = self._ready(case, DATADIST, NIXL, READV)
         self.rows += alternate(name, case, "read", drivers, self.rounds)
         nixl_goal = {"1 MiB": 2.0, "32 KiB": 3.0, "4 KiB": 5.0}[case.name]
-        self.goals.append(Goal(name, OURS, NIXL, nixl_goal))
+        self.goals.append(Goal(name, DATADIST, NIXL, nixl_goal))
         if case.name == "32 KiB":
-            self.goals.append(Goal(name, OURS, READV, 0.9))
+            self.goals.append(Goal(name, DATADIST, READV, 0.9))
 
     def _pushes(self, case: work.Case) -> None:
         name = f"push {case.name}"
-        drivers = self._ready(case, OURS, NIXL)
+        drivers = self._ready(case, DATADIST, NIXL)
         for driver in drivers:
             driver.call(prepare_write, case)
         self.rows += alternate(name, case, "write", drivers, self.rounds)
         wanted = {"1 MiB": 1.7, "32 KiB": 2.5, "4 KiB": 2.5}[case.name]
-        self.goals.append(Goal(name, OURS, NIXL, wanted))
+        self.goals.append(Goal(name, DATADIST, NIXL, wanted))
 
     def _pool_pull(self) -> None:
         name, case = "pull from pool 32 KiB", cases(self.scale)[1]
@@ -102,26 +102,26 @@ class SameHost:
         self.goals += [Goal(name, POOL, NIXL, 4.5), Goal(name, POOL, MEMCPY, 0.85)]
 
     def _small_calls(self) -> None:
-        p50, p99 = self._drivers[OURS].call(call_times, _CALLS, (50, 99))
+        p50, p99 = self._drivers[DATADIST].call(call_times, _CALLS, (50, 99))
         self.rows += [
-            Row("one 4 KiB block, p50", OURS, "us", [p50]),
-            Row("one 4 KiB block, p99", OURS, "us", [p99]),
+            Row("one 4 KiB block, p50", DATADIST, "us", [p50]),
+            Row("one 4 KiB block, p99", DATADIST, "us", [p99]),
             Row("one 4 KiB block, p50", "goal", "us", [30.0]),
             Row("one 4 KiB block, p99", "goal", "us", [10 * p50]),
         ]
         self.goals += [
-            Goal("one 4 KiB block, p50", OURS, "goal", 1.0),
-            Goal("one 4 KiB block, p99", OURS, "goal", 1.0),
+            Goal("one 4 KiB block, p50", DATADIST, "goal", 1.0),
+            Goal("one 4 KiB block, p99", DATADIST, "goal", 1.0),
         ]
         many = work.Case("2,048 blocks of 4 KiB", 4096, 2048 * 4096)
         name = "pull 2,048 x 4 KiB in one call"
-        drivers = self._ready(many, OURS, NIXL)
+        drivers = self._ready(many, DATADIST, NIXL)
         self.rows += alternate(name, many, "read", drivers, max(self.rounds, 7), repeat=5)
-        self.goals.append(Goal(name, OURS, NIXL, 8.0))
+        self.goals.append(Goal(name, DATADIST, NIXL, 8.0))
 
     def _busy_owner(self) -> None:
-        (idle,) = self._drivers[OURS].call(call_times, _CALLS, (99,))
-        (busy,) = self._drivers[OURS].call(busy_call_times, _CALLS, (99,))
+        (idle,) = self._drivers[DATADIST].call(call_times, _CALLS, (99,))
+        (busy,) = self._drivers[DATADIST].call(busy_call_times, _CALLS, (99,))
         name = "one block p99 while the owner's interpreter spins"
         self.rows += [
             Row(name, "busy owner", "us", [busy]),
@@ -135,24 +135,24 @@ class SameHost:
         ]
 
 
-def local_copies(ours: Ours, rounds: int, scale: float) -> tuple[list[Row], list[Goal]]:
+def local_copies(datadist: Datadist, rounds: int, scale: float) -> tuple[list[Row], list[Goal]]:
     """copy_blocks and swap_blocks beside memcpy, in one process: none of it spins."""
     total = work.whole_mib(256 * MIB * scale)
     block = 64 << 10
-    manager = ours.instance.cache_manager
-    first = register(ours.instance, work.address(ours.local), total, block)
+    manager = datadist.instance.cache_manager
+    first = register(datadist.instance, work.address(datadist.local), total, block)
     other = work.buffer(total)
-    second = register(ours.instance, work.address(other), total, block)
+    second = register(datadist.instance, work.address(other), total, block)
     half = total // block // 2
     order = np.random.default_rng(3).permutation(half)
     copies = {int(src): [int(dst) + half] for src, dst in zip(range(half), order, strict=True)}
     swaps = {int(a): int(b) for a, b in zip(range(2 * half), _permutation(2 * half), strict=True)}
-    memcpy = BigMemcpy(ours.local)
+    memcpy = BigMemcpy(datadist.local)
     rows = timing.alternate(
         "copy_blocks",
         total // 2,
         {
-            OURS: lambda: manager.copy_blocks(first, copies),
+            DATADIST: lambda: manager.copy_blocks(first, copies),
             MEMCPY: lambda: memcpy.copy(total // 2),
         },
         rounds,
@@ -162,7 +162,7 @@ def local_copies(ours: Ours, rounds: int, scale: float) -> tuple[list[Row], list
         "swap_blocks",
         total,
         {
-            OURS: lambda: manager.swap_blocks(first, second, swaps),
+            DATADIST: lambda: manager.swap_blocks(first, second, swaps),
             MEMCPY: lambda: memcpy.copy(total),
         },
         rounds,
@@ -170,7 +170,10 @@ def local_copies(ours: Ours, rounds: int, scale: float) -> tuple[list[Row], list
     memcpy.close()
     for cache in (first, second):
         manager.unregister_cache(cache.cache_id)
-    return rows, [Goal("copy_blocks", OURS, MEMCPY, 0.9), Goal("swap_blocks", OURS, MEMCPY, 0.9)]
+    return rows, [
+        Goal("copy_blocks", DATADIST, MEMCPY, 0.9),
+        Goal("swap_blocks", DATADIST, MEMCPY, 0.9),
+    ]
 
 
 def _permutation(count: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""TCP over loopback, or between two hosts: ours beside NIXL on TCP, Mooncake and iperf3."""
+"""TCP over loopback, or between two hosts: llm-datadist beside NIXL on TCP, Mooncake and iperf3."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from bench import hosts
+from bench.datadist import OWNER_ID, DatadistTcp
 from bench.driver import (
     Driver,
     alternate,
@@ -22,7 +23,6 @@ from bench.driver import (
     prepare_write,
     start,
 )
-from bench.ours import OWNER_ID, OursTcp
 from bench.rival_mooncake import Mooncake
 from bench.rival_nixl import PACKAGE, NixlTcp
 from bench.same_host import cases
@@ -32,7 +32,7 @@ from bench.work import MIB, Case, whole_mib
 if TYPE_CHECKING:
     from bench.contender import Contender
 
-OURS, NIXL, MOONCAKE = OursTcp.name, NixlTcp.name, Mooncake.name
+DATADIST, NIXL, MOONCAKE = DatadistTcp.name, NixlTcp.name, Mooncake.name
 IPERF = "iperf3 -P 2"
 _IPERF_SECONDS = 2
 _CALLS = 3000
@@ -51,7 +51,7 @@ class Tcp:
         self.rounds, self.scale = rounds, scale
         self.rows: list[Row] = []
         self.goals: list[Goal] = []
-        kinds: list[type[Contender]] = [OursTcp]
+        kinds: list[type[Contender]] = [DatadistTcp]
         if PACKAGE is not None:
             kinds.append(NixlTcp)
         if find_spec("mooncake") is not None:
@@ -83,7 +83,7 @@ class Tcp:
         return drivers
 
     def _pulls(self, case: Case) -> None:
-        names = [OURS, NIXL]
+        names = [DATADIST, NIXL]
         if case.name == "1 MiB":  # its TCP transport fails on many small blocks
             names.append(MOONCAKE)
         name = f"pull {case.name}"
@@ -92,46 +92,46 @@ class Tcp:
         for driver in drivers[:2]:
             costs = [driver.call(cpu_us_per_gib, case) for _ in range(3)]
             self.rows.append(Row(f"CPU of {name}", driver.name, "us", costs))
-        self.goals.append(Goal(f"CPU of {name}", OURS, NIXL, 1.0))
+        self.goals.append(Goal(f"CPU of {name}", DATADIST, NIXL, 1.0))
         wanted = {"1 MiB": (5.0, 0.9), "32 KiB": (4.5, 0.85), "4 KiB": (4.0, 0.0)}[case.name]
-        self.goals.append(Goal(name, OURS, NIXL, wanted[0]))
+        self.goals.append(Goal(name, DATADIST, NIXL, wanted[0]))
         if case.name == "1 MiB":
-            self.goals.append(Goal(name, OURS, MOONCAKE, 2.0))
+            self.goals.append(Goal(name, DATADIST, MOONCAKE, 2.0))
         if wanted[1] and shutil.which("iperf3"):
             self.rows.append(Row(name, IPERF, "GB/s", [iperf3() for _ in range(self.rounds)]))
-            self.goals.append(Goal(name, OURS, IPERF, wanted[1]))
+            self.goals.append(Goal(name, DATADIST, IPERF, wanted[1]))
 
     def _pushes(self, case: Case) -> None:
         name = f"push {case.name}"
-        drivers = self._ready(case, OURS, NIXL)
+        drivers = self._ready(case, DATADIST, NIXL)
         for driver in drivers:
             driver.call(prepare_write, case)
         self.rows += alternate(name, case, "write", drivers, self.rounds)
         wanted = {"1 MiB": 1.6, "32 KiB": 4.5, "4 KiB": 6.0}[case.name]
-        self.goals.append(Goal(name, OURS, NIXL, wanted))
+        self.goals.append(Goal(name, DATADIST, NIXL, wanted))
 
     def _small_calls(self) -> None:
-        ours = self._drivers[OURS]
-        p50, p99 = ours.call(call_times, _CALLS, (50, 99))
-        (busy,) = ours.call(busy_call_times, _CALLS, (99,))
+        datadist = self._drivers[DATADIST]
+        p50, p99 = datadist.call(call_times, _CALLS, (50, 99))
+        (busy,) = datadist.call(busy_call_times, _CALLS, (99,))
         spun = "one block p99 while the owner's interpreter spins"
         self.rows += [
-            Row("one 4 KiB block, p50", OURS, "us", [p50]),
-            Row("one 4 KiB block, p99", OURS, "us", [p99]),
+            Row("one 4 KiB block, p50", DATADIST, "us", [p50]),
+            Row("one 4 KiB block, p99", DATADIST, "us", [p99]),
             Row("one 4 KiB block, p50", "goal", "us", [60.0]),
-            Row(spun, OURS, "us", [busy]),
+            Row(spun, DATADIST, "us", [busy]),
             Row(spun, "5 x p50", "us", [5 * p50]),
-            Row("link_clusters p50", OURS, "us", [ours.call(link_p50)]),
+            Row("link_clusters p50", DATADIST, "us", [datadist.call(link_p50)]),
             Row("link_clusters p50", "goal", "us", [10_000.0]),
         ]
         self.goals += [
-            Goal("one 4 KiB block, p50", OURS, "goal", 1.0),
-            Goal(spun, OURS, "5 x p50", 1.0),
-            Goal("link_clusters p50", OURS, "goal", 1.0),
+            Goal("one 4 KiB block, p50", DATADIST, "goal", 1.0),
+            Goal(spun, DATADIST, "5 x p50", 1.0),
+            Goal("link_clusters p50", DATADIST, "goal", 1.0),
         ]
 
 
-def link_p50(contender: OursTcp) -> float:
+def link_p50(contender: DatadistTcp) -> float:
     """Microseconds that linking the owner takes."""
     from llm_datadist import LLMClusterInfo, LLMStatusCode  # noqa: PLC0415
 
@@ -152,13 +152,13 @@ def link_p50(contender: OursTcp) -> float:
 
 def iperf3() -> float:
     """GB/s of two plain streams."""
-    there, port = hosts.address(hosts.OWNER), _free_port()
+    ip, port = hosts.address(hosts.OWNER), _free_port()
     server = subprocess.Popen(
         [*hosts.prefix(hosts.OWNER), "iperf3", "-s", "-1", "-p", str(port)],
         stdout=subprocess.DEVNULL,
     )
     time.sleep(0.3)
-    client = f"iperf3 -c {there} -p {port} -P 2 -J -t {_IPERF_SECONDS}"
+    client = f"iperf3 -c {ip} -p {port} -P 2 -J -t {_IPERF_SECONDS}"
     try:
         result = subprocess.run(
             [*hosts.prefix(hosts.LOCAL), *client.split()],

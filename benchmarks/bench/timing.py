@@ -1,4 +1,4 @@
-"""Timing: contenders take turns in one run, so that a busy moment of the machine hits all alike."""
+"""Timing: contenders take turns in one run, so that load on the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Row:
     """One case of one contender.
 
     Attributes:
-        case: What was done.
-        contender: Who did it.
+        case: Name of the case.
+        contender: Name of the contender.
         unit: Of `values`: "GB/s" (more is better) or "us" (less is better).
         values: One per round.
     """
@@ -34,18 +34,18 @@ class Row:
 
 @dataclass
 class Goal:
-    """A ratio that the project wants to reach.
+    """A ratio that is to be reached.
 
     Attributes:
         case: The case.
-        ours, theirs: Contenders; the ratio is ours / theirs for GB/s and theirs / ours for times.
+        contender, rival: Their ratio is contender / rival for GB/s and rival / contender for times.
         wanted: The least ratio.
-        measured: Filled in.
+        measured: The measured ratio.
     """
 
     case: str
-    ours: str
-    theirs: str
+    contender: str
+    rival: str
     wanted: float
     measured: float = 0.0
 

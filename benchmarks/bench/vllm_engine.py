@@ -1,4 +1,4 @@
-"""One vLLM engine in a process of its own, and how long its connector takes; needs vLLM."""
+"""Runs a vLLM engine in a process, and times its connector; needs vLLM."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def make_model(folder: str) -> str:
 
 
 class Clock:
-    """Notes when a request's blocks were there to be filled, and when they were filled."""
+    """Records when a request's blocks were allocated, and when they were filled."""
 
     def __init__(self, scheduling: Any, worker: Any) -> None:
         self.began: dict[str, float] = {}
@@ -93,7 +93,7 @@ class Clock:
 
 
 class Engine:
-    """Steps an engine when it has something to do."""
+    """Steps an engine while it has requests."""
 
     def __init__(self, model: str, transfer: dict[str, Any] | None) -> None:
         from vllm import LLM  # noqa: PLC0415

@@ -21,10 +21,15 @@ if TYPE_CHECKING:
 
 LENGTHS = (512, 1024, LONGEST)
 IDLE_S = 5.0
-OURS, OURS_TCP, NIXL, EXAMPLE = "llm-datadist", "llm-datadist (tcp)", "NixlConnector", "Example"
+DATADIST, DATADIST_TCP, NIXL, EXAMPLE = (
+    "llm-datadist",
+    "llm-datadist (tcp)",
+    "NixlConnector",
+    "Example",
+)
 
 
-def _ours(**extra: Any) -> dict[str, Any]:
+def _datadist(**extra: Any) -> dict[str, Any]:
     return {
         "kv_connector": "LLMDataDistConnector",
         "kv_connector_module_path": "llm_datadist.integrations.vllm",
@@ -34,7 +39,7 @@ def _ours(**extra: Any) -> dict[str, Any]:
 
 
 class Pair:
-    """A prefill and a decode engine; asleep but in its turn."""
+    """A prefill and a decode engine; stopped outside of its turn."""
 
     def __init__(self, name: str, model: str, transfer: dict[str, Any] | None) -> None:
         self.name = name
@@ -114,8 +119,8 @@ class VllmPairs:
         folder = self._folder.name
         model = make_model(f"{folder}/model")
         contenders: dict[str, dict[str, Any] | None] = {
-            OURS: _ours(),
-            OURS_TCP: _ours(transfer_backend="tcp"),
+            DATADIST: _datadist(),
+            DATADIST_TCP: _datadist(transfer_backend="tcp"),
             EXAMPLE: {
                 "kv_connector": "ExampleConnector",
                 "kv_connector_extra_config": {"shared_storage_path": f"{folder}/shared"},
@@ -154,8 +159,8 @@ class VllmPairs:
         for rival in (NIXL, EXAMPLE):
             if rival in names:
                 if rival == NIXL:
-                    self.goals.append(Goal(moved, OURS, rival, 2.0))
-                self.goals.append(Goal(first, OURS, rival, 1.0))
+                    self.goals.append(Goal(moved, DATADIST, rival, 2.0))
+                self.goals.append(Goal(first, DATADIST, rival, 1.0))
 
     def close(self) -> None:
         for pair in self._pairs:

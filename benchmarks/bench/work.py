@@ -1,4 +1,4 @@
-"""The work that every contender does: memory, block lists, and the check that it was done."""
+"""Work of every contender: memory, block lists, and the check of the result."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Case:
 
 
 def buffer(size: int) -> np.ndarray:
-    """Anonymous memory as any program has it, touched."""
+    """Return anonymous memory whose pages are present."""
     memory = np.frombuffer(mmap.mmap(-1, size), np.uint8)
     memory[:: mmap.PAGESIZE] = 0
     return memory
@@ -53,7 +53,7 @@ def fill(memory: np.ndarray, seed: int) -> None:
 
 
 def expected(case: Case, seed: int) -> np.ndarray:
-    """What a destination holds after the case was moved from a buffer filled with `seed`."""
+    """Return the destination's bytes after the case was moved from a buffer filled with `seed`."""
     source = np.empty(case.total_bytes, np.uint8)
     fill(source, seed)
     result = np.empty_like(source)

@@ -1,4 +1,4 @@
-"""llm-datadist, through its public API only."""
+"""Contenders that use llm-datadist through its public API only."""
 
 from __future__ import annotations
 
@@ -117,8 +117,8 @@ def owner_tcp(pipe: Connection, memory: np.ndarray) -> None:
     owner(pipe, memory, backend="tcp", pool=False)
 
 
-class Ours(Contender):
-    """Registered memory over the path that the library chooses."""
+class Datadist(Contender):
+    """Transfers of registered memory over the path that the library chooses."""
 
     name = "llm-datadist"
     backend = "auto"
@@ -176,7 +176,7 @@ class Ours(Contender):
         super().close()
 
 
-class OursPool(Ours):
+class DatadistPool(Datadist):
     """Pulls from memory of the owner's pool."""
 
     name = "llm-datadist (pool)"
@@ -186,7 +186,7 @@ class OursPool(Ours):
         return owner_pool
 
 
-class OursTcp(Ours):
+class DatadistTcp(Datadist):
     """Forced onto TCP lanes."""
 
     name = "llm-datadist (tcp)"
