@@ -53,37 +53,37 @@ def repair(memory):
 def test_every_other_block_of_the_call_is_moved(sides, paged, operation, at_fault, in_order):
     """Item 58: all blocks at fault are named, at once; every other one has arrived, right."""
     owner, user = sides
-    theirs, their_pages = paged(owner, key=0)
-    mine, my_pages = paged(user)
-    memory = my_pages if at_fault == LOCAL else their_pages
+    owned, owner_pages = paged(owner, key=0)
+    used, user_pages = paged(user)
+    memory = user_pages if at_fault == LOCAL else owner_pages
     for tensor, unit in BAD:
         memory.protect(tensor, unit)
     src = list(range(UNITS))
     dst = src if in_order else [int(unit) for unit in np.random.default_rng(1).permutation(UNITS)]
     with failing(at_fault, operation, "and 3 more", peer=1) as error:
-        getattr(user.manager, operation)(KEY, mine.cache, src, dst)
+        getattr(user.manager, operation)(KEY, used.cache, src, dst)
     assert {(fault.tensor_index, fault.block) for fault in error.value.faults} == BAD
     assert len(error.value.faults) == len(BAD)
     pulls = operation == "pull_blocks"
-    source, target = (theirs, mine) if pulls else (mine, theirs)
+    source, target = (owned, used) if pulls else (used, owned)
     source_is_bad = pulls is (at_fault == REMOTE)
     for tensor in range(TENSORS):
-        for here, there in zip(src, dst, strict=True):
-            if (tensor, here if source_is_bad else there) not in BAD:
-                assert (target.data[tensor, there] == source.data[tensor, here]).all()
+        for src_block, dst_block in zip(src, dst, strict=True):
+            if (tensor, src_block if source_is_bad else dst_block) not in BAD:
+                assert (target.data[tensor, dst_block] == source.data[tensor, src_block]).all()
     assert user.instance.describe_link(1)["state"] == "LINKED"
 
 
 def test_both_sides_at_fault_in_one_call(sides, paged):
     """Item 58: the record says whose memory it is."""
     owner, user = sides
-    _, their_pages = paged(owner, key=0)
-    mine, my_pages = paged(user)
-    their_pages.protect(2, 9)
-    my_pages.protect(0, 5)
+    _, owner_pages = paged(owner, key=0)
+    used, user_pages = paged(user)
+    owner_pages.protect(2, 9)
+    user_pages.protect(0, 5)
     every = list(range(UNITS))
     with pytest.raises(LLMException) as error:
-        user.manager.pull_blocks(KEY, mine.cache, every, every)
+        user.manager.pull_blocks(KEY, used.cache, every, every)
     found = {(f.cluster_id, f.tensor_index, f.block) for f in error.value.faults}
     assert found == {(1, 2, 9), (2, 0, 5)}
     assert error.value.status_code.name in {LOCAL, REMOTE}
@@ -112,7 +112,7 @@ def test_nobody_touches_memory_that_is_known_to_be_at_fault(backend, operation):
     owner, *users = sides = [Side(number, backend) for number in (1, 2, 3, 4)]
     memory = Pages(TENSORS, UNITS)
     try:
-        theirs = owner.blocks(data=memory.data, key=0)
+        owned = owner.blocks(data=memory.data, key=0)
         caches = [user.blocks(tensors=TENSORS, units=UNITS, words=PAGE // 8) for user in users]
         link(users[0].instance, owner.address)
         link(users[1].instance, owner.address)
@@ -133,7 +133,7 @@ def test_nobody_touches_memory_that_is_known_to_be_at_fault(backend, operation):
         owner.manager.remap_registered_memory(mend)
         for user, cache in zip(users, caches, strict=True):
             getattr(user.manager, operation)(KEY, cache.cache, [7], [7])
-            assert (cache.data[:, 7] == theirs.data[:, 7]).all()
+            assert (cache.data[:, 7] == owned.data[:, 7]).all()
     finally:
         finalize(*sides)
     memory.close()
@@ -142,37 +142,37 @@ def test_nobody_touches_memory_that_is_known_to_be_at_fault(backend, operation):
 def test_a_remap_of_one_range_leaves_the_marks_of_others(sides, paged):
     """Item 58: the cache has a new life by the remap, and what is not repaired stays known."""
     owner, user = sides
-    theirs, memory = paged(owner, key=0)
-    mine, _ = paged(user)
+    owned, memory = paged(owner, key=0)
+    used, _ = paged(user)
     for tensor, unit in ((0, 5), (2, 9)):
         memory.protect(tensor, unit)
     with failing(REMOTE, "pull_blocks", "and 1 more", peer=1):
-        user.manager.pull_blocks(KEY, mine.cache, [5, 9], [5, 9])
+        user.manager.pull_blocks(KEY, used.cache, [5, 9], [5, 9])
     eventually(lambda: len(owner.manager.faulted_ranges()) == 2)
     repair(memory)
     owner.manager.remap_registered_memory(MemInfo(Memtype.MEM_TYPE_DEVICE, memory.at(0, 5), PAGE))
-    user.manager.pull_blocks(KEY, mine.cache, [5], [5])
-    assert (mine.data[:, 5] == theirs.data[:, 5]).all()
+    user.manager.pull_blocks(KEY, used.cache, [5], [5])
+    assert (used.data[:, 5] == owned.data[:, 5]).all()
     marks = user.instance._engine.links.get(1, "").data.marks
     eventually(lambda: marks)
     with failing(REMOTE, "pull_blocks", "found at fault before", peer=1):
-        user.manager.pull_blocks(KEY, mine.cache, [9], [9])
+        user.manager.pull_blocks(KEY, used.cache, [9], [9])
 
 
 def test_a_mark_goes_with_the_peers_cache(sides, paged):
     """Item 58: memory that the peer registers again is taken as good."""
     owner, user = sides
-    theirs, memory = paged(owner, key=0)
-    mine, _ = paged(user)
+    owned, memory = paged(owner, key=0)
+    used, _ = paged(user)
     memory.protect(0, 5)
     with failing(REMOTE, "pull_blocks", peer=1):
-        user.manager.pull_blocks(KEY, mine.cache, [5], [5])
+        user.manager.pull_blocks(KEY, used.cache, [5], [5])
     eventually(owner.manager.faulted_ranges)
-    owner.manager.unregister_cache(theirs.id)
+    owner.manager.unregister_cache(owned.id)
     memory.replace(0, 5)
     owner.blocks(data=memory.data, key=0)
-    user.manager.pull_blocks(KEY, mine.cache, [5], [5])
-    assert (mine.data[:, 5] == memory.data[:, 5]).all()
+    user.manager.pull_blocks(KEY, used.cache, [5], [5])
+    assert (used.data[:, 5] == memory.data[:, 5]).all()
 
 
 @pytest.mark.parametrize("operation", ["pull_blocks", "push_blocks"])
@@ -182,15 +182,15 @@ def test_checked_transfers_go_on_around_a_fault_too(backend, operation):
     memory = Pages(TENSORS, UNITS)
     try:
         memory.data[:] = pattern(memory.shape, 1)
-        theirs = owner.blocks(data=memory.data, key=0)
-        mine = user.blocks(2, tensors=TENSORS, units=UNITS, words=PAGE // 8)
+        owned = owner.blocks(data=memory.data, key=0)
+        used = user.blocks(2, tensors=TENSORS, units=UNITS, words=PAGE // 8)
         memory.protect(2, 9)
         every = list(range(UNITS))
         with failing(REMOTE, operation, peer=1) as error:
-            getattr(user.manager, operation)(KEY, mine.cache, every, every)
+            getattr(user.manager, operation)(KEY, used.cache, every, every)
         assert [(f.tensor_index, f.block) for f in error.value.faults] == [(2, 9)]
         good = [unit for unit in every if unit != 9]
-        assert (mine.data[:, good] == theirs.data[:, good]).all()
+        assert (used.data[:, good] == owned.data[:, good]).all()
         assert user.instance.describe_link(1)["counters"]["checksum_mismatches"] == 0
         memory.replace(2, 9)
     finally:

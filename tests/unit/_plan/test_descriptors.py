@@ -51,22 +51,22 @@ def test_order_of_the_lists_does_not_matter(count):
 
 @pytest.mark.parametrize("count", [4, 40])
 def test_tensors_that_touch_on_both_sides_are_one(count):
-    here = Layout.of([1_000 + 200 * i for i in range(count)], 200, 2)
-    there = Layout.of([9_000 + 200 * i for i in range(count)], 200, 2)
+    local = Layout.of([1_000 + 200 * i for i in range(count)], 200, 2)
+    remote = Layout.of([9_000 + 200 * i for i in range(count)], 200, 2)
     span = range(count)
-    plan = plan_blocks(here, blocks(0, 1), span, there, blocks(0, 1), span)
+    plan = plan_blocks(local, blocks(0, 1), span, remote, blocks(0, 1), span)
     assert rows(plan) == [(1_000, 9_000, 200 * count)]
-    plan = plan_blocks(here, blocks(1, 0), span, there, blocks(0, 1), span)
+    plan = plan_blocks(local, blocks(1, 0), span, remote, blocks(0, 1), span)
     assert len(plan.length) == 2 * count
 
 
 def test_joins_only_the_tensors_that_touch():
     starts = [0, 1_000, 5_000, 6_000, 7_000]
-    here = Layout.of(starts, 1_000, 10)
-    there = Layout.of([start + 100_000 for start in starts], 1_000, 10)
+    local = Layout.of(starts, 1_000, 10)
+    remote = Layout.of([start + 100_000 for start in starts], 1_000, 10)
     listed = blocks(0, 5, 9)
     span = range(5)
-    plan = plan_blocks(here, listed, span, there, listed, span)
+    plan = plan_blocks(local, listed, span, remote, listed, span)
     assert rows(plan) == [
         (at, at + 100_000, length)
         for at, length in [
@@ -93,10 +93,10 @@ def test_no_blocks_is_an_empty_plan():
 
 @pytest.mark.parametrize("num_tensors", [2, 30])
 def test_slots_of_different_size(num_tensors):
-    here = Layout.of([10_000 * i for i in range(1, num_tensors + 1)], 600, 3)
-    there = Layout.of([50_000 * i for i in range(1, num_tensors + 1)], 1_000, 2)
+    local = Layout.of([10_000 * i for i in range(1, num_tensors + 1)], 600, 3)
+    remote = Layout.of([50_000 * i for i in range(1, num_tensors + 1)], 1_000, 2)
     span = range(num_tensors)
-    plan = plan_slots(here, 2, span, there, 1, span, 150, offset_bytes=7)
+    plan = plan_slots(local, 2, span, remote, 1, span, 150, offset_bytes=7)
     assert rows(plan) == [
         (10_000 * i + 407, 50_000 * i + 507, 150) for i in range(1, num_tensors + 1)
     ]

@@ -78,8 +78,8 @@ def test_one_bad_block_of_many_costs_few_operations():
         begin, end = int(remote[0]), int(remote[0] + length[0])
         return Outcome(Code.REMOTE_FAULT, 14, 0) if begin <= bad < end else Outcome(Code.OK)
 
-    there = Layout.of([0x9000000], UNIT * units, units)
-    contained = Containment(move, layout, there)
+    remote = Layout.of([0x9000000], UNIT * units, units)
+    contained = Containment(move, layout, remote)
     assert contained.finish(plan, Outcome(Code.REMOTE_FAULT, 14, 0)) is None
     assert [found.piece.unit_index for found in contained.found] == [1234]
     assert len(calls) <= 24
