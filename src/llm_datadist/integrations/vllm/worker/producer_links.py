@@ -65,24 +65,8 @@ class ProducerLinks:
         with self._lock:
             dial_lock = self._dial_locks.setdefault(rank.cluster_id, threading.Lock())
         with dial_lock:
-            if rank.cluster_id in self._incompatible:
-                raise Incompatible(self._incompatible[rank.cluster_id])
-            until, reason = self._silent.get(rank.cluster_id, (0.0, ""))
-            if time.monotonic() < until:
-                raise Unreachable(f"not tried, as it did not answer a moment ago: {reason}")
-            if rank.cluster_id in self._linked:
-                return
-            self._dial(rank)
-            differences = mismatches(self._worker.facts, self._pull_facts(rank))
-            if differences:
-                self._incompatible[rank.cluster_id] = (
-                    f"the producer at {rank.ip}:{rank.port} does not fit: "
-                    f"{'; '.join(differences)}; run producer and consumer with the same model, "
-                    "vLLM and KV settings"
-                )
-                self._unlink(rank)
-                raise Incompatible(self._incompatible[rank.cluster_id])
-            self._linked.add(rank.cluster_id)
+            is_new = self._link_once(rank)
+        if is_new:
             logger.info("linked to the producer at %s:%d", rank.ip, rank.port)
 
     def drop(self, rank: RankAddress) -> None:
@@ -93,6 +77,28 @@ class ProducerLinks:
         """Fail calls of `link` at once for link_timeout_ms, because the producer did not answer."""
         until = time.monotonic() + self._worker.options.link_timeout_ms / 1000
         self._silent[rank.cluster_id] = until, reason
+
+    def _link_once(self, rank: RankAddress) -> bool:
+        """Make the link unless there is one; return whether it was made. Under its dial lock."""
+        if rank.cluster_id in self._incompatible:
+            raise Incompatible(self._incompatible[rank.cluster_id])
+        until, reason = self._silent.get(rank.cluster_id, (0.0, ""))
+        if time.monotonic() < until:
+            raise Unreachable(f"not tried, as it did not answer a moment ago: {reason}")
+        if rank.cluster_id in self._linked:
+            return False
+        self._dial(rank)
+        differences = mismatches(self._worker.facts, self._pull_facts(rank))
+        if differences:
+            self._incompatible[rank.cluster_id] = (
+                f"the producer at {rank.ip}:{rank.port} does not fit: "
+                f"{'; '.join(differences)}; run producer and consumer with the same model, "
+                "vLLM and KV settings"
+            )
+            self._unlink(rank)
+            raise Incompatible(self._incompatible[rank.cluster_id])
+        self._linked.add(rank.cluster_id)
+        return True
 
     def _dial(self, rank: RankAddress) -> None:
         info = LLMClusterInfo()
