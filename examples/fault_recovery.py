@@ -2,7 +2,7 @@
 
 Two processes, a prefill and a decode side. The prefill side loses a page of its KV cache, as it
 would by an uncorrectable memory error. The decode side sees which block it was, the prefill side
-repairs the memory and computes that block anew, and everything else goes on meanwhile.
+repairs the memory and recomputes that block; everything else continues.
 """
 
 import ctypes
@@ -37,7 +37,7 @@ libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, cty
 
 
 def map_pages(address, size, protection):
-    """Map new, empty pages; at an address that is given, in place of what was there."""
+    """Map new, empty pages, at a given address in place of the old ones."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | (0x10 if address else 0)  # 0x10: MAP_FIXED
     mapped = libc.mmap(address, size, protection, flags, -1, 0)
     if mapped is None or mapped == ctypes.c_void_p(-1).value:

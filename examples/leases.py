@@ -37,13 +37,13 @@ class Scheduler:
         manager.on_lease_end(self.lease_ended)
 
     def take(self, count):
-        """Return blocks that nobody needs, waiting for them if need be."""
+        """Return free blocks; waits for them if there are too few."""
         with self.changed:
             assert self.changed.wait_for(lambda: len(self.free) >= count, 10)
             return [self.free.pop() for _ in range(count)]
 
     def give_back(self, blocks):
-        """Free blocks, except those that some reader has leased: their turn comes later."""
+        """Free blocks; leased ones are freed when their leases end."""
         with self.changed:
             self.free |= set(blocks) - self.manager.leased_blocks(self.cache)
             self.changed.notify_all()
@@ -82,7 +82,7 @@ with prefill, decode:
     own = prefill.cache_manager
     cache = own.register_blocks_cache(DESC, addrs[0], BlocksCacheKey(PREFILL))
     scheduler = Scheduler(own, cache)
-    there = decode.cache_manager.register_blocks_cache(DESC, addrs[1])
+    dst_cache = decode.cache_manager.register_blocks_cache(DESC, addrs[1])
 
     peer = LLMClusterInfo()
     peer.append_local_ip_info("127.0.0.1", 0)
@@ -90,7 +90,7 @@ with prefill, decode:
     assert decode.link_clusters([peer])[0] == LLMStatusCode.LLM_SUCCESS
 
     requests = queue.Queue()
-    reader = threading.Thread(target=decode_requests, args=(decode, there, target, requests))
+    reader = threading.Thread(target=decode_requests, args=(decode, dst_cache, target, requests))
     reader.start()
     for number in range(1, 21):  # 60 blocks in all, of 8
         blocks = scheduler.take(3)

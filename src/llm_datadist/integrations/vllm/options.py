@@ -1,4 +1,4 @@
-"""`kv_connector_extra_config`: parsed and checked, with defaults."""
+"""Options of the connector, parsed from `kv_connector_extra_config`."""
 
 from __future__ import annotations
 
@@ -10,31 +10,30 @@ import msgspec
 __all__ = ["ConnectorOptions", "parse_extra_config"]
 
 _WHERE = "kv_connector_extra_config"
-_OF_OTHERS = {"engine_id"}
-"""Keys that routers or vLLM itself put there and that say nothing to this connector."""
+_IGNORED = {"engine_id"}
+"""Keys that routers or vLLM add; this connector ignores them."""
 
 
 class ConnectorOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What `kv_connector_extra_config` says.
+    """Options of the connector.
 
     Attributes:
-        listen: "ip:port" that a producer's worker accepts links on; port 0 chooses one, another
-            port is that of rank 0, and rank r listens on port + r. The ip must be one that
-            consumers reach; they learn address and port from a request's kv_transfer_params.
+        listen: "ip:port" on which a producer's workers accept links. Port 0 chooses one; with
+            another port, rank r listens on port + r. Consumers must be able to reach the ip; they
+            take address and port from a request's kv_transfer_params.
         secret: Shared secret of all engines; unset = env LLM_DATADIST_SECRET or the file that
             LLM_DATADIST_SECRET_FILE names, else no authentication.
         transfer_backend: Data path: "auto", "host", "tcp" or "nixl".
-        checksum: "crc32c" has a consumer compare what arrived with what the producer has, block by
-            block, before any of it is used; "off".
+        checksum: "crc32c" compares received blocks with the producer's before they are used; "off".
         mode: "pull": the consumer fetches a finished prompt's blocks. "push": the producer also
-            sends those of requests that come with a transfer, while it computes them.
+            pushes those of requests that name a transfer, while it computes them.
         model_id: Name of the model in the compatibility check; unset = vLLM's model name, which
             is a path for local models and so may differ between hosts.
-        hold_ms: How long a producer keeps a finished prompt's blocks for a consumer to come; in
-            push mode also how long a consumer waits for a producer.
-        lease_ms: How long a consumer that has come may be silent before the producer takes its
-            blocks back.
-        transfer_timeout_ms: Time limit of one request's transfer; then it is recomputed.
+        hold_ms: How long a producer keeps a finished prompt's blocks for a consumer; in push mode
+            also how long a consumer waits for a producer.
+        lease_ms: How long a consumer that has leased blocks may be silent before the producer takes
+            them back.
+        transfer_timeout_ms: Time limit of one request's transfer, after which it is recomputed.
         link_timeout_ms: Time limit of linking to a producer.
         concurrent_loads: Requests that a consumer fetches at the same time.
     """
@@ -52,20 +51,20 @@ class ConnectorOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     concurrent_loads: int = 4
 
     def listen_address(self, rank: int) -> str:
-        """Where the worker of `rank` listens."""
+        """Return the address on which the worker of `rank` listens."""
         ip, _, port = self.listen.rpartition(":")
         return f"{ip}:{int(port) + rank if int(port) else 0}"
 
 
 def parse_extra_config(extra_config: dict[str, Any]) -> ConnectorOptions:
-    """Check `kv_connector_extra_config`.
+    """Parse and check `kv_connector_extra_config`.
 
     Raises:
         ValueError: An unknown key, a wrong type or a value out of range; the text names the key and
             says what to write.
     """
     known = {field.name: field for field in msgspec.structs.fields(ConnectorOptions)}
-    given = {key: value for key, value in extra_config.items() if key not in _OF_OTHERS}
+    given = {key: value for key, value in extra_config.items() if key not in _IGNORED}
     for key in given:
         if key not in known:
             close = difflib.get_close_matches(key, known, 1)
