@@ -42,12 +42,16 @@ def test_silent_pages_keep_few_threads_and_no_call(node, pages):
         if address is None:
             pytest.skip("the kernel or the user may not have userfaultfd")
         entry = entry_over(node, address, PAGE)
-        for _ in range(MOST):
+        num_timeouts = 0
+        for _ in range(100 * MOST):  # one that starts after its deadline keeps no thread
             began = time.monotonic()
-            assert touched(node, address, PAGE, entry, 0.02)[0] == _native.TIMEOUT
+            outcome = touched(node, address, PAGE, entry, 0.02)
             assert time.monotonic() - began < 1
-        refused = touched(node, address, PAGE, entry, 5.0)
-        assert refused == (_native.SYSTEM, errno.EUSERS, -1)
+            if outcome[0] != _native.TIMEOUT:
+                break
+            num_timeouts += 1
+        assert outcome == (_native.SYSTEM, errno.EUSERS, -1)
+        assert num_timeouts >= MOST
         assert node.close_entry(*entry)
     good = entry_over(node, memory.address, PAGE)
     until = time.monotonic() + 10
