@@ -11,8 +11,6 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["MAX_KEY", "MAX_PARTS", "KVLayout", "Part", "kv_layout_of", "random_key"]
-
 MAX_KEY = 2**63 - 1
 MAX_PARTS = 256
 _TRANSFERABLE = {

@@ -19,19 +19,6 @@ import msgspec
 
 from llm_datadist.integrations.vllm.kv_layout import MAX_KEY
 
-__all__ = [
-    "Offer",
-    "RankAddress",
-    "RemotePrefill",
-    "is_prefilled",
-    "mailbox_key_of",
-    "offer_of",
-    "producer_problem",
-    "prompt_digest",
-    "remote_prefill_of",
-    "wants_remote_decode",
-]
-
 _MAX_RANKS = 4096
 _MIN_NAME, _MAX_NAME = 16, 256
 _PREFILLED = {"FINISHED_LENGTH_CAPPED", "FINISHED_STOPPED", "FINISHED_REPETITION"}

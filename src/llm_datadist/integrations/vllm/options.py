@@ -7,8 +7,6 @@ from typing import Any, Literal
 
 import msgspec
 
-__all__ = ["ConnectorOptions", "parse_extra_config"]
-
 _WHERE = "kv_connector_extra_config"
 _IGNORED = {"engine_id"}
 """Keys that routers or vLLM add; this connector ignores them."""

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.kv_transfer_params import Offer, RemotePrefill
 
-__all__ = ["Load", "Receive", "Send", "StepOrders", "StepProgress"]
-
 
 @dataclass(frozen=True, slots=True)
 class Load:

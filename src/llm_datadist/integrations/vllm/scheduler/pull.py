@@ -24,8 +24,6 @@ from llm_datadist.integrations.vllm.step_orders import Load, StepOrders
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["PullScheduler"]
-
 logger = logging.getLogger("llm_datadist.vllm")
 
 _NULL_BLOCK = 0

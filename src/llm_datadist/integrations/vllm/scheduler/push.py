@@ -24,8 +24,6 @@ from llm_datadist.integrations.vllm.step_orders import Receive, Send, StepProgre
 if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.step_orders import StepOrders
 
-__all__ = ["PushScheduler"]
-
 logger = logging.getLogger("llm_datadist.vllm")
 
 _PREEMPTED = "its blocks were taken away during the prefill"
@@ -137,9 +135,7 @@ class PushScheduler:
         self._loading -= request_ids
 
     def finished(
-        self,
-        request: Any,
-        block_ids: tuple[list[int], ...],
+        self, request: Any, _block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         """Finish or give up the push of a request that has ended.
 
@@ -171,11 +167,7 @@ class PushScheduler:
         return producer_problem(prefill.ranks, self._num_ranks, is_consumer=self._is_consumer)
 
     def _receive(
-        self,
-        request_id: str,
-        expected: _Expected,
-        block_ids: list[int],
-        num_external_tokens: int,
+        self, request_id: str, expected: _Expected, block_ids: list[int], num_external_tokens: int
     ) -> None:
         first = expected.num_local_tokens // self._block_size
         num_tokens = expected.num_local_tokens + num_external_tokens

@@ -15,8 +15,6 @@ import msgspec
 if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.kv_layout import KVLayout
 
-__all__ = ["FACTS_BYTES", "FACTS_MODEL_ID", "facts_of", "mismatches", "read_facts", "write_facts"]
-
 FACTS_BYTES = 8192
 FACTS_MODEL_ID = 0
 """BlocksCacheKey.model_id of the page; keys of requests are greater."""

@@ -10,21 +10,14 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Dispatcher"]
-
 _FIRST_POLL_S, _LONGEST_POLL_S = 0.001, 0.02
 """Interval of polls; it grows with the time since the last change."""
 
 
 class _Job(Protocol):
-    """One request.
+    """One request; it must be polled while a message of the peer is expected."""
 
-    Attributes:
-        is_busy: Whether a pool thread works on it; the dispatcher sets it.
-        awaits_message: Whether a message of the peer is expected, so that it must be polled.
-    """
-
-    is_busy: bool
+    is_busy: bool  # set by the dispatcher
 
     @property
     def awaits_message(self) -> bool: ...

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.kv_layout import KVLayout, Part
     from llm_datadist.integrations.vllm.options import ConnectorOptions
 
-__all__ = ["WorkerInstance"]
-
 _NO_LIMIT = 2**31 - 1
 
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from llm_datadist import Cache, CacheManager
 
-__all__ = ["PAGE_BYTES", "Mailbox", "Receipt", "Ticket", "send_message"]
-
 PAGE_BYTES = 256 << 10
 _HEADER = struct.Struct("<I32s")
 

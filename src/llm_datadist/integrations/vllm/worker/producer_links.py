@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.kv_transfer_params import RankAddress
     from llm_datadist.integrations.vllm.worker.instance import WorkerInstance
 
-__all__ = ["LINK_GONE", "Incompatible", "ProducerLinks", "Unreachable"]
-
 logger = logging.getLogger("llm_datadist.vllm")
 
 LINK_GONE = {LLMStatusCode.LLM_NOT_YET_LINK, LLMStatusCode.LLM_LINK_FAILED}

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.worker.reports import Reports
     from llm_datadist.leases import Lease
 
-__all__ = ["PullConsumer"]
-
 logger = logging.getLogger("llm_datadist.vllm")
 
 

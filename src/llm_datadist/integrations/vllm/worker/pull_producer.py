@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.worker.reports import Reports
     from llm_datadist.leases import LeaseEnd
 
-__all__ = ["PullProducer"]
-
 logger = logging.getLogger("llm_datadist.vllm")
 
 _RETRY_S = 1.0

@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.kv_layout import KVLayout
     from llm_datadist.integrations.vllm.step_orders import Load
 
-__all__ = ["PullProgress", "num_before_faults"]
-
 PULL_BYTES = 256 << 20
 """Size of one pull. Between two, a load checks whether it was abandoned, and renews its lease."""
 

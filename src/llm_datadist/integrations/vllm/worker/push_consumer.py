@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.worker.instance import WorkerInstance
     from llm_datadist.integrations.vllm.worker.reports import Reports
 
-__all__ = ["PushConsumer"]
-
 logger = logging.getLogger("llm_datadist.vllm")
 
 _LINK_CHECK_S = 0.1

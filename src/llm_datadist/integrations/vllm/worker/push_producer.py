@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.worker.instance import WorkerInstance
     from llm_datadist.integrations.vllm.worker.reports import Reports
 
-__all__ = ["PushProducer"]
-
 logger = logging.getLogger("llm_datadist.vllm")
 
 

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.step_orders import Send
     from llm_datadist.integrations.vllm.worker.mailbox import Mailbox, Ticket
 
-__all__ = ["PushProgress", "Run"]
-
 
 @dataclass(frozen=True, slots=True)
 class Run:

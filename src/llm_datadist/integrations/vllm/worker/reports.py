@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Ended", "Reports"]
-
 _FIRST_WAIT_S = 0.002
 _LONGEST_WAIT_S = 0.02
 """Also the longest delay of a new request that arrives while only transfers are pending."""

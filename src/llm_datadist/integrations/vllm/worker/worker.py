@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.options import ConnectorOptions
     from llm_datadist.integrations.vllm.step_orders import StepOrders
 
-__all__ = ["Worker", "check_parallel"]
-
 _PUSHABLE = {"FullAttentionSpec", "MLAAttentionSpec"}
 """KV cache groups that push mode supports, alone: their blocks stay as long as the request."""
 
@@ -178,15 +176,9 @@ class Worker:
                 self._push_consumer.abandon(request_id)
 
     def _is_waiting(self) -> bool:
-        return any(
-            side is not None and side.is_waiting
-            for side in (
-                self._pull_producer,
-                self._pull_consumer,
-                self._push_producer,
-                self._push_consumer,
-            )
-        )
+        pulling = self._pull_producer, self._pull_consumer
+        pushing = self._push_producer, self._push_consumer
+        return any(side is not None and side.is_waiting for side in (*pulling, *pushing))
 
 
 def _check_pushable(groups: str) -> None:
