@@ -175,7 +175,7 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   }
   CHECK(!served.open() && served.links->count() == 0);
   for (const ldd::Ref ref : served.refs) {
-    CHECK(served.node->entries().close(ref));  // returns only when nobody uses it any more
+    CHECK(served.node->entries().close(ref));  // returns when no use is left
   }
   return 0;
 }

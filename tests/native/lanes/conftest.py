@@ -70,7 +70,7 @@ class Initiator:
         self.node = _native.Node(random.getrandbits(63), 1024, 1 << 16)
         self.lanes = _native.Lanes(self.node, 7)
         self.local = np.zeros(size, np.uint8)
-        self.local[:] = 0  # brings the pages in: nobody reads absent ones of another process
+        self.local[:] = 0  # brings the pages in: absent pages of another process are not read
         self.local_entry = self.node.open_entry(
             np.array([self.local.ctypes.data], np.uint64), np.array([size], np.uint64), True
         )

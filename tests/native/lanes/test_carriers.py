@@ -48,7 +48,7 @@ def test_a_write_that_is_given_up_cuts_the_carrier(link, carried, code):
     assert one.write(one.whole(), seconds=0.1).code == code.TIMEOUT
     assert time.monotonic() - began < 1
     assert state(peer) == CLOSED
-    assert outer.recv(1)  # the request, which nobody has moved
+    assert outer.recv(1)  # the request, which was not moved on
     assert one.lanes.count() == 0
 
 

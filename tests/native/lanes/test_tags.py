@@ -141,7 +141,7 @@ def once(number, change):
 
 
 def sizes_of(attacked, operation):
-    """Bytes of the frames that go each way in an operation that nobody attacks."""
+    """Bytes of the frames that go each way in an operation without an attack."""
     one = attacked()
     assert one.run(operation) == 0
     one.link.lanes.close()

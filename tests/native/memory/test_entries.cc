@@ -1,4 +1,4 @@
-// Entries: once close() has returned nobody is inside, however many threads try.
+// Entries: once close() has returned, no thread has a use, however many threads try.
 #include <atomic>
 #include <vector>
 
