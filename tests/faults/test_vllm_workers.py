@@ -89,9 +89,9 @@ def test_a_consumer_knows_what_a_lost_producer_has_sent(how, backend, round_):
             producer.thaw()
         for number in range(REQUESTS):
             src = blocks_of(number)
-            for theirs, own in zip(src, src[::-1], strict=True):
-                if own not in failed:
-                    assert (consumer.kv[:, own] == expected[:, theirs]).all()
+            for src_block, dst_block in zip(src, src[::-1], strict=True):
+                if dst_block not in failed:
+                    assert (consumer.kv[:, dst_block] == expected[:, src_block]).all()
     consumer.close()
 
 

@@ -138,7 +138,7 @@ def test_a_producer_that_restarted_is_another_one(sides):
     assert not consumer.kv.any()
     orders = load_of(offered(new, [3], "q", 2 * KEY), [0], "e")
     assert consumer.until(loaded=["e"], orders=orders) == (set(), set())
-    new.until(sent=["q"])  # it is told after the load has been reported
+    new.until(sent=["q"])  # the lease is released after the load is reported
 
 
 @pytest.mark.expects_log("will be recomputed", "peer", "link")

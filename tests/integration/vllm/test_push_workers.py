@@ -186,7 +186,7 @@ def test_a_ticket_that_does_not_fit_is_refused(pair, wrong):
 
 @pytest.mark.expects_log("aborted", "cannot be sent")
 def test_nothing_lands_after_the_consumer_has_given_up(pair):
-    """vLLM has the blocks again when the wait is reported: pushes of later layers find no room."""
+    """vLLM has the blocks again when the wait is reported: pushes of later layers are refused."""
     producer, consumer = pair
     come(producer)
     consumer.worker.carry_out(await_of(producer), is_idle=False)
