@@ -1,4 +1,4 @@
-"""A page of KV cache goes bad, and the same request succeeds all the same.
+"""Recovery from a memory fault: a page of KV cache goes bad, and its request succeeds.
 
 Two processes, a prefill and a decode side. The prefill side loses a page of its KV cache, as it
 would by an uncorrectable memory error. The decode side sees which block it was, the prefill side
@@ -55,7 +55,7 @@ def compute(kv_cache, blocks):
 
 
 def prefill(pipe):
-    """The prefill process: owns the KV cache, and looks after its memory."""
+    """Prefill process: owns the KV cache, and repairs its memory."""
     logging.basicConfig(stream=sys.stdout, format="prefill log: %(message)s")
     size = int(np.prod(SHAPE)) * 4
     memory = (ctypes.c_float * (size // 4)).from_address(map_pages(None, size, READ_WRITE))
@@ -102,7 +102,7 @@ def main():
 
 
 def decode(pipe):
-    """The decode process: pulls the blocks of requests."""
+    """Decode process: pulls the blocks of requests."""
     kv_cache = np.zeros(SHAPE, np.float32)
     expected = np.zeros(SHAPE, np.float32)
     compute(expected, range(SHAPE[1]))

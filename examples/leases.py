@@ -1,4 +1,4 @@
-"""A prefill side that reuses its blocks only when no reader needs them any more.
+"""Leases: a prefill side reuses its blocks only after all readers have released them.
 
 The decode side leases the blocks of its request, pulls them, and releases them. The prefill side
 takes them back into its free list when the lease has ended, however it ended, and for requests that
@@ -64,7 +64,7 @@ def instance(role, cluster_id, listen=None):
 
 
 def decode_requests(decode, cache, memory, requests):
-    """The decode side: each request names blocks of the prefill side and what is in them."""
+    """Decode side: each request names blocks of the prefill side and their contents."""
     key = BlocksCacheKey(PREFILL)
     while (request := requests.get()) is not None:
         blocks, value, leased = request

@@ -49,7 +49,7 @@ def register(
     *,
     key: bool = True,
 ) -> Cache:
-    """The buffer as a blocks cache of `tensors` tensors, under a key that names the block size."""
+    """Register the buffer as blocks of `tensors` tensors; the key names the block size."""
     from llm_datadist import BlocksCacheKey, CacheDesc, DataType  # noqa: PLC0415
 
     each = total // tensors

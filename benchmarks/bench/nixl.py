@@ -75,7 +75,7 @@ class DatadistNixl(Datadist):
 
 
 class BareNixl(Nixl):
-    """As `bench.rival_nixl`, whatever transport the environment says."""
+    """As `bench.rival_nixl`, over any transport."""
 
     name = BARE
     _registered: Any = None
@@ -136,7 +136,7 @@ def set_up(contender: DatadistNixl | BareNixl) -> float:
 
 
 def described(contender: DatadistNixl) -> object:
-    """What describe_link says of the data path."""
+    """Return the data path of describe_link."""
     return contender.describe()["channel"]
 
 

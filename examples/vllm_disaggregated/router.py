@@ -32,7 +32,7 @@ logger = logging.getLogger("router")
 
 
 class Servers:
-    """The servers of one kind, taken in turn as long as they are healthy."""
+    """Servers of one kind; the healthy ones take turns."""
 
     def __init__(self, kind, urls):
         self.kind = kind
@@ -123,7 +123,7 @@ class Router:
         return web.json_response({"error": "no healthy decode server"}, status=503)
 
     async def pushed(self, path, body, headers):
-        """The decode server's answer, or None when the request has to go the other way."""
+        """Return the decode server's answer, or None if the request must be pulled."""
         prefill, decode = self.prefill.in_turn(), self.decode.in_turn()
         if not prefill or not decode or prefill[0] not in self.ranks:
             return None
@@ -150,7 +150,7 @@ class Router:
         return None
 
     async def prefilled(self, path, body, headers):
-        """What a prefill server offers of this request, or None."""
+        """Return a prefill server's offer of this request, or None."""
         for url in self.prefill.in_turn():
             offer = await self.ask_prefill(url, path, body, headers, {})
             if offer is not None:
@@ -158,7 +158,7 @@ class Router:
         return None
 
     async def ask_prefill(self, url, path, body, headers, params):
-        """The server's kv_transfer_params, {} when it has none for this request, None = broken."""
+        """Return the server's kv_transfer_params, {} if it has none, or None if it failed."""
         short = {**body, "stream": False, "max_tokens": 1}
         short["kv_transfer_params"] = {
             "do_remote_decode": True,

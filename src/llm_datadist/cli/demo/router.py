@@ -34,7 +34,7 @@ class _Track(msgspec.Struct):
 
 
 class Router:
-    """One run of the demo.
+    """Router and workers of one run.
 
     Args:
         settings: What to run.
