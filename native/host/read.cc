@@ -126,22 +126,21 @@ Outcome HostRead::before_batch() const {
 }
 
 Outcome HostRead::batch(const Batch& batch) const {
+  const Use writing(local_entry_, checks_.local.value);
+  const bool local_gone = checks_.local.named() && !writing;
+  const bool on_host = local_entry_ == nullptr || local_entry_->on_host();
+  if (!local_gone && on_host && !mapped_) {
+    const Outcome fetched = fetch(batch);
+    return fetched.ok() && !sums_.empty() ? sum(batch, fetched) : fetched;
+  }
   const Outcome before = before_batch();
   if (!before.ok()) {
     return before;
   }
-  const Use writing(local_entry_, checks_.local.value);
-  if (checks_.local.named() && !writing) {
+  if (local_gone) {
     return Outcome::failure(Code::kLocalGone);
   }
-  if (local_entry_ != nullptr && !local_entry_->on_host()) {
-    return place_on_device(batch);
-  }
-  if (!mapped_) {
-    const Outcome fetched = fetch(batch);
-    return fetched.ok() && !sums_.empty() ? sum(batch, fetched) : fetched;
-  }
-  return copy_mapped(batch);
+  return on_host ? copy_mapped(batch) : place_on_device(batch);
 }
 
 Outcome HostRead::place_on_device(const Batch& batch) const {
@@ -212,7 +211,14 @@ Outcome HostRead::fetch(const Batch& batch) const {
   iovec* stretches = room().stretches.data();
   const std::size_t count = fill_iovecs(work_, batch, local, remote);
   std::size_t joined = join_neighbors(remote, count, stretches);
-  if (!peer_.proof_present() || !peer_.presence_.all_present({stretches, joined})) {
+  const bool present = peer_.proof_present() && peer_.presence_.all_present({stretches, joined});
+  // Right before the system call: a process that is stopped between the two reads when it
+  // continues.
+  const Outcome before = before_batch();
+  if (!before.ok()) {
+    return before;
+  }
+  if (!present) {
     return Outcome::failure(Code::kSystem, EAGAIN);
   }
   Proof shown{};

@@ -153,9 +153,6 @@ Flow ChunkReceiver::step(LaneSocket& lane, BatchGuard& guard) {
 }
 
 Flow ChunkReceiver::receive_payload(LaneSocket& lane, BatchGuard& guard) {
-  if (memory_.ok() && !memory_.hold(guard)) {
-    return Flow::kFailed;
-  }
   const std::span<iovec> pieces = piece_room();
   std::size_t count = 1;
   if (memory_.ok()) {
@@ -171,6 +168,11 @@ Flow ChunkReceiver::receive_payload(LaneSocket& lane, BatchGuard& guard) {
   } else {
     const auto scratch = scratch_room();
     pieces[0] = {scratch.data(), std::min<std::size_t>(chunk_left_, scratch.size())};
+  }
+  // Right before the system call: a process that is stopped between the two receives when it
+  // continues.
+  if (memory_.ok() && !memory_.hold(guard)) {
+    return Flow::kFailed;
   }
   const ssize_t got = receive_pieces(lane.get(), pieces.first(count));
   memory_.release();

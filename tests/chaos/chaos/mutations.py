@@ -235,8 +235,8 @@ MUTATIONS = (
         (
             Edit(
                 "native/host/read.cc",
-                "if (checks_.local.named() && !writing) {",
-                "if (false) {",
+                "local_gone = checks_.local.named() && !writing;",
+                "local_gone = checks_.local.named() && !writing && false;",
             ),
         ),
         tests=_checks("local_unregistered"),
@@ -421,8 +421,8 @@ MUTATIONS = (
         (
             Edit(
                 "native/host/read.cc",
-                "(!peer_.proof_present() || !peer_.presence_.all_present({stretches, joined})) {",
-                "(!peer_.presence_.all_present({stretches, joined}) && false) {",
+                "peer_.proof_present() && peer_.presence_.all_present({stretches, joined});",
+                "peer_.presence_.all_present({stretches, joined}) || true;",
             ),
         ),
         tests=("tests/native/host/test_host_read.py", "-k", "absent_pages"),
