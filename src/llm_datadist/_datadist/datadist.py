@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import atexit
 import logging
-import math
 import os
 import threading
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 from llm_datadist._cache_manager import CacheManager
 from llm_datadist._control.patched import check_not_patched
+from llm_datadist._datadist.link_calls import (
+    MAX_CLUSTERS,
+    LinkStatuses,
+    check_addresses,
+    cluster_infos,
+    positive_timeout_ms,
+    statuses,
+    too_many,
+)
 from llm_datadist._domains import Domains
 from llm_datadist._engine import Engine
 from llm_datadist._errors import LLMStatusCode, fail, inherited
@@ -20,19 +28,13 @@ from llm_datadist._types import LLMClusterInfo, LLMRole, RegisterMemStatus
 from llm_datadist._types.checks import (
     check_bool,
     check_instance,
-    check_int,
     check_uint64,
 )
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from llm_datadist._links import LinkResult
-
 logger = logging.getLogger("llm_datadist")
-
-_MAX_CLUSTERS = 16
-_LinkStatuses = tuple[LLMStatusCode, list[LLMStatusCode]]
 
 
 class LLMDataDist:
@@ -190,7 +192,7 @@ class LLMDataDist:
 
     def link_clusters(
         self, clusters: list[LLMClusterInfo] | tuple[LLMClusterInfo, ...], timeout: int = 3000
-    ) -> _LinkStatuses:
+    ) -> LinkStatuses:
         """Link to other instances, all at the same time.
 
         Args:
@@ -207,22 +209,22 @@ class LLMDataDist:
         """
         operation = "link_clusters"
         engine = self._live(operation)
-        infos = _cluster_infos(clusters)
-        timeout_ms = _timeout_ms(operation, timeout)
-        if len(infos) > _MAX_CLUSTERS:
-            return _too_many(operation, infos)
+        infos = cluster_infos(clusters)
+        timeout_ms = positive_timeout_ms(operation, timeout)
+        if len(infos) > MAX_CLUSTERS:
+            return too_many(operation, infos)
         for position, info in enumerate(infos):
-            _check_addresses(
+            check_addresses(
                 operation, position, info, local_needed=not engine.config.local_comm_res_given
             )
-        return _statuses(operation, engine.links.link_clusters(infos, timeout_ms))
+        return statuses(operation, engine.links.link_clusters(infos, timeout_ms))
 
     def unlink_clusters(
         self,
         clusters: list[LLMClusterInfo] | tuple[LLMClusterInfo, ...],
         timeout: int = 3000,
         force: bool = False,
-    ) -> _LinkStatuses:
+    ) -> LinkStatuses:
         """End links; no transfer of them touches memory after this returns.
 
         Args:
@@ -240,11 +242,11 @@ class LLMDataDist:
         """
         operation = "unlink_clusters"
         engine = self._live(operation)
-        infos = _cluster_infos(clusters)
-        timeout_ms = _timeout_ms(operation, timeout)
+        infos = cluster_infos(clusters)
+        timeout_ms = positive_timeout_ms(operation, timeout)
         check_bool("force", force)
-        if len(infos) > _MAX_CLUSTERS:
-            return _too_many(operation, infos)
+        if len(infos) > MAX_CLUSTERS:
+            return too_many(operation, infos)
         for position, info in enumerate(infos):
             if info.remote_cluster_id is None and not info.remote_ip_info_list:
                 raise fail(
@@ -253,7 +255,7 @@ class LLMDataDist:
                     f"clusters[{position}] has neither remote_cluster_id nor a remote address",
                     "set remote_cluster_id or append_remote_ip_info",
                 )
-        return _statuses(operation, engine.links.unlink_clusters(infos, timeout_ms, force))
+        return statuses(operation, engine.links.unlink_clusters(infos, timeout_ms, force))
 
     def link(self, comm_name: str, cluster_rank_info: dict[int, int], rank_table: str) -> int:
         """Join a domain of 2 to 4 members that all call `link` alike; return its id immediately.
@@ -403,67 +405,6 @@ class LLMDataDist:
             "this instance runs with the cache manager",
             "use the cache_manager property",
         )
-
-
-def _cluster_infos(clusters: object) -> list[LLMClusterInfo]:
-    infos: list[LLMClusterInfo] = list(check_instance("clusters", clusters, list, tuple))
-    for position, info in enumerate(infos):
-        check_instance(f"clusters[{position}]", info, LLMClusterInfo)
-    return infos
-
-
-def _timeout_ms(operation: str, timeout: int) -> int:
-    timeout_ms = check_int("timeout", timeout, -math.inf)
-    if timeout_ms <= 0:
-        raise fail(
-            LLMStatusCode.LLM_PARAM_INVALID,
-            operation,
-            f"timeout is {timeout_ms}",
-            "give milliseconds, at least 1",
-        )
-    return timeout_ms
-
-
-def _check_addresses(
-    operation: str, position: int, info: LLMClusterInfo, *, local_needed: bool
-) -> None:
-    problem = ""
-    if not info.remote_ip_info_list:
-        problem = "remote_ip_info_list is empty"
-        remedy = "append_remote_ip_info(ip, port) with the peer's listen address"
-    elif local_needed and not info.local_ip_info_list:
-        problem = "local_ip_info_list is empty"
-        remedy = "append_local_ip_info(ip, port) with an address of this machine"
-    elif local_needed and len(info.local_ip_info_list) > 1:
-        problem = f"local_ip_info_list has {len(info.local_ip_info_list)} entries"
-        remedy = "give exactly one"
-    if problem:
-        raise fail(
-            LLMStatusCode.LLM_PARAM_INVALID, operation, f"clusters[{position}]: {problem}", remedy
-        )
-
-
-def _too_many(operation: str, infos: list[LLMClusterInfo]) -> _LinkStatuses:
-    logger.error(
-        "%s: %d clusters in one call, the limit is %d; split the call",
-        operation,
-        len(infos),
-        _MAX_CLUSTERS,
-    )
-    status = LLMStatusCode.LLM_CLUSTER_NUM_EXCEED_LIMIT
-    return status, [status] * len(infos)
-
-
-def _statuses(operation: str, results: list[LinkResult]) -> _LinkStatuses:
-    overall = LLMStatusCode.LLM_SUCCESS
-    for position, result in enumerate(results):
-        if result.status is not LLMStatusCode.LLM_SUCCESS:
-            logger.error(
-                "%s: clusters[%d]: %s: %s", operation, position, result.status, result.reason
-            )
-            if overall is LLMStatusCode.LLM_SUCCESS:
-                overall = result.status
-    return overall, [result.status for result in results]
 
 
 _live_instances: set[LLMDataDist] = set()
