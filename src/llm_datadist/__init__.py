@@ -84,3 +84,8 @@ __all__ = [
     "TransferConfig",
     "TransferWithCacheKeyConfig",
 ]
+
+# Tracebacks, help and pickles name a public class by where callers import it from.
+for _name in __all__:
+    globals()[_name].__module__ = __name__
+del _name

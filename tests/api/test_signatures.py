@@ -3,11 +3,14 @@
 import importlib
 import inspect
 import json
+import pickle
+import traceback
 from pathlib import Path
 
 import pytest
 
 import llm_datadist
+from llm_datadist import leases
 
 MANIFEST = json.loads(Path(__file__).with_name("manifest.json").read_text())
 CLASSES = MANIFEST["classes"]
@@ -72,6 +75,29 @@ def test_a_star_import_gives_all():
     assert set(MANIFEST["all"]) <= set(names)
 
 
+@pytest.mark.parametrize("name", MANIFEST["all"])
+def test_a_public_class_is_named_by_where_it_is_imported_from(name):
+    """In tracebacks, help and pickles: not the private module that defines it."""
+    kind = getattr(llm_datadist, name)
+    assert kind.__module__ == "llm_datadist"
+    assert pickle.loads(pickle.dumps(kind)) is kind
+
+
+def test_lease_classes_are_named_by_where_they_are_imported_from():
+    for name in leases.__all__:
+        assert getattr(leases, name).__module__ == "llm_datadist.leases"
+
+
+def test_a_traceback_names_the_public_exception():
+    error = llm_datadist.LLMException("text")
+    assert traceback.format_exception_only(error) == ["llm_datadist.LLMException: text\n"]
+
+
+def test_a_call_with_wrong_arguments_names_the_public_class():
+    with pytest.raises(TypeError, match=r"^CacheManager\.pull_cache\(\) takes from"):
+        llm_datadist.CacheManager.pull_cache(*range(9))
+
+
 def test_other_names_are_the_same_class():
     """api.md checklist 1."""
     for name, target in SAME_CLASS.items():
@@ -119,6 +145,8 @@ def test_a_method_has_the_documented_signature(name, method, parameters):
     is_bound_to_class = isinstance(function, (classmethod, staticmethod))
     signature = inspect.signature(getattr(getattr(llm_datadist, name), method))
     assert shown(signature) == ([] if is_bound_to_class else ["self"]) + parameters
+    kind = SAME_CLASS.get(name, name)
+    assert getattr(getattr(llm_datadist, name), method).__qualname__ == f"{kind}.{method}"
 
 
 @pytest.mark.parametrize(("name", "attribute"), ATTRIBUTES)

@@ -24,3 +24,10 @@ class CacheManager(CacheCalls, TransferCalls, LocalCalls, MemoryCalls, LeaseCall
 
     def __repr__(self) -> str:
         return f"CacheManager(cluster_id={self._engine.cluster_id})"
+
+
+# Errors about a call's arguments, and help, name the class that callers know.
+for _group in CacheManager.__bases__:
+    for _name, _call in vars(_group).items():
+        if not _name.startswith("_"):
+            _call.__qualname__ = f"{CacheManager.__name__}.{_name}"
