@@ -20,9 +20,10 @@ Source: api.md 1.1, 2, 7.9, 9.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from enum import IntEnum, unique
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, SupportsIndex, cast, final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -132,13 +133,17 @@ class LLMException(RuntimeError):
 
     Args:
         *args: As of any exception; the text is the first.
-        status_code: Which failure.
+        status_code: Which failure: an LLMStatusCode or its number.
         operation: Name of the call that failed.
         cluster_id: Peer that it concerned.
         faults: Memory ranges at fault.
 
+    Attributes:
+        status_code: An LLMStatusCode. The plain int of an unknown number, which no exception of
+            this library has.
+
     Raises:
-        TypeError: status_code is not an LLMStatusCode.
+        TypeError: status_code is not an integer.
     Source: api.md 1.1; operation, cluster_id and faults are an extension.
     """
 
@@ -150,15 +155,13 @@ class LLMException(RuntimeError):
     def __init__(
         self,
         *args: object,
-        status_code: LLMStatusCode = LLMStatusCode.LLM_UNKNOWN_ERROR,
+        status_code: LLMStatusCode | int = LLMStatusCode.LLM_UNKNOWN_ERROR,
         operation: str | None = None,
         cluster_id: int | None = None,
         faults: Iterable[Fault] = (),
     ) -> None:
-        if not isinstance(status_code, LLMStatusCode):
-            raise TypeError(f"status_code must be LLMStatusCode, got {status_code!r}")
         super().__init__(*args)
-        self.status_code = status_code
+        self.status_code = _status_code("status_code", status_code)
         self.operation = operation
         self.cluster_id = cluster_id
         self.faults = tuple(faults)
@@ -166,6 +169,23 @@ class LLMException(RuntimeError):
     def __repr__(self) -> str:
         text = ", ".join([*map(repr, self.args), f"status_code={self.status_code}"])
         return f"{type(self).__name__}({text})"
+
+
+def _status_code(name: str, value: object) -> LLMStatusCode:
+    """Return the status of a number, or the number itself if there is none.
+
+    Raises:
+        TypeError: It is not an integer.
+    """
+    if isinstance(value, LLMStatusCode):
+        return value
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name} must be LLMStatusCode or int, got {value!r}")
+    number = operator.index(cast("SupportsIndex", value))
+    try:
+        return LLMStatusCode(number)
+    except ValueError:
+        return cast("LLMStatusCode", number)
 
 
 def fail(
@@ -227,19 +247,17 @@ class Status:
     """An outcome that is returned, not raised.
 
     Args:
-        status: The outcome.
+        status: The outcome: an LLMStatusCode or its number; an unknown number is kept.
 
     Raises:
-        TypeError: status is not an LLMStatusCode.
+        TypeError: status is not an integer.
     Source: api.md 1.1.
     """
 
     __slots__ = ("_status_code",)
 
-    def __init__(self, status: LLMStatusCode) -> None:
-        if not isinstance(status, LLMStatusCode):
-            raise TypeError(f"status must be LLMStatusCode, got {status!r}")
-        self._status_code = status
+    def __init__(self, status: LLMStatusCode | int) -> None:
+        self._status_code = _status_code("status", status)
 
     @property
     def status_code(self) -> LLMStatusCode:
@@ -252,7 +270,7 @@ class Status:
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Status):
-            return self._status_code is other._status_code
+            return self._status_code == other._status_code
         return NotImplemented
 
     def __hash__(self) -> int:

@@ -2,6 +2,7 @@
 
 import pickle
 
+import numpy as np
 import pytest
 
 from llm_datadist._errors import Fault, LLMException, LLMStatusCode, Status, fail
@@ -96,13 +97,32 @@ def test_an_exception_carries_its_status():
     assert repr(error) == "LLMException('text', status_code=LLMStatusCode.LLM_TIMEOUT)"
 
 
-@pytest.mark.parametrize("status", [0, None, "LLM_TIMEOUT"])
-def test_a_status_must_be_a_status_code(status):
+@pytest.mark.parametrize("status", [0.0, True, None, "LLM_TIMEOUT"])
+def test_a_status_must_be_an_integer(status):
     """api.md checklist 5."""
-    with pytest.raises(TypeError, match="must be LLMStatusCode"):
+    with pytest.raises(TypeError, match="must be LLMStatusCode or int"):
         LLMException("text", status_code=status)
-    with pytest.raises(TypeError, match="must be LLMStatusCode"):
+    with pytest.raises(TypeError, match="must be LLMStatusCode or int"):
         Status(status)
+
+
+@pytest.mark.parametrize("number", [0x5010B01A, np.int64(0x5010B01A)])
+def test_a_status_may_be_given_by_its_number(number):
+    """api.md checklist 4."""
+    assert LLMException("text", status_code=number).status_code is LLMStatusCode.LLM_TIMEOUT
+    assert Status(number).status_code is LLMStatusCode.LLM_TIMEOUT
+
+
+@pytest.mark.parametrize("number", [1, -7, 2**70])
+def test_a_number_without_a_name_is_kept(number):
+    """api.md checklist 4: code that raises its own numbers through the class."""
+    error = LLMException("text", status_code=number)
+    for twin in (error, pickle.loads(pickle.dumps(error))):
+        assert twin.status_code == number
+        assert repr(twin) == f"LLMException('text', status_code={number})"
+    assert Status(number).status_code == number
+    assert Status(number) == Status(number)
+    assert not Status(number).is_ok()
 
 
 def test_a_failure_names_operation_status_peer_problem_and_remedy():

@@ -26,6 +26,19 @@ if TYPE_CHECKING:
 __all__ = ["CacheDesc"]
 
 
+class _Shape(list[int]):
+    """List of dimensions that also equals a tuple of them, as callers gave either."""
+
+    __slots__ = ()
+    __hash__ = None
+
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(list(other) if isinstance(other, tuple) else other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
 @final
 class CacheDesc:
     """Description of a cache: `num_tensors` tensors of one shape and type.
@@ -105,8 +118,8 @@ class CacheDesc:
 
     @property
     def shape(self) -> list[int]:
-        """Dimensions of each tensor; a new list each time."""
-        return list(self._shape)
+        """Dimensions of each tensor; a new list each time, equal to a list or tuple of them."""
+        return _Shape(self._shape)
 
     @property
     def data_type(self) -> DataType:

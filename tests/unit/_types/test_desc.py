@@ -1,5 +1,8 @@
 """Cache descriptions (api.md 5.1, checklist 32)."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -41,8 +44,28 @@ def test_what_is_left_out_has_the_documented_default():
 @pytest.mark.parametrize("shape", [[2, 3], (2, 3), Size((2, 3)), [np.int64(2), np.int32(3)]])
 def test_a_shape_is_a_list_a_tuple_or_a_size(shape):
     desc = CacheDesc(1, shape, INT8)
-    assert desc.shape == [2, 3]
+    assert desc.shape == shape
+    assert shape == desc.shape
+    assert desc.shape == [2, 3] == desc.shape
     assert {type(n) for n in desc.shape} == {int}
+
+
+@pytest.mark.parametrize("other", [[2], (2,), (2, 4), [3, 2], Size(()), 2, None, {2, 3}, "23"])
+def test_a_shape_differs_from_anything_else(other):
+    shape = CacheDesc(1, (2, 3), INT8).shape
+    assert shape != other
+    assert not shape == other  # noqa: SIM201 - the other operator
+    assert other != shape
+
+
+def test_a_shape_is_a_list_in_every_other_way():
+    shape = CacheDesc(1, (2, 3), INT8).shape
+    assert isinstance(shape, list)
+    assert repr(shape) == "[2, 3]"
+    assert copy.deepcopy(shape) == pickle.loads(pickle.dumps(shape)) == (2, 3)
+    assert np.zeros(shape).shape == shape
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(shape)
 
 
 def test_sizes_follow_the_shape():
