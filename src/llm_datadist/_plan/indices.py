@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from llm_datadist._errors import invalid
+from llm_datadist._types.checks import INT64_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,6 +50,7 @@ def blocks_array(
     num_blocks: int | None,
     *,
     unique: bool = False,
+    highest: int = INT64_MAX,
 ) -> Blocks:
     """Check a list of block indices and return it as an int64 array.
 
@@ -58,19 +60,20 @@ def blocks_array(
         blocks: List or tuple of block indices.
         num_blocks: Every index must be below it; None if the limit is not known here.
         unique: No index may occur twice (destinations).
+        highest: Greatest index that the call can carry where `num_blocks` is None.
 
     Raises:
         TypeError: Not a list or tuple, or an element is not an integer (bool is none).
-        ValueError: An index is negative.
-        LLMException: LLM_PARAM_INVALID if an index is too large or repeated.
+        ValueError: An index is negative, or above `highest`.
+        LLMException: LLM_PARAM_INVALID if an index is not below `num_blocks`, or repeated.
     """
     kind = type(blocks)
     if kind is not list and kind is not tuple and not isinstance(blocks, list | tuple):
         raise TypeError(f"{name} must be a list or tuple of int, got {kind.__name__}")
     count = len(blocks)
+    most = highest if num_blocks is None else num_blocks - 1
     if count == 1 and type(blocks[0]) is int:
-        block = blocks[0]
-        if block >= 0 and (num_blocks is None or block < num_blocks):
+        if 0 <= blocks[0] <= most:
             return np.array(blocks, _I64)
     elif not set(map(type, blocks)) <= {int}:
         blocks = [_index(name, place, block) for place, block in enumerate(blocks)]
@@ -78,10 +81,8 @@ def blocks_array(
         array = np.array(blocks, _I64)
     except OverflowError:
         array = None
-    if array is None or (
-        count and (array.min() < 0 or (num_blocks is not None and array.max() >= num_blocks))
-    ):
-        raise _out_of_range(operation, name, blocks, num_blocks)
+    if array is None or (count and (array.min() < 0 or array.max() > most)):
+        raise _out_of_range(operation, name, blocks, num_blocks, highest)
     if unique and len(set(blocks)) != count:
         raise _repeated(operation, name, blocks)
     return array
@@ -171,17 +172,19 @@ def _index(name: str, place: int, block: object) -> int:
 
 
 def _out_of_range(
-    operation: str, name: str, blocks: Sequence[int], num_blocks: int | None
+    operation: str, name: str, blocks: Sequence[int], num_blocks: int | None, highest: int
 ) -> Exception:
-    limit = 2**63 if num_blocks is None else num_blocks
     for place, block in enumerate(blocks):
         if block < 0:
             return ValueError(f"{name}[{place}] must not be negative, got {block}")
-    place, block = next((at, block) for at, block in enumerate(blocks) if block >= limit)
+    most = highest if num_blocks is None else num_blocks - 1
+    place, block = next((at, block) for at, block in enumerate(blocks) if block > most)
+    if num_blocks is None:
+        return ValueError(f"{name}[{place}] must be in [0, {highest}], got {block}")
     return invalid(
         operation,
-        f"{name}[{place}] is {block}, the cache has {limit} blocks",
-        f"give indices below {limit}",
+        f"{name}[{place}] is {block}, the cache has {num_blocks} blocks",
+        f"give indices below {num_blocks}",
     )
 
 

@@ -198,10 +198,11 @@ class TransferWithCacheKeyConfig:
         if src is None or dst is None:
             missing = "src_layer_range" if src is None else "dst_layer_range"
             raise invalid(operation, f"{missing} of {self!r} is not set", "set both layer ranges")
-        if len(src) != len(dst):
+        num_src, num_dst = src.stop - src.start, dst.stop - dst.start  # `len` ends at 2**63
+        if num_src != num_dst:
             raise invalid(
                 operation,
-                f"src_layer_range has {len(src)} layers, dst_layer_range {len(dst)}",
+                f"src_layer_range has {num_src} layers, dst_layer_range {num_dst}",
                 "give ranges of equal length",
             )
         if self._src_batch_index and isinstance(self._cache_key, BlocksCacheKey):

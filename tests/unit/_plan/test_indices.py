@@ -59,8 +59,25 @@ def test_indices_beyond_the_last_block(blocks, place):
 
 def test_without_a_limit():
     assert array([2**40], None).tolist() == [2**40]
-    with pytest.raises(LLMException, match=r"src_blocks\[1\]"):
-        array([1, 2**63], None)
+
+
+@pytest.mark.parametrize("block", [2**63, 2**70, np.uint64(2**63), np.uint64(2**64 - 1)])
+@pytest.mark.parametrize("before", [[], [1]])
+def test_indices_that_no_cache_has(before, block):
+    """Where the number of blocks is not known yet, none is made up."""
+    text = rf"src_blocks\[{len(before)}\] must be in \[0, {2**63 - 1}\], got {block}"
+    with pytest.raises(ValueError, match=text):
+        array([*before, block], None)
+    with pytest.raises(LLMException, match="the cache has 10 blocks") as error:
+        array([*before, block], 10)
+    assert error.value.status_code is INVALID
+
+
+def test_the_greatest_index_that_a_call_can_carry():
+    assert array([2**63 - 1], None).tolist() == [2**63 - 1]
+    assert array([5], None, highest=5).tolist() == [5]
+    with pytest.raises(ValueError, match=r"must be in \[0, 5\], got 6"):
+        array([6], None, highest=5)
 
 
 def test_repeated_destinations():

@@ -161,7 +161,7 @@ class Borrower:
         ttl = check_ttl(operation, ttl_ms)
         listed, words = None, None
         if blocks is not None:
-            array = blocks_array(operation, "blocks", blocks, UINT32_MAX)
+            array = blocks_array(operation, "blocks", blocks, None, highest=UINT32_MAX)
             if len(array) > MAX_LEASED_BLOCKS:
                 raise invalid(
                     operation,
