@@ -84,7 +84,7 @@ class LocalCalls(Calls):
         any placements work.
 
         Raises:
-            AttributeError: A cache is None.
+            AttributeError: An argument is None.
             TypeError: A wrong type, or caches whose data type differs.
             ValueError: A negative index, or caches whose tensor count or block bytes differ.
             LLMException: as `copy_blocks`.
@@ -95,5 +95,7 @@ class LocalCalls(Calls):
             if cache is None:
                 raise AttributeError(f"{name} is None; give a Cache")
             check_instance(name, cache, Cache)
+        if src_to_dst is None:
+            raise AttributeError("src_to_dst is None; give a dict of int to int")
         check_dict("src_to_dst", src_to_dst)
         self._engine.local_copies.swap_blocks(src_cache, dst_cache, src_to_dst)
