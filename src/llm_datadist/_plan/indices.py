@@ -60,7 +60,7 @@ def blocks_array(
         blocks: List or tuple of block indices.
         num_blocks: Every index must be below it; None if the limit is not known here.
         unique: No index may occur twice (destinations).
-        highest: Greatest index that the call can carry where `num_blocks` is None.
+        highest: Greatest index that the call can carry.
 
     Raises:
         TypeError: Not a list or tuple, or an element is not an integer (bool is none).
@@ -177,10 +177,10 @@ def _out_of_range(
     for place, block in enumerate(blocks):
         if block < 0:
             return ValueError(f"{name}[{place}] must not be negative, got {block}")
-    most = highest if num_blocks is None else num_blocks - 1
-    place, block = next((at, block) for at, block in enumerate(blocks) if block > most)
-    if num_blocks is None:
-        return ValueError(f"{name}[{place}] must be in [0, {highest}], got {block}")
+        if block > highest:
+            return ValueError(f"{name}[{place}] must be in [0, {highest}], got {block}")
+    assert num_blocks is not None
+    place, block = next((at, block) for at, block in enumerate(blocks) if block >= num_blocks)
     return invalid(
         operation,
         f"{name}[{place}] is {block}, the cache has {num_blocks} blocks",
