@@ -6,6 +6,7 @@ Source: api.md 3.
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from llm_datadist._options import keys
@@ -124,7 +125,9 @@ def check_global_resource_config(reader: OptionReader, text: str) -> None:
         if name in items and not is_valid(items[name]):
             raise reader.invalid(key, f"has {name} {items[name]!r}", f"give {wanted}")
     high, low = "channel_pool.high_waterline", "channel_pool.low_waterline"
-    if (high in items) != (low in items) or (high in items and items[low] >= items[high]):
+    if (high in items) != (low in items) or (
+        high in items and float(items[low]) >= float(items[high])
+    ):
         raise reader.invalid(
             key,
             f"has {high} {items.get(high)!r} and {low} {items.get(low)!r}",
@@ -132,36 +135,40 @@ def check_global_resource_config(reader: OptionReader, text: str) -> None:
         )
 
 
-def _integer(low: int, high: int) -> tuple[Callable[[object], bool], str]:
-    return lambda value: _is_int(value, low, high), f"an integer in [{low}, {high}]"
+def _number(value: object) -> object:
+    """Return the number that a decimal text stands for; anything else as it is."""
+    if isinstance(value, str) and _DECIMAL.fullmatch(value):
+        return float(value) if "." in value else int(value)
+    return value
 
 
-def _is_port(value: object) -> bool:
-    if isinstance(value, str):
-        return value.isascii() and value.isdigit() and len(value) < 6 and _is_port(int(value))
-    return _is_int(value, 1, 65535)
+def _integer(low: int, high: int, noun: str = "an integer") -> tuple[Callable[[object], bool], str]:
+    wanted = f"{noun} in [{low}, {high}], number or decimal text"
+    return lambda value: _is_int(_number(value), low, high), wanted
 
 
 def _is_waterline(value: object) -> bool:
-    return isinstance(value, float) and 0 < value < 1
+    number = _number(value)
+    return isinstance(number, float) and 0 < number < 1
 
 
 def _is_protocol_desc(value: object) -> bool:
     entries = value if isinstance(value, list) else [value]
     return all(
-        isinstance(entry, str) and len(entry.split(":")) == 2 and all(entry.split(":"))
+        isinstance(entry, str) and entry.count(":") <= 1 and all(entry.split(":"))
         for entry in entries
     )
 
 
-_WATERLINE = (_is_waterline, "a number between 0 and 1")
+_DECIMAL = re.compile(r"[0-9]{1,19}|[0-9]{0,19}\.[0-9]{1,19}", re.ASCII)
+_WATERLINE = (_is_waterline, "a number between 0 and 1, number or decimal text")
 _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
-    "comm_resource_config.listen_port": (_is_port, "a port in [1, 65535], number or text"),
+    "comm_resource_config.listen_port": _integer(1, 65535, "a port"),
     "comm_resource_config.qos": _integer(0, 7),
     "comm_resource_config.max_active_channels": _integer(1, INT64_MAX),
     "comm_resource_config.protocol_desc": (
         _is_protocol_desc,
-        '"protocol:placement", or a list of such texts',
+        '"protocol:placement" or "protocol", or a list of such texts',
     ),
     "connect_pool.thread_num": _integer(1, 64),
     "connect_pool.task_queue_capacity": _integer(1, 65535),

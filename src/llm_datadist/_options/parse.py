@@ -53,7 +53,7 @@ def parse_options(options: dict[str, str], environ: Mapping[str, str] | None = N
     local_comm_res = reader.text(keys.LOCAL_COMM_RES)
     if local_comm_res is not None:
         check_local_comm_res(reader, local_comm_res)
-    cache_manager = reader.switch(keys.ENABLE_CACHE_MANAGER) or local_comm_res is not None
+    cache_manager = _on_with_local_comm_res(reader, keys.ENABLE_CACHE_MANAGER)
     backend = _choice(reader, keys.TRANSFER_BACKEND, (*get_args(Backend), "hixl"), "auto")
     if backend == "hixl":
         _check_hixl(reader, cache_manager=cache_manager)
@@ -63,7 +63,7 @@ def parse_options(options: dict[str, str], environ: Mapping[str, str] | None = N
         sync_timeout_ms=_either(reader.number(keys.SYNC_KV_TIMEOUT, 1, UINT32_MAX), 1000),
         listen=reader.listen(keys.LISTEN, several=not cache_manager),
         cache_manager=cache_manager,
-        remote_accessible=_remote_accessible(reader, local_comm_res),
+        remote_accessible=_on_with_local_comm_res(reader, keys.ENABLE_REMOTE_CACHE_ACCESSIBLE),
         device_pool=parse_pool(reader, keys.MEM_POOL),
         host_pool=parse_pool(reader, keys.HOST_MEM_POOL),
         local_comm_res=local_comm_res,
@@ -176,17 +176,13 @@ def _check_hixl(reader: OptionReader, *, cache_manager: bool) -> None:
     check_global_resource_config(reader, reader.text(keys.GLOBAL_RESOURCE_CONFIG) or "")
 
 
-def _remote_accessible(reader: OptionReader, local_comm_res: str | None) -> bool:
-    given = reader.switch(keys.ENABLE_REMOTE_CACHE_ACCESSIBLE)
-    if given is None:
-        return local_comm_res is not None
-    if not given and local_comm_res is not None:
-        raise reader.invalid(
-            keys.ENABLE_REMOTE_CACHE_ACCESSIBLE,
-            f"is off and option {keys.LOCAL_COMM_RES} is set",
-            "leave one of them out",
-        )
-    return given
+def _on_with_local_comm_res(reader: OptionReader, key: str) -> bool:
+    """Return a switch that local_comm_res turns on, and that must not be off together with it."""
+    given, has_resources = reader.switch(key), reader.text(keys.LOCAL_COMM_RES) is not None
+    if given is False and has_resources:
+        problem = f"is off and option {keys.LOCAL_COMM_RES} is set"
+        raise reader.invalid(key, problem, "leave one of them out")
+    return given or has_resources
 
 
 def _device_ids(reader: OptionReader) -> tuple[int, ...]:

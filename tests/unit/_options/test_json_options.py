@@ -118,19 +118,19 @@ def test_global_resources_may_be_empty_or_unknown(text):
 
 KNOWN = {
     "comm_resource_config.listen_port": ([1, 65535, "1", "65535"], [0, 65536, "0", "x", 1.0, None]),
-    "comm_resource_config.qos": ([0, 7], [-1, 8, "1", 1.0, True, None]),
-    "comm_resource_config.max_active_channels": ([1, 10**6], [0, -1, "1", 1.5]),
+    "comm_resource_config.qos": ([0, 7, "0", "7"], [-1, 8, "-1", "8", 1.0, "1.0", "", True, None]),
+    "comm_resource_config.max_active_channels": ([1, 10**6, "1"], [0, -1, "0", 1.5, "9" * 20]),
     "comm_resource_config.protocol_desc": (
-        ["roce:device", ["roce:device", "ub_ctp:host"], []],
-        [1, None, "roce", ":", "a:b:c", ["roce"], [1], {"roce": "device"}],
+        ["roce:device", ["roce:device", "ub_ctp:host"], [], "roce", ["roce", "ub_ctp:host"]],
+        [1, None, "", ":", "roce:", ":device", "a:b:c", [""], [1], {"roce": "device"}],
     ),
-    "connect_pool.thread_num": ([1, 64], [0, 65, "1", True]),
-    "connect_pool.task_queue_capacity": ([1, 65535], [0, 65536, "1"]),
-    "channel_pool.max_channel": ([1, 512], [0, 513, "1"]),
-    "fabric_memory.max_capacity": ([1, 1024], [0, 1025, "1"]),
-    "fabric_memory.start_address": ([0, 1024], [-1, 1025, "1"]),
-    "fabric_memory.task_stream_num": ([1, 8], [0, 9, "1"]),
-    "fabric_memory.enable_aicpu_unfold": ([True, False], [0, 1, "true", None]),
+    "connect_pool.thread_num": ([1, 64, "64"], [0, 65, "65", "+1", " 1", "1e1", "\u0661", True]),
+    "connect_pool.task_queue_capacity": ([1, 65535, "65535"], [0, 65536, "65536"]),
+    "channel_pool.max_channel": ([1, 512, "512"], [0, 513, "513"]),
+    "fabric_memory.max_capacity": ([1, 1024, "1024"], [0, 1025, "1025"]),
+    "fabric_memory.start_address": ([0, 1024, "0"], [-1, 1025, "1025"]),
+    "fabric_memory.task_stream_num": ([1, 8, "8"], [0, 9, "9"]),
+    "fabric_memory.enable_aicpu_unfold": ([True, False], [0, 1, "1", "true", None]),
 }
 CASES = [
     (name, value, place == 0)
@@ -162,7 +162,12 @@ def test_known_items_are_checked_nested_or_dotted(name, value, is_valid, nested)
         (1.0, 0.5, False),
         (0.5, 0.0, False),
         (1, 0.5, False),
-        ("0.8", 0.2, False),
+        ("0.8", 0.2, True),
+        ("0.8", ".25", True),
+        ("0.2", "0.8", False),
+        ("1", "0.5", False),
+        ("1.0", "0.5", False),
+        ("x", "0.5", False),
     ],
 )
 def test_waterlines_come_in_pairs_in_order(high, low, is_valid):

@@ -143,12 +143,14 @@ def test_local_comm_res_selects_the_cache_manager_and_remote_access(options, tex
     assert parse().local_comm_res_given is False
 
 
-def test_remote_access_off_does_not_go_with_local_comm_res():
+@pytest.mark.parametrize("key", ["llm.EnableCacheManager", "llm.EnableRemoteCacheAccessible"])
+def test_what_local_comm_res_turns_on_may_not_be_off_with_it(key):
     """api.md checklist 9."""
-    options = {"llm.LocalCommRes": "", "llm.EnableRemoteCacheAccessible": "0"}
-    refused(options, "llm.EnableRemoteCacheAccessible", "llm.LocalCommRes")
-    options["llm.EnableRemoteCacheAccessible"] = "1"
-    assert parse_options(options, {}).remote_accessible
+    options = {"llm.LocalCommRes": "", key: "0"}
+    refused(options, key, "llm.LocalCommRes")
+    options[key] = "1"
+    config = parse_options(options, {})
+    assert config.remote_accessible is config.cache_manager is True
 
 
 @pytest.mark.parametrize(("text", "value"), [("1", True), ("0", False)])
