@@ -1,0 +1,37 @@
+"""Transfers between caches of unequal layouts, as arithmetic on arrays.
+
+`kv_layout` says what one rank's cache holds and where each row lies; `build` and `vllm_spec` make
+such layouts, `wire` is their byte form, `fit` compares them with a cache's description.
+"""
+
+from __future__ import annotations
+
+from llm_datadist._plan.layouts.build import HND_AXES, NHD_AXES, dense, heads_of_rank, of_tensor
+from llm_datadist._plan.layouts.fit import check_fit
+from llm_datadist._plan.layouts.kv_layout import Interior, KvLayout, Strides
+from llm_datadist._plan.layouts.vllm_spec import of_vllm_spec
+from llm_datadist._plan.layouts.wire import (
+    MAX_LAYOUT_BYTES,
+    from_bytes,
+    from_json,
+    to_bytes,
+    to_json,
+)
+
+__all__ = [
+    "HND_AXES",
+    "MAX_LAYOUT_BYTES",
+    "NHD_AXES",
+    "Interior",
+    "KvLayout",
+    "Strides",
+    "check_fit",
+    "dense",
+    "from_bytes",
+    "from_json",
+    "heads_of_rank",
+    "of_tensor",
+    "of_vllm_spec",
+    "to_bytes",
+    "to_json",
+]

@@ -1,0 +1,34 @@
+"""Layouts of KV caches that prefill and decode need not have in common *(extension)*.
+
+Source: docs/design/layouts.md.
+"""
+
+from llm_datadist._plan.layouts import (
+    Interior,
+    KvLayout,
+    Strides,
+    check_fit,
+    dense,
+    from_bytes,
+    from_json,
+    heads_of_rank,
+    of_tensor,
+    of_vllm_spec,
+    to_bytes,
+    to_json,
+)
+
+__all__ = [
+    "Interior",
+    "KvLayout",
+    "Strides",
+    "check_fit",
+    "dense",
+    "from_bytes",
+    "from_json",
+    "heads_of_rank",
+    "of_tensor",
+    "of_vllm_spec",
+    "to_bytes",
+    "to_json",
+]
