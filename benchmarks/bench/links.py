@@ -13,7 +13,7 @@ from bench.timing import Goal, Row
 if TYPE_CHECKING:
     from llm_datadist import LLMDataDist
     from llm_datadist.testing import PeerGroup
-    from llm_datadist.testing.here import Here
+    from llm_datadist.testing.member import Member
 
 HUB = "the instance that all link"
 FIRST_ID = 1000
@@ -79,16 +79,18 @@ class Links:
         self.rows.append(Row(f"{case}: {what}", HUB, unit, values))
 
 
-def crowd(here: Here, first_id: int, count: int, address: tuple[str, int], backend: str) -> None:
+def crowd(
+    member: Member, first_id: int, count: int, address: tuple[str, int], backend: str
+) -> None:
     """Body of another process: make the instances, then link and end them on command."""
     instances = [datadist.start(first_id + number, backend) for number in range(count)]
-    here.send("ready")
-    here.receive(_LONG_S)
-    here.send([_link(instance, address) for instance in instances])
-    here.receive(_LONG_S)
+    member.send("ready")
+    member.receive(_LONG_S)
+    member.send([_link(instance, address) for instance in instances])
+    member.receive(_LONG_S)
     for instance in instances:
         instance.finalize()
-    here.send("ended")
+    member.send("ended")
 
 
 def _link(instance: LLMDataDist, address: tuple[str, int]) -> float:

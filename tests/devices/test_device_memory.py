@@ -53,22 +53,22 @@ def cache_on(where, side, gpu, seed=0, key=None):
 WHERE = [("gpu", "gpu"), ("gpu", "host"), ("host", "gpu")]
 
 
-@pytest.mark.parametrize(("theirs", "mine"), WHERE)
-def test_pull(make, gpu, theirs, mine):
+@pytest.mark.parametrize(("remote", "local"), WHERE)
+def test_pull(make, gpu, remote, local):
     owner, user = make()
-    source = cache_on(theirs, owner, gpu, seed=3, key=0)
-    target = cache_on(mine, user, gpu)
+    source = cache_on(remote, owner, gpu, seed=3, key=0)
+    target = cache_on(local, user, gpu)
     user.manager.pull_blocks(owner.blocks_key(), target.cache, EVERY, ORDER)
     assert (target.data[:, ORDER] == source.data).all()
     facts = user.instance.describe_link(1)["channel"]
     assert (facts["transfers"], facts["over_lanes"]) == (1, 0)
 
 
-@pytest.mark.parametrize(("mine", "theirs"), WHERE)
-def test_push(make, gpu, mine, theirs):
+@pytest.mark.parametrize(("local", "remote"), WHERE)
+def test_push(make, gpu, local, remote):
     owner, user = make()
-    target = cache_on(theirs, owner, gpu, key=0)
-    source = cache_on(mine, user, gpu, seed=4)
+    target = cache_on(remote, owner, gpu, key=0)
+    source = cache_on(local, user, gpu, seed=4)
     user.manager.push_blocks(owner.blocks_key(), source.cache, ORDER, EVERY)
     assert (target.data == source.data[:, ORDER]).all()
 
@@ -135,13 +135,13 @@ def test_beside_the_path_of_host_memory(make, gpu):
 
 def test_copies_within_an_instance(make, gpu):
     (side,) = make(count=1)
-    there, here = OnGpu(side, gpu, seed=9), side.blocks(tensors=TENSORS, units=UNITS, words=WORDS)
+    remote, local = OnGpu(side, gpu, seed=9), side.blocks(tensors=TENSORS, units=UNITS, words=WORDS)
     pairs = dict(zip(EVERY, ORDER, strict=True))
-    side.manager.swap_blocks(there.cache, here.cache, pairs)
-    assert (here.data[:, ORDER] == there.data).all()
-    side.manager.copy_blocks(there.cache, {0: [1, 2]})
-    assert (there.data[:, 1] == pattern(SHAPE, 9)[:, 0]).all()
-    assert (there.data[:, 2] == there.data[:, 1]).all()
+    side.manager.swap_blocks(remote.cache, local.cache, pairs)
+    assert (local.data[:, ORDER] == remote.data).all()
+    side.manager.copy_blocks(remote.cache, {0: [1, 2]})
+    assert (remote.data[:, 1] == pattern(SHAPE, 9)[:, 0]).all()
+    assert (remote.data[:, 2] == remote.data[:, 1]).all()
 
 
 def test_numpy_cannot_address_it(make, gpu):

@@ -66,8 +66,8 @@ def main():
     options = parser.parse_args()
     size, units = options.mib << 20, (options.mib << 10) // options.block_kib
     spawn = multiprocessing.get_context("spawn")
-    pipe, there = spawn.Pipe()
-    child = spawn.Process(target=prefill, args=(there, options.backend, size, units), daemon=True)
+    pipe, remote = spawn.Pipe()
+    child = spawn.Process(target=prefill, args=(remote, options.backend, size, units), daemon=True)
     child.start()
     made, gpu = instance(LLMRole.DECODER, 2, options.backend), Gpu(load())
     words = np.zeros(size // 8, np.uint64)

@@ -18,10 +18,10 @@ def make_rig(caplog):
         made.append(Station(1, **shape, **options))
         made.append(Proxy(made[0].listen_address()))
         made.append(Station(2, None, **shape, **options))
-        there, proxy, here = made
+        remote, proxy, local = made
         if link:
-            assert here.call("link", proxy.address).status == OK
-        return Rig(there, here, proxy)
+            assert local.call("link", proxy.address).status == OK
+        return Rig(remote, local, proxy)
 
     yield make
     for each in reversed(made):

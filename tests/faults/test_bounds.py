@@ -120,12 +120,12 @@ class Ready(LayerSynchronizer):
         return True
 
 
-def stand(here, backend):
+def stand(member, backend):
     """Body of the peer: caches for the other end, until it is asked to end."""
     side = Side(1, backend)
     blocks, slots = side.blocks(1, key=0), side.slots(2)
-    here.send([list(side.address), slots.id, [tensor.ctypes.data for tensor in blocks.data]])
-    here.receive(600)
+    member.send([list(side.address), slots.id, [tensor.ctypes.data for tensor in blocks.data]])
+    member.receive(600)
     finalize(side)
 
 

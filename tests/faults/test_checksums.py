@@ -17,19 +17,19 @@ pytestmark = pytest.mark.expects_log("lane", "connection from .* closed")
 
 def differing(rig, operation):
     """(tensor, block) of the target that are not as at the source."""
-    here, there = rig.memory()
+    local, remote = rig.memory()
     return {
         (tensor, block)
-        for tensor in range(here.shape[0])
+        for tensor in range(local.shape[0])
         for block in range(BLOCKS)
-        if (here[tensor, block] != there[tensor, block]).any()
+        if (local[tensor, block] != remote[tensor, block]).any()
     }
 
 
 def spoilt(rig, operation):
     """Make a call of which one byte of payload changes on its way."""
     rig.proxy.spoil(Fault("corrupt", Kind.LANE, DIRECTIONS[operation], after=AFTER, once=True))
-    answer = rig.here.call(operation, 1, EVERY, EVERY)
+    answer = rig.local.call(operation, 1, EVERY, EVERY)
     assert rig.proxy.hits == 1
     rig.proxy.heal()
     return answer
@@ -51,10 +51,10 @@ def test_a_changed_byte_is_found_and_its_block_named(make_rig, operation):
     assert answer.status == "LLM_FAILED", answer
     assert f"tensor {tensor}, block {block} ({WORDS * 8} bytes" in answer.text
     assert "crc32c" in answer.text
-    counters = rig.here.describe(1)["counters"]
+    counters = rig.local.describe(1)["counters"]
     assert counters["checksum_mismatches"] == 1
     # The lane is good: nothing but payload changed.
-    assert rig.here.describe(1)["lanes"] == 4
+    assert rig.local.describe(1)["lanes"] == 4
     assert rig.transfer_works()
 
 
@@ -62,7 +62,7 @@ def test_the_blocks_are_attributes_of_the_exception(make_rig):
     rig = make_rig(checksum="crc32c")
     rig.proxy.spoil(Fault("corrupt", Kind.LANE, "down", after=AFTER, once=True))
     with pytest.raises(LLMException) as caught:
-        rig.here.pull(1, EVERY, EVERY)
+        rig.local.pull(1, EVERY, EVERY)
     rig.proxy.heal()
     named = {(fault.tensor_index, fault.block) for fault in caught.value.faults}
     assert named == differing(rig, "pull")

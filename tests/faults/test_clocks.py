@@ -51,14 +51,14 @@ def pair(group, offset_s):
 
     def make(**options):
         options = {"blocks": BLOCKS, "words": WORDS} | options
-        there = RemoteStation(group, 1, command_prefix=in_time_namespace(offset_s), **options)
-        proxy = Proxy(there.address)
-        here = Station(2, "127.0.0.1:0", **options)
-        made.extend([proxy, here])
-        assert here.call("link", proxy.address).status == OK
-        here.fill(1)
-        there.value("fill", 2)
-        return here, there, proxy
+        remote = RemoteStation(group, 1, command_prefix=in_time_namespace(offset_s), **options)
+        proxy = Proxy(remote.address)
+        local = Station(2, "127.0.0.1:0", **options)
+        made.extend([proxy, local])
+        assert local.call("link", proxy.address).status == OK
+        local.fill(1)
+        remote.value("fill", 2)
+        return local, remote, proxy
 
     yield make
     for each in reversed(made):
@@ -67,27 +67,27 @@ def pair(group, offset_s):
 
 @pytest.mark.parametrize("backend", ["auto", "tcp"])
 def test_pulls_and_pushes_work_from_both_sides(pair, backend):
-    here, there, _ = pair(transfer_backend=backend, sync_kv_timeout=5000)
-    assert here.call("pull", 1, EVERY, EVERY).status == OK
-    assert digest(here.data) == digest(pattern(2, BLOCKS, WORDS))
-    here.fill(3)
-    assert here.call("push", 1, EVERY, EVERY).status == OK
-    assert there.value("digest") == digest(pattern(3, BLOCKS, WORDS))
-    here.fill(4)
-    assert there.call("pull", 2, EVERY, EVERY).status == OK
-    assert there.value("digest") == digest(pattern(4, BLOCKS, WORDS))
-    there.value("fill", 5)
-    assert there.call("push", 2, EVERY, EVERY).status == OK
-    assert digest(here.data) == digest(pattern(5, BLOCKS, WORDS))
+    local, remote, _ = pair(transfer_backend=backend, sync_kv_timeout=5000)
+    assert local.call("pull", 1, EVERY, EVERY).status == OK
+    assert digest(local.data) == digest(pattern(2, BLOCKS, WORDS))
+    local.fill(3)
+    assert local.call("push", 1, EVERY, EVERY).status == OK
+    assert remote.value("digest") == digest(pattern(3, BLOCKS, WORDS))
+    local.fill(4)
+    assert remote.call("pull", 2, EVERY, EVERY).status == OK
+    assert remote.value("digest") == digest(pattern(4, BLOCKS, WORDS))
+    remote.value("fill", 5)
+    assert remote.call("push", 2, EVERY, EVERY).status == OK
+    assert digest(local.data) == digest(pattern(5, BLOCKS, WORDS))
 
 
 @pytest.mark.parametrize("backend", ["auto", "tcp"])
 def test_nothing_lands_of_a_push_that_arrives_after_its_deadline(pair, backend):
     """Although the time left that it carries counts from its arrival on."""
-    here, there, proxy = pair(transfer_backend=backend, sync_kv_timeout=int(DEADLINE_S * 1000))
+    local, remote, proxy = pair(transfer_backend=backend, sync_kv_timeout=int(DEADLINE_S * 1000))
     proxy.spoil(Fault("delay", Kind.LANE, "up", value=DEADLINE_S + 0.15))
-    before = there.value("digest")
-    assert here.call("push", 1, [0], [0]).status == "LLM_TIMEOUT"
+    before = remote.value("digest")
+    assert local.call("push", 1, [0], [0]).status == "LLM_TIMEOUT"
     deadline = time.monotonic() + 1.0
     while time.monotonic() < deadline:
-        assert there.value("digest") == before
+        assert remote.value("digest") == before

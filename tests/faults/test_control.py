@@ -43,14 +43,14 @@ if LONG:
 
 
 def link(rig):
-    return rig.here.call("link", rig.proxy.address, LINK_MS)
+    return rig.local.call("link", rig.proxy.address, LINK_MS)
 
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("action", ["hold", "truncate", "reset", "corrupt"])
 def test_a_link_that_is_being_set_up(make_rig, action, place):
     rig = make_rig(link=False, link_secret="open sesame")
-    fds = rig.here.fds()
+    fds = rig.local.fds()
     rig.proxy.spoil(Fault(action, *PLACES[place], once=action == "corrupt"))
     answer = link(rig)
     if not rig.proxy.hits:
@@ -60,10 +60,10 @@ def test_a_link_that_is_being_set_up(make_rig, action, place):
         return  # the name of an optional field with its default: the message means what it meant
     assert answer.status in ({"LLM_TIMEOUT"} if action == "hold" else NOT_LINKED), answer
     assert answer.seconds < LINK_MS / 1000 + LATE_S + NOISE_S
-    assert rig.here.call("pull", 1, [0], [0]).status == "LLM_NOT_YET_LINK"
+    assert rig.local.call("pull", 1, [0], [0]).status == "LLM_NOT_YET_LINK"
     rig.proxy.heal()
     deadline = time.monotonic() + 2
-    while rig.here.fds() > fds + 1:  # an event of the link that is remembered as lost
+    while rig.local.fds() > fds + 1:  # an event of the link that is remembered as lost
         assert time.monotonic() < deadline, "descriptors were left behind"
         time.sleep(0.01)
     deadline = time.monotonic() + 5
@@ -77,7 +77,7 @@ def test_a_link_that_is_being_set_up(make_rig, action, place):
 def test_a_control_connection_that_breaks_ends_the_link(rig, action, direction):
     """Both ends notice at once, and can link again."""
     rig.proxy.spoil(Fault(action, Kind.CONTROL, direction, once=True))
-    status = rig.here.call("check", 1).status
+    status = rig.local.call("check", 1).status
     assert status in {"LLM_LINK_FAILED", "LLM_NOT_YET_LINK", "LLM_TIMEOUT"}
     rig.proxy.heal()
     deadline = time.monotonic() + 5
@@ -89,20 +89,20 @@ def test_a_control_connection_that_breaks_ends_the_link(rig, action, direction):
 def test_a_silent_control_connection(rig):
     """Calls about the link end by their deadline; transfers over lanes go on meanwhile."""
     rig.proxy.spoil(Fault("hold", Kind.CONTROL))
-    answer = rig.here.call("check", 1)
+    answer = rig.local.call("check", 1)
     assert answer.status == "LLM_TIMEOUT"
     assert TIMEOUT_MS / 1000 <= answer.seconds < TIMEOUT_MS / 1000 + LATE_S + NOISE_S
-    assert rig.here.call("pull", 1, EVERY, EVERY).status == OK
+    assert rig.local.call("pull", 1, EVERY, EVERY).status == OK
     rig.proxy.heal()
-    assert rig.here.call("check", 1).status == OK
+    assert rig.local.call("check", 1).status == OK
 
 
 def test_unlinking_over_a_silent_control_connection(rig):
     rig.proxy.spoil(Fault("hold", Kind.CONTROL))
-    answer = rig.here.call("unlink", 1, 300)
+    answer = rig.local.call("unlink", 1, 300)
     assert answer.status == "LLM_NOTIFY_PROMPT_UNLINK_FAILED"
     assert answer.seconds < 0.3 + LATE_S + NOISE_S
-    assert rig.here.call("pull", 1, [0], [0]).status == "LLM_NOT_YET_LINK"
+    assert rig.local.call("pull", 1, [0], [0]).status == "LLM_NOT_YET_LINK"
     rig.proxy.heal()
     deadline = time.monotonic() + 5
     while (answer := link(rig)).status != OK:
@@ -116,7 +116,7 @@ def test_a_peer_that_is_silent_everywhere_loses_its_link(make_rig, again):
     rig = make_rig(heartbeat_ms=100, peer_timeout_ms=500, auto_relink=again != "never")
     rig.proxy.spoil(Fault("hold", None))
     deadline = time.monotonic() + 3
-    while rig.here.call("describe", 1).status == OK or rig.there.call("describe", 2).status == OK:
+    while rig.local.call("describe", 1).status == OK or rig.remote.call("describe", 2).status == OK:
         assert time.monotonic() < deadline, "nobody noticed"
         time.sleep(0.02)
     if again == "by itself":
@@ -126,6 +126,6 @@ def test_a_peer_that_is_silent_everywhere_loses_its_link(make_rig, again):
         assert link(rig).status == OK
     elif again == "never":
         time.sleep(1)
-        assert rig.here.call("describe", 1).status == "LLM_NOT_YET_LINK"
+        assert rig.local.call("describe", 1).status == "LLM_NOT_YET_LINK"
         return
     assert rig.transfer_works(15)

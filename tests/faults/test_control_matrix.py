@@ -124,7 +124,7 @@ def statuses(effect, operation):
 def works_again(rig):
     """Link, which is nothing when the link is there, until transfers come through."""
     deadline = time.monotonic() + 5
-    while (answer := rig.here.call("link", rig.proxy.address, 1000)).status != OK:
+    while (answer := rig.local.call("link", rig.proxy.address, 1000)).status != OK:
         assert time.monotonic() < deadline, answer
     assert rig.transfer_works()
 
@@ -134,20 +134,20 @@ def test_matrix(rig, effect, operation, phase):
     effect, operation = EFFECTS[effect], OPERATIONS[operation]
     assert rig.transfer_works()
     assert rig.all_lanes_are_back(4)
-    fds = rig.here.fds()
+    fds = rig.local.fds()
     direction, after = PHASES[phase]
     rig.proxy.spoil(Fault(effect.action, Kind.CONTROL, direction, after, effect.value, effect.once))
-    answer = rig.here.call(*operation.arguments)
+    answer = rig.local.call(*operation.arguments)
     assert rig.proxy.hits, "the fault met nothing"
     assert answer.status in statuses(effect, operation), answer
     assert answer.seconds < DEADLINE_S + LATE_S + NOISE_S, answer
     if operation.ends_link:
-        assert rig.here.call("pull", 1, [0], [0]).status == "LLM_NOT_YET_LINK"
+        assert rig.local.call("pull", 1, [0], [0]).status == "LLM_NOT_YET_LINK"
     assert rig.is_quiet()
     rig.proxy.heal()
     works_again(rig)
     assert rig.all_lanes_are_back(4)
     deadline = time.monotonic() + 3
-    while rig.here.fds() > fds + 1:  # an event of a link that is remembered as lost
+    while rig.local.fds() > fds + 1:  # an event of a link that is remembered as lost
         assert time.monotonic() < deadline, "descriptors were left behind"
         time.sleep(0.01)

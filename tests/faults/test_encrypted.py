@@ -41,12 +41,12 @@ def rig(make_rig, tls):
 def moved(rig):
     """Link, pull, push, look up and send a control message, all of it recorded."""
     rig.proxy.record()
-    assert rig.here.call("link", rig.proxy.address).status == OK
+    assert rig.local.call("link", rig.proxy.address).status == OK
     for name in ("pull", "push", "layerwise"):
         operation = Operation(name, rig)
         assert operation.run().status == OK
         assert operation.is_right()
-    rig.here.call("check", 1)
+    rig.local.call("check", 1)
     for direction in ("up", "down"):
         assert sum(len(data) for _, way, data in rig.proxy.recorded if way == direction) > 1 << 20
     return rig.proxy.recorded
@@ -131,7 +131,7 @@ CASES = [
 @pytest.mark.parametrize(("fault", "operation"), CASES)
 def test_faults(rig, fault, operation):
     assert rig.transfer_works()
-    fds = rig.here.fds()
+    fds = rig.local.fds()
     spoils, statuses, ends = FAULTS[fault]
     answer = spoilt_run(rig, Operation(operation, rig), spoils)
     assert answer.status in statuses, answer
@@ -148,17 +148,17 @@ def test_no_changed_byte_is_taken(rig):
         assert rig.proxy.hits
         assert answer.status in BROKEN | {"LLM_TIMEOUT"}, answer
         words = {seed: pattern(seed, BLOCKS, WORDS) for seed in (1, 2)}
-        assert ((rig.here.data == words[1]) | (rig.here.data == words[2])).all()
+        assert ((rig.local.data == words[1]) | (rig.local.data == words[2])).all()
         rig.recover()
 
 
 def test_a_link_that_is_cut_comes_again_inside_tls(rig):
     rig.proxy.spoil(Fault("reset", Kind.CONTROL_TLS, "down", once=True))
-    rig.here.call("check", 1)
+    rig.local.call("check", 1)
     rig.proxy.heal()
-    assert rig.here.call("link", rig.proxy.address).status == OK
+    assert rig.local.call("link", rig.proxy.address).status == OK
     assert rig.transfer_works()
-    assert rig.here.describe(1)["encrypted"] == "control connection and lanes"
+    assert rig.local.describe(1)["encrypted"] == "control connection and lanes"
 
 
 def test_bytes_that_come_late_land_nowhere(rig):
@@ -173,10 +173,10 @@ def test_bytes_that_come_late_land_nowhere(rig):
 
 
 def test_links_end_with_many_transfers_behind_them(rig):
-    fds = rig.here.fds()
+    fds = rig.local.fds()
     for _ in range(2):
-        assert rig.here.call("pull", 1, EVERY, EVERY).status == OK
-        assert rig.here.call("unlink", 1).status == OK
-        assert rig.here.call("link", rig.proxy.address).status == OK
+        assert rig.local.call("pull", 1, EVERY, EVERY).status == OK
+        assert rig.local.call("unlink", 1).status == OK
+        assert rig.local.call("link", rig.proxy.address).status == OK
     assert rig.transfer_works()
     recovered(rig, fds)

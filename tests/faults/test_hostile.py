@@ -46,15 +46,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.expects_log("connection from .* clos
 @pytest.fixture
 def served(caplog):
     """An instance with a secret and a link over lanes; that and a new one work afterwards."""
-    there, here, late = (Station(n, listen, **OPTIONS) for n, listen in STATIONS)
-    assert here.call("link", there.listen_address()).status == OK
-    there.fill(1)
-    yield there
-    for each in (here, late):
-        assert each.call("link", there.listen_address()).status == OK
+    remote, local, late = (Station(n, listen, **OPTIONS) for n, listen in STATIONS)
+    assert local.call("link", remote.listen_address()).status == OK
+    remote.fill(1)
+    yield remote
+    for each in (local, late):
+        assert each.call("link", remote.listen_address()).status == OK
         assert each.call("pull", 1, EVERY, EVERY).status == OK
         assert digest(each.data) == digest(pattern(1, 16, 2048))
-    for each in (late, here, there):
+    for each in (late, local, remote):
         each.close()
     forget(caplog)
 

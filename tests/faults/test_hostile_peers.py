@@ -34,17 +34,17 @@ pytestmark = [
 @pytest.fixture
 def served(caplog):
     """An instance with a link; that one works afterwards, and so does a new one."""
-    there, here, late = (
+    remote, local, late = (
         Station(n, listen, **OPTIONS) for n, listen in [(1, "127.0.0.1:0"), (2, None), (3, None)]
     )
-    assert here.call("link", there.listen_address()).status == OK
-    there.fill(1)
-    yield there
-    for each in (here, late):
-        assert each.call("link", there.listen_address()).status == OK
+    assert local.call("link", remote.listen_address()).status == OK
+    remote.fill(1)
+    yield remote
+    for each in (local, late):
+        assert each.call("link", remote.listen_address()).status == OK
         assert each.call("pull", 1, EVERY, EVERY).status == OK
         assert digest(each.data) == digest(pattern(1, 16, 2048))
-    for each in (late, here, there):
+    for each in (late, local, remote):
         each.close()
     forget(caplog)
 

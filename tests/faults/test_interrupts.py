@@ -26,19 +26,19 @@ class Stopped(BaseException):
     """What the handlers here raise."""
 
 
-def stand(here, backend):
+def stand(member, backend):
     """Body of the peer: a cache, which it reports on when asked."""
     side = Side(1, backend)
     held = side.blocks(1, key=0, words=WORDS)
-    here.send(list(side.address))
-    while here.receive(600) is not None:
+    member.send(list(side.address))
+    while member.receive(600) is not None:
         before = held.data.copy()
         time.sleep(0.5)
-        here.send(bool((before == held.data).all()))
+        member.send(bool((before == held.data).all()))
     finalize(side)
 
 
-def interrupt(here, backend, number, call, address, react):
+def interrupt(member, backend, number, call, address, react):
     """Body of the caller: make a call that cannot go on, and be interrupted."""
     side = Side(2, backend, listen=False, sync_kv_timeout=SYNC_MS, peer_timeout_ms=120_000)
     link(side.instance, tuple(address))
@@ -55,8 +55,8 @@ def interrupt(here, backend, number, call, address, react):
             raise Stopped
 
     signal.signal(number, handle)
-    here.send("ready")
-    assert here.receive() == "frozen"
+    member.send("ready")
+    assert member.receive() == "frozen"
     sent = []
 
     def send():
@@ -74,8 +74,8 @@ def interrupt(here, backend, number, call, address, react):
         how = error.status_code.name
     ended = time.monotonic()
     before = held.data.copy()
-    here.send([how, ran[0] - sent[0], ended - sent[0]])
-    assert here.receive() == "thawed"
+    member.send([how, ran[0] - sent[0], ended - sent[0]])
+    assert member.receive() == "thawed"
     time.sleep(0.5)
     assert (before == held.data).all()
     if react == "raise":  # the process and the link go on
@@ -153,15 +153,15 @@ def test_a_long_read_on_the_same_host_is_interrupted():
     assert ran < PROMPT_S
 
 
-def hold_much(here):
+def hold_much(member):
     side = Side(1, "host")
     side.blocks(1, key=0, words=1 << 20)
-    here.send(list(side.address))
-    here.receive(600)
+    member.send(list(side.address))
+    member.receive(600)
     finalize(side)
 
 
-def read_much(here, address):
+def read_much(member, address):
     side = Side(2, "host", listen=False, sync_kv_timeout=SYNC_MS)
     link(side.instance, tuple(address))
     held = side.blocks(3, words=1 << 20)
@@ -185,5 +185,5 @@ def read_much(here, address):
             side.manager.pull_blocks(BlocksCacheKey(1), held.cache, EVERY, EVERY)
     except Stopped:
         how = "stopped"
-    here.send([how, ran[0] - sent[0]])
+    member.send([how, ran[0] - sent[0]])
     finalize(side)

@@ -48,8 +48,8 @@ class Scene:
             "blocks": BLOCKS,
             "words": WORDS,
         }
-        self.there = self.station(1)
-        self.here = self.station(2)
+        self.remote = self.station(1)
+        self.local = self.station(2)
         self.link()
 
     def station(self, cluster_id):
@@ -59,23 +59,23 @@ class Scene:
         return made
 
     def link(self):
-        answer = self.here.call("link", self.there.address)
+        answer = self.local.call("link", self.remote.address)
         assert answer.status == OK, answer
 
     def load(self, seed):
-        """Let `here` make calls until one fails; `here.answer` tells."""
-        self.here.send("load", 1, seed, 5.0)
+        """Let `local` make calls until one fails; `here.answer` tells."""
+        self.local.send("load", 1, seed, 5.0)
 
     def works(self):
         """Wait until calls come through again, without linking."""
         deadline = time.monotonic() + NEXT_WORKS_S
-        while (answer := self.here.call("load", 1, 0, 0.05)).status != OK:
+        while (answer := self.local.call("load", 1, 0, 0.05)).status != OK:
             assert time.monotonic() < deadline, answer
             time.sleep(0.02)
 
     @property
     def addrs(self):
-        return self.there.value("tensor_addrs")
+        return self.remote.value("tensor_addrs")
 
 
 def memory_of(station, addrs):
@@ -147,12 +147,12 @@ def test_the_target_is_killed(scene):
         scene.load(SEED)
         time.sleep(moment)
         killed = time.monotonic()
-        scene.there.peer.kill()
-        assert scene.there.peer.wait() == Killed(signal.SIGKILL)
-        answer = scene.here.answer()
+        scene.remote.peer.kill()
+        assert scene.remote.peer.wait() == Killed(signal.SIGKILL)
+        answer = scene.local.answer()
         assert time.monotonic() - killed < DEAD_PEER_S + NOISE_S
         assert answer.status in GONE, answer
-        scene.there = scene.station(1)  # its successor, under the same id
+        scene.remote = scene.station(1)  # its successor, under the same id
         scene.link()
         scene.works()
 
@@ -162,19 +162,19 @@ def test_the_initiator_is_killed(scene):
     for moment in moments("kill initiator", 0.0, 0.2):
         scene.load(SEED)
         time.sleep(moment)
-        scene.here.peer.kill()
-        assert scene.here.peer.wait() == Killed(signal.SIGKILL)
+        scene.local.peer.kill()
+        assert scene.local.peer.wait() == Killed(signal.SIGKILL)
         try:
-            fds.append(descriptors_when_quiet(scene.there))
+            fds.append(descriptors_when_quiet(scene.remote))
         except PeerFailed:
             # UCX ends a process that answers a read whose asker has died: docs/design/nixl.md.
             assert scene.way == "nixl-tcp"
-            assert scene.there.peer.wait() in ENDED_BY_UCX
+            assert scene.remote.peer.wait() in ENDED_BY_UCX
             ended_by_ucx += 1
             assert scene.printed.read_text(errors="replace").count(UCX_SAYS) == ended_by_ucx
             fds.clear()
-            scene.there = scene.station(1)
-        scene.here = scene.station(2)
+            scene.remote = scene.station(1)
+        scene.local = scene.station(2)
         scene.link()
         scene.works()
     print(f"{ended_by_ucx} of {MOMENTS} targets were ended by UCX")
@@ -182,15 +182,15 @@ def test_the_initiator_is_killed(scene):
     assert max(fds, default=0) <= min(fds, default=0) + 1, "descriptors were left behind"
 
 
-def descriptors_when_quiet(there):
+def descriptors_when_quiet(remote):
     """Return how many files a station has open that has lost its peer, and whose memory rests."""
     deadline = time.monotonic() + DEAD_PEER_S + NOISE_S
-    while there.call("describe", 2).status == OK:
+    while remote.call("describe", 2).status == OK:
         assert time.monotonic() < deadline, "the dead peer's link is still there"
-    before = there.value("digest")
+    before = remote.value("digest")
     time.sleep(0.1)
-    assert there.value("digest") == before
-    return there.value("fds")
+    assert remote.value("digest") == before
+    return remote.value("fds")
 
 
 @pytest.mark.parametrize("scene", EVERY_WAY, indirect=True)
@@ -200,41 +200,41 @@ def test_the_target_is_frozen(scene):
     for moment in moments("freeze target", 0.0, 0.2):
         scene.load(SEED)
         time.sleep(moment)
-        scene.there.peer.freeze()
+        scene.remote.peer.freeze()
         try:
-            answer = scene.here.answer()
+            answer = scene.local.answer()
             assert answer.status == "LLM_TIMEOUT", answer
             assert TIMEOUT_S <= answer.value < TIMEOUT_S + LATE_S + NOISE_S, answer
-            before = memory_of(scene.there, addrs)
+            before = memory_of(scene.remote, addrs)
         finally:
-            scene.there.peer.thaw()
+            scene.remote.peer.thaw()
         time.sleep(0.2)
-        assert memory_of(scene.there, addrs) == before, "bytes landed after the call had raised"
+        assert memory_of(scene.remote, addrs) == before, "bytes landed after the call had raised"
         scene.works()
 
 
 def test_the_target_is_frozen_for_a_moment(scene):
     """Less than the deadline: the only effect is a delay."""
     for moment in moments("blink target", 0.0, 0.2):
-        scene.here.send("load", 1, SEED, 0.6)
+        scene.local.send("load", 1, SEED, 0.6)
         time.sleep(moment)
-        scene.there.peer.freeze()
+        scene.remote.peer.freeze()
         time.sleep(0.2)
-        scene.there.peer.thaw()
-        assert scene.here.answer().status == OK
+        scene.remote.peer.thaw()
+        assert scene.local.answer().status == OK
 
 
 def test_the_initiator_is_frozen(scene):
     """It wakes up after its call's deadline: the call ends at once, and what follows works."""
     addrs = scene.addrs
     for moment in moments("freeze initiator", 0.0, 0.2):
-        scene.here.send("load", 1, SEED, 1.0)
+        scene.local.send("load", 1, SEED, 1.0)
         time.sleep(moment)
-        scene.here.peer.freeze()
+        scene.local.peer.freeze()
         time.sleep(TIMEOUT_S + 0.3)
-        before = memory_of(scene.there, addrs)
+        before = memory_of(scene.remote, addrs)
         time.sleep(0.1)
-        assert memory_of(scene.there, addrs) == before, "a frozen peer's transfer goes on"
-        scene.here.peer.thaw()
-        assert scene.here.answer().status in {OK, "LLM_TIMEOUT"}
+        assert memory_of(scene.remote, addrs) == before, "a frozen peer's transfer goes on"
+        scene.local.peer.thaw()
+        assert scene.local.answer().status in {OK, "LLM_TIMEOUT"}
         scene.works()

@@ -137,7 +137,7 @@ def cases():
 @pytest.mark.parametrize(("effect", "operation", "phase"), list(cases()))
 def test_matrix(rig, effect, operation, phase):
     assert rig.transfer_works()
-    fds = rig.here.fds()
+    fds = rig.local.fds()
     expected, place = EFFECTS[effect], PHASES[operation][phase]
     fault = Fault(
         expected.action, Kind.LANE, place.direction, place.after, expected.value, expected.once
@@ -155,8 +155,8 @@ def test_matrix(rig, effect, operation, phase):
 @pytest.mark.parametrize("offset", range(16) if LONG else [0, 4, 5, 9, 12])
 @pytest.mark.expects_log("malformed frames")
 def test_a_corrupt_header_is_noticed(rig, operation, direction, offset):
-    fds = rig.here.fds()
-    assert rig.here.call("pull", 1, [0], [0]).status == OK
+    fds = rig.local.fds()
+    assert rig.local.call("pull", 1, [0], [0]).status == OK
     fault = Fault("corrupt", Kind.LANE, direction, offset, once=True)
     answer = spoilt_run(rig, Operation(operation, rig), fault)
     assert answer.status in REFUSED, answer
@@ -169,7 +169,7 @@ def test_a_corrupt_byte_of_payload_is_not_noticed(rig):
     operation = Operation("pull", rig)
     rig.proxy.spoil(Fault("corrupt", direction="down", after=5000, once=True))
     assert operation.run().status == OK
-    differing = rig.here.data.view("u1") != pattern(2, BLOCKS, WORDS).view("u1")
+    differing = rig.local.data.view("u1") != pattern(2, BLOCKS, WORDS).view("u1")
     assert differing.sum() == rig.proxy.hits == 1
 
 

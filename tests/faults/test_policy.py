@@ -64,16 +64,16 @@ class End:
 
 
 class Scene:
-    """`here` makes one operation with `there` at a time."""
+    """`local` makes one operation with `remote` at a time."""
 
     def __init__(self, sides):
         self.sides = sides
-        self.there = End(sides[0], SOURCE)
-        self.here = End(sides[1], TARGET)
+        self.remote = End(sides[0], SOURCE)
+        self.local = End(sides[1], TARGET)
 
     def fill(self, operation):
         self.moved_to, moved_from = (
-            (self.there, self.here) if operation in WRITES else (self.here, self.there)
+            (self.remote, self.local) if operation in WRITES else (self.local, self.remote)
         )
         self.moved_to.memory[:] = TARGET
         moved_from.memory[:] = SOURCE
@@ -81,21 +81,21 @@ class Scene:
 
     def run(self, operation):
         """Carry it out; the name of its status."""
-        manager, here, there = self.sides[1].manager, self.here, self.there
-        key = CacheKeyByIdAndIndex(1, there.slots.id, 3)
+        manager, local, remote = self.sides[1].manager, self.local, self.remote
+        key = CacheKeyByIdAndIndex(1, remote.slots.id, 3)
         try:
             if operation == "pull_blocks":
-                manager.pull_blocks(BlocksCacheKey(1), here.blocks.cache, MOVED, MOVED)
+                manager.pull_blocks(BlocksCacheKey(1), local.blocks.cache, MOVED, MOVED)
             elif operation == "pull_cache":
-                manager.pull_cache(key, here.slots.cache, 3)
+                manager.pull_cache(key, local.slots.cache, 3)
             elif operation == "push_blocks":
-                manager.push_blocks(BlocksCacheKey(1), here.blocks.cache, MOVED, MOVED)
+                manager.push_blocks(BlocksCacheKey(1), local.blocks.cache, MOVED, MOVED)
             elif operation == "push_cache":
-                manager.push_cache(key, here.slots.cache, 3)
+                manager.push_cache(key, local.slots.cache, 3)
             else:
-                addrs = [tensor.ctypes.data for tensor in there.memory[0]]
+                addrs = [tensor.ctypes.data for tensor in remote.memory[0]]
                 task = manager.transfer_cache_async(
-                    here.blocks.cache, _Ready(), [TransferConfig(1, addrs)], MOVED, MOVED
+                    local.blocks.cache, _Ready(), [TransferConfig(1, addrs)], MOVED, MOVED
                 )
                 return task.synchronize().name
         except LLMException as error:
@@ -112,8 +112,8 @@ class Scene:
 
     def check_bytes(self, operation, status, fault):
         """Where an operation has ended, only what it was to move may have moved, and rightly."""
-        assert self.here.canaries_are_whole()
-        assert self.there.canaries_are_whole()
+        assert self.local.canaries_are_whole()
+        assert self.remote.canaries_are_whole()
         assert (self.moved_from.memory == SOURCE).all()
         target, wanted = self.moved_to.memory, self.expected(operation)
         if fault == "corrupt":
@@ -236,13 +236,13 @@ def test_links_made_meanwhile_are_meant_too_and_only_meanwhile(scene):
         with inject_faults(user.instance, FaultPolicy([FaultRule("refuse")])) as policy:
             link(user.instance, third.address)
             with pytest.raises(LLMException, match="SYSTEM"):
-                user.manager.pull_blocks(BlocksCacheKey(3), scene.here.blocks.cache, [0], [0])
+                user.manager.pull_blocks(BlocksCacheKey(3), scene.local.blocks.cache, [0], [0])
             assert "FaultPolicy" in str(user.instance.describe_link(3))
-            owner.manager.pull_blocks(BlocksCacheKey(2), scene.there.blocks.cache, [0], [0])
+            owner.manager.pull_blocks(BlocksCacheKey(2), scene.remote.blocks.cache, [0], [0])
         posts = policy.posts
-        user.manager.pull_blocks(BlocksCacheKey(3), scene.here.blocks.cache, [0], [0])
+        user.manager.pull_blocks(BlocksCacheKey(3), scene.local.blocks.cache, [0], [0])
         assert policy.posts == posts
-        assert (scene.here.memory[0][:, 0] == SOURCE).all()
+        assert (scene.local.memory[0][:, 0] == SOURCE).all()
     finally:
         finalize(third)
 

@@ -51,22 +51,22 @@ def offer_all(producer):
     ]
 
 
-def producing(here, backend):
+def producing(member, backend):
     """Body: a producer that offers everything it has."""
     producer = Side("producer", page=PAGE, transfer_backend=backend, **TIMES)
     producer.kv[:] = pattern(producer.kv.shape)
-    here.send([offer.to_params() for offer in offer_all(producer)])
-    here.wait_end()
+    member.send([offer.to_params() for offer in offer_all(producer)])
+    member.wait_end()
     producer.close()
 
 
-def consuming(here, backend, offers):
+def consuming(member, backend, offers):
     """Body: a consumer that begins to load everything."""
     consumer = Side("consumer", page=PAGE, transfer_backend=backend, **TIMES)
     orders = orders_of([msgspec.convert(offer, Offer) for offer in offers])
-    here.send("begins")
+    member.send("begins")
     consumer.worker.carry_out(orders, is_idle=True)
-    here.wait_end()
+    member.wait_end()
     consumer.close()
 
 

@@ -138,13 +138,13 @@ def host_metadata(data):
     peer = PeerEndpoint(1, 2, (1, 1), bytes(16), {"host": data})
     backend = HostBackend.__new__(HostBackend)  # of no node: decoding comes first
     try:
-        there = msgspec.msgpack.decode(data, type=HostMetadata)
+        remote = msgspec.msgpack.decode(data, type=HostMetadata)
     except codec.DECODE_ERRORS:
         with pytest.raises(Unavailable, match="cannot be read"):
             backend.connect(peer, None)
         return
-    assert 0 < there.pid < 2**31
-    assert all(0 <= each.fd < 2**31 for each in there.segments)
+    assert 0 < remote.pid < 2**31
+    assert all(0 <= each.fd < 2**31 for each in remote.segments)
 
 
 class Log:

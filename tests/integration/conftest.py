@@ -64,15 +64,15 @@ class _Ready(LayerSynchronizer):
         return True
 
 
-def warm_up(here, there):
+def warm_up(member, remote):
     """Start threads that start with the first use, so that no test seems to leak them."""
     big = {"tensors": 2, "units": 64, "words": 8192}
-    source, target = here.blocks(key=0, **big), there.blocks(key=0, **big)
+    source, target = member.blocks(key=0, **big), remote.blocks(key=0, **big)
     every = list(range(64))
-    here.manager.push_blocks(there.blocks_key(), source.cache, every, every)
-    here.manager.pull_blocks(there.blocks_key(), source.cache, every, every)
-    there.manager.pull_blocks(here.blocks_key(), target.cache, every, every)
-    for side, held, other in ((here, source, target), (there, target, source)):
+    member.manager.push_blocks(remote.blocks_key(), source.cache, every, every)
+    member.manager.pull_blocks(remote.blocks_key(), source.cache, every, every)
+    remote.manager.pull_blocks(member.blocks_key(), target.cache, every, every)
+    for side, held, other in ((member, source, target), (remote, target, source)):
         own = MemInfo(Memtype.MEM_TYPE_DEVICE, held.data.ctypes.data, 1)
         side.manager.remap_registered_memory(own)
         addrs = [tensor.ctypes.data for tensor in other.data]
@@ -80,5 +80,5 @@ def warm_up(here, there):
         side.manager.transfer_cache_async(
             held.cache, _Ready(), [config] * 2, [0], [0]
         ).synchronize()
-    here.clean()
-    there.clean()
+    member.clean()
+    remote.clean()

@@ -84,8 +84,8 @@ def misread(linked):
 
     def wrong(transfer):
         remote = transfer.remote.copy()
-        for there, instead in changed.items():
-            remote[transfer.remote == there] = instead
+        for requested, instead in changed.items():
+            remote[transfer.remote == requested] = instead
         return replace(transfer, remote=remote)
 
     run, read_and_sum = channel.run, channel.read_and_sum
@@ -110,9 +110,9 @@ def test_checked_transfers_move_the_right_bytes(sides):
     source = owner.blocks(1, key=0, **SHAPE)
     target = user.blocks(**SHAPE)
     before = counters(user, 1)
-    there = EVERY[::-1]
-    user.manager.pull_blocks(BlocksCacheKey(1), target.cache, EVERY, there)
-    assert np.array_equal(target.data[:, there], source.data)
+    remote = EVERY[::-1]
+    user.manager.pull_blocks(BlocksCacheKey(1), target.cache, EVERY, remote)
+    assert np.array_equal(target.data[:, remote], source.data)
     target.data[:] = pattern(target.data.shape, 5)
     user.manager.push_blocks(BlocksCacheKey(1), target.cache, [3, 0], [1, 2])
     assert np.array_equal(source.data[:, [1, 2]], target.data[:, [3, 0]])
@@ -150,24 +150,24 @@ def test_checked_slots_and_pools(sides):
 def test_any_byte_that_is_another_is_found(sides, operation):
     """A data path that says that all went well, and has changed one byte somewhere."""
     owner, user = sides
-    there = owner.blocks(1, key=0, **SHAPE)
-    here = user.blocks(2, **SHAPE)
+    remote = owner.blocks(1, key=0, **SHAPE)
+    local = user.blocks(2, **SHAPE)
     call = user.manager.pull_blocks if operation == "pull" else user.manager.push_blocks
-    target = here if operation == "pull" else there
-    call(BlocksCacheKey(1), here.cache, EVERY, EVERY)  # the directory is known from here on
+    target = local if operation == "pull" else remote
+    call(BlocksCacheKey(1), local.cache, EVERY, EVERY)  # the directory is known from here on
     for seed in range(8):
         policy = FaultPolicy([FaultRule("corrupt", nth=1)], seed=seed)
         with (
             inject_faults(user.instance, policy),
             pytest.raises(LLMException, match="crc32c") as caught,
         ):
-            call(BlocksCacheKey(1), here.cache, EVERY, EVERY)
+            call(BlocksCacheKey(1), local.cache, EVERY, EVERY)
         (fault,) = caught.value.faults
-        different = np.argwhere((here.data != there.data).any(axis=2)[fault.tensor_index])
+        different = np.argwhere((local.data != remote.data).any(axis=2)[fault.tensor_index])
         assert fault.block in different
         assert fault.cache_id == target.id
-    call(BlocksCacheKey(1), here.cache, EVERY, EVERY)
-    assert np.array_equal(here.data, there.data)
+    call(BlocksCacheKey(1), local.cache, EVERY, EVERY)
+    assert np.array_equal(local.data, remote.data)
 
 
 def test_a_pull_that_went_wrong_names_its_blocks(sides, spoil):
@@ -297,9 +297,9 @@ def test_a_key_is_not_consumed_by_bytes_that_differ(sides, spoil):
 def test_a_source_that_is_written_meanwhile(sides, operation):
     """The owner of the source changes a block again and again: that is found, and it is named."""
     owner, user = sides
-    there = owner.blocks(1, key=0, **SHAPE)
-    here = user.blocks(2, key=0, **SHAPE)
-    source, target = (there, here) if operation == "pull" else (here, there)
+    remote = owner.blocks(1, key=0, **SHAPE)
+    local = user.blocks(2, key=0, **SHAPE)
+    source, target = (remote, local) if operation == "pull" else (local, remote)
     stop = threading.Event()
 
     def write():
@@ -308,7 +308,7 @@ def test_a_source_that_is_written_meanwhile(sides, operation):
             word += 1
             source.data[2, 3] = word
 
-    arguments = (BlocksCacheKey(1), here.cache, EVERY, EVERY)
+    arguments = (BlocksCacheKey(1), local.cache, EVERY, EVERY)
     call = user.manager.pull_blocks if operation == "pull" else user.manager.push_blocks
     writer = threading.Thread(target=write)
     writer.start()

@@ -52,13 +52,13 @@ def test_twelve_pushers_to_one_peer(backend):
         sources = [pusher.blocks(pusher.id, units=4) for pusher in pushers]
 
         def push(number):
-            mine = list(range(4 * number, 4 * number + 4))
+            chosen = list(range(4 * number, 4 * number + 4))
             for turn in range(20):
                 sources[number].data[:] = pattern((4, 4, 128), 100 * number + turn + 1)
                 pushers[number].manager.push_blocks(
-                    BlocksCacheKey(1), sources[number].cache, [0, 1, 2, 3], mine
+                    BlocksCacheKey(1), sources[number].cache, [0, 1, 2, 3], chosen
                 )
-                assert (target.data[:, mine] == sources[number].data).all()
+                assert (target.data[:, chosen] == sources[number].data).all()
 
         in_threads(*(lambda number=number: push(number) for number in range(12)))
         for number, source in enumerate(sources):
@@ -93,10 +93,10 @@ def test_pulls_and_pushes_at_once_on_one_link(sides):
             assert (held[other.id, "target"].data[:, upper] == source.data[:, every]).all()
 
     def pull_slots(side, other):
-        own, theirs = side.slots(words=64), held[other.id, "slots"]
+        own, remote = side.slots(words=64), held[other.id, "slots"]
         for turn in range(150):
-            side.manager.pull_cache(theirs.slot(turn % 16), own.cache, turn % 8)
-            assert (own.data[:, turn % 8] == theirs.data[:, turn % 16]).all()
+            side.manager.pull_cache(remote.slot(turn % 16), own.cache, turn % 8)
+            assert (own.data[:, turn % 8] == remote.data[:, turn % 16]).all()
 
     directions = ((first, second), (second, first))
     in_threads(
@@ -178,21 +178,21 @@ def lets_others_run(call):
     return False
 
 
-def own_blocks(here, backend, data, key=0):
+def own_blocks(member, backend, data, key=0):
     """Register a blocks cache in a peer process; return (instance, addresses)."""
     side = Side(1, backend)
     desc = CacheDesc(len(data), list(data.shape[1:]), DataType.DT_UINT64)
     side.manager.register_blocks_cache(
         desc, [tensor.ctypes.data for tensor in data], BlocksCacheKey(1, key)
     )
-    here.set_event("address", list(side.address))
+    member.set_event("address", list(side.address))
     return side
 
 
-def serve_large(here, backend):
+def serve_large(member, backend):
     data = pattern((2, 64, 65536), 1)
-    side = own_blocks(here, backend, data)
-    here.wait_end()
+    side = own_blocks(member, backend, data)
+    member.wait_end()
     finalize(side)
 
 
@@ -234,22 +234,22 @@ def test_the_gil_is_released_while_waiting_for_a_frozen_peer(backend):
             finalize(user)
 
 
-def busy_owner(here, backend):
+def busy_owner(member, backend):
     """Body: compute without ever giving the GIL away, until block 7 is written."""
     data = pattern((2, 8, 512), 1)
-    side = own_blocks(here, backend, data)
+    side = own_blocks(member, backend, data)
     desc = CacheDesc(2, [2, 64], DataType.DT_UINT64)
     slots = pattern((2, 2, 64), 2)
     side.manager.register_cache(desc, [tensor.ctypes.data for tensor in slots], [CacheKey(1, 5)])
-    here.wait_for("linked")
-    here.set_event("busy")
+    member.wait_for("linked")
+    member.set_event("busy")
     sys.setswitchinterval(1000)
     stop = time.monotonic() + 30
     while data[1, 7, 511] != 2**63 and time.monotonic() < stop:
         pass
     sys.setswitchinterval(0.005)
-    here.set_event("seen", bool(data[1, 7, 511] == 2**63))
-    here.wait_end()
+    member.set_event("seen", bool(data[1, 7, 511] == 2**63))
+    member.wait_end()
     finalize(side)
 
 

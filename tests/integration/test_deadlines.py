@@ -46,7 +46,7 @@ class Owner:
         return np.array(self.peer.receive(), np.uint64)
 
 
-def own(here, backend, shape, event):
+def own(member, backend, shape, event):
     side = Side(1, backend, pool=1 << 20)
     data, slots = pattern(shape, 1), pattern((2, 2, 64), 2)
     desc = CacheDesc(len(data), shape[1:], DataType.DT_UINT64)
@@ -54,10 +54,10 @@ def own(here, backend, shape, event):
     desc = CacheDesc(2, [2, 64], DataType.DT_UINT64)
     keys = [CacheKey(1, 5)]
     cache = side.manager.register_cache(desc, [t.ctypes.data for t in slots], keys)
-    here.set_event(event, [list(side.address), cache.cache_id, data.ctypes.data])
-    while (order := here.receive()) is not None:
+    member.set_event(event, [list(side.address), cache.cache_id, data.ctypes.data])
+    while (order := member.receive()) is not None:
         assert order == "words"
-        here.send(data[:, :, -1].tolist())
+        member.send(data[:, :, -1].tolist())
     finalize(side)
 
 

@@ -191,21 +191,21 @@ class Ready(LayerSynchronizer):
         return True
 
 
-def transfer(operation, user, mine, theirs):
+def transfer(operation, user, local, remote):
     """Carry out an operation over the units that are moved; raise what stopped a layer's push."""
     if operation in SLOTS:
         for unit in UNITS_MOVED:
             if operation == "pull_cache":
-                user.manager.pull_cache(theirs.slot(unit), mine.cache, unit)
+                user.manager.pull_cache(remote.slot(unit), local.cache, unit)
             else:
-                user.manager.push_cache(theirs.slot(unit), mine.cache, unit)
+                user.manager.push_cache(remote.slot(unit), local.cache, unit)
         return
     if operation.startswith("layers"):
         by_key = TransferWithCacheKeyConfig(KEY, range(1), range(1))
-        by_address = TransferConfig(1, theirs.cache.tensor_addrs)
+        by_address = TransferConfig(1, remote.cache.tensor_addrs)
         config = by_key if operation == "layers by key" else by_address
         task = user.manager.transfer_cache_async(
-            mine.cache, Ready(), [config], UNITS_MOVED, UNITS_MOVED
+            local.cache, Ready(), [config], UNITS_MOVED, UNITS_MOVED
         )
         status, (error,) = task.synchronize(20000), task.errors
         assert (error is None) is (status is LLMStatusCode.LLM_SUCCESS)
@@ -213,13 +213,13 @@ def transfer(operation, user, mine, theirs):
             assert error.status_code is status
             raise error
         return
-    getattr(user.manager, operation)(KEY, mine.cache, UNITS_MOVED, UNITS_MOVED)
+    getattr(user.manager, operation)(KEY, local.cache, UNITS_MOVED, UNITS_MOVED)
 
 
-def check_fails(operation, status, user, mine, theirs, faulty):
+def check_fails(operation, status, user, local, remote, faulty):
     name = "transfer_cache_async" if operation.startswith("layers") else operation
     with failing(status, name, peer=1) as error:
-        transfer(operation, user, mine, theirs)
+        transfer(operation, user, local, remote)
     (fault,) = error.value.faults
     if status == REMOTE and operation == "layers by address":  # no cache is known there
         assert (fault.cluster_id, fault.cache_id) == (OWNER, None)
@@ -257,27 +257,27 @@ def test_a_fault_is_named_contained_and_mended(
     peer that has mapped a pool may read it even where the owner's own view of it is gone."""
     owner, user = keyed if operation == "layers by key" else sides
     slots = operation in SLOTS
-    theirs = memory(kind if status == REMOTE else Private, owner, slots=slots)
-    mine = memory(kind if status == LOCAL else Private, user, slots=slots)
-    faulty = theirs if status == REMOTE else mine
-    source, target = (mine, theirs) if operation in PUSHES else (theirs, mine)
+    remote = memory(kind if status == REMOTE else Private, owner, slots=slots)
+    local = memory(kind if status == LOCAL else Private, user, slots=slots)
+    faulty = remote if status == REMOTE else local
+    source, target = (local, remote) if operation in PUSHES else (remote, local)
     faulty.spoil()
     read = faulty is source
     places = [(tensor, unit) for tensor in range(TENSORS) for unit in UNITS_MOVED]
     if read and kind is Pooled and backend == "host":
-        if succeeds(status, operation, user, mine.held, theirs.held):
+        if succeeds(status, operation, user, local.held, remote.held):
             check_moved(source.held, target.held, [place for place in places if place != LAST])
     elif read and not kind.harms_readers:
-        transfer(operation, user, mine.held, theirs.held)
+        transfer(operation, user, local.held, remote.held)
     else:
-        check_fails(operation, status, user, mine.held, theirs.held, faulty)
+        check_fails(operation, status, user, local.held, remote.held, faulty)
         others = [place for place in places if place != LAST]
         check_moved(source.held, target.held, others)
     assert user.instance.describe_link(1)["state"] == "LINKED"
     faulty.repair()
     mend = MemInfo(Memtype.MEM_TYPE_DEVICE, faulty.bad, PAGE)
     faulty.held.side.manager.remap_registered_memory(mend)
-    transfer(operation, user, mine.held, theirs.held)
+    transfer(operation, user, local.held, remote.held)
     check_moved(source.held, target.held, places)
 
 

@@ -81,75 +81,75 @@ def test_a_bad_block(sides, pages, side, operation, how):
     """Item 58: status by side, record by block, in a call of one block and in one of many; other
     blocks are unaffected; after repair and remap it works again."""
     owner, user = sides
-    theirs, their_pages = pages(owner, key=0)
-    mine, my_pages = pages(user)
-    held, memory = (mine, my_pages) if side == LOCAL else (theirs, their_pages)
+    remote, remote_pages = pages(owner, key=0)
+    local, local_pages = pages(user)
+    held, memory = (local, local_pages) if side == LOCAL else (remote, remote_pages)
     call = getattr(user.manager, operation)
     break_page(memory, 1, 5, how)
     for blocks in ([5], [2, 5, 7], list(range(UNITS))):
         with failing(side, operation, f"cache {held.id}, tensor 1, block 5", peer=1) as error:
-            call(BlocksCacheKey(1), mine.cache, blocks, blocks)
+            call(BlocksCacheKey(1), local.cache, blocks, blocks)
         check_fault(error, held, 1, 5)
     good = [unit for unit in range(UNITS) if unit != 5]
-    user.manager.pull_blocks(BlocksCacheKey(1), mine.cache, good, good)
-    assert (mine.data[:, good] == theirs.data[:, good]).all()
-    user.manager.push_blocks(BlocksCacheKey(1), mine.cache, good, good)
+    user.manager.pull_blocks(BlocksCacheKey(1), local.cache, good, good)
+    assert (local.data[:, good] == remote.data[:, good]).all()
+    user.manager.push_blocks(BlocksCacheKey(1), local.cache, good, good)
     memory.replace(1, 5)
     held.side.manager.remap_registered_memory(
         MemInfo(Memtype.MEM_TYPE_DEVICE, memory.at(1, 5), PAGE)
     )
-    call(BlocksCacheKey(1), mine.cache, [5], [5])
-    assert (mine.data[:, 5] == theirs.data[:, 5]).all()
+    call(BlocksCacheKey(1), local.cache, [5], [5])
+    assert (local.data[:, 5] == remote.data[:, 5]).all()
 
 
 def test_a_push_out_of_a_pool_to_a_bad_block(sides, pages):
     """Item 58: where the source is mapped the target's lane threads copy, and catch the fault."""
     owner, user = sides
-    theirs, memory = pages(owner, key=0)
+    remote, memory = pages(owner, key=0)
     desc = CacheDesc(2, [UNITS, WORDS], DataType.DT_UINT64)
-    mine = user.manager.allocate_blocks_cache(desc)
+    local = user.manager.allocate_blocks_cache(desc)
     memory.unmap(1, 5)
     every = list(range(UNITS))
-    with failing(REMOTE, "push_blocks", f"cache {theirs.id}, tensor 1, block 5", peer=1):
-        user.manager.push_blocks(BlocksCacheKey(1), mine, every, every)
-    user.manager.push_blocks(BlocksCacheKey(1), mine, every[:5], every[:5])
-    user.manager.deallocate_blocks_cache(mine)
+    with failing(REMOTE, "push_blocks", f"cache {remote.id}, tensor 1, block 5", peer=1):
+        user.manager.push_blocks(BlocksCacheKey(1), local, every, every)
+    user.manager.push_blocks(BlocksCacheKey(1), local, every[:5], every[:5])
+    user.manager.deallocate_blocks_cache(local)
 
 
 def test_the_owner_remembers_own_faults(sides, pages):
     """Item 58: further transfers that touch the block fail at once, until it is remapped."""
     owner, user = sides
     pages(owner, key=0)
-    mine, memory = pages(user)
+    local, memory = pages(user)
     assert user.manager.faulted_ranges() == ()
     memory.unmap(1, 5)
     pull = user.manager.pull_blocks
     with failing(LOCAL, "pull_blocks", peer=1) as error:
-        pull(BlocksCacheKey(1), mine.cache, [5, 6], [5, 6])
+        pull(BlocksCacheKey(1), local.cache, [5, 6], [5, 6])
     assert user.manager.faulted_ranges() == error.value.faults
     memory.replace(1, 5)
     for operation, blocks in (("pull_blocks", [4, 5]), ("push_blocks", [5])):
         with failing(LOCAL, operation, "found at fault before", "remap", peer=1) as error:
-            getattr(user.manager, operation)(BlocksCacheKey(1), mine.cache, blocks, blocks)
+            getattr(user.manager, operation)(BlocksCacheKey(1), local.cache, blocks, blocks)
         assert error.value.faults == user.manager.faulted_ranges()
     with failing(LOCAL, "copy_blocks", "found at fault before"):
-        user.manager.copy_blocks(mine.cache, {5: [1]})
-    pull(BlocksCacheKey(1), mine.cache, [4, 6], [4, 6])
+        user.manager.copy_blocks(local.cache, {5: [1]})
+    pull(BlocksCacheKey(1), local.cache, [4, 6], [4, 6])
     # A remap of a part of the range is enough: the pages at fault may be fewer than the block has.
     user.manager.remap_registered_memory(MemInfo(Memtype.MEM_TYPE_DEVICE, memory.at(1, 5) + 64, 64))
     assert user.manager.faulted_ranges() == ()
-    pull(BlocksCacheKey(1), mine.cache, [5], [5])
+    pull(BlocksCacheKey(1), local.cache, [5], [5])
 
 
 def test_marks_go_with_the_cache(sides, pages):
     """Item 58: memory that is registered again is taken as good."""
     owner, user = sides
     pages(owner, key=0)
-    mine, memory = pages(user)
+    local, memory = pages(user)
     memory.unmap(0, 0)
     with failing(LOCAL, "pull_blocks", peer=1):
-        user.manager.pull_blocks(BlocksCacheKey(1), mine.cache, [0], [0])
-    user.manager.unregister_cache(mine.id)
+        user.manager.pull_blocks(BlocksCacheKey(1), local.cache, [0], [0])
+    user.manager.unregister_cache(local.id)
     assert user.manager.faulted_ranges() == ()
     memory.replace(0, 0)
     again = user.blocks(data=memory.data)
@@ -159,18 +159,18 @@ def test_marks_go_with_the_cache(sides, pages):
 def test_the_owner_learns_of_faults_that_peers_meet(sides, pages):
     """Item 58: reads by a peer fail without the owner's knowledge, so the peer notifies it."""
     owner, user = sides
-    theirs, memory = pages(owner, key=0)
-    mine, _ = pages(user)
+    remote, memory = pages(owner, key=0)
+    local, _ = pages(user)
     memory.unmap(0, 3)
     with failing(REMOTE, "pull_blocks", peer=1) as error:
-        user.manager.pull_blocks(BlocksCacheKey(1), mine.cache, [3], [3])
+        user.manager.pull_blocks(BlocksCacheKey(1), local.cache, [3], [3])
     eventually(lambda: owner.manager.faulted_ranges() == error.value.faults)
     with failing(LOCAL, "copy_blocks", "found at fault before"):
-        owner.manager.copy_blocks(theirs.cache, {3: [4]})
+        owner.manager.copy_blocks(remote.cache, {3: [4]})
     memory.replace(0, 3)
     owner.manager.remap_registered_memory(MemInfo(Memtype.MEM_TYPE_DEVICE, memory.at(0, 3), PAGE))
     assert owner.manager.faulted_ranges() == ()
-    user.manager.pull_blocks(BlocksCacheKey(1), mine.cache, [3], [3])
+    user.manager.pull_blocks(BlocksCacheKey(1), local.cache, [3], [3])
 
 
 def test_copy_blocks(sides, pages):
@@ -190,24 +190,24 @@ def test_one_bad_page_in_a_large_transfer(sides, operation):
     """Item 58: found in 16 MiB that several threads move."""
     owner, user = sides
     memory = Pages(1, 64, 64)
-    theirs = owner.blocks(data=memory.data, key=0)
-    mine = user.blocks(1, tensors=1, units=64, words=64 * WORDS)
+    remote = owner.blocks(data=memory.data, key=0)
+    local = user.blocks(1, tensors=1, units=64, words=64 * WORDS)
     every = list(range(64))
     bad = memory.at(0, 41) + 17 * PAGE
     unmap(bad, PAGE)
     call = getattr(user.manager, operation)
     with failing(REMOTE, operation, "block 41", peer=1) as error:
-        call(BlocksCacheKey(1), mine.cache, every, every)
+        call(BlocksCacheKey(1), local.cache, every, every)
     assert [fault.block for fault in error.value.faults] == [41]
     good = [unit for unit in every if unit != 41]
-    call(BlocksCacheKey(1), mine.cache, good, good)
-    assert (mine.data[:, good] == theirs.data[:, good]).all()
+    call(BlocksCacheKey(1), local.cache, good, good)
+    assert (local.data[:, good] == remote.data[:, good]).all()
     owner.clean()
     memory.replace(0, 41)
     memory.close()
 
 
-def own_pages(here, backend):
+def own_pages(member, backend):
     """Body: own a cache, break pages of it on request, answer requests."""
     side = Side(1, backend, pool=1 << 20)
     memory = Pages(2, UNITS)
@@ -218,8 +218,8 @@ def own_pages(here, backend):
     )
     pooled = side.manager.allocate_cache(CacheDesc(2, [1, 16 * WORDS], DataType.DT_UINT64))
     pooled.tensor(0)[:], pooled.tensor(1)[:] = 5, 6
-    here.set_event("address", [list(side.address), pooled.cache_id])
-    while (order := here.receive()) is not None:
+    member.set_event("address", [list(side.address), pooled.cache_id])
+    while (order := member.receive()) is not None:
         if order == "break":
             memory.unmap(1, 5)
             take_away(pooled.tensor_addrs[1], 16 * PAGE)
@@ -228,7 +228,7 @@ def own_pages(here, backend):
             memory.data[1, 5] = 55
             infos = [MemInfo(Memtype.MEM_TYPE_DEVICE, memory.at(1, 5), PAGE)]
             side.manager.remap_registered_memory(infos)
-        here.send(len(side.manager.faulted_ranges()))
+        member.send(len(side.manager.faulted_ranges()))
     finalize(side)
 
 
@@ -240,7 +240,7 @@ def test_across_processes(backend):
         try:
             address, pooled_id = group.wait_for("address")
             link(user.instance, address)
-            mine = user.blocks(tensors=2, units=UNITS, words=WORDS)
+            local = user.blocks(tensors=2, units=UNITS, words=WORDS)
             peer.send("break")
             peer.receive()
             every = list(range(UNITS))
@@ -248,10 +248,10 @@ def test_across_processes(backend):
                 for operation in ("pull_blocks", "push_blocks"):
                     call = getattr(user.manager, operation)
                     with failing(REMOTE, operation, "tensor 1, block 5", peer=1) as error:
-                        call(BlocksCacheKey(1), mine.cache, every, every)
+                        call(BlocksCacheKey(1), local.cache, every, every)
                     assert [fault.block for fault in error.value.faults] == [5]
             good = every[:5] + every[6:]
-            user.manager.pull_blocks(BlocksCacheKey(1), mine.cache, good, good)
+            user.manager.pull_blocks(BlocksCacheKey(1), local.cache, good, good)
             asked = time.monotonic()
             while time.monotonic() - asked < 10:
                 peer.send("look")
@@ -259,8 +259,8 @@ def test_across_processes(backend):
                     break
             peer.send("repair")
             assert peer.receive() == 0
-            user.manager.pull_blocks(BlocksCacheKey(1), mine.cache, [5], [5])
-            assert (mine.data[1, 5] == 55).all()
+            user.manager.pull_blocks(BlocksCacheKey(1), local.cache, [5], [5])
+            assert (local.data[1, 5] == 55).all()
             assert pooled_id
             peer.send(None)
         finally:

@@ -27,16 +27,16 @@ QUIET_S = 0.15
 ENDS = {"LLM_KV_CACHE_NOT_EXIST", "LLM_LINK_FAILED", "LLM_NOT_YET_LINK", "LLM_TIMEOUT"}
 
 
-def hammer(here, backend, operation):
+def hammer(member, backend, operation):
     """Body of the peer: pull or push all blocks until a call fails; then say how it came out."""
     side = Side(2, backend, listen=False, sync_kv_timeout=PEER_MS)
     held = side.blocks(data=np.full((TENSORS, BLOCKS, WORDS), THEIRS, np.uint64))
     call = getattr(side.manager, f"{operation}_blocks")
     every = list(range(BLOCKS))
-    while (address := here.receive()) is not None:
+    while (address := member.receive()) is not None:
         link(side.instance, tuple(address))
         foreign, status = 0, ""
-        here.send("begun")
+        member.send("begun")
         while not status:
             if operation == "pull":
                 held.data[:] = 0
@@ -45,7 +45,7 @@ def hammer(here, backend, operation):
                 foreign += operation == "pull" and int((held.data != OURS).sum())
             except LLMException as error:
                 status = error.status_code.name
-        here.send([status, foreign])
+        member.send([status, foreign])
     finalize(side)
 
 

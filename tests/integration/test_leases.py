@@ -196,22 +196,22 @@ def test_a_slow_callback_holds_up_nobody(sides):
     owner.manager.on_lease_end(None)
 
 
-def read(here, ttl_ms):
+def read(member, ttl_ms):
     """Body: lease blocks of the group's owner, and wait."""
     side = Side(2, "auto", listen=False)
-    link(side.instance, here.wait_for("owner"))
+    link(side.instance, member.wait_for("owner"))
     side.manager.lease(BlocksCacheKey(1), [1, 2], ttl_ms=ttl_ms)
-    here.set_event("leased")
-    here.wait_end()
+    member.set_event("leased")
+    member.wait_end()
     finalize(side)
 
 
-def own(here):
+def own(member):
     """Body: own a cache that can be leased, and wait."""
     side = Side(1, "auto")
     held = side.blocks(1, key=0)
-    here.set_event("owner", list(side.address))
-    here.wait_end()
+    member.set_event("owner", list(side.address))
+    member.wait_end()
     assert leased(held) == frozenset()
     finalize(side)
 

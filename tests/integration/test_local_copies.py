@@ -18,15 +18,15 @@ def instance():
 
 
 @pytest.fixture
-def here(instance):
+def local(instance):
     """One side without links; its caches end with the test."""
     yield instance
     instance.clean()
 
 
 @pytest.fixture
-def copy(here):
-    return here.manager.copy_cache
+def copy(local):
+    return local.manager.copy_cache
 
 
 def cpu_cache(data):
@@ -34,9 +34,9 @@ def cpu_cache(data):
     return Cache.create_cpu_cache(desc, [tensor.ctypes.data for tensor in data])
 
 
-def test_copy_cache_copies_a_slot_of_every_tensor(here, copy):
+def test_copy_cache_copies_a_slot_of_every_tensor(local, copy):
     """Item 50: between two caches, and between slots of one."""
-    source, target = here.slots(1), here.slots(2)
+    source, target = local.slots(1), local.slots(2)
     expected = target.data.copy()
     copy(target.cache, source.cache)
     expected[:, 0] = source.data[:, 0]
@@ -49,9 +49,9 @@ def test_copy_cache_copies_a_slot_of_every_tensor(here, copy):
 
 
 @pytest.mark.parametrize(("offset", "size"), [(0, 8), (16, 24), (1000, -1), (1016, 8), (0, 1024)])
-def test_copy_cache_offset_and_size(here, copy, offset, size):
+def test_copy_cache_offset_and_size(local, copy, offset, size):
     """Item 50: offset counts on both sides; -1 is the rest of the slot."""
-    source, target = here.slots(1), here.slots(2)
+    source, target = local.slots(1), local.slots(2)
     expected = target.data.copy()
     copy(target.cache, source.cache, 1, 2, offset, size)
     stop = 1024 if size == -1 else offset + size
@@ -60,9 +60,9 @@ def test_copy_cache_offset_and_size(here, copy, offset, size):
     assert (target.data == expected).all()
 
 
-def test_copy_cache_refusals(here, copy):
+def test_copy_cache_refusals(local, copy):
     """Item 50: each names the argument; nothing has moved."""
-    source, target = here.slots(1), here.slots()
+    source, target = local.slots(1), local.slots()
     for arguments, words in (
         ((8, 0), ["dst_batch_index is 8"]),
         ((0, 8), ["src_batch_index is 8"]),
@@ -74,7 +74,7 @@ def test_copy_cache_refusals(here, copy):
     ):
         with failing("LLM_PARAM_INVALID", "copy_cache", *words):
             copy(target.cache, source.cache, *arguments)
-    for other in (here.slots(words=64), here.slots(tensors=2), here.blocks()):
+    for other in (local.slots(words=64), local.slots(tensors=2), local.blocks()):
         with failing("LLM_PARAM_INVALID", "copy_cache"):
             copy(other.cache, source.cache)
         with failing("LLM_PARAM_INVALID", "copy_cache"):
@@ -82,70 +82,70 @@ def test_copy_cache_refusals(here, copy):
     assert not target.data.any()
 
 
-def test_copy_cache_of_allocated_and_freed_caches(here, copy):
+def test_copy_cache_of_allocated_and_freed_caches(local, copy):
     """Item 50: a freed cache is not there any more, on either side."""
     desc = CacheDesc(2, [4, 100], DataType.DT_FLOAT)
-    source, target = (here.manager.allocate_cache(desc) for _ in range(2))
+    source, target = (local.manager.allocate_cache(desc) for _ in range(2))
     source.tensor(0)[2], source.tensor(1)[2] = 5, 6
     copy(target, source, 1, 2)
     assert (target.tensor(0)[1] == 5).all()
     assert (target.tensor(1)[1] == 6).all()
-    here.manager.deallocate_cache(source)
+    local.manager.deallocate_cache(source)
     for pair in ((target, source), (source, target)):
         with failing("LLM_KV_CACHE_NOT_EXIST", "copy_cache", f"cache {source.cache_id}"):
             copy(*pair)
-    here.manager.deallocate_cache(target)
+    local.manager.deallocate_cache(target)
 
 
-def test_a_cache_held_by_a_key_only_is_freed_for_its_owner(here, copy):
+def test_a_cache_held_by_a_key_only_is_freed_for_its_owner(local, copy):
     """Items 41 and 50: the id is gone, although a peer may pull the key still."""
     desc = CacheDesc(2, [4, 100], DataType.DT_FLOAT)
-    source = here.manager.allocate_cache(desc, [CacheKey(1, 5)])
-    target = here.manager.allocate_cache(desc)
-    here.manager.deallocate_cache(source)
+    source = local.manager.allocate_cache(desc, [CacheKey(1, 5)])
+    target = local.manager.allocate_cache(desc)
+    local.manager.deallocate_cache(source)
     with failing("LLM_KV_CACHE_NOT_EXIST", "copy_cache"):
         copy(target, source)
-    here.manager.remove_cache_key(CacheKey(1, 5))
-    here.manager.deallocate_cache(target)
+    local.manager.remove_cache_key(CacheKey(1, 5))
+    local.manager.deallocate_cache(target)
 
 
-def test_copies_of_other_instances_caches_are_refused(here, copy):
+def test_copies_of_other_instances_caches_are_refused(local, copy):
     """Item 50."""
     other = Side(2, "auto", listen=False)
-    foreign, own = other.slots(1), here.slots()
+    foreign, own = other.slots(1), local.slots()
     with failing("LLM_PARAM_INVALID", "copy_cache", "another instance"):
         copy(own.cache, foreign.cache)
     finalize(other)
 
 
-def test_copy_blocks(here):
+def test_copy_blocks(local):
     """Item 50: each key onto every listed block, in the dict's order, as if one by one."""
-    held = here.blocks(1, units=16)
+    held = local.blocks(1, units=16)
     expected = held.data.copy()
     copies = {0: [3], 5: [6, 7, 9], 2: [], 8: (10,), 3: [11], 12: [12]}
-    here.manager.copy_blocks(held.cache, copies)
+    local.manager.copy_blocks(held.cache, copies)
     for block, targets in copies.items():
         for target in targets:
             expected[:, target] = expected[:, block]
     assert (held.data == expected).all()
-    here.manager.copy_blocks(held.cache, {})
+    local.manager.copy_blocks(held.cache, {})
     random = np.random.default_rng(50)
     for _ in range(20):
         copies = {
             int(block): random.integers(0, 16, 3).tolist() for block in random.permutation(16)[:6]
         }
-        here.manager.copy_blocks(held.cache, copies)
+        local.manager.copy_blocks(held.cache, copies)
         for block, targets in copies.items():
             for target in targets:
                 expected[:, target] = expected[:, block]
         assert (held.data == expected).all(), copies
 
 
-def test_copy_blocks_refusals(here):
+def test_copy_blocks_refusals(local):
     """Item 50: types with the texts that callers know; indices named."""
-    held = here.blocks(1)
+    held = local.blocks(1)
     before = held.data.copy()
-    copy = here.manager.copy_blocks
+    copy = local.manager.copy_blocks
     for wrong in ([(0, [1])], None, "01", 1):
         with pytest.raises(TypeError, match="only support"):
             copy(held.cache, wrong)
@@ -159,49 +159,49 @@ def test_copy_blocks_refusals(here):
         with failing("LLM_PARAM_INVALID", "copy_blocks", "is 8", "8 blocks"):
             copy(held.cache, wrong)
     with failing("LLM_PARAM_INVALID", "copy_blocks", "contiguous"):
-        copy(here.slots().cache, {0: [1]})
+        copy(local.slots().cache, {0: [1]})
     assert (held.data == before).all()
-    here.manager.unregister_cache(held.id)
+    local.manager.unregister_cache(held.id)
     with failing("LLM_KV_CACHE_NOT_EXIST", "copy_blocks"):
         copy(held.cache, {0: [1]})
 
 
-def test_swap_blocks_in_both_directions(here):
+def test_swap_blocks_in_both_directions(local):
     """Item 50: between a device blocks cache and a host one; block counts may differ."""
-    device = here.blocks(1, units=8)
+    device = local.blocks(1, units=8)
     host = pattern((4, 20, 128), 2)
     cpu = cpu_cache(host)
     device_before, host_before = device.data.copy(), host.copy()
-    here.manager.swap_blocks(device.cache, cpu, {0: 19, 7: 0, 3: 5})
+    local.manager.swap_blocks(device.cache, cpu, {0: 19, 7: 0, 3: 5})
     host_before[:, [19, 0, 5]] = device_before[:, [0, 7, 3]]
     assert (host == host_before).all()
-    here.manager.swap_blocks(src_cache=cpu, dst_cache=device.cache, src_to_dst={19: 1, 2: 2})
+    local.manager.swap_blocks(src_cache=cpu, dst_cache=device.cache, src_to_dst={19: 1, 2: 2})
     device_before[:, [1, 2]] = host_before[:, [19, 2]]
     assert (device.data == device_before).all()
-    here.manager.swap_blocks(cpu, device.cache, {})
+    local.manager.swap_blocks(cpu, device.cache, {})
     assert (device.data == device_before).all()
 
 
-def test_swap_blocks_of_any_placements(here):
+def test_swap_blocks_of_any_placements(local):
     """Item 50: an extension; allocated, registered and wrapped caches."""
     desc = CacheDesc(4, [8, 128], DataType.DT_UINT64, Placement.HOST)
-    registered = here.blocks(3, placement=Placement.HOST)
-    allocated = here.manager.allocate_blocks_cache(desc)
-    other = here.blocks()
-    here.manager.swap_blocks(registered.cache, allocated, {1: 2})
-    here.manager.swap_blocks(allocated, other.cache, {2: 3})
+    registered = local.blocks(3, placement=Placement.HOST)
+    allocated = local.manager.allocate_blocks_cache(desc)
+    other = local.blocks()
+    local.manager.swap_blocks(registered.cache, allocated, {1: 2})
+    local.manager.swap_blocks(allocated, other.cache, {2: 3})
     assert (other.data[:, 3] == registered.data[:, 1]).all()
-    here.manager.deallocate_blocks_cache(allocated)
+    local.manager.deallocate_blocks_cache(allocated)
     with failing("LLM_KV_CACHE_NOT_EXIST", "swap_blocks"):
-        here.manager.swap_blocks(allocated, other.cache, {2: 3})
+        local.manager.swap_blocks(allocated, other.cache, {2: 3})
 
 
-def test_swap_blocks_refusals(here):
+def test_swap_blocks_refusals(local):
     """Item 50: a mismatch is a TypeError or ValueError."""
-    device = here.blocks(1)
+    device = local.blocks(1)
     host = np.zeros((4, 8, 128), np.uint64)
     cpu = cpu_cache(host)
-    swap = here.manager.swap_blocks
+    swap = local.manager.swap_blocks
     halves = np.zeros((4, 8, 64), np.uint64)
     tensors = np.zeros((2, 8, 128), np.uint64)
     for other in (halves, tensors):
@@ -217,27 +217,27 @@ def test_swap_blocks_refusals(here):
     assert not host.any()
 
 
-def test_large_copies(here, copy):
+def test_large_copies(local, copy):
     """Item 50: of many threads' worth of bytes."""
-    source = here.slots(1, tensors=2, units=2, words=1 << 20)
-    target = here.slots(tensors=2, units=2, words=1 << 20)
+    source = local.slots(1, tensors=2, units=2, words=1 << 20)
+    target = local.slots(tensors=2, units=2, words=1 << 20)
     copy(target.cache, source.cache, 1, 0)
     assert (target.data[:, 1] == source.data[:, 0]).all()
     assert not target.data[:, 0].any()
 
 
-def test_ranges_that_overlap_are_refused_and_stay_as_they_are(here, copy):
+def test_ranges_that_overlap_are_refused_and_stay_as_they_are(local, copy):
     """Two caches over one memory, the second half a slot further on."""
-    memory = here.slots(1)
+    memory = local.slots(1)
     desc = memory.cache.cache_desc
     shifted = CacheDesc(1, [2, *desc.shape[1:]], desc.data_type, Placement.HOST)
     start = memory.data[0].ctypes.data
-    near = here.manager.register_cache(shifted, [start + 512])
+    near = local.manager.register_cache(shifted, [start + 512])
     before = memory.data.copy()
-    far = here.manager.register_cache(shifted, [start])
+    far = local.manager.register_cache(shifted, [start])
     with failing("LLM_PARAM_INVALID", "copy_cache", "overlaps", hex(start)):
         copy(near, far)
     assert (memory.data == before).all()
     copy(near, far, offset=512)  # each reads what the other writes nowhere
-    here.manager.unregister_cache(near.cache_id)
-    here.manager.unregister_cache(far.cache_id)
+    local.manager.unregister_cache(near.cache_id)
+    local.manager.unregister_cache(far.cache_id)

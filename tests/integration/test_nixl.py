@@ -209,14 +209,14 @@ def test_a_slow_path_may_be_refused(make, apart, rdma, no_wheel, caplog):
     forget(caplog)
 
 
-def reader(here, address):
+def reader(member, address):
     """Body of a peer that pulls once and then waits."""
     user = Side(7, "nixl", listen=False)
     link(user.instance, tuple(address))
     target = user.blocks(**BIG)
     user.manager.pull_blocks(BlocksCacheKey(1), target.cache, EVERY, EVERY)
-    here.send("pulled")
-    here.wait_end()
+    member.send("pulled")
+    member.wait_end()
 
 
 @pytest.mark.slow

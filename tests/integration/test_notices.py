@@ -21,9 +21,9 @@ WORDS = PAGE // 8
 def three(request):
     """The owner of a cache, and two peers with one each; the second one lies."""
     sides = linked_sides(request.param, 3)
-    theirs = sides[0].blocks(1, key=0)
-    mine = [side.blocks(units=8) for side in sides[1:]]
-    yield sides, theirs, mine
+    remote = sides[0].blocks(1, key=0)
+    local = [side.blocks(units=8) for side in sides[1:]]
+    yield sides, remote, local
     finalize(*sides)
 
 
@@ -52,36 +52,36 @@ def addresses(held):
 
 
 def test_a_lie_marks_nothing(three):
-    (owner, honest, liar), theirs, mine = three
+    (owner, honest, liar), remote, local = three
     for _ in range(3):
-        say(liar, Faulted(entry_of(theirs), tuple(addresses(theirs))))
+        say(liar, Faulted(entry_of(remote), tuple(addresses(remote))))
         settled(owner)
     time.sleep(0.05)
     assert owner.manager.faulted_ranges() == ()
     every = list(range(8))
-    for side, cache in zip((honest, liar), mine, strict=True):
+    for side, cache in zip((honest, liar), local, strict=True):
         side.manager.pull_blocks(KEY, cache.cache, every, every)
-        assert (cache.data == theirs.data).all()
+        assert (cache.data == remote.data).all()
 
 
 def test_a_peer_that_was_wrong_is_told(three):
     """It remembers what it met; the owner, which has looked, says that the memory is good."""
-    (owner, honest, _), theirs, (mine, _) = three
+    (owner, honest, _), remote, (local, _) = three
     engine = engine_of(honest)
     link = engine.links.get(1, "test")
-    link.data.marks.add(entry_of(theirs), addresses(theirs))
+    link.data.marks.add(entry_of(remote), addresses(remote))
     with failing("LLM_SUSPECT_REMOTE_ERROR", "pull_blocks", "found at fault before", peer=1):
-        honest.manager.pull_blocks(KEY, mine.cache, [0], [0])
-    say(honest, Faulted(entry_of(theirs), tuple(addresses(theirs))))
+        honest.manager.pull_blocks(KEY, local.cache, [0], [0])
+    say(honest, Faulted(entry_of(remote), tuple(addresses(remote))))
     settled(owner)
     eventually(lambda: not link.data.marks)
-    honest.manager.pull_blocks(KEY, mine.cache, [0], [0])
+    honest.manager.pull_blocks(KEY, local.cache, [0], [0])
 
 
 def test_what_a_peer_marks_is_its_own_memory(three):
     """Marks that a peer sends count on its own link only, whatever entry and range they name."""
-    (owner, _, liar), theirs, _ = three
-    say(liar, Marked(entry_of(theirs), tuple(addresses(theirs))))
+    (owner, _, liar), remote, _ = three
+    say(liar, Marked(entry_of(remote), tuple(addresses(remote))))
     link = engine_of(owner).links.get(3, "test")
     eventually(lambda: bool(link.data.marks))
     assert not engine_of(owner).links.get(2, "test").data.marks
@@ -91,17 +91,17 @@ def test_what_a_peer_marks_is_its_own_memory(three):
 @pytest.mark.expects_log("met a fault in local memory", "were dropped")
 def test_a_flood_of_lies_does_not_hide_the_truth(three):
     """The liar's notices are dropped beyond its share; another peer's is looked at."""
-    (owner, honest, liar), theirs, _ = three
+    (owner, honest, liar), remote, _ = three
     memory = Pages(1, 4)
     memory.data[:] = pattern(memory.shape, 1)
     paged = owner.blocks(data=memory.data, key=5)
-    mine = honest.blocks(tensors=1, units=4, words=WORDS)
-    lie = Faulted(entry_of(theirs), ((theirs.data.ctypes.data, 8),) * MAX_RANGES)
+    local = honest.blocks(tensors=1, units=4, words=WORDS)
+    lie = Faulted(entry_of(remote), ((remote.data.ctypes.data, 8),) * MAX_RANGES)
     memory.unmap(0, 2)
     for _ in range(30):
         say(liar, lie)
     with failing("LLM_SUSPECT_REMOTE_ERROR", "pull_blocks", peer=1) as error:
-        honest.manager.pull_blocks(BlocksCacheKey(1, 5), mine.cache, [2], [2])
+        honest.manager.pull_blocks(BlocksCacheKey(1, 5), local.cache, [2], [2])
     eventually(lambda: owner.manager.faulted_ranges() == error.value.faults)
     owner.manager.unregister_cache(paged.id)
     memory.replace(0, 2)
@@ -117,7 +117,7 @@ def test_memory_that_never_answers_keeps_nobody():
         desc = CacheDesc(1, [4, WORDS], DataType.DT_UINT64)
         silent = owner.manager.register_blocks_cache(desc, [address], BlocksCacheKey(1, 9))
         good = owner.blocks(1, key=0)
-        mine = peer.blocks(units=8)
+        local = peer.blocks(units=8)
         entry = engine_of(owner).registry.get(silent.cache_id).ref
         say(peer, Faulted(entry, ((address, 4 * PAGE),)))
         notices = engine_of(owner).fault_marks._notices
@@ -125,8 +125,8 @@ def test_memory_that_never_answers_keeps_nobody():
         time.sleep(0.1)
         assert notices._waiting == 1, "the look is not kept; nothing is shown"
         began = time.monotonic()
-        peer.manager.pull_blocks(KEY, mine.cache, [0, 1], [0, 1])
-        assert (mine.data[:, :2] == good.data[:, :2]).all()
+        peer.manager.pull_blocks(KEY, local.cache, [0, 1], [0, 1])
+        assert (local.data[:, :2] == good.data[:, :2]).all()
         owner.manager.unregister_cache(silent.cache_id)
         finalize(*sides)
         assert time.monotonic() - began < 2.5

@@ -16,43 +16,43 @@ class _Ready(LayerSynchronizer):
 @pytest.fixture
 def shifted(sides):
     """A cache of each side over one memory, the second one half a block further on."""
-    here, there = sides
+    user, owner = sides
     memory = pattern((6 * 128,), 1)
     near = memory[: 4 * 128].reshape(2, 2, 128)
     far = memory[64 : 64 + 4 * 128].reshape(2, 2, 128)
-    source = there.blocks(key=0, data=near, accessible=True)
-    return memory, here.blocks(key=0, data=far, accessible=True), source
+    source = owner.blocks(key=0, data=near, accessible=True)
+    return memory, user.blocks(key=0, data=far, accessible=True), source
 
 
 def test_a_pull_over_its_own_source_is_refused_and_moves_nothing(shifted, sides):
     memory, local, remote = shifted
-    here, there = sides
+    user, owner = sides
     before = memory.copy()
     ranges = (hex(local.data.ctypes.data), hex(remote.data.ctypes.data), "overlaps")
     with failing("LLM_PARAM_INVALID", "pull_blocks", *ranges):
-        here.manager.pull_blocks(there.blocks_key(), local.cache, BLOCKS, BLOCKS)
+        user.manager.pull_blocks(owner.blocks_key(), local.cache, BLOCKS, BLOCKS)
     assert (memory == before).all()
 
 
 @pytest.mark.expects_log("overlaps the source range")
 def test_a_push_over_its_own_source_is_refused_and_moves_nothing(shifted, sides):
     memory, local, remote = shifted
-    here, there = sides
+    user, owner = sides
     before = memory.copy()
     destination = f"destination range of 4096 bytes at {remote.data.ctypes.data:#x}"
     source = f"source range of 4096 bytes at {local.data.ctypes.data:#x}"
     with failing("LLM_PARAM_INVALID", "push_blocks", destination, source):
-        here.manager.push_blocks(there.blocks_key(), local.cache, BLOCKS, BLOCKS)
-    config = TransferConfig(there.id, [tensor.ctypes.data for tensor in remote.data])
-    task = here.manager.transfer_cache_async(local.cache, _Ready(), [config], BLOCKS, BLOCKS)
+        user.manager.push_blocks(owner.blocks_key(), local.cache, BLOCKS, BLOCKS)
+    config = TransferConfig(owner.id, [tensor.ctypes.data for tensor in remote.data])
+    task = user.manager.transfer_cache_async(local.cache, _Ready(), [config], BLOCKS, BLOCKS)
     assert task.synchronize() is LLMStatusCode.LLM_PARAM_INVALID
     assert (memory == before).all()
 
 
 def test_memory_onto_itself_stays_as_it_is(sides):
-    here, there = sides
+    user, owner = sides
     memory = pattern((2, 2, 128), 1)
-    there.blocks(key=0, data=memory)
-    local = here.blocks(data=memory)
-    here.manager.pull_blocks(there.blocks_key(), local.cache, BLOCKS, BLOCKS)
+    owner.blocks(key=0, data=memory)
+    local = user.blocks(data=memory)
+    user.manager.pull_blocks(owner.blocks_key(), local.cache, BLOCKS, BLOCKS)
     assert (memory == pattern((2, 2, 128), 1)).all()

@@ -63,15 +63,15 @@ def test_the_batch_must_be_outermost_to_address_a_slot(sides):
     inner = CacheDesc(2, [4, 8], DataType.DT_UINT64, batch_dim_index=1)
     single = CacheDesc(2, [1, 32], DataType.DT_UINT64, batch_dim_index=0)
     one = CacheDesc(2, [32, 1], DataType.DT_UINT64, batch_dim_index=1)
-    there = owner.manager.register_cache(inner, addrs)
+    remote = owner.manager.register_cache(inner, addrs)
     ones = owner.manager.register_cache(one, addrs)
-    here = user.manager.register_cache(single, own)
-    inner_here = user.manager.register_cache(inner, own)
+    local = user.manager.register_cache(single, own)
+    inner_local = user.manager.register_cache(inner, own)
     try:
         with failing("LLM_PARAM_INVALID", "pull_cache", "batch_dim_index 1"):
-            user.manager.pull_cache(CacheKeyByIdAndIndex(1, there.cache_id), here)
+            user.manager.pull_cache(CacheKeyByIdAndIndex(1, remote.cache_id), local)
         with failing("LLM_PARAM_INVALID", "pull_cache", "batch_dim_index 1"):
-            user.manager.pull_cache(CacheKeyByIdAndIndex(1, ones.cache_id), inner_here)
+            user.manager.pull_cache(CacheKeyByIdAndIndex(1, ones.cache_id), inner_local)
         nowhere = CacheDesc(2, [4, 8], DataType.DT_UINT64, batch_dim_index=7)
         with failing("LLM_PARAM_INVALID", "register_cache", "batch_dim_index 7"):
             user.manager.register_cache(nowhere, own, [CacheKey(2, 1)])
@@ -79,10 +79,10 @@ def test_the_batch_must_be_outermost_to_address_a_slot(sides):
         with failing("LLM_PARAM_INVALID", "pull_cache", "batch_dim_index 7"):
             user.manager.pull_cache(CacheKeyByIdAndIndex(1, ones.cache_id), lost)
         user.manager.unregister_cache(lost.cache_id)
-        user.manager.pull_cache(CacheKeyByIdAndIndex(1, ones.cache_id), here)
+        user.manager.pull_cache(CacheKeyByIdAndIndex(1, ones.cache_id), local)
         assert (target == data).all()
     finally:
-        for side, caches in ((owner, (there, ones)), (user, (here, inner_here))):
+        for side, caches in ((owner, (remote, ones)), (user, (local, inner_local))):
             for cache in caches:
                 side.manager.unregister_cache(cache.cache_id)
 
@@ -191,20 +191,20 @@ def test_every_data_type(sides):
 def test_unaligned_memory(sides):
     """Items 43 and 44: no alignment is required."""
     owner, user = sides
-    there, here = (np.zeros(2 * 4 * 333 + 7, np.uint8) for _ in range(2))
-    there[:] = np.arange(len(there)) % 251
+    remote, local = (np.zeros(2 * 4 * 333 + 7, np.uint8) for _ in range(2))
+    remote[:] = np.arange(len(remote)) % 251
     desc = CacheDesc(2, [4, 333], DataType.DT_INT8)
     source = owner.manager.register_blocks_cache(
-        desc, [there.ctypes.data + 1, there.ctypes.data + 1335], BlocksCacheKey(1, 30)
+        desc, [remote.ctypes.data + 1, remote.ctypes.data + 1335], BlocksCacheKey(1, 30)
     )
     target = user.manager.register_blocks_cache(
-        desc, [here.ctypes.data + 3, here.ctypes.data + 1337]
+        desc, [local.ctypes.data + 3, local.ctypes.data + 1337]
     )
     user.manager.pull_blocks(BlocksCacheKey(1, 30), target, [0, 1, 3], [2, 3, 0])
-    for shift_here, shift_there in ((3, 1), (1337, 1335)):
+    for shift_local, shift_remote in ((3, 1), (1337, 1335)):
         for src, dst in ((0, 2), (1, 3), (3, 0)):
-            got = here[shift_here + 333 * dst :][:333]
-            assert (got == there[shift_there + 333 * src :][:333]).all()
+            got = local[shift_local + 333 * dst :][:333]
+            assert (got == remote[shift_remote + 333 * src :][:333]).all()
     owner.manager.unregister_cache(source.cache_id)
     user.manager.unregister_cache(target.cache_id)
 

@@ -64,19 +64,19 @@ def test_pushing_and_pulling_by_both_ends_of_one_link(sides):
         second.clean()
 
 
-def check_what_arrives(here, backend, kwargs):
+def check_what_arrives(member, backend, kwargs):
     """Body: own a cache; look at its memory whenever the pusher says that it has pushed."""
     with Side(1, backend).instance as instance:
         data = zeros(**kwargs)
         desc = CacheDesc(len(data), list(data.shape[1:]), DataType.DT_UINT64)
         addrs = [tensor.ctypes.data for tensor in data]
         cache = instance.cache_manager.register_blocks_cache(desc, addrs, BlocksCacheKey(1))
-        here.set_event("address", [list(instance.listen_address), cache.cache_id])
-        while (turn := here.receive()) is not None:
+        member.set_event("address", [list(instance.listen_address), cache.cache_id])
+        while (turn := member.receive()) is not None:
             want = pattern(data.shape, turn)[:, ::-1]
             arrived = bool((data == want).all())
             data[:] = 0
-            here.send(arrived)
+            member.send(arrived)
 
 
 @pytest.mark.parametrize("kwargs", [{"tensors": 2, "units": 4, "words": 16}, BIG])
@@ -116,9 +116,9 @@ def test_the_target_need_not_take_part(backend):
             finalize(pusher)
 
 
-def sleep_in_one_call(here, backend):
+def sleep_in_one_call(member, backend):
     side = Side(1, backend)
     side.blocks(key=0)
-    here.set_event("address", list(side.address))
-    here.wait_end()
+    member.set_event("address", list(side.address))
+    member.wait_end()
     finalize(side)

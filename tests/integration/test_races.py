@@ -295,15 +295,15 @@ def test_local_caches_that_go_during_a_pull(sides):
         puller.join()
 
 
-def change_for_ever(here, backend):
+def change_for_ever(member, backend):
     """Body: an owner process that unregisters, unmaps, maps and registers again, all the time."""
     side = Side(1, backend)
-    here.set_event("address", list(side.address))
-    here.wait_for("linked")
+    member.set_event("address", list(side.address))
+    member.wait_for("linked")
     pages = Pages(2, BLOCKS, WORDS * 8 // PAGE)
     addrs = [tensor.ctypes.data for tensor in pages.data]
     enough = threading.Event()
-    waiter = threading.Thread(target=lambda: here.wait_for("enough") or enough.set())
+    waiter = threading.Thread(target=lambda: member.wait_for("enough") or enough.set())
     waiter.start()
     turn = 0
     while not enough.is_set():
@@ -319,8 +319,8 @@ def change_for_ever(here, backend):
             for unit in range(BLOCKS):
                 pages.replace(tensor, unit)
     waiter.join()
-    here.set_event("done", turn)
-    here.wait_end()
+    member.set_event("done", turn)
+    member.wait_end()
     finalize(side)
     return turn
 

@@ -200,9 +200,9 @@ def test_pool_memory(backend):
             assert (target.data[:, 0, 0] == [10 * turn, 10 * turn + 1]).all()
             user.manager.push_cache(key, target.cache)
         link(late.instance, owner.address)
-        here = late.slots(tensors=2, units=1, words=16 * WORDS)
-        late.manager.pull_cache(key, here.cache)
-        assert (here.data == target.data).all()
+        local = late.slots(tensors=2, units=1, words=16 * WORDS)
+        late.manager.pull_cache(key, local.cache)
+        assert (local.data == target.data).all()
         small = late.slots(tensors=2, units=1, words=8)
         late.manager.pull_cache(CacheKeyByIdAndIndex(1, other.cache_id), small.cache)
         assert (small.data[:, 0, 3] == [11, 12]).all()
@@ -303,14 +303,14 @@ def test_transfers_meanwhile(sides):
     assert (held.data == pattern(held.data.shape, 1)).all()
 
 
-def serve(here, backend):
+def serve(member, backend):
     """Body: link to the group's owner, pull once, and wait."""
     side = Side(3, backend, listen=False)
-    link(side.instance, here.wait_for("owner"))
+    link(side.instance, member.wait_for("owner"))
     target = side.blocks(tensors=2, units=UNITS, words=WORDS)
     side.manager.pull_blocks(BlocksCacheKey(1), target.cache, EVERY, EVERY)
-    here.set_event("pulled")
-    here.wait_end()
+    member.set_event("pulled")
+    member.wait_end()
     finalize(side)
 
 

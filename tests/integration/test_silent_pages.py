@@ -66,20 +66,20 @@ def test_a_pull_of_silent_pages_ends_in_time_and_holds_nothing(three, silent):
     owner, one, other = three
     owner.blocks(data=silent, key=0)
     owner.blocks(7, key=1, tensors=1, words=WORDS)
-    mine, theirs = (side.blocks(tensors=1, words=WORDS) for side in (one, other))
-    before = mine.data.copy()
+    local, remote = (side.blocks(tensors=1, words=WORDS) for side in (one, other))
+    before = local.data.copy()
 
     def pull():
         with failing("LLM_TIMEOUT", "pull_blocks", peer=1):
-            one.manager.pull_blocks(KEY, mine.cache, EVERY, EVERY)
+            one.manager.pull_blocks(KEY, local.cache, EVERY, EVERY)
 
     assert timed(pull) < TIMEOUT_S + LATE_S
-    assert (mine.data == before).all()
-    for side, held in ((one, mine), (other, theirs)):
+    assert (local.data == before).all()
+    for side, held in ((one, local), (other, remote)):
         side.manager.pull_blocks(BlocksCacheKey(1, 1), held.cache, EVERY, EVERY)
         assert (held.data == pattern((1, BLOCKS, WORDS), 7)).all(), "other memory is undisturbed"
-    one.held.remove(mine)
-    assert timed(one.manager.unregister_cache, mine.id) < LATE_S
+    one.held.remove(local)
+    assert timed(one.manager.unregister_cache, local.id) < LATE_S
     unlinked = one.instance.unlink_clusters
     info = [info_of(owner.address, owner.id)]
     assert timed(lambda: unlinked(info, 1000, True)) < LATE_S
@@ -88,30 +88,30 @@ def test_a_pull_of_silent_pages_ends_in_time_and_holds_nothing(three, silent):
 
 def test_the_owner_of_silent_pages_unregisters_and_unlinks_while_peers_ask(three, silent):
     owner, one, _ = three
-    theirs = owner.blocks(data=silent, key=0)
-    mine = one.blocks(tensors=1, words=WORDS)
+    remote = owner.blocks(data=silent, key=0)
+    local = one.blocks(tensors=1, words=WORDS)
     pulls = [
-        threading.Thread(target=lambda: _fails(one.manager.pull_blocks, mine)) for _ in range(4)
+        threading.Thread(target=lambda: _fails(one.manager.pull_blocks, local)) for _ in range(4)
     ]
     for each in pulls:
         each.start()
     time.sleep(0.1)
-    owner.held.remove(theirs)
-    assert timed(owner.manager.unregister_cache, theirs.id) < LATE_S
+    owner.held.remove(remote)
+    assert timed(owner.manager.unregister_cache, remote.id) < LATE_S
     for each in pulls:
         each.join(TIMEOUT_S + LATE_S)
         assert not each.is_alive()
     assert timed(finalize, owner) < 2 * LATE_S
 
 
-def _fails(call, mine):
+def _fails(call, local):
     with pytest.raises(Exception, match="LLM_"):
-        call(KEY, mine.cache, EVERY, EVERY)
+        call(KEY, local.cache, EVERY, EVERY)
 
 
 def test_pushes_from_silent_pages_end_in_time_and_keep_no_other_peer_waiting(three, silent):
     owner, one, other = three
-    theirs = owner.blocks(key=0, tensors=1, words=WORDS)
+    remote = owner.blocks(key=0, tensors=1, words=WORDS)
     bad = one.blocks(data=silent)
     good = other.blocks(3, tensors=1, words=WORDS)
 
@@ -125,7 +125,7 @@ def test_pushes_from_silent_pages_end_in_time_and_keep_no_other_peer_waiting(thr
         each.start()
     for _ in range(5):
         assert timed(other.manager.push_blocks, KEY, good.cache, EVERY, EVERY) < TIMEOUT_S
-    assert (theirs.data == good.data).all()
+    assert (remote.data == good.data).all()
     for each in pushes:
         each.join()
     assert time.monotonic() - began < TIMEOUT_S + LATE_S
@@ -176,12 +176,12 @@ def test_pages_that_were_never_touched_are_pulled_and_pushed(three):
     owner, one, _ = three
     untouched = np.frombuffer(mmap.mmap(-1, BLOCKS * PAGE), np.uint64).reshape(1, BLOCKS, WORDS)
     owner.blocks(data=untouched, key=0)
-    mine = one.blocks(5, tensors=1, words=WORDS)
-    one.manager.pull_blocks(KEY, mine.cache, EVERY, EVERY)
-    assert not mine.data.any()
-    mine.data[:] = 9
-    one.manager.pull_blocks(KEY, mine.cache, EVERY, EVERY)
-    assert not mine.data.any()
+    local = one.blocks(5, tensors=1, words=WORDS)
+    one.manager.pull_blocks(KEY, local.cache, EVERY, EVERY)
+    assert not local.data.any()
+    local.data[:] = 9
+    one.manager.pull_blocks(KEY, local.cache, EVERY, EVERY)
+    assert not local.data.any()
     source = np.frombuffer(mmap.mmap(-1, BLOCKS * PAGE), np.uint64).reshape(1, BLOCKS, WORDS)
     empty = one.blocks(data=source)
     untouched[:] = 7
@@ -208,12 +208,12 @@ def secret():
 def test_memory_that_only_its_owner_can_read_goes_over_the_lanes_and_is_not_at_fault(three, secret):
     owner, one, other = three
     owner.blocks(data=secret, key=0)
-    mine = one.blocks(tensors=1, words=WORDS)
+    local = one.blocks(tensors=1, words=WORDS)
     for _ in range(2):
-        one.manager.pull_blocks(KEY, mine.cache, EVERY, EVERY)
-        assert (mine.data == secret).all()
+        one.manager.pull_blocks(KEY, local.cache, EVERY, EVERY)
+        assert (local.data == secret).all()
     assert "for 1 caches that only their owner can read" in str(one.instance.describe_link(1))
-    one.manager.push_blocks(KEY, mine.cache, EVERY, EVERY)
+    one.manager.push_blocks(KEY, local.cache, EVERY, EVERY)
     target = other.blocks(key=0, tensors=1, words=WORDS)
     link(owner.instance, other.address)
     source = owner.held[0]
@@ -230,11 +230,11 @@ def test_a_checked_pull_of_such_memory_goes_over_the_lanes_too(secret):
     link(sides[1].instance, sides[0].address)
     owner, one = sides
     owner.blocks(data=secret, key=0)
-    mine = one.blocks(tensors=1, words=WORDS)
-    one.manager.pull_blocks(KEY, mine.cache, EVERY, EVERY)
-    assert (mine.data == secret).all()
+    local = one.blocks(tensors=1, words=WORDS)
+    one.manager.pull_blocks(KEY, local.cache, EVERY, EVERY)
+    assert (local.data == secret).all()
     untouched = np.frombuffer(mmap.mmap(-1, BLOCKS * PAGE), np.uint64).reshape(1, BLOCKS, WORDS)
     owner.blocks(data=untouched, key=1)
-    one.manager.pull_blocks(BlocksCacheKey(1, 1), mine.cache, EVERY, EVERY)
-    assert not mine.data.any()
+    one.manager.pull_blocks(BlocksCacheKey(1, 1), local.cache, EVERY, EVERY)
+    assert not local.data.any()
     finalize(*sides)

@@ -15,9 +15,9 @@ pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 def linked(station, hosts, **options):
     """Return two stations on two hosts, the second linked to the first."""
-    there, here = station(hosts[0], 1, **options), station(hosts[1], 2, listen=False, **options)
-    assert here.call("link", there.address).status == OK
-    return there, here
+    remote, local = station(hosts[0], 1, **options), station(hosts[1], 2, listen=False, **options)
+    assert local.call("link", remote.address).status == OK
+    return remote, local
 
 
 def whole(seed):
@@ -27,16 +27,16 @@ def whole(seed):
 def test_link_local_addresses_keep_their_zone(network, station):
     """In parsing, listening, dialing from a source, and where each end says the other is."""
     hosts = network(2)
-    there, here = linked(station, hosts, ip="link-local", transfer_backend="tcp")
-    assert there.address[0] == "fe80::1%eth0"
-    assert here.value("describe", 1)["peer"] == f"[fe80::1%eth0]:{there.address[1]}"
-    assert there.value("describe", 2)["peer"].startswith("[fe80::2%eth0]:")
+    remote, local = linked(station, hosts, ip="link-local", transfer_backend="tcp")
+    assert remote.address[0] == "fe80::1%eth0"
+    assert local.value("describe", 1)["peer"] == f"[fe80::1%eth0]:{remote.address[1]}"
+    assert remote.value("describe", 2)["peer"].startswith("[fe80::2%eth0]:")
 
 
 @pytest.mark.parametrize("ip", ["4", "6", "link-local"])
 def test_pull_and_push_both_ways(network, station, ip):
-    there, here = linked(station, network(2), ip=ip, transfer_backend="tcp")
-    for one, other in ((here, there), (there, here)):
+    remote, local = linked(station, network(2), ip=ip, transfer_backend="tcp")
+    for one, other in ((local, remote), (remote, local)):
         one.value("fill", 1)
         other.value("fill", 2)
         one.value("pull", other.cluster_id, EVERY[::-1], EVERY[::-1])
@@ -52,45 +52,45 @@ def test_pull_and_push_both_ways(network, station, ip):
 def test_bytes_travel_over_the_wire(network, station):
     """Lanes run between the hosts' addresses, and carry what is moved."""
     hosts = network(2)
-    there, here = linked(station, hosts, transfer_backend="tcp")
-    before = here.value("received_bytes", "eth0")
-    here.value("pull", 1, EVERY, EVERY)
+    remote, local = linked(station, hosts, transfer_backend="tcp")
+    before = local.value("received_bytes", "eth0")
+    local.value("pull", 1, EVERY, EVERY)
     moved = TENSORS * BLOCKS * WORDS * 8
-    assert here.value("received_bytes", "eth0") - before > moved
-    assert here.value("describe", 1)["peer"] == f"{hosts[0].ip4}:{there.address[1]}"
+    assert local.value("received_bytes", "eth0") - before > moved
+    assert local.value("describe", 1)["peer"] == f"{hosts[0].ip4}:{remote.address[1]}"
 
 
 @pytest.mark.parametrize(("ip", "backend"), [("4", "auto"), ("4", "tcp"), ("6", "tcp")])
 def test_layer_by_layer(network, station, ip, backend):
-    there, here = linked(station, network(2), ip=ip, transfer_backend=backend)
-    here.value("fill", 4)
-    addrs = there.value("tensor_addrs")
-    assert here.call("layerwise", 1, addrs, EVERY, EVERY).status == OK
-    assert there.value("digest") == whole(4)
+    remote, local = linked(station, network(2), ip=ip, transfer_backend=backend)
+    local.value("fill", 4)
+    addrs = remote.value("tensor_addrs")
+    assert local.call("layerwise", 1, addrs, EVERY, EVERY).status == OK
+    assert remote.value("digest") == whole(4)
 
 
 def test_a_key_is_consumed(network, station):
-    there, here = linked(station, network(2), transfer_backend="tcp")
-    there.value("offer", 5, 6)
-    here.value("take", 1, 5)
-    assert here.value("digest") == whole(6)
-    assert here.call("take", 1, 5).status == "LLM_KV_CACHE_NOT_EXIST"
+    remote, local = linked(station, network(2), transfer_backend="tcp")
+    remote.value("offer", 5, 6)
+    local.value("take", 1, 5)
+    assert local.value("digest") == whole(6)
+    assert local.call("take", 1, 5).status == "LLM_KV_CACHE_NOT_EXIST"
 
 
 def test_a_peer_that_leaves_and_comes_back(network, station):
-    there, here = linked(station, network(2), transfer_backend="tcp")
-    here.value("unlink", 1)
-    assert here.call("pull", 1, [0], [0]).status == "LLM_NOT_YET_LINK"
-    here.value("link", there.address)
-    here.value("pull", 1, [0], [0])
+    remote, local = linked(station, network(2), transfer_backend="tcp")
+    local.value("unlink", 1)
+    assert local.call("pull", 1, [0], [0]).status == "LLM_NOT_YET_LINK"
+    local.value("link", remote.address)
+    local.value("pull", 1, [0], [0])
 
 
 def test_an_address_where_nobody_listens(network, station):
     hosts = network(3)
-    here = station(hosts[0], 1)
-    assert here.call("link", [hosts[1].ip4, 9]).status == "LLM_LINK_FAILED"
+    local = station(hosts[0], 1)
+    assert local.call("link", [hosts[1].ip4, 9]).status == "LLM_LINK_FAILED"
     hosts[2].down()
-    answer = here.call("link", [hosts[2].ip4, 9], 300)
+    answer = local.call("link", [hosts[2].ip4, 9], 300)
     assert answer.status in {"LLM_TIMEOUT", "LLM_LINK_FAILED"}
     assert answer.seconds < 1.3
 
@@ -135,17 +135,17 @@ def test_rank_table_links(network, station, ip, backend):
 def test_switch_role(network, station, ip, backend):
     hosts = network(2)
     address = hosts[1].ip4 if ip == "4" else f"[{hosts[1].ip6}]"
-    there, here = linked(station, hosts, ip=ip, transfer_backend=backend)
-    assert there.call("switch_role", "DECODER").status == "LLM_EXIST_LINK"
-    here.value("unlink", 1)
-    there.value("switch_role", "DECODER")
-    assert there.value("listen_address") is None
-    assert here.call("link", there.address).status == "LLM_LINK_FAILED"
-    here.value("switch_role", "PROMPT", f"{address}:0")
-    assert there.call("link", here.value("listen_address")).status == OK
-    here.value("fill", 5)
-    there.value("pull", 2, EVERY, EVERY)
-    assert there.value("digest") == whole(5)
+    remote, local = linked(station, hosts, ip=ip, transfer_backend=backend)
+    assert remote.call("switch_role", "DECODER").status == "LLM_EXIST_LINK"
+    local.value("unlink", 1)
+    remote.value("switch_role", "DECODER")
+    assert remote.value("listen_address") is None
+    assert local.call("link", remote.address).status == "LLM_LINK_FAILED"
+    local.value("switch_role", "PROMPT", f"{address}:0")
+    assert remote.call("link", local.value("listen_address")).status == OK
+    local.value("fill", 5)
+    remote.value("pull", 2, EVERY, EVERY)
+    assert remote.value("digest") == whole(5)
 
 
 @pytest.mark.parametrize("ip", ["4", "6"])

@@ -46,7 +46,7 @@ def backend_of(side):
     return backend
 
 
-def said_at_links(here, field, seed):
+def said_at_links(member, field, seed):
     """A body: link to a peer that lies, again and again, and at last to the same that does not."""
     liar, victim = Side(1, "nixl"), Side(2, "nixl", listen=False, sync_kv_timeout=20_000)
     source, target = liar.blocks(seed=3, key=0, **BIG), victim.blocks(**BIG)
@@ -75,10 +75,10 @@ def said_at_links(here, field, seed):
         else:
             outcomes.append(overall.name)
     finalize(liar, victim)
-    here.send(outcomes)
+    member.send(outcomes)
 
 
-def said_of_regions(here, seed):
+def said_of_regions(member, seed):
     """A body: pull caches whose regions are wrong, and at last one whose region is not."""
     liar, victim = Side(1, "nixl"), Side(2, "nixl", listen=False, sync_kv_timeout=20_000)
     agent = backend_of(liar).agent
@@ -106,7 +106,7 @@ def said_of_regions(here, seed):
         wait_for_trial(victim.instance._engine.backends)
         victim.manager.pull_blocks(liar.blocks_key(number), target.cache, EVERY, EVERY)
     finalize(liar, victim)
-    here.send([*outcomes, moved])
+    member.send([*outcomes, moved])
 
 
 @pytest.mark.parametrize("field", [CONNECTION, LANDING])

@@ -24,61 +24,61 @@ def pair(network, station):
         "words": WORDS,
         "sync_kv_timeout": int(TIMEOUT_S * 1000),
     }
-    there = station(hosts[0], 1, **options)
-    here = station(hosts[1], 2, listen=False, **options)
-    assert here.call("link", there.address).status == OK
-    here.value("fill", 1)
-    there.value("fill", 2)
-    return hosts, there, here
+    remote = station(hosts[0], 1, **options)
+    local = station(hosts[1], 2, listen=False, **options)
+    assert local.call("link", remote.address).status == OK
+    local.value("fill", 1)
+    remote.value("fill", 2)
+    return hosts, remote, local
 
 
-def cut_during(operation, hosts, here):
+def cut_during(operation, hosts, local):
     """Cut the network once an operation has moved something; return how it ended."""
     while True:
-        here.send("repeat", operation, 1, EVERY, EVERY, 20.0)
+        local.send("repeat", operation, 1, EVERY, EVERY, 20.0)
         time.sleep(0.3)
         hosts[0].down()
-        answer = here.answer()
+        answer = local.answer()
         assert answer.status != OK
         return answer
 
 
 @pytest.mark.parametrize("operation", ["pull", "push"])
 def test_the_call_ends_and_nothing_follows(pair, operation):
-    hosts, there, here = pair
-    answer = cut_during(operation, hosts, here)
+    hosts, remote, local = pair
+    answer = cut_during(operation, hosts, local)
     assert answer.status == "LLM_TIMEOUT", answer
     assert TIMEOUT_S <= answer.value < TIMEOUT_S + LATE_S + NOISE_S
-    before = [here.value("digest"), there.value("digest")]
+    before = [local.value("digest"), remote.value("digest")]
     time.sleep(0.5)
-    assert [here.value("digest"), there.value("digest")] == before
+    assert [local.value("digest"), remote.value("digest")] == before
     hosts[0].up()
     time.sleep(1.0)  # what was under way arrives now
-    assert [here.value("digest"), there.value("digest")] == before
+    assert [local.value("digest"), remote.value("digest")] == before
 
 
 @pytest.mark.parametrize("operation", ["pull", "push"])
 def test_the_next_transfer_works(pair, operation):
-    hosts, there, here = pair
-    cut_during(operation, hosts, here)
+    hosts, remote, local = pair
+    cut_during(operation, hosts, local)
     time.sleep(0.2)
     hosts[0].up()
-    source, target = (there, here) if operation == "pull" else (here, there)
+    source, target = (remote, local) if operation == "pull" else (local, remote)
     source.value("fill", 5)
     deadline = time.monotonic() + 10
-    while (answer := here.call(operation, 1, EVERY, EVERY)).status != OK:
+    while (answer := local.call(operation, 1, EVERY, EVERY)).status != OK:
         assert time.monotonic() < deadline, answer
         time.sleep(0.05)
     assert target.value("digest") == digest(pattern(5, BLOCKS, WORDS))
 
 
 def test_a_link_over_a_cut_network(pair):
-    hosts, there, here = pair
+    hosts, remote, local = pair
     hosts[0].down()
-    here.value("unlink_forced", 1)
-    answer = here.call("link", there.address, 500)
+    local.value("unlink_forced", 1)
+    answer = local.call("link", remote.address, 500)
     assert answer.status == "LLM_TIMEOUT"
     assert answer.seconds < 1.0
     hosts[0].up()
-    assert here.call("link", there.address, 8000).status == OK
-    here.value("pull", 1, [0], [0])
+    assert local.call("link", remote.address, 8000).status == OK
+    local.value("pull", 1, [0], [0])

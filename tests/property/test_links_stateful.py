@@ -172,24 +172,24 @@ class LinksMachine(RuleBasedStateMachine):
     def linked(self, one, other):
         """A link is there; nothing is lost any more, and nothing pending."""
         self.links.add(frozenset((one, other)))
-        for here, there in ((one, other), (other, one)):
-            self.members[here].lost.discard(there)
-            self.members[here].pending.discard(there)
+        for end, peer in ((one, other), (other, one)):
+            self.members[end].lost.discard(peer)
+            self.members[end].pending.discard(peer)
 
-    def lose(self, here, there):
-        """The end of a link at `here` is lost."""
-        member = self.members[here]
-        member.lost.add(there)
-        if member.relinks and there in member.asked:
-            member.pending.add(there)
+    def lose(self, end, peer):
+        """The end of a link at `end` is lost."""
+        member = self.members[end]
+        member.lost.add(peer)
+        if member.relinks and peer in member.asked:
+            member.pending.add(peer)
         else:
-            member.asked.discard(there)
+            member.asked.discard(peer)
 
     def await_link(self, one, other):
         """Wait until a link that is made again is there at both ends."""
-        for here, there in ((one, other), (other, one)):
-            member = self.members[here]
-            eventually(lambda m=member, p=there: m.is_linked(p), COMES_BACK_S)
+        for end, peer in ((one, other), (other, one)):
+            member = self.members[end]
+            eventually(lambda m=member, p=peer: m.is_linked(p), COMES_BACK_S)
         self.linked(one, other)
 
     @rule(pair=PAIR, named=st.booleans())
@@ -197,36 +197,38 @@ class LinksMachine(RuleBasedStateMachine):
         one, other = pair
         if not self.up(one):
             return
-        here, there = self.members[one], self.members[other]
-        if not there.port:
+        initiator, target = self.members[one], self.members[other]
+        if not target.port:
             return
-        info = info_of(("127.0.0.1", there.port), other if named else None)
-        status = ended(here.instance.link_clusters, [info], 20_000)
+        info = info_of(("127.0.0.1", target.port), other if named else None)
+        status = ended(initiator.instance.link_clusters, [info], 20_000)
         if not self.up(other):
             assert status == "LLM_LINK_FAILED"
             return
         assert status == "LLM_SUCCESS"
         self.linked(one, other)
-        here.asked.add(other)
-        eventually(lambda: there.is_linked(one))
+        initiator.asked.add(other)
+        eventually(lambda: target.is_linked(one))
 
     @rule(pair=PAIR, force=st.booleans())
     def unlink(self, pair, force):
         one, other = pair
         if not self.up(one):
             return
-        here, there = self.members[one], self.members[other]
-        status = ended(here.instance.unlink_clusters, [info_of(cluster_id=other)], 20_000, force)
-        untold = other in here.lost and not force
+        initiator, target = self.members[one], self.members[other]
+        status = ended(
+            initiator.instance.unlink_clusters, [info_of(cluster_id=other)], 20_000, force
+        )
+        untold = other in initiator.lost and not force
         assert status == ("LLM_NOTIFY_PROMPT_UNLINK_FAILED" if untold else "LLM_SUCCESS")
-        for member, peer in ((here, other), (there, one)):
-            if member is here or frozenset(pair) in self.links:
+        for member, peer in ((initiator, other), (target, one)):
+            if member is initiator or frozenset(pair) in self.links:
                 member.lost.discard(peer)
                 member.pending.discard(peer)
                 member.asked.discard(peer)
         if frozenset(pair) in self.links:
             self.links.remove(frozenset(pair))
-            eventually(lambda: not there.is_linked(one))
+            eventually(lambda: not target.is_linked(one))
 
     @precondition(lambda self: self.links)
     @rule(data=st.data())
@@ -238,13 +240,13 @@ class LinksMachine(RuleBasedStateMachine):
         generations = [self.members[n].table.get(p).generation for n, p in self._ends(one, other)]
         self.members[one].cut(other)
         self.links.remove(frozenset((one, other)))
-        for here, there in self._ends(one, other):
-            self.lose(here, there)
-        if any(there in self.members[here].pending for here, there in self._ends(one, other)):
-            for (here, there), generation in zip(self._ends(one, other), generations, strict=True):
-                member = self.members[here]
+        for end, peer in self._ends(one, other):
+            self.lose(end, peer)
+        if any(peer in self.members[end].pending for end, peer in self._ends(one, other)):
+            for (end, peer), generation in zip(self._ends(one, other), generations, strict=True):
+                member = self.members[end]
                 eventually(
-                    lambda m=member, p=there, g=generation: any(
+                    lambda m=member, p=peer, g=generation: any(
                         link.cluster_id == p and link.generation > g for link in m.table.links()
                     ),
                     COMES_BACK_S,
@@ -339,30 +341,30 @@ class LinksMachine(RuleBasedStateMachine):
     @rule(pair=PAIR, src=BLOCK, dst=BLOCK, operation=st.sampled_from(["pull", "push"]))
     def transfer(self, pair, src, dst, operation):
         one, other = pair
-        here, there = self.members[one], self.members[other]
-        if not self.up(one) or here.cache is None:
+        initiator, target = self.members[one], self.members[other]
+        if not self.up(one) or initiator.cache is None:
             return
-        mine, theirs = (dst, src) if operation == "pull" else (src, dst)
-        call = getattr(here.manager, f"{operation}_blocks")
-        status = ended(call, BlocksCacheKey(other), here.cache, [src], [dst])
+        initiator_block, target_block = (dst, src) if operation == "pull" else (src, dst)
+        call = getattr(initiator.manager, f"{operation}_blocks")
+        status = ended(call, BlocksCacheKey(other), initiator.cache, [src], [dst])
         if frozenset(pair) not in self.links:
             assert status == "LLM_NOT_YET_LINK"
-        elif there.cache is None:
+        elif target.cache is None:
             assert status == "LLM_KV_CACHE_NOT_EXIST"
-        elif mine in here.marked:
+        elif initiator_block in initiator.marked:
             assert status == "LLM_DEVICE_MEM_ERROR"
-        elif mine in here.broken or theirs in there.broken:
+        elif initiator_block in initiator.broken or target_block in target.broken:
             local = status == "LLM_DEVICE_MEM_ERROR"
             assert local or status == "LLM_SUSPECT_REMOTE_ERROR"
-            owner, block = (here, mine) if local else (there, theirs)
+            owner, block = (initiator, initiator_block) if local else (target, target_block)
             assert block in owner.broken
             owner.marked.add(block)
         else:
             assert status == "LLM_SUCCESS"
             if operation == "pull":
-                here.words[mine] = there.words[theirs]
+                initiator.words[initiator_block] = target.words[target_block]
             else:
-                there.words[theirs] = here.words[mine]
+                target.words[target_block] = initiator.words[initiator_block]
 
     # ---- what holds at any time ----
 

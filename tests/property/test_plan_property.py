@@ -58,10 +58,10 @@ def block_cases(draw):
             dst.reverse()
     else:
         src = [draw(st.integers(0, src_size - 1)) for _ in dst]
-    here, there = (src, dst) if push else (dst, src)
+    local_indices, remote_indices = (src, dst) if push else (dst, src)
     return (
-        local, here, draw(ranges(tensors[0], count)),
-        remote, there, draw(ranges(tensors[1], count)), push,
+        local, local_indices, draw(ranges(tensors[0], count)),
+        remote, remote_indices, draw(ranges(tensors[1], count)), push,
     )  # fmt: skip
 
 
@@ -97,9 +97,9 @@ def check(plan, pieces):
 @given(block_cases())
 @settings(max_examples=300, deadline=None)
 def test_blocks_are_moved_once_and_merged(case):
-    local, here, local_tensors, remote, there, remote_tensors, push = case
+    local, local_indices, local_tensors, remote, remote_indices, remote_tensors, push = case
     source = 0 if push else 1
-    listed = list(zip(here, there, strict=True))
+    listed = list(zip(local_indices, remote_indices, strict=True))
     repeated = len({pair[source] for pair in listed}) != len(listed)
     order = sorted(listed, key=lambda pair: pair[1 - source if repeated else source])
     unit = local.unit_bytes
@@ -109,7 +109,13 @@ def test_blocks_are_moved_once_and_merged(case):
         for x, y in order
     ]
     plan = plan_blocks(
-        local, blocks(here), local_tensors, remote, blocks(there), remote_tensors, push=push
+        local,
+        blocks(local_indices),
+        local_tensors,
+        remote,
+        blocks(remote_indices),
+        remote_tensors,
+        push=push,
     )
     check(plan, pieces)
 

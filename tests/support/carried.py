@@ -20,9 +20,9 @@ def shaken(tls):
     near, far = TlsSession(tls.dialing, accepting=False), TlsSession(tls.accepting, accepting=True)
     done = [False, False]
     while not all(done):
-        for i, (here, there) in enumerate(((near, far), (far, near))):
-            done[i] = here.shake()
-            there.feed(here.records())
+        for i, (local, remote) in enumerate(((near, far), (far, near))):
+            done[i] = local.shake()
+            remote.feed(local.records())
     return near, far
 
 

@@ -47,14 +47,14 @@ class Member:
         self.cache = None
 
 
-def serve(here, first_id, count, address, peer, options):
+def serve(member, first_id, count, address, peer, options):
     """Body of another process: make the instances, link them, execute the test's commands."""
     members = [Member(first_id + number, **options) for number in range(count)]
-    here.receive(600)  # until the test has looked at what there is without links
-    here.send([member.link(address) for member in members])
-    while (order := here.receive(600)) != "close":
+    member.receive(600)  # until the test has looked at what there is without links
+    member.send([each.link(address) for each in members])
+    while (order := member.receive(600)) != "close":
         assert order == "pull"
-        here.send([member.pull(peer) for member in members])
-    for member in members:
-        member.close()
-    here.send(True)
+        member.send([each.pull(peer) for each in members])
+    for each in members:
+        each.close()
+    member.send(True)

@@ -9,35 +9,35 @@ LANES = 4  # on which one side asks, by default
 
 
 class Operation:
-    """One call of `rig.here`, and the expected bytes."""
+    """One call of `rig.local`, and the expected bytes."""
 
     def __init__(self, name, rig):
         self.rig = rig
-        rig.here.fill(1)
-        rig.there.fill(2)
+        rig.local.fill(1)
+        rig.remote.fill(2)
         self.pulls = name in ("pull", "take", "lookup")
         self.blocks = [3] if name == "push one block" else EVERY
         self.arguments = {
             "pull": ("pull", 1, EVERY, EVERY),
             "push": ("push", 1, EVERY, EVERY),
             "push one block": ("push", 1, [3], [3]),
-            "layerwise": ("layerwise", 1, rig.there.tensor_addrs(), EVERY, EVERY),
+            "layerwise": ("layerwise", 1, rig.remote.tensor_addrs(), EVERY, EVERY),
             "take": ("take", 1, 77),
             "lookup": ("pull", 1, [], []),
         }[name]
         if name == "lookup":
             self.blocks = []
-            rig.there.announce()
+            rig.remote.announce()
         if name == "take":
-            rig.there.offer(77, 2)
-            assert rig.here.call("check", 1).status == OK
+            rig.remote.offer(77, 2)
+            assert rig.local.call("check", 1).status == OK
 
     def run(self):
-        return self.rig.here.call(*self.arguments)
+        return self.rig.local.call(*self.arguments)
 
     def is_right(self):
         """Return whether the expected bytes, and no others, have arrived."""
-        target = self.rig.here if self.pulls else self.rig.there
+        target = self.rig.local if self.pulls else self.rig.remote
         old, new = (1, 2) if self.pulls else (2, 1)
         wanted = pattern(old, BLOCKS, WORDS)
         wanted[:, self.blocks] = pattern(new, BLOCKS, WORDS)[:, self.blocks]
@@ -60,6 +60,6 @@ def recovered(rig, fds):
     rig.recover()
     assert rig.all_lanes_are_back(LANES)
     deadline = time.monotonic() + 2
-    while rig.here.fds() > fds:
+    while rig.local.fds() > fds:
         assert time.monotonic() < deadline, "descriptors were left behind"
         time.sleep(0.01)

@@ -14,17 +14,17 @@ HEAL_S = 3.0  # until when links must have healed
 
 
 class Rig:
-    """`here` has linked `there` through `proxy`, and makes the calls."""
+    """`local` has linked `remote` through `proxy`, and makes the calls."""
 
-    def __init__(self, there, here, proxy):
-        self.there = there
-        self.here = here
+    def __init__(self, remote, local, proxy):
+        self.remote = remote
+        self.local = local
         self.proxy = proxy
-        here.fill(1)
-        there.fill(2)
+        local.fill(1)
+        remote.fill(2)
 
     def memory(self):
-        return self.here.data.copy(), self.there.data.copy()
+        return self.local.data.copy(), self.remote.data.copy()
 
     def is_quiet(self, seconds=QUIET_S):
         """Return whether nothing changes in either memory."""
@@ -40,12 +40,12 @@ class Rig:
         """Pull and push until both succeed, without linking again; check every byte."""
         deadline = time.monotonic() + seconds
         for operation, source, target in (
-            ("pull", self.there, self.here),
-            ("push", self.here, self.there),
+            ("pull", self.remote, self.local),
+            ("push", self.local, self.remote),
         ):
             source.fill(7)
             target.fill(8)
-            while (answer := self.here.call(operation, 1, EVERY, EVERY)).status != OK:
+            while (answer := self.local.call(operation, 1, EVERY, EVERY)).status != OK:
                 assert time.monotonic() < deadline, answer
                 time.sleep(0.02)
             assert digest(target.data) == digest(pattern(7, BLOCKS, WORDS))
@@ -59,7 +59,7 @@ class Rig:
 
     def all_lanes_are_back(self, count, seconds=HEAL_S):
         deadline = time.monotonic() + seconds
-        while self.here.describe(1)["lanes"] != count:
+        while self.local.describe(1)["lanes"] != count:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.01)

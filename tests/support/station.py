@@ -255,7 +255,7 @@ class Station:
         """
         half = self.data.shape[1] // 2
         read, written = list(range(half)), list(range(half, 2 * half))
-        theirs = pattern(peer, *self.data.shape[1:])[:, read]
+        remote = pattern(peer, *self.data.shape[1:])[:, read]
         chance = random.Random(seed)
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -269,7 +269,7 @@ class Station:
                 answer = self.call(*call)
                 if answer.status != OK:
                     return Failed(answer.status, answer.seconds)
-            right = self.data[:, source] if back else theirs[:, source]
+            right = self.data[:, source] if back else remote[:, source]
             assert (self.data[:, target] == right).all(), "a call that succeeded moved other bytes"
         return None
 
@@ -301,14 +301,14 @@ def plain(value):
     return value if isinstance(value, int | float | bool | None) else str(value)
 
 
-def serve(here, cluster_id, listen, options):
+def serve(member, cluster_id, listen, options):
     """Body of another process: a station that executes the test's commands until the group ends."""
     station = Station(cluster_id, listen, **options)
     try:
-        here.send(station.listen_address())
+        member.send(station.listen_address())
         while True:
-            name, *args = here.receive(600)
-            here.send(list(station.call(name, *args)))
+            name, *args = member.receive(600)
+            member.send(list(station.call(name, *args)))
     finally:
         station.close()
 

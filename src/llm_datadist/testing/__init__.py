@@ -20,8 +20,8 @@ from llm_datadist.testing.exits import (
     TimedOut,
 )
 from llm_datadist.testing.faults import inject_faults
-from llm_datadist.testing.here import Here
 from llm_datadist.testing.leaks import Snapshot, leaks_since, snapshot
+from llm_datadist.testing.member import Member
 from llm_datadist.testing.peer_group import Peer, PeerGroup
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
     "FaultRule",
     "Finished",
     "GroupClosed",
-    "Here",
+    "Member",
     "Killed",
     "Peer",
     "PeerFailed",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from llm_datadist.testing.exits import Value
-    from llm_datadist.testing.here import Here
+    from llm_datadist.testing.member import Member
 
 INITIATOR_ID = 1
 TARGET_ID = 2
@@ -84,22 +84,22 @@ class TargetCommands:
             pass
 
 
-def serve_backend(here: Here, module: str, file: str, qualname: str) -> None:
+def serve_backend(member: Member, module: str, file: str, qualname: str) -> None:
     """Run the target; body of a peer."""
     end = BackendEnd(BodyName(module, file, qualname))
     with listen() as listener:
-        here.send([listener.getsockname()[1], msgspec.to_builtins(end.introduction())])
-        initiator = msgspec.convert(here.receive(), Introduction)
+        member.send([listener.getsockname()[1], msgspec.to_builtins(end.introduction())])
+        initiator = msgspec.convert(member.receive(), Introduction)
         client, served = accept_lanes(listener)
     end.connect(initiator, client, served, INITIATOR_ID)
-    here.send("connected")
+    member.send("connected")
     commands = TargetCommands(end)
-    while (command := _next(here))[0] != STOP:
+    while (command := _next(member))[0] != STOP:
         name, *arguments = command
-        here.send(getattr(commands, name)(*arguments))
+        member.send(getattr(commands, name)(*arguments))
     end.close()
 
 
-def _next(here: Here) -> list[Value]:
-    command: list[Value] = here.receive(timeout_s=600.0)
+def _next(member: Member) -> list[Value]:
+    command: list[Value] = member.receive(timeout_s=600.0)
     return command

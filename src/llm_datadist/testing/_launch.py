@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_datadist.testing.exits import Exit, Exited, Finished, Killed, Raised
-from llm_datadist.testing.here import run_peer
+from llm_datadist.testing.member import run_peer
 
 if TYPE_CHECKING:
     import socket
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from llm_datadist.testing._wire import Connection, Message
 
-_CHILD = "import sys; from llm_datadist.testing.here import main; main(int(sys.argv[1]))"
+_CHILD = "import sys; from llm_datadist.testing.member import main; main(int(sys.argv[1]))"
 _STOP_WITHIN_S = 5.0
 
 

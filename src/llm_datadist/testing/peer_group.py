@@ -1,9 +1,9 @@
 """Runs functions ("bodies") as peers of each other, in fresh processes or in threads.
 
-    def serve(here, size):                       # at the top level of a module
+    def serve(member, size):                     # at the top level of a module
         ...
-        here.set_event("ready", instance.listen_address)
-        here.wait_end()
+        member.set_event("ready", instance.listen_address)
+        member.wait_end()
 
     with PeerGroup() as group:
         server = group.start(serve, 4096)
@@ -97,11 +97,11 @@ class Peer:
         return self._launched.pid
 
     def send(self, value: Value) -> None:
-        """Send a value; the body's `Here.receive` returns it."""
+        """Send a value; the body's `Member.receive` returns it."""
         self._connection.send(Sent(value))
 
     def receive(self, timeout_s: float | None = None) -> Value:
-        """Wait for the next value of `Here.send`.
+        """Wait for the next value of `Member.send`.
 
         Raises:
             PeerFailed: The peer has ended and nothing more can come.
@@ -219,7 +219,7 @@ class PeerGroup:
         name: str | None = None,
         command_prefix: Sequence[str] = (),
     ) -> Peer:
-        """Run `body(here, *args)` as a new peer.
+        """Run `body(member, *args)` as a new peer.
 
         Args:
             body: A top-level function, or "package.module:function".

@@ -21,11 +21,11 @@ class Situation(NamedTuple):
     life: int
 
 
-def situation(ledger, here, peer, name):
+def situation(ledger, local, peer, name):
     """Read the ledger. What is over is read first: what ends later is not held against a call."""
     over = int(ledger.over[peer, name])
     return Situation(
-        ledger.circumstances(here, peer),
+        ledger.circumstances(local, peer),
         int(ledger.change[peer, name]),
         int(ledger.remapping[peer, name]),
         int(ledger.begun[peer, name]),

@@ -70,27 +70,27 @@ class Ledger:
         if int(self.change[slot, name]) & 1:
             self.change[slot, name] += np.uint64(1)
 
-    def is_apart(self, here, there, since_ns):
+    def is_apart(self, local, remote, since_ns):
         """Whether one of the two had unlinked the other by then, and neither has linked again."""
-        linked = max(int(self.linked_at[here, there]), int(self.linked_at[there, here]))
-        for end in ((here, there), (there, here)):
+        linked = max(int(self.linked_at[local, remote]), int(self.linked_at[remote, local]))
+        for end in ((local, remote), (remote, local)):
             begun, over = int(self.unlink_begun[end]), int(self.unlink_over[end])
             if linked < begun < over < since_ns:
                 return True
         return False
 
-    def circumstances(self, here, there):
+    def circumstances(self, local, remote):
         """All that may break a link of these two slots; even and unchanged = nothing did."""
         return (
-            int(self.trouble[here]),
-            int(self.trouble[there]),
-            int(self.cut[here]),
-            int(self.cut[there]),
-            int(self.linking[here, there]),
-            int(self.linking[there, here]),
+            int(self.trouble[local]),
+            int(self.trouble[remote]),
+            int(self.cut[local]),
+            int(self.cut[remote]),
+            int(self.linking[local, remote]),
+            int(self.linking[remote, local]),
             int(self.stop),
-            2 * int(self.gave_up[here]),
-            2 * int(self.gave_up[there]),
+            2 * int(self.gave_up[local]),
+            2 * int(self.gave_up[remote]),
         )
 
 

@@ -34,7 +34,7 @@ _END_S = 20.0
 _POOL = json.dumps({"memory_size": 48 << 20})
 
 
-def run(here, directory, slot, life, options):
+def run(member, directory, slot, life, options):
     """Body of the process: act until the ledger says stop."""
     directory = Path(directory)
     logging.basicConfig(filename=directory / f"log-{slot}-{life}.txt", level=logging.WARNING)

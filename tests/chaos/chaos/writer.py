@@ -51,10 +51,10 @@ class Landing(NamedTuple):
         """Count the words that are there; None when the process is gone."""
         count = 0
         for address, words in zip(self.addresses, self.words, strict=True):
-            there = peek(self.pid, address, words.nbytes)
-            if there is None:
+            remote = peek(self.pid, address, words.nbytes)
+            if remote is None:
                 return None
-            count += int((there == words).sum())
+            count += int((remote == words).sum())
         return count
 
     @property

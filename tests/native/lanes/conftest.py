@@ -86,8 +86,8 @@ class Initiator:
     def whole(self, block=1 << 16):
         """Everything, block by block, the blocks in random order at the target."""
         count = self.local.size // block
-        there = np.random.default_rng(1).permutation(count)
-        return [(i * block, int(there[i]) * block, block) for i in range(count)]
+        remote = np.random.default_rng(1).permutation(count)
+        return [(i * block, int(remote[i]) * block, block) for i in range(count)]
 
     def read(self, ranges, *, local_ref=NOTHING, entry=None, key=NOTHING, version=0, seconds=20.0):
         return Outcome(
@@ -164,8 +164,8 @@ class LocalLink(Initiator):
 
     def expected(self, ranges):
         expected = np.zeros_like(self.local)
-        for here, there, length in ranges:
-            expected[here : here + length] = self.remote[there : there + length]
+        for local, remote, length in ranges:
+            expected[local : local + length] = self.remote[remote : remote + length]
         return expected
 
     def close(self):

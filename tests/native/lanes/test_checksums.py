@@ -33,7 +33,7 @@ def checksum(one, ranges, *, entry=None, key=NOTHING, version=0, seconds=20.0):
 
 
 def expected(one, ranges):
-    return [_native.crc32c(one.remote[there : there + n].tobytes()) for _, there, n in ranges]
+    return [_native.crc32c(one.remote[remote : remote + n].tobytes()) for _, remote, n in ranges]
 
 
 def test_the_published_check_value():
@@ -74,15 +74,15 @@ def test_no_ranges_at_all(link, code):
 
 def test_own_memory_has_the_same_sums(link, code):
     one = link()
-    there, length = np.ascontiguousarray(one.arrays(RANGES)[1:])
-    outcome, sums = _native.checksum(there, length, one.target, one.entry, soon())
+    remote, length = np.ascontiguousarray(one.arrays(RANGES)[1:])
+    outcome, sums = _native.checksum(remote, length, one.target, one.entry, soon())
     assert outcome[0] == code.OK
     assert np.frombuffer(sums, np.uint32).tolist() == expected(one, RANGES)
-    assert _native.checksum(there, length, one.target, NOTHING, soon())[0][0] == code.OK
-    assert _native.checksum(there, length, one.target, one.entry, 0)[0][0] == code.TIMEOUT
-    assert _native.checksum(there, length, one.target, (44, 1), soon())[0][0] == code.LOCAL_GONE
+    assert _native.checksum(remote, length, one.target, NOTHING, soon())[0][0] == code.OK
+    assert _native.checksum(remote, length, one.target, one.entry, 0)[0][0] == code.TIMEOUT
+    assert _native.checksum(remote, length, one.target, (44, 1), soon())[0][0] == code.LOCAL_GONE
     with pytest.raises(ValueError, match="length"):
-        _native.checksum(there, length[:1], one.target, one.entry, soon())
+        _native.checksum(remote, length[:1], one.target, one.entry, soon())
 
 
 def test_nothing_is_said_of_other_memory(link, code, any_entry):
@@ -91,9 +91,9 @@ def test_nothing_is_said_of_other_memory(link, code, any_entry):
     for bad in [(1 << 20, 1), ((1 << 20) - 1, 2), (0, (1 << 20) + 1), (1 << 40, 5)]:
         assert checksum(one, [(0, 0, 8), (8, *bad)])[0] == (code.DENIED, 1), bad
     hidden = one.open_entry(one.local, accessible=False)
-    there = (one.local.ctypes.data - one.remote_address) % 2**64
-    assert checksum(one, [(0, there, 8)], entry=hidden)[0][0] == code.DENIED
-    assert checksum(one, [(0, there, 8)], entry=any_entry)[0] == (code.DENIED, 0)
+    remote = (one.local.ctypes.data - one.remote_address) % 2**64
+    assert checksum(one, [(0, remote, 8)], entry=hidden)[0][0] == code.DENIED
+    assert checksum(one, [(0, remote, 8)], entry=any_entry)[0] == (code.DENIED, 0)
     assert checksum(one, RANGES, entry=any_entry)[0] == (code.OK, -1)
     assert one.ping() == code.OK
     assert one.lanes.count() == 1
@@ -119,10 +119,10 @@ def test_memory_that_cannot_be_read_is_named(link, code, size):
     one = link(lanes=1)
     pages = mmap.mmap(-1, size)
     memory = np.frombuffer(pages, np.uint8)
-    there = (memory.ctypes.data - one.remote_address) % 2**64
+    remote = (memory.ctypes.data - one.remote_address) % 2**64
     entry = one.open_entry(memory)
-    ranges = [(0, there + i * 4096, 4096) for i in range(size // 4096)]
-    ranges = [(here, far % 2**64, length) for here, far, length in ranges]
+    ranges = [(0, remote + i * 4096, 4096) for i in range(size // 4096)]
+    ranges = [(local, far % 2**64, length) for local, far, length in ranges]
     assert checksum(one, ranges, entry=entry)[0] == (code.OK, -1)
     del memory
     pages.close()

@@ -55,8 +55,8 @@ def test_unmapped_memory_of_the_target_is_a_remote_fault_at_its_descriptor(
     bad = pages(40)
     entry = one.open_entry(bad.bytes)
     ranges = [
-        (here, there % 2**64, length)
-        for here, there, length in page_ranges(bad, one.remote_address, 40)
+        (local, remote % 2**64, length)
+        for local, remote, length in page_ranges(bad, one.remote_address, 40)
     ]
     bad.unmap(23)
     outcome = getattr(one, operation)(ranges, entry=entry)

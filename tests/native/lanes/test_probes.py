@@ -78,9 +78,9 @@ def test_nothing_is_said_of_other_memory(link, code, any_entry):
     for bad in [(1 << 20, 1), ((1 << 20) - 1, 2), (0, (1 << 20) + 1), (1 << 40, 5)]:
         assert probe(one, [(0, 0, 8), (8, *bad)]) == (code.DENIED, 1), bad
     hidden = one.open_entry(one.local, accessible=False)
-    there = (one.local.ctypes.data - one.remote_address) % 2**64
-    assert probe(one, [(0, there, 8)], entry=hidden)[0] == code.DENIED
-    assert probe(one, [(0, there, 8)], entry=any_entry) == (code.DENIED, 0)
+    remote = (one.local.ctypes.data - one.remote_address) % 2**64
+    assert probe(one, [(0, remote, 8)], entry=hidden)[0] == code.DENIED
+    assert probe(one, [(0, remote, 8)], entry=any_entry) == (code.DENIED, 0)
     assert one.ping() == code.OK
 
 

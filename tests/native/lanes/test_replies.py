@@ -54,14 +54,14 @@ def run(target, operation, local):
     length = np.full(PIECES, each, np.uint64)
     own = np.uint64(local.ctypes.data) + np.arange(PIECES, dtype=np.uint64) * np.uint64(each)
     remote = np.uint64(1 << 40) + np.arange(PIECES, dtype=np.uint64) * np.uint64(4096)
-    there = (remote, length, (3, 1), NOTHING, 0, deadline)
+    ranges = (remote, length, (3, 1), NOTHING, 0, deadline)
     moving = (own, remote, length, NOTHING, (3, 1))
     return {
         "read": lambda: lanes.read(*moving, NOTHING, 0, deadline),
         "write": lambda: lanes.write(*moving, 0, deadline),
         "push": lambda: lanes.push(*moving, 0, deadline),
-        "checksum": lambda: lanes.ask_checksum(*there).wait()[0],
-        "probe": lambda: lanes.probe(*there),
+        "checksum": lambda: lanes.ask_checksum(*ranges).wait()[0],
+        "probe": lambda: lanes.probe(*ranges),
         "consume": lambda: lanes.consume(3, 1, deadline),
         "version": lambda: lanes.version(deadline)[0],
         "log": lambda: lanes.read_log(0, SIZE, deadline)[0],

@@ -161,9 +161,9 @@ def test_raw_addresses_reach_accessible_entries_only(link, code, any_entry, oper
     one.open_entry(other)
     one.open_entry(hidden, accessible=False)
     run = getattr(one, operation)
-    there = [array.ctypes.data - one.remote_address for array in (other, hidden)]
-    mixed = [(i * 64, there[0] + i * 64 if i % 2 else i * 64, 64) for i in range(60)]
-    mixed = [(here, far % 2**64, length) for here, far, length in mixed]
+    remote = [array.ctypes.data - one.remote_address for array in (other, hidden)]
+    mixed = [(i * 64, remote[0] + i * 64 if i % 2 else i * 64, 64) for i in range(60)]
+    mixed = [(local, far % 2**64, length) for local, far, length in mixed]
     one.local[:] = 9
     assert run(mixed, entry=any_entry) == (code.OK, 0, -1, 60 * 64)
     if operation == "read":
@@ -173,7 +173,7 @@ def test_raw_addresses_reach_accessible_entries_only(link, code, any_entry, oper
         assert (other[64:128] == 9).all()
         assert (one.remote[128:192] == 9).all()
         assert (other[:64] == 0).all()
-    outcome = run([*mixed, (0, there[1] % 2**64, 1)], entry=any_entry)
+    outcome = run([*mixed, (0, remote[1] % 2**64, 1)], entry=any_entry)
     assert (outcome.code, outcome.index) == (code.DENIED, 60)
     assert (hidden == 0).all()
 
@@ -238,10 +238,10 @@ def test_striped_transfers_of_many_threads_share_the_lanes(link, code, operation
     source, target = (one.remote, one.local) if operation == "read" else (one.local, one.remote)
     before = source.copy()
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        for here, there, length in (
+        for local, remote, length in (
             each for part in pool.map(work, range(threads)) for each in part
         ):
-            at, of = (here, there) if operation == "read" else (there, here)
+            at, of = (local, remote) if operation == "read" else (remote, local)
             assert (target[at : at + length] == source[of : of + length]).all()
     assert (source == before).all()
     assert one.lanes.count() == 3

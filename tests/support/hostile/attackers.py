@@ -163,7 +163,7 @@ def become(user):
     os.setuid(user)
 
 
-def serve(here, kind, user, arguments, options):
+def serve(member, kind, user, arguments, options):
     """Body of another process: an attacker or a victim that executes the test's commands."""
     if kind == "victim":
         made = Victim(*arguments, **options)
@@ -172,13 +172,13 @@ def serve(here, kind, user, arguments, options):
     if user is not None:
         become(user)
     try:
-        here.send("made")
+        member.send("made")
         while True:
-            name, *args = here.receive(600)
+            name, *args = member.receive(600)
             try:
-                here.send([True, getattr(made, name)(*args)])
+                member.send([True, getattr(made, name)(*args)])
             except (OSError, TimeoutError) as error:
-                here.send([False, f"{type(error).__name__}: {error}"])
+                member.send([False, f"{type(error).__name__}: {error}"])
     finally:
         made.close()
 

@@ -78,7 +78,7 @@ def transfer_config(role, **extra):
     }
 
 
-def serve(here, model, transfer, overrides):
+def serve(member, model, transfer, overrides):
     """Body: one engine. Answers each command of the group with what it did."""
     os.environ.update(overrides.pop("environ", {}))
     from vllm import LLM
@@ -97,15 +97,15 @@ def serve(here, model, transfer, overrides):
     }
     llm = LLM(**settings, kv_transfer_config=transfer)
     engine = _Engine(llm.llm_engine)
-    here.send("ready")
+    member.send("ready")
     while True:
-        command = engine.next_command(here)
+        command = engine.next_command(member)
         if command[0] == "end":
             break
-        here.send(getattr(engine, command[0])(*command[1:]))
+        member.send(getattr(engine, command[0])(*command[1:]))
     llm.llm_engine.engine_core.shutdown()
-    here.send("ended")
-    here.wait_end()
+    member.send("ended")
+    member.wait_end()
 
 
 class _Engine:
@@ -127,11 +127,11 @@ class _Engine:
             self.is_inproc and self.scheduler.has_requests()
         )
 
-    def next_command(self, here):
+    def next_command(self, local):
         while True:
             busy = self.busy()
             try:
-                return here.receive(_LOOK_S if busy else 600)
+                return local.receive(_LOOK_S if busy else 600)
             except TimeoutError:
                 if not busy:
                     raise

@@ -26,84 +26,84 @@ from llm_datadist.testing import (
 KINDS = ["process", "thread"]
 
 
-def add(here, left, right):
+def add(member, left, right):
     return left + right
 
 
-def identify(here):
-    return [here.name, here.index, os.getpid()]
+def identify(member):
+    return [member.name, member.index, os.getpid()]
 
 
-def echo_twice(here):
+def echo_twice(member):
     for _ in range(2):
-        here.send(here.receive())
+        member.send(member.receive())
 
 
-def raise_plainly(here):
+def raise_plainly(member):
     raise ValueError("bad luck")
 
 
-def raise_with_status(here):
+def raise_with_status(member):
     raise LLMException("too late", status_code=LLMStatusCode.LLM_TIMEOUT)
 
 
-def announce(here, value):
-    here.set_event("ready", value)
-    here.wait_end()
+def announce(member, value):
+    member.set_event("ready", value)
+    member.wait_end()
 
 
-def await_announcement(here):
-    return here.wait_for("ready")
+def await_announcement(member):
+    return member.wait_for("ready")
 
 
-def meet(here, rounds, parties):
+def meet(member, rounds, parties):
     times = []
     for _ in range(rounds):
-        here.barrier("round", parties)
+        member.barrier("round", parties)
         times.append(time.monotonic())
     return times
 
 
-def end_without_report(here):
+def end_without_report(member):
     os._exit(3)
 
 
-def abort(here):
+def abort(member):
     os.abort()
 
 
-def fail_at_exit(here):
+def fail_at_exit(member):
     import atexit
 
     atexit.register(os._exit, 5)
     return "returned"
 
 
-def count_up(here):
-    here.set_event("running")
+def count_up(member):
+    member.set_event("running")
     count = 0
     while True:
         count += 1
-        here.send(count)
+        member.send(count)
         time.sleep(0.001)
 
 
-def leave_child(here):
+def leave_child(member):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"], close_fds=False)
-    here.send(child.pid)
+    member.send(child.pid)
 
 
-def return_function(here):
+def return_function(member):
     return leave_child
 
 
-def sleep_long(here):
-    here.set_event("asleep")
+def sleep_long(member):
+    member.set_event("asleep")
     time.sleep(60)
 
 
-def wait_for_nothing(here, timeout_s=None):
-    here.wait_for("never", timeout_s)
+def wait_for_nothing(member, timeout_s=None):
+    member.wait_for("never", timeout_s)
 
 
 @pytest.fixture(params=KINDS)
@@ -313,23 +313,23 @@ def test_a_peer_dies_with_its_group():
         assert not process.exists()
 
 
-def keep_a_peer(here):
+def keep_a_peer(member):
     with PeerGroup() as group:
         peer = group.start(sleep_long)
         group.wait_for("asleep")
-        here.send(peer.pid)
+        member.send(peer.pid)
         threading.Event().wait()
 
 
 def test_local_functions_are_refused():
     with PeerGroup() as group:
         with pytest.raises(ValueError, match="top level"):
-            group.start(lambda here: None)
+            group.start(lambda local: None)
         with pytest.raises(ValueError, match="module:function"):
             group.start("no-colon")
 
 
-def environment(here, name):
+def environment(member, name):
     return os.environ.get(name)
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Here:
+class Member:
     """First argument of a body: its connection to the group.
 
     Attributes:
@@ -106,13 +106,13 @@ def run_peer(sock: socket.socket, group_gone: Callable[[], None]) -> bool:
             return False
     start = messages.pop(0)
     assert isinstance(start, Start)
-    here = Here(connection, start)
+    member = Member(connection, start)
     done = threading.Event()
     reader = threading.Thread(
-        target=_read, args=(connection, here, messages, done, group_gone), daemon=True
+        target=_read, args=(connection, member, messages, done, group_gone), daemon=True
     )
     reader.start()
-    report = _run_body(here, start)
+    report = _run_body(member, start)
     done.set()
     try:
         connection.send(report)
@@ -125,13 +125,13 @@ def run_peer(sock: socket.socket, group_gone: Callable[[], None]) -> bool:
     return isinstance(report, Finished)
 
 
-def _run_body(here: Here, start: Start) -> Finished | Raised:
+def _run_body(member: Member, start: Start) -> Finished | Raised:
     try:
         for entry in start.sys_path:
             if entry not in sys.path:
                 sys.path.append(entry)
         body = BodyName(start.module, start.file, start.qualname).load()
-        return Finished(body(here, *start.args))
+        return Finished(body(member, *start.args))
     except BaseException as error:
         status = getattr(getattr(error, "status_code", None), "name", None)
         return Raised(type(error).__name__, str(error), status, traceback.format_exc())
@@ -139,7 +139,7 @@ def _run_body(here: Here, start: Start) -> Finished | Raised:
 
 def _read(
     connection: Connection,
-    here: Here,
+    member: Member,
     messages: list[Message],
     done: threading.Event,
     group_gone: Callable[[], None],
@@ -147,9 +147,9 @@ def _read(
     gone = False
     while not gone:
         for message in messages:
-            here._take(message)
+            member._take(message)
         messages, gone = connection.read()
-    here._board.end()
+    member._board.end()
     if not done.is_set():
         group_gone()
 
