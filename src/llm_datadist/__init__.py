@@ -29,6 +29,8 @@ from llm_datadist._types import (
     TransferWithCacheKeyConfig,
 )
 
+__version__ = "0.1.0"
+
 LlmConfig = LLMConfig
 
 #: Names of the cache-manager generation; `KvCache` is the first generation's name of `Cache`.

@@ -5,7 +5,7 @@ import pytest
 
 from llm_datadist._backends.base import Unavailable
 from llm_datadist._backends.host import HostBackend
-from llm_datadist._backends.nixl import NixlBackend
+from llm_datadist._backends.nixl.backend import NixlBackend
 from support.instances import finalize, linked_sides
 from support.nixl_backends import NEEDS_NIXL
 

@@ -6,7 +6,7 @@ import socket
 
 from llm_datadist._control.relay import Relays
 from llm_datadist._control.tls import SecureSocket, TlsSession
-from llm_datadist._options import parse_options
+from llm_datadist._options.parse import parse_options
 from support.setup import options_of
 
 

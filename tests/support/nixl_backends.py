@@ -11,7 +11,7 @@ NEEDS_NIXL = pytest.mark.skipif(not HAS_NIXL, reason="no nixl wheel: pip install
 
 def make_nixl(node):
     """Return a backend that uses the engine for transfers of all sizes."""
-    from llm_datadist._backends.nixl import NixlBackend
+    from llm_datadist._backends.nixl.backend import NixlBackend
 
     backend = NixlBackend(node, small_bytes=0)
     wait_for_trial([backend])

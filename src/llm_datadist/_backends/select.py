@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING
 
 from llm_datadist._backends.base import Unavailable
 from llm_datadist._backends.host import HostBackend
-from llm_datadist._backends.nixl import NixlBackend, has_rdma
+from llm_datadist._backends.nixl.bindings import has_rdma
 from llm_datadist._backends.tcp import TcpBackend
 
 if TYPE_CHECKING:
     from llm_datadist._backends.base import Backend, Channel
     from llm_datadist._backends.lanes import LinkLanes
+    from llm_datadist._backends.nixl.backend import NixlBackend
     from llm_datadist._backends.node import Node
     from llm_datadist._backends.transfer import PeerEndpoint
     from llm_datadist._devices.cpu import PoolMemory
-    from llm_datadist._options import Config
+    from llm_datadist._options.settings import Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,8 @@ def _make_host(config: Config, node: Node, pools: tuple[PoolMemory, ...]) -> Hos
 
 
 def _make_nixl(config: Config, node: Node, *, rdma_only: bool) -> NixlBackend:
+    from llm_datadist._backends.nixl.backend import NixlBackend  # noqa: PLC0415 - rarely needed
+
     return NixlBackend(
         node,
         config.nixl_backend,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import _thread
 import select
 import socket
-import ssl
+import sys
 from typing import Final
 
 from llm_datadist._errors import LLMStatusCode, fail
@@ -27,12 +27,14 @@ def check_not_patched() -> None:
     Raises:
         LLMException: LLM_FAILED.
     """
+    ssl = sys.modules.get("ssl")  # what is not imported is not patched
     used = {
         "thread": _thread.start_new_thread,
         "socket": socket.socket,
         "select": select.select,
-        "ssl": ssl.SSLContext,
     }
+    if ssl is not None:
+        used["ssl"] = ssl.SSLContext
     owners = {name: str(object_.__module__).partition(".")[0] for name, object_ in used.items()}
     patched = [name for name, owner in owners.items() if owner in _INSTEAD]
     if patched:

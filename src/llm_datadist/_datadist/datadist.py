@@ -9,7 +9,6 @@ import threading
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 from llm_datadist._cache_manager import CacheManager
-from llm_datadist._control.patched import check_not_patched
 from llm_datadist._datadist.link_calls import (
     MAX_CLUSTERS,
     LinkStatuses,
@@ -19,11 +18,9 @@ from llm_datadist._datadist.link_calls import (
     statuses,
     too_many,
 )
-from llm_datadist._domains import Domains
-from llm_datadist._engine import Engine
+from llm_datadist._datadist.parts import load_parts
 from llm_datadist._errors import LLMStatusCode, fail, inherited
 from llm_datadist._logs import later
-from llm_datadist._options import parse_options, parse_switch_options
 from llm_datadist._types import LLMClusterInfo, LLMRole, RegisterMemStatus
 from llm_datadist._types.checks import (
     check_bool,
@@ -33,6 +30,9 @@ from llm_datadist._types.checks import (
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from llm_datadist._domains import Domains
+    from llm_datadist._engine import Engine
 
 logger = logging.getLogger("llm_datadist")
 
@@ -63,6 +63,7 @@ class LLMDataDist:
         check_instance("role", role, LLMRole)
         self._role = role
         self._cluster_id = check_uint64("cluster_id", cluster_id)
+        load_parts()  # not in `init`, which may run with few descriptors left
         self._lock = threading.Lock()
         self._bound_port: int | None = None
         self._inherited = False
@@ -108,9 +109,10 @@ class LLMDataDist:
         with later(), self._lock:
             if self._engine is not None:
                 return
-            check_not_patched()
-            config = parse_options(dict(options))
-            engine = Engine(self._cluster_id, config)
+            parts = load_parts()
+            parts.check_not_patched()
+            config = parts.parse_options(dict(options))
+            engine = parts.engine(self._cluster_id, config)
             try:
                 engine.start()
             except BaseException:
@@ -120,7 +122,7 @@ class LLMDataDist:
             self._bound_port = listen[1] if listen else None
             self._engine = engine
             self._inherited = False
-            self._domains = Domains(self._cluster_id, config, engine.links)
+            self._domains = parts.domains(self._cluster_id, config, engine.links)
             self._cache_manager = CacheManager(engine)
             _live_instances.add(self)
             LLMDataDist.llm_engine_instance = self
@@ -327,7 +329,9 @@ class LLMDataDist:
                     f"{len(engine.links.links())} links are left",
                     "unlink_clusters them first",
                 )
-            listen = parse_switch_options(engine.config, switch_options or {}, self._bound_port)
+            listen = load_parts().parse_switch_options(
+                engine.config, switch_options or {}, self._bound_port
+            )
             try:
                 engine.links.relisten(listen)
             except OSError as error:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from llm_datadist._domains.arguments import Terms
     from llm_datadist._domains.rendezvous import Meeting
     from llm_datadist._links import DomainHello, Link, LinkTable
-    from llm_datadist._options import Config
+    from llm_datadist._options.settings import Config
     from llm_datadist._protocol.rank_table import Address
 
 __all__ = ["MAX_DOMAINS", "Domains"]

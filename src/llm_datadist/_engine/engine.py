@@ -39,7 +39,7 @@ from llm_datadist._types import Placement
 
 if TYPE_CHECKING:
     from llm_datadist._backends.select import Offer
-    from llm_datadist._options import Config
+    from llm_datadist._options.settings import Config
 
 
 class Engine:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from llm_datadist._backends.base import Backend
     from llm_datadist._backends.node import Node
     from llm_datadist._links import LinkTable
-    from llm_datadist._options import Config
+    from llm_datadist._options.settings import Config
     from llm_datadist._registry import CacheRegistry
 
 __all__ = ["Instance", "Lifetime"]

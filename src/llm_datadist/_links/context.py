@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llm_datadist._links.delegate import Hooks, LinkDelegate
     from llm_datadist._links.lane_terms import LaneSink, OpenLanes
     from llm_datadist._links.link import LinkData, Peer
-    from llm_datadist._options import Config
+    from llm_datadist._options.settings import Config
 
 __all__ = ["CLUSTERS", "Connecting", "LinkContext", "SetupError"]
 

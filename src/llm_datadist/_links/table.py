@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.delegate import LinkDelegate
     from llm_datadist._links.link import Link, LinkResult
-    from llm_datadist._options import Config
+    from llm_datadist._options.settings import Config
     from llm_datadist._protocol.messages import DomainHello
     from llm_datadist._types import LLMClusterInfo
 

@@ -5,7 +5,6 @@ Source: api.md 3.
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Generic, TypeVar, overload
 
 from llm_datadist._errors import LLMStatusCode, fail
@@ -147,4 +146,6 @@ class Utilization(Property[float]):
         return float(value)
 
     def options(self, value: float) -> dict[str, str]:
+        from decimal import Decimal  # noqa: PLC0415 - keeps the import of the package short
+
         return {self.key: format(Decimal(repr(value)), "f")}

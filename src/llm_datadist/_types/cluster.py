@@ -5,7 +5,6 @@ Source: api.md 4.9.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from typing import SupportsIndex, final
 
@@ -120,6 +119,8 @@ def _ip(operation: str, ip: object) -> str:
             raise wrong_type("ip", ip, "str or int") from None
         return ".".join(map(str, number.to_bytes(4, "little")))
     if not _HOST_NAME.match(ip):
+        import ipaddress  # noqa: PLC0415 - keeps the import of the package short
+
         try:
             ipaddress.ip_address(ip)
         except ValueError:

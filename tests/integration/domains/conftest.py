@@ -11,7 +11,7 @@ import pytest
 
 from llm_datadist._domains import Domains
 from llm_datadist._links import LinkTable
-from llm_datadist._options import Config
+from llm_datadist._options.settings import Config
 from llm_datadist._types import RegisterMemStatus
 from support.planes import EmptyPlane
 

@@ -8,8 +8,10 @@ from support.setup import run_program
 
 PRELUDE = """
 import ctypes, os, resource, struct, sys
-from llm_datadist import LLMStatusCode
+from llm_datadist import LLMDataDist, LLMRole, LLMStatusCode
 from support.setup import info_of, started
+
+LLMDataDist(LLMRole.MIX, 0)  # the first instance imports what instances need
 
 def made(cluster_id):
     return started(cluster_id, mem_pool_cfg='{"memory_size": 314572800}')

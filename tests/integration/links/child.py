@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))  # for `support`
 
 from llm_datadist._links import LinkTable
-from llm_datadist._options import Config
+from llm_datadist._options.settings import Config
 from llm_datadist._types import LLMClusterInfo
 from support.planes import EmptyPlane
 

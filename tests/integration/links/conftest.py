@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from llm_datadist._links import LinkTable
-from llm_datadist._options import Config
+from llm_datadist._options.settings import Config
 from llm_datadist._types import LLMClusterInfo
 from support.planes import EmptyPlane
 

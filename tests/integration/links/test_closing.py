@@ -10,7 +10,7 @@ import pytest
 
 from llm_datadist._errors import LLMException, LLMStatusCode
 from llm_datadist._links import LinkTable
-from llm_datadist._options import Config
+from llm_datadist._options.settings import Config
 
 FINALIZED = LLMStatusCode.LLM_ENGINE_FINALIZED
 

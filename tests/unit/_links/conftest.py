@@ -11,7 +11,7 @@ from llm_datadist._links.context import LinkContext
 from llm_datadist._links.delegate import Hooks
 from llm_datadist._links.lane_terms import LaneTerms
 from llm_datadist._links.link import Link, LinkState, Peer
-from llm_datadist._options import Config
+from llm_datadist._options.settings import Config
 from support.planes import EmptyPlane
 
 ROUTE = (2, ("127.0.0.1", 5), None)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from llm_datadist._errors import LLMException, LLMStatusCode
-from llm_datadist._options import LLMConfig, parse_options
+from llm_datadist._options import LLMConfig
+from llm_datadist._options.parse import parse_options
 from llm_datadist.configs import LLMConfig as Exported
 from llm_datadist.configs import LlmConfig
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from llm_datadist._errors import LLMException, LLMStatusCode
-from llm_datadist._options import Pool, parse_options
+from llm_datadist._options.parse import parse_options
+from llm_datadist._options.settings import Pool
 
 MANAGED = {"llm.EnableCacheManager": "1"}
 HIXL = MANAGED | {"llm.TransferBackend": "hixl", "llm.listenIpInfo": "127.0.0.1:26000"}

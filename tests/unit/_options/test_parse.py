@@ -5,7 +5,8 @@ import os
 import pytest
 
 from llm_datadist._errors import LLMException, LLMStatusCode
-from llm_datadist._options import Config, parse_options, parse_switch_options
+from llm_datadist._options.parse import parse_options, parse_switch_options
+from llm_datadist._options.settings import Config
 
 MANAGED = {"llm.EnableCacheManager": "1"}
 HIXL = MANAGED | {"llm.TransferBackend": "hixl", "llm.listenIpInfo": "127.0.0.1:26000"}

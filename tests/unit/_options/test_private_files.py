@@ -6,7 +6,7 @@ import re
 import pytest
 
 from llm_datadist._errors import LLMException, LLMStatusCode
-from llm_datadist._options import parse_options
+from llm_datadist._options.parse import parse_options
 from support.authority import Authority
 
 READABLE = pytest.mark.expects_log("which other users can read")

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from llm_datadist._errors import LLMException, LLMStatusCode
-from llm_datadist._options import LLMConfig, parse_options
+from llm_datadist._options import LLMConfig
+from llm_datadist._options.parse import parse_options
 from support.authority import Authority
 
 CERT, KEY, CA, LANES = "llm.TlsCert", "llm.TlsKey", "llm.TlsCa", "llm.TlsLanes"

@@ -1,8 +1,1 @@
-"""The NIXL data path."""
-
-from __future__ import annotations
-
-from llm_datadist._backends.nixl.backend import NixlBackend
-from llm_datadist._backends.nixl.bindings import has_rdma
-
-__all__ = ["NixlBackend", "has_rdma"]
+"""The NIXL data path; imports nothing, as few instances use it."""

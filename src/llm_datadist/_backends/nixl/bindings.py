@@ -16,7 +16,6 @@ import re
 import sys
 import threading
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -103,6 +102,8 @@ def load_bindings() -> NixlBindings:
     Raises:
         Unavailable: None is installed, or it cannot be imported or is too old.
     """
+    from importlib import metadata  # noqa: PLC0415 - rarely needed, and slow to import
+
     reasons = []
     for module, distribution in _PACKAGES:
         try:

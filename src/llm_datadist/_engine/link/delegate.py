@@ -12,7 +12,7 @@ import msgspec
 
 from llm_datadist._backends.base import Unavailable
 from llm_datadist._backends.lanes import LinkLanes
-from llm_datadist._backends.nixl import has_rdma
+from llm_datadist._backends.nixl.bindings import has_rdma
 from llm_datadist._backends.node import is_of_this_process
 from llm_datadist._backends.select import select_channel, select_device_channel
 from llm_datadist._backends.transfer import PeerEndpoint
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from llm_datadist._backends.node import Node
     from llm_datadist._backends.select import Selection
     from llm_datadist._links import LinkTable, Peer
-    from llm_datadist._options import Config
+    from llm_datadist._options.settings import Config
     from llm_datadist._protocol.lane_auth import OpenLane
     from llm_datadist._types.refs import Ref
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from llm_datadist._backends.base import Backend
-    from llm_datadist._options import Config
+    from llm_datadist._options.settings import Config
 
 __all__ = ["check_cuda", "check_reaches_devices", "device_memory", "reaches_devices"]
 

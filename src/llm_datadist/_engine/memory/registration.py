@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llm_datadist._backends.transfer import MemoryKind
     from llm_datadist._engine.instance import Lifetime
     from llm_datadist._links import LinkTable
-    from llm_datadist._options import Config
+    from llm_datadist._options.settings import Config
     from llm_datadist._plan import Layout
     from llm_datadist._types import Placement
 

@@ -18,7 +18,7 @@ def installed(monkeypatch):
             raise metadata.PackageNotFoundError(name)
         return versions[name]
 
-    monkeypatch.setattr(bindings.metadata, "version", version)
+    monkeypatch.setattr(metadata, "version", version)
     monkeypatch.setattr(
         bindings, "_PACKAGES", (("no_such_12", "nixl-12"), ("no_such_13", "nixl-13"))
     )
