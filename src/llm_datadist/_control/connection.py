@@ -1,4 +1,4 @@
-"""A control connection: framed messages, and the message exchange on a link that is up.
+"""A control connection: framed messages over one socket.
 
 Loop thread only. The layers above do not depend on whether the connection uses TLS.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
 from typing import TYPE_CHECKING, Final, final
 
@@ -16,45 +15,26 @@ from llm_datadist._protocol.codec import (
     HEADER_BYTES,
     MAX_FRAME_BYTES,
     MAX_GREETING_BYTES,
-    ProtocolError,
     decode_header,
     decode_message,
     encode_frame,
 )
 from llm_datadist._protocol.control_tags import TAG_BYTES, ControlKeys, ControlTags
-from llm_datadist._protocol.messages import (
-    Message,
-    Notify,
-    Ping,
-    Pong,
-    Reject,
-    Reopen,
-    Reply,
-    Request,
-    Unlink,
-    Unlinked,
-)
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable, Callable
 
     from llm_datadist._control.tls import TlsSession
+    from llm_datadist._protocol.messages import Message
 
-__all__ = ["ControlConnection", "Conversation", "PeerClosedError", "RemoteError"]
+__all__ = ["ControlConnection", "PeerClosedError"]
 
-
-_INBOX: Final = 64
 _RECORDS_BYTES: Final = 64 << 10
 _MAX_REST_READS: Final = 64  # of _RECORDS_BYTES; more than a socket buffers by default
 
 
 class PeerClosedError(ConnectionError):
     """The connection is over: this end or the peer closed it, or the peer died."""
-
-
-class RemoteError(Exception):
-    """The peer answered a request with an error."""
 
 
 @final
@@ -254,148 +234,3 @@ class ControlConnection:
     def abort(self) -> None:
         """Close immediately and discard queued data. Idempotent."""
         self._writer.transport.abort()
-
-
-@final
-class Conversation:
-    """The message exchange on the connection of a link that is up. Loop thread only.
-
-    Pings are answered immediately. Unlink, Unlinked and Reopen go to `on_signal` immediately; a
-    Reject is passed on as an Unlink. Engine messages go to `on_message` one at a time, in order.
-    Nothing is read while 64 of them wait, or while the peer does not read its answers, so that a
-    fast peer is slowed down instead of filling memory.
-
-    Args:
-        connection: The connection, after its handshake.
-        on_message: Called with each Request and Notify; returns the Reply to a Request; may raise
-            ProtocolError, which ends the connection.
-        on_signal: Called with each Unlink, Unlinked and Reopen; may raise ProtocolError.
-        on_closed: Called once with the reason when the connection is over, whatever the cause.
-
-    Attributes:
-        num_received: Messages received.
-        ended: Set when the connection is over and everything received has been handled.
-    """
-
-    def __init__(
-        self,
-        connection: ControlConnection,
-        on_message: Callable[[Request | Notify], Awaitable[Reply | None]],
-        on_signal: Callable[[Message], None],
-        on_closed: Callable[[str], None],
-    ) -> None:
-        self.connection = connection
-        self.num_received = 0
-        self.ended = asyncio.Event()
-        connection.trust()
-        self._on_message = on_message
-        self._on_signal = on_signal
-        self._on_closed = on_closed
-        self._ids = itertools.count(1)
-        self._violation: str | None = None
-        self._waiting: dict[int, asyncio.Future[Pong | Reply]] = {}
-        self._inbox: asyncio.Queue[Request | Notify] = asyncio.Queue(_INBOX)
-
-    async def run(self) -> None:
-        """Receive messages until the connection is over."""
-        handling = asyncio.ensure_future(self._handle())
-        reason = "closed at this end"
-        try:
-            while True:
-                message = await self.connection.receive()
-                self.num_received += 1
-                await self._receive(message)
-        except (PeerClosedError, ProtocolError) as error:
-            reason = self._violation or str(error)
-        finally:
-            handling.cancel()
-            self.connection.abort()
-            self._answer_none(reason)
-            self._on_closed(reason)
-            # Break the reference cycle with the link.
-            del self._on_message, self._on_signal, self._on_closed
-            self.ended.set()
-
-    def finish(self, reason: str, seconds: float) -> None:
-        """Fail pending requests with `reason`; then see ControlConnection.finish."""
-        self._answer_none(reason)
-        self.connection.finish(seconds)
-
-    def _answer_none(self, reason: str) -> None:
-        for answer in self._waiting.values():
-            if not answer.done():
-                answer.set_exception(PeerClosedError(reason))
-
-    async def ask(self, body: bytes) -> bytes:
-        """Send a Request and return the body of its Reply; the caller sets the time limit.
-
-        Raises:
-            PeerClosedError: The connection was over first.
-            RemoteError: The peer answered with an error.
-            ValueError: The body is too large.
-        """
-        reply = await self._exchange(Request(id=next(self._ids), body=body))
-        if not isinstance(reply, Reply) or reply.error is not None:
-            raise RemoteError("no reply" if isinstance(reply, Pong) else reply.error)
-        return reply.body
-
-    async def ping(self) -> None:
-        """Return when the peer has answered; the caller sets the time limit.
-
-        Raises:
-            PeerClosedError: The connection was over first.
-        """
-        await self._exchange(Ping(id=next(self._ids)))
-
-    def send_keepalive(self) -> None:
-        """Send a Ping without waiting for the answer, which counts in `num_received`."""
-        with contextlib.suppress(PeerClosedError):
-            self.connection.send(Ping(id=0))
-
-    async def _exchange(self, question: Request | Ping) -> Pong | Reply:
-        answer: asyncio.Future[Pong | Reply] = asyncio.get_running_loop().create_future()
-        self._waiting[question.id] = answer
-        try:
-            self.connection.send(question)
-            return await answer
-        finally:
-            del self._waiting[question.id]
-
-    async def _receive(self, message: Message) -> None:
-        if isinstance(message, Ping):
-            with contextlib.suppress(PeerClosedError):  # messages may follow all the same
-                self.connection.send(Pong(id=message.id))
-                await self.connection.drain()
-        elif isinstance(message, (Pong, Reply)):
-            answer = self._waiting.get(message.id)
-            if answer is not None and not answer.done():
-                answer.set_result(message)
-        elif isinstance(message, (Request, Notify)):
-            await self._inbox.put(message)
-        elif isinstance(message, (Unlink, Unlinked, Reopen)):
-            self._on_signal(message)
-        elif isinstance(message, Reject):  # the dialer gave up before it read the Ready
-            self._on_signal(Unlink(reason=message.reason))
-        else:
-            raise ProtocolError(f"{type(message).__name__} on a link that is up")
-
-    async def _handle(self) -> None:
-        while True:
-            message = await self._inbox.get()
-            try:
-                reply = await self._on_message(message)
-                if reply is not None:
-                    self._send_reply(reply)
-                    await self.connection.drain()
-            except PeerClosedError:
-                return
-            except ProtocolError as error:
-                self._violation = str(error)
-                self.connection.abort()
-                return
-
-    def _send_reply(self, reply: Reply) -> None:
-        try:
-            self.connection.send(reply)
-        except ValueError as error:
-            self.connection.send(Reply(id=reply.id, error=f"the answer is too large: {error}"))

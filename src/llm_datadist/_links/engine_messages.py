@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, final
 
-from llm_datadist._control.connection import PeerClosedError, RemoteError
+from llm_datadist._control.connection import PeerClosedError
+from llm_datadist._control.conversation import RemoteError
 from llm_datadist._control.deadline import Deadline
 from llm_datadist._errors import LLMException, LLMStatusCode, fail, finalized
 from llm_datadist._links.failures import link_ended, timed_out

@@ -8,7 +8,8 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final, final
 
-from llm_datadist._control.connection import Conversation, PeerClosedError
+from llm_datadist._control.connection import PeerClosedError
+from llm_datadist._control.conversation import Conversation
 from llm_datadist._control.deadline import Deadline
 from llm_datadist._control.sockets import printed
 from llm_datadist._errors import LLMStatusCode

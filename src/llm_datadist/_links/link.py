@@ -16,7 +16,7 @@ from llm_datadist._errors import LLMStatusCode
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from llm_datadist._control.connection import Conversation
+    from llm_datadist._control.conversation import Conversation
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.lane_terms import LaneTerms
 

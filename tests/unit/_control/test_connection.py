@@ -9,7 +9,8 @@ import struct
 
 import pytest
 
-from llm_datadist._control.connection import ControlConnection, Conversation, PeerClosedError
+from llm_datadist._control.connection import ControlConnection, PeerClosedError
+from llm_datadist._control.conversation import Conversation
 from llm_datadist._protocol.codec import encode_frame
 from llm_datadist._protocol.messages import Notify, Ping, Reject, Request, Unlink
 

@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from llm_datadist._control.connection import PeerClosedError, RemoteError
+from llm_datadist._control.connection import PeerClosedError
+from llm_datadist._control.conversation import RemoteError
 from llm_datadist._errors import LLMException, LLMStatusCode
 from llm_datadist._links.engine_messages import EngineMessages
 
