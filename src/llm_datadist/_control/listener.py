@@ -130,11 +130,6 @@ class ConnectionRouter:
         """Serve a connection that was just accepted."""
         self._control.spawn(self._serve(sock))
 
-    @property
-    def num_unauthenticated(self) -> int:
-        """Connections whose peers are not authenticated yet."""
-        return len(self._unauthenticated)
-
     async def _serve(self, sock: socket.socket) -> None:
         try:
             incoming = IncomingConnection(tune(sock), self._stranger_log)
