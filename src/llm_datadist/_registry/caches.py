@@ -19,6 +19,7 @@ from llm_datadist._logs import later
 from llm_datadist._registry.layouts import cache_layout
 from llm_datadist._registry.local_cache import LocalCache
 from llm_datadist._registry.pool import OutOfMemory
+from llm_datadist._registry.ranges import MemoryRanges
 from llm_datadist._registry.records import key_name
 from llm_datadist._registry.tables import Tables, Wanted
 from llm_datadist._types import CacheKey, Placement
@@ -28,7 +29,6 @@ from llm_datadist._types.keys import UNUSED
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from llm_datadist._plan.layout import Piece
     from llm_datadist._registry.interfaces import MemoryListener, Node
     from llm_datadist._registry.pool import Pool
     from llm_datadist._registry.records import KeyName
@@ -54,6 +54,7 @@ class CacheRegistry:
         log_capacity: Bytes that the node's directory log can hold.
 
     Attributes:
+        ranges: The live caches by memory, and their memory at fault.
         on_gone: Called with the id of each cache that has ended, once it is final; must not block.
 
     Argument types are the caller's duty. Thread-safe.
@@ -77,6 +78,7 @@ class CacheRegistry:
         )
         self._caches = self._tables.caches
         self._closing = self._tables.closing
+        self.ranges = MemoryRanges(self._caches, self._lock)
         self._is_closed = False
         self.on_gone: Callable[[int], None] | None = None
 
@@ -291,59 +293,6 @@ class CacheRegistry:
                 if local.ref == ref and local.accessible:
                     return local
         return None
-
-    def overlapping(
-        self, addr: int, size: int, placement: Placement | None = None
-    ) -> list[LocalCache]:
-        """Return the caches that have a byte in `[addr, addr + size)`, in order of id."""
-        with self._lock:
-            return [
-                local
-                for local in self._caches.values()
-                if placement in (None, local.desc.placement) and local.overlaps(addr, size)
-            ]
-
-    def covers(self, addr: int, size: int, placement: Placement | None = None) -> bool:
-        """Return whether every byte of `[addr, addr + size)` is in some cache."""
-        reached = addr
-        ranges = sorted(
-            (start, start + local.layout.tensor_bytes)
-            for local in self.overlapping(addr, size, placement)
-            for start in local.layout.starts
-        )
-        for begin, end in ranges:
-            if begin > reached:
-                break
-            reached = max(reached, end)
-        return reached >= addr + size
-
-    # ---- memory at fault
-
-    def mark_faulted(self, addr: int, size: int) -> bool:
-        """Mark slots and blocks in `[addr, addr + size)` as at fault; return whether one is new."""
-        marked = False
-        for local in self.overlapping(addr, size):
-            found = tuple(local.layout.locate(addr, size))
-            with self._lock:
-                new = tuple(piece for piece in found if piece not in local.faulted)
-                local.faulted += new
-            marked = marked or bool(new)
-        return marked
-
-    def clear_faulted(self, addr: int, size: int) -> None:
-        """Remove the fault marks that touch `[addr, addr + size)`."""
-        for local in self.overlapping(addr, size):
-            with self._lock:
-                local.faulted = tuple(
-                    piece
-                    for piece in local.faulted
-                    if piece.addr >= addr + size or piece.addr + piece.size <= addr
-                )
-
-    def faulted(self) -> list[tuple[LocalCache, Piece]]:
-        """Return all fault marks."""
-        with self._lock:
-            return [(local, piece) for local in self._caches.values() for piece in local.faulted]
 
     # ---- remapping and the end
 

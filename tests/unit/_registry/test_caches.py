@@ -434,25 +434,6 @@ def test_close_ends_everything(owner):
 # ---- remapping
 
 
-def test_finds_caches_by_range(owner):
-    registry = owner.registry
-    one = registry.register_cache(desc(), [0x10000, 0x10400])
-    two = registry.register_blocks_cache(desc(placement=Placement.HOST), [0x10300, 0x20000])
-
-    def found(*args):
-        return [local.cache_id for local in registry.overlapping(*args)]
-
-    assert found(0x10000, 1) == [one.cache_id]
-    assert found(0x103FF, 2) == [one.cache_id, two.cache_id]
-    assert found(0x103FF, 2, Placement.DEVICE) == [one.cache_id]
-    assert found(0x10800, 100) == []
-    assert registry.covers(0x10000, 0x800)
-    assert registry.covers(0x10000, 0x800, Placement.DEVICE)
-    assert not registry.covers(0x10000, 0x801)
-    assert not registry.covers(0xFFFF, 2)
-    assert not registry.covers(0x20000, 0x400, Placement.DEVICE)
-
-
 def test_a_remap_gives_new_entries(owner):
     registry = owner.registry
     cache = registry.register_cache(desc(), addresses())

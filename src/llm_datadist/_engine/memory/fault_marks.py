@@ -76,7 +76,7 @@ class FaultMarks:
 
     def __init__(self, instance: Instance) -> None:
         self._cluster_id = instance.cluster_id
-        self._registry = instance.registry
+        self._ranges = instance.registry.ranges
         self._links = instance.links
         self._notices = FaultNotices(instance.registry, instance.node.probe, self._found)
         self.on_notice = self._notices.receive
@@ -124,12 +124,12 @@ class FaultMarks:
 
     def clear(self, addr: int, size: int) -> None:
         """Remove the marks that touch a range."""
-        self._registry.clear_faulted(addr, size)
+        self._ranges.clear_faulted(addr, size)
 
     def ranges(self) -> tuple[Fault, ...]:
         """Return the marked memory."""
         return tuple(
-            fault_of(self._cluster_id, cache, piece) for cache, piece in self._registry.faulted()
+            fault_of(self._cluster_id, cache, piece) for cache, piece in self._ranges.faulted()
         )
 
     def report_to_owner(self, link: Link, entry: Ref, faults: Sequence[Fault]) -> None:
@@ -206,7 +206,7 @@ class FaultMarks:
         others fail.
         """
         by_cache: dict[int, tuple[LocalCache, list[tuple[int, int]]]] = {}
-        for cache, piece in self._registry.faulted()[:MAX_RANGES]:
+        for cache, piece in self._ranges.faulted()[:MAX_RANGES]:
             if cache.accessible:
                 found = by_cache.setdefault(cache.cache_id, (cache, []))
                 found[1].append((piece.addr, piece.size))
@@ -222,7 +222,7 @@ class FaultMarks:
 
     def _mark_all(self, cache: LocalCache, ref: Ref, ranges: Sequence[tuple[int, int]]) -> bool:
         """Mark ranges; return False if all were marked already, or the cache was remapped."""
-        marked = [self._registry.mark_faulted(addr, size) for addr, size in ranges]
+        marked = [self._ranges.mark_faulted(addr, size) for addr, size in ranges]
         if cache.ref != ref:
             for addr, size in ranges:
                 self.clear(addr, size)

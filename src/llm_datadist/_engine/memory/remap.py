@@ -40,7 +40,7 @@ class Remap:
         touched = {
             local.cache_id: local
             for address, size in ranges
-            for local in registry.overlapping(address, size)
+            for local in registry.ranges.overlapping(address, size)
         }
         registry.remap(list(touched.values()))
         for address, size in ranges:
@@ -67,7 +67,7 @@ class Remap:
                 f"{name} has addr {info.addr} and size {info.size}",
                 "give both greater than 0",
             )
-        if not self._instance.registry.covers(info.addr, info.size):
+        if not self._instance.registry.ranges.covers(info.addr, info.size):
             raise invalid(
                 OPERATION,
                 f"{name}, {info.size} bytes at {info.addr:#x}, is not wholly inside memory "

@@ -1,5 +1,6 @@
 """Marks on local memory, what peers are sent of them, and marks of peers."""
 
+import threading
 from types import SimpleNamespace
 
 import msgspec
@@ -15,6 +16,7 @@ from llm_datadist._engine.memory.fault_marks import FaultMarks, described, fault
 from llm_datadist._engine.memory.fault_notices import MAX_BYTES
 from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._plan import Layout, Plan
+from llm_datadist._registry.ranges import MemoryRanges
 
 S = LLMStatusCode
 OWN, PEER = 1, 2
@@ -22,8 +24,13 @@ UNIT, BLOCKS, START = 64, 16, 0x10000
 ENTRY = (3, 31)
 
 
+class Cache(SimpleNamespace):
+    def overlaps(self, addr, size):
+        return any(self.layout.locate(addr, size))
+
+
 def a_cache(cache_id=4, *, accessible=True, is_blocks=True, start=START):
-    return SimpleNamespace(
+    return Cache(
         cache_id=cache_id,
         ref=ENTRY,
         accessible=accessible,
@@ -31,28 +38,6 @@ def a_cache(cache_id=4, *, accessible=True, is_blocks=True, start=START):
         layout=Layout.of([start], BLOCKS * UNIT, BLOCKS),
         faulted=(),
     )
-
-
-class Registry:
-    """Caches whose marks are kept as the registry keeps them."""
-
-    def __init__(self, *caches):
-        self.caches = caches
-
-    def mark_faulted(self, addr, size):
-        new = False
-        for cache in self.caches:
-            pieces = [p for p in cache.layout.locate(addr, size) if p not in cache.faulted]
-            cache.faulted += tuple(pieces)
-            new = new or bool(pieces)
-        return new
-
-    def clear_faulted(self, addr, size):
-        for cache in self.caches:
-            cache.faulted = tuple(p for p in cache.faulted if p.addr + p.size <= addr)
-
-    def faulted(self):
-        return [(cache, piece) for cache in self.caches for piece in cache.faulted]
 
 
 class Links:
@@ -83,8 +68,10 @@ class Links:
 class Owner:
     def __init__(self, *caches):
         self.cluster_id = OWN
-        self.registry = Registry(*(caches or (a_cache(),)))
-        self.cache = self.registry.caches[0]
+        self.caches = caches or (a_cache(),)
+        self.cache = self.caches[0]
+        live = {cache.cache_id: cache for cache in self.caches}
+        self.registry = SimpleNamespace(ranges=MemoryRanges(live, threading.Lock()))
         self.links = Links(PEER, 3)
         self.link = self.links.all[0]
         self.node = SimpleNamespace(probe=None)
@@ -135,7 +122,7 @@ def test_peers_are_sent_marks_of_accessible_caches_and_no_more_than_a_message_ho
     many.layout = Layout.of([1 << 30], 2 * MAX_RANGES * UNIT, 2 * MAX_RANGES)
     owner = Owner(hidden, many)
     for cache in (hidden, many):
-        owner.registry.mark_faulted(cache.layout.starts[0], cache.layout.tensor_bytes)
+        owner.registry.ranges.mark_faulted(cache.layout.starts[0], cache.layout.tensor_bytes)
     (message,) = owner.marks.for_peers()
     assert message.ranges[0] == (1 << 30, UNIT)
     assert len(message.ranges) == MAX_RANGES - BLOCKS
