@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
 from llm_datadist._links.context import CLUSTERS
@@ -29,10 +29,8 @@ class DialRequest:
         expected_cluster_id: Refuse any other peer; None accepts any.
         expected_incarnation: Refuse any other incarnation; None accepts any.
         source_ip: Local ip to connect from; ignored with a warning if this host does not have it.
-        domain: Set when the link is for a domain. The dial then waits while the same link is being
-            set up or taken down; otherwise it fails with LLM_PROCESSING_LINK.
+        domain: Set when the link is for a domain.
         relink: Set when a lost link is re-established, which never delays a call.
-        caller: Set-ups of one caller always wait for each other.
         connect_seconds: Limit for connecting alone.
     """
 
@@ -43,8 +41,12 @@ class DialRequest:
     source_ip: str | None = None
     domain: DomainHello | None = None
     relink: Relink | None = None
-    caller: object = field(default_factory=object)
     connect_seconds: float = math.inf
+
+    @property
+    def is_call(self) -> bool:
+        """Whether a call of `link_clusters` waits for the outcome."""
+        return self.domain is None and self.relink is None
 
     @property
     def holder(self) -> str:

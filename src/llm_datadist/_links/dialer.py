@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final, NoReturn, final
+from typing import TYPE_CHECKING, Final, final
 
 from msgspec import UNSET
 
+from llm_datadist._control.backoff import Backoff
 from llm_datadist._control.connection import PeerClosedError
 from llm_datadist._control.sockets import explained, plain_address, printed
 from llm_datadist._control.tls import TlsError
@@ -19,7 +20,7 @@ from llm_datadist._links.handshake_stream import HandshakeStream
 from llm_datadist._links.lane_setup import open_lanes
 from llm_datadist._links.lane_terms import LaneTerms, all_places
 from llm_datadist._links.link import LinkResult, Peer
-from llm_datadist._links.state import Relink, Setup, WithdrawnError
+from llm_datadist._links.state import Setup, WithdrawnError
 from llm_datadist._protocol.codec import ProtocolError
 from llm_datadist._protocol.handshake import (
     SecretMismatchError,
@@ -52,7 +53,11 @@ logger = logging.getLogger("llm_datadist")
 
 _MAX_ATTEMPTS: Final = 8
 _WITHDRAWN_SECONDS: Final = 1.0  # pause of a withdrawn dial, in favor of those that it delayed
+#: Pauses of a call whose peer is setting up or taking down the same link, in seconds.
+_FIRST_BUSY_PAUSE: Final = 0.01
+_LONGEST_BUSY_PAUSE: Final = 0.2
 _FAILED: Final = LLMStatusCode.LLM_LINK_FAILED
+_BUSY: Final = LLMStatusCode.LLM_PROCESSING_LINK
 
 
 class _DialAgainError(Exception):
@@ -73,13 +78,7 @@ async def dial(context: LinkContext, lifecycle: LinkLifecycle, request: DialRequ
     except SetupError as error:
         result, answered = LinkResult(error.status, f"{place}: {error.reason}"), error.answered
     except asyncio.TimeoutError:
-        result = LinkResult(
-            LLMStatusCode.LLM_TIMEOUT,
-            f"{place}: no answer within {request.deadline.seconds * 1000:.0f} ms while "
-            f"{attempt.step}; check that an instance listens there and is not frozen, or give it a "
-            "longer timeout",
-        )
-        answered = False
+        result, answered = attempt.timed_out(place), bool(attempt.busy)
     else:
         return DialOutcome(LinkResult(LLMStatusCode.LLM_SUCCESS, link=link), attempt.is_new)
     level = logging.INFO if request.relink is None else logging.DEBUG
@@ -99,23 +98,62 @@ class _Dial:
         self._lifecycle = lifecycle
         self._request = request
         self._opened: DialConnection  # the current connection
+        self._pauses = Backoff(_FIRST_BUSY_PAUSE, _LONGEST_BUSY_PAUSE)
         self.step = "connecting"
+        self.busy = ""  # the set-up or tear-down of the same link that the dial waits for
         self.is_new = False
 
     async def run(self) -> Link:
         """Return the link; SetupError carries the reason why there is none."""
         attempts = 0
-        while attempts < _MAX_ATTEMPTS:
+        while attempts < _MAX_ATTEMPTS:  # only the deadline limits waiting for other set-ups
             try:
                 return await self._attempt()
             except _DialAgainError as again:
-                self.step = "another set-up of the same link is under way"
                 if again.first is None:
                     attempts += 1
                     await asyncio.sleep(again.pause)
-                else:  # not counted: only the deadline limits these
-                    await again.first.wait_or_withdraw()
+                elif (link := await self._outcome_of(again.first)) is not None:
+                    return link
+            except SetupError as error:
+                if error.status is not _BUSY or not self._request.is_call:
+                    raise
+                self.busy = error.reason
+                await asyncio.sleep(self._pauses.next())
         raise SetupError(_FAILED, "the link keeps changing while it is set up; link again")
+
+    def timed_out(self, place: str) -> LinkResult:
+        """Return the result of a dial that has reached its deadline."""
+        num_ms = f"{self._request.deadline.seconds * 1000:.0f} ms"
+        if self.busy:
+            reason = f"{place}: {self.busy} (not over within {num_ms})"
+            return LinkResult(_BUSY, reason)
+        return LinkResult(
+            LLMStatusCode.LLM_TIMEOUT,
+            f"{place}: no answer within {num_ms} while {self.step}; check that an instance listens "
+            "there and is not frozen, or give it a longer timeout",
+        )
+
+    async def _outcome_of(self, other: Setup) -> Link | None:
+        """Wait for another set-up with the same peer; return its link if this dial may share it.
+
+        It may if both are for the same holder, which the peer then knows, and at one address. One
+        that was accepted from that address is left to end: it is not a stranger's. Others are
+        withdrawn when they stall, but never by a dial for which no call waits.
+        """
+        is_same = other.address == self._request.address
+        by = "by another call" if other.address is not None else "by the peer"
+        self.busy = f"the link to cluster {other.cluster_id} is being set up {by}; retry soon"
+        if self._request.relink is None:
+            await other.wait_until_stalled()
+            if not (is_same and other.accepted):
+                other.withdrawn.set()
+        await other.ended.wait()
+        self.busy = ""
+        link = other.link
+        if not is_same or other.holder != self._request.holder or link is None or not link.alive:
+            return None
+        return self._adopt(link)
 
     async def _attempt(self) -> Link:
         self.step = "connecting"
@@ -174,7 +212,8 @@ class _Dial:
         try:
             stream.send(Confirm(endpoint=endpoint))
             agreeing = self._agree(stream, welcome, link_id, setup)
-            return await setup.unless_withdrawn(agreeing)
+            setup.link = await setup.unless_withdrawn(agreeing)
+            return setup.link
         except WithdrawnError:  # the peer may be a stranger that stalls
             raise _DialAgainError(None, _WITHDRAWN_SECONDS) from None
         finally:
@@ -252,8 +291,7 @@ class _Dial:
             if rival is not None:
                 await rival.wait_or_withdraw()
             elif leaving is not None:
-                if self._request.domain is None and leaving.is_unlinked_locally:
-                    _processing(cluster_id, "taken down")
+                self.busy = f"the link to cluster {cluster_id} is being taken down; retry soon"
                 await leaving.gone.wait()
             elif link is not None and link.incarnation != incarnation:
                 if await self._lifecycle.is_alive(link):
@@ -265,21 +303,22 @@ class _Dial:
                     )
                 await self._lifecycle.drop(link, "it does not answer and another took its id")
             else:
-                caller = self._request.relink or self._request.caller
-                setup = Setup(cluster_id, incarnation, caller, self._opened.source)
+                self.busy = ""
+                setup = Setup(
+                    cluster_id,
+                    incarnation,
+                    self._request.relink,
+                    self._request.address,
+                    self._request.holder,
+                    self._opened.source,
+                )
                 self._index.dials[incarnation] = setup
                 return setup
 
     def _yield_to_setups(self, incarnation: int) -> None:
-        """Raise _DialAgainError, or SetupError, while another set-up with this peer runs."""
+        """Raise _DialAgainError while another set-up with this peer runs."""
         own = self._index.dials.get(incarnation)
         if own is not None:
-            if own.is_stalled:
-                own.withdrawn.set()
-                raise _DialAgainError(own)
-            waits = self._request.domain is not None or own.caller is self._request.caller
-            if not waits and not isinstance(own.caller, Relink):
-                _processing(own.cluster_id, "set up by another call")
             raise _DialAgainError(own)
         inbound = self._index.inbounds.get(incarnation)
         if inbound is not None and incarnation != self._context.incarnation:
@@ -290,6 +329,10 @@ class _Dial:
         link = self._index.links.get(welcome.cluster_id)
         if link is None or link.incarnation != welcome.incarnation:
             raise _DialAgainError(None)
+        return self._adopt(link)
+
+    def _adopt(self, link: Link) -> Link:
+        """Hold a link that exists already."""
         link.holders |= {self._request.holder}
         link.addresses.add(self._request.address)
         return self._found(link)
@@ -357,10 +400,3 @@ class _Dial:
 
 def _words(error: OSError | EOFError) -> str:
     return explained(error) if isinstance(error, OSError) else str(error)
-
-
-def _processing(cluster_id: int, what: str) -> NoReturn:
-    raise SetupError(
-        LLMStatusCode.LLM_PROCESSING_LINK,
-        f"the link to cluster {cluster_id} is being {what} right now; retry soon",
-    )

@@ -81,7 +81,7 @@ class Reconnector:
         if relink is None:
             return
         setup = self._context.index.dials.get(link.incarnation)
-        own = setup is not None and setup.caller is relink
+        own = setup is not None and setup.relink is relink
         if own:
             self._num_reconnects[link.cluster_id] += 1
             logger.info(

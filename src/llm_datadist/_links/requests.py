@@ -43,10 +43,7 @@ class LinkRequests:
         self, clusters: Sequence[LLMClusterInfo], deadline: Deadline
     ) -> list[LinkResult]:
         """Link to several clusters at the same time."""
-        caller = object()
-        return list(
-            await asyncio.gather(*(self._link(info, deadline, caller) for info in clusters))
-        )
+        return list(await asyncio.gather(*(self._link(info, deadline) for info in clusters)))
 
     async def unlink_all(
         self, clusters: Sequence[LLMClusterInfo], deadline: Deadline, *, force: bool
@@ -83,7 +80,7 @@ class LinkRequests:
             return LinkResult(LLMStatusCode.LLM_PARAM_INVALID, "no address to dial")
         return LinkResult(failures[0].status, "; ".join(failure.reason for failure in failures))
 
-    async def _link(self, info: LLMClusterInfo, deadline: Deadline, caller: object) -> LinkResult:
+    async def _link(self, info: LLMClusterInfo, deadline: Deadline) -> LinkResult:
         """Link to one cluster at each of its addresses, which must all be of one instance."""
         local = info.local_ip_info_list
         link: Link | None = None
@@ -95,7 +92,6 @@ class LinkRequests:
                 expected_cluster_id=info.remote_cluster_id,
                 expected_incarnation=None if link is None else link.incarnation,
                 source_ip=local[0][0] if local else None,
-                caller=caller,
             )
             outcome = await dial(self._context, self._lifecycle, request)
             if not outcome.result.is_ok:

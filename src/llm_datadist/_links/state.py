@@ -39,11 +39,14 @@ class Setup:
     Attributes:
         cluster_id: Of the peer.
         incarnation: Of the peer.
-        caller: The call that it belongs to; set-ups of one call wait for each other.
+        relink: Set when it re-establishes a lost link.
+        address: Where the peer was dialed; set on the dialing end.
+        holder: What the link is set up for; set on the dialing end.
         source: Local address of the connection; set on the dialing end.
         accepted: Whether the acceptor has accepted it; set on the dialing end.
         withdrawn: Set when another set-up must not wait any longer. This one gives up then, unless
             it is incoming and has all that it needs from its dialer.
+        link: The link, once it has succeeded; set on the dialing end.
         ended: Set when it has succeeded or failed.
     """
 
@@ -51,14 +54,19 @@ class Setup:
         self,
         cluster_id: int,
         incarnation: int,
-        caller: object = None,
+        relink: Relink | None = None,
+        address: Address | None = None,
+        holder: str = "",
         source: Address | None = None,
     ) -> None:
         self.cluster_id = cluster_id
         self.incarnation = incarnation
-        self.caller = caller
+        self.relink = relink
+        self.address = address
+        self.holder = holder
         self.source = source
         self.accepted = False
+        self.link: Link | None = None
         self.withdrawn = asyncio.Event()
         self.ended = asyncio.Event()
         self._stalls = time.monotonic() + STALL_SECONDS
@@ -73,10 +81,14 @@ class Setup:
 
         Without a secret a stranger can claim any id and incarnation, and then stall.
         """
-        with contextlib.suppress(asyncio.TimeoutError):
-            await Deadline(max(0.0, self._stalls - time.monotonic())).limit(self.ended.wait())
+        await self.wait_until_stalled()
         self.withdrawn.set()
         await self.ended.wait()
+
+    async def wait_until_stalled(self) -> None:
+        """Wait until the set-up has ended, or has taken so long that it counts as stalled."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await Deadline(max(0.0, self._stalls - time.monotonic())).limit(self.ended.wait())
 
     async def unless_withdrawn(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Await `work`; when the set-up is withdrawn first, cancel it and raise WithdrawnError."""

@@ -62,6 +62,14 @@ def test_at_most_16_clusters(instance, info, failure):
     assert one.link_clusters([info(two)] * 16) == (S.LLM_SUCCESS, [S.LLM_SUCCESS] * 16)
 
 
+def test_threads_that_link_one_peer_all_succeed(instance, info, background):
+    """api.md checklist 19."""
+    one, two = instance(1), instance(2)
+    calls = [background(lambda: one.link_clusters([info(two)])) for _ in range(8)]
+    assert [call.result() for call in calls] == [OK] * 8
+    assert one.describe_link(2)["generation"] == 1
+
+
 def test_a_missing_local_ip_is_named(instance, info, failure):
     """api.md checklist 17."""
     one, two = instance(1), instance(2)

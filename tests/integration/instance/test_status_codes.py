@@ -1,5 +1,6 @@
 """Every status code that the API can give is given by some real situation (api.md 9)."""
 
+import threading
 import time
 
 import numpy as np
@@ -118,15 +119,24 @@ def notify_prompt_unlink_failed(at):
 
 
 def processing_link(at):
-    """Two calls link to the same peer at the same moment; the second should retry."""
-    near, far, _ = at.two()
-    for _ in range(100):
-        assert near.unlink_clusters([at.info(cluster_id=2)])[0] is S.LLM_SUCCESS
-        calls = [at.background(lambda: near.link_clusters([at.info(far)])[0]) for _ in range(3)]
-        given = {call.result() for call in calls} - {S.LLM_SUCCESS}
-        if given:
-            return given.pop()
-    raise AssertionError("three calls never met")
+    """Another call sets the same link up, for longer than the timeout of this one."""
+    near, far = at.instance(1), at.instance(2)
+    held, let_go = threading.Event(), threading.Event()
+    plane = near._engine.links._context.delegate
+    connect = plane.connect
+
+    def slow_connect(*arguments):
+        held.set()
+        assert let_go.wait(10)
+        return connect(*arguments)
+
+    plane.connect = slow_connect
+    first = at.background(lambda: near.link_clusters([at.info(far)], 20_000)[0])
+    assert held.wait(5)
+    status = near.link_clusters([at.info(far)], 50)[0]
+    let_go.set()
+    assert first.result() is S.LLM_SUCCESS
+    return status
 
 
 def cluster_num_exceed_limit(at):

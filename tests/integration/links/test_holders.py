@@ -106,6 +106,28 @@ def test_domains_of_one_pair_at_the_same_time_share_the_link(pair, eventually):
     eventually(lambda: b.table.get(1).holders == a.table.get(2).holders)
 
 
+def test_a_call_and_a_domain_at_the_same_time_both_hold_the_link(pair):
+    """At both ends: neither shares the other's set-up without telling the peer."""
+    a, b = pair
+    a.plane.gate.clear()
+    results = []
+    calls = (lambda: dial(a, b), lambda: a.link(b)[0])
+    threads = [
+        threading.Thread(target=lambda call=call: results.append(call()), daemon=True)
+        for call in calls
+    ]
+    threads[0].start()
+    assert a.plane.entered.wait(5)
+    threads[1].start()
+    threads[1].join(0.1)
+    a.plane.gate.set()
+    for thread in threads:
+        thread.join(5)
+    assert [result.status for result in results] == [OK, OK]
+    holders = {hello().holder, "clusters"}
+    assert a.table.get(2).holders == b.table.get(1).holders == holders
+
+
 def test_a_link_that_is_just_going_is_waited_for(pair):
     a, b = pair
     link = dial(a, b).link

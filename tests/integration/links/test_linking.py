@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 
 import pytest
 
 from llm_datadist._errors import LLMException, LLMStatusCode
+from llm_datadist._links import state
 
 OK = LLMStatusCode.LLM_SUCCESS
 FAILED = LLMStatusCode.LLM_LINK_FAILED
@@ -177,17 +179,89 @@ def test_the_same_cluster_twice_in_one_call(end):
     assert first.link is second.link
 
 
+def linking(one, other, **options):
+    """Link on a thread; the results are its attribute."""
+    thread = threading.Thread(
+        target=lambda: thread.results.extend(one.link(other, **options)), daemon=True
+    )
+    thread.results = []
+    thread.start()
+    return thread
+
+
 def test_a_link_that_another_call_is_setting_up(end):
+    """The call waits and shares the outcome, if its timeout allows."""
     a, b = end(1), end(2)
     a.plane.gate.clear()
-    linking = threading.Thread(target=a.link, args=(b,), daemon=True)
-    linking.start()
+    calls = [linking(a, b, timeout_ms=20_000)]
     assert a.plane.entered.wait(5)
-    (result,) = a.link(b)
-    assert result.status is LLMStatusCode.LLM_PROCESSING_LINK
+    calls += [linking(a, b, timeout_ms=20_000), linking(a, b, cluster_id=2, timeout_ms=20_000)]
+    (late,) = a.link(b, timeout_ms=50)
+    assert late.status is LLMStatusCode.LLM_PROCESSING_LINK
+    assert re.search(
+        r"127.0.0.1:\d+: the link to cluster 2 is being set up by another call; .* 50 ms",
+        late.reason,
+    )
     a.plane.gate.set()
-    linking.join(5)
-    ok(*a.link(b))
+    for call in calls:
+        call.join(5)
+        assert ok(*call.results) is a.table.get(2)
+    assert len(a.plane.links) == len(b.plane.links) == 1
+
+
+def test_threads_that_link_one_peer_share_the_link(end):
+    a, b = end(1), end(2)
+    for _ in range(3):
+        calls = [linking(a, b) for _ in range(8)]
+        for call in calls:
+            call.join(5)
+        link = a.table.get(2)
+        assert [ok(*call.results) for call in calls] == [link] * 8
+        ok(*a.unlink(b))
+
+
+def test_an_outcome_is_shared_by_calls_for_the_same_cluster_id_only(end):
+    a, b = end(1), end(2)
+    a.plane.gate.clear()
+    first = linking(a, b)
+    assert a.plane.entered.wait(5)
+    other = linking(a, b, cluster_id=3)
+    other.join(5)
+    assert other.results[0].status is FAILED
+    a.plane.gate.set()
+    first.join(5)
+    ok(*first.results)
+
+
+def test_a_call_goes_on_when_the_call_that_it_waits_for_fails(end):
+    a, b = end(1), end(2)
+    a.plane.gate.clear()
+    first = linking(a, b, timeout_ms=200)
+    assert a.plane.entered.wait(5)
+    second = linking(a, b, timeout_ms=20_000)
+    first.join(5)
+    assert first.results[0].status is LLMStatusCode.LLM_TIMEOUT
+    a.plane.gate.set()
+    second.join(5)
+    assert ok(*second.results) is a.table.get(2)
+    a.plane.wait(1)
+    b.plane.wait(1)
+
+
+def test_a_slow_set_up_is_not_withdrawn_for_a_call_that_waits(end, monkeypatch):
+    """The peer has accepted it at the same address, so it is no stranger that stalls."""
+    monkeypatch.setattr(state, "STALL_SECONDS", 0.01)
+    a, b = end(1), end(2)
+    a.plane.gate.clear()
+    first = linking(a, b)
+    assert a.plane.entered.wait(5)
+    second = linking(a, b)
+    second.join(0.1)
+    a.plane.gate.set()
+    for call in (first, second):
+        call.join(5)
+        assert ok(*call.results) is a.table.get(2)
+    assert a.table.get(2).link_id == 1
 
 
 def test_several_addresses_of_one_instance(end):

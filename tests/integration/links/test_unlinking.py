@@ -151,8 +151,11 @@ def test_unlinks_that_cross_both_succeed(end):
         assert not b.plane.links
 
 
-def test_a_teardown_under_way_is_waited_for_by_unlink_and_refused_by_link(end):
+@pytest.mark.parametrize("side", ["same", "peer"])
+def test_a_teardown_under_way_is_waited_for(end, side):
+    """By calls of either end, if their timeouts allow; the peer asks again and again."""
     a, b = end(1), end(2)
+    one, other = (a, b) if side == "same" else (b, a)
     a.link(b)
     holding, let_go = threading.Event(), threading.Event()
     disconnect = a.plane.disconnect
@@ -165,20 +168,26 @@ def test_a_teardown_under_way_is_waited_for_by_unlink_and_refused_by_link(end):
     a.plane.disconnect = slow_disconnect
     results = {}
 
-    def unlink(name):
-        results[name] = a.unlink(2)
+    def run(name, call, *arguments):
+        results[name] = call(*arguments)
 
-    first = threading.Thread(target=unlink, args=("first",), daemon=True)
+    first = threading.Thread(target=run, args=("first", a.unlink, 2), daemon=True)
     first.start()
     assert holding.wait(5)
-    assert a.link(b)[0].status is LLMStatusCode.LLM_PROCESSING_LINK
-    second = threading.Thread(target=unlink, args=("second",), daemon=True)
+    (late,) = one.link(other, timeout_ms=50)
+    assert late.status is LLMStatusCode.LLM_PROCESSING_LINK
+    assert "50 ms" in late.reason
+    second = threading.Thread(target=run, args=("second", a.unlink, 2), daemon=True)
     second.start()
+    link = threading.Thread(target=run, args=("link", one.link, other), daemon=True)
+    link.start()
+    link.join(0.1)
     let_go.set()
-    first.join(5)
-    second.join(5)
+    for thread in (first, second, link):
+        thread.join(5)
     assert statuses(results["first"]) == statuses(results["second"]) == [OK]
-    assert a.link(b)[0].is_ok
+    assert statuses(results["link"]) == [OK]
+    assert one.table.get(other.table._context.cluster_id).alive
 
 
 def test_a_teardown_that_the_peer_has_asked_for_is_waited_for_by_link(end):
