@@ -25,7 +25,7 @@ from llm_datadist._backends.nixl.pipeline import Pipeline
 from llm_datadist._backends.nixl.posting_threads import PostingThreads
 from llm_datadist._backends.nixl.pull import Pull
 from llm_datadist._backends.nixl.push import Push
-from llm_datadist._backends.nixl.region_log import log_key
+from llm_datadist._backends.nixl.region_records import log_key
 from llm_datadist._backends.nixl.remote_memory import RemoteMemory
 from llm_datadist._backends.nixl.trial import Trial
 

@@ -12,13 +12,8 @@ from typing import TYPE_CHECKING, final
 from llm_datadist._backends.base import Unavailable
 from llm_datadist._backends.nixl.agent import NixlError, rows_of
 from llm_datadist._backends.nixl.metadata import SALT_BYTES
-from llm_datadist._backends.nixl.region_log import (
-    RegionAdded,
-    RegionLog,
-    joined,
-    log_key,
-    words_bytes,
-)
+from llm_datadist._backends.nixl.region_log import RegionLog
+from llm_datadist._backends.nixl.region_records import RegionAdded, joined, log_key, words_bytes
 from llm_datadist._logs import later
 
 if TYPE_CHECKING:

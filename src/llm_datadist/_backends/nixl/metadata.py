@@ -32,7 +32,7 @@ class NixlMetadata(msgspec.Struct, array_like=True, frozen=True):
         connection: The engine's connection metadata, without regions.
         rdma: Whether the host has an RDMA device.
         log_address, log_ref: The log of regions, which the peer reads over lanes.
-        log_salt: Part of the key of the log's records; see `region_log.log_key`.
+        log_salt: Part of the key of the log's records; see `region_records.log_key`.
         landing_address, landing_slots, landing_metadata: Slots that the peer may write.
     """
 

@@ -12,14 +12,14 @@ import numpy as np
 
 from llm_datadist._backends.nixl.agent import NixlError, rows_of
 from llm_datadist._backends.nixl.landing import SLOT_BYTES
-from llm_datadist._backends.nixl.region_log import (
+from llm_datadist._backends.nixl.prepared_regions import PreparedRegions
+from llm_datadist._backends.nixl.region_records import (
     HEADER_BYTES,
     RegionAdded,
     RegionRemoved,
-    RemoteRegions,
     parse_header,
-    words,
 )
+from llm_datadist._backends.nixl.remote_regions import RemoteRegions
 from llm_datadist._backends.nixl.trial import TrialTimeoutError
 from llm_datadist._backends.outcomes import Code
 from llm_datadist._backends.transfer import Transfer
@@ -27,48 +27,16 @@ from llm_datadist._types.refs import NO_REF
 
 if TYPE_CHECKING:
     from llm_datadist._backends.lanes import LinkLanes
-    from llm_datadist._backends.nixl.agent import Agent, Indices, PreparedList, TransferRequest
+    from llm_datadist._backends.nixl.agent import Agent, TransferRequest
     from llm_datadist._backends.nixl.chunks import Chunk
     from llm_datadist._backends.nixl.landing import LocalSlots, Slot
     from llm_datadist._backends.nixl.metadata import NixlMetadata
+    from llm_datadist._backends.nixl.prepared_regions import PreparedRegion
     from llm_datadist._backends.nixl.trial import Trial
 
-_MAX_PREPARED: Final = 1 << 20
-_MAX_PREPARED_OF_LINK: Final = 1 << 22
-_MIN_UNIT_BYTES: Final = 256
 _TRIAL_S: Final = 1.0
 _DRAIN_S: Final = 10.0
 _DRAIN_PAUSE_S: Final = 0.001
-
-
-class _PreparedRegion:
-    """A region's prepared list: every unit of every tensor."""
-
-    def __init__(self, agent: Agent, peer: str, region: RegionAdded) -> None:
-        self.region = region
-        unit = np.uint64(region.unit_bytes)
-        starts, sizes = words(region.addresses), words(region.sizes)
-        order = np.argsort(starts, kind="stable")
-        self._starts, self._unit = starts[order], unit
-        counts = (sizes[order] // unit).astype(np.int64)
-        self._first = np.cumsum(counts) - counts
-        self.count = int(counts.sum())
-        numbers = np.arange(self.count) - np.repeat(self._first, counts)
-        addresses = np.repeat(self._starts, counts) + numbers.astype(np.uint64) * unit
-        rows = rows_of(addresses, np.full(len(addresses), unit), region.device_id)
-        self.prepared: PreparedList = agent.prepare(peer, rows, region.kind)
-
-    def indices(self, chunk: Chunk) -> Indices | None:
-        """Return the index of each piece of a chunk; None unless each piece is one unit."""
-        if not (chunk.length == self._unit).all():
-            return None
-        tensor = np.searchsorted(self._starts, chunk.remote, side="right") - 1
-        offset = chunk.remote - self._starts[tensor]
-        if (offset % self._unit).any():
-            return None
-        numbers = self._first[tensor] + (offset // self._unit).astype(np.int64)
-        indices: Indices = numbers.astype(np.int32)
-        return indices
 
 
 class _Read:
@@ -118,8 +86,7 @@ class RemoteMemory:
         self._lock = threading.Lock()
         self._withdrawn: list[tuple[int, int]] | None = None  # since the log was read
         self._regions = RemoteRegions(key)
-        self._prepared: dict[int, _PreparedRegion] = {}
-        self._unused: list[_PreparedRegion] = []
+        self._prepared = PreparedRegions(self.agent, self.peer.agent)
         self._reads: list[_Read] = []
 
     def why_unreachable(self, transfer: Transfer) -> str:
@@ -164,7 +131,8 @@ class RemoteMemory:
                     return None
                 region, prepared = next(iter(self._regions.known.values())), None
             else:
-                region, prepared = found, self._prepared_region(found, chunk)
+                region, prepared = found, self._prepared.find(found, chunk)
+                self._release_unused()
             self._reads = [each for each in self._reads if not each.is_known_to_be_done]
             self._reads.append(read)
         try:
@@ -174,7 +142,7 @@ class RemoteMemory:
         return read.request
 
     def _post(
-        self, region: RegionAdded, prepared: _PreparedRegion | None, chunk: Chunk, slot: Slot
+        self, region: RegionAdded, prepared: PreparedRegion | None, chunk: Chunk, slot: Slot
     ) -> TransferRequest:
         """Post a read, by index where possible; may take as long as the copy does."""
         remote_indices = None if prepared is None else prepared.indices(chunk)
@@ -193,25 +161,6 @@ class RemoteMemory:
             write=False,
         )
 
-    def _prepared_region(self, region: RegionAdded, chunk: Chunk) -> _PreparedRegion | None:
-        """Return the region's prepared list, if it pays."""
-        unit = region.unit_bytes
-        if len(chunk.length) < 2 or not _MIN_UNIT_BYTES <= unit <= SLOT_BYTES:
-            return None
-        if region.kind == "VRAM":
-            # The engine merges neighbors that are named by index, also across allocations.
-            return None
-        held = self._prepared.get(region.region_id)
-        if held is not None and held.region is region:
-            return held
-        self._drop_prepared([region.region_id])  # the peer has used the id again
-        count = int(words(region.sizes).sum()) // unit
-        total = sum(each.count for each in self._prepared.values())
-        if count > _MAX_PREPARED or total + count > _MAX_PREPARED_OF_LINK:
-            return None
-        self._prepared[region.region_id] = _PreparedRegion(self.agent, self.peer.agent, region)
-        return self._prepared[region.region_id]
-
     def forget(self, address: int, size: int) -> None:
         """Drop a range that the peer withdraws; returns when no read of this peer is in progress.
 
@@ -221,7 +170,8 @@ class RemoteMemory:
         with self._lock:
             if self._withdrawn is not None:
                 self._withdrawn.append((address, size))
-            self._drop_prepared(self._regions.forget(address, size))
+            self._prepared.drop(self._regions.forget(address, size))
+            self._release_unused()
             reads = list(self._reads)
         deadline = time.monotonic() + _DRAIN_S
         for each in reads:
@@ -241,17 +191,13 @@ class RemoteMemory:
     def close(self) -> None:
         """Release prepared lists."""
         with self._lock:
-            self._drop_prepared(list(self._prepared))
-
-    def _drop_prepared(self, region_ids: list[int]) -> None:
-        self._unused += [self._prepared.pop(each) for each in region_ids if each in self._prepared]
-        self._release_unused()
+            self._prepared.drop_all()
+            self._release_unused()
 
     def _release_unused(self) -> None:
         """Release prepared lists once no read is being posted."""
-        if not any(each.posting for each in self._reads):
-            while self._unused:
-                self.agent.release(self._unused.pop().prepared)
+        if self._prepared.unused and not any(each.posting for each in self._reads):
+            self._prepared.release_unused()
 
     def _read_log(self, deadline_ns: int) -> str:
         """Read what is new in the peer's log of regions; return why that is not possible, or ""."""
@@ -280,7 +226,8 @@ class RemoteMemory:
             if loaded is None:
                 return why_not
             if era != self._regions.era:
-                self._drop_prepared(list(self._prepared))
+                self._prepared.drop_all()
+            self._release_unused()
             known = {id(each) for each in loaded}
             kept = [
                 each

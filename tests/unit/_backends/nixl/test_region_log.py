@@ -7,17 +7,20 @@ import msgspec
 import numpy as np
 import pytest
 
-from llm_datadist._backends.nixl import region_log
-from llm_datadist._backends.nixl.region_log import (
+from llm_datadist._backends.nixl import region_log, region_records, remote_regions
+from llm_datadist._backends.nixl.region_log import RegionLog
+from llm_datadist._backends.nixl.region_records import (
+    FRAME,
     HEADER_BYTES,
     RegionAdded,
-    RegionLog,
-    RemoteRegions,
+    framed,
     joined,
     log_key,
+    mac_of,
     parse_header,
     words_bytes,
 )
+from llm_datadist._backends.nixl.remote_regions import RemoteRegions
 from llm_datadist.testing.in_memory_node import InMemoryNode
 
 KEY = bytes(32)
@@ -106,7 +109,8 @@ def test_a_range_is_forgotten_with_its_region(log):
 
 
 def test_a_full_log_is_written_anew(log, monkeypatch):
-    monkeypatch.setattr(region_log, "_LOG_BYTES", 4096)
+    for module in (region_log, region_records):
+        monkeypatch.setattr(module, "LOG_BYTES", 4096)
     known = RemoteRegions(KEY)
     chance, live = random.Random(1), {}
     for number in range(200):
@@ -126,7 +130,7 @@ def frames(*records, era=1, key=KEY):
     """What an owner writes."""
     data = b""
     for record in records:
-        data += region_log._frame(record, key, era, len(data))
+        data += framed(record, key, era, len(data))
     return data
 
 
@@ -191,14 +195,14 @@ def test_odd_values_are_no_regions(at, value):
     data = b""
     for record in (odd, list(good)):
         body = msgspec.msgpack.encode(record)
-        data += region_log._FRAME.pack(len(body), region_log._mac(KEY, 1, len(data), body)) + body
+        data += FRAME.pack(len(body), mac_of(KEY, 1, len(data), body)) + body
     known = RemoteRegions(KEY)
     assert [each.region_id for each in take(known, 1, data)] == [1]
     assert known.locate(u64(1000), u64(100)).region_id == 1
 
 
 def test_a_peer_fills_no_memory_with_regions(monkeypatch):
-    monkeypatch.setattr(region_log, "_MAX_REGIONS", 3)
+    monkeypatch.setattr(remote_regions, "_MAX_REGIONS", 3)
     known = RemoteRegions(KEY)
     take(known, 1, frames(*(region(number, 1000 * number) for number in range(1, 9))))
     assert set(known.known) == {1, 2, 3}

@@ -12,7 +12,8 @@ from llm_datadist._backends.nixl import remote_memory as module
 from llm_datadist._backends.nixl.agent import NixlError
 from llm_datadist._backends.nixl.chunks import chunks
 from llm_datadist._backends.nixl.landing import LocalSlots
-from llm_datadist._backends.nixl.region_log import RegionAdded, RegionLog, words_bytes
+from llm_datadist._backends.nixl.region_log import RegionLog
+from llm_datadist._backends.nixl.region_records import RegionAdded, words_bytes
 from llm_datadist._backends.nixl.remote_memory import RemoteMemory
 from llm_datadist._backends.nixl.trial import TrialTimeoutError
 from llm_datadist._backends.node import Node
