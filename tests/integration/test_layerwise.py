@@ -3,6 +3,7 @@
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from llm_datadist import (
@@ -144,6 +145,21 @@ def test_blocks_to_blocks_by_address(sides):
         expected[:, 5] = source.data[:, 3]
         assert (target.data == expected).all()
         target.data[:] = expected = expected + 1
+
+
+def test_block_lists_that_are_arrays(keys, sides):
+    """An extension: ranges and integer arrays stand for lists."""
+    owner, user = keys
+    target, source = owner.blocks(1, key=0), user.blocks(2)
+    config = by_key(BlocksCacheKey(1), range(2))
+    lists = np.array([5, 1], np.int32), range(3, 5)
+    assert run(user, source.cache, Layers(), [config], *lists)[0] is SUCCESS
+    assert (target.data[:, 3:5] == source.data[:, [5, 1]]).all()
+    owner, user = sides
+    target, source = owner.blocks(1, words=32), user.slots(2, words=64)
+    configs = [TransferConfig(1, addresses(target, range(2)))]
+    assert run(user, source.cache, Layers(), configs, None, np.array([5, 2]), 256)[0] is SUCCESS
+    assert (target.data[:, 5] == source.data[:, 0, :32]).all()
 
 
 def test_slots_to_blocks_by_key(keys):

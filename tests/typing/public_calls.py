@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import assert_type
 
@@ -34,9 +35,6 @@ from llm_datadist import (
     TransferWithCacheKeyConfig,
 )
 from llm_datadist.leases import Lease, LeaseEnd
-
-if TYPE_CHECKING:
-    import numpy as np
 
 LinkStatuses = tuple[LLMStatusCode, list[LLMStatusCode]]
 
@@ -150,6 +148,7 @@ def own(manager: CacheManager) -> Cache:
     assert_type(cache, Cache)
     key = BlocksCacheKey(1, model_id=0)
     assert_type(manager.register_blocks_cache(desc, [4096, 8192], key), Cache)
+    assert_type(manager.register_tensors([np.zeros((4, 8))], key), Cache)
     assert_type(manager.allocate_cache(desc, cache_keys=(CacheKey(1, 6),)), Cache)
     assert_type(manager.allocate_blocks_cache(desc, blocks_cache_key=key), Cache)
     assert_type(manager.deallocate_cache(cache), None)

@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_datadist._types.addresses import check_addrs
+from llm_datadist._types.block_list import is_array
 from llm_datadist._types.checks import check_instance, check_int, check_range
 from llm_datadist._types.desc import CacheDesc
 from llm_datadist._types.keys import CacheKey
 from llm_datadist._types.transfer_configs import MemInfo
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from llm_datadist._plan import Layers
+    from llm_datadist._types import BlockList
 
 
 def check_layers(src: object, dst: object, tensors_per_layer: object) -> Layers:
@@ -41,19 +45,21 @@ def check_keys(cache_keys: object) -> tuple[CacheKey, ...]:
 
 
 def check_dict(name: str, value: object) -> None:
-    """Raise TypeError unless `value` is a dict of ints, or of lists of ints."""
+    """Raise TypeError unless `value` is a dict of ints, or of lists or arrays of ints."""
     if not isinstance(value, dict):
         raise TypeError(f"{name} only support dict, got {type(value).__name__}")
     for key, item in value.items():
+        if is_array(item):
+            item = ()  # noqa: PLW2901 - its elements are checked where it is read
         for number in (key, *(item if isinstance(item, list | tuple) else (item,))):
             if isinstance(number, bool) or not hasattr(type(number), "__index__"):
                 raise TypeError(f"{name} inner type only support int, got {type(number).__name__}")
 
 
-def check_block_lists(name: str, value: dict[int, list[int]]) -> None:
-    """Raise TypeError unless each value is a list or tuple."""
+def check_block_lists(name: str, value: Mapping[int, BlockList]) -> None:
+    """Raise TypeError unless each value is a list or tuple, a range or an array."""
     for block, targets in value.items():
-        if not isinstance(targets, list | tuple):
+        if not isinstance(targets, list | tuple) and not is_array(targets):
             raise TypeError(
                 f"{name}[{block!r}] inner type only support list of int, "
                 f"got {type(targets).__name__}"

@@ -9,9 +9,10 @@ from llm_datadist._types import BlocksCacheKey, Cache, CacheKey, CacheKeyByIdAnd
 from llm_datadist._types.checks import check_instance, wrong_type
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from llm_datadist._engine.leases.borrower import Lease
+    from llm_datadist._types import BlockList
     from llm_datadist._types.lease import LeaseEnd
 
 
@@ -21,7 +22,7 @@ class LeaseCalls(Calls):
     def lease(
         self,
         cache_key: BlocksCacheKey | CacheKeyByIdAndIndex | CacheKey,
-        blocks: Sequence[int] | None = None,
+        blocks: BlockList | None = None,
         *,
         ttl_ms: int = 10_000,
     ) -> Lease:

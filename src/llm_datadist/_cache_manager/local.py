@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from llm_datadist._cache_manager.arguments import check_block_lists, check_dict
 from llm_datadist._cache_manager.call_group import Calls
 from llm_datadist._types import Cache
@@ -13,6 +15,11 @@ from llm_datadist._types.checks import (
     check_uint32,
     check_uint64,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llm_datadist._types import BlockList
 
 
 class LocalCalls(Calls):
@@ -57,10 +64,11 @@ class LocalCalls(Calls):
             check_uint64("req_id", req_id)
         self._engine.local_copies.copy_slot(dst, src, dst_slot, src_slot, offset_bytes, num_bytes)
 
-    def copy_blocks(self, cache: Cache, copy_block_info: dict[int, list[int]]) -> None:
+    def copy_blocks(self, cache: Cache, copy_block_info: Mapping[int, BlockList]) -> None:
         """Copy blocks within one local blocks cache: each key's block onto every listed block.
 
-        As if made one after the other, in the order of the dictionary.
+        As if made one after the other, in the order of the dictionary. The lists may be ranges and
+        arrays, too *(extension)*.
 
         Raises:
             TypeError: A wrong type.

@@ -18,7 +18,7 @@ from llm_datadist._types.checks import INT64_MAX, INT64_MIN, check_instance, che
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llm_datadist._types import CacheTask, TransferConfig, TransferWithCacheKeyConfig
+    from llm_datadist._types import BlockList, CacheTask, TransferConfig, TransferWithCacheKeyConfig
 
 
 class TransferCalls(Calls):
@@ -70,8 +70,8 @@ class TransferCalls(Calls):
         self,
         src_cache_key: BlocksCacheKey | CacheKey | CacheKeyByIdAndIndex,
         dst_cache: Cache,
-        src_blocks: Sequence[int] = (),
-        dst_blocks: Sequence[int] = (),
+        src_blocks: BlockList = (),
+        dst_blocks: BlockList = (),
         *,
         src_layer_range: range | None = None,
         dst_layer_range: range | None = None,
@@ -84,7 +84,8 @@ class TransferCalls(Calls):
                 CacheKeyByIdAndIndex: the slot is cut into pieces of the destination's block_bytes,
                 piece i lands in dst_blocks[i]; src_blocks stays empty.
             dst_cache: Local blocks cache of equal block_bytes and tensor count.
-            src_blocks: The peer's blocks, 0-based; as many as dst_blocks.
+            src_blocks: The peer's blocks, 0-based, as many as dst_blocks: a list or tuple; or a
+                range, or an array of integers in host memory (numpy, torch) *(extension)*.
             dst_blocks: Local blocks, 0-based, no duplicates. Empty lists move nothing.
             src_layer_range: The peer's layers, step 1; None = all.
             dst_layer_range: Local layers, equally many; None = all.
@@ -111,8 +112,8 @@ class TransferCalls(Calls):
         self,
         dst_cache_key: BlocksCacheKey,
         src_cache: Cache,
-        src_blocks: Sequence[int] = (),
-        dst_blocks: Sequence[int] = (),
+        src_blocks: BlockList = (),
+        dst_blocks: BlockList = (),
         src_layer_range: range | None = None,
         dst_layer_range: range | None = None,
         tensor_num_per_layer: int = 2,
@@ -124,7 +125,7 @@ class TransferCalls(Calls):
         Args:
             dst_cache_key: The peer's blocks cache.
             src_cache: Local blocks cache of equal block_bytes and tensor count.
-            src_blocks: Local blocks, 0-based.
+            src_blocks: Local blocks, 0-based, as for `pull_blocks`.
             dst_blocks: The peer's blocks, no duplicates.
             src_layer_range: Layers, step 1; None = all. Must equal dst_layer_range.
             dst_layer_range: Layers of the peer.
@@ -186,8 +187,8 @@ class TransferCalls(Calls):
         src_cache: Cache,
         layer_synchronizer: LayerSynchronizer,
         transfer_configs: Sequence[TransferConfig] | Sequence[TransferWithCacheKeyConfig],
-        src_block_indices: Sequence[int] | None = None,
-        dst_block_indices: Sequence[int] | None = None,
+        src_block_indices: BlockList | None = None,
+        dst_block_indices: BlockList | None = None,
         dst_block_memory_size: int | None = None,
     ) -> CacheTask:
         """Push a cache layer by layer, each as soon as the synchronizer says that it is complete.
@@ -198,8 +199,8 @@ class TransferCalls(Calls):
                 or an exception ends the transfer with LLM_FAILED.
             transfer_configs: Destinations: all TransferConfig while enable_remote_cache_accessible
                 is off, all TransferWithCacheKeyConfig while it is on.
-            src_block_indices: Blocks of the source, 0-based; a contiguous source given them uses
-                its dimension 0 as blocks.
+            src_block_indices: Blocks of the source, as for `pull_blocks`; a contiguous source
+                given them uses its dimension 0 as blocks.
             dst_block_indices: Blocks of the destination, no duplicates, as many as the source's;
                 neither list, with keys: every block onto itself. For a contiguous source: where the
                 consecutive pieces of its slot go.

@@ -6,7 +6,7 @@ They raise what the API promises for each kind of mistake.
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from llm_datadist._types import BlockList
+
     Blocks: TypeAlias = NDArray[np.int64]
 
 Layers: TypeAlias = "tuple[range | None, range | None, int]"
@@ -28,7 +30,7 @@ _DEFAULT_TENSORS_PER_LAYER = 2
 
 
 def copy_pairs(
-    operation: str, copies: Mapping[int, Sequence[int]], num_blocks: int
+    operation: str, copies: Mapping[int, BlockList], num_blocks: int
 ) -> tuple[Blocks, Blocks]:
     """Turn {block: [blocks to copy it onto]} into checked (sources, destinations) arrays.
 
@@ -37,16 +39,24 @@ def copy_pairs(
         ValueError: A block index is negative.
         LLMException: LLM_PARAM_INVALID if an index is not below `num_blocks`.
     """
-    keys = blocks_array(operation, "copy_block_info", list(copies), num_blocks)
-    flat = [block for onto in copies.values() for block in onto]
-    destinations = blocks_array(operation, "copy_block_info", flat, num_blocks)
+    name = "copy_block_info"
+    keys = blocks_array(operation, name, list(copies), num_blocks)
+    flat: list[int] = []
+    for onto in copies.values():
+        listed = (
+            onto
+            if isinstance(onto, list | tuple)
+            else blocks_array(operation, name, onto, None).tolist()
+        )
+        flat += listed
+    destinations = blocks_array(operation, name, flat, num_blocks)
     return np.repeat(keys, [len(onto) for onto in copies.values()]), destinations
 
 
 def blocks_array(
     operation: str,
     name: str,
-    blocks: Sequence[int],
+    blocks: BlockList,
     num_blocks: int | None,
     *,
     unique: bool = False,
@@ -57,19 +67,19 @@ def blocks_array(
     Args:
         operation: API call on whose behalf the check is made.
         name: Name of the argument, for messages.
-        blocks: List or tuple of block indices.
+        blocks: Block indices: a list, tuple or range, or a one-dimensional array of integers in
+            host memory (numpy, torch, or another with `__dlpack__`).
         num_blocks: Every index must be below it; None if the limit is not known here.
         unique: No index may occur twice (destinations).
         highest: Greatest index that the call can carry.
 
     Raises:
-        TypeError: Not a list or tuple, or an element is not an integer (bool is none).
+        TypeError: Something else, or an element is not an integer (bool is none).
         ValueError: An index is negative, or above `highest`.
         LLMException: LLM_PARAM_INVALID if an index is not below `num_blocks`, or repeated.
     """
-    kind = type(blocks)
-    if kind is not list and kind is not tuple and not isinstance(blocks, list | tuple):
-        raise TypeError(f"{name} must be a list or tuple of int, got {kind.__name__}")
+    if not isinstance(blocks, (list, tuple)):
+        return _from_array(operation, name, blocks, num_blocks, unique=unique, highest=highest)
     count = len(blocks)
     most = highest if num_blocks is None else num_blocks - 1
     if count == 1 and type(blocks[0]) is int:
@@ -86,6 +96,53 @@ def blocks_array(
     if unique and len(set(blocks)) != count:
         raise _repeated(operation, name, blocks)
     return array
+
+
+def _from_array(
+    operation: str,
+    name: str,
+    blocks: BlockList,
+    num_blocks: int | None,
+    *,
+    unique: bool,
+    highest: int,
+) -> Blocks:
+    """Do what `blocks_array` does for a range or an array, without a Python loop per element."""
+    most = highest if num_blocks is None else num_blocks - 1
+    if isinstance(blocks, range):
+        if blocks and not 0 <= min(blocks[0], blocks[-1]) <= max(blocks[0], blocks[-1]) <= most:
+            raise _out_of_range(operation, name, blocks, num_blocks, highest)
+        return np.arange(blocks.start, blocks.stop, blocks.step, dtype=np.int64)
+    found = _host_array(name, blocks)
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise TypeError(
+            f"{name} must be an array of integers with one dimension, got {found.ndim} dimensions "
+            f"of {found.dtype}"
+        )
+    if found.size and (found.min() < 0 or found.max() > most):
+        raise _out_of_range(operation, name, found.tolist(), num_blocks, highest)
+    array = found.astype(_I64)
+    if unique:
+        ordered = np.sort(array)
+        if (ordered[1:] == ordered[:-1]).any():
+            raise _repeated(operation, name, array.tolist())
+    return array
+
+
+def _host_array(name: str, blocks: Any) -> NDArray[Any]:  # noqa: ANN401 - of any library
+    if isinstance(blocks, np.ndarray):
+        return blocks
+    if not hasattr(type(blocks), "__dlpack__"):
+        raise TypeError(
+            f"{name} must be a list or tuple of int, a range or an array of int, "
+            f"got {type(blocks).__name__}"
+        )
+    try:
+        return np.from_dlpack(blocks)
+    except Exception as error:  # of the array's library, which may raise anything
+        raise TypeError(
+            f"{name} cannot be read as an array ({error}); give integers in host memory"
+        ) from error
 
 
 def tensor_ranges(

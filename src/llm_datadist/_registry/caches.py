@@ -107,14 +107,13 @@ class CacheRegistry:
         slots = _key_slots(operation, desc, cache_keys)
         if slots:
             self.reap()
-        accessible = _accessible(desc, remote_accessible)
         return self._publish(
             Wanted(
                 operation,
                 desc,
                 addrs=tuple(addrs),
                 is_blocks=False,
-                accessible=accessible,
+                accessible=_accessible(desc, remote_accessible),
                 slots=slots,
             )
         )
@@ -131,7 +130,6 @@ class CacheRegistry:
         A BlocksCacheKey that another cache has goes over to this one.
         """
         operation = "register_blocks_cache"
-        accessible = _accessible(desc, remote_accessible)
         key = None if blocks_cache_key is None else blocks_cache_key.model_id
         return self._publish(
             Wanted(
@@ -139,10 +137,16 @@ class CacheRegistry:
                 desc,
                 addrs=tuple(addrs),
                 is_blocks=True,
-                accessible=accessible,
+                accessible=_accessible(desc, remote_accessible),
                 blocks_key=key,
             )
         )
+
+    def keep_alive(self, cache: Cache, memory: object) -> None:
+        """Keep what owns the memory of a new cache until it is final."""
+        with self._lock:
+            if (local := self._caches.get(cache.cache_id)) is not None:
+                local.memory = memory
 
     def unregister_cache(self, cache_id: int) -> None:
         """Forget a registered cache; final when it returns. An unknown id is ignored.
@@ -409,6 +413,7 @@ class CacheRegistry:
         finally:
             with self._lock:
                 self._closing.pop(local.cache_id, None)
+            local.memory = None
             local.closed.set()
             if self.on_gone is not None:
                 self.on_gone(local.cache_id)

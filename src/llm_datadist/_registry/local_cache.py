@@ -37,6 +37,7 @@ class LocalCache:
         blocks_key: model_id of the BlocksCacheKey that names it now.
         keys: Its CacheKeys that are live, with their slots and guards.
         faulted: Slots or blocks that a transfer could not access, until a remap.
+        memory: Objects that keep its memory alive until it is final; None if the caller does.
         transition: Held while the entry is closed or reopened.
         closed: Set when its memory is final: no transfer touches it any more.
     """
@@ -54,6 +55,7 @@ class LocalCache:
         "is_blocks",
         "keys",
         "layout",
+        "memory",
         "named",
         "ref",
         "transition",
@@ -82,6 +84,7 @@ class LocalCache:
         self.blocks_key: int | None = None
         self.keys: dict[KeyName, tuple[int, Ref]] = {}
         self.faulted: tuple[Piece, ...] = ()
+        self.memory: object = None
         self.transition = threading.Lock()
         self.closed = threading.Event()
 

@@ -3,6 +3,7 @@
 Source: api.md 2, 4.9, 5, 6.
 """
 
+from llm_datadist._types.block_list import BlockList
 from llm_datadist._types.cache import Cache, KvCache
 from llm_datadist._types.cluster import LLMClusterInfo
 from llm_datadist._types.desc import CacheDesc
@@ -18,6 +19,7 @@ from llm_datadist._types.transfer_configs import (
 
 __all__ = [
     "AnyKey",
+    "BlockList",
     "BlocksCacheKey",
     "Cache",
     "CacheDesc",

@@ -30,10 +30,90 @@ def test_lists_and_tuples_of_integers(blocks):
     assert result.tolist() == [int(block) for block in blocks]
 
 
-@pytest.mark.parametrize("blocks", [None, 3, "12", {1, 2}, range(3), np.arange(3), iter([1])])
+@pytest.mark.parametrize("blocks", [None, 3, "12", {1, 2}, iter([1]), b"1"])
 def test_other_containers_are_refused(blocks):
-    with pytest.raises(TypeError, match="src_blocks must be a list or tuple"):
+    with pytest.raises(
+        TypeError, match="src_blocks must be a list or tuple of int, a range or an array"
+    ):
         array(blocks)
+
+
+ARRAYS = [
+    range(4),
+    range(9, 0, -3),
+    range(0),
+    np.array([1, 9, 0]),
+    np.array([3, 1], np.uint8),
+    np.arange(9, dtype=np.int32)[::-2],
+    np.array([], np.int64),
+]
+
+
+class Array:
+    """An array of another library: DLPack only."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __len__(self):
+        return len(self.array)
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+@pytest.mark.parametrize("blocks", ARRAYS)
+def test_ranges_and_arrays_of_integers(blocks):
+    result = array(blocks, unique=True)
+    assert result.dtype == np.int64
+    assert result.tolist() == [int(block) for block in blocks]
+    assert result is not blocks
+
+
+def test_arrays_of_other_libraries():
+    assert array(Array(np.array([4, 2], np.int32))).tolist() == [4, 2]
+
+
+def test_a_tensor_of_torch():
+    torch = pytest.importorskip("torch")
+    assert array(torch.tensor([4, 2], dtype=torch.int32)).tolist() == [4, 2]
+    with pytest.raises(TypeError, match="one dimension, got 1 dimensions of bool"):
+        array(torch.tensor([True]))
+
+
+@pytest.mark.parametrize(
+    "blocks", [np.zeros(2), np.zeros(2, bool), np.zeros((2, 2), int), np.array(3), np.array(["1"])]
+)
+def test_other_arrays_are_refused(blocks):
+    with pytest.raises(TypeError, match="src_blocks must be an array of integers with one dim"):
+        array(blocks)
+
+
+def test_an_array_that_cannot_be_read():
+    class OnDevice(Array):
+        def __dlpack__(self, **_):
+            raise BufferError("on a GPU")
+
+    with pytest.raises(TypeError, match=r"src_blocks cannot be read .*on a GPU.*in host memory"):
+        array(OnDevice(np.zeros(1, int)))
+
+
+@pytest.mark.parametrize("kind", [np.array, lambda blocks: range(blocks[0], blocks[-1] + 1)])
+def test_arrays_are_checked_as_lists_are(kind):
+    with pytest.raises(ValueError, match=r"src_blocks\[0\] must not be negative, got -1"):
+        array(kind([-1, 0]))
+    with pytest.raises(LLMException, match=r"src_blocks\[1\] is 10, .* below 10"):
+        array(kind([9, 10]))
+
+
+def test_arrays_with_repetitions_and_great_numbers():
+    with pytest.raises(LLMException, match=r"src_blocks\[2\] is 7 again, after src_blocks\[0\]"):
+        array(np.array([7, 1, 7]), unique=True)
+    with pytest.raises(ValueError, match=r"src_blocks\[1\]"):
+        array(np.array([1, 2**63], np.uint64), None)
 
 
 @pytest.mark.parametrize("bad", [1.0, "1", True, None, np.bool_(True), np.float32(1)])

@@ -26,12 +26,11 @@ from llm_datadist._types import BlocksCacheKey, CacheKey
 from llm_datadist._types.checks import UINT32_MAX, check_uint32
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from types import TracebackType
 
     from llm_datadist._engine.instance import Instance
     from llm_datadist._links import Link
-    from llm_datadist._types import AnyKey
+    from llm_datadist._types import AnyKey, BlockList
 
 _STATUSES = frozenset(
     {
@@ -155,7 +154,7 @@ class Borrower:
         self._timeout_ms = instance.config.sync_timeout_ms
         self._ids = itertools.count(1)
 
-    def lease(self, key: AnyKey, blocks: Sequence[int] | None, ttl_ms: int) -> Lease:
+    def lease(self, key: AnyKey, blocks: BlockList | None, ttl_ms: int) -> Lease:
         """See CacheManager.lease."""
         operation = "lease"
         ttl = check_ttl(operation, ttl_ms)

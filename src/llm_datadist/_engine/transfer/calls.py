@@ -23,15 +23,13 @@ from llm_datadist._plan import blocks_array, plan_blocks, plan_slot_to_blocks, p
 from llm_datadist._types import BlocksCacheKey
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from llm_datadist._engine.instance import Instance
     from llm_datadist._engine.memory.fault_marks import FaultMarks
     from llm_datadist._engine.transfer.attempt import MakePlan
     from llm_datadist._engine.transfer.checksums import Checksums
     from llm_datadist._plan import Layers, Plan
     from llm_datadist._registry import LocalCache, Resolved
-    from llm_datadist._types import AnyKey, Cache, CacheKeyByIdAndIndex
+    from llm_datadist._types import AnyKey, BlockList, Cache, CacheKeyByIdAndIndex
 
 __all__ = ["Transfers"]
 
@@ -66,8 +64,8 @@ class Transfers:
         operation: str,
         key: AnyKey,
         cache: Cache,
-        src_blocks: Sequence[int],
-        dst_blocks: Sequence[int],
+        src_blocks: BlockList,
+        dst_blocks: BlockList,
         layers: Layers,
     ) -> None:
         """See CacheManager.pull_blocks."""
@@ -107,8 +105,8 @@ class Transfers:
         operation: str,
         key: BlocksCacheKey,
         cache: Cache,
-        src_blocks: Sequence[int],
-        dst_blocks: Sequence[int],
+        src_blocks: BlockList,
+        dst_blocks: BlockList,
         layers: Layers,
     ) -> None:
         """See CacheManager.push_blocks."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from llm_datadist._engine.instance import Instance
     from llm_datadist._engine.transfer.calls import Transfers
     from llm_datadist._types import (
+        BlockList,
         Cache,
         LayerSynchronizer,
         TransferConfig,
@@ -59,8 +60,8 @@ class Layerwise:
         src_cache: Cache,
         synchronizer: LayerSynchronizer,
         configs: Sequence[TransferConfig] | Sequence[TransferWithCacheKeyConfig],
-        src_blocks: Sequence[int] | None,
-        dst_blocks: Sequence[int] | None,
+        src_blocks: BlockList | None,
+        dst_blocks: BlockList | None,
         dst_block_bytes: int | None,
     ) -> CacheTask:
         """See CacheManager.transfer_cache_async. Every argument is checked before this returns."""

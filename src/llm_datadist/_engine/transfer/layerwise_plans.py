@@ -20,7 +20,7 @@ from llm_datadist._plan import (
     slot_pieces,
 )
 from llm_datadist._types import BlocksCacheKey, TransferConfig, TransferWithCacheKeyConfig
-from llm_datadist._types.checks import INT64_MAX, check_instance, check_int, wrong_type
+from llm_datadist._types.checks import INT64_MAX, check_int, wrong_type
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from llm_datadist._engine.transfer.calls import Transfers
     from llm_datadist._plan.indices import Blocks
     from llm_datadist._registry import LocalCache, Resolved
+    from llm_datadist._types import BlockList
 
 _TENSORS_PER_LAYER = 2
 
@@ -252,8 +253,8 @@ def check_configs(operation: str, configs: Sequence[object], *, keys_allowed: bo
 def make_source(
     operation: str,
     local: LocalCache,
-    src_blocks: Sequence[int] | None,
-    dst_blocks: Sequence[int] | None,
+    src_blocks: BlockList | None,
+    dst_blocks: BlockList | None,
     dst_block_bytes: int | None,
     *,
     all_blocks_allowed: bool,
@@ -266,16 +267,17 @@ def make_source(
     size = 0
     if dst_block_bytes is not None:
         size = check_int("dst_block_memory_size", dst_block_bytes, 0, INT64_MAX)
-    if src_blocks is not None:
-        check_instance("src_block_indices", src_blocks, list, tuple)
-    is_blocks = local.is_blocks or bool(src_blocks)
-    layout = as_blocks(local) if is_blocks else local.layout
     src = dst = None
     if src_blocks is not None:
-        src = blocks_array(operation, "src_block_indices", src_blocks, layout.num_units)
+        src = blocks_array(operation, "src_block_indices", src_blocks, None)
+    is_blocks = local.is_blocks or (src is not None and len(src) > 0)
+    layout = as_blocks(local) if is_blocks else local.layout
+    if src is not None:
+        src = blocks_array(operation, "src_block_indices", src, layout.num_units)
     if dst_blocks is not None:
         dst = blocks_array(operation, "dst_block_indices", dst_blocks, None, unique=True)
-    if size and not dst_blocks:
+    has_destinations = dst is not None and len(dst) > 0
+    if size and not has_destinations:
         raise invalid(
             operation,
             f"dst_block_memory_size is {size} and dst_block_indices is empty",
@@ -285,8 +287,8 @@ def make_source(
         src, dst = _block_pairs(operation, layout, src, dst, all_blocks_allowed)
         _check_equal_blocks(operation, layout, size)
         size = layout.unit_bytes
-    elif dst_blocks:
-        _check_pieces(operation, layout, size, len(dst_blocks))
+    elif dst is not None and has_destinations:
+        _check_pieces(operation, layout, size, len(dst))
     else:
         src = dst = None
         as_slots(operation, local)
@@ -330,7 +332,7 @@ def _block_pairs(
                 "transfer from blocks to cache is not supported",
                 "give src_block_indices and dst_block_indices",
             )
-        every = blocks_array(operation, "src_block_indices", list(range(layout.num_units)), None)
+        every = blocks_array(operation, "src_block_indices", range(layout.num_units), None)
         return every, every
     if dst is None:
         raise invalid(

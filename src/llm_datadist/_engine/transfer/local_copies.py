@@ -20,12 +20,14 @@ from llm_datadist._plan import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from llm_datadist._engine.instance import Instance
     from llm_datadist._engine.memory.containment import Words
     from llm_datadist._engine.memory.fault_marks import FaultMarks
     from llm_datadist._plan import Plan
     from llm_datadist._registry import LocalCache
-    from llm_datadist._types import Cache
+    from llm_datadist._types import BlockList, Cache
 
 
 class LocalCopies:
@@ -88,7 +90,7 @@ class LocalCopies:
         )
         self._copy(operation, plan, target, source)
 
-    def copy_blocks(self, cache: Cache, copies: dict[int, list[int]]) -> None:
+    def copy_blocks(self, cache: Cache, copies: Mapping[int, BlockList]) -> None:
         """See CacheManager.copy_blocks."""
         operation = "copy_blocks"
         local = self._registry.find(operation, cache)

@@ -1,0 +1,27 @@
+"""Type of the block lists that calls accept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
+
+__all__ = ["BlockList", "IndexArray", "is_array"]
+
+
+class IndexArray(Protocol):
+    """A one-dimensional array of integers in host memory: numpy's, torch's, or another's."""
+
+    def __dlpack__(self) -> object:
+        """Return the array as a DLPack capsule."""
+
+    def __len__(self) -> int:
+        """Return the number of indices."""
+
+
+BlockList: TypeAlias = Sequence[int] | IndexArray
+"""0-based indices of blocks: a list, tuple or range, or an array."""
+
+
+def is_array(value: object) -> bool:
+    """Return whether a value is a range or an array, which may list blocks as a list does."""
+    return isinstance(value, range) or hasattr(type(value), "__dlpack__")
