@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol, final
 
 import numpy as np
@@ -59,32 +58,76 @@ class DirectorySource(Protocol):
         """Return a piece of the log."""
 
 
-@dataclass(slots=True, eq=False)
+@final
 class RemoteCache:
     """A peer's cache.
+
+    Its description is checked and its layout computed when a key first names it: most caches of a
+    large directory are never used, and parsing it must not take time for them.
 
     Attributes:
         cache_id: Its id at the peer.
         ref: Its entry there; part of every request for it. A remap changes the value.
-        desc: Its description.
-        layout: Where its tensors lie in the peer's address space, in slots or blocks; without
-            tensors when it is not accessible.
         is_blocks: Whether it is a blocks cache.
         accessible: Whether peers may touch it.
         named: Whether its id can be used in keys.
+        blocks_key: The model_id of its BlocksCacheKey, if it has one.
+        keys: Its CacheKeys by their guards.
         on_device: Whether its memory is an accelerator's.
     """
 
-    cache_id: int
-    ref: Ref
-    desc: CacheDesc
-    layout: Layout
-    is_blocks: bool
-    accessible: bool
-    named: bool
-    blocks_key: int | None = None
-    keys: dict[Ref, KeyName] = field(default_factory=dict)
-    on_device: bool = False
+    __slots__ = (
+        "_described",
+        "_record",
+        "accessible",
+        "blocks_key",
+        "cache_id",
+        "is_blocks",
+        "keys",
+        "named",
+        "on_device",
+        "ref",
+    )
+
+    def __init__(self, record: Added) -> None:
+        self._record = record
+        self._described: tuple[CacheDesc, Layout] | None = None
+        self.cache_id: int = record.cache_id
+        self.ref: Ref = record.entry
+        self.is_blocks = record.is_blocks
+        self.accessible = record.accessible
+        self.named = record.named
+        self.blocks_key = record.blocks_key
+        self.keys: dict[Ref, KeyName] = (
+            {key.guard: key.name for key in record.keys} if record.keys else {}
+        )
+        self.on_device = record.on_device
+
+    def check(self) -> None:
+        """Check the description that the peer published, once.
+
+        Raises:
+            CorruptDirectory: No cache can be like that.
+        """
+        self._describe()
+
+    @property
+    def desc(self) -> CacheDesc:
+        """Its description. Raises as `check`."""
+        return self._describe()[0]
+
+    @property
+    def layout(self) -> Layout:
+        """Where its tensors lie in the peer's address space, in slots or blocks.
+
+        Without tensors when the cache is not accessible. Raises as `check`.
+        """
+        return self._describe()[1]
+
+    def _describe(self) -> tuple[CacheDesc, Layout]:
+        if self._described is None:
+            self._described = _described(self._record)
+        return self._described
 
 
 class Resolved(NamedTuple):
@@ -151,7 +194,10 @@ class DirectoryReader:
         return True
 
     def lookup(self, key: AnyKey) -> Resolved | None:
-        """Return what a key names as of the known version, without asking the peer."""
+        """Return what a key names as of the known version, without asking the peer.
+
+        The cache's description may still be impossible: `resolve` checks it.
+        """
         tables = self._tables
         if isinstance(key, BlocksCacheKey):
             return tables.blocks_keys.get(key.model_id)
@@ -174,7 +220,7 @@ class DirectoryReader:
         Raises:
             LLMException: LLM_KV_CACHE_NOT_EXIST if the peer has nothing of that name,
                 LLM_PARAM_INVALID if it keeps the cache to itself, LLM_TIMEOUT as in `refresh`.
-            CorruptDirectory: As in `refresh`.
+            CorruptDirectory: As in `refresh`, or what was published about the cache makes no sense.
         """
         if fresh:
             self.refresh(operation, deadline_ns)
@@ -196,6 +242,7 @@ class DirectoryReader:
                 "register it there with remote_accessible=True",
                 cluster_id=self._cluster_id,
             )
+        resolved.cache.check()
         return resolved
 
     def caches(self) -> list[RemoteCache]:
@@ -289,7 +336,7 @@ class _Tables:
             raise CorruptDirectory(f"cache {record.cache_id} is there twice")
         if len(self.caches) >= MAX_CACHES or self._num_keys + len(record.keys) > MAX_ALL_KEYS:
             raise CorruptDirectory(f"more than {MAX_CACHES} caches or {MAX_ALL_KEYS} keys")
-        cache = _remote_cache(record)
+        cache = RemoteCache(record)
         self._num_keys += len(cache.keys)
         self.caches[record.cache_id] = cache
         if record.blocks_key is not None:
@@ -312,7 +359,7 @@ class _Tables:
             del self.keys[name]
 
 
-def _remote_cache(record: Added) -> RemoteCache:
+def _described(record: Added) -> tuple[CacheDesc, Layout]:
     addrs = np.frombuffer(record.addrs, np.dtype("<u8")) if len(record.addrs) % 8 == 0 else None
     if addrs is None or len(addrs) != (record.num_tensors if record.accessible else 0):
         raise CorruptDirectory(f"cache {record.cache_id} has {len(record.addrs)} address bytes")
@@ -327,15 +374,4 @@ def _remote_cache(record: Added) -> RemoteCache:
         layout = cache_layout(desc, addrs.astype(np.uint64), is_blocks=record.is_blocks)
     except (TypeError, ValueError, RuntimeError) as error:
         raise CorruptDirectory(f"cache {record.cache_id} makes no sense: {error}") from error
-    return RemoteCache(
-        record.cache_id,
-        record.entry,
-        desc,
-        layout,
-        record.is_blocks,
-        record.accessible,
-        record.named,
-        record.blocks_key,
-        {key.guard: key.name for key in record.keys},
-        record.on_device,
-    )
+    return desc, layout

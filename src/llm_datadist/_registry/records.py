@@ -71,7 +71,7 @@ class KeyRecord(msgspec.Struct, array_like=True, frozen=True):
         return self.req_id, self.model_id, self.prefix_id
 
 
-class Added(msgspec.Struct, array_like=True, frozen=True, tag=1):
+class Added(msgspec.Struct, array_like=True, frozen=True, tag=1, gc=False):
     """A cache exists. A later record with the same blocks key, or the same key, wins.
 
     Attributes:

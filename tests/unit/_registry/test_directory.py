@@ -292,6 +292,17 @@ def test_what_was_read_across_a_rewrite_is_thrown_away(peer):
     [
         b"\x01\x00\x00\x00\xc1",
         b"\xff\xff\xff\xff",
+    ],
+)
+def test_nonsense_is_refused(peer, log):
+    peer.log.append(log)
+    with pytest.raises(CorruptDirectory):
+        peer.refresh()
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
         encode_frame(added(1, addrs=(1, 2), shape=())),
         encode_frame(added(1, addrs=(2**64 - 1,))),
         encode_frame(Added(1, (1, 1), True, 2, (4,), 1, 1, 0, b"12345678", True)),
@@ -300,10 +311,13 @@ def test_what_was_read_across_a_rewrite_is_thrown_away(peer):
         encode_frame(Added(1, (1, 1), True, 1, (2**60, 2**60), 1, 1, 0, b"12345678", True)),
     ],
 )
-def test_nonsense_is_refused(peer, log):
+def test_an_impossible_cache_is_refused_when_it_is_named(peer, log):
     peer.log.append(log)
-    with pytest.raises(CorruptDirectory):
-        peer.refresh()
+    peer.writer.add(added(2))
+    assert peer.resolve(by_id(2), fresh=True).cache.cache_id == 2
+    for _ in range(2):
+        with pytest.raises(CorruptDirectory, match="cache 1"):
+            peer.resolve(by_id(1))
 
 
 def test_a_record_about_nothing_is_refused(peer):
