@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_datadist._control.connection import ControlConnection
@@ -15,7 +16,6 @@ from llm_datadist._links.context import SetupError
 from llm_datadist._protocol.codec import Kind, encode_preamble
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from llm_datadist._control.sockets import Address
@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from llm_datadist._links.dial_request import DialRequest
     from llm_datadist._links.lane_terms import LaneRoute
 
-__all__ = ["DialConnection", "open_connection", "tls_failed"]
+__all__ = ["CONNECTING", "LOOKING_UP", "DialConnection", "open_connection", "tls_failed"]
 
 _FAILED: Final = LLMStatusCode.LLM_LINK_FAILED
+#: Steps of a dial that have a text of their own when they time out.
+LOOKING_UP: Final = "looking up the host name"
+CONNECTING: Final = "connecting"
 _CHECK_LISTENER: Final = "see the peer's log, and check that an llm-datadist instance listens there"
 
 
@@ -89,17 +92,36 @@ def tls_failed(error: TlsError) -> SetupError:
 async def _connect(
     context: LinkContext, request: DialRequest, on_step: Callable[[str], object]
 ) -> socket.socket:
-    on_step(f"host {request.address[0]!r} was looked up and the name server did not answer")
+    host, port = request.address
+    if port == 0:
+        problem = "nothing can listen at port 0; give the port of the peer's listen_address"
+        raise SetupError(_FAILED, problem, answered=False)
+    on_step(LOOKING_UP)
     try:
         return await connect(
             request.address,
             request.deadline.at_most(request.connect_seconds),
             context.resolvers,
             request.source_ip,
-            lambda: on_step("connecting"),
+            lambda: on_step(CONNECTING),
         )
+    except socket.gaierror as error:
+        reason = (
+            f"host name {host!r} cannot be resolved ({explained(error)}); correct it, or give an "
+            "IP address"
+        )
+        raise SetupError(_FAILED, reason, answered=False) from error
     except OSError as error:
         reason = f"cannot connect: {explained(error)}"
         if error.errno != errno.EMFILE:  # that one's text has a remedy
             reason += "; check that the peer listens there and that the network lets it through"
-        raise SetupError(_FAILED, reason, answered=False) from error
+        raise SetupError(_FAILED, _with_end(context, request, reason), answered=False) from error
+
+
+def _with_end(context: LinkContext, request: DialRequest, reason: str) -> str:
+    """Name the instance that was linked at the address before, if one was, and how that ended."""
+    found = context.index.end_at(request.address)
+    if found is None:
+        return reason
+    cluster_id, end = found
+    return f"the link to cluster {cluster_id} there ended: {end}; {reason}"

@@ -14,7 +14,12 @@ from llm_datadist._control.sockets import explained, plain_address, printed
 from llm_datadist._control.tls import TlsError
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.context import Connecting, SetupError
-from llm_datadist._links.dial_connection import open_connection, tls_failed
+from llm_datadist._links.dial_connection import (
+    CONNECTING,
+    LOOKING_UP,
+    open_connection,
+    tls_failed,
+)
 from llm_datadist._links.dial_request import DialOutcome, DialRequest
 from llm_datadist._links.handshake_stream import HandshakeStream
 from llm_datadist._links.lane_setup import open_lanes
@@ -58,6 +63,23 @@ _FIRST_BUSY_PAUSE: Final = 0.01
 _LONGEST_BUSY_PAUSE: Final = 0.2
 _FAILED: Final = LLMStatusCode.LLM_LINK_FAILED
 _BUSY: Final = LLMStatusCode.LLM_PROCESSING_LINK
+_GREETING: Final = "waiting for the peer's greeting"
+_LONGER: Final = "check that the peer is not frozen, or give it a longer timeout"
+#: Problem and remedy of a timeout, by the step that timed out.
+_UNANSWERED: Final = {
+    LOOKING_UP: (
+        "the name server did not answer",
+        "check the host name and the name server, or give an IP address",
+    ),
+    CONNECTING: (
+        "no answer to the connection request",
+        "the host is down or a firewall drops packets: check address, host and firewall",
+    ),
+    _GREETING: (
+        "no answer from what listens there",
+        "check that it is an llm-datadist instance and not frozen, or give it a longer timeout",
+    ),
+}
 
 
 class _DialAgainError(Exception):
@@ -73,6 +95,8 @@ async def dial(context: LinkContext, lifecycle: LinkLifecycle, request: DialRequ
     """Link to the instance at an address, or return the link that exists. Never raises."""
     attempt = _Dial(context, lifecycle, request)
     place = printed(request.address)
+    if request.expected_cluster_id is not None:
+        place = f"cluster {request.expected_cluster_id} at {place}"
     try:
         link = await request.deadline.limit(attempt.run())
     except SetupError as error:
@@ -99,7 +123,7 @@ class _Dial:
         self._request = request
         self._opened: DialConnection  # the current connection
         self._pauses = Backoff(_FIRST_BUSY_PAUSE, _LONGEST_BUSY_PAUSE)
-        self.step = "connecting"
+        self.step = CONNECTING
         self.busy = ""  # the set-up or tear-down of the same link that the dial waits for
         self.is_new = False
 
@@ -128,11 +152,9 @@ class _Dial:
         if self.busy:
             reason = f"{place}: {self.busy} (not over within {num_ms})"
             return LinkResult(_BUSY, reason)
-        return LinkResult(
-            LLMStatusCode.LLM_TIMEOUT,
-            f"{place}: no answer within {num_ms} while {self.step}; check that an instance listens "
-            "there and is not frozen, or give it a longer timeout",
-        )
+        problem, remedy = _UNANSWERED.get(self.step, (f"no answer while {self.step}", _LONGER))
+        reason = f"{place}: {problem}, within {num_ms}; {remedy}"
+        return LinkResult(LLMStatusCode.LLM_TIMEOUT, reason)
 
     async def _outcome_of(self, other: Setup) -> Link | None:
         """Wait for another set-up with the same peer; return its link if this dial may share it.
@@ -156,7 +178,7 @@ class _Dial:
         return self._adopt(link)
 
     async def _attempt(self) -> Link:
-        self.step = "connecting"
+        self.step = CONNECTING
         self._opened = await open_connection(
             self._context, self._request, lambda step: setattr(self, "step", step)
         )
@@ -202,7 +224,7 @@ class _Dial:
                 connection.close()
 
     async def _shake_hands(self, stream: HandshakeStream) -> Link:
-        self.step = "waiting for the peer's greeting"
+        self.step = _GREETING
         stream.send(self._hello())
         welcome = await stream.receive(Welcome)
         self._check_identity(welcome)

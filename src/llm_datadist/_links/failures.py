@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from llm_datadist._control.sockets import printed
 from llm_datadist._errors import LLMStatusCode, fail
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from llm_datadist._links.state import LinkIndex
 
 __all__ = ["link_ended", "not_linked", "timed_out"]
+
+_MAX_NAMED: Final = 8
 
 
 def timed_out(operation: str, link: Link, timeout_ms: float) -> LLMException:
@@ -39,14 +41,28 @@ def link_ended(operation: str, link: Link, reason: str) -> LLMException:
 
 def not_linked(operation: str, index: LinkIndex, cluster_id: int) -> LLMException:
     """Return the exception of a call that needs a link to a cluster that has none."""
-    problem, remedy = "there is no link to it", "link_clusters first"
-    if (dead := index.dead.get(cluster_id)) is not None:
-        problem = f"its link was lost: {dead.reason}"
+    remedy = "link_clusters again"
     if (relink := index.relinks.get(cluster_id)) is not None:
         problem = (
             f"its link was lost ({relink.lost.reason}) and is being re-established: "
             f"{relink.attempts} dials so far, the last: {relink.failure}"
         )
         remedy = "retry soon; unlink_clusters gives it up"
+    elif (dead := index.dead.get(cluster_id)) is not None:
+        problem = f"its link was lost: {dead.reason}"
+    elif (end := index.ends_of.get(cluster_id)) is not None:
+        problem = f"its link ended: {end}"
+    else:
+        problem = f"there is no link to it; {_linked(index)}"
+        remedy = "link_clusters first, or correct the cluster id"
     status = LLMStatusCode.LLM_NOT_YET_LINK
     return fail(status, operation, problem, remedy, cluster_id=cluster_id)
+
+
+def _linked(index: LinkIndex) -> str:
+    links = sorted(index.links.values(), key=lambda link: link.cluster_id)
+    if not links:
+        return "no cluster is linked"
+    names = [f"cluster {link.cluster_id} at {printed(link.address)}" for link in links[:_MAX_NAMED]]
+    more = f" and {len(links) - _MAX_NAMED} more" if len(links) > _MAX_NAMED else ""
+    return f"linked: {', '.join(names)}{more}"

@@ -230,6 +230,7 @@ class LinkLifecycle:
     def _leave(self, link: Link, state: LinkState, reason: str, *, call_hook: bool = False) -> None:
         self._index.remove(link)
         link.enter(state, reason)
+        self._index.remember_end(link)
         self._lane_repair.remove_link(link)
         # Submitted here because the task may be canceled before it starts.
         call = self._context.workers.submit(self._context.delegate.disconnect, link.data)
@@ -268,7 +269,12 @@ class LinkLifecycle:
         elif isinstance(message, Unlink):
             link.unlink_received = True
             if link.alive:
-                logger.info("cluster %d at %s unlinked", link.cluster_id, printed(link.address))
+                logger.info(
+                    "cluster %d at %s unlinked: %s",
+                    link.cluster_id,
+                    printed(link.address),
+                    message.reason,
+                )
                 self._leave(link, LinkState.UNLINKING, message.reason, call_hook=True)
                 self._context.control.spawn(self._confirm_unlink(link, finish=True))
             else:

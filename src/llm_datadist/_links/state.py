@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING, Any, Final, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, final
 
 from llm_datadist._control.deadline import Deadline
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.link import Link
 
-__all__ = ["LinkIndex", "Relink", "Setup", "WithdrawnError"]
+__all__ = ["LinkEnd", "LinkIndex", "Relink", "Setup", "WithdrawnError"]
 
 _T = TypeVar("_T")
 
@@ -125,6 +125,25 @@ class Relink:
         self.failure = "none has ended"
 
 
+class LinkEnd(NamedTuple):
+    """The end of a link, for the texts of later calls.
+
+    Attributes:
+        reason: Why it ended.
+        at: When, on the clock of `time.monotonic`.
+        addresses: Of its peer.
+    """
+
+    reason: str
+    at: float
+    addresses: frozenset[Address]
+
+    def __str__(self) -> str:
+        seconds = time.monotonic() - self.at
+        ago = f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.0f} s"
+        return f"{self.reason} {ago} ago"
+
+
 @final
 class LinkIndex:
     """The links of one instance.
@@ -136,6 +155,7 @@ class LinkIndex:
         mirrors: The accepting ends of links of this instance with itself.
         dead: The last link to a cluster id if the peer died, by cluster id; removed when the id is
             linked again or unlinked.
+        ends_of: How the last link to a cluster id ended, until the id is linked again.
         dials: Set-ups that this end dialed, by the peer's incarnation.
         inbounds: Set-ups that a peer dialed, by its incarnation.
         relinks: Lost links that are being re-established, by the peer's cluster id.
@@ -147,6 +167,7 @@ class LinkIndex:
         self.leaving: set[Link] = set()
         self.mirrors: set[Link] = set()
         self.dead: dict[int, Link] = {}
+        self.ends_of: dict[int, LinkEnd] = {}
         self.dials: dict[int, Setup] = {}
         self.inbounds: dict[int, Setup] = {}
         self.relinks: dict[int, Relink] = {}
@@ -179,6 +200,7 @@ class LinkIndex:
         else:
             self.links[link.cluster_id] = link
             self.dead.pop(link.cluster_id, None)
+            self.ends_of.pop(link.cluster_id, None)
 
     def remove(self, link: Link) -> None:
         """Move a link from those that are up to `leaving`."""
@@ -192,8 +214,22 @@ class LinkIndex:
         """Remove everything, after the loop has ended."""
         for links in (self.links, self.ends, self.leaving, self.mirrors, self.dead):
             links.clear()
-        for setups in (self.dials, self.inbounds, self.relinks):
-            setups.clear()
+        for others in (self.dials, self.inbounds, self.relinks, self.ends_of):
+            others.clear()
+
+    def end_at(self, address: Address) -> tuple[int, LinkEnd] | None:
+        """Return the cluster id at an address and how the link to it ended, if it had one last."""
+        ends = ((id_, end) for id_, end in self.ends_of.items() if address in end.addresses)
+        return next(ends, None)
+
+    def remember_end(self, link: Link) -> None:
+        """Keep how a link ended, for the texts of later calls."""
+        if link.is_mirror:
+            return
+        if len(self.ends_of) >= _MAX_REMEMBERED:
+            del self.ends_of[next(iter(self.ends_of))]
+        addresses = frozenset(link.addresses)
+        self.ends_of[link.cluster_id] = LinkEnd(link.reason, time.monotonic(), addresses)
 
     def remember_death(self, link: Link) -> None:
         """Keep a link whose peer died, so that a later unlink can report it."""
