@@ -9,6 +9,7 @@ import math
 from typing import Any, ClassVar, Final
 
 from llm_datadist._options import keys
+from llm_datadist._options.nearest import nearest_name
 from llm_datadist._options.properties import (
     Bool,
     DeviceIds,
@@ -29,195 +30,234 @@ class LLMConfig:
     """Options of an instance; `generate_options` makes the dictionary for `LLMDataDist.init`.
 
     Every property is None until it is set, and then left out of the dictionary. Setting one raises
-    TypeError for a wrong type and ValueError for an integer out of range. `init` detects all other
-    errors, such as invalid JSON.
+    TypeError for a wrong type and ValueError for an integer out of range; setting an attribute that
+    is no option raises AttributeError. `init` detects all other errors, such as invalid JSON.
 
     Source: api.md 3.
     """
 
     _properties: ClassVar[dict[str, Property[Any]]]
 
-    device_id = DeviceIds(
-        keys.DEVICE_ID,
-        keys.SESSION_DEVICE_ID,
-        "Device, or list or tuple of devices, each in [0, 2**31-1]. Unset: device 0.",
-    )
-    sync_kv_timeout = Milliseconds(
-        keys.SYNC_KV_TIMEOUT,
-        "Deadline of a transfer in ms, int or decimal str, in [1, 2**32-1]. Unset: 1000.",
-    )
-    listen_ip_info = Str(
-        keys.LISTEN,
-        "Where to accept links, `ip:port` or `[v6]:port`; port 0 chooses one. Unset: client only.",
-    )
-    enable_cache_manager = Bool(keys.ENABLE_CACHE_MANAGER, "Use the cache manager. Unset: off.")
-    enable_remote_cache_accessible = Bool(
-        keys.ENABLE_REMOTE_CACHE_ACCESSIBLE,
-        "Keep peers' cache directories, transfer layer by layer by key. "
-        "Unset: off (on with local_comm_res).",
-    )
-    mem_pool_cfg = Str(
-        keys.MEM_POOL,
-        "Device pool, a JSON object: memory_size in bytes > 0; page_shift in [10, 31), 16 if left "
-        "out. Unset: no device pool.",
-    )
-    host_mem_pool_cfg = Str(keys.HOST_MEM_POOL, "Host pool, as mem_pool_cfg. Unset: no host pool.")
-    local_comm_res = Str(
-        keys.LOCAL_COMM_RES,
-        'NPU network resources, a JSON object, or "". Set (to "" as well) it selects the cache '
-        "manager.",
-    )
-    link_total_time = Int(
-        keys.LINK_TOTAL_TIME,
-        "Time limit of setting up a domain in s, in [0, 2**32-1]. "
-        "Unset or 0: environment variable HCCL_CONNECT_TIMEOUT, else 120.",
-    )
-    link_retry_count = Int(
-        keys.LINK_RETRY_COUNT,
-        "Attempts to set up a domain, in [1, 100]. Unset: 1.",
-        low=1,
-        high=100,
-    )
-    rdma_traffic_class = Int(
-        keys.RDMA_TRAFFIC_CLASS,
-        "RDMA traffic class; a multiple of 4 in [0, 255] is advised. "
-        "Unset: environment variable HCCL_RDMA_TC, else 132.",
-        low=-math.inf,
-        high=math.inf,
-    )
-    rdma_service_level = Int(
-        keys.RDMA_SERVICE_LEVEL,
-        "RDMA service level; [0, 7] is advised. Unset: environment variable HCCL_RDMA_SL, else 4.",
-        low=-math.inf,
-        high=math.inf,
-    )
-    transfer_backend = Str(
-        keys.TRANSFER_BACKEND,
-        'Data path: "auto", "host", "tcp", "nixl", or "hixl" (the same as auto). Unset: auto.',
-    )
-    global_resource_config = Str(
-        keys.GLOBAL_RESOURCE_CONFIG,
-        'NPU resources, a JSON object, or ""; looked at only with transfer_backend "hixl".',
-    )
-    enable_switch_role = Bool(
-        keys.ENABLE_SWITCH_ROLE, "Allow switch_role; the cache manager always does. Unset: off."
-    )
-    mem_utilization = Utilization(
-        keys.MEM_UTILIZATION,
-        "Fraction of the memory that the first generation's pool may use, in [0, 1], else "
-        "LLMException. Unset: 0.95.",
-    )
-    buf_pool_cfg = Str(keys.BUF_POOL, "First generation's buffer pools, JSON.")
-    cluster_info = Str(keys.CLUSTER_INFO, "Accepted and ignored.")
-    deploy_res_path = Str(keys.RESOURCE_PATH, "Accepted and ignored.")
-    output_max_size = Str(keys.OUTPUT_MAX_SIZE, "Accepted and ignored.")
-    max_registered_addrs = Int(
-        keys.MAX_REGISTERED_ADDRS,
-        "Addresses that all registered caches may have together, at least 1 *(extension)*. "
-        "Unset: 240.",
-        low=1,
-        high=INT64_MAX,
-    )
-    link_base_port = Int(
-        keys.LINK_BASE_PORT,
-        "First port of the listeners of domains, in [1024, 65000] *(extension)*. "
-        "Unset: environment variable HCCL_IF_BASE_PORT, else 60000.",
-        low=1024,
-        high=65000,
-    )
-    link_secret = Str(
-        keys.LINK_SECRET,
-        "Secret that both ends of a link must share *(extension)*; never printed. Unset: "
-        "environment variable LLM_DATADIST_SECRET, or the contents of the file that "
-        "LLM_DATADIST_SECRET_FILE names, else none.",
-    )
-    tls_cert = Str(
-        keys.TLS_CERT,
-        "PEM file with this instance's certificate, for clients and servers alike, and its chain "
-        "up to the authority *(extension)*. Set with tls_key and tls_ca it puts links under mutual "
-        "TLS. Unset: no TLS.",
-    )
-    tls_key = Str(
-        keys.TLS_KEY,
-        "PEM file with the private key of tls_cert, not encrypted *(extension)*. Unset: no TLS.",
-    )
-    tls_ca = Str(
-        keys.TLS_CA,
-        "PEM file with the authorities one of which must have issued a peer's certificate "
-        "*(extension)*. Unset: no TLS.",
-    )
-    tls_lanes = Bool(
-        keys.TLS_LANES,
-        "Encrypt the bytes of lanes, too, which then pass through Python threads and are slower; "
-        "needs tls_cert *(extension)*. Unset: off.",
-    )
-    allow_anonymous = Bool(
-        keys.ALLOW_ANONYMOUS,
-        "Whether to listen without a secret and without TLS, so that every process that can "
-        "connect may link *(extension)*. True: no warning. False: refused. Unset: a warning when "
-        "processes of other users can connect.",
-    )
-    device = Str(
-        keys.DEVICE,
-        "Where device memory is: \"auto\" (a GPU's where the addresses are, else the host's), "
-        '"cpu" (the host\'s), "cuda" (needs a GPU, and NIXL, which moves its memory) '
-        "*(extension)*. Unset: auto.",
-    )
-    transfer_threads = Int(
-        keys.TRANSFER_THREADS,
-        "Threads that move bytes, in [1, 256] *(extension)*. Unset: by the number of cores.",
-        low=1,
-        high=256,
-    )
-    lanes_per_link = Int(
-        keys.LANES_PER_LINK,
-        "Data connections of a link in each direction, in [1, 64] *(extension)*. Unset: 4.",
-        low=1,
-        high=64,
-    )
+    @DeviceIds(keys.DEVICE_ID, keys.SESSION_DEVICE_ID)
+    def device_id(self) -> int | list[int] | tuple[int, ...] | None:
+        """Device, or list or tuple of devices, each in [0, 2**31-1]. Unset: device 0."""
 
-    heartbeat_ms = Int(
-        keys.HEARTBEAT,
-        "How often to see whether an idle link is alive, in ms, in [0, 3600000], 0 for never "
-        "*(extension)*. Unset: 1000, or half of peer_timeout_ms when that is less.",
-        high=3_600_000,
-    )
-    peer_timeout_ms = Int(
-        keys.PEER_TIMEOUT,
-        "How long a peer may be silent before its link is dropped as a dead peer's, in ms, in "
-        "[100, 86400000], at least twice heartbeat_ms; without heartbeats silence is not noticed "
-        "*(extension)*. Unset: 10000, or twice heartbeat_ms when that is more.",
-        low=100,
-        high=86_400_000,
-    )
-    auto_relink = Bool(
-        keys.AUTO_RELINK,
-        "Whether links that link_clusters of this instance made, and that are then lost, are made "
-        "again in the background as soon as the peer is back *(extension)*. Unset: on.",
-    )
-    checksum = Str(
-        keys.CHECKSUM,
-        'How the transfers that this instance makes are checked end to end: "off", "crc32c" '
-        "*(extension)*. Unset: off.",
-    )
+    @Milliseconds(keys.SYNC_KV_TIMEOUT)
+    def sync_kv_timeout(self) -> int | str | None:
+        """Deadline of a transfer in ms, int or decimal str, in [1, 2**32-1]. Unset: 1000."""
 
-    nixl_backend = Str(
-        keys.NIXL_BACKEND,
-        'Engine of NIXL, "UCX" or "LIBFABRIC" *(extension)*. Unset: UCX.',
-    )
-    nixl_params = Str(
-        keys.NIXL_PARAMS,
-        "Parameters of NIXL's engine, a JSON object of text, numbers and switches *(extension)*. "
-        "Unset: for UCX as many workers as cores, up to 4.",
-    )
-    strict_backend = Bool(
-        keys.STRICT_BACKEND,
-        "Fail a link with LLM_LINK_FAILED when it cannot use the accelerated path that both hosts "
-        "have, instead of logging a warning *(extension)*. Unset: off.",
-    )
+    @Str(keys.LISTEN)
+    def listen_ip_info(self) -> str | None:
+        """Where to accept links, `ip:port` or `[v6]:port`; port 0 chooses one. Unset: client
+        only.
+        """
+
+    @Bool(keys.ENABLE_CACHE_MANAGER)
+    def enable_cache_manager(self) -> bool | None:
+        """Use the cache manager. Unset: off."""
+
+    @Bool(keys.ENABLE_REMOTE_CACHE_ACCESSIBLE)
+    def enable_remote_cache_accessible(self) -> bool | None:
+        """Keep peers' cache directories, transfer layer by layer by key. Unset: off (on with
+        local_comm_res).
+        """
+
+    @Str(keys.MEM_POOL)
+    def mem_pool_cfg(self) -> str | None:
+        """Device pool, a JSON object: memory_size in bytes > 0; page_shift in [10, 31), 16 if left
+        out. Unset: no device pool.
+        """
+
+    @Str(keys.HOST_MEM_POOL)
+    def host_mem_pool_cfg(self) -> str | None:
+        """Host pool, as mem_pool_cfg. Unset: no host pool."""
+
+    @Str(keys.LOCAL_COMM_RES)
+    def local_comm_res(self) -> str | None:
+        """NPU network resources, a JSON object, or "". Set (to "" as well) it selects the cache
+        manager.
+        """
+
+    @Int(keys.LINK_TOTAL_TIME)
+    def link_total_time(self) -> int | None:
+        """Time limit of setting up a domain in s, in [0, 2**32-1]. Unset or 0: environment variable
+        HCCL_CONNECT_TIMEOUT, else 120.
+        """
+
+    @Int(keys.LINK_RETRY_COUNT, low=1, high=100)
+    def link_retry_count(self) -> int | None:
+        """Attempts to set up a domain, in [1, 100]. Unset: 1."""
+
+    @Int(keys.RDMA_TRAFFIC_CLASS, low=-math.inf, high=math.inf)
+    def rdma_traffic_class(self) -> int | None:
+        """RDMA traffic class; a multiple of 4 in [0, 255] is advised. Unset: environment variable
+        HCCL_RDMA_TC, else 132.
+        """
+
+    @Int(keys.RDMA_SERVICE_LEVEL, low=-math.inf, high=math.inf)
+    def rdma_service_level(self) -> int | None:
+        """RDMA service level; [0, 7] is advised. Unset: environment variable HCCL_RDMA_SL, else
+        4.
+        """
+
+    @Str(keys.TRANSFER_BACKEND)
+    def transfer_backend(self) -> str | None:
+        """Data path: "auto", "host", "tcp", "nixl", or "hixl" (the same as auto). Unset: auto."""
+
+    @Str(keys.GLOBAL_RESOURCE_CONFIG)
+    def global_resource_config(self) -> str | None:
+        """NPU resources, a JSON object, or ""; looked at only with transfer_backend "hixl"."""
+
+    @Bool(keys.ENABLE_SWITCH_ROLE)
+    def enable_switch_role(self) -> bool | None:
+        """Allow switch_role; the cache manager always does. Unset: off."""
+
+    @Utilization(keys.MEM_UTILIZATION)
+    def mem_utilization(self) -> float | None:
+        """Fraction of the memory that the first generation's pool may use, in [0, 1], else
+        LLMException. Unset: 0.95.
+        """
+
+    @Str(keys.BUF_POOL)
+    def buf_pool_cfg(self) -> str | None:
+        """First generation's buffer pools, JSON."""
+
+    @Str(keys.CLUSTER_INFO)
+    def cluster_info(self) -> str | None:
+        """Accepted and ignored."""
+
+    @Str(keys.RESOURCE_PATH)
+    def deploy_res_path(self) -> str | None:
+        """Accepted and ignored."""
+
+    @Str(keys.OUTPUT_MAX_SIZE)
+    def output_max_size(self) -> str | None:
+        """Accepted and ignored."""
+
+    @Int(keys.MAX_REGISTERED_ADDRS, low=1, high=INT64_MAX)
+    def max_registered_addrs(self) -> int | None:
+        """Addresses that all registered caches may have together, at least 1 *(extension)*. Unset:
+        240.
+        """
+
+    @Int(keys.LINK_BASE_PORT, low=1024, high=65000)
+    def link_base_port(self) -> int | None:
+        """First port of the listeners of domains, in [1024, 65000] *(extension)*. Unset:
+        environment variable HCCL_IF_BASE_PORT, else 60000.
+        """
+
+    @Str(keys.LINK_SECRET)
+    def link_secret(self) -> str | None:
+        """Secret that both ends of a link must share *(extension)*; never printed. Unset:
+        environment variable LLM_DATADIST_SECRET, or the contents of the file that
+        LLM_DATADIST_SECRET_FILE names, else none.
+        """
+
+    @Str(keys.TLS_CERT)
+    def tls_cert(self) -> str | None:
+        """PEM file with this instance's certificate, for clients and servers alike, and its chain
+        up to the authority *(extension)*. Set with tls_key and tls_ca it puts links under mutual
+        TLS. Unset: no TLS.
+        """
+
+    @Str(keys.TLS_KEY)
+    def tls_key(self) -> str | None:
+        """PEM file with the private key of tls_cert, not encrypted *(extension)*. Unset: no TLS."""
+
+    @Str(keys.TLS_CA)
+    def tls_ca(self) -> str | None:
+        """PEM file with the authorities one of which must have issued a peer's certificate
+        *(extension)*. Unset: no TLS.
+        """
+
+    @Bool(keys.TLS_LANES)
+    def tls_lanes(self) -> bool | None:
+        """Encrypt the bytes of lanes, too, which then pass through Python threads and are slower;
+        needs tls_cert *(extension)*. Unset: off.
+        """
+
+    @Bool(keys.ALLOW_ANONYMOUS)
+    def allow_anonymous(self) -> bool | None:
+        """Whether to listen without a secret and without TLS, so that every process that can
+        connect may link *(extension)*. True: no warning. False: refused. Unset: a warning when
+        processes of other users can connect.
+        """
+
+    @Str(keys.DEVICE)
+    def device(self) -> str | None:
+        """Where device memory is: "auto" (a GPU's where the addresses are, else the host's), "cpu"
+        (the host's), "cuda" (needs a GPU, and NIXL, which moves its memory) *(extension)*. Unset:
+        auto.
+        """
+
+    @Int(keys.TRANSFER_THREADS, low=1, high=256)
+    def transfer_threads(self) -> int | None:
+        """Threads that move bytes, in [1, 256] *(extension)*. Unset: by the number of cores."""
+
+    @Int(keys.LANES_PER_LINK, low=1, high=64)
+    def lanes_per_link(self) -> int | None:
+        """Data connections of a link in each direction, in [1, 64] *(extension)*. Unset: 4."""
+
+    @Int(keys.HEARTBEAT, high=3600000)
+    def heartbeat_ms(self) -> int | None:
+        """How often to see whether an idle link is alive, in ms, in [0, 3600000], 0 for never
+        *(extension)*. Unset: 1000, or half of peer_timeout_ms when that is less.
+        """
+
+    @Int(keys.PEER_TIMEOUT, low=100, high=86400000)
+    def peer_timeout_ms(self) -> int | None:
+        """How long a peer may be silent before its link is dropped as a dead peer's, in ms, in
+        [100, 86400000], at least twice heartbeat_ms; without heartbeats silence is not noticed
+        *(extension)*. Unset: 10000, or twice heartbeat_ms when that is more.
+        """
+
+    @Bool(keys.AUTO_RELINK)
+    def auto_relink(self) -> bool | None:
+        """Whether links that link_clusters of this instance made, and that are then lost, are made
+        again in the background as soon as the peer is back *(extension)*. Unset: on.
+        """
+
+    @Str(keys.CHECKSUM)
+    def checksum(self) -> str | None:
+        """How the transfers that this instance makes are checked end to end: "off", "crc32c"
+        *(extension)*. Unset: off.
+        """
+
+    @Str(keys.NIXL_BACKEND)
+    def nixl_backend(self) -> str | None:
+        """Engine of NIXL, "UCX" or "LIBFABRIC" *(extension)*. Unset: UCX."""
+
+    @Str(keys.NIXL_PARAMS)
+    def nixl_params(self) -> str | None:
+        """Parameters of NIXL's engine, a JSON object of text, numbers and switches *(extension)*.
+        Unset: for UCX as many workers as cores, up to 4.
+        """
+
+    @Bool(keys.STRICT_BACKEND)
+    def strict_backend(self) -> bool | None:
+        """Fail a link with LLM_LINK_FAILED when it cannot use the accelerated path that both hosts
+        have, instead of logging a warning *(extension)*. Unset: off.
+        """
 
     def __init__(self) -> None:
         self._ge_options: dict[str, str] = {}
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an option; refuse a name that is none, such as a misspelled one.
+
+        Raises:
+            AttributeError: There is no option of that name; the text has the nearest one.
+        """
+        if not (name.startswith("_") or hasattr(type(self), name)):
+            nearest = nearest_name(name, [*self._properties, "ge_options"])
+            raise AttributeError(
+                f"LLMConfig has no option {name!r}"
+                + (f", did you mean {nearest!r}?" if nearest else "")
+                + " (ge_options takes keys of any name)",
+                name=name,
+                obj=self,
+            )
+        super().__setattr__(name, value)
 
     @property
     def ge_options(self) -> dict[str, str]:

@@ -22,6 +22,7 @@ from llm_datadist._options.private_files import check_private
 from llm_datadist._options.reader import OptionReader
 from llm_datadist._options.settings import Backend, Checksum, Config, Device, NixlEngine
 from llm_datadist._options.tls_files import parse_tls
+from llm_datadist._options.unknown_keys import log_unknown_keys
 from llm_datadist._types.checks import INT32_MAX, INT64_MAX, UINT32_MAX, UINT64_MAX
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def parse_options(options: dict[str, str], environ: Mapping[str, str] | None = N
     """Parse the options of `LLMDataDist.init`; the dictionary is not changed.
 
     Args:
-        options: The options; unknown keys are ignored.
+        options: The options; unknown keys are ignored, and those of llm. logged once.
         environ: Environment variables; None for those of the process.
 
     Raises:
@@ -58,6 +59,7 @@ def parse_options(options: dict[str, str], environ: Mapping[str, str] | None = N
     if backend == "hixl":
         _check_hixl(reader, cache_manager=cache_manager)
     heartbeat_ms, peer_timeout_ms = _heartbeat(reader)
+    log_unknown_keys("init", options)
     config = Config(
         device_ids=_device_ids(reader),
         sync_timeout_ms=_either(reader.number(keys.SYNC_KV_TIMEOUT, 1, UINT32_MAX), 1000),

@@ -5,7 +5,7 @@ Source: api.md 3.
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._types.checks import (
@@ -17,22 +17,32 @@ from llm_datadist._types.checks import (
     wrong_type,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __all__ = ["Bool", "DeviceIds", "Int", "Milliseconds", "Property", "Str", "Utilization"]
 
 _T = TypeVar("_T")
+_P = TypeVar("_P", bound="Property[Any]")
 
 
 class Property(Generic[_T]):
     """A property of LLMConfig, None while unset.
 
+    It decorates a function without a body, whose docstring is the property's: so editors and `help`
+    show it.
+
     Args:
         key: Key in the option dictionary.
-        doc: Its docstring.
     """
 
-    def __init__(self, key: str, doc: str) -> None:
+    def __init__(self, key: str) -> None:
         self.key = key
-        self.__doc__ = doc
+
+    def __call__(self: _P, documented: Callable[[Any], object]) -> _P:  # noqa: PYI019 - Self needs Python 3.11
+        """Take the docstring of a function, and return the property."""
+        self.__doc__ = " ".join((documented.__doc__ or "").split())
+        return self
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -63,8 +73,8 @@ class Property(Generic[_T]):
 class Int(Property[int]):
     """An integer in [low, high], written in decimal."""
 
-    def __init__(self, key: str, doc: str, *, low: float = 0, high: float = UINT32_MAX) -> None:
-        super().__init__(key, doc)
+    def __init__(self, key: str, *, low: float = 0, high: float = UINT32_MAX) -> None:
+        super().__init__(key)
         self._low = low
         self._high = high
 
@@ -107,8 +117,8 @@ class Bool(Property[bool]):
 class DeviceIds(Property["int | list[int] | tuple[int, ...]"]):
     """One device or several; several set a second key to the first of them."""
 
-    def __init__(self, key: str, list_key: str, doc: str) -> None:
-        super().__init__(key, doc)
+    def __init__(self, key: str, list_key: str) -> None:
+        super().__init__(key)
         self._list_key = list_key
 
     def check(self, value: int | list[int] | tuple[int, ...]) -> int | list[int] | tuple[int, ...]:

@@ -266,6 +266,32 @@ def test_every_property_is_documented():
         assert len(getattr(LLMConfig, name).__doc__) > 10
 
 
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("link_total_tme", "link_total_time"),
+        ("LinkTotalTime", "link_total_time"),
+        ("enable_cachemanager", "enable_cache_manager"),
+        ("ge_option", "ge_options"),
+        ("listen_ip_infos", "listen_ip_info"),
+    ],
+)
+def test_a_misspelled_option_is_refused_with_the_nearest_name(name, nearest):
+    """An extension: it would be lost without a word."""
+    config = LLMConfig()
+    with pytest.raises(
+        AttributeError, match=f"no option '{name}', did you mean '{nearest}'"
+    ) as error:
+        setattr(config, name, "1")
+    assert (error.value.name, error.value.obj) == (name, config)
+    assert config.generate_options() == {}
+
+
+def test_an_option_that_resembles_none():
+    with pytest.raises(AttributeError, match="no option 'colour' "):
+        LLMConfig().colour = "red"
+
+
 def test_printing_hides_the_secret_wherever_it_is():
     """api.md checklist 61."""
     config = LLMConfig()

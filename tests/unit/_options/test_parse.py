@@ -98,6 +98,31 @@ def test_a_known_option_must_be_text(key, value):
         parse_options(MANAGED | {key: value}, {})
 
 
+@pytest.fixture
+def unlogged(monkeypatch):
+    """Forget which keys were logged before."""
+    monkeypatch.setattr("llm_datadist._options.unknown_keys._logged", set())
+
+
+@pytest.mark.expects_log("option llm.SyncKvCacheWaitTimes is unknown and ignored")
+@pytest.mark.usefixtures("unlogged")
+def test_a_misspelled_key_is_logged_once_with_the_nearest_one(caplog):
+    for _ in range(2):
+        parse(SyncKvCacheWaitTimes="5")
+    (record,) = caplog.records
+    assert "did you mean llm.SyncKvCacheWaitTime?" in record.getMessage()
+    assert record.levelname == "WARNING"
+
+
+@pytest.mark.usefixtures("unlogged")
+def test_other_unknown_keys_are_no_warnings(caplog):
+    caplog.set_level("INFO", "llm_datadist")
+    parse_options(MANAGED | {"llm.Role": "1", "llm.Whatever": "1", "ge.exec.rankIds": "0"}, {})
+    assert [record.getMessage() for record in caplog.records] == [
+        "init: option llm.Whatever is unknown and ignored"
+    ]
+
+
 def test_unknown_keys_are_ignored_and_nothing_is_changed():
     """api.md checklist 10."""
     options = MANAGED | {
