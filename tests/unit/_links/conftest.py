@@ -12,6 +12,7 @@ from llm_datadist._links.delegate import Hooks
 from llm_datadist._links.lane_terms import LaneTerms
 from llm_datadist._links.link import Link, LinkState, Peer
 from llm_datadist._options.settings import Config
+from support.memory_links import MemoryNet
 from support.planes import EmptyPlane
 
 ROUTE = (2, ("127.0.0.1", 5), None)
@@ -52,7 +53,14 @@ class Delegate(EmptyPlane):
 
     def __init__(self):
         self.missing, self.count, self.answers = (0, 0), 0, True
-        self.added, self.disconnected, self.pinged = [], [], []
+        self.added, self.connected, self.disconnected, self.pinged = [], [], [], []
+        self.refusal = None
+
+    def connect(self, peer, link_id, endpoint, client_lanes, server_lanes):
+        if self.refusal is not None:
+            raise self.refusal
+        self.connected.append((peer, endpoint, client_lanes, server_lanes))
+        return f"data {link_id}"
 
     def missing_lanes(self, data):
         return self.missing
@@ -123,8 +131,9 @@ def connection():
 
 @pytest.fixture
 def make_context():
-    def make(**options):
-        return LinkContext(1, Config(**options), 100, Delegate(), Hooks(), Control())
+    def make(cluster_id=1, incarnation=100, **options):
+        config = Config(**options)
+        return LinkContext(cluster_id, config, incarnation, Delegate(), Hooks(), Control())
 
     return make
 
@@ -132,6 +141,21 @@ def make_context():
 @pytest.fixture
 def context(make_context):
     return make_context()
+
+
+@pytest.fixture
+def net(monkeypatch):
+    return MemoryNet(monkeypatch)
+
+
+@pytest.fixture
+def end(net, make_context):
+    """Add an instance to the net."""
+
+    def end(cluster_id, incarnation=None, **options):
+        return net.add(make_context(cluster_id, incarnation or 100 + len(net.ends), **options))
+
+    return end
 
 
 def make_link(cluster_id=2, *, dialed=True, **named):
