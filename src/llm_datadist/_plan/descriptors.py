@@ -80,7 +80,7 @@ def plan_slots(
     if len(local_tensors) <= _FEW:
         pair = [(local_offset, remote_offset)]
         return _plan_few(local, local_tensors, remote, remote_tensors, pair, size_bytes)
-    return _expand(
+    return expand(
         local.addrs[local_tensors.start : local_tensors.stop],
         remote.addrs[remote_tensors.start : remote_tensors.stop],
         np.array((local_offset,), _U64),
@@ -185,7 +185,7 @@ def _plan_units(
         return _plan_few(local, local_tensors, remote, remote_tensors, pairs, unit_bytes)
     local_firsts, remote_firsts, lengths = _runs(local_blocks, remote_blocks, push=push)
     unit = np.uint64(unit_bytes)
-    return _expand(
+    return expand(
         local.addrs[local_tensors.start : local_tensors.stop],
         remote.addrs[remote_tensors.start : remote_tensors.stop],
         local_firsts * unit + np.uint64(local_shift),
@@ -263,19 +263,27 @@ def _runs(local: Blocks, remote: Blocks, *, push: bool) -> tuple[U64, U64, U64]:
     return local[starts].view(_U64), remote[starts].view(_U64), lengths.view(_U64)
 
 
-def _expand(
+def expand(
     local_addrs: U64,
     remote_addrs: U64,
     local_offsets: U64,
     remote_offsets: U64,
     lengths: U64,
     total_bytes: int,
+    out: U64 | None = None,
 ) -> Plan:
-    """Repeat the runs of one tensor for every tensor, joining tensors that touch."""
+    """Repeat the descriptors of one tensor for every tensor, joining tensors that touch.
+
+    Args:
+        local_addrs, remote_addrs: Address of each tensor, as many on both sides.
+        local_offsets, remote_offsets, lengths: Descriptors of one tensor, offsets from its address.
+        total_bytes: Sum of the lengths over all tensors.
+        out: Memory for the result, uint64 of shape (3, tensors, descriptors of one tensor).
+    """
     num_tensors, num_runs = len(local_addrs), len(lengths)
     # One block of memory: the allocator keeps it for the next plan, where three would be given
     # back to the system and their pages faulted in again.
-    planes = np.empty((3, num_tensors, num_runs), _U64)
+    planes = np.empty((3, num_tensors, num_runs), _U64) if out is None else out
     np.add.outer(local_addrs, local_offsets, out=planes[0])
     np.add.outer(remote_addrs, remote_offsets, out=planes[1])
     planes[2] = lengths
