@@ -6,6 +6,9 @@ Source: docs/design/layouts.md.
 from llm_datadist._plan.layouts import (
     Interior,
     KvLayout,
+    LinkPlan,
+    Part,
+    PlacedLayout,
     Strides,
     check_fit,
     dense,
@@ -14,6 +17,8 @@ from llm_datadist._plan.layouts import (
     heads_of_rank,
     of_tensor,
     of_vllm_spec,
+    plan_pull,
+    plan_push,
     to_bytes,
     to_json,
 )
@@ -21,6 +26,9 @@ from llm_datadist._plan.layouts import (
 __all__ = [
     "Interior",
     "KvLayout",
+    "LinkPlan",
+    "Part",
+    "PlacedLayout",
     "Strides",
     "check_fit",
     "dense",
@@ -29,6 +37,8 @@ __all__ = [
     "heads_of_rank",
     "of_tensor",
     "of_vllm_spec",
+    "plan_pull",
+    "plan_push",
     "to_bytes",
     "to_json",
 ]

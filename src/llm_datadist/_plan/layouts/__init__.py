@@ -2,6 +2,9 @@
 
 `kv_layout` says what one rank's cache holds and where each row lies; `build` and `vllm_spec` make
 such layouts, `wire` is their byte form, `fit` compares them with a cache's description.
+
+`reshape` plans: `match` says what can be moved, `parts` which rank is asked for what, `descriptors`
+makes the arrays.
 """
 
 from __future__ import annotations
@@ -9,6 +12,9 @@ from __future__ import annotations
 from llm_datadist._plan.layouts.build import HND_AXES, NHD_AXES, dense, heads_of_rank, of_tensor
 from llm_datadist._plan.layouts.fit import check_fit
 from llm_datadist._plan.layouts.kv_layout import Interior, KvLayout, Strides
+from llm_datadist._plan.layouts.parts import Part
+from llm_datadist._plan.layouts.placed import PlacedLayout, Tokens
+from llm_datadist._plan.layouts.reshape import LinkPlan, plan_pull, plan_push
 from llm_datadist._plan.layouts.vllm_spec import of_vllm_spec
 from llm_datadist._plan.layouts.wire import (
     MAX_LAYOUT_BYTES,
@@ -22,9 +28,13 @@ __all__ = [
     "HND_AXES",
     "MAX_LAYOUT_BYTES",
     "NHD_AXES",
+    "Part",
+    "PlacedLayout",
     "Interior",
     "KvLayout",
+    "LinkPlan",
     "Strides",
+    "Tokens",
     "check_fit",
     "dense",
     "from_bytes",
@@ -32,6 +42,8 @@ __all__ = [
     "heads_of_rank",
     "of_tensor",
     "of_vllm_spec",
+    "plan_pull",
+    "plan_push",
     "to_bytes",
     "to_json",
 ]

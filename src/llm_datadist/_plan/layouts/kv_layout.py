@@ -12,7 +12,6 @@ a row has all tokens of a block.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, final
 
@@ -241,38 +240,3 @@ def _check_nested(axes: list[Axis], row_bytes: int) -> None:
 
 def _refused(problem: str, remedy: str) -> LLMException:
     return invalid(_OPERATION, problem, remedy)
-
-
-def rows_of_latent(layout: KvLayout, head_size: int) -> KvLayout | None:
-    """Return a latent layout with its vectors divided into rows of `head_size` elements.
-
-    Args:
-        layout: A latent layout.
-        head_size: A divisor of its head_size.
-
-    Returns:
-        The layout with more heads, None if its heads are not contiguous.
-    """
-    parts = layout.head_size // head_size
-    size_bytes = head_size * layout.data_type.itemsize
-    if parts == 1:
-        return layout
-    if len(layout.heads) > 1 and layout.strides.head != layout.row_bytes:
-        return None
-    if layout.kv_heads * parts > MAX_HEADS:
-        return None
-    return KvLayout(
-        layers=layout.layers,
-        kv_heads=layout.kv_heads * parts,
-        heads=range(layout.heads.start * parts, layout.heads.stop * parts),
-        head_size=head_size,
-        data_type=layout.data_type,
-        block_tokens=layout.block_tokens,
-        strides=layout.strides._replace(head=size_bytes),
-        planes=1,
-    )
-
-
-def common_row(first: KvLayout, second: KvLayout) -> int:
-    """Return the elements of the longest row into which two latents can be divided."""
-    return math.gcd(first.head_size, second.head_size)
