@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from llm_datadist import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex, LLMException
+from llm_datadist._engine.leases import borrower
 from llm_datadist._engine.leases.borrower import Borrower
 from llm_datadist._engine.link.messages import (
     MAX_LEASED_BLOCKS,
@@ -31,12 +32,14 @@ class Links:
         self.answers = []
         self.asked = []
         self.notified = []
+        self.now_ns = self.answer_ns = 0
 
     def get(self, cluster_id, operation):
         return self.link
 
     def request(self, link, body, timeout_ms, operation):
         self.asked.append(msgspec.msgpack.decode(body, type=Lend | Renew))
+        self.now_ns += self.answer_ns
         answer = self.answers.pop(0) if self.answers else Granted()
         if isinstance(answer, Exception):
             raise answer
@@ -152,3 +155,19 @@ def test_a_lease_given_up_on_is_given_back(reader):
     reader.links.answers = [fail(S.LLM_TIMEOUT, "lease", "slow", "wait")]
     reader.fails(S.LLM_TIMEOUT, reader.borrower.lease, KEY, None, LONG_MS)
     assert reader.links.notified == [Release(1)]
+
+
+@pytest.mark.parametrize("renewed", [False, True])
+def test_it_ends_before_the_owners_however_late_the_answer_comes(reader, monkeypatch, renewed):
+    """The owner counts from when it has received the request."""
+    links = reader.links
+    clock = SimpleNamespace(monotonic_ns=lambda: links.now_ns)
+    monkeypatch.setattr(borrower, "time", clock)
+    links.answer_ns = 40_000_000
+    lease = reader.borrower.lease(KEY, None, 50)
+    if renewed:
+        lease.renew()
+    links.now_ns += 9_000_000
+    assert lease.active
+    links.now_ns += 1_000_000
+    assert not lease.active

@@ -91,6 +91,18 @@ def test_all_that_a_key_names(owner):
         assert owner.leased(cache) == frozenset()
 
 
+def test_a_cache_that_ends_while_it_is_leased_is_not(owner):
+    grant, cache_id = owner.lender._book.grant, owner.blocks.cache_id
+
+    def unregister_and_grant(*arguments):
+        owner.registry.unregister_cache(cache_id)
+        grant(*arguments)
+
+    owner.lender._book.grant = unregister_and_grant
+    assert owner.lend((0,)).status == S.LLM_KV_CACHE_NOT_EXIST
+    assert owner.lender._book.leased(cache_id) == frozenset()
+
+
 def test_what_cannot_be_leased(owner):
     """As a pull of the same key would say it; nothing is leased then."""
     hidden = owner.registry.register_blocks_cache(DESC, ADDRS, None, remote_accessible=False)

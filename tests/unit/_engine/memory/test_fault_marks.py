@@ -102,6 +102,22 @@ def test_marked_memory_is_sent_to_all_peers_and_refused():
     assert raised.value.faults == (owner.fault(2),)
 
 
+def test_a_transfer_of_any_part_of_marked_memory_is_refused():
+    owner = Owner()
+    owner.marks.mark(owner.cache, ENTRY, [owner.fault(2)])
+    first, last = START + 2 * UNIT, START + 3 * UNIT - 1
+    touching = [(first - UNIT, UNIT + 1), (first - UNIT, 3 * UNIT), (first, 1), (last, UNIT)]
+    beside = [(first - UNIT, UNIT), (last + 1, UNIT), (first, 0)]
+    for addr, size in touching + beside:
+        start = np.array([addr], np.uint64)
+        plan = Plan(start, start, np.array([size], np.uint64), size)
+        if (addr, size) in beside:
+            owner.marks.check_local("push_blocks", owner.cache, plan, PEER, local=True)
+            continue
+        with pytest.raises(LLMException, match="block 2"):
+            owner.marks.check_local("push_blocks", owner.cache, plan, PEER, local=True)
+
+
 def test_what_is_marked_already_is_not_sent_again():
     owner = Owner()
     for _ in range(2):
@@ -137,6 +153,7 @@ def test_faults_of_a_peer_are_remembered_and_reported():
     assert owner.link.data.marks
     owner.links.broken.add(PEER)
     owner.marks.report_to_owner(owner.link, ENTRY, [fault])  # nothing is raised
+    owner.links.broken.clear()
     owner.marks.report_to_owner(owner.link, ANY_ENTRY, [fault])  # bare addresses have no owner
     owner.marks.report_to_owner(owner.link, ENTRY, [])
     assert len(owner.links.sent) == 1
@@ -180,6 +197,15 @@ def test_a_notice_that_is_wrong_is_answered_with_the_marks_there_are():
     owner.cache.ref = (3, 33)
     owner.marks._found(owner.link, owner.cache, message, [])
     assert len(owner.links.sent) == 1
+
+
+def test_a_notice_probed_before_a_remap_marks_nothing_after_it():
+    owner = Owner()
+    bad = list(owner.cache.layout.locate(START + 2 * UNIT, UNIT))
+    owner.cache.ref = (3, 33)
+    owner.marks._found(owner.link, owner.cache, Faulted(ENTRY, ((START + 2 * UNIT, UNIT),)), bad)
+    assert owner.marks.ranges() == ()
+    assert owner.links.sent == []
 
 
 def test_texts_name_slots_blocks_or_bare_memory():

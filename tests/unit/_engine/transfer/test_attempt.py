@@ -117,11 +117,14 @@ class Marks:
 
     def __init__(self):
         self.marked = []
+        self.of_entry = []
         self.reported = []
         self.refused_by = []
 
     def check_local(self, operation, cache, plan, peer, *, local):
-        raise AssertionError("the cache has no marks")
+        assert cache.faulted, "the cache has no marks"
+        assert local
+        raise LLMException("marked", status_code=S.LLM_DEVICE_MEM_ERROR)
 
     def check_peer(self, operation, link, remote, plan):
         if remote.ref in self.refused_by:
@@ -129,6 +132,7 @@ class Marks:
 
     def mark(self, cache, ref, faults):
         self.marked += faults
+        self.of_entry += [ref] * len(faults)
 
     def report_to_owner(self, link, entry, faults):
         self.reported += [(entry, fault) for fault in faults]
@@ -140,9 +144,15 @@ REPLACED = a_cache(8, 0xA00000, (6, 61))
 FOUND = Resolved(REMOTE, 0, NO_REF)
 
 
+def a_plan(indices, remote):
+    every = range(TENSORS)
+    return plan_blocks(LOCAL.layout, indices, every, remote.layout, indices, every)
+
+
 class World:
-    def __init__(self, link, life=None):
+    def __init__(self, link, life=None, local=LOCAL):
         self.link = link
+        self.local = local
         self.marks = Marks()
         self.life = life or Lifetime()
         self.links = SimpleNamespace(get=lambda cluster_id, operation: link)
@@ -154,11 +164,14 @@ class World:
         indices = np.array(list(blocks), np.int64)
 
         def plan(found):
-            every = range(TENSORS)
-            return plan_blocks(LOCAL.layout, indices, every, found.cache.layout, indices, every)
+            return a_plan(indices, found.cache)
 
         deadline_ns = time.monotonic_ns() + 10**10
-        self.attempts.run(Request("pull_blocks", key, LOCAL, plan, deadline_ns, write, layers))
+        self.attempts.run(Request("pull_blocks", key, self.local, plan, deadline_ns, write, layers))
+
+    def push_raw(self):
+        request = Request("transfer_cache_async", KEY, self.local, None, 10**18, write=True)
+        self.attempts.push_raw(request, a_plan(np.arange(BLOCKS), REMOTE))
 
     def fails(self, status, *texts, **more):
         with pytest.raises(LLMException) as raised:
@@ -305,13 +318,86 @@ def test_checked_transfers_of_device_memory_are_refused():
 
 def test_a_push_to_bare_addresses_looks_nothing_up():
     world = World(Link(Directory(), bad=[(0x900000, 1)]))
-    every = np.arange(BLOCKS)
-    plan = plan_blocks(LOCAL.layout, every, range(2), REMOTE.layout, every, range(2), push=True)
-    request = Request("transfer_cache_async", KEY, LOCAL, None, 10**18, write=True)
     with pytest.raises(LLMException) as raised:
-        world.attempts.push_raw(request, plan)
+        world.push_raw()
     assert raised.value.status_code is S.LLM_SUSPECT_REMOTE_ERROR
     assert [(fault.cluster_id, fault.addr) for fault in raised.value.faults] == [(PEER, 0x900000)]
     world.link.bad = ()
-    world.attempts.push_raw(request, plan)
+    world.push_raw()
     assert world.link.counted == [(TENSORS * BLOCKS * UNIT, True)]
+
+
+WAYS = {
+    "pull": World.run,
+    "push": lambda world: world.run(write=True),
+    "push to bare addresses": World.push_raw,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_local_memory_known_to_be_at_fault_is_not_touched(way):
+    local = SimpleNamespace(**vars(LOCAL) | {"faulted": (a_range(LOCAL, 0, 1),)})
+    world = World(Link(Directory(known=FOUND)), local=local)
+    with pytest.raises(LLMException) as raised:
+        WAYS[way](world)
+    assert raised.value.status_code is S.LLM_DEVICE_MEM_ERROR
+    assert world.link.transfers == []
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_memory_that_the_peer_has_marked_is_not_touched(write):
+    world = World(Link(Directory(FOUND, known=FOUND)))
+    world.link.marks = (1,)
+    world.marks.refused_by = [REMOTE.ref]
+    world.fails(S.LLM_SUSPECT_REMOTE_ERROR, write=write)
+    assert world.link.transfers == []
+
+
+def test_a_transfer_on_condition_of_a_version_follows_no_older_record():
+    directory = Directory(known=FOUND)
+    resolve = directory.resolve
+
+    def publish_and_resolve(*arguments, **more):
+        directory.version += 1  # by another call
+        return resolve(*arguments, **more)
+
+    directory.resolve = publish_and_resolve
+    world = World(Link(directory))
+    world.run()
+    assert world.link.transfers[0].version == Directory.version
+
+
+@pytest.mark.parametrize("code", [Code.LOCAL_FAULT, Code.REMOTE_FAULT])
+@pytest.mark.parametrize("end", [Code.GONE, Code.STALE])
+def test_a_fault_in_a_cache_that_has_changed_meanwhile_marks_nothing(code, end):
+    fault = Outcome(code, 14, 0)
+    outcomes = fault, fault, fault, Outcome(end)  # the descriptor, its halves, a block
+    world = World(Link(Directory(known=FOUND), *outcomes, Outcome(Code.GONE)))
+    error = world.fails(S.LLM_KV_CACHE_NOT_EXIST)
+    assert (world.marks.marked, world.marks.reported, error.faults) == ([], [], ())
+
+
+def test_marks_and_notices_name_the_generation_that_the_transfer_has_used():
+    """A remap during the transfer changes the records of both caches in place."""
+    local, remote = (SimpleNamespace(**vars(cache)) for cache in (LOCAL, REMOTE))
+    bad = [a_range(local, 0, 1), a_range(remote, 1, 2)]
+    world = World(Link(Directory(known=Resolved(remote, 0, NO_REF)), bad=bad), local=local)
+    run = world.link.run
+
+    def run_and_remap(transfer):
+        local.ref, remote.ref = (3, 33), (5, 53)
+        return run(transfer)
+
+    world.link.run = run_and_remap
+    world.fails(S.LLM_DEVICE_MEM_ERROR)
+    assert world.marks.of_entry == [LOCAL.ref]
+    assert [entry for entry, _ in world.marks.reported] == [REMOTE.ref]
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_within_a_process_nothing_is_copied_onto_a_part_of_itself(write):
+    shifted = a_cache(7, int(LOCAL.layout.starts[0]) + UNIT // 2, (5, 51))
+    world = World(Link(Directory(known=Resolved(shifted, 0, NO_REF))))
+    world.link.in_process = True
+    world.fails(S.LLM_PARAM_INVALID, "overlaps the source", write=write)
+    assert world.link.transfers == []

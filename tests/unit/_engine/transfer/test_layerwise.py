@@ -169,6 +169,21 @@ def test_a_blocked_task_blocks_no_other(sender):
     gate.set()
 
 
+def test_no_layer_is_sent_after_finalize(sender):
+    def ready(layer):
+        if layer == 1:
+            sender.layerwise.close()
+        return True
+
+    config = by_key(BLOCK_KEY, range(2))
+    found = sender.run(sender.blocks, [config], synchronizer=Layers(ready))
+    assert found == (S.LLM_ENGINE_FINALIZED, [S.LLM_ENGINE_FINALIZED])
+    for thread in threading.enumerate():
+        if thread.name == "llm_datadist-layerwise":
+            thread.join(10)
+    assert sender.pushes == [BLOCK_KEY]
+
+
 def test_kinds_of_configs(sender, raw_sender):
     """Item 47: addresses while remote-accessible is off, keys while it is on, never mixed."""
     raw, key = TransferConfig(PEER, [4096] * 4), by_key(BLOCK_KEY, range(2))
