@@ -1,6 +1,7 @@
 """Who owns sockets when an instance closes while it links; who waits for lanes."""
 
 import os
+import signal
 import socket
 import threading
 import time
@@ -79,3 +80,53 @@ def test_who_waits_for_a_lane_gives_up_when_the_link_ends(node):
     assert not thread.is_alive()
     assert outcomes[-1].code == Code.CANCELLED
     lanes.close()
+
+
+class Interrupted(Exception):
+    """Raised by a signal handler."""
+
+
+def interrupted(lanes):
+    def handle(number, frame):
+        raise Interrupted
+
+    earlier = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+    try:
+        with pytest.raises(Interrupted):
+            lanes.ping(time.monotonic_ns() + 60 * 10**9)
+    finally:
+        signal.signal(signal.SIGALRM, earlier)
+
+
+def timed_out(lanes):
+    assert lanes.ping(time.monotonic_ns() + 10_000_000).code == Code.TIMEOUT
+
+
+def unanswered(lanes):
+    assert LinkLanes.ping_all([lanes], time.monotonic_ns() + 10_000_000) == [False]
+
+
+@pytest.mark.parametrize("lose", [timed_out, interrupted, unanswered])
+def test_a_lane_that_an_operation_has_cost_is_asked_for_at_once(node, lose):
+    """Not by the next operation that needs it, nor by the next heartbeat."""
+    client, ends = sockets(2)
+    losses = []
+    lanes = LinkLanes(node, 1, client, [], on_loss=lambda: losses.append(lanes.count))
+    lose(lanes)
+    assert losses == [1]
+    assert lanes.missing() == (1, 0)
+    lanes.close()
+    for end in ends:
+        end.close()
+
+
+def test_lanes_that_arrive_after_the_end_of_the_link_are_closed(node):
+    lanes = LinkLanes(node, 1, [], [])
+    lanes.close()
+    client, client_ends = sockets(1)
+    served, served_ends = sockets(1)
+    lanes.add(client, served)
+    assert not any(map(is_open, (*client, *served)))
+    for end in (*client_ends, *served_ends):
+        end.close()

@@ -11,7 +11,7 @@ import pytest
 
 from llm_datadist._control.connection import ControlConnection, PeerClosedError
 from llm_datadist._control.conversation import Conversation
-from llm_datadist._protocol.codec import encode_frame
+from llm_datadist._protocol.codec import MAX_GREETING_BYTES, ProtocolError, encode_frame
 from llm_datadist._protocol.messages import Notify, Ping, Reject, Request, Unlink
 
 GOODBYE = Unlink(reason="the peer was finalized")
@@ -128,6 +128,23 @@ def test_a_dialer_that_gave_up_too_late_has_unlinked():
 
         heard = converse(near, act)
     assert heard.signals == [Unlink(reason="out of time")]
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_only_an_authenticated_peer_sends_large_frames(trusted):
+    async def run(near, far):
+        connection = await ControlConnection.open(near)
+        if trusted:
+            connection.trust()
+        far.sendall(struct.pack("<I", MAX_GREETING_BYTES + 1))
+        far.close()
+        expected = PeerClosedError if trusted else ProtocolError
+        with pytest.raises(expected):
+            await connection.receive()
+        connection.close()
+
+    with pair() as (near, far):
+        asyncio.run(run(near, far))
 
 
 def test_a_message_of_the_handshake_is_received_before_the_error():

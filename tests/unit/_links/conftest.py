@@ -82,12 +82,13 @@ class Delegate(EmptyPlane):
 
 
 class Connection:
-    """A control connection whose peer sends nothing."""
+    """A control connection; `arriving` has what its peer sends, and how it ends."""
 
     is_encrypted = False
 
     def __init__(self):
         self.sent, self.is_open = [], True
+        self.arriving = asyncio.Queue()
 
     def trust(self):
         pass
@@ -96,7 +97,10 @@ class Connection:
         self.sent.append(message)
 
     async def receive(self):
-        await asyncio.Event().wait()
+        message = await self.arriving.get()
+        if isinstance(message, Exception):
+            raise message
+        return message
 
     def abort(self):
         self.is_open = False

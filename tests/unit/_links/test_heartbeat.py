@@ -96,3 +96,25 @@ def test_lost_lanes_are_repaired(world):
 def test_very_many_links_are_checked_less_often(world):
     beat = Heartbeat(world.context, world.repaired.append, world.lose)
     assert [beat._period(count) for count in (0, 400, 1000, 100_000)] == [1.0, 1.0, 2.5, 2.5]
+
+
+def test_any_sign_of_life_ends_the_silence(world):
+    """Twice most of the timeout is no silence of the timeout."""
+    world.context.delegate.answers = False
+
+    def answer(world):
+        world.context.delegate.count += 1
+
+    silent = [lambda world: None] * 7
+    world.run([*silent, answer, *silent, answer])
+    assert not world.lost
+
+
+def test_a_peer_is_not_lost_while_its_pings_wait_for_a_worker(world):
+    async def never(call, *arguments):
+        await asyncio.Event().wait()
+
+    world.context.workers = SimpleNamespace(run=never)
+    world.run([lambda world: None] * 30)
+    assert not world.lost
+    assert world.link.liveness.silence > TIMEOUT_S

@@ -4,13 +4,14 @@ import asyncio
 
 import pytest
 
+from llm_datadist._control.connection import PeerClosedError
 from llm_datadist._control.deadline import Deadline
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.context import SetupError
 from llm_datadist._links.lane_repair import LaneRepair
 from llm_datadist._links.lifecycle import LinkLifecycle
 from llm_datadist._links.link import LinkState
-from llm_datadist._protocol.messages import Unlink
+from llm_datadist._protocol.messages import Unlink, Unlinked
 
 
 @pytest.fixture
@@ -105,3 +106,87 @@ def test_the_data_of_ended_links_is_the_callers(context, lifecycle, connection, 
     asyncio.run(run())
     assert context.delegate.disconnected == []
     assert connection.sent == [Unlink(reason="the peer was finalized")]
+
+
+@pytest.fixture
+def disconnecting(context):
+    """Let `disconnect` run until the event is set, as if a transfer still touched memory."""
+    context.delegate.may_end = asyncio.Event()
+
+    async def outcome(future):
+        await context.delegate.may_end.wait()
+        return future.result()
+
+    context.workers.outcome = outcome
+    return context.delegate.may_end
+
+
+async def settle():
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("wait_for_peer", [True, False])
+def test_an_unlink_returns_when_no_transfer_touches_memory(
+    lifecycle, connection, install, disconnecting, wait_for_peer
+):
+    async def run():
+        link = install()
+        unlink = lifecycle.unlink(link, Deadline(60), wait_for_peer=wait_for_peer)
+        unlinking = asyncio.ensure_future(unlink)
+        connection.arriving.put_nowait(Unlinked())
+        await settle()
+        assert not unlinking.done()
+        disconnecting.set()
+        assert (await unlinking).is_ok
+        assert link.state is LinkState.GONE
+
+    asyncio.run(run())
+
+
+def test_the_peers_unlink_is_confirmed_when_no_transfer_touches_memory(
+    lifecycle, connection, install, disconnecting
+):
+    async def run():
+        link = install()
+        connection.arriving.put_nowait(Unlink(reason="unlinked by the peer"))
+        await settle()
+        assert link.state is LinkState.UNLINKING
+        assert connection.sent == []
+        disconnecting.set()
+        await settle()
+        assert connection.sent == [Unlinked()]
+        assert lifecycle.lost == []
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("end", [Unlinked(), PeerClosedError("the peer closed the connection")])
+def test_unlinks_of_both_ends_that_cross_both_succeed(
+    lifecycle, connection, install, disconnecting, end
+):
+    """Also if the peer does not confirm: its own unlink says that its end is gone, or will be."""
+
+    async def run():
+        unlink = lifecycle.unlink(install(), Deadline(60), wait_for_peer=True)
+        unlinking = asyncio.ensure_future(unlink)
+        await settle()
+        connection.arriving.put_nowait(Unlink(reason="unlinked by the peer"))
+        connection.arriving.put_nowait(end)
+        await settle()
+        disconnecting.set()
+        assert (await unlinking).is_ok
+        assert connection.sent == [Unlink(reason="unlinked by the peer"), Unlinked()]
+
+    asyncio.run(run())
+
+
+def test_a_peer_that_ends_without_an_answer_could_not_be_notified(lifecycle, connection, install):
+    async def run():
+        unlink = lifecycle.unlink(install(), Deadline(60), wait_for_peer=True)
+        connection.arriving.put_nowait(PeerClosedError("the peer closed the connection"))
+        result = await unlink
+        assert result.status is LLMStatusCode.LLM_NOTIFY_PROMPT_UNLINK_FAILED
+        assert "closed the connection without an answer" in result.reason
+
+    asyncio.run(run())

@@ -78,6 +78,32 @@ def test_no_two_links_have_the_same_keys():
     assert len(keys) == 24
 
 
+@pytest.mark.parametrize("message", [welcome(), Confirm(endpoint=b"here"), accept()])
+def test_a_proof_covers_its_direction(message):
+    """Otherwise an end that has no secret could send the other end's proof back to it."""
+    dialer, acceptor = pair()
+    assert dialer.prove(message).mac != acceptor.prove(message).mac
+
+
+@pytest.mark.parametrize("secret", [None, SECRET])
+def test_each_end_shows_another_proof_on_its_page(secret):
+    dialer, acceptor = pair(secret, secret)
+    with pytest.raises(ProtocolError, match="no proof of a page"):
+        dialer.page_proof(Side.DIALER)
+    up_to_accept(dialer, acceptor)
+    proofs = [dialer.page_proof(side) for side in Side]
+    assert proofs == [acceptor.page_proof(side) for side in Side]
+    assert len(set(proofs)) == 2
+    assert {len(proof) for proof in proofs} == {16}
+
+
+@pytest.mark.parametrize("secret", [None, SECRET])
+def test_each_direction_has_another_key(secret):
+    dialer, acceptor = pair(secret, secret)
+    up_to_accept(dialer, acceptor)
+    assert dialer.control_keys().send != dialer.control_keys().receive
+
+
 def test_there_are_no_keys_before_accept():
     dialer, _ = pair()
     with pytest.raises(ProtocolError, match="no lane key"):
