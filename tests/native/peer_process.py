@@ -69,8 +69,8 @@ def main():
             tell(libc.mprotect(address + arguments[0] * PAGE, arguments[1] * PAGE, arguments[2]))
         elif command == "forget":  # the pages are absent until this process touches them
             tell(libc.madvise(address + arguments[0] * PAGE, arguments[1] * PAGE, MADV_DONTNEED))
-        elif command == "close_entry":
-            tell(node.close_entry(*arguments))
+        elif command in {"open_key", "close_key", "close_entry", "reopen_entry"}:
+            tell(getattr(node, command)(*arguments))
         elif command == "close_entry_and_reuse":  # the end of its memory first
             closed = node.close_entry(*arguments)
             view(address, size)[-PAGE:] = REUSED
@@ -79,12 +79,8 @@ def main():
         elif command == "restore_and_open_entry":
             view(address, size)[:] = pattern
             tell(entry(address))
-        elif command == "reopen_entry":
-            tell(node.reopen_entry(*arguments))
-        elif command == "open_key":
-            tell(node.open_key())
-        elif command == "close_key":
-            tell(node.close_key(*arguments))
+        elif command == "show_proof":
+            tell(node.show_proof(link, bytes(arguments[0])))
         elif command == "append":
             node.append(bytes(arguments[0]))
             tell(node.version())

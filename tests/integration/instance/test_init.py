@@ -1,6 +1,8 @@
 """LLMDataDist.init (api.md 4.1, 4.2)."""
 
+import gc
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -124,6 +126,31 @@ def test_a_port_in_use(instance, options, failure, holder):
         assert str(error).count("cannot listen") == 1
         del error
         assert leaks_since(before) == []
+
+
+def memory_files():
+    found = [fd.readlink() for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+    return sum("llm_datadist" in str(target) for target in found)
+
+
+@pytest.mark.parametrize("problem", ["a port in use", "a second pool that cannot be had"])
+def test_a_failed_init_leaves_nothing_to_the_garbage_collector(options, failure, problem):
+    """Nor to the end of the exception, whose traceback refers to the instance's parts."""
+    pool = '{"memory_size": 1048576}'
+    with socket.create_server(("127.0.0.1", 0)) as foreign:
+        properties = {"mem_pool_cfg": pool, "host_mem_pool_cfg": HUGE}
+        if problem == "a port in use":
+            listen = "{}:{}".format(*foreign.getsockname())
+            properties = {"mem_pool_cfg": pool, "listen": listen}
+        before = memory_files()
+        gc.disable()
+        try:
+            error = failure(LLMDataDist(LLMRole.MIX, 2).init, options(**properties))
+            # The published page is mapped by a native object that the traceback still has.
+            assert memory_files() <= before + 1
+        finally:
+            gc.enable()
+        del error
 
 
 def test_memory_of_an_accelerator_is_not_pretended(options, failure):

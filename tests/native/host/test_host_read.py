@@ -216,6 +216,44 @@ def test_a_fault_in_the_middle_of_a_descriptor_is_found(reading, tools):
     assert (outcome[0], outcome[2]) == (_native.REMOTE_FAULT, 0)
 
 
+@pytest.mark.parametrize("rest", [1, 2, 4095])
+@pytest.mark.parametrize("side", ["peer", "own"])
+def test_a_rest_of_any_size_is_missed(reading, tools, rest, side):
+    """The system call stops at the page that cannot be accessed, and has moved all but the rest."""
+    at = reading(3)
+    if side == "peer":
+        at.peer.ask("protect", 2, 1, tools.PROT_NONE)
+    else:
+        at.own.protect(2, tools.PROT_NONE)
+    outcome = at.read_ranges(
+        tools.u64(at.own.address, at.own.at(1)),
+        tools.u64(at.peer.address, at.peer.address + at.own.page),
+        tools.u64(at.own.page, at.own.page + rest),
+        at.local_ref,
+        INSTANCE,
+        at.peer.entry,
+        NO_REF,
+        tools.soon(),
+    )
+    expected = _native.REMOTE_FAULT if side == "peer" else _native.LOCAL_FAULT
+    assert (outcome[0], outcome[2]) == (expected, 1)
+
+
+@pytest.mark.parametrize("protected", ["nothing", "own memory", "the peer's memory"])
+def test_bytes_and_faults_of_another_process_under_the_pid_are_not_the_peers(reading, protected):
+    """It shows no proof of the link, or another one."""
+    at = reading(4)
+    assert at.read()[0] == _native.OK
+    at.peer.ask("show_proof", list(range(16)))
+    if protected == "own memory":
+        at.own.protect(2, at.tools.PROT_READ)
+    elif protected == "the peer's memory":
+        at.peer.ask("protect", 2, 1, at.tools.PROT_NONE)
+    assert at.read()[0] == _native.PEER_DEAD
+    at.peer.ask("show_proof", at.peer.proof)
+    assert at.read(count=2)[0] == _native.OK
+
+
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("protection", [None, "PROT_NONE", "PROT_READ"])
 def test_unwritable_own_memory_is_named(reading, mapped, protection):

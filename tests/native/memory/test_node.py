@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import select
+import threading
+import time
 
 import pytest
 
@@ -86,6 +88,29 @@ def test_the_log_grows_by_records_and_a_rewrite_starts_an_era(node):
     assert node.version() == (2 << 40) | 3
     with pytest.raises(ValueError, match="fit"):
         node.rewrite(bytes((1 << 16) + 1))
+
+
+def test_the_version_is_odd_while_the_log_is_rewritten():
+    """So that a reader never takes a mixture of two logs for either."""
+    node = _native.Node(1, 16, 64 << 20)
+    records, stop = bytes(60 << 20), threading.Event()
+
+    def rewrite():
+        while not stop.is_set():
+            node.rewrite(records)
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    deadline = time.monotonic() + 20
+    try:
+        while not node.version() >> 40 & 1:
+            assert time.monotonic() < deadline
+    finally:
+        stop.set()
+        writer.join()
+        node.close()
+    assert node.version() & ((1 << 40) - 1) == len(records)
+    assert node.version() >> 40 & 1 == 0
 
 
 def test_reading_the_log_is_clamped_to_it(node):

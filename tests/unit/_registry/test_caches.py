@@ -145,6 +145,18 @@ def test_who_may_touch_a_cache(owner, placement, given, accessible):
     assert owner.registry.find("x", cache).accessible is accessible
 
 
+def test_what_a_peer_may_not_access_is_not_found_by_its_entry(owner):
+    """Otherwise a peer's notice of a fault could mark it."""
+    caches = [
+        owner.registry.register_cache(desc(), [address], remote_accessible=accessible)
+        for address, accessible in ((0x10000, True), (0x20000, False))
+    ]
+    shared, private = (owner.registry.get(cache.cache_id) for cache in caches)
+    assert owner.registry.accessible_at(shared.ref) is shared
+    assert owner.registry.accessible_at((shared.ref[0], shared.ref[1] + 2)) is None
+    assert owner.registry.accessible_at(private.ref) is None
+
+
 def test_the_sum_of_addresses_is_limited():
     owner = Owner(max_registered_addrs=5)
     registry = owner.registry

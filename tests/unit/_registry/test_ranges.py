@@ -37,6 +37,7 @@ def test_a_range_is_covered_if_caches_hold_every_byte_of_it(ranges):
     assert ranges.covers(0x10000, 0xB00)
     assert not ranges.covers(0x10000, 0xB01)
     assert not ranges.covers(0xFFFF, 2)
+    assert not ranges.covers(0x10000, 0x20000 - 0x10000 + UNIT), "there is a hole"
 
 
 def test_a_mark_is_on_every_cache_of_the_memory_until_it_is_cleared(ranges):
@@ -47,6 +48,7 @@ def test_a_mark_is_on_every_cache_of_the_memory_until_it_is_cleared(ranges):
         (2, 0x10700),
     ]
     ranges.clear_faulted(0x10600, UNIT)
+    ranges.clear_faulted(0x10800, UNIT)
     assert len(ranges.faulted()) == 2
     ranges.clear_faulted(0x107FF, 1)
     assert ranges.faulted() == []
