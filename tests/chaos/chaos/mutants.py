@@ -1,120 +1,163 @@
-"""Builds the product with one guarantee taken away, and expects its tests to fail.
+"""Tries mutations: the tests that each names, or chaos, must fail with it.
 
 python -m chaos.mutants                    # all; `make mutants ARGS="NAME ..."` does it
 python -m chaos.mutants served-entry       # one
 """
 
+import functools
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from chaos.mutations import BY_NAME, MUTATIONS, Mutation
+from chaos.mutation import mutated
+from chaos.mutations import BY_NAME, MUTATIONS
 
 ROOT = Path(__file__).parents[3]
 WORK = ROOT / "build" / "mutants"
 TREE = WORK / "tree"
 SITE = WORK / "site"
+NATIVE = WORK / "cmake"
+PROGRAMS = WORK / "programs"
+PYTHON = WORK / "venv" / "bin" / "python"
 CHAOS = {"seconds": 60.0, "seed": 1, "stop_early": True}
-CONTROL = Mutation("none", "nothing", (), chaos={"seconds": 30.0})
 _LONGEST_S = 400
+_LONGEST_CONTROL_S = 1800
 
 
-def mutated(mutation, read):
-    """The files of a mutation with its edits: path -> text.
-
-    Raises:
-        ValueError: An edit does not apply: its text is not there, or more than once.
-    """
-    texts = {}
-    for edit in mutation.edits:
-        text = texts.get(edit.path) or read(edit.path)
-        if text.count(edit.old) != 1:
-            raise ValueError(
-                f"mutation {mutation.name}: {edit.old!r} occurs {text.count(edit.old)} times in "
-                f"{edit.path}; bring tests/chaos/chaos/mutations.py up to date"
-            )
-        texts[edit.path] = text.replace(edit.old, edit.new)
-    return texts
-
-
+@functools.cache
 def read_source(path):
+    """Return the text of a source, as it is."""
     return (ROOT / path).read_text()
 
 
 class Bench:
-    """A copy of the tree, built beside the original, in an environment of its own."""
+    """A copy of the tree, built and installed beside the original, with a Python of its own."""
 
     def __init__(self):
+        self._copy_tree()
+        self._borrow_packages()
+        build = [f"-Cbuild-dir={NATIVE}", "--no-deps", "--no-build-isolation"]
+        install = [sys.executable, "-m", "pip", "install", "-qq", "--upgrade", "--target", SITE]
+        _run(*install, *build, TREE)
+
+    @staticmethod
+    def _copy_tree():
+        """Copy the tree: what differs gets the time of now.
+
+        So an object that an earlier run has built of a mutated source is never newer than it.
+        """
         listing = _output("git", "ls-files", "--cached", "--others", "--exclude-standard")
         names = set(listing.splitlines())
         for left in TREE.rglob("*"):
             if left.is_file() and left.relative_to(TREE).as_posix() not in names:
                 left.unlink()
-        # What differs gets the time of now, above all what an earlier run has mutated: an object
-        # that was built of that must not look newer than the source.
         for name in names:
             source, target = ROOT / name, TREE / name
-            if source.is_file() and not _same(source, target):
+            same = target.is_file() and source.is_file()
+            if source.is_file() and not (same and target.read_bytes() == source.read_bytes()):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, target)
-        venv = WORK / "venv"
-        self.python = venv / "bin" / "python"
-        if not self.python.exists():
-            _run(sys.executable, "-m", "venv", "--without-pip", venv)
+
+    @staticmethod
+    def _borrow_packages():
+        """Make an environment that has the packages of this one, but not its editable install."""
+        if not PYTHON.exists():
+            _run(sys.executable, "-m", "venv", "--without-pip", PYTHON.parents[1])
         path = "import sysconfig; print(sysconfig.get_path('purelib'))"
-        # Lines of a .pth file that are paths reach the packages, but not the editable install.
-        own_site = Path(_output(self.python, "-c", path).strip())
+        own_site = Path(_output(PYTHON, "-c", path).strip())
         borrowed = _output(sys.executable, "-c", path).strip()
         (own_site / "borrowed.pth").write_text(f"{SITE}\n{borrowed}\n")
 
-    def install(self, texts):
-        """Build the tree with these files instead of its own."""
+    @staticmethod
+    def install(texts):
+        """Put these texts in the place of the files, and build the native core if it changes."""
         for path, text in texts.items():
             (TREE / path).write_text(text)
-        build = [f"-Cbuild-dir={WORK / 'cmake'}", "--no-deps", "--no-build-isolation"]
-        install = [sys.executable, "-m", "pip", "install", "-qq", "--upgrade", "--target", SITE]
-        _run(*install, *build, TREE)
+            if path.startswith("src/"):
+                (SITE / path.removeprefix("src/")).write_text(text)
+        if any(path.startswith("native/") for path in texts):
+            _run(_cmake(), "--build", NATIVE, quiet=True)
+            _run(_cmake(), "--install", NATIVE, "--prefix", SITE, quiet=True)
 
-    def restore(self, texts):
-        for path in texts:
-            (TREE / path).write_text(read_source(path))
-
-    def fails(self, mutation):
-        """Run what has to notice; (whether it did, its last lines)."""
+    @staticmethod
+    def fails(mutation):
+        """Run what has to notice; return whether it did, and what it found."""
+        if mutation.program:
+            return Bench.program_fails(mutation.program)
         if mutation.chaos is None:
-            command = [self.python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-            found = _tried([*command, *mutation.tests], TREE)
-        else:
-            options = {**CHAOS, **mutation.chaos}
-            words = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
-            words = [word.removesuffix("=True") for word in words]
-            found = _tried([self.python, "-m", "chaos", *words], TREE / "tests" / "chaos")
-        # 1: tests failed, or a run found violations. Anything else is no finding.
-        return found.returncode == 1, _lines(found.stdout)
+            return _fails(*_PYTEST, *mutation.test_arguments)
+        options = {**CHAOS, **mutation.chaos}
+        words = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
+        words = [word.removesuffix("=True") for word in words]
+        return _fails(PYTHON, "-m", "chaos", *words, cwd=TREE / "tests" / "chaos")
+
+    @staticmethod
+    def program_fails(name):
+        """Build and run a native test program; return whether it fails, and what it says."""
+        options = ("-G", "Ninja", "-DLDD_TESTS=ON", "-DCMAKE_BUILD_TYPE=Debug")
+        _run(_cmake(), "-S", TREE, "-B", PROGRAMS, *options, quiet=True)
+        _run(_cmake(), "--build", PROGRAMS, "--target", name, quiet=True)
+        return _fails(PROGRAMS / "tests" / "native" / name, status=-signal.SIGABRT)
+
+    @staticmethod
+    def control(mutations):
+        """Run the same without any mutation: all tests together, chaos for a moment."""
+        for program in {mutation.program for mutation in mutations} - {""}:
+            failed, found = Bench.program_fails(program)
+            if failed:
+                return failed, found
+        names = {word for each in mutations for word in each.test_arguments if "tests/" in word}
+        failed, found = False, ""
+        if names:
+            failed, found = _fails(*_PYTEST, *sorted(names), limit_s=_LONGEST_CONTROL_S)
+        if not failed and any(mutation.chaos is not None for mutation in mutations):
+            chaos = (PYTHON, "-m", "chaos", "--seconds=15", "--seed=1")
+            failed, found = _fails(*chaos, cwd=TREE / "tests" / "chaos")
+        return failed, found
 
 
-def _same(source, target):
-    return target.is_file() and target.read_bytes() == source.read_bytes()
+_PYTEST = (PYTHON, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider")
 
 
-def _lines(text):
-    """The first line that tells what was found, without the circumstances."""
-    told = [line for line in text.splitlines() if line.startswith(("VIOLATION", "E  ", "FAILED"))]
+def _fails(*command, cwd=TREE, limit_s=_LONGEST_S, status=1):
+    """Whether a command ended with the status of a finding, and what it found first."""
+    # Without bytecode: two mutations of one file may be of one size and second.
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        ended = subprocess.run(
+            [str(word) for word in command],
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return False, f"it has not ended after {limit_s} s"
+    return ended.returncode == status, _finding(ended.stdout + ended.stderr)
+
+
+def _finding(text):
+    """Return the first line that says what was found, without the circumstances."""
+    marks = ("VIOLATION", "E  ", "FAILED", "ERROR")
+    told = [line for line in text.splitlines() if line.startswith(marks)]
     line = re.sub(r"'(at|was|became)': (\[.*?\]\S*(?=, ')|[^,]*), ", "", told[0] if told else text)
-    return [line[:240]]
+    return line.strip()[:240]
 
 
-def _tried(command, cwd):
-    return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, timeout=_LONGEST_S, check=False
-    )
+def _cmake():
+    return shutil.which("cmake", path=Path(sys.executable).parent) or "cmake"
 
 
-def _run(*command):
-    subprocess.run([str(word) for word in command], check=True)
+def _run(*command, quiet=False):
+    where = subprocess.DEVNULL if quiet else None
+    subprocess.run([str(word) for word in command], check=True, stdout=where)
 
 
 def _output(*command):
@@ -122,30 +165,40 @@ def _output(*command):
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
+def _try(bench, mutation):
+    """Return whether a mutation is noticed."""
+    began = time.monotonic()
+    texts = mutated(mutation, read_source)
+    bench.install(texts)
+    installed = time.monotonic()
+    try:
+        noticed, found = bench.fails(mutation)
+    finally:
+        # The next native mutation builds this file again; Python files are put back at once.
+        bench.install({path: read_source(path) for path in texts if path.startswith("src/")})
+        for path in texts:
+            (TREE / path).write_text(read_source(path))
+    took = f"{installed - began:.0f} s to build, {time.monotonic() - installed:.0f} s to judge"
+    state = "noticed" if noticed else "MISSED"
+    print(f"{state:8}{mutation.name} by {mutation.judge}; {took}", flush=True)
+    print(f"        {found}", flush=True)
+    return noticed
+
+
 def main(names):
-    """Try mutations; the exit status is 1 when one was not noticed."""
+    """Try mutations; the exit status is 1 if one was not noticed."""
+    began = time.monotonic()
+    mutations = [BY_NAME[name] for name in names] or sorted(MUTATIONS, key=lambda m: m.is_native)
     bench = Bench()
-    missed = []
-    bench.install({})
-    noticed, lines = bench.fails(CONTROL)
-    if noticed:
-        print(f"the product as it is fails already: {lines}")
+    failed, found = bench.control(mutations)
+    if failed:
+        print(f"the product as it is fails already: {found}")
         return 1
-    for mutation in [BY_NAME[name] for name in names] or MUTATIONS:
-        texts = mutated(mutation, read_source)
-        began = time.monotonic()
-        bench.install(texts)
-        built = time.monotonic()
-        noticed, lines = bench.fails(mutation)
-        took = f"built in {built - began:.0f} s, run for {time.monotonic() - built:.0f} s"
-        by = "chaos" if mutation.chaos is not None else " ".join(mutation.tests)
-        print(f"{'noticed' if noticed else 'MISSED':8} {mutation.name} by {by}; {took}", flush=True)
-        for line in lines:
-            print(f"         {line}", flush=True)
-        bench.restore(texts)
-        if not noticed:
-            missed.append(mutation.name)
-    print(f"{len(missed)} missed: {', '.join(missed) or 'none'}")
+    missed = [mutation.name for mutation in mutations if not _try(bench, mutation)]
+    if missed:
+        print(f"missed: {', '.join(missed)}")
+    minutes = (time.monotonic() - began) / 60
+    print(f"{len(mutations) - len(missed)} of {len(mutations)} noticed, in {minutes:.0f} minutes")
     return 1 if missed else 0
 
 

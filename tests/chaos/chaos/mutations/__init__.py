@@ -1,0 +1,10 @@
+"""Bugs that somebody may make, one by one: a suite that holds the guarantees notices each.
+
+`tests/chaos/test_mutations.py` checks that all still apply; `make mutants` tries them.
+"""
+
+from chaos.mutations import arguments, caches, guarantees, links, memory, native, transfers
+
+_AREAS = (guarantees, transfers, memory, caches, links, arguments, native)
+MUTATIONS = tuple(mutation for area in _AREAS for mutation in area.MUTATIONS)
+BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}
