@@ -18,7 +18,7 @@ QUICK_DEMO      = --requests 2 --max-new-tokens 8 --prompt-tokens 200 --layers 4
 # The thread sanitizer of GCC 12 fails with the address space randomization of newer kernels.
 FIXED_ADDRESSES := $(shell setarch $$(uname -m) -R true 2>/dev/null && echo setarch $$(uname -m) -R)
 
-.PHONY: demo test native lint format clean
+.PHONY: demo test native lint format docs clean
 .PHONY: python-format python-lint native-format native-includes layers types spelling sizes conformance pointers
 .PHONY: tidy stubs stubs-check native-tests tsan asan asan-native asan-python wheel demo-quick bench tools
 
@@ -252,6 +252,15 @@ wheel: $(VENV)/.tools
 demo-quick: $(VENV)/.installed
 	$(BIN)/llm-datadist demo --mode pull $(QUICK_DEMO)
 	$(BIN)/llm-datadist demo --mode layerwise --backend tcp $(QUICK_DEMO)
+
+# The site, in build/site; every warning is an error. SERVE=1 shows it on http://127.0.0.1:8000 instead.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(if $(SERVE),serve,build --quiet --strict)
+
+$(VENV)/.docs: $(VENV)/.tools
+	@echo "installing the site generator into $(VENV)"
+	@$(BIN)/pip install -qq --group docs
+	@touch $@
 
 bench: $(VENV)/.installed
 	cd benchmarks && ../$(BIN)/python -m bench $(or $(ARGS),same-host)

@@ -77,12 +77,12 @@ def dense(
 ) -> KvLayout:
     """Return the layout of tensors without gaps *(extension)*.
 
+    The other arguments are those of `KvLayout`.
+
     Args:
         axes: "NHD", "HND", or names of the axes from the outermost one on: "block", "token" (not in
             an opaque interior), "head", "element" last, and, where one tensor has several, "plane"
             and "layer". K and V without a "plane" have a tensor each.
-        layers, kv_heads, heads, head_size, data_type, block_tokens, planes, interior, packing: As
-            in KvLayout.
         num_blocks: Blocks of a tensor; needed if an axis is outside of "block".
         block_bytes: From a block to the next, if that is more than its contents (padding).
 
@@ -135,13 +135,14 @@ def of_tensor(
 ) -> KvLayout:
     """Return the layout of one of a cache's tensors, by its shape and strides *(extension)*.
 
+    The other arguments are those of `KvLayout`.
+
     Args:
         axes: Names of the tensor's axes, as in `dense`; in any order, "element" too, which must
             have stride 1. Tokens of a block and elements of a head are read from the shape.
         shape: Indices of each axis. An axis "head" must have as many as `heads`, "plane" as many as
             `planes`, "layer" as many as `layers`.
         strides: Elements (as torch.Tensor.stride gives them) from an index to the next one.
-        layers, kv_heads, heads, data_type, planes: As in KvLayout.
 
     Raises:
         TypeError, ValueError, LLMException: As KvLayout; LLM_PARAM_INVALID also for axes and shapes

@@ -130,7 +130,9 @@ def plan_push(
         destinations: The caches of the ranks.
         src_blocks: Local blocks in the order of the tokens.
         dst_blocks: Blocks of each destination, no duplicates.
-        num_tokens, src_offset, dst_offset: As for `plan_pull`.
+        num_tokens: As for `plan_pull`.
+        src_offset: As for `plan_pull`.
+        dst_offset: As for `plan_pull`.
         layers: Layers to send, numbered over the whole model; None = all that are held.
 
     Returns, raises: As `plan_pull`; LLM_PARAM_INVALID also if no destination holds anything of the

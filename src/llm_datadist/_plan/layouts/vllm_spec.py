@@ -55,8 +55,8 @@ def of_vllm_spec(
             given if ranks share heads (`tp_size` is more).
         axes: Axes of a layer's tensor, as in `dense`; None = block, plane, token, head, element, or
             block, token, element for a latent.
-        shape, strides: Of a layer's tensor (torch's shape and stride()); None = no gaps but the
-            padding of the spec.
+        shape: Of a layer's tensor, as torch's `shape`; None = no gaps but the padding of the spec.
+        strides: Of a layer's tensor, as torch's `stride()`; given with `shape`.
         packing: Name of the order in which an attention kernel packs the tokens of one head (CPU
             attention, for example): they are moved as they are. Empty = plain rows. For a state
             (MambaSpec) the default is "state".
