@@ -115,7 +115,7 @@ def test_tensors_that_are_refused(sides):
     for bad in (one, None, {"k": one}, [one, 3]):
         with pytest.raises(TypeError, match="tensors"):
             manager.register_tensors(bad)
-    with pytest.raises(TypeError, match="cache_keys"):
+    with pytest.raises(TypeError, match="key must be"):
         manager.register_tensors(arrays, 7)
 
 

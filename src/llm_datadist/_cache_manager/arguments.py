@@ -36,11 +36,11 @@ def check_registration(operation: str, cache_desc: object, addrs: object) -> tup
     return check_addrs(operation, desc, addrs)
 
 
-def check_keys(cache_keys: object) -> tuple[CacheKey, ...]:
+def check_keys(cache_keys: object, name: str = "cache_keys") -> tuple[CacheKey, ...]:
     """Return a list of CacheKeys."""
-    keys = check_instance("cache_keys", cache_keys, list, tuple)
+    keys = check_instance(name, cache_keys, list, tuple)
     for position, key in enumerate(keys):
-        check_instance(f"cache_keys[{position}]", key, CacheKey)
+        check_instance(f"{name}[{position}]", key, CacheKey)
     return tuple(keys)
 
 

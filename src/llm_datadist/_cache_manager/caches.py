@@ -100,6 +100,15 @@ class CacheCalls(Calls):
         self._engine.check_open("unregister_cache")
         self._registry.unregister_cache(check_int("cache_id", cache_id, INT64_MIN))
 
+    def caches(self) -> list[Cache]:
+        """Return the live caches of this instance, registered or allocated *(extension)*.
+
+        In the order of their ids, without those that only a key holds any more.
+        Source: an extension; docs/reference/parity.md.
+        """
+        self._engine.check_open("caches")
+        return self._registry.live()
+
     def allocate_cache(self, cache_desc: CacheDesc, cache_keys: Sequence[CacheKey] = ()) -> Cache:
         """Allocate a contiguous cache from the pool of the description's placement.
 

@@ -77,7 +77,7 @@ def _split_keys(
     """Return the key of a blocks cache, or the keys of a contiguous one."""
     if key is None or isinstance(key, BlocksCacheKey):
         return key, None
-    return None, check_keys([key] if isinstance(key, CacheKey) else key)
+    return None, check_keys([key] if isinstance(key, CacheKey) else key, "key")
 
 
 def _equal_memories(operation: str, tensors: Sequence[object]) -> list[TensorMemory]:

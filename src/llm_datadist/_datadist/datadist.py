@@ -19,6 +19,7 @@ from llm_datadist._datadist.link_calls import (
     too_many,
 )
 from llm_datadist._datadist.parts import load_parts
+from llm_datadist._datadist.peer_calls import PeerCalls
 from llm_datadist._errors import LLMStatusCode, fail, inherited
 from llm_datadist._logs import later
 from llm_datadist._types import LLMClusterInfo, LLMRole, RegisterMemStatus
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("llm_datadist")
 
 
-class LLMDataDist:
+class LLMDataDist(PeerCalls):
     """One instance: joins other instances by links and owns caches that move over them.
 
     Args:

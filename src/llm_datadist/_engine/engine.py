@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import secrets
 from typing import TYPE_CHECKING
@@ -32,7 +33,7 @@ from llm_datadist._engine.transfer.calls import Transfers
 from llm_datadist._engine.transfer.checksums import Checksums
 from llm_datadist._engine.transfer.layerwise import Layerwise
 from llm_datadist._engine.transfer.local_copies import LocalCopies
-from llm_datadist._errors import LLMStatusCode, fail, invalid
+from llm_datadist._errors import LLMException, LLMStatusCode, fail, invalid
 from llm_datadist._links import LinkTable
 from llm_datadist._registry import CacheRegistry
 from llm_datadist._types import Placement
@@ -142,6 +143,14 @@ class Engine:
         """See LLMDataDist.describe_link."""
         link = self.links.get(cluster_id, "describe_link")
         return {**self.links.describe(cluster_id), **link.data.describe()}
+
+    def describe_links(self) -> list[dict[str, object]]:
+        """See LLMDataDist.describe_links."""
+        described = []
+        for link in self.links.links():
+            with contextlib.suppress(LLMException):  # it has ended meanwhile
+                described.append(self.describe_link(link.cluster_id))
+        return described
 
     def leave_to_parent(self) -> None:
         """Refuse all calls: this is a forked child, and everything belongs to its parent."""

@@ -24,7 +24,7 @@ _KNOWN: Final = _IGNORED | {
 _logged: set[str] = set()
 
 
-def log_unknown_keys(operation: str, options: Iterable[str]) -> None:
+def log_unknown_keys(operation: str, options: Iterable[object]) -> None:
     """Log each unknown key that starts with "llm.", once per process.
 
     A key close to a known one is a warning, which names that one; any other is for information, as

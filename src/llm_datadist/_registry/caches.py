@@ -21,17 +21,15 @@ from llm_datadist._registry.local_cache import LocalCache
 from llm_datadist._registry.pool import OutOfMemory
 from llm_datadist._registry.ranges import MemoryRanges
 from llm_datadist._registry.records import key_name
-from llm_datadist._registry.tables import Tables, Wanted
+from llm_datadist._registry.tables import Tables, Wanted, is_accessible, key_slots
 from llm_datadist._types import CacheKey, Placement
 from llm_datadist._types.cache import NO_CACHE_ID
-from llm_datadist._types.keys import UNUSED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from llm_datadist._registry.interfaces import MemoryListener, Node
     from llm_datadist._registry.pool import Pool
-    from llm_datadist._registry.records import KeyName
     from llm_datadist._registry.tables import Named
     from llm_datadist._types import BlocksCacheKey, Cache, CacheDesc, CacheKeyByIdAndIndex
     from llm_datadist._types.refs import Ref
@@ -104,7 +102,7 @@ class CacheRegistry:
                 that a live cache has; LLM_OUT_OF_MEMORY: the directory is full.
         """
         operation = "register_cache"
-        slots = _key_slots(operation, desc, cache_keys)
+        slots = key_slots(operation, desc, cache_keys)
         if slots:
             self.reap()
         return self._publish(
@@ -113,7 +111,7 @@ class CacheRegistry:
                 desc,
                 addrs=tuple(addrs),
                 is_blocks=False,
-                accessible=_accessible(desc, remote_accessible),
+                accessible=is_accessible(desc, remote_accessible),
                 slots=slots,
             )
         )
@@ -137,7 +135,7 @@ class CacheRegistry:
                 desc,
                 addrs=tuple(addrs),
                 is_blocks=True,
-                accessible=_accessible(desc, remote_accessible),
+                accessible=is_accessible(desc, remote_accessible),
                 blocks_key=key,
             )
         )
@@ -180,7 +178,7 @@ class CacheRegistry:
                 is full; LLM_PARAM_INVALID: too many keys, or one that a live cache has.
         """
         operation = "allocate_cache"
-        slots = _key_slots(operation, desc, cache_keys)
+        slots = key_slots(operation, desc, cache_keys)
         if slots:
             self.reap()
         return self._allocate(Wanted(operation, desc, is_blocks=False, allocated=True, slots=slots))
@@ -285,6 +283,11 @@ class CacheRegistry:
             self.reap()
         with self._lock:
             return self._tables.named(key)
+
+    def live(self) -> list[Cache]:
+        """Return the caches that the caller may use, in order of their ids."""
+        with self._lock:
+            return [local.cache for local in self._caches.values() if local.named]
 
     def get(self, cache_id: int) -> LocalCache | None:
         """Return the cache of that id, if it is live."""
@@ -425,25 +428,3 @@ class CacheRegistry:
                 f"cache {cache.cache_id} belongs to another instance",
                 "use the instance that made it",
             )
-
-
-def _key_slots(
-    operation: str, desc: CacheDesc, cache_keys: Sequence[CacheKey]
-) -> dict[KeyName, int]:
-    """Return which slot each key names; the last of several equal keys counts."""
-    if not cache_keys:
-        return {}
-    num_slots = desc.check_batch(operation)
-    if len(cache_keys) > num_slots:
-        raise invalid(
-            operation,
-            f"{len(cache_keys)} cache_keys for {num_slots} slots",
-            "give at most one key per slot",
-        )
-    return {key_name(key): slot for slot, key in enumerate(cache_keys) if key.req_id != UNUSED}
-
-
-def _accessible(desc: CacheDesc, remote_accessible: bool | None) -> bool:
-    if remote_accessible is None:
-        return desc.placement is Placement.DEVICE
-    return remote_accessible

@@ -16,10 +16,11 @@ from llm_datadist._errors import LLMStatusCode, fail, invalid
 from llm_datadist._registry.local_cache import LocalCache
 from llm_datadist._registry.records import key_name
 from llm_datadist._registry.writer import DirectoryFull, DirectoryWriter
-from llm_datadist._types import BlocksCacheKey, Cache, CacheKey
+from llm_datadist._types import BlocksCacheKey, Cache, CacheKey, Placement
+from llm_datadist._types.keys import UNUSED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from llm_datadist._plan import Layout
     from llm_datadist._registry.interfaces import Node
@@ -209,3 +210,26 @@ class Tables:
                 loser.blocks_key = None
             local.blocks_key = blocks_key
             self.blocks_keys[blocks_key] = local
+
+
+def key_slots(
+    operation: str, desc: CacheDesc, cache_keys: Sequence[CacheKey]
+) -> dict[KeyName, int]:
+    """Return which slot each key names; the last of several equal keys counts."""
+    if not cache_keys:
+        return {}
+    num_slots = desc.check_batch(operation)
+    if len(cache_keys) > num_slots:
+        raise invalid(
+            operation,
+            f"{len(cache_keys)} cache_keys for {num_slots} slots",
+            "give at most one key per slot",
+        )
+    return {key_name(key): slot for slot, key in enumerate(cache_keys) if key.req_id != UNUSED}
+
+
+def is_accessible(desc: CacheDesc, remote_accessible: bool | None) -> bool:
+    """Return whether peers may touch a cache; None means: if it is device memory."""
+    if remote_accessible is None:
+        return desc.placement is Placement.DEVICE
+    return remote_accessible

@@ -288,8 +288,8 @@ def test_a_misspelled_option_is_refused_with_the_nearest_name(name, nearest):
 
 
 def test_an_option_that_resembles_none():
-    with pytest.raises(AttributeError, match="no option 'colour' "):
-        LLMConfig().colour = "red"
+    with pytest.raises(AttributeError, match="no option 'shade' "):
+        LLMConfig().shade = "red"
 
 
 def test_printing_hides_the_secret_wherever_it_is():
