@@ -7,6 +7,7 @@ directory); `reader` reads a peer's directory. `records` is the format that both
 from __future__ import annotations
 
 from llm_datadist._registry.caches import CacheRegistry
+from llm_datadist._registry.endings import consumed
 from llm_datadist._registry.interfaces import MemoryListener, Node
 from llm_datadist._registry.local_cache import LocalCache
 from llm_datadist._registry.pool import OutOfMemory, Pool, PoolUse
@@ -26,4 +27,5 @@ __all__ = [
     "PoolUse",
     "RemoteCache",
     "Resolved",
+    "consumed",
 ]

@@ -20,7 +20,7 @@ from llm_datadist._registry.layouts import cache_layout
 from llm_datadist._registry.local_cache import LocalCache
 from llm_datadist._registry.pool import OutOfMemory
 from llm_datadist._registry.ranges import MemoryRanges
-from llm_datadist._registry.records import key_name
+from llm_datadist._registry.records import CONSUMED, REMOVED, key_name
 from llm_datadist._registry.tables import Tables, Wanted, is_accessible, key_slots
 from llm_datadist._types import CacheKey, Placement
 from llm_datadist._types.cache import NO_CACHE_ID
@@ -216,10 +216,10 @@ class CacheRegistry:
                     )
                 if not local.named:
                     return
-                local.named = False
-                if local.is_held:
-                    self._tables.directory.unname(local.cache_id)
+                if local.keys:
+                    self._tables.unname(local)
                     return
+                local.named = False
                 self._tables.detach(local)
         if local is not None:
             self._finish(local)
@@ -236,7 +236,7 @@ class CacheRegistry:
             local = self._tables.keys.get(name)
             if local is None:
                 return
-            freed = self._tables.drop_key(local, name)
+            freed = self._tables.drop_key(local, name, REMOVED)
         if freed:
             self._finish(local)
 
@@ -247,7 +247,7 @@ class CacheRegistry:
             freed = []
             for index, value in refs:
                 found = self._tables.key_guards.get((index, value))
-                if found is not None and self._tables.drop_key(*found):
+                if found is not None and self._tables.drop_key(*found, CONSUMED):
                     freed.append(found[0])
         for local in freed:
             self._finish(local)
@@ -270,12 +270,19 @@ class CacheRegistry:
         self._check_owner(operation, cache)
         if local is not None and local.named:
             return local
+        why = self._tables.endings.why(("id", cache.cache_id))
         raise fail(
             LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
             operation,
-            f"cache {cache.cache_id} of this instance is unregistered or freed",
+            f"cache {cache.cache_id} of this instance is gone: "
+            + (why or "it was unregistered or deallocated"),
             "use a cache that is live",
         )
+
+    def absent(self, key: BlocksCacheKey | CacheKey | CacheKeyByIdAndIndex) -> tuple[str, str]:
+        """Return problem and remedy, for a peer, where `named` returns None."""
+        with self._lock:
+            return self._tables.absent(key)
 
     def named(self, key: BlocksCacheKey | CacheKey | CacheKeyByIdAndIndex) -> Named | None:
         """Return the live cache that a key of this instance names, and its slot."""
@@ -410,7 +417,7 @@ class CacheRegistry:
             if self._listener is not None and local.accessible:
                 self._listener.deregister(local.layout, placement, local.device)
             with self._lock:
-                self._tables.directory.remove(local.cache_id)
+                self._tables.directory.remove(local.cache_id, local.end_reason)
             if local.allocated:
                 self._pools[placement].free(local.layout.starts)
         finally:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 
 from llm_datadist._registry.layouts import cache_layout
-from llm_datadist._registry.records import Added, KeyRecord
+from llm_datadist._registry.records import DEALLOCATED, UNREGISTERED, Added, KeyRecord
 from llm_datadist._types.refs import NO_REF
 
 if TYPE_CHECKING:
@@ -99,6 +99,11 @@ class LocalCache:
     def is_held(self) -> bool:
         """Whether its id or a key holds it."""
         return self.named or (self.allocated and bool(self.keys))
+
+    @property
+    def end_reason(self) -> int:
+        """Why it is gone when it is, for peers (`records`)."""
+        return DEALLOCATED if self.allocated else UNREGISTERED
 
     def record(self, blocks_key: int | None) -> Added:
         """Return the directory record; it has addresses only if peers may touch them."""

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, final
 import numpy as np
 
 from llm_datadist._errors import LLMStatusCode, fail, invalid
+from llm_datadist._registry.endings import Endings, absent
 from llm_datadist._registry.layouts import cache_layout
 from llm_datadist._registry.records import (
+    DEALLOCATED,
     MAX_ALL_KEYS,
     MAX_CACHES,
     MAX_LOG_BYTES,
@@ -160,7 +162,7 @@ class DirectoryReader:
         self._cluster_id = cluster_id
         self._lock = threading.Lock()
         self._version = 0
-        self._tables = _Tables()
+        self._tables = _Tables(Endings())
 
     @property
     def version(self) -> int:
@@ -228,13 +230,9 @@ class DirectoryReader:
         if resolved is None and not fresh and self.refresh(operation, deadline_ns):
             resolved = self.lookup(key)
         if resolved is None:
-            raise fail(
-                LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
-                operation,
-                f"the peer has no cache under {key}",
-                "it was never registered there, or is unregistered, freed or consumed; recompute",
-                cluster_id=self._cluster_id,
-            )
+            problem, remedy = self._tables.absent(key)
+            status = LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
+            raise fail(status, operation, problem, remedy, cluster_id=self._cluster_id)
         if not resolved.cache.accessible:
             raise invalid(
                 operation,
@@ -265,7 +263,7 @@ class DirectoryReader:
         if len(log) != tail - offset:
             raise CorruptDirectory(f"{len(log)} bytes of the log instead of {tail - offset}")
         if not same_era:
-            self._tables = _Tables()
+            self._tables = _Tables(self._tables.endings)
             self._version = era << _TAIL_BITS
         self._apply(operation, log, deadline_ns)
         return True
@@ -307,9 +305,14 @@ class DirectoryReader:
 
 
 class _Tables:
-    """Contents of one era of a log. Lookups need no lock."""
+    """Contents of one era of a log. Lookups need no lock.
 
-    def __init__(self) -> None:
+    Args:
+        endings: Why names are gone, also those of earlier eras: a new log does not have them.
+    """
+
+    def __init__(self, endings: Endings) -> None:
+        self.endings = endings
         self.caches: dict[int, RemoteCache] = {}
         self.blocks_keys: dict[int, Resolved] = {}
         self.keys: dict[KeyName, Resolved] = {}
@@ -323,11 +326,12 @@ class _Tables:
         if cache is None:
             raise CorruptDirectory(f"a record concerns cache {record.cache_id}, there is none")
         if isinstance(record, Removed):
-            self._remove(cache)
+            self._remove(cache, record.reason)
         elif isinstance(record, KeyRemoved):
-            self._remove_key(cache, record.guard)
+            self._remove_key(cache, record.guard, record.reason)
         elif isinstance(record, Unnamed):
             cache.named = False
+            self.endings.add(("id", cache.cache_id), DEALLOCATED)
         elif isinstance(record, Remapped):
             cache.ref = (cache.ref[0], record.value)
 
@@ -341,22 +345,35 @@ class _Tables:
         self.caches[record.cache_id] = cache
         if record.blocks_key is not None:
             self.blocks_keys[record.blocks_key] = Resolved(cache, 0, NO_REF)
+            self.endings.forget(("blocks", record.blocks_key))
         for key in record.keys:
             self.keys[key.name] = Resolved(cache, key.slot, key.guard)
+            self.endings.forget(("key", key.name))
 
-    def _remove(self, cache: RemoteCache) -> None:
+    def _remove(self, cache: RemoteCache, reason: int) -> None:
         del self.caches[cache.cache_id]
+        self.endings.add(("id", cache.cache_id), reason)
         key = cache.blocks_key
         if key is not None and key in self.blocks_keys and self.blocks_keys[key].cache is cache:
             del self.blocks_keys[key]
+            self.endings.add(("blocks", key), reason)
         for guard in list(cache.keys):
-            self._remove_key(cache, guard)
+            self._remove_key(cache, guard, reason)
 
-    def _remove_key(self, cache: RemoteCache, guard: Ref) -> None:
+    def _remove_key(self, cache: RemoteCache, guard: Ref, reason: int) -> None:
         name = cache.keys.pop(guard, None)
         self._num_keys -= name is not None
         if name is not None and name in self.keys and self.keys[name].cache is cache:
             del self.keys[name]
+            self.endings.add(("key", name), reason)
+
+    def absent(self, key: AnyKey) -> tuple[str, str]:
+        """Return problem and remedy where a key names nothing."""
+        if isinstance(key, BlocksCacheKey):
+            return absent(key, self.endings, self.blocks_keys)
+        if isinstance(key, CacheKey):
+            return absent(key, self.endings, self.keys)
+        return absent(key, self.endings, [id_ for id_, c in list(self.caches.items()) if c.named])
 
 
 def _described(record: Added) -> tuple[CacheDesc, Layout]:

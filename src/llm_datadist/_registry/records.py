@@ -37,6 +37,13 @@ MAX_DIMENSIONS = 64
 MAX_CACHES = 1 << 17
 MAX_ALL_KEYS = 1 << 18
 
+#: Why a cache or key is gone; a reader ignores numbers that it does not know.
+CONSUMED = 1
+REMOVED = 2
+UNREGISTERED = 3
+DEALLOCATED = 4
+Reason: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=256)]
+
 _LENGTH = struct.Struct("<I")
 
 
@@ -107,6 +114,7 @@ class Removed(msgspec.Struct, array_like=True, frozen=True, tag=2):
     """A cache and its keys are gone; its guards were closed before."""
 
     cache_id: Uint64
+    reason: Reason
 
 
 class KeyRemoved(msgspec.Struct, array_like=True, frozen=True, tag=3):
@@ -114,6 +122,7 @@ class KeyRemoved(msgspec.Struct, array_like=True, frozen=True, tag=3):
 
     cache_id: Uint64
     guard: Guard
+    reason: Reason
 
 
 class Unnamed(msgspec.Struct, array_like=True, frozen=True, tag=4):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, final
 import numpy as np
 
 from llm_datadist._errors import LLMStatusCode, fail, invalid
+from llm_datadist._registry.endings import Endings, absent
 from llm_datadist._registry.local_cache import LocalCache
 from llm_datadist._registry.records import key_name
 from llm_datadist._registry.writer import DirectoryFull, DirectoryWriter
@@ -73,6 +74,7 @@ class Tables:
         key_guards: What each key guard stands for.
         blocks_keys: Caches by BlocksCacheKey.
         registered_addrs: Sum of addresses over all registered caches.
+        endings: Why names are gone.
         directory: Publishes changes to peers.
     """
 
@@ -86,6 +88,7 @@ class Tables:
         self.key_guards: dict[Ref, tuple[LocalCache, KeyName]] = {}
         self.blocks_keys: dict[int, LocalCache] = {}
         self.registered_addrs = 0
+        self.endings = Endings()
         self.directory = DirectoryWriter(node, log_capacity)
         self._last_id = 0
 
@@ -147,12 +150,19 @@ class Tables:
         local = self.caches.get(key.cache_id)
         return None if local is None or not local.named else (local, key.batch_index)
 
-    def drop_key(self, local: LocalCache, name: KeyName) -> bool:
-        """Unbind a key; return whether the cache was detached, as nothing holds it now."""
+    def drop_key(self, local: LocalCache, name: KeyName, reason: int) -> bool:
+        """Unbind a key; return whether the cache was detached, as nothing holds it now.
+
+        Args:
+            local: The cache of the key.
+            name: The key.
+            reason: Why, for peers (`records`).
+        """
         _, guard = local.keys.pop(name)
         del self.keys[name], self.key_guards[guard]
         self._node.close_key(*guard)  # also frees the guard of a key that a peer consumed
-        self.directory.remove_key(local.cache_id, guard)
+        self.directory.remove_key(local.cache_id, guard, reason)
+        self.endings.add(("key", name), reason)
         if local.is_held:
             return False
         self.detach(local)
@@ -164,10 +174,27 @@ class Tables:
         self.closing[local.cache_id] = local
         if not local.allocated:
             self.registered_addrs -= local.layout.num_tensors
+        self.endings.add(("id", local.cache_id), local.end_reason)
         for name, (_, guard) in local.keys.items():
             del self.keys[name], self.key_guards[guard]
+            self.endings.add(("key", name), local.end_reason)
         if local.blocks_key is not None:
             del self.blocks_keys[local.blocks_key]
+            self.endings.add(("blocks", local.blocks_key), local.end_reason)
+
+    def unname(self, local: LocalCache) -> None:
+        """Drop the hold of a cache's id, which its keys still hold."""
+        local.named = False
+        self.directory.unname(local.cache_id)
+        self.endings.add(("id", local.cache_id), local.end_reason)
+
+    def absent(self, key: BlocksCacheKey | CacheKey | CacheKeyByIdAndIndex) -> tuple[str, str]:
+        """Return problem and remedy, for a peer, where a key names nothing."""
+        if isinstance(key, BlocksCacheKey):
+            return absent(key, self.endings, self.blocks_keys)
+        if isinstance(key, CacheKey):
+            return absent(key, self.endings, self.keys)
+        return absent(key, self.endings, [id_ for id_, c in self.caches.items() if c.named])
 
     def _check_room(self, wanted: Wanted) -> None:
         total = self.registered_addrs + len(wanted.addrs)

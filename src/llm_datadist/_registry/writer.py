@@ -85,22 +85,22 @@ class DirectoryWriter:
             self._blocks_keys[record.blocks_key] = record.cache_id
         self._write(frame)
 
-    def remove(self, cache_id: int) -> None:
-        """Publish that a cache is gone."""
+    def remove(self, cache_id: int, reason: int) -> None:
+        """Publish that a cache is gone, and why (`records`)."""
         record = self._alive.pop(cache_id)
         self._alive_bytes -= self._sizes.pop(cache_id)
         self._num_keys -= len(record.keys)
         if record.blocks_key is not None:
             self._blocks_keys.pop(record.blocks_key)
-        self._append(Removed(cache_id))
+        self._append(Removed(cache_id, reason))
 
-    def remove_key(self, cache_id: int, guard: Ref) -> None:
-        """Publish that a key of a cache is gone."""
+    def remove_key(self, cache_id: int, guard: Ref, reason: int) -> None:
+        """Publish that a key of a cache is gone, and why (`records`)."""
         keys = self._alive[cache_id].keys
         left = tuple(key for key in keys if key.guard != guard)
         self._num_keys -= len(keys) - len(left)
         self._change(cache_id, keys=left)
-        self._append(KeyRemoved(cache_id, guard))
+        self._append(KeyRemoved(cache_id, guard, reason))
 
     def unname(self, cache_id: int) -> None:
         """Publish that the id of a cache is gone."""

@@ -9,6 +9,7 @@ import pickle
 import re
 from functools import partial
 
+import numpy as np
 import pytest
 
 from llm_datadist import (
@@ -67,9 +68,9 @@ def teaching(call, status, operation, *words, peer=None):
 def test_a_key_that_names_nothing(near, blocks):
     cache = blocks(near, 1).cache
     for key, *words in (
-        (BlocksCacheKey(2, 77), "model_id=77"),
-        (CacheKey(2, 5), "req_id=5"),
-        (CacheKeyByIdAndIndex(2, 99), "cache_id=99"),
+        (BlocksCacheKey(2, 77), "model_id=77", "it has BlocksCacheKeys with model_id 0, 3"),
+        (CacheKey(2, 5), "req_id=5", "it has no CacheKeys"),
+        (CacheKeyByIdAndIndex(2, 99), "cache_id=99", "it has caches 1, 2"),
     ):
         call = (
             pull(near, key, cache)
@@ -77,6 +78,45 @@ def test_a_key_that_names_nothing(near, blocks):
             else lambda key=key: near.cache_manager.pull_blocks(key, cache, [], [0])
         )
         teaching(call, "LLM_KV_CACHE_NOT_EXIST", "pull_blocks", *words, peer=2)
+
+
+@pytest.mark.parametrize("backend", ["host", "tcp"])
+def test_a_key_that_is_gone_says_why(instance, info, backend):
+    """Also before the owner has noticed what a peer did to its key."""
+    pool = {"mem_pool_cfg": '{"memory_size": 1048576}', "transfer_backend": backend}
+    near, far = instance(1, **pool), instance(2, **pool)
+    assert near.link_clusters([info(far)])[0] is S.LLM_SUCCESS
+    owner, target = far.cache_manager, near.cache_manager.allocate_cache(DESC)
+    keys = [CacheKey(2, number) for number in range(5)]
+    cache = owner.allocate_cache(DESC, keys)
+
+    def gone(key, why):
+        call = partial(near.cache_manager.pull_cache, key, target)
+        teaching(call, "LLM_KV_CACHE_NOT_EXIST", "pull_cache", f"{key} any more: {why}", peer=2)
+
+    near.cache_manager.pull_cache(keys[0], target)
+    gone(keys[0], "a pull has consumed it;")
+    owner.remove_cache_key(keys[1])  # the owner notices the pull too
+    gone(keys[0], "a pull has consumed it;")
+    gone(keys[1], "its owner has removed it;")
+    owner.deallocate_cache(cache)
+    gone(CacheKeyByIdAndIndex(2, cache.cache_id), "it was deallocated;")
+    near.cache_manager.pull_cache(keys[2], target)
+    memory = np.zeros((2, 8, 256), np.float32)
+    addrs = [tensor.ctypes.data for tensor in memory]
+    registered = owner.register_cache(DESC, addrs, [CacheKey(2, 9)])
+    near.cache_manager.pull_cache(CacheKeyByIdAndIndex(2, registered.cache_id), target)
+    owner.unregister_cache(registered.cache_id)
+    gone(CacheKeyByIdAndIndex(2, registered.cache_id), "it was unregistered;")
+    gone(CacheKey(2, 9), "its cache was unregistered;")
+
+
+def test_a_cache_of_this_instance_that_is_gone_says_why(near, far):
+    manager = far.cache_manager
+    cache = manager.allocate_cache(CacheDesc(1, [4], DataType.DT_INT8))
+    manager.deallocate_cache(cache)
+    call = partial(manager.copy_cache, cache, cache)
+    teaching(call, "LLM_KV_CACHE_NOT_EXIST", "copy_cache", "is gone: it was deallocated")
 
 
 def test_a_cache_that_is_not_for_peers(near, blocks):
@@ -136,7 +176,9 @@ def test_a_peer_that_dies(instance, info, blocks, remote, eventually, background
     pulling.join(0.1)
     peer.kill()
     words = ("link", str(peer.listen_address[1]), "again")
-    check_text(pulling.result(2), "LLM_LINK_FAILED", "pull_blocks", *words, peer=9)
+    error = pulling.result(2)
+    check_text(error, "LLM_LINK_FAILED", "pull_blocks", *words, peer=9)
+    assert f"cluster 9 at 127.0.0.1:{peer.listen_address[1]} ended during the call: " in str(error)
     eventually(lambda: not near._engine.links.links())
     call = pull(near, BlocksCacheKey(9), cache)
     teaching(call, "LLM_NOT_YET_LINK", "pull_blocks", "lost", "link_clusters", peer=9)

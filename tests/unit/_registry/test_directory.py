@@ -11,7 +11,15 @@ import pytest
 from llm_datadist._errors import LLMException, LLMStatusCode
 from llm_datadist._registry import reader, writer
 from llm_datadist._registry.reader import DirectoryReader
-from llm_datadist._registry.records import Added, CorruptDirectory, KeyRecord, encode_frame
+from llm_datadist._registry.records import (
+    DEALLOCATED,
+    REMOVED,
+    UNREGISTERED,
+    Added,
+    CorruptDirectory,
+    KeyRecord,
+    encode_frame,
+)
 from llm_datadist._registry.writer import DirectoryFull, DirectoryWriter
 from llm_datadist._types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex, DataType
 from llm_datadist._types.refs import NO_REF
@@ -110,7 +118,7 @@ def test_resolves_slots(peer):
     assert cache.layout.num_units == 1  # the batch is not outermost: no slot is one piece
     peer.writer.add(added(2, is_blocks=False, shape=(1, 4, 5), batch_dim_index=1))
     assert peer.resolve(by_id(2)).cache.layout.unit_bytes == 10
-    peer.writer.remove_key(1, (8, 1))
+    peer.writer.remove_key(1, (8, 1), REMOVED)
     assert missing(peer, CacheKey(PEER, 101))
     assert peer.resolve(CacheKey(PEER, 100)).cache is cache
 
@@ -139,7 +147,7 @@ def test_only_new_records_are_fetched(peer):
 def test_a_miss_refreshes_and_a_hit_does_not(peer):
     peer.writer.add(added(1))
     peer.resolve(by_id(1))
-    peer.writer.remove(1)
+    peer.writer.remove(1, UNREGISTERED)
     assert peer.resolve(by_id(1)).cache.cache_id == 1  # stale until the peer refuses it
     peer.writer.add(added(2))
     peer.resolve(by_id(2))
@@ -151,10 +159,10 @@ def test_the_last_cache_of_a_blocks_key_wins(peer):
     peer.writer.add(added(1, blocks_key=0))
     peer.writer.add(added(2, blocks_key=0))
     assert peer.resolve(key).cache.cache_id == 2
-    peer.writer.remove(1)
+    peer.writer.remove(1, UNREGISTERED)
     assert peer.resolve(key, fresh=True).cache.cache_id == 2
     peer.writer.add(added(3, blocks_key=0))
-    peer.writer.remove(3)
+    peer.writer.remove(3, UNREGISTERED)
     assert missing(peer, key)
     assert peer.resolve(by_id(2)).cache.cache_id == 2
 
@@ -162,8 +170,8 @@ def test_the_last_cache_of_a_blocks_key_wins(peer):
 def test_a_key_that_was_bound_again_survives_its_former_cache(peer):
     peer.writer.add(added(1, is_blocks=False, keys=(key_record(100, 0, (7, 1)),)))
     peer.writer.add(added(2, is_blocks=False, keys=(key_record(100, 1, (7, 3)),)))
-    peer.writer.remove_key(1, (7, 1))
-    peer.writer.remove(1)
+    peer.writer.remove_key(1, (7, 1), REMOVED)
+    peer.writer.remove(1, UNREGISTERED)
     assert peer.resolve(CacheKey(PEER, 100)).key_ref == (7, 3)
 
 
@@ -196,12 +204,12 @@ def test_a_long_log_is_compacted_and_read_again():
     peer.writer.add(added(1, is_blocks=False, keys=keys, blocks_key=None))
     peer.writer.add(added(2, blocks_key=0))
     peer.writer.add(added(3, blocks_key=0))
-    peer.writer.remove_key(1, (7, 1))
+    peer.writer.remove_key(1, (7, 1), REMOVED)
     peer.writer.remap(2, 9)
     peer.refresh()
     while peer.log.version() >> 40 == 0:
         peer.writer.add(added(50))
-        peer.writer.remove(50)
+        peer.writer.remove(50, UNREGISTERED)
     assert peer.log.version() >> 40 == 2
     assert peer.refresh()
     assert {cache.cache_id for cache in peer.reader.caches()} - {50} == {1, 2, 3}
@@ -209,15 +217,36 @@ def test_a_long_log_is_compacted_and_read_again():
     assert peer.resolve(BlocksCacheKey(PEER)).cache.cache_id == 3
     assert peer.resolve(CacheKey(PEER, 101)).slot == 1
     assert missing(peer, CacheKey(PEER, 100))
-    peer.writer.remove(3)
+    peer.writer.remove(3, UNREGISTERED)
     assert missing(peer, BlocksCacheKey(PEER))
+
+
+def test_reasons_outlive_the_log_that_had_them(peer):
+    peer.writer.add(added(1, keys=(key_record(5, 0, (7, 1)),), blocks_key=3))
+    peer.refresh()
+    peer.writer.remove_key(1, (7, 1), REMOVED)
+    peer.writer.remove(1, UNREGISTERED)
+    peer.refresh()
+    peer.writer._compact()
+    for gone, why in (
+        (CacheKey(PEER, 5), "its owner has removed it"),
+        (BlocksCacheKey(PEER, 3), "its cache was unregistered"),
+        (CacheKeyByIdAndIndex(PEER, 1), "it was unregistered"),
+    ):
+        with pytest.raises(LLMException, match=why):
+            peer.resolve(gone, fresh=True)
+    peer.writer.add(added(2, keys=(key_record(5, 0, (9, 1)),)))
+    assert peer.resolve(CacheKey(PEER, 5)).cache.cache_id == 2
+    peer.writer.remove(2, DEALLOCATED)
+    with pytest.raises(LLMException, match="its cache was deallocated"):
+        peer.resolve(CacheKey(PEER, 5), fresh=True)
 
 
 def test_waste_is_compacted_long_before_the_log_is_full():
     peer = Peer(capacity=1 << 30)
     for cache_id in range(1, 6000):
         peer.writer.add(added(cache_id))
-        peer.writer.remove(cache_id)
+        peer.writer.remove(cache_id, UNREGISTERED)
     assert peer.writer.tail <= 256 << 10
     peer.refresh()
     assert peer.reader.caches() == []
@@ -235,7 +264,7 @@ def test_a_log_that_is_full_of_live_caches_refuses_more():
         peer.writer.remap(cache_id, 2**64 - 1)
     peer.refresh()
     assert len(peer.reader.caches()) == count
-    peer.writer.remove(1)
+    peer.writer.remove(1, UNREGISTERED)
     peer.writer.add(added(count + 1))
     peer.refresh()
     assert {cache.cache_id for cache in peer.reader.caches()} == set(range(2, count + 2))
@@ -323,7 +352,7 @@ def test_an_impossible_cache_is_refused_when_it_is_named(peer, log):
 def test_a_record_about_nothing_is_refused(peer):
     peer.writer.add(added(1))
     peer.log.rewrite(b"")
-    peer.writer.remove(1)
+    peer.writer.remove(1, UNREGISTERED)
     with pytest.raises(CorruptDirectory, match="there is none"):
         peer.refresh()
 
@@ -345,7 +374,7 @@ def test_many_threads_refresh_at_once(peer):
     for cache_id in range(1, 300):
         peer.writer.add(added(cache_id, blocks_key=0))
         if cache_id > 3:
-            peer.writer.remove(cache_id - 3)
+            peer.writer.remove(cache_id - 3, UNREGISTERED)
     done.set()
     for thread in threads:
         thread.join()
@@ -430,7 +459,7 @@ def test_an_owner_publishes_nothing_that_no_peer_would_take(peer, monkeypatch, l
     with pytest.raises(DirectoryFull, match=words):
         peer.writer.add(added(2, keys=keys, shape=(4, 10)))
     assert peer.writer.tail == tail
-    peer.writer.remove(1)
+    peer.writer.remove(1, UNREGISTERED)
     peer.writer.add(one)
 
 
@@ -441,8 +470,8 @@ def test_a_peer_cannot_have_more_kept_than_a_directory_has(peer, monkeypatch, li
     for number in range(1, 4):
         guards = tuple(key_record(number, 0, (number * 10 + at, 1)) for at in range(2))
         peer.writer.add(added(number, keys=guards))
-    peer.writer.remove_key(1, (10, 1))
-    peer.writer.remove(2)
+    peer.writer.remove_key(1, (10, 1), REMOVED)
+    peer.writer.remove(2, UNREGISTERED)
     peer.writer.add(added(4, keys=(key_record(4, 0, (40, 1)),)))
     peer.refresh()
     peer.writer.add(added(5, keys=tuple(key_record(5, 0, (50 + at, 1)) for at in range(6))))

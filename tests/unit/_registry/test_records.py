@@ -27,8 +27,8 @@ RECORDS = st.one_of(
         st.integers(0, 27), st.integers(0, 1), st.integers(0, 3), st.binary(), st.booleans(),
         st.booleans(), st.none() | U64, st.tuples(KEYS, KEYS),
     ),
-    st.builds(Removed, U64),
-    st.builds(KeyRemoved, U64, REFS),
+    st.builds(Removed, U64, st.integers(0, 255)),
+    st.builds(KeyRemoved, U64, REFS, st.integers(0, 255)),
     st.builds(Unnamed, U64),
     st.builds(Remapped, U64, U64),
 )  # fmt: skip

@@ -114,7 +114,7 @@ class Lender:
             raise ProtocolError(f"a lease of a key that cannot be: {error}") from error
         found = self._registry.named(key)
         if found is None:
-            raise _gone(f"the peer has no cache under {key!r}")
+            raise _RefusedError(_NOT_EXIST, *self._registry.absent(key))
         local, slot = found
         if not local.accessible:
             raise _RefusedError(
@@ -138,7 +138,9 @@ class Lender:
             self.link_ended(link.link_id)
         if self._registry.get(local.cache_id) is not local:
             self.cache_gone(local.cache_id)
-            raise _gone(f"cache {local.cache_id} of the peer ended during the call")
+            raise _RefusedError(
+                _NOT_EXIST, f"cache {local.cache_id} of the peer ended during the call", "recompute"
+            )
         self._watch()
 
     def _watch(self) -> None:
@@ -175,14 +177,6 @@ class Lender:
                 callback(end)
             except BaseException:  # SystemExit too: it would end the calls that follow
                 logger.exception("the callback of on_lease_end failed for %r", end)
-
-
-def _gone(problem: str) -> _RefusedError:
-    return _RefusedError(
-        _NOT_EXIST,
-        problem,
-        "it was never registered there, or is unregistered, freed or consumed; recompute",
-    )
 
 
 def _blocks(

@@ -55,6 +55,13 @@ def fault_at(cluster_id: int, cache: LocalCache | RemoteCache | None, bad: BadRa
     return fault_of(cluster_id, cache, bad.piece)
 
 
+NOT_ACCESSIBLE = "memory was freed or unmapped while registered, or is defective"
+"""What every text says of memory at fault, after whose it is: usually it was freed too early."""
+
+REPAIR = "map it again or repair it, then call remap_registered_memory"
+"""Remedy at its owner."""
+
+
 def described(faults: Sequence[Fault]) -> str:
     """Return an error text that names the first fault and counts the others."""
     if not faults:
@@ -111,8 +118,8 @@ class FaultMarks:
             raise fail(
                 LLMStatusCode.LLM_DEVICE_MEM_ERROR,
                 operation,
-                f"local memory was found at fault before: {described(touched)}",
-                "repair it, then call remap_registered_memory",
+                f"local {NOT_ACCESSIBLE}, found at fault before: {described(touched)}",
+                REPAIR,
                 cluster_id=peer,
                 faults=touched,
             )
@@ -193,7 +200,7 @@ class FaultMarks:
         raise fail(
             LLMStatusCode.LLM_SUSPECT_REMOTE_ERROR,
             operation,
-            f"the peer's memory was found at fault before: {described(faults)}",
+            f"the peer's {NOT_ACCESSIBLE}, found at fault before: {described(faults)}",
             "recompute what was there; the peer repairs the memory and remaps it",
             cluster_id=owner,
             faults=faults,

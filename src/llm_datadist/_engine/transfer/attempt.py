@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias, final
 
 from llm_datadist._backends.outcomes import ANY_ENTRY, Code, Outcome
 from llm_datadist._backends.transfer import Transfer
+from llm_datadist._control.sockets import printed
 from llm_datadist._engine.link.data_plane import LookupFailedError
 from llm_datadist._engine.memory.containment import FAULTS, Containment
 from llm_datadist._engine.memory.fault_marks import fault_at
@@ -19,7 +20,7 @@ from llm_datadist._engine.transfer.checksums import checkable, faults_of
 from llm_datadist._engine.transfer.errors import NO_PLAN, Failure, complete, failure
 from llm_datadist._errors import LLMException, LLMStatusCode, fail
 from llm_datadist._plan import Plan, cut_between
-from llm_datadist._registry import CorruptDirectory
+from llm_datadist._registry import CorruptDirectory, consumed
 from llm_datadist._types.refs import NO_REF
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ _RETRIED = frozenset(
     }
 )
 """Failures before a byte is moved that may come from an outdated view of the peer's directory."""
+
+_LINK_ENDED = frozenset({Code.PEER_DEAD, Code.CANCELLED})
+_REASON_SECONDS = 0.1
 
 
 @final
@@ -291,6 +295,11 @@ class Attempts:
         cluster_id = request.key.cluster_id
         found = None if attempt is None else attempt.found
         remote = None if found is None else found.cache
+        peer_alive = self._is_alive(link, outcome)
+        if outcome.code == Code.GONE and attempt is not None and peer_alive:
+            gone = self._key_gone(request, link, attempt)
+            if gone is not None:
+                return gone
         if outcome.code == Code.CORRUPT and attempt is not None:
             destination = (
                 (cluster_id, remote) if request.write else (self._cluster_id, request.local)
@@ -301,7 +310,7 @@ class Attempts:
             Failure(
                 operation=request.operation,
                 cluster_id=cluster_id,
-                peer=f"cluster {cluster_id} at {link.address}",
+                peer=f"cluster {cluster_id} at {printed(link.address)}",
                 timeout_ms=self._timeout_ms,
                 plan=NO_PLAN if attempt is None else attempt.plan,
                 remote_name=(
@@ -310,11 +319,36 @@ class Attempts:
                     else f"cache {remote.cache_id} of the peer ({request.key!r})"
                 ),
                 finalizing=self._life.closing,
-                peer_alive=not link.lost.is_set() and link.data.peer_end_is_open(),
+                peer_alive=peer_alive,
                 faults=faults,
                 device_trouble=link.data.device_trouble,
+                link_end=link.reason,
             ),
         )
+
+    def _is_alive(self, link: Link, outcome: Outcome) -> bool:
+        """Return whether the link is up; if it is not, wait a moment for the reason."""
+        alive = not link.lost.is_set() and link.data.peer_end_is_open()
+        if (not alive or outcome.code in _LINK_ENDED) and not self._life.closing:
+            link.lost.wait(_REASON_SECONDS)  # the data path notices before the control connection
+        return alive
+
+    def _key_gone(self, request: Request, link: Link, attempt: _Attempt) -> LLMException | None:
+        """Return the exception for a key that was consumed while its cache is still live, if so.
+
+        The owner publishes the end of a key later, when a call of it notices.
+        """
+        if attempt.transfer.key_ref == NO_REF:
+            return None
+        nothing = NO_PLAN.local
+        check = replace(
+            attempt.transfer, local=nothing, remote=nothing, length=nothing, key_ref=NO_REF
+        )
+        if link.data.run(check).code != Code.OK:
+            return None
+        status = LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
+        problem, remedy = consumed(request.key)
+        return fail(status, request.operation, problem, remedy, cluster_id=request.key.cluster_id)
 
 
 def _attempt(

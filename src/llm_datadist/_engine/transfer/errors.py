@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llm_datadist._backends.outcomes import Code, Outcome
-from llm_datadist._engine.memory.fault_marks import described
+from llm_datadist._engine.memory.fault_marks import NOT_ACCESSIBLE, REPAIR, described
 from llm_datadist._errors import Fault, LLMException, LLMStatusCode, fail, finalized
 from llm_datadist._plan import Plan
 
@@ -33,6 +33,7 @@ class Failure:
         peer_alive: Whether the link is still up.
         faults: The memory at fault, if the outcome is a fault.
         device_trouble: Why memory of accelerators cannot be moved over the link.
+        link_end: Why the link ended, if it has.
     """
 
     operation: str
@@ -45,6 +46,7 @@ class Failure:
     peer_alive: bool
     faults: tuple[Fault, ...] = ()
     device_trouble: str = ""
+    link_end: str = ""
 
 
 def complete(outcome: Outcome, plan: Plan) -> Outcome:
@@ -59,12 +61,12 @@ _FAULTS_IN_TEXT = frozenset({Code.LOCAL_FAULT, Code.REMOTE_FAULT, Code.CORRUPT})
 
 _LINK_FAILED = (
     LLMStatusCode.LLM_LINK_FAILED,
-    "the link to {peer} ended during the call{errno}",
+    "the link to {peer} ended during the call{link_end}{errno}",
     "link again when the peer is back",
 )
 _GONE = (
     LLMStatusCode.LLM_KV_CACHE_NOT_EXIST,
-    "{remote_name} was unregistered, freed, consumed or changed during the call",
+    "{remote_name} was unregistered, freed or changed during the call",
     "retry if it exists again, else recompute",
 )
 _NO_THREAD = (
@@ -99,13 +101,13 @@ _EXPLAINED = {
     ),
     Code.REMOTE_FAULT: (
         LLMStatusCode.LLM_SUSPECT_REMOTE_ERROR,
-        "the peer's memory cannot be accessed: {faults}",
+        f"the peer's {NOT_ACCESSIBLE}: {{faults}}",
         "recompute what was there; the peer repairs the memory and remaps it",
     ),
     Code.LOCAL_FAULT: (
         LLMStatusCode.LLM_DEVICE_MEM_ERROR,
-        "local memory cannot be accessed: {faults}",
-        "repair it, then call remap_registered_memory",
+        f"local {NOT_ACCESSIBLE}: {{faults}}",
+        REPAIR,
     ),
     Code.NO_PATH: (
         LLMStatusCode.LLM_FAILED,
@@ -145,6 +147,7 @@ def failure(outcome: Outcome, known: Failure) -> LLMException:
         timeout_ms=known.timeout_ms,
         remote_name=known.remote_name,
         device_trouble=known.device_trouble or "unknown",
+        link_end=f": {known.link_end}" if known.link_end else "",
     )
     if known.faults and code not in _FAULTS_IN_TEXT:
         problem += f"; before that memory at fault was met: {described(known.faults)}"

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._devices.cpu import copy
 from llm_datadist._engine.memory.containment import FAULTS, Containment
-from llm_datadist._engine.memory.fault_marks import described, fault_at
+from llm_datadist._engine.memory.fault_marks import (
+    NOT_ACCESSIBLE,
+    REPAIR,
+    described,
+    fault_at,
+)
 from llm_datadist._engine.transfer.cache_checks import as_blocks, as_slots, check_apart
 from llm_datadist._errors import LLMException, LLMStatusCode, fail, finalized, invalid
 from llm_datadist._plan import (
@@ -165,9 +170,9 @@ class LocalCopies:
                 LLMStatusCode.LLM_DEVICE_MEM_ERROR,
                 operation,
                 # For a copy the local side is the destination.
-                f"memory of the {'destination' if found[0].is_local else 'source'} cannot be "
-                f"accessed: {described(faults)}",
-                "repair it, then call remap_registered_memory",
+                f"the {'destination' if found[0].is_local else 'source'}'s {NOT_ACCESSIBLE}: "
+                f"{described(faults)}",
+                REPAIR,
                 faults=faults,
             )
 

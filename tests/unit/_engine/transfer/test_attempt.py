@@ -64,7 +64,8 @@ class Directory:
 class Link:
     """A link and its data plane. The memory of `bad` cannot be accessed; `outcomes` come first."""
 
-    lost = SimpleNamespace(is_set=lambda: False)
+    lost = SimpleNamespace(is_set=lambda: False, wait=lambda seconds: False)
+    reason = ""
     address = ("192.0.2.1", 5)
 
     def __init__(self, directory, *outcomes, bad=(), published=False):
