@@ -251,3 +251,18 @@ def test_a_data_plane_that_refuses_leaves_nothing(net, end, refuses):
         assert (await a.dial(b)).is_new
 
     net.run(work)
+
+
+@pytest.mark.parametrize("closed", [Side.DIALER, Side.ACCEPTOR])
+def test_an_instance_that_is_finalized_meanwhile_installs_no_link(net, end, closed):
+    a, b = end(1), end(2)
+    (a if closed is Side.DIALER else b).context.is_closed = True
+
+    async def work():
+        assert failed(await a.dial(b), S.LLM_LINK_FAILED, "was finalized while the link was set up")
+        await net.settled()
+        assert linked(a) == [[]]
+        for delegate in (a.context.delegate, b.context.delegate):
+            assert len(delegate.connected) == len(delegate.disconnected)
+
+    net.run(work)

@@ -117,6 +117,17 @@ def test_lanes_arrive_in_their_places_with_paired_keys(acceptor):
     asyncio.run(work())
 
 
+def test_the_dialing_end_sends_requests_on_lanes_that_the_other_serves(acceptor):
+    async def work():
+        session = acceptor.expect()
+        clients, servers = await acceptor.open(session.session, places=[(Side.ACCEPTOR, 1)])
+        assert (len(clients), len(servers)) == (1, 0)
+        clients, servers = session.take()
+        assert (len(clients), len(servers)) == (0, 1)
+
+    asyncio.run(work())
+
+
 @pytest.mark.parametrize(
     ("which", "error", "words"),
     [

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from llm_datadist import LLMException
+from llm_datadist._backends.base import Unavailable
 from llm_datadist._backends.node import Node
 from llm_datadist._backends.tcp import TcpBackend
+from llm_datadist._engine.link import delegate
 from llm_datadist._engine.link.delegate import DataPlanes, Endpoint
 from llm_datadist._engine.link.messages import Marked
 from llm_datadist._errors import LLMStatusCode
@@ -20,12 +22,38 @@ MARKS = [Marked((3, 31), ((0x1000, 64),))]
 PEER = SimpleNamespace(cluster_id=2, incarnation=7, page_proof=bytes(16))
 
 
+class Backend:
+    """A data path that connects unless it has a reason not to, and moves nothing."""
+
+    reaches_devices = False
+
+    def __init__(self, name, why_not="", placements=("host",)):
+        self.name, self.why_not = name, why_not
+        self.capabilities = SimpleNamespace(placements=placements)
+        self.innermost = self
+        self.is_closed = False
+
+    def describe(self, link_id):
+        return f"{self.name} of link {link_id}".encode()
+
+    def connect(self, peer, lanes):
+        if self.why_not:
+            raise Unavailable(self.why_not)
+        self.peer = peer
+        return self
+
+    connect_device = connect
+
+    def close(self):
+        self.is_closed = True
+
+
 class End:
     """One end of a link: a node, and the data planes of its links."""
 
-    def __init__(self, *backends):
+    def __init__(self, *backends, missing=(), **options):
         self.node = Node(1)
-        self.planes = DataPlanes(Config(), self.node, list(backends), {})
+        self.planes = DataPlanes(Config(**options), self.node, list(backends), dict(missing))
         self.ended = []
         links = SimpleNamespace(repair_lanes=lambda link_id: None)
         self.planes.attach(links, lambda: MARKS, self.ended.append)
@@ -39,13 +67,18 @@ class End:
     def connect(self, endpoint):
         return self.planes.connect(PEER, LINK_ID, endpoint, [], [])
 
+    def connect_to(self, **offered):
+        """Make the data plane of a link to a peer that offers lanes."""
+        offer = Endpoint((9, 91), {"tcp": b"lanes"}, **offered)
+        return self.connect(msgspec.msgpack.encode(offer))
+
 
 @pytest.fixture
 def make_end():
     made = []
 
-    def make(*backends):
-        made.append(End(*backends))
+    def make(*backends, **named):
+        made.append(End(*backends, **named))
         return made[-1]
 
     yield make
@@ -100,3 +133,45 @@ def test_the_guard_of_a_link_that_never_comes_is_closed_later(make_end, monkeypa
     monkeypatch.setattr("llm_datadist._engine.link.delegate._OFFER_S", -1.0)
     end.planes.endpoint(LINK_ID + 1)
     assert not end.is_open(guard)
+
+
+def test_a_plane_uses_the_best_backend_that_serves_the_pair(make_end):
+    host, tcp = Backend("host", "another host"), Backend("tcp")
+    data = make_end(host, tcp).connect_to()
+    assert data.channel is tcp
+    assert data.reasons == {"host": "another host"}
+    assert (tcp.peer.cluster_id, tcp.peer.link_ref) == (2, (9, 91))
+    assert (tcp.peer.page_proof, tcp.peer.metadata) == (bytes(16), {"tcp": b"lanes"})
+    assert data.device_channel is None
+    with pytest.raises(LLMException, match="host: another host; tcp: no lanes"):
+        make_end(host, Backend("tcp", "no lanes")).connect_to()
+
+
+def test_device_memory_takes_a_channel_that_reaches_it(make_end):
+    nixl = Backend("nixl", placements=("host", "device"))
+    assert make_end(Backend("tcp"), nixl).connect_to().device_channel is nixl
+    nixl.why_not = "no driver"
+    assert "nixl: no driver" in make_end(Backend("tcp"), nixl).connect_to().device_trouble
+
+
+@pytest.mark.expects_log("transfers with cluster 2 are not checked")
+def test_checksums_need_a_peer_that_can_compute_them(make_end):
+    end = make_end(Backend("tcp"), checksum="crc32c")
+    assert end.connect_to(features=("crc32c", "later")).checked
+    assert end.connect_to().checksum == "off: the peer does not know crc32c"
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.expects_log("slower than it could: both hosts have an RDMA device")
+def test_a_pair_with_rdma_that_does_not_use_it(make_end, monkeypatch, strict):
+    monkeypatch.setattr(delegate, "has_rdma", lambda: True)
+    tcp = Backend("tcp")
+    end = make_end(tcp, missing={"nixl": "not installed"}, strict_backend=strict)
+    assert end.offer().rdma
+    if strict:
+        with pytest.raises(LLMException, match="NIXL cannot be used: not installed"):
+            end.connect_to(rdma=True)
+        assert tcp.is_closed
+    else:
+        assert end.connect_to(rdma=True).reasons == {"nixl": "not installed"}
+    assert end.connect_to(rdma=False).channel is tcp

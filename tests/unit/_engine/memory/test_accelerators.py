@@ -1,0 +1,76 @@
+"""The accelerator options against the hardware that there is."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from llm_datadist import LLMException, LLMStatusCode, Placement
+from llm_datadist._devices import cuda
+from llm_datadist._engine.memory.accelerators import (
+    check_cuda,
+    check_reaches_devices,
+    device_memory,
+)
+from llm_datadist._options.settings import Config, Pool
+
+S = LLMStatusCode
+
+
+def backend(*placements):
+    return SimpleNamespace(capabilities=SimpleNamespace(placements=placements))
+
+
+def fails(error):
+    def call(*arguments):
+        raise error
+
+    return call
+
+
+def refused(status, words, call, *arguments):
+    with pytest.raises(LLMException, match=words) as caught:
+        call(*arguments)
+    assert caught.value.status_code is status
+
+
+def test_cuda_needs_a_driver_and_has_no_pool(monkeypatch):
+    monkeypatch.setattr(cuda, "load_driver", lambda: None)
+    check_cuda(Config(device="cuda"))
+    pool = Config(device="cuda", device_pool=Pool(1 << 20, 16))
+    refused(S.LLM_FEATURE_NOT_ENABLED, "mem_pool_cfg .* host_mem_pool_cfg", check_cuda, pool)
+    monkeypatch.setattr(cuda, "load_driver", fails(cuda.DriverUnavailable("no libcuda")))
+    words = r'llm\.Device is "cuda", but no libcuda; set it to "auto"'
+    refused(S.LLM_FEATURE_NOT_ENABLED, words, check_cuda, Config(device="cuda"))
+
+
+def test_cuda_needs_a_backend_that_moves_its_memory():
+    check_reaches_devices([backend("host"), backend("host", "device")], {})
+    for missing, why in (({"nixl": "not installed"}, "not installed"), ({}, "transfer_backend")):
+        check = check_reaches_devices
+        refused(S.LLM_FEATURE_NOT_ENABLED, why, check, [backend("host")], missing)
+
+
+@pytest.mark.parametrize("device", [None, 3])
+def test_memory_is_where_the_driver_says(monkeypatch, device):
+    monkeypatch.setattr(cuda, "device_of", lambda addrs: device)
+    auto, addrs = Config(device="auto"), [4096]
+    assert device_memory(auto, "register_cache", addrs, Placement.DEVICE) == device
+    assert device_memory(Config(device="cpu"), "register_cache", addrs, Placement.DEVICE) is None
+    call = (device_memory, auto, "register_cache", addrs, Placement.HOST)
+    if device is None:
+        assert call[0](*call[1:]) is None
+    else:
+        refused(S.LLM_PARAM_INVALID, "HOST, and the addresses are of GPU 3", *call)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (ValueError("of GPU 0 and of GPU 1"), S.LLM_PARAM_INVALID, "one cache for each memory"),
+        (cuda.DriverUnavailable("it failed"), S.LLM_FEATURE_NOT_ENABLED, "the GPU's driver"),
+    ],
+)
+def test_addresses_of_no_one_memory(monkeypatch, error, status, words):
+    monkeypatch.setattr(cuda, "device_of", fails(error))
+    arguments = (Config(device="auto"), "register_cache", [4096], Placement.DEVICE)
+    refused(status, f"{error}.*{words}", device_memory, *arguments)
