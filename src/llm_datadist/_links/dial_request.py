@@ -32,6 +32,8 @@ class DialRequest:
         domain: Set when the link is for a domain.
         relink: Set when a lost link is re-established, which never delays a call.
         connect_seconds: Limit for connecting alone.
+        answer_seconds: Limit for connecting and the peer's greeting, which shows that an instance
+            answers; from then on only the deadline counts.
     """
 
     address: Address
@@ -42,6 +44,7 @@ class DialRequest:
     domain: DomainHello | None = None
     relink: Relink | None = None
     connect_seconds: float = math.inf
+    answer_seconds: float = math.inf
 
     @property
     def is_call(self) -> bool:

@@ -45,6 +45,7 @@ from llm_datadist._protocol.messages import (
 )
 
 if TYPE_CHECKING:
+    from llm_datadist._control.deadline import Deadline
     from llm_datadist._control.relay import Relays
     from llm_datadist._links.context import LinkContext
     from llm_datadist._links.dial_connection import DialConnection
@@ -124,6 +125,7 @@ class _Dial:
         self._opened: DialConnection  # the current connection
         self._pauses = Backoff(_FIRST_BUSY_PAUSE, _LONGEST_BUSY_PAUSE)
         self.step = CONNECTING
+        self._limit_seconds = min(request.deadline.seconds, request.answer_seconds)
         self.busy = ""  # the set-up or tear-down of the same link that the dial waits for
         self.is_new = False
 
@@ -148,7 +150,7 @@ class _Dial:
 
     def timed_out(self, place: str) -> LinkResult:
         """Return the result of a dial that has reached its deadline."""
-        num_ms = f"{self._request.deadline.seconds * 1000:.0f} ms"
+        num_ms = f"{self._limit_seconds * 1000:.0f} ms"
         if self.busy:
             reason = f"{place}: {self.busy} (not over within {num_ms})"
             return LinkResult(_BUSY, reason)
@@ -179,13 +181,14 @@ class _Dial:
 
     async def _attempt(self) -> Link:
         self.step = CONNECTING
-        self._opened = await open_connection(
-            self._context, self._request, lambda step: setattr(self, "step", step)
+        answer_deadline = self._request.deadline.at_most(self._request.answer_seconds)
+        self._opened = await answer_deadline.limit(
+            open_connection(self._context, self._request, lambda step: setattr(self, "step", step))
         )
         connection = self._opened.connection
         stream = HandshakeStream(connection, Side.DIALER, self._context.secret)
         try:
-            return await self._shake_hands(stream)
+            return await self._shake_hands(stream, answer_deadline)
         except SetupError as error:
             stream.give_up(error.status, error.reason)
             raise
@@ -223,10 +226,11 @@ class _Dial:
             if stream.link is None:
                 connection.close()
 
-    async def _shake_hands(self, stream: HandshakeStream) -> Link:
+    async def _shake_hands(self, stream: HandshakeStream, answer_deadline: Deadline) -> Link:
         self.step = _GREETING
         stream.send(self._hello())
-        welcome = await stream.receive(Welcome)
+        welcome = await answer_deadline.limit(stream.receive(Welcome))
+        self._limit_seconds = self._request.deadline.seconds
         self._check_identity(welcome)
         link_id = next(self._context.link_ids)
         endpoint = await self._context.endpoint(link_id)

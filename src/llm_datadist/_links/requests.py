@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING, final
 
 from llm_datadist._control.sockets import plain_address, printed, resolve
@@ -60,6 +61,7 @@ class LinkRequests:
         expected_cluster_id: int | None,
         source_ip: str | None,
         domain: DomainHello | None,
+        answer_seconds: float = math.inf,
     ) -> LinkResult:
         """Link at the first address that works; the addresses that are left share the time."""
         failures: list[LinkResult] = []
@@ -70,6 +72,7 @@ class LinkRequests:
                 expected_cluster_id=expected_cluster_id,
                 source_ip=source_ip,
                 domain=domain,
+                answer_seconds=answer_seconds,
             )
             outcome = await dial(self._context, self._lifecycle, request)
             if outcome.result.is_ok:
