@@ -190,6 +190,34 @@ def test_a_timeout_names_the_step(net, end):
     net.run(work)
 
 
+def test_what_listens_and_does_not_answer_is_left_early(net, end):
+    async def silent(stream):
+        await stream.receive(Hello)
+
+    async def work():
+        outcome = await end(1).dial(SCRIPTED, 5.0, answer_seconds=0.02)
+        assert failed(outcome, S.LLM_TIMEOUT, "within 20 ms", "no answer from what listens")
+
+    net.scripts[SCRIPTED] = silent
+    net.run(work)
+
+
+def test_a_peer_that_has_answered_is_not_cut(net, end):
+    """It has until the deadline, for however short a time it had to answer."""
+
+    async def slow(stream):
+        await greeted(stream)
+        await asyncio.sleep(0.05)
+        stream.give_up(S.LLM_NOT_YET_LINK, "after all")
+
+    async def work():
+        outcome = await end(1).dial(SCRIPTED, 5.0, answer_seconds=0.02)
+        assert failed(outcome, S.LLM_NOT_YET_LINK, "after all")
+
+    net.scripts[SCRIPTED] = slow
+    net.run(work)
+
+
 def test_a_link_that_the_peer_finds_and_this_end_does_not_is_tried_a_few_times(net, end):
     async def find(stream):
         await greeted(stream)
