@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, TypeAlias, final
 
 from llm_datadist._control.connection import PeerClosedError
 from llm_datadist._protocol.codec import ProtocolError
 from llm_datadist._protocol.messages import (
+    Join,
+    Joined,
+    Leave,
     Message,
     Notify,
     Ping,
@@ -26,9 +29,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from llm_datadist._control.connection import ControlConnection
+    from llm_datadist._protocol.messages import DomainHello
 
 __all__ = ["Conversation", "RemoteError"]
 
+_Answer: TypeAlias = Pong | Reply | Joined
 _INBOX: Final = 64
 
 
@@ -40,8 +45,9 @@ class RemoteError(Exception):
 class Conversation:
     """The message exchange on the connection of a link that is up. Loop thread only.
 
-    Pings are answered immediately. Unlink, Unlinked and Reopen go to `on_signal` immediately; a
-    Reject is passed on as an Unlink. Engine messages go to `on_message` one at a time, in order.
+    Pings are answered immediately. Unlink, Unlinked, Reopen, Join and Leave go to `on_signal`
+    immediately; a Reject is passed on as an Unlink. Engine messages go to `on_message` one at a
+    time, in order.
     Nothing is read while 64 of them wait, or while the peer does not read its answers, so that a
     fast peer is slowed down instead of filling memory.
 
@@ -49,7 +55,8 @@ class Conversation:
         connection: The connection, after its handshake.
         on_message: Called with each Request and Notify; returns the Reply to a Request; may raise
             ProtocolError, which ends the connection.
-        on_signal: Called with each Unlink, Unlinked and Reopen; may raise ProtocolError.
+        on_signal: Called with each Unlink, Unlinked, Reopen, Join and Leave; may raise
+            ProtocolError.
         on_closed: Called once with the reason when the connection is over, whatever the cause.
 
     Attributes:
@@ -73,7 +80,7 @@ class Conversation:
         self._on_closed = on_closed
         self._ids = itertools.count(1)
         self._violation: str | None = None
-        self._waiting: dict[int, asyncio.Future[Pong | Reply]] = {}
+        self._waiting: dict[int, asyncio.Future[_Answer]] = {}
         self._inbox: asyncio.Queue[Request | Notify] = asyncio.Queue(_INBOX)
 
     async def run(self) -> None:
@@ -115,8 +122,10 @@ class Conversation:
             ValueError: The body is too large.
         """
         reply = await self._exchange(Request(id=next(self._ids), body=body))
-        if not isinstance(reply, Reply) or reply.error is not None:
-            raise RemoteError("no reply" if isinstance(reply, Pong) else reply.error)
+        if not isinstance(reply, Reply):
+            raise RemoteError("no reply")
+        if reply.error is not None:
+            raise RemoteError(reply.error)
         return reply.body
 
     async def ping(self) -> None:
@@ -127,13 +136,25 @@ class Conversation:
         """
         await self._exchange(Ping(id=next(self._ids)))
 
+    async def join(self, domain: DomainHello) -> Joined:
+        """Send a Join and return its answer; the caller sets the time limit.
+
+        Raises:
+            PeerClosedError: The connection was over first.
+            RemoteError: The peer answered with another message.
+        """
+        answer = await self._exchange(Join(id=next(self._ids), domain=domain))
+        if not isinstance(answer, Joined):
+            raise RemoteError("no answer to a Join")
+        return answer
+
     def send_keepalive(self) -> None:
         """Send a Ping without waiting for the answer, which counts in `num_received`."""
         with contextlib.suppress(PeerClosedError):
             self.connection.send(Ping(id=0))
 
-    async def _exchange(self, question: Request | Ping) -> Pong | Reply:
-        answer: asyncio.Future[Pong | Reply] = asyncio.get_running_loop().create_future()
+    async def _exchange(self, question: Request | Ping | Join) -> _Answer:
+        answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
         self._waiting[question.id] = answer
         try:
             self.connection.send(question)
@@ -146,14 +167,18 @@ class Conversation:
             with contextlib.suppress(PeerClosedError):  # messages may follow all the same
                 self.connection.send(Pong(id=message.id))
                 await self.connection.drain()
-        elif isinstance(message, (Pong, Reply)):
+        elif isinstance(message, (Pong, Reply, Joined)):
             answer = self._waiting.get(message.id)
             if answer is not None and not answer.done():
                 answer.set_result(message)
         elif isinstance(message, (Request, Notify)):
             await self._inbox.put(message)
-        elif isinstance(message, (Unlink, Unlinked, Reopen)):
+        elif isinstance(message, (Unlink, Unlinked, Reopen, Leave)):
             self._on_signal(message)
+        elif isinstance(message, Join):
+            self._on_signal(message)
+            with contextlib.suppress(PeerClosedError):
+                await self.connection.drain()
         elif isinstance(message, Reject):  # the dialer gave up before it read the Ready
             self._on_signal(Unlink(reason=message.reason))
         else:

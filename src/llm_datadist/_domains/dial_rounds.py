@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from enum import Enum, auto
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
@@ -16,15 +17,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
-__all__ = ["DialRounds"]
+__all__ = ["DialRounds", "NextRound", "pauses"]
 
 logger = logging.getLogger("llm_datadist")
 
 SETUPS_AT_ONCE: Final = 16
 _FIRST_PAUSE_SECONDS: Final = 0.02
-_NORMAL_PAUSE_SECONDS: Final = 0.1
-_LONGEST_PAUSE_SECONDS: Final = 0.5
+_LONGEST_PAUSE_SECONDS: Final = 2.0
+_GROWTH: Final = 1.06  # a pause is about 6 % of the time for which the peer has not come
 _PAUSE_PER_ROUND: Final = 4.0
+
+
+def pauses() -> Backoff:
+    """Return the pauses between the rounds of one peer while they make no progress."""
+    return Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, _GROWTH)
+
+
+class NextRound(Enum):
+    """What a round wants next."""
+
+    NONE = auto()
+    SOON = auto()  # it has made progress: pauses start short again
+    LATER = auto()
 
 
 @final
@@ -33,14 +47,15 @@ class DialRounds:
 
     A round serves all pending domains of one peer in turn, so that they share its link, and an
     unreachable peer costs one dial per round. The pause between two rounds of a peer leaves the
-    threads to other peers. It is short because callers wait for the domain, and longer for rounds
-    that take long.
+    threads to other peers. It is short at first because callers wait for the domain, grows while
+    rounds make no progress, so that a peer that does not come is not dialed a thousand times, and
+    is longer after rounds that take long.
 
     Args:
         run_round: Called with a peer's cluster id; returns whether another round is wanted.
     """
 
-    def __init__(self, run_round: Callable[[int], bool]) -> None:
+    def __init__(self, run_round: Callable[[int], NextRound]) -> None:
         self._run_round = run_round
         self._workers = Workers("llm-datadist-domains", SETUPS_AT_ONCE)
         self._changed = threading.Condition()
@@ -63,7 +78,7 @@ class DialRounds:
                 name = "llm-datadist-domains"
                 start(threading.Thread(target=self._schedule, name=name, daemon=True), "link")
                 self._scheduling = True  # the new thread waits for the lock
-            self._backoffs[peer_id] = Backoff(_FIRST_PAUSE_SECONDS, _NORMAL_PAUSE_SECONDS)
+            self._backoffs[peer_id] = pauses()
             self._due[peer_id] = 0.0
             self._changed.notify_all()
 
@@ -104,17 +119,19 @@ class DialRounds:
             self._changed.notify_all()
 
     def _serve(self, peer_id: int) -> None:
-        again = True
+        wanted = NextRound.LATER
         begun = time.monotonic()
         try:
-            again = not self._closed and self._run_round(peer_id)
+            wanted = NextRound.NONE if self._closed else self._run_round(peer_id)
         except Exception:
             logger.exception("a round of dialing cluster %d failed", peer_id)
         finally:
             ended = time.monotonic()
             with self._changed:
                 self._busy.discard(peer_id)
-                if again and not self._closed:
+                if wanted is not NextRound.NONE and not self._closed:
+                    if wanted is NextRound.SOON:
+                        self._backoffs[peer_id].reset()
                     pause = max(self._backoffs[peer_id].next(), _PAUSE_PER_ROUND * (ended - begun))
                     self._due.setdefault(peer_id, ended + min(pause, _LONGEST_PAUSE_SECONDS))
                 elif peer_id not in self._due:

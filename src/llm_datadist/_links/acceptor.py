@@ -153,7 +153,6 @@ class _Inbound:
         elif verdict is not None:
             self._stream.send(Existing())
             verdict.holders |= {_holder(hello)}
-            await self._call_domain_hook(verdict, hello)
 
     async def _claim(self, hello: Hello) -> _Verdict | None:
         """Commit this end to the link once no other link or set-up is in its way.
@@ -277,7 +276,6 @@ class _Inbound:
                 if context.sessions.get(session.session) is session:  # no link has taken it over
                     del context.sessions[session.session]
                 session.close()
-        await self._call_domain_hook(link, hello)
 
     def _encrypts_lanes(self, hello: Hello) -> bool:
         """Return whether the lanes use TLS: if either end wants that."""
@@ -341,11 +339,6 @@ class _Inbound:
             is_self=hello.incarnation == self._context.incarnation,
             page_proof=self._page_proof,
         )
-
-    async def _call_domain_hook(self, link: Link, hello: Hello) -> None:
-        hook = self._context.hooks.on_domain_linked
-        if hello.domain is not None and hook is not None:
-            await self._context.workers.run(hook, hello.domain, link)
 
 
 def _holder(hello: Hello) -> str:

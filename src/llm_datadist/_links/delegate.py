@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llm_datadist._errors import LLMStatusCode
     from llm_datadist._links.link import Link, LinkData, Peer
     from llm_datadist._protocol.lane_auth import OpenLane
-    from llm_datadist._protocol.messages import DomainHello
+    from llm_datadist._protocol.messages import DomainHello, Leave
 
 __all__ = ["Hooks", "LinkDelegate", "Refusal"]
 
@@ -115,8 +115,11 @@ class Hooks:
         on_domain_hello: Called on the accepting end with the dialer's authenticated cluster id.
             None accepts; text refuses with LLM_LINK_FAILED, a Refusal with its own status
             (LLM_NOT_YET_LINK for "try again later"). Without the hook every domain is refused.
-        on_domain_linked: Called on the accepting end when a link is held for that domain, also when
-            the link existed before.
+        on_domain_join: Called on the accepting end when the dialer has the link and wants to enter
+            it for a domain. None enters it; a Refusal refuses as for `on_domain_hello`. May be
+            called again for the same domain. Called on the control thread: must not block.
+        on_domain_leave: Called when the peer's part of a domain has ended; returns whether this end
+            still needs the link for that domain. Called on the control thread: must not block.
         on_lost: Called once for each link that was lost or that the peer ended, after its data was
             disconnected.
     """
@@ -124,5 +127,6 @@ class Hooks:
     on_request: Callable[[Link, bytes], bytes] | None = None
     on_notify: Callable[[Link, bytes], None] | None = None
     on_domain_hello: Callable[[DomainHello, int], str | Refusal | None] | None = None
-    on_domain_linked: Callable[[DomainHello, Link], None] | None = None
+    on_domain_join: Callable[[DomainHello, Link], Refusal | None] | None = None
+    on_domain_leave: Callable[[Leave, Link], bool] | None = None
     on_lost: Callable[[Link], None] | None = None

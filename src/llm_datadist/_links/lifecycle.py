@@ -17,6 +17,8 @@ from llm_datadist._links.context import SetupError
 from llm_datadist._links.link import Link, LinkResult, LinkState
 from llm_datadist._protocol.codec import ProtocolError
 from llm_datadist._protocol.messages import (
+    Join,
+    Leave,
     Notify,
     Reopen,
     Reply,
@@ -61,6 +63,7 @@ class LinkLifecycle:
     Attributes:
         on_linked: Called with each link that is installed. Set before the first one.
         on_lost: Called with each link that is lost, not with those that an end unlinks.
+        on_domain_message: Called with each Join and Leave.
     """
 
     def __init__(self, context: LinkContext, lane_repair: LaneRepair) -> None:
@@ -69,6 +72,7 @@ class LinkLifecycle:
         self._index = context.index
         self.on_linked: Callable[[Link], None] = lambda link: None
         self.on_lost: Callable[[Link], None] = lambda link: None
+        self.on_domain_message: Callable[[Link, Join | Leave], None] = lambda link, message: None
 
     def install(
         self,
@@ -181,6 +185,12 @@ class LinkLifecycle:
             + "; this end is unlinked, the peer has to unlink its own when it still runs",
         )
 
+    async def release(self, link: Link, holder: str) -> None:
+        """Remove a holder of a link at this end; unlink it when none is left. Idempotent."""
+        link.holders -= {holder}
+        if not link.holders:
+            await self.unlink(link, Deadline(0), wait_for_peer=False)
+
     def end_all(self, reason: str) -> list[Link]:
         """Take every link out of use, end its connection, and install no further link.
 
@@ -281,6 +291,8 @@ class LinkLifecycle:
                 self._context.control.spawn(self._confirm_unlink(link, finish=False))
         elif isinstance(message, Reopen):
             self._lane_repair.on_reopen(link, message.num_lanes)
+        elif isinstance(message, (Join, Leave)):
+            self.on_domain_message(link, message)
 
     def _on_closed(self, link: Link, reason: str) -> None:
         link.answered.set()

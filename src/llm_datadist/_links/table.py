@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -17,6 +18,7 @@ from llm_datadist._errors import LLMException, finalized
 from llm_datadist._links.acceptor import receive_link
 from llm_datadist._links.context import LinkContext
 from llm_datadist._links.delegate import Hooks
+from llm_datadist._links.domain_messages import DomainMessages
 from llm_datadist._links.engine_messages import EngineMessages
 from llm_datadist._links.failures import not_linked
 from llm_datadist._links.heartbeat import Heartbeat
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from llm_datadist._links.delegate import LinkDelegate
     from llm_datadist._links.link import Link, LinkResult
     from llm_datadist._options.settings import Config
-    from llm_datadist._protocol.messages import DomainHello
+    from llm_datadist._protocol.messages import DomainHello, Leave
     from llm_datadist._types import LLMClusterInfo
 
 __all__ = ["LinkTable"]
@@ -84,6 +86,8 @@ class LinkTable:
         self._lifecycle.on_lost = self._reconnector.on_lost
         self._requests = LinkRequests(self._context, self._lifecycle, self._reconnector)
         self._messages = EngineMessages(self._context)
+        self._domain_messages = DomainMessages(self._context, self._lifecycle)
+        self._lifecycle.on_domain_message = self._domain_messages.receive
         router = ConnectionRouter(
             self._control,
             {Kind.CONTROL: self._receive_link, Kind.LANE: self._receive_lane},
@@ -232,15 +236,18 @@ class LinkTable:
         expected_cluster_id: int | None = None,
         source_ip: str | None = None,
         domain: DomainHello | None = None,
+        answer_timeout_ms: float = math.inf,
     ) -> LinkResult:
         """Link to the instance at the first of several addresses that works.
 
         The result carries the link. With `domain` both ends hold the link for it until `release`;
-        an existing link is used, and the call waits while one is being set up or taken down.
+        an existing link is used, and the call waits while one is being set up or taken down. The
+        link is not entered for the domain before `join`.
 
         Args:
             addresses: Candidates in order; those that are left share the remaining time.
             timeout_ms: For the whole call.
+            answer_timeout_ms: For the first answer at each address.
             expected_cluster_id: Refuse any other peer.
             source_ip: Local ip to connect from.
             domain: Passed to the accepting end's `on_domain_hello`, which must accept it.
@@ -252,30 +259,35 @@ class LinkTable:
                 expected_cluster_id,
                 source_ip,
                 domain,
+                answer_timeout_ms / 1000,
             ),
             "link",
         )
 
-    def hold(self, link: Link, holder: str) -> bool:
-        """Add a holder of a link at this end; return False if it is no longer up."""
-        return self._control.run(self._hold(link, holder), "link")
+    def join(self, link: Link, domain: DomainHello, timeout_ms: float) -> LinkResult:
+        """Hold a link for a domain, and ask the peer to do the same.
 
-    async def _hold(self, link: Link, holder: str) -> bool:
-        if link.alive:
-            link.holders |= {holder}
-        return link.alive
+        LLM_SUCCESS when the peer's `on_domain_join` has entered it. It may have even after a
+        failure without the peer's answer; both ends must then `release` the link, or join again.
+
+        Args:
+            link: The link to the acceptor of the domain.
+            domain: Passed to the peer's `on_domain_join`.
+            timeout_ms: For the peer's answer.
+        """
+        joining = self._domain_messages.join(link, domain, timeout_ms / 1000)
+        return self._control.run(joining, "link")
+
+    def leave(self, link: Link, message: Leave) -> None:
+        """Tell the peer that this end's part of a domain has ended. Never blocks or raises."""
+        self._control.post(self._domain_messages.leave, link, message)
 
     def release(self, link: Link, holder: str) -> None:
         """Remove a holder of a link at this end; unlink it when none is left. Idempotent.
 
         No transfer of an unlinked link touches memory after this returns.
         """
-        self._control.run(self._release(link, holder), "unlink")
-
-    async def _release(self, link: Link, holder: str) -> None:
-        link.holders -= {holder}
-        if not link.holders:
-            await self._lifecycle.unlink(link, Deadline(0), wait_for_peer=False)
+        self._control.run(self._lifecycle.release(link, holder), "unlink")
 
     def repair_lanes(self, link_id: int) -> None:
         """Replace lost lanes of a link in the background. Never blocks."""

@@ -39,6 +39,9 @@ from llm_datadist._protocol.messages import (
     Confirm,
     Existing,
     Hello,
+    Join,
+    Joined,
+    Leave,
     Message,
     Notify,
     Ping,
@@ -107,7 +110,7 @@ _HANDSHAKE: Final[_Rules] = {
 }
 _CONVERSATION: Final[_Rules] = {
     (Phase.LINKED, kind): (_EITHER, Phase.LINKED)
-    for kind in (Ping, Pong, Request, Reply, Notify, Unlink, Unlinked)
+    for kind in (Ping, Pong, Request, Reply, Notify, Join, Joined, Leave, Unlink, Unlinked)
 } | {
     (Phase.LINKED, Reopen): (_ACCEPTOR, Phase.LINKED),
     (Phase.LINKED, Reject): (_DIALER, Phase.OVER),  # the dialer gave up before it read the Ready

@@ -26,6 +26,9 @@ __all__ = [
     "DomainHello",
     "Existing",
     "Hello",
+    "Join",
+    "Joined",
+    "Leave",
     "Message",
     "Notify",
     "Ping",
@@ -41,7 +44,7 @@ __all__ = [
     "Yield",
 ]
 
-PROTOCOL_VERSION: Final = 3
+PROTOCOL_VERSION: Final = 4
 NONCE_BYTES: Final = 32
 SESSION_BYTES: Final = 16
 MAC_BYTES: Final = 32
@@ -60,14 +63,19 @@ Host = Annotated[str, Meta(max_length=256, pattern=r"^[!-~]*\Z")]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Status = Annotated[int, Meta(ge=-1, le=(1 << 32) - 1)]  # an LLMStatusCode
 Body = Annotated[bytes, Meta(max_length=MAX_BODY_BYTES)]
+DomainName = Annotated[str, Meta(min_length=1, max_length=127)]
 
 
 class Message(Struct, frozen=True, kw_only=True, tag=str.lower, tag_field="type"):
     """Base of all messages."""
 
 
+def _holder(name: str, token: int) -> str:
+    return f"domain:{name}/{token:x}"
+
+
 class DomainHello(Struct, frozen=True, kw_only=True):
-    """The domain for which a dialer dials.
+    """The domain for which a dialer dials, or which it joins over a link that is up.
 
     Attributes:
         name: Name of the domain.
@@ -78,7 +86,7 @@ class DomainHello(Struct, frozen=True, kw_only=True):
         acceptor: Cluster id of the member that the dialer wants to reach.
     """
 
-    name: Annotated[str, Meta(min_length=1, max_length=127)]
+    name: DomainName
     ranks: Annotated[dict[Uint64, Uint64], Meta(max_length=16)]
     rank: Uint64
     token: Uint64 = 0
@@ -87,7 +95,7 @@ class DomainHello(Struct, frozen=True, kw_only=True):
     @property
     def holder(self) -> str:
         """Name of the holder of a link for this domain, at both ends."""
-        return f"domain:{self.name}/{self.token:x}"
+        return _holder(self.name, self.token)
 
 
 class Hello(Message, frozen=True, kw_only=True):
@@ -230,3 +238,45 @@ class Unlink(Message, frozen=True, kw_only=True):
 
 class Unlinked(Message, frozen=True, kw_only=True):
     """The sender's end is gone: no transfer of the link touches its memory."""
+
+
+class Join(Message, frozen=True, kw_only=True):
+    """The dialer of a domain asks the acceptor to enter the link for it; answered by Joined."""
+
+    id: Uint64
+    domain: DomainHello
+
+
+class Joined(Message, frozen=True, kw_only=True):
+    """Answer to the Join of that id: LLM_SUCCESS, or why the acceptor did not enter the link."""
+
+    id: Uint64
+    status: Status
+    reason: Text = ""
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "reason", shown(self.reason))
+
+
+class Leave(Message, frozen=True, kw_only=True):
+    """The sender's part of a domain has ended; the link may stay for others.
+
+    Attributes:
+        name: Name of the domain.
+        token: Of the dialer's call of `link`.
+        complete: Whether the sender had been linked to all members, and none had died.
+        reason: Why its part failed; empty after `unlink`.
+    """
+
+    name: DomainName
+    token: Uint64
+    complete: bool
+    reason: Text = ""
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "reason", shown(self.reason))
+
+    @property
+    def holder(self) -> str:
+        """Name of the holder of a link for this domain, at both ends."""
+        return _holder(self.name, self.token)

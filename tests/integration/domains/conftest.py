@@ -17,14 +17,16 @@ from support.planes import EmptyPlane
 
 
 class Nothing(EmptyPlane):
-    """A data plane that only counts its links."""
+    """A data plane that only counts its links, and takes a while to connect if told so."""
 
     def __init__(self):
         self.calls = Counter()
+        self.connect_seconds = 0.0
 
     def connect(self, peer, link_id, endpoint, client_lanes, server_lanes):
         for lane in (*client_lanes, *server_lanes):
             os.close(lane.fd)
+        time.sleep(self.connect_seconds)
         self.calls["connect"] += 1
 
     def disconnect(self, data):
@@ -57,6 +59,13 @@ class Member:
     def peers(self):
         """Return the cluster ids that are linked."""
         return sorted(link.cluster_id for link in self.links.links())
+
+    def die(self):
+        """End as a killed process does, without a word to the peers."""
+        for link in self.links.links():
+            self.links._control.post(link.conversation.connection.abort)
+        await_true(lambda: not self.links.links())
+        self.close()
 
     def close(self):
         self.domains.close()

@@ -6,7 +6,7 @@ import pytest
 
 from llm_datadist._types import RegisterMemStatus
 
-from .conftest import free_base_port, rank_table
+from .conftest import await_true, free_base_port, rank_table
 
 OK, PREPARING, FAILED = RegisterMemStatus
 PAIR = {10: 0, 20: 1}
@@ -100,16 +100,41 @@ def test_another_instance_at_a_candidate_is_passed_over(member, base_port):
     assert other.peers() == []
 
 
-@pytest.mark.expects_log("domain 'x' .* failed: cannot listen")
-def test_an_acceptor_that_cannot_listen_fails_at_once(pair, base_port):
+def test_a_port_that_is_taken_for_a_moment_costs_no_domain(pair, base_port):
     low, high = pair
+    with socket.create_server(("127.0.0.1", base_port)) as stranger:
+        stranger.settimeout(0)
+        low_id, high_id = low.link("x", PAIR, rank_table()), high.link("x", PAIR, rank_table())
+        await_true(lambda: high.describe(high_id)["peers"][0]["note"])
+        assert (low.query(low_id), high.query(high_id)) == (PREPARING, PREPARING)
+        facts = low.describe(low_id)
+        assert f"127.0.0.1 port {base_port}" in facts["listen_problem"]
+        assert facts["listening"] == []
+    assert (high.settled(high_id), low.settled(low_id)) == (OK, OK)
+    assert low.describe(low_id)["listening"] == [("127.0.0.1", base_port)]
+
+
+@pytest.mark.expects_log("domain 'x' .* failed: time limit .*cannot listen")
+def test_a_port_that_stays_taken_is_named_at_the_time_limit(member, base_port):
+    low = member(10, link_total_time_s=1)
     with socket.create_server(("127.0.0.1", base_port)):
         low_id = low.link("x", PAIR, rank_table())
-        assert low.query(low_id) is FAILED
+        assert low.settled(low_id) is FAILED
     assert f"127.0.0.1 port {base_port}" in low.describe(low_id)["reason"]
-    low.unlink(low_id)
-    low_id, high_id = low.link("x", PAIR, rank_table()), high.link("x", PAIR, rank_table())
-    assert (high.settled(high_id), low.settled(low_id)) == (OK, OK)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slow", ["low", "high"])
+def test_a_dial_that_is_answered_is_not_cut(pair, base_port, slow):
+    """The first candidate never answers, and the second one needs long to complete the link."""
+    low, high = pair
+    {"low": low, "high": high}[slow].plane.connect_seconds = 1.3
+    table = rank_table(host_ip="127.0.0.2", server_id="127.0.0.1")
+    with socket.create_server(("127.0.0.2", base_port)):
+        low_id, high_id = low.link("x", PAIR, table), high.link("x", PAIR, table)
+        assert (high.settled(high_id), low.settled(low_id)) == (OK, OK)
+    assert high.describe(high_id)["peers"][0]["attempts"] == 0
+    assert (low.plane.calls["connect"], high.plane.calls["connect"]) == (1, 1)
 
 
 def test_a_member_that_only_dials_need_not_listen(pair, base_port):

@@ -21,7 +21,7 @@ def pair(end):
     a, b = end(1), end(2)
     b.told = []
     b.table.hooks.on_domain_hello = lambda said, cluster_id: None
-    b.table.hooks.on_domain_linked = lambda said, link: b.told.append((said.name, link))
+    b.table.hooks.on_domain_join = lambda said, link: b.told.append((said.name, link))
     return a, b
 
 
@@ -29,13 +29,15 @@ def dial(a, b, said=None, **named):
     return a.table.dial_peer([b.address], 5000, domain=said or hello(), **named)
 
 
-def test_both_ends_hold_the_link_for_the_domain(pair, eventually):
+def test_both_ends_hold_the_link_for_the_domain(pair):
     a, b = pair
     result = dial(a, b, expected_cluster_id=2)
     assert result.is_ok
     assert result.link.holders == {hello().holder}
     assert b.table.get(1).holders == {hello().holder}
-    eventually(lambda: b.told == [("d", b.table.get(1))])
+    assert b.told == []
+    assert a.table.join(result.link, hello(), 5000).is_ok
+    assert b.told == [("d", b.table.get(1))]
 
 
 def test_the_other_end_may_refuse(pair):

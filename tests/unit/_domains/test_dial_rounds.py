@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from llm_datadist import LLMException
-from llm_datadist._domains.dial_rounds import SETUPS_AT_ONCE, DialRounds
+from llm_datadist._domains.dial_rounds import SETUPS_AT_ONCE, DialRounds, NextRound, pauses
 
 
 class Rounds:
@@ -31,7 +31,8 @@ class Rounds:
         with self.changed:
             self.running[peer_id] -= 1
             self.changed.notify_all()
-            return self.begun[peer_id] < self.wanted
+            again = self.begun[peer_id] < self.wanted
+            return NextRound.LATER if again else NextRound.NONE
 
     def wait_for(self, condition):
         with self.changed:
@@ -61,6 +62,17 @@ def test_16_peers_are_dialed_at_once_and_more_queue(dialing):
     rounds.wait_for(lambda: len(rounds.begun) == 3 * SETUPS_AT_ONCE)
     rounds.wait_for(lambda: not sum(rounds.running.values()))
     assert rounds.most == SETUPS_AT_ONCE
+
+
+def test_a_peer_that_does_not_come_is_not_dialed_a_thousand_times():
+    """In the default time limit of 120 s; one that comes waits for a small part of its delay."""
+    backoff, elapsed, rounds = pauses(), 0.0, 0
+    while elapsed < 120:
+        pause = backoff.next()
+        assert pause <= 0.02 + 0.07 * elapsed
+        elapsed += pause
+        rounds += 1
+    assert rounds < 150
 
 
 def test_rounds_of_a_peer_go_on_while_wanted(dialing):

@@ -54,6 +54,15 @@ any_message = st.one_of(
     st.builds(messages.Ping, id=uint64),
     st.builds(messages.Pong, id=uint64),
     st.builds(messages.Unlink, reason=text),
+    st.builds(messages.Join, id=uint64, domain=domain),
+    st.builds(messages.Joined, id=uint64, status=st.integers(-1, 2**32 - 1), reason=text),
+    st.builds(
+        messages.Leave,
+        name=st.text(min_size=1, max_size=20),
+        token=uint64,
+        complete=st.booleans(),
+        reason=text,
+    ),
     st.sampled_from(
         [
             messages.Existing(),
@@ -91,6 +100,9 @@ def _smallest(kind):
         "body": b"",
         "reason": "",
         "num_lanes": 1,
+        "name": "x",
+        "complete": True,
+        "domain": messages.DomainHello(name="x", ranks={}, rank=0),
     }
     required = [field.name for field in msgspec.structs.fields(kind) if field.required]
     return kind(**{name: fill.get(name, 0) for name in required})

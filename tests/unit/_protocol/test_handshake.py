@@ -201,6 +201,9 @@ SAMPLES = {
         messages.Request(id=1, body=b""),
         messages.Reply(id=1),
         messages.Notify(body=b""),
+        messages.Join(id=1, domain=messages.DomainHello(name="x", ranks={}, rank=0)),
+        messages.Joined(id=1, status=0),
+        messages.Leave(name="x", token=1, complete=True),
         messages.Unlink(),
         messages.Unlinked(),
     ]
