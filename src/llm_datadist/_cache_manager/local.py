@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llm_datadist._cache_manager.arguments import check_block_lists, check_dict
 from llm_datadist._cache_manager.call_group import Calls
 from llm_datadist._types import Cache
+from llm_datadist._types.arguments import check_block_lists, check_dict
 from llm_datadist._types.checks import (
     INT64_MAX,
     INT64_MIN,

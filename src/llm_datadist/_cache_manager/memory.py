@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llm_datadist._cache_manager.arguments import check_mem_infos
 from llm_datadist._cache_manager.call_group import Calls
+from llm_datadist._types.arguments import check_mem_infos
 
 if TYPE_CHECKING:
     from llm_datadist._errors import Fault

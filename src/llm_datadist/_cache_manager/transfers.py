@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llm_datadist._cache_manager.arguments import check_layers
 from llm_datadist._cache_manager.call_group import Calls
 from llm_datadist._types import (
     BlocksCacheKey,
@@ -13,6 +12,7 @@ from llm_datadist._types import (
     CacheKeyByIdAndIndex,
     LayerSynchronizer,
 )
+from llm_datadist._types.arguments import check_layers
 from llm_datadist._types.checks import INT64_MAX, INT64_MIN, check_instance, check_int, check_uint32
 
 if TYPE_CHECKING:

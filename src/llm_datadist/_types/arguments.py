@@ -1,4 +1,4 @@
-"""Checks of arguments of CacheManager's methods; each returns the checked value."""
+"""Checks of the arguments of cache calls; each returns the checked value."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from llm_datadist._types.transfer_configs import MemInfo
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llm_datadist._plan import Layers
-    from llm_datadist._types import BlockList
+    from llm_datadist._types.block_list import BlockList
 
 
-def check_layers(src: object, dst: object, tensors_per_layer: object) -> Layers:
-    """Return the layer arguments of a transfer."""
+def check_layers(
+    src: object, dst: object, tensors_per_layer: object
+) -> tuple[range | None, range | None, int]:
+    """Return the layer arguments of a transfer: source, destination, tensors per layer."""
     if src is not None:
         src = check_range("src_layer_range", src)
     if dst is not None:
