@@ -129,16 +129,24 @@ def test_slots(data):
     count = data.draw(st.integers(1, num_tensors))
     spans = data.draw(ranges(num_tensors, count)), data.draw(ranges(num_tensors, count))
     slots = data.draw(st.integers(0, 2)), data.draw(st.integers(0, 1))
-    room = min(local.unit_bytes, remote.unit_bytes)
-    offset = data.draw(st.integers(0, room - 1))
-    size = data.draw(st.integers(1, room - offset))
+    offsets = tuple(data.draw(st.integers(0, side.unit_bytes - 1)) for side in (local, remote))
+    room = min(local.unit_bytes - offsets[0], remote.unit_bytes - offsets[1])
+    size = data.draw(st.integers(1, room))
     plan = plan_slots(
-        local, slots[0], spans[0], remote, slots[1], spans[1], size, offset_bytes=offset
+        local,
+        slots[0],
+        spans[0],
+        remote,
+        slots[1],
+        spans[1],
+        size,
+        local_offset_bytes=offsets[0],
+        remote_offset_bytes=offsets[1],
     )
     pieces = [
         (
-            local.starts[a] + slots[0] * local.unit_bytes + offset,
-            remote.starts[b] + slots[1] * remote.unit_bytes + offset,
+            local.starts[a] + slots[0] * local.unit_bytes + offsets[0],
+            remote.starts[b] + slots[1] * remote.unit_bytes + offsets[1],
             size,
         )
         for a, b in zip(*spans, strict=True)

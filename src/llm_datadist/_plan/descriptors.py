@@ -61,7 +61,8 @@ def plan_slots(
     remote_tensors: range,
     size_bytes: int,
     *,
-    offset_bytes: int = 0,
+    local_offset_bytes: int = 0,
+    remote_offset_bytes: int = 0,
 ) -> Plan:
     """Plan `size_bytes` bytes of a slot against a slot, for every tensor of the ranges.
 
@@ -72,11 +73,12 @@ def plan_slots(
         remote: Remote contiguous cache, or `Layout.raw` addresses with slot 0.
         remote_slot: Remote slot.
         remote_tensors: Remote tensors.
-        size_bytes: Bytes per tensor; with the offset they must fit in the slots of both sides.
-        offset_bytes: Where the bytes begin, counted from the start of the slot, on both sides.
+        size_bytes: Bytes per tensor; with the offsets they must fit in the slots of both sides.
+        local_offset_bytes: Where the bytes begin, counted from the start of the local slot.
+        remote_offset_bytes: The same in the remote slot.
     """
-    local_offset = local_slot * local.unit_bytes + offset_bytes
-    remote_offset = remote_slot * remote.unit_bytes + offset_bytes
+    local_offset = local_slot * local.unit_bytes + local_offset_bytes
+    remote_offset = remote_slot * remote.unit_bytes + remote_offset_bytes
     if len(local_tensors) <= _FEW:
         pair = [(local_offset, remote_offset)]
         return _plan_few(local, local_tensors, remote, remote_tensors, pair, size_bytes)

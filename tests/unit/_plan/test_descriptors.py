@@ -96,9 +96,11 @@ def test_slots_of_different_size(num_tensors):
     local = Layout.of([10_000 * i for i in range(1, num_tensors + 1)], 600, 3)
     remote = Layout.of([50_000 * i for i in range(1, num_tensors + 1)], 1_000, 2)
     span = range(num_tensors)
-    plan = plan_slots(local, 2, span, remote, 1, span, 150, offset_bytes=7)
+    plan = plan_slots(
+        local, 2, span, remote, 1, span, 150, local_offset_bytes=7, remote_offset_bytes=9
+    )
     assert rows(plan) == [
-        (10_000 * i + 407, 50_000 * i + 507, 150) for i in range(1, num_tensors + 1)
+        (10_000 * i + 407, 50_000 * i + 509, 150) for i in range(1, num_tensors + 1)
     ]
     assert plan.total_bytes == 150 * num_tensors
 

@@ -91,7 +91,8 @@ class LocalCopies:
             src_slot,
             src_layout.all_tensors,
             num_bytes,
-            offset_bytes=offset,
+            local_offset_bytes=offset,
+            remote_offset_bytes=offset,
         )
         self._copy(operation, plan, target, source)
 
@@ -112,7 +113,7 @@ class LocalCopies:
         target = self._registry.find(operation, dst_cache)
         if source.desc.data_type is not target.desc.data_type:
             raise TypeError(
-                f"{operation}: src_cache has {source.desc.data_type}, dst_cache "
+                f"{operation}: the source has {source.desc.data_type}, the destination "
                 f"{target.desc.data_type}; use caches of one type"
             )
         src_layout, dst_layout = as_blocks(source), as_blocks(target)
@@ -121,8 +122,8 @@ class LocalCopies:
             dst_layout.unit_bytes,
         ):
             raise ValueError(
-                f"{operation}: src_cache has {src_layout.num_tensors} tensors with blocks of "
-                f"{src_layout.unit_bytes} bytes, dst_cache {dst_layout.num_tensors} with "
+                f"{operation}: the source has {src_layout.num_tensors} tensors with blocks of "
+                f"{src_layout.unit_bytes} bytes, the destination {dst_layout.num_tensors} with "
                 f"{dst_layout.unit_bytes}; "
                 "use caches of equal tensors and block shape"
             )
