@@ -203,9 +203,14 @@ class Listener:
         self._loop.add_reader(sock, self._accept)
         self._logged_at = -math.inf
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it accepts connections."""
+        return self._sock.fileno() >= 0
+
     def close(self) -> None:
         """Stop accepting and free the port; accepted connections continue. Idempotent."""
-        if self._sock.fileno() >= 0:
+        if self.is_open:
             self._loop.remove_reader(self._sock)
             self._sock.close()
 
@@ -233,7 +238,7 @@ class Listener:
         self._loop.call_later(_PAUSE_SECONDS, self._resume)
 
     def _resume(self) -> None:
-        if self._sock.fileno() >= 0:
+        if self.is_open:
             self._loop.add_reader(self._sock, self._accept)
 
 

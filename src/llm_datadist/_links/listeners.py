@@ -34,42 +34,69 @@ class Listeners:
     def __init__(self, context: LinkContext, router: ConnectionRouter) -> None:
         self._context = context
         self._router = router
-        self._main: Listener | None = None
-        self._asked: Address | None = None
+        #: The addresses of the options, as they were given, and their listeners.
+        self._main: list[tuple[Address, Listener]] = []
         self._extra: dict[Address, Listener] = {}
         self._warned = False
 
-    def move(self, listen: Address | None, operation: str) -> None:
-        """Listen at another address, or none; bind the new one before closing the old one.
+    def move(self, operation: str, listen: Address | None, *more: Address) -> None:
+        """Listen at other addresses, or none; bind the new ones before closing the old ones.
 
         Raises:
-            OSError: It cannot be bound; nothing has changed.
+            OSError: One of them cannot be bound; nothing has changed.
             LLMException: LLM_PARAM_INVALID: see `_check_allowed`; nothing has changed.
         """
-        if listen is not None:
-            self._check_allowed(listen, operation)
-        old = self._main
-        if listen is not None and old is not None and self._serves(listen, old):
-            return
+        wanted = [] if listen is None else [listen, *more]
+        for address in wanted:
+            self._check_allowed(address, operation)
+        leaving = list(self._main)
+        serving: list[tuple[Address, Listener]] = []
+        opened: list[Listener] = []
         try:
-            sock = None if listen is None else listen_on(listen)
+            for address in wanted:
+                old = next((item for item in leaving if _serves(address, *item)), None)
+                if old is not None:
+                    leaving.remove(old)
+                    serving.append((address, old[1]))
+                else:
+                    opened.append(self._open(self._bind(address, leaving, operation), operation))
+                    serving.append((address, opened[-1]))
+        except BaseException:
+            for listener in opened:
+                self._close(listener, operation)
+            self._main = [self._reopened(*item, operation) for item in self._main]
+            raise
+        for _, listener in leaving:
+            self._close(listener, operation)
+        self._main = serving
+        self._context.listen_address = serving[0][1].address if serving else None
+
+    def _bind(
+        self, address: Address, leaving: list[tuple[Address, Listener]], operation: str
+    ) -> socket.socket:
+        """Bind an address; first close an own listener that leaves if it occupies the port."""
+        try:
+            return listen_on(address)
         except OSError as error:
-            if error.errno != errno.EADDRINUSE or old is None or listen is None:
+            same_port = [listener for _, listener in leaving if listener.address[1] == address[1]]
+            if error.errno != errno.EADDRINUSE or not same_port:
                 raise
-            if listen[1] != old.address[1]:
-                raise
-            sock = self._swap(old, listen, operation)
-        self._main = self._open(sock, operation)
-        self._asked = listen
-        if old is not None:
-            self._close(old, operation)
-        self._context.listen_address = self._main.address if self._main else None
+        for listener in same_port:
+            self._close(listener, operation)
+        return listen_on(address)
+
+    def _reopened(
+        self, asked: Address, listener: Listener, operation: str
+    ) -> tuple[Address, Listener]:
+        """Return a listener again, or a new one in its place if it was closed."""
+        if listener.is_open:
+            return asked, listener
+        return asked, self._open(listen_on(listener.address), operation)
 
     def open(self, address: Address, operation: str) -> Address:
         """Listen at a further address; return the bound one. OSError when it cannot be bound."""
         self._check_allowed(address, operation)
         listener = self._open(listen_on(address), operation)
-        assert listener is not None
         self._extra[listener.address] = listener
         return listener.address
 
@@ -81,29 +108,13 @@ class Listeners:
 
     def close_all(self) -> None:
         """Stop listening everywhere. Loop thread only."""
-        for listener in (self._main, *self._extra.values()):
-            if listener is not None:
-                listener.close()
-        self._main = None
+        for listener in (*(listener for _, listener in self._main), *self._extra.values()):
+            listener.close()
+        self._main.clear()
         self._extra.clear()
         self._context.listen_address = None
 
-    def _serves(self, listen: Address, listener: Listener) -> bool:
-        return listen[1] != 0 and (listen == self._asked or same_address(listen, listener.address))
-
-    def _swap(self, old: Listener, listen: Address, operation: str) -> socket.socket:
-        """Bind an address whose port only the own listener `old` occupies."""
-        self._close(old, operation)
-        try:
-            return listen_on(listen)
-        except OSError:
-            self._main = self._open(listen_on(old.address), operation)
-            raise
-
-    def _open(self, sock: socket.socket | None, operation: str) -> Listener | None:
-        if sock is None:
-            return None
-
+    def _open(self, sock: socket.socket, operation: str) -> Listener:
         async def start() -> Listener:
             return Listener(self._router, sock)
 
@@ -151,6 +162,11 @@ class Listeners:
             printed(address),
             who,
         )
+
+
+def _serves(wanted: Address, asked: Address, listener: Listener) -> bool:
+    """Return whether a listener, which was opened for `asked`, is the one for an address."""
+    return wanted[1] != 0 and (wanted == asked or same_address(wanted, listener.address))
 
 
 def has_other_users() -> bool:

@@ -99,21 +99,22 @@ class LinkTable:
 
     # Life cycle
 
-    def start(self, listen: Address | None) -> None:
+    def start(self, listen: Address | None, *more: Address) -> None:
         """Start the control thread and accept links at an address, if one is given. Once only.
 
         Args:
             listen: (host, port); port 0 lets the system choose; None for a client.
+            more: Further addresses.
 
         Raises:
-            OSError: The address cannot be bound; nothing was started.
+            OSError: An address cannot be bound; nothing was started.
         """
         with later(), self._changing:
             self._control.start()
             if self._context.heartbeat_seconds:
                 self._control.post(self._begin_heartbeat)
             try:
-                self._listeners.move(listen, "init")
+                self._listeners.move("init", listen, *more)
             except BaseException:
                 self._control.stop()
                 raise
@@ -128,15 +129,15 @@ class LinkTable:
         """Bound address at which links are accepted; None for a client."""
         return self._context.listen_address
 
-    def relisten(self, listen: Address | None) -> None:
-        """Accept links at another address, or none; stop re-establishing lost links.
+    def relisten(self, listen: Address | None, *more: Address) -> None:
+        """Accept links at other addresses, or none; stop re-establishing lost links.
 
         Raises:
-            OSError: The address cannot be bound; nothing has changed.
+            OSError: An address cannot be bound; nothing has changed.
         """
         operation = "switch_role"
         with later(), self._changing:
-            self._listeners.move(listen, operation)
+            self._listeners.move(operation, listen, *more)
             self._control.run(self._reconnector.cancel_all(), operation)
 
     def open_listener(self, host: str, port: int) -> Address:
