@@ -10,6 +10,7 @@ from llm_datadist._types.desc import CacheDesc
 from llm_datadist._types.enums import DataType, LLMRole, Memtype, Placement, RegisterMemStatus
 from llm_datadist._types.keys import AnyKey, BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from llm_datadist._types.task import CacheTask, TaskState
+from llm_datadist._types.tensor import Tensor, TensorDesc
 from llm_datadist._types.transfer_configs import (
     LayerSynchronizer,
     MemInfo,
@@ -36,6 +37,8 @@ __all__ = [
     "Placement",
     "RegisterMemStatus",
     "TaskState",
+    "Tensor",
+    "TensorDesc",
     "TransferConfig",
     "TransferWithCacheKeyConfig",
 ]

@@ -18,13 +18,13 @@ from llm_datadist._types.enums import DataType
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["NO_CACHE_ID", "Cache", "KvCache"]
+__all__ = ["NO_CACHE_ID", "NUMPY_TYPES", "Cache", "KvCache"]
 
 #: The id of a cache that is registered nowhere.
 NO_CACHE_ID: Final = -1
 
-# numpy has no bfloat16: its bits are shown as uint16.
-_DTYPES: dict[DataType, np.dtype[Any]] = {
+#: numpy has no bfloat16: its bits are shown as uint16.
+NUMPY_TYPES: dict[DataType, np.dtype[Any]] = {
     DataType.DT_FLOAT: np.dtype(np.float32),
     DataType.DT_FLOAT16: np.dtype(np.float16),
     DataType.DT_INT8: np.dtype(np.int8),
@@ -177,7 +177,8 @@ class Cache:
                 "copy it to a host cache with swap_blocks first",
             )
         desc = self._desc
-        return np.asarray(_Memory(self._addrs[index], desc.shape, _DTYPES[desc.data_type]))
+        dtype = NUMPY_TYPES[desc.data_type]
+        return np.asarray(_Memory(self, self._addrs[index], desc.shape, dtype))
 
     def __repr__(self) -> str:
         addresses = ", ".join(map(hex, self._addrs[:4]))
@@ -193,9 +194,10 @@ KvCache = Cache
 
 
 class _Memory:
-    """Memory in the form that numpy takes for the base of an array."""
+    """Memory in the form that numpy takes for the base of an array, which keeps its cache."""
 
-    def __init__(self, addr: int, shape: list[int], dtype: np.dtype[Any]) -> None:
+    def __init__(self, cache: Cache, addr: int, shape: list[int], dtype: np.dtype[Any]) -> None:
+        self._cache = cache
         self.__array_interface__ = {
             "version": 3,
             "data": (addr, False),
