@@ -1,6 +1,7 @@
 """LLM-DataDist for any Linux machine: moves KV caches between prefill and decode processes.
 
 Start with `LLMDataDist`; `LLMConfig` makes its options, `LLMDataDist.cache_manager` moves caches.
+Programs of the first generation move them with `LLMDataDist.kv_cache_manager`.
 
 Source: api.md 1.
 """
@@ -8,6 +9,7 @@ Source: api.md 1.
 from llm_datadist._cache_manager import CacheManager
 from llm_datadist._datadist import LLMDataDist
 from llm_datadist._errors import LLMException, LLMStatusCode, Status
+from llm_datadist._kv_cache_manager import KvCacheManager
 from llm_datadist._options import LLMConfig
 from llm_datadist._types import (
     BlocksCacheKey,
@@ -25,6 +27,8 @@ from llm_datadist._types import (
     Memtype,
     Placement,
     RegisterMemStatus,
+    Tensor,
+    TensorDesc,
     TransferConfig,
     TransferWithCacheKeyConfig,
 )
@@ -33,7 +37,8 @@ __version__ = "0.1.0"
 
 LlmConfig = LLMConfig
 
-#: Names of the cache-manager generation; `KvCache` is the first generation's name of `Cache`.
+#: Names of the cache-manager generation. The others are the first generation's: `KvCacheManager`,
+#: `Tensor`, `TensorDesc`, and `KvCache`, its name of `Cache`.
 v2_list = [
     "BlocksCacheKey",
     "Cache",
@@ -70,6 +75,7 @@ __all__ = [
     "CacheTask",
     "DataType",
     "KvCache",
+    "KvCacheManager",
     "LLMClusterInfo",
     "LLMConfig",
     "LLMDataDist",
@@ -83,6 +89,8 @@ __all__ = [
     "Placement",
     "RegisterMemStatus",
     "Status",
+    "Tensor",
+    "TensorDesc",
     "TransferConfig",
     "TransferWithCacheKeyConfig",
 ]

@@ -23,12 +23,14 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass
 from enum import IntEnum, unique
-from typing import TYPE_CHECKING, SupportsIndex, cast, final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, SupportsIndex, cast, final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 __all__ = [
+    "FIRST_GENERATION_STATUSES",
     "Fault",
     "LLMException",
     "LLMStatusCode",
@@ -38,6 +40,7 @@ __all__ = [
     "finalized",
     "inherited",
     "invalid",
+    "restate",
 ]
 
 _NUMBER_FORMATS = frozenset("bcdeEfFgGnoxX%")
@@ -226,6 +229,24 @@ def invalid(
 ) -> LLMException:
     """Make the exception for an argument that the call refuses (LLM_PARAM_INVALID); see `fail`."""
     return fail(LLMStatusCode.LLM_PARAM_INVALID, operation, problem, remedy, cluster_id=cluster_id)
+
+
+#: Statuses that the first generation has in place of the cache manager's.
+FIRST_GENERATION_STATUSES: Final[Mapping[LLMStatusCode, LLMStatusCode]] = MappingProxyType(
+    {
+        LLMStatusCode.LLM_TIMEOUT: LLMStatusCode.LLM_WAIT_PROCESS_TIMEOUT,
+        LLMStatusCode.LLM_OUT_OF_MEMORY: LLMStatusCode.LLM_DEVICE_OUT_OF_MEMORY,
+    }
+)
+
+
+def restate(error: LLMException, statuses: Mapping[LLMStatusCode, LLMStatusCode]) -> None:
+    """Replace the status of an exception, also in its text, if `statuses` has another for it."""
+    status = statuses.get(error.status_code)
+    if status is not None:
+        text = str(error).replace(f"[{error.status_code.name}]", f"[{status.name}]", 1)
+        error.args = (text, *error.args[1:])
+        error.status_code = status
 
 
 def finalized(

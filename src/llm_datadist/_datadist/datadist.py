@@ -9,6 +9,7 @@ import threading
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 from llm_datadist._cache_manager import CacheManager
+from llm_datadist._datadist.first_generation import check_switch, listens_for, with_role
 from llm_datadist._datadist.link_calls import (
     MAX_CLUSTERS,
     LinkStatuses,
@@ -20,7 +21,8 @@ from llm_datadist._datadist.link_calls import (
 )
 from llm_datadist._datadist.parts import load_parts
 from llm_datadist._datadist.peer_calls import PeerCalls
-from llm_datadist._errors import LLMStatusCode, fail, inherited
+from llm_datadist._errors import LLMException, LLMStatusCode, fail, inherited, restate
+from llm_datadist._kv_cache_manager import KvCacheManager, RoleRules
 from llm_datadist._logs import later
 from llm_datadist._types import LLMClusterInfo, LLMRole, RegisterMemStatus
 from llm_datadist._types.checks import (
@@ -42,7 +44,8 @@ class LLMDataDist(PeerCalls):
     """One instance: joins other instances by links and owns caches that move over them.
 
     Args:
-        role: PROMPT, DECODER or MIX; a label with the cache manager.
+        role: PROMPT, DECODER or MIX; a label with the cache manager. In first-generation mode
+            PROMPT serves, DECODER dials and pulls, MIX does both.
         cluster_id: uint64 id of this instance; should be unique among linked instances.
 
     Raises:
@@ -62,7 +65,6 @@ class LLMDataDist(PeerCalls):
 
     def __init__(self, role: LLMRole, cluster_id: int) -> None:
         check_instance("role", role, LLMRole)
-        self._role = role
         self._cluster_id = check_uint64("cluster_id", cluster_id)
         load_parts()  # not in `init`, which may run with few descriptors left
         self._lock = threading.Lock()
@@ -70,11 +72,13 @@ class LLMDataDist(PeerCalls):
         self._inherited = False
         self._engine: Engine | None = None
         self._domains: Domains | None = None
+        self._roles = RoleRules(role)
         self._cache_manager: CacheManager | None = None
+        self._kv_cache_manager: KvCacheManager | None = None
 
     def __repr__(self) -> str:
         state = "initialized" if self._engine is not None else "not initialized"
-        return f"LLMDataDist(role={self._role}, cluster_id={self._cluster_id}, {state})"
+        return f"LLMDataDist(role={self._roles.role}, cluster_id={self._cluster_id}, {state})"
 
     @property
     def cluster_id(self) -> int:
@@ -84,7 +88,7 @@ class LLMDataDist(PeerCalls):
     @property
     def role(self) -> LLMRole:
         """The current role; `switch_role` changes it. *(extension)*"""
-        return self._role
+        return self._roles.role
 
     @property
     def listen_address(self) -> tuple[str, int] | None:
@@ -95,16 +99,18 @@ class LLMDataDist(PeerCalls):
         """Initialize with the options of `LLMConfig.generate_options()`.
 
         Returns silently when already initialized. The dict is copied; unknown keys are ignored.
-        When it returns, the listener (if a listen address is given) accepts links.
+        When it returns, the listener (if a listen address is given) accepts links. Options with
+        neither the cache manager nor local_comm_res select first-generation mode.
 
         Raises:
             TypeError: options is not a dict, or a value has a wrong type.
-            LLMException: LLM_PARAM_INVALID (an invalid option, which is named),
-                LLM_FEATURE_NOT_ENABLED (first-generation mode), LLM_FAILED (listen address in use
-                or not of this machine; threads, descriptors or memory files are refused; gevent or
-                eventlet has patched threads or sockets), LLM_OUT_OF_MEMORY (a pool cannot be
-                allocated). Nothing is left behind.
-        Source: api.md 4.2.
+            LLMException: LLM_PARAM_INVALID (an invalid option, which is named; no listen address
+                for the role PROMPT in first-generation mode), LLM_FEATURE_NOT_ENABLED (memory of an
+                accelerator that cannot be had), LLM_FAILED (listen address in use or not of this
+                machine; threads, descriptors or memory files are refused; gevent or eventlet has
+                patched threads or sockets), LLM_OUT_OF_MEMORY (a pool cannot be allocated). Nothing
+                is left behind.
+        Source: api.md 4.2, 8.
         """
         check_instance("options", options, dict)
         with later(), self._lock:
@@ -112,7 +118,7 @@ class LLMDataDist(PeerCalls):
                 return
             parts = load_parts()
             parts.check_not_patched()
-            config = parts.parse_options(dict(options))
+            config = with_role(parts.parse_options(dict(options)), self._roles.role)
             engine = parts.engine(self._cluster_id, config)
             try:
                 engine.start()
@@ -124,7 +130,10 @@ class LLMDataDist(PeerCalls):
             self._engine = engine
             self._inherited = False
             self._domains = parts.domains(self._cluster_id, config, engine.links)
-            self._cache_manager = CacheManager(engine)
+            if config.cache_manager:
+                self._cache_manager = CacheManager(engine)
+            else:
+                self._kv_cache_manager = KvCacheManager(engine, self._roles)
             _live_instances.add(self)
             LLMDataDist.llm_engine_instance = self
 
@@ -143,7 +152,7 @@ class LLMDataDist(PeerCalls):
         with later(), self._lock:
             engine, self._engine = self._engine, None
             domains, self._domains = self._domains, None
-            self._cache_manager = None
+            self._cache_manager = self._kv_cache_manager = None
             if LLMDataDist.llm_engine_instance is self:
                 LLMDataDist.llm_engine_instance = None
             _live_instances.discard(self)
@@ -171,7 +180,7 @@ class LLMDataDist(PeerCalls):
             self._engine.leave_to_parent()
             self._inherited = True
             _inherited.append(self._engine)
-        self._engine = self._domains = self._cache_manager = None
+        self._engine = self._domains = self._cache_manager = self._kv_cache_manager = None
         self._lock = threading.Lock()
 
     def _refuse(self, operation: str) -> NoReturn:
@@ -204,11 +213,13 @@ class LLMDataDist(PeerCalls):
 
         Returns:
             (overall, one status per cluster in order); overall is LLM_SUCCESS only if all are, else
-            the first failure. The reasons of failures are in the log.
+            the first failure. The reasons of failures are in the log. In first-generation mode
+            overall is LLM_SUCCESS in any case, several local addresses are allowed, and a peer that
+            does not listen yet is dialed until the timeout.
         Raises:
             TypeError: A wrong type.
             LLMException: LLM_PARAM_INVALID: timeout, or a cluster without addresses.
-        Source: api.md 4.4.
+        Source: api.md 4.4, 8.
         """
         operation = "link_clusters"
         engine = self._live(operation)
@@ -217,10 +228,11 @@ class LLMDataDist(PeerCalls):
         if len(infos) > MAX_CLUSTERS:
             return too_many(operation, infos)
         for position, info in enumerate(infos):
-            check_addresses(
-                operation, position, info, local_needed=not engine.config.local_comm_res_given
-            )
-        return statuses(operation, engine.links.link_clusters(infos, timeout_ms))
+            check_addresses(operation, position, info, engine.config)
+        overall, each = statuses(
+            operation, engine.links.link_clusters(infos, timeout_ms), engine.config.statuses
+        )
+        return overall if engine.config.cache_manager else LLMStatusCode.LLM_SUCCESS, each
 
     def unlink_clusters(
         self,
@@ -258,7 +270,11 @@ class LLMDataDist(PeerCalls):
                     f"clusters[{position}] has neither remote_cluster_id nor a remote address",
                     "set remote_cluster_id or append_remote_ip_info",
                 )
-        return statuses(operation, engine.links.unlink_clusters(infos, timeout_ms, force))
+        return statuses(
+            operation,
+            engine.links.unlink_clusters(infos, timeout_ms, force),
+            engine.config.statuses,
+        )
 
     def link(self, comm_name: str, cluster_rank_info: dict[int, int], rank_table: str) -> int:
         """Join a domain of 2 to 4 members that all call `link` alike; return its id immediately.
@@ -310,11 +326,15 @@ class LLMDataDist(PeerCalls):
     def switch_role(self, role: LLMRole, switch_options: dict[str, str] | None = None) -> None:
         """Change the role: a server with `llm.listenIpInfo` in the options, else a client.
 
+        In first-generation mode a DECODER is always a client.
+
         Raises:
             TypeError: A wrong type.
             LLMException: LLM_EXIST_LINK while there are links, LLM_PARAM_INVALID for an invalid
-                address, LLM_FAILED when it cannot be bound; the earlier state is kept.
-        Source: api.md 4.7.
+                address, LLM_FAILED when it cannot be bound; the earlier state is kept. In
+                first-generation mode also LLM_FEATURE_NOT_ENABLED without enable_switch_role, and
+                LLM_PARAM_INVALID for the same role, or for PROMPT without an address.
+        Source: api.md 4.7, 8.
         """
         operation = "switch_role"
         engine = self._live(operation)
@@ -323,6 +343,7 @@ class LLMDataDist(PeerCalls):
         if switch_options is not None:
             check_instance("switch_options", switch_options, dict)
         with later(), self._lock:
+            check_switch(engine.config, self._roles.role, role)
             if engine.links.links():
                 raise fail(
                     LLMStatusCode.LLM_EXIST_LINK,
@@ -330,11 +351,12 @@ class LLMDataDist(PeerCalls):
                     f"{len(engine.links.links())} links are left",
                     "unlink_clusters them first",
                 )
-            listen = load_parts().parse_switch_options(
+            listens = load_parts().parse_switch_options(
                 engine.config, switch_options or {}, self._bound_port
             )
+            listens = listens_for(engine.config, operation, role, listens)
             try:
-                engine.links.relisten(listen)
+                engine.links.relisten(listens[0] if listens else None, *listens[1:])
             except OSError as error:
                 raise fail(
                     LLMStatusCode.LLM_FAILED,
@@ -342,7 +364,7 @@ class LLMDataDist(PeerCalls):
                     error.strerror or str(error),
                     "choose an address of this machine and a free port; the earlier state is kept",
                 ) from error
-            self._role = role
+            self._roles.role = role
 
     def check_link_status(self, remote_cluster_id: int) -> None:
         """Return when the link answers within sync_kv_timeout.
@@ -350,12 +372,17 @@ class LLMDataDist(PeerCalls):
         Raises:
             TypeError: remote_cluster_id is no integer.
             ValueError: It is outside uint64.
-            LLMException: LLM_NOT_YET_LINK, LLM_TIMEOUT or LLM_LINK_FAILED.
-        Source: api.md 4.8.
+            LLMException: LLM_NOT_YET_LINK, LLM_TIMEOUT (in first-generation mode
+                LLM_WAIT_PROCESS_TIMEOUT) or LLM_LINK_FAILED.
+        Source: api.md 4.8, 8.
         """
         engine = self._live("check_link_status")
         peer_id = check_uint64("remote_cluster_id", remote_cluster_id)
-        engine.links.check(peer_id, engine.config.sync_timeout_ms)
+        try:
+            engine.links.check(peer_id, engine.config.sync_timeout_ms)
+        except LLMException as error:
+            restate(error, engine.config.statuses)
+            raise
 
     def describe_link(self, cluster_id: int) -> dict[str, object]:
         """Return the facts of one link *(extension)*.
@@ -387,28 +414,43 @@ class LLMDataDist(PeerCalls):
 
         Raises:
             RuntimeError: Not initialized.
-        Source: api.md 4.8.
+            LLMException: LLM_FEATURE_NOT_ENABLED: this is first-generation mode.
+        Source: api.md 4.8, 8.
         """
-        cache_manager = self._cache_manager
-        if cache_manager is None:
+        engine, manager = self._live("cache_manager"), self._cache_manager
+        if manager is not None:
+            return manager
+        if engine.config.cache_manager:  # finalized meanwhile
             self._refuse("cache_manager")
-        return cache_manager
+        raise fail(
+            LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
+            "cache_manager",
+            "neither option llm.EnableCacheManager nor llm.LocalCommRes is set, so this instance "
+            "runs in first-generation mode",
+            'use the kv_cache_manager property, or set llm.EnableCacheManager to "1" '
+            "(LLMConfig.enable_cache_manager = True) before init",
+        )
 
     @property
-    def kv_cache_manager(self) -> NoReturn:
-        """The first generation's cache calls, which the cache manager excludes.
+    def kv_cache_manager(self) -> KvCacheManager:
+        """The KvCacheManager, with the cache calls of the first generation, until finalize.
 
         Raises:
             RuntimeError: Not initialized.
-            LLMException: LLM_FEATURE_NOT_ENABLED.
-        Source: api.md 4.8.
+            LLMException: LLM_FEATURE_NOT_ENABLED: this instance runs with the cache manager.
+        Source: api.md 4.8, 8.
         """
-        self._live("kv_cache_manager")
+        engine, manager = self._live("kv_cache_manager"), self._kv_cache_manager
+        if manager is not None:
+            return manager
+        if not engine.config.cache_manager:  # finalized meanwhile
+            self._refuse("kv_cache_manager")
         raise fail(
             LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
             "kv_cache_manager",
             "this instance runs with the cache manager",
-            "use the cache_manager property",
+            "use the cache_manager property, or leave llm.EnableCacheManager and llm.LocalCommRes "
+            "out of the options of init",
         )
 
 

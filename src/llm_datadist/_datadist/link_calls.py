@@ -11,7 +11,10 @@ from llm_datadist._types import LLMClusterInfo
 from llm_datadist._types.checks import check_instance, check_int
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from llm_datadist._links import LinkResult
+    from llm_datadist._options.settings import Config
 
 logger = logging.getLogger("llm_datadist")
 
@@ -43,10 +46,12 @@ def positive_timeout_ms(operation: str, timeout: int) -> int:
     return timeout_ms
 
 
-def check_addresses(
-    operation: str, position: int, info: LLMClusterInfo, *, local_needed: bool
-) -> None:
-    """Require a remote address, and one local address if `local_needed` (LLM_PARAM_INVALID)."""
+def check_addresses(operation: str, position: int, info: LLMClusterInfo, config: Config) -> None:
+    """Require a remote address, and a local one unless local_comm_res is set (LLM_PARAM_INVALID).
+
+    Several local addresses are for the devices of a first-generation instance.
+    """
+    local_needed = not config.local_comm_res_given
     problem = ""
     if not info.remote_ip_info_list:
         problem = "remote_ip_info_list is empty"
@@ -54,7 +59,7 @@ def check_addresses(
     elif local_needed and not info.local_ip_info_list:
         problem = "local_ip_info_list is empty"
         remedy = "append_local_ip_info(ip, port) with an address of this machine"
-    elif local_needed and len(info.local_ip_info_list) > 1:
+    elif config.cache_manager and local_needed and len(info.local_ip_info_list) > 1:
         problem = f"local_ip_info_list has {len(info.local_ip_info_list)} entries"
         remedy = "give exactly one"
     if problem:
@@ -75,14 +80,21 @@ def too_many(operation: str, infos: list[LLMClusterInfo]) -> LinkStatuses:
     return status, [status] * len(infos)
 
 
-def statuses(operation: str, results: list[LinkResult]) -> LinkStatuses:
-    """Log the reasons of failures; the first of these is the overall status."""
+def statuses(
+    operation: str, results: list[LinkResult], others: Mapping[LLMStatusCode, LLMStatusCode]
+) -> LinkStatuses:
+    """Log the reasons of failures; the first of these is the overall status.
+
+    Args:
+        operation: Public name of the call.
+        results: One per cluster.
+        others: Statuses that this generation of the API has in place of others.
+    """
+    each = [others.get(result.status, result.status) for result in results]
     overall = LLMStatusCode.LLM_SUCCESS
-    for position, result in enumerate(results):
-        if result.status is not LLMStatusCode.LLM_SUCCESS:
-            logger.error(
-                "%s: clusters[%d]: %s: %s", operation, position, result.status, result.reason
-            )
+    for position, (status, result) in enumerate(zip(each, results, strict=True)):
+        if status is not LLMStatusCode.LLM_SUCCESS:
+            logger.error("%s: clusters[%d]: %s: %s", operation, position, status, result.reason)
             if overall is LLMStatusCode.LLM_SUCCESS:
-                overall = result.status
-    return overall, [result.status for result in results]
+                overall = status
+    return overall, each

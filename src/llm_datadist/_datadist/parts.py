@@ -20,7 +20,7 @@ class Parts(NamedTuple):
 
     check_not_patched: Callable[[], None]
     parse_options: Callable[[dict[str, str]], Config]
-    parse_switch_options: Callable[[Config, dict[str, str], int | None], tuple[str, int] | None]
+    parse_switch_options: Callable[[Config, dict[str, str], int | None], list[tuple[str, int]]]
     engine: type[Engine]
     domains: type[Domains]
 

@@ -35,12 +35,15 @@ from llm_datadist._engine.transfer.layerwise import Layerwise
 from llm_datadist._engine.transfer.local_copies import LocalCopies
 from llm_datadist._errors import LLMException, LLMStatusCode, fail, invalid
 from llm_datadist._links import LinkTable
-from llm_datadist._registry import CacheRegistry
+from llm_datadist._options import keys
+from llm_datadist._registry import POOL_OPTIONS, CacheRegistry
 from llm_datadist._types import Placement
 
 if TYPE_CHECKING:
     from llm_datadist._backends.select import Offer
     from llm_datadist._options.settings import Config
+
+_SHARED_POOL_OPTIONS = dict.fromkeys(Placement, keys.FLOW_GRAPH_MEM_MAX_SIZE)
 
 
 class Engine:
@@ -70,8 +73,9 @@ class Engine:
         self._pools = MemoryPools()
         self.node = _published(incarnation)
         try:
-            self._pools.add(Placement.DEVICE, "mem_pool_cfg", config.device_pool)
-            self._pools.add(Placement.HOST, "host_mem_pool_cfg", config.host_pool)
+            self._pools.add("mem_pool_cfg", config.device_pool, Placement.DEVICE)
+            self._pools.add("host_mem_pool_cfg", config.host_pool, Placement.HOST)
+            self._pools.add(keys.FLOW_GRAPH_MEM_MAX_SIZE, config.shared_pool, *Placement)
             offer = _backends(config, self.node, self._pools)
             self.backends = list(offer.backends)
             data_planes = DataPlanes(config, self.node, self.backends, offer.missing)
@@ -80,6 +84,7 @@ class Engine:
                 self.node,
                 max_registered_addrs=config.max_registered_addrs,
                 pools=self._pools.by_placement,
+                pool_options=_SHARED_POOL_OPTIONS if config.shared_pool else POOL_OPTIONS,
                 listener=MemoryRegistration(config, self.backends, self.links, self._life),
             )
             self._compose(data_planes)
@@ -126,9 +131,8 @@ class Engine:
         Raises:
             LLMException: LLM_FAILED: the listen address is in use or not of this machine.
         """
-        listen = self.config.listen
         try:
-            self.links.start(listen)
+            self.links.start(self.config.listen, *self.config.more_listen)
         except OSError as error:
             raise fail(
                 LLMStatusCode.LLM_FAILED,

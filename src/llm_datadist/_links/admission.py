@@ -22,7 +22,7 @@ _FAILED: Final = LLMStatusCode.LLM_LINK_FAILED
 
 
 def check_hello(context: LinkContext, hello: Hello, *, is_encrypted: bool) -> None:
-    """Check version, TLS, secret and cluster id, before the dialer is authenticated.
+    """Check version, generation, TLS, secret and cluster id, before the dialer is authenticated.
 
     Raises:
         SetupError: One of them does not fit.
@@ -32,6 +32,12 @@ def check_hello(context: LinkContext, hello: Hello, *, is_encrypted: bool) -> No
         problem = (
             f"the acceptor has protocol version {PROTOCOL_VERSION} and the dialer "
             f"{hello.version}; install the same llm-datadist on both sides"
+        )
+    elif (hello.first_generation is True) is not context.first_generation:
+        first, other = ("the dialer", "the acceptor")[:: -1 if context.first_generation else 1]
+        problem = (
+            f"{first} is in first-generation mode (kv_cache_manager) and {other} has the cache "
+            "manager; set llm.EnableCacheManager alike on both sides"
         )
     elif not is_encrypted and context.tls is not None:
         problem = (

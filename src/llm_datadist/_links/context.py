@@ -54,6 +54,7 @@ class LinkContext:
     """One instance's identity, options, control loop and links.
 
     Attributes:
+        first_generation: Whether the instance is in first-generation mode.
         sessions: Where incoming lanes go, by the session number that they name.
         num_arriving: Authenticated incoming connections whose links are being set up.
         is_closed: Whether the instance was finalized; readable from any thread.
@@ -79,6 +80,7 @@ class LinkContext:
         self.peer_timeout_seconds = config.peer_timeout_ms / 1000
         self.silence_ms = _silence_ms(config)
         self.auto_relink = config.auto_relink
+        self.first_generation = not config.cache_manager
         self.delegate = delegate
         self.hooks = hooks
         self.control = control

@@ -287,6 +287,7 @@ class _Dial:
             domain=request.domain,
             relinks=None if request.relink is None else request.relink.lost.terms.session,
             encrypt_lanes=True if context.tls is not None and context.tls.lanes else UNSET,
+            first_generation=True if context.first_generation else UNSET,
         )
 
     def _check_identity(self, welcome: Welcome) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
+from llm_datadist._control.backoff import Backoff
 from llm_datadist._control.sockets import plain_address, printed, resolve
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.dial_request import DialRequest
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from llm_datadist._control.deadline import Deadline
     from llm_datadist._control.sockets import Address
     from llm_datadist._links.context import LinkContext
+    from llm_datadist._links.dial_request import DialOutcome
     from llm_datadist._links.lifecycle import LinkLifecycle
     from llm_datadist._links.link import Link
     from llm_datadist._links.reconnect import Reconnector
@@ -26,7 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["LinkRequests"]
 
-_OK = LLMStatusCode.LLM_SUCCESS
+#: Between dials of a peer that does not listen yet.
+_FIRST_PAUSE: Final = 0.02
+_LONGEST_PAUSE: Final = 0.25
+_OK: Final = LLMStatusCode.LLM_SUCCESS
 
 
 @final
@@ -84,19 +89,22 @@ class LinkRequests:
         return LinkResult(failures[0].status, "; ".join(failure.reason for failure in failures))
 
     async def _link(self, info: LLMClusterInfo, deadline: Deadline) -> LinkResult:
-        """Link to one cluster at each of its addresses, which must all be of one instance."""
+        """Link to one cluster at each of its addresses, which must all be of one instance.
+
+        Each from the local address in the same place; the last one is for all that follow.
+        """
         local = info.local_ip_info_list
         link: Link | None = None
         is_new = False
-        for address in info.remote_ip_info_list:
+        for position, address in enumerate(info.remote_ip_info_list):
             request = DialRequest(
                 address=address,
                 deadline=deadline,
                 expected_cluster_id=info.remote_cluster_id,
                 expected_incarnation=None if link is None else link.incarnation,
-                source_ip=local[0][0] if local else None,
+                source_ip=local[min(position, len(local) - 1)][0] if local else None,
             )
-            outcome = await dial(self._context, self._lifecycle, request)
+            outcome = await self._dial(request)
             if not outcome.result.is_ok:
                 if is_new and link is not None:
                     await self._lifecycle.unlink(link, deadline, wait_for_peer=False)
@@ -106,6 +114,21 @@ class LinkRequests:
         if link is not None:
             await self._reconnector.cancel_replaced(link)
         return LinkResult(_OK, link=link)
+
+    async def _dial(self, request: DialRequest) -> DialOutcome:
+        """Dial a peer; in first-generation mode again and again, until one answers.
+
+        Programs of that generation link once and start both sides together.
+        """
+        backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
+        while True:
+            outcome = await dial(self._context, self._lifecycle, request)
+            if outcome.result.is_ok or outcome.answered or not self._context.first_generation:
+                return outcome
+            pause = backoff.next()
+            if request.deadline.remaining() <= pause:
+                return outcome
+            await asyncio.sleep(pause)
 
     async def _unlink(self, info: LLMClusterInfo, deadline: Deadline, *, force: bool) -> LinkResult:
         index = self._context.index

@@ -48,8 +48,8 @@ class LLMConfig:
 
     @Str(keys.LISTEN)
     def listen_ip_info(self) -> str | None:
-        """Where to accept links, `ip:port` or `[v6]:port`; port 0 chooses one. Unset: client
-        only.
+        """Where to accept links, `ip:port` or `[v6]:port`; port 0 chooses one. In
+        first-generation mode several, separated by semicolons. Unset: client only.
         """
 
     @Bool(keys.ENABLE_CACHE_MANAGER)
@@ -114,13 +114,13 @@ class LLMConfig:
 
     @Utilization(keys.MEM_UTILIZATION)
     def mem_utilization(self) -> float | None:
-        """Fraction of the memory that the first generation's pool may use, in [0, 1], else
+        """Fraction of ge.flowGraphMemMaxSize that the first generation's pool has, in [0, 1], else
         LLMException. Unset: 0.95.
         """
 
     @Str(keys.BUF_POOL)
     def buf_pool_cfg(self) -> str | None:
-        """First generation's buffer pools, JSON."""
+        """First generation's buffer pools, a JSON object; checked and ignored."""
 
     @Str(keys.CLUSTER_INFO)
     def cluster_info(self) -> str | None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from llm_datadist._options.reader import OptionReader
 
-__all__ = ["check_global_resource_config", "check_local_comm_res", "parse_pool"]
+__all__ = ["check_buf_pool", "check_global_resource_config", "check_local_comm_res", "parse_pool"]
 
 _PAGE_SHIFTS = range(10, 31)
 _DEFAULT_PAGE_SHIFT = 16
@@ -85,6 +85,17 @@ def parse_params(reader: OptionReader, key: str) -> dict[str, str]:
         else:
             raise reader.invalid(key, f"has {name} {value!r}", "give text, a number or a switch")
     return params
+
+
+def check_buf_pool(reader: OptionReader) -> None:
+    """Check that the first generation's buffer pools are a JSON object; they have no effect.
+
+    Raises:
+        LLMException: LLM_PARAM_INVALID: not a JSON object.
+    """
+    text = reader.text(keys.BUF_POOL)
+    if text is not None:
+        _parse_object(reader, keys.BUF_POOL, text)
 
 
 def check_local_comm_res(reader: OptionReader, text: str) -> None:

@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, get_args
 
-from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._options import keys
 from llm_datadist._options.json_options import (
+    check_buf_pool,
     check_global_resource_config,
     check_local_comm_res,
     parse_params,
@@ -20,7 +20,7 @@ from llm_datadist._options.json_options import (
 )
 from llm_datadist._options.private_files import check_private
 from llm_datadist._options.reader import OptionReader
-from llm_datadist._options.settings import Backend, Checksum, Config, Device, NixlEngine
+from llm_datadist._options.settings import Backend, Checksum, Config, Device, NixlEngine, Pool
 from llm_datadist._options.tls_files import parse_tls
 from llm_datadist._options.unknown_keys import log_unknown_keys
 from llm_datadist._types.checks import INT32_MAX, INT64_MAX, UINT32_MAX, UINT64_MAX
@@ -33,6 +33,7 @@ __all__ = ["parse_options", "parse_switch_options"]
 _T = TypeVar("_T")
 
 _HOUR_MS = 3_600_000
+_SHARED_PAGE_SHIFT = 9  # so that a pool holds exactly the caches that it was computed for
 _DEVICE = re.compile("[0-9]{1,10}")
 
 
@@ -45,12 +46,11 @@ def parse_options(options: dict[str, str], environ: Mapping[str, str] | None = N
 
     Raises:
         TypeError: options is not a dict, or a known option is not a str.
-        LLMException: LLM_PARAM_INVALID: an option is malformed or conflicts with another;
-            LLM_FEATURE_NOT_ENABLED: the options ask for the first generation.
-    Source: api.md 3, 4.2.
+        LLMException: LLM_PARAM_INVALID: an option is malformed or conflicts with another.
+    Source: api.md 3, 4.2, 8.
     """
     reader = OptionReader(options, os.environ if environ is None else environ, "init")
-    flow_graph_size = reader.number(keys.FLOW_GRAPH_MEM_MAX_SIZE, 0, UINT64_MAX)
+    shared_pool = _shared_pool(reader)
     local_comm_res = reader.text(keys.LOCAL_COMM_RES)
     if local_comm_res is not None:
         check_local_comm_res(reader, local_comm_res)
@@ -59,15 +59,23 @@ def parse_options(options: dict[str, str], environ: Mapping[str, str] | None = N
     if backend == "hixl":
         _check_hixl(reader, cache_manager=cache_manager)
     heartbeat_ms, peer_timeout_ms = _heartbeat(reader)
+    device_pool = parse_pool(reader, keys.MEM_POOL)
+    host_pool = parse_pool(reader, keys.HOST_MEM_POOL)
+    if cache_manager:
+        first = reader.listen(keys.LISTEN)
+        listens = [] if first is None else [first]
+    else:
+        check_buf_pool(reader)
+        listens = reader.listen_list(keys.LISTEN)
     log_unknown_keys("init", options)
-    config = Config(
+    return Config(
         device_ids=_device_ids(reader),
         sync_timeout_ms=_either(reader.number(keys.SYNC_KV_TIMEOUT, 1, UINT32_MAX), 1000),
-        listen=reader.listen(keys.LISTEN, several=not cache_manager),
+        listen=listens[0] if listens else None,
         cache_manager=cache_manager,
         remote_accessible=_on_with_local_comm_res(reader, keys.ENABLE_REMOTE_CACHE_ACCESSIBLE),
-        device_pool=parse_pool(reader, keys.MEM_POOL),
-        host_pool=parse_pool(reader, keys.HOST_MEM_POOL),
+        device_pool=device_pool if cache_manager else None,
+        host_pool=host_pool if cache_manager else None,
         local_comm_res=local_comm_res,
         link_total_time_s=_link_total_time(reader),
         link_retry_count=_either(reader.number(keys.LINK_RETRY_COUNT, 1, 100), 1),
@@ -104,24 +112,17 @@ def parse_options(options: dict[str, str], environ: Mapping[str, str] | None = N
         nixl_backend=_choice(reader, keys.NIXL_BACKEND, get_args(NixlEngine), "UCX"),
         nixl_params=parse_params(reader, keys.NIXL_PARAMS),
         strict_backend=reader.switch(keys.STRICT_BACKEND) or False,
-        flow_graph_mem_max_size=flow_graph_size,
-        mem_utilization=_mem_utilization(reader),
+        shared_pool=None if cache_manager else shared_pool,
+        more_listen=tuple(listens[1:]),
     )
-    if not config.cache_manager:
-        raise fail(
-            LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
-            "init",
-            f"neither option {keys.ENABLE_CACHE_MANAGER} nor {keys.LOCAL_COMM_RES} is set, and the "
-            "first generation's kv_cache_manager is not available",
-            f'set {keys.ENABLE_CACHE_MANAGER} to "1" (LLMConfig.enable_cache_manager = True)',
-        )
-    return config
 
 
 def parse_switch_options(
     config: Config, options: dict[str, str], bound_port: int | None = None
-) -> tuple[str, int] | None:
-    """Return the listen address in the options of `LLMDataDist.switch_role`, or None.
+) -> list[tuple[str, int]]:
+    """Return the listen addresses in the options of `LLMDataDist.switch_role`, at most one.
+
+    In the first generation there may be several.
 
     Args:
         config: Of the instance.
@@ -135,6 +136,8 @@ def parse_switch_options(
     Source: api.md 4.7.
     """
     reader = OptionReader(options, {}, "switch_role")
+    if not config.cache_manager:
+        return reader.listen_list(keys.LISTEN)
     listen = reader.listen(keys.LISTEN)
     if listen is not None and config.is_hixl and config.listen is not None:
         given, kept = listen[1], config.listen[1] or bound_port or 0
@@ -144,8 +147,8 @@ def parse_switch_options(
                 f'has port {given}, and option {keys.TRANSFER_BACKEND} is "hixl"',
                 f"keep the port of init, {kept}",
             )
-        return listen[0], kept
-    return listen
+        return [(listen[0], kept)]
+    return [] if listen is None else [listen]
 
 
 def _either(*values: _T | None) -> _T:
@@ -217,6 +220,17 @@ def _heartbeat(reader: OptionReader) -> tuple[int, int]:
             "give a peer at least two heartbeats of time",
         )
     return heartbeat, timeout
+
+
+def _shared_pool(reader: OptionReader) -> Pool:
+    """Return the first generation's pool; half of the machine's memory without a size."""
+    size = reader.number(keys.FLOW_GRAPH_MEM_MAX_SIZE, 0, UINT64_MAX)
+    utilization = _mem_utilization(reader)
+    if size is None:
+        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    else:
+        size = int(size * utilization)
+    return Pool(size, _SHARED_PAGE_SHIFT)
 
 
 def _mem_utilization(reader: OptionReader) -> float:

@@ -92,19 +92,15 @@ class OptionReader:
             raise self.invalid(key, f"is {text!r}", 'give "1" or "0"')
         return text == "1"
 
-    def listen(self, key: str, *, several: bool = False) -> tuple[str, int] | None:
-        """Return a listen address, None when absent.
-
-        Args:
-            key: The option.
-            several: Whether further addresses may follow after semicolons; they are ignored.
-        """
+    def listen(self, key: str) -> tuple[str, int] | None:
+        """Return a listen address, None when absent."""
         text = self.text(key)
-        if text is None:
-            return None
-        parts = text.split(";") if several else [text]
-        first, *_ = [self._address(key, text, part) for part in parts]
-        return first
+        return None if text is None else self._address(key, text, text)
+
+    def listen_list(self, key: str) -> list[tuple[str, int]]:
+        """Return the listen addresses between semicolons, none when absent."""
+        text = self.text(key)
+        return [] if text is None else [self._address(key, text, each) for each in text.split(";")]
 
     def _address(self, key: str, text: str, part: str) -> tuple[str, int]:
         match = _ADDRESS.fullmatch(part)

@@ -8,9 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias, final
 
+from llm_datadist._errors import FIRST_GENERATION_STATUSES
+
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Mapping
+
+    from llm_datadist._errors import LLMStatusCode
 
 __all__ = ["Backend", "Checksum", "Config", "Device", "NixlEngine", "Pool", "Tls"]
 
@@ -87,8 +91,8 @@ class Config:
         nixl_backend: Engine that NIXL uses.
         nixl_params: Parameters of that engine.
         strict_backend: Whether a link fails that cannot use the accelerated path of both hosts.
-        flow_graph_mem_max_size: Bytes of the first generation's pool.
-        mem_utilization: Fraction of it that may be used.
+        shared_pool: The first generation's pool, for both placements.
+        more_listen: Further addresses of a first-generation instance to accept links at.
     """
 
     device_ids: tuple[int, ...] = (0,)
@@ -122,10 +126,15 @@ class Config:
     nixl_backend: NixlEngine = "UCX"
     nixl_params: Mapping[str, str] = field(default_factory=dict)
     strict_backend: bool = False
-    flow_graph_mem_max_size: int | None = None
-    mem_utilization: float = 0.95
+    shared_pool: Pool | None = None
+    more_listen: tuple[tuple[str, int], ...] = ()
 
     @property
     def local_comm_res_given(self) -> bool:
         """Whether local_comm_res was set, including to ""."""
         return self.local_comm_res is not None
+
+    @property
+    def statuses(self) -> Mapping[LLMStatusCode, LLMStatusCode]:
+        """Statuses that this generation of the API has in place of others."""
+        return {} if self.cache_manager else FIRST_GENERATION_STATUSES

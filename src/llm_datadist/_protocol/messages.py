@@ -113,6 +113,7 @@ class Hello(Message, frozen=True, kw_only=True):
         domain: Set when the link is for a domain.
         relinks: Lane session of the lost link that is being re-established; unset for calls.
         encrypt_lanes: Set inside TLS when it wants the lanes inside TLS as well.
+        first_generation: Set when it is in first-generation mode.
     """
 
     version: Uint64
@@ -126,6 +127,7 @@ class Hello(Message, frozen=True, kw_only=True):
     domain: DomainHello | None = None
     relinks: Session | None = None
     encrypt_lanes: bool | UnsetType = UNSET
+    first_generation: bool | UnsetType = UNSET
 
 
 class Welcome(Message, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ directory); `reader` reads a peer's directory. `records` is the format that both
 
 from __future__ import annotations
 
-from llm_datadist._registry.caches import CacheRegistry
+from llm_datadist._registry.caches import POOL_OPTIONS, CacheRegistry
 from llm_datadist._registry.endings import consumed
 from llm_datadist._registry.interfaces import MemoryListener, Node
 from llm_datadist._registry.local_cache import LocalCache
@@ -15,6 +15,7 @@ from llm_datadist._registry.reader import DirectoryReader, DirectorySource, Remo
 from llm_datadist._registry.records import CorruptDirectory
 
 __all__ = [
+    "POOL_OPTIONS",
     "CacheRegistry",
     "CorruptDirectory",
     "DirectoryReader",

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from llm_datadist._types import BlocksCacheKey, Cache, CacheDesc, CacheKeyByIdAndIndex
     from llm_datadist._types.refs import Ref
 
-_POOL_OPTIONS = {
+POOL_OPTIONS = {
     Placement.DEVICE: "mem_pool_cfg (llm.MemPoolConfig)",
     Placement.HOST: "host_mem_pool_cfg (llm.HostMemPoolConfig)",
 }
@@ -48,6 +48,7 @@ class CacheRegistry:
         node: The instance's native node.
         max_registered_addrs: Limit of the sum of addresses over all registered caches.
         pools: The pools there are, by placement.
+        pool_options: Names of their options, for errors.
         listener: Registers all memory before it is published, deregisters it after it is final.
         log_capacity: Bytes that the node's directory log can hold.
 
@@ -64,11 +65,13 @@ class CacheRegistry:
         *,
         max_registered_addrs: int = 240,
         pools: Mapping[Placement, Pool] | None = None,
+        pool_options: Mapping[Placement, str] = POOL_OPTIONS,
         listener: MemoryListener | None = None,
         log_capacity: int = 64 << 20,
     ) -> None:
         self._node = node
         self._pools = dict(pools or {})
+        self._pool_options = pool_options
         self._listener = listener
         self._lock = threading.Lock()
         self._tables = Tables(
@@ -358,7 +361,7 @@ class CacheRegistry:
                 LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
                 wanted.operation,
                 f"there is no pool of {desc.placement} memory",
-                f"set {_POOL_OPTIONS[desc.placement]} before init",
+                f"set {self._pool_options[desc.placement]} before init",
             )
         try:
             try:
@@ -371,7 +374,7 @@ class CacheRegistry:
                 LLMStatusCode.LLM_OUT_OF_MEMORY,
                 wanted.operation,
                 f"the pool of {desc.placement} memory is full: {error}",
-                f"free caches or enlarge {_POOL_OPTIONS[desc.placement]}",
+                f"free caches or enlarge {self._pool_options[desc.placement]}",
             ) from None
         try:
             return self._publish(wanted._replace(addrs=addrs))

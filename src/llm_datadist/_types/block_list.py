@@ -1,11 +1,11 @@
-"""Type of the block lists that calls accept."""
+"""Type of the block lists that calls accept, and names of such arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
-__all__ = ["BlockList", "IndexArray", "is_array"]
+__all__ = ["PULL_NAMES", "BlockList", "IndexArray", "PullNames", "is_array"]
 
 
 class IndexArray(Protocol):
@@ -25,3 +25,15 @@ BlockList: TypeAlias = Sequence[int] | IndexArray
 def is_array(value: object) -> bool:
     """Return whether a value is a range or an array, which may list blocks as a list does."""
     return isinstance(value, range) or hasattr(type(value), "__dlpack__")
+
+
+class PullNames(NamedTuple):
+    """Names that the arguments of a call of pull_blocks have, for errors."""
+
+    cache: str
+    src_blocks: str
+    dst_blocks: str
+
+
+#: Those of CacheManager.pull_blocks.
+PULL_NAMES: Final = PullNames("dst_cache", "src_blocks", "dst_blocks")

@@ -88,7 +88,10 @@ BAD = [
         id="host pool",
     ),
     pytest.param(
-        {"enable_cache_manager": False}, S.LLM_FEATURE_NOT_ENABLED, "EnableCacheManager", id="mode"
+        {"enable_cache_manager": False, "listen": None},
+        S.LLM_PARAM_INVALID,
+        "listenIpInfo",
+        id="first generation",
     ),
 ]
 
@@ -263,7 +266,7 @@ def test_the_constructor_checks_its_arguments(arguments, error):
     assert not isinstance(caught.value, LLMException)
 
 
-def test_the_first_generation_is_not_to_be_had(pair, failure):
+def test_the_first_generations_manager_is_not_to_be_had(pair, failure):
     """api.md checklist 11."""
     error = failure(lambda: pair[0].kv_cache_manager)
     assert error.status_code is S.LLM_FEATURE_NOT_ENABLED

@@ -13,6 +13,7 @@ from llm_datadist import (
     CacheTask,
     DataType,
     KvCache,
+    KvCacheManager,
     LayerSynchronizer,
     LLMClusterInfo,
     LLMConfig,
@@ -26,6 +27,8 @@ from llm_datadist import (
     Placement,
     RegisterMemStatus,
     Status,
+    Tensor,
+    TensorDesc,
     TransferConfig,
     TransferWithCacheKeyConfig,
 )
@@ -105,9 +108,14 @@ SHOWN = {
         ],
     ),
     LayerSynchronizer: (Ready(), ["Ready"]),
+    TensorDesc: (
+        TensorDesc(DataType.DT_FLOAT, (2, 3)),
+        ["TensorDesc(dtype=DataType.DT_FLOAT, shape=[2, 3])"],
+    ),
+    Tensor: (Tensor([[1, 2]]), ["Tensor(tensor_desc=TensorDesc(", "DT_INT64", "[1, 2]"]),
 }
 #: Made by an instance only; tested below.
-OF_AN_INSTANCE = {LLMDataDist, CacheManager, CacheTask}
+OF_AN_INSTANCE = {LLMDataDist, CacheManager, KvCacheManager, CacheTask}
 
 
 def test_every_public_class_is_here():
@@ -144,6 +152,10 @@ def test_an_instance_shows_what_it_is(options):
         assert str(one) == f"LLMDataDist(role=Prompt, cluster_id={2**64 - 1}, initialized)"
         assert repr(one.cache_manager) == f"CacheManager(cluster_id={2**64 - 1})"
     assert "not initialized" in str(one)
+    with one:
+        one.init(options(enable_cache_manager=False))
+        shown = f"KvCacheManager(cluster_id={2**64 - 1}, role=Prompt)"
+        assert repr(one.kv_cache_manager) == shown
 
 
 def test_what_an_instance_makes(pair, blocks):

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from msgspec import UNSET
 
 from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.admission import check_domain, check_hello, check_relink
@@ -32,6 +33,18 @@ def test_a_hello_that_does_not_fit_is_refused_with_a_remedy(context, named, text
     check_hello(context, hello(expected_cluster_id=1), is_encrypted=False)
     with pytest.raises(SetupError, match=text) as caught:
         check_hello(context, hello(**named), is_encrypted=False)
+    assert caught.value.status is S.LLM_LINK_FAILED
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_other_generation_is_refused_with_a_sentence(context, first):
+    """api.md checklist 62."""
+    context.first_generation = first
+    same, other = (True, False) if first else (UNSET, True)
+    check_hello(context, hello(first_generation=same), is_encrypted=False)
+    who = "the acceptor is in .* and the dialer has" if first else "the dialer is in .* and the acc"
+    with pytest.raises(SetupError, match=f"{who}.*EnableCacheManager") as caught:
+        check_hello(context, hello(first_generation=other), is_encrypted=False)
     assert caught.value.status is S.LLM_LINK_FAILED
 
 

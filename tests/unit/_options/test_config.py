@@ -335,4 +335,3 @@ def test_what_a_config_generates_parses():
     assert (parsed.heartbeat_ms, parsed.peer_timeout_ms) == (70, 200)
     assert parsed.auto_relink is True
     assert parsed.checksum == "crc32c"
-    assert parsed.mem_utilization == 1e-5

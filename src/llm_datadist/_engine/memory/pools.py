@@ -29,8 +29,8 @@ class MemoryPools:
         self.memories: list[PoolMemory] = []
         self.by_placement: dict[Placement, Pool] = {}
 
-    def add(self, placement: Placement, option: str, config: PoolConfig | None) -> None:
-        """Allocate the pool of an option; None for no pool.
+    def add(self, option: str, config: PoolConfig | None, *placements: Placement) -> None:
+        """Allocate the pool of an option, for some placements; None for no pool.
 
         Raises:
             LLMException: LLM_OUT_OF_MEMORY.
@@ -38,16 +38,17 @@ class MemoryPools:
         if config is None:
             return
         try:
-            memory = PoolMemory(config.memory_size, f"llm_datadist-{option}")
+            memory = PoolMemory(max(config.memory_size, 1), f"llm_datadist-{option}")
         except MemoryError as error:
             raise fail(
                 LLMStatusCode.LLM_OUT_OF_MEMORY,
                 "init",
                 f"{option} cannot be had: {error}",
-                _remedy(error),
+                _remedy(error, option),
             ) from error
         self.memories.append(memory)
-        self.by_placement[placement] = Pool(memory.address, config.memory_size, config.page_shift)
+        pool = Pool(memory.address, config.memory_size, config.page_shift)
+        self.by_placement.update(dict.fromkeys(placements, pool))
 
     def close(self) -> None:
         """Release the memory; no transfer may use it any more."""
@@ -55,7 +56,7 @@ class MemoryPools:
             memory.close()
 
 
-def _remedy(error: MemoryError) -> str:
-    smaller = "ask for a smaller memory_size"
+def _remedy(error: MemoryError, option: str) -> str:
+    smaller = f"ask for less memory in {option}"
     cause = error.__cause__
     return f"{smaller}, or {memory_remedy(cause)}" if isinstance(cause, OSError) else smaller

@@ -113,14 +113,25 @@ def check_size(operation: str, size: int) -> None:
         raise invalid(operation, f"size is {size}", "give the bytes per tensor, or -1 for the slot")
 
 
-def slot_size(operation: str, size: int, local: Layout, remote: Layout) -> int:
-    """Return the bytes to move per tensor; -1 is the local slot. Both sides must hold them."""
-    num_bytes = local.unit_bytes if size == -1 else size
-    for side, layout in (("local", local), ("peer's", remote)):
-        if num_bytes > layout.unit_bytes:
+def slot_size(
+    operation: str,
+    size: int,
+    local: Layout,
+    remote: Layout,
+    local_offset: int = 0,
+    remote_offset: int = 0,
+) -> int:
+    """Return the bytes to move per tensor; -1 is the rest of the local slot.
+
+    Both sides must hold them, behind their offsets.
+    """
+    num_bytes = max(local.unit_bytes - local_offset, 1) if size == -1 else size
+    for side, layout, offset in (("local", local, local_offset), ("peer's", remote, remote_offset)):
+        if offset + num_bytes > layout.unit_bytes:
+            behind = f" behind offset {offset}" if offset else ""
             raise invalid(
                 operation,
-                f"size is {num_bytes}, the {side} slot has {layout.unit_bytes} bytes",
+                f"size is {num_bytes}{behind}, the {side} slot has {layout.unit_bytes} bytes",
                 "give at most the bytes of the smaller slot",
             )
     return num_bytes
@@ -131,25 +142,31 @@ def layer_tensors(operation: str, layers: Layers, src: Layout, dst: Layout) -> t
     return tensor_ranges(operation, *layers, src.num_tensors, dst.num_tensors)
 
 
-def check_pieces(operation: str, source: Layout, local: Layout, count: int) -> None:
-    """Refuse more blocks than a slot of the source has pieces."""
+def check_pieces(operation: str, source: Layout, local: Layout, count: int, name: str) -> None:
+    """Refuse more blocks, given as the argument `name`, than a slot of the source has pieces."""
     pieces = slot_pieces(source, local.unit_bytes)
     if count > pieces:
         raise invalid(
             operation,
-            f"dst_blocks has {count} entries, the peer's slot of {source.unit_bytes} bytes holds "
+            f"{name} has {count} entries, the peer's slot of {source.unit_bytes} bytes holds "
             f"{pieces} pieces of {local.unit_bytes} bytes",
             "give at most that many blocks",
         )
 
 
-def check_equal(operation: str, src: Blocks, dst: Blocks) -> None:
+def check_equal(
+    operation: str,
+    src: Blocks,
+    dst: Blocks,
+    src_name: str = "src_blocks",
+    dst_name: str = "dst_blocks",
+) -> None:
     """Refuse block lists of unequal length."""
     src_count, dst_count = len(src), len(dst)
     if src_count != dst_count:
         raise invalid(
             operation,
-            f"src_blocks has {src_count} entries, dst_blocks {dst_count}",
+            f"{src_name} has {src_count} entries, {dst_name} {dst_count}",
             "give lists of equal length",
         )
 

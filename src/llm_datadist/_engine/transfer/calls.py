@@ -18,9 +18,10 @@ from llm_datadist._engine.transfer.cache_checks import (
     remote_slots,
     slot_size,
 )
-from llm_datadist._errors import invalid
+from llm_datadist._errors import LLMException, invalid, restate
 from llm_datadist._plan import blocks_array, plan_blocks, plan_slot_to_blocks, plan_slots
 from llm_datadist._types import BlocksCacheKey
+from llm_datadist._types.block_list import PULL_NAMES
 
 if TYPE_CHECKING:
     from llm_datadist._engine.instance import Instance
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from llm_datadist._plan import Layers, Plan
     from llm_datadist._registry import LocalCache, Resolved
     from llm_datadist._types import AnyKey, BlockList, Cache, CacheKeyByIdAndIndex
+    from llm_datadist._types.block_list import PullNames
 
 __all__ = ["Transfers"]
 
@@ -41,21 +43,41 @@ class Transfers:
     def __init__(self, instance: Instance, fault_marks: FaultMarks, checksums: Checksums) -> None:
         self._registry = instance.registry
         self._timeout_ns = instance.config.sync_timeout_ms * 1_000_000
+        self._statuses = instance.config.statuses
         self._attempts = Attempts(instance, fault_marks, checksums)
 
     def pull_slot(
-        self, operation: str, key: AnyKey, cache: Cache, slot: int, size: int, layers: Layers
+        self,
+        operation: str,
+        key: AnyKey,
+        cache: Cache,
+        slot: int,
+        size: int,
+        layers: Layers,
+        *,
+        src_offset: int = 0,
+        dst_offset: int = 0,
     ) -> None:
-        """See CacheManager.pull_cache."""
+        """See CacheManager.pull_cache, and KvCacheManager.pull_cache for the offsets."""
         local = self._registry.find(operation, cache)
         check_size(operation, size)
         layout = local_slots(operation, local, slot, "batch_index")
 
         def plan(found: Resolved) -> Plan:
             remote_layout = remote_slots(operation, found, key)
-            num_bytes = slot_size(operation, size, layout, remote_layout)
+            num_bytes = slot_size(operation, size, layout, remote_layout, dst_offset, src_offset)
             src, dst = layer_tensors(operation, layers, remote_layout, layout)
-            return plan_slots(layout, slot, dst, remote_layout, found.slot, src, num_bytes)
+            return plan_slots(
+                layout,
+                slot,
+                dst,
+                remote_layout,
+                found.slot,
+                src,
+                num_bytes,
+                local_offset_bytes=dst_offset,
+                remote_offset_bytes=src_offset,
+            )
 
         self._run(operation, key, local, plan, write=False, layers=layers)
 
@@ -67,19 +89,22 @@ class Transfers:
         src_blocks: BlockList,
         dst_blocks: BlockList,
         layers: Layers,
+        names: PullNames = PULL_NAMES,
     ) -> None:
         """See CacheManager.pull_blocks."""
         local = self._registry.find(operation, cache)
-        layout = local_blocks(operation, local, "dst_cache")
-        local_ids = blocks_array(operation, "dst_blocks", dst_blocks, layout.num_units, unique=True)
-        remote_ids = blocks_array(operation, "src_blocks", src_blocks, None)
+        layout = local_blocks(operation, local, names.cache)
+        local_ids = blocks_array(
+            operation, names.dst_blocks, dst_blocks, layout.num_units, unique=True
+        )
+        remote_ids = blocks_array(operation, names.src_blocks, src_blocks, None)
 
         if isinstance(key, BlocksCacheKey):
-            check_equal(operation, remote_ids, local_ids)
+            check_equal(operation, remote_ids, local_ids, names.src_blocks, names.dst_blocks)
 
             def plan(found: Resolved) -> Plan:
                 remote_layout = remote_blocks(
-                    operation, found, key, layout, remote_ids, "src_blocks"
+                    operation, found, key, layout, remote_ids, names.src_blocks
                 )
                 src, dst = layer_tensors(operation, layers, remote_layout, layout)
                 return plan_blocks(layout, local_ids, dst, remote_layout, remote_ids, src)
@@ -88,14 +113,14 @@ class Transfers:
             if len(remote_ids):
                 raise invalid(
                     operation,
-                    f"src_blocks has {len(remote_ids)} entries with a {type(key).__name__}",
-                    "leave src_blocks empty: the slot is cut into consecutive pieces",
+                    f"{names.src_blocks} has {len(remote_ids)} entries with a {type(key).__name__}",
+                    f"leave {names.src_blocks} empty: the slot is cut into consecutive pieces",
                 )
 
             def plan(found: Resolved) -> Plan:
                 remote_layout = remote_slots(operation, found, key)
                 src, dst = layer_tensors(operation, layers, remote_layout, layout)
-                check_pieces(operation, remote_layout, layout, len(local_ids))
+                check_pieces(operation, remote_layout, layout, len(local_ids), names.dst_blocks)
                 return plan_slot_to_blocks(remote_layout, found.slot, src, layout, local_ids, dst)
 
         self._run(operation, key, local, plan, write=False, layers=layers)
@@ -156,7 +181,11 @@ class Transfers:
         deadline_ns = time.monotonic_ns() + self._timeout_ns
         key = BlocksCacheKey(cluster_id)
         request = Request(operation, key, local, lambda _: plan, deadline_ns, write=True)
-        self._attempts.push_raw(request, plan)
+        try:
+            self._attempts.push_raw(request, plan)
+        except LLMException as error:
+            restate(error, self._statuses)
+            raise
 
     def _run(
         self,
@@ -169,4 +198,8 @@ class Transfers:
         layers: Layers | None = None,
     ) -> None:
         deadline_ns = time.monotonic_ns() + self._timeout_ns
-        self._attempts.run(Request(operation, key, local, plan, deadline_ns, write, layers))
+        try:
+            self._attempts.run(Request(operation, key, local, plan, deadline_ns, write, layers))
+        except LLMException as error:
+            restate(error, self._statuses)
+            raise

@@ -135,8 +135,8 @@ MUTATIONS = (
         "size-beyond-the-peers-slot",
         "a size must fit the slots of both sides",
         f"{_ENGINE}/transfer/cache_checks.py",
-        'for side, layout in (("local", local), ("peer\'s", remote)):',
-        'for side, layout in (("local", local),):',
+        '("local", local, local_offset), ("peer\'s", remote, remote_offset)):',
+        '("local", local, local_offset),):',
         tests=f"{_TESTS}/transfer/test_calls.py",
     ),
     Mutation(
@@ -191,8 +191,8 @@ MUTATIONS = (
         "repeated-destination",
         "a pull names each destination block once",
         f"{_ENGINE}/transfer/calls.py",
-        '"dst_blocks", dst_blocks, layout.num_units, unique=True)\n        remote_ids',
-        '"dst_blocks", dst_blocks, layout.num_units)\n        remote_ids',
+        "names.dst_blocks, dst_blocks, layout.num_units, unique=True",
+        "names.dst_blocks, dst_blocks, layout.num_units",
         tests=f"{_TESTS}/transfer/test_calls.py",
     ),
     Mutation(
