@@ -189,13 +189,19 @@ nixl-check: $(VENV)/.installed $(VENV)/.test
 
 # ---- long forms of tests that `make test` runs in short ------------------------------------------
 
-.PHONY: faults-long kill-freeze chaos mutants hostile
+.PHONY: faults-long kill-freeze domains-long chaos mutants hostile
 faults-long: $(VENV)/.installed $(VENV)/.test
 	LDD_LONG=1 LDD_MOMENTS=10 $(BIN)/python -m pytest tests/faults tests/netns -o faulthandler_timeout=0 $(ARGS)
 
 # 200 peers killed or frozen in each of 25 ways (an hour); LDD_SEED=2 selects other moments.
 kill-freeze: $(VENV)/.installed $(VENV)/.test
 	LDD_LONG=1 $(BIN)/python -m pytest tests/faults/test_kill_freeze.py -o faulthandler_timeout=0 $(ARGS)
+
+# 50 rounds of 40 domains between 8 processes under 40 busy ones, and 200 members killed and restarted;
+# LDD_ROUNDS=5 does fewer, LDD_SEED=2 makes other domains and moments.
+domains-long: $(VENV)/.installed $(VENV)/.test
+	LDD_LONG=1 $(BIN)/python -m pytest -s tests/integration/domains/test_busy.py \
+	  tests/integration/domains/test_kills.py -o faulthandler_timeout=0 $(ARGS)
 
 # A random hostile peer, in both roles and all postures, for MINUTES in all; LDD_SEED=2 selects other
 # actions. Fails if it reads or writes a byte that it may not access.
