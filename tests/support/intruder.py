@@ -47,9 +47,10 @@ from support.framing import FramedSocket
 class Intruder:
     """The dialing end of one link."""
 
-    def __init__(self, address, secret=None, cluster_id=66):
+    def __init__(self, address, secret=None, cluster_id=66, incarnation=None):
         self._address = address
         self.cluster_id = cluster_id
+        self.incarnation = cluster_id if incarnation is None else incarnation
         self.sock = socket.create_connection(address, timeout=5)
         self.sock.sendall(encode_preamble(Kind.CONTROL))
         self.shake = Handshake(Side.DIALER, secret)
@@ -96,15 +97,15 @@ class Intruder:
             data += part
         return data
 
-    def accepted(self, endpoint=None, num_lanes=1):
-        """Continue the handshake up to the Accept."""
+    def greet(self, endpoint=None, num_lanes=1):
+        """Continue the handshake up to the Confirm; return the answer."""
         if endpoint is None:
             endpoint = msgspec.msgpack.encode(Endpoint((1, 1), {"tcp": b""}))
         self.say(
             Hello(
                 version=PROTOCOL_VERSION,
                 cluster_id=self.cluster_id,
-                incarnation=self.cluster_id,
+                incarnation=self.incarnation,
                 nonce=fresh_nonce(),
                 has_secret=self.has_secret,
                 num_lanes=num_lanes,
@@ -112,7 +113,11 @@ class Intruder:
         )
         assert isinstance(self.hear(), Welcome)
         self.say(self.shake.prove(Confirm(endpoint=endpoint)))
-        self.accept = self.hear()
+        return self.hear()
+
+    def accepted(self, endpoint=None, num_lanes=1):
+        """Continue the handshake up to the Accept."""
+        self.accept = self.greet(endpoint, num_lanes)
         assert isinstance(self.accept, Accept), self.accept
         self.lane_key = self.shake.lane_key()
         self.tags = ControlTags(self.shake.control_keys())

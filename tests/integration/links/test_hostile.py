@@ -6,41 +6,32 @@ import contextlib
 import resource
 import secrets
 import socket
-import threading
-import time
 
 import pytest
 
 from llm_datadist import LLMStatusCode
 from llm_datadist._control import listener
-from llm_datadist._links import acceptor, state
+from llm_datadist._links import state
 from llm_datadist._protocol.codec import (
     MAX_GREETING_BYTES,
     Kind,
-    decode_frame,
     encode_frame,
     encode_preamble,
 )
-from llm_datadist._protocol.control_tags import TAG_BYTES, ControlTags
-from llm_datadist._protocol.handshake import Handshake, Side, fresh_nonce
+from llm_datadist._protocol.handshake import Side, fresh_nonce
 from llm_datadist._protocol.lane_auth import (
-    LANE_ANSWER_BYTES,
-    LANE_PROOF_BYTES,
     LaneHello,
-    check_answer,
     fresh_lane_nonce,
-    prove_lane,
 )
 from llm_datadist._protocol.messages import (
     PROTOCOL_VERSION,
-    Accept,
     Complete,
     Confirm,
     Hello,
     Ping,
     Reject,
-    Welcome,
 )
+from support.intruder import Intruder, is_closed
 
 pytestmark = pytest.mark.expects_log("connection from .* closed")
 CONTROL, LANE = encode_preamble(Kind.CONTROL), encode_preamble(Kind.LANE)
@@ -67,15 +58,6 @@ def hello_frame(**fields):
         "nonce": fresh_nonce(),
     }
     return encode_frame(Hello(**given | fields))
-
-
-def is_closed(sock):
-    """Wait until the peer has closed; what it says before is dropped."""
-    sock.settimeout(5)
-    with contextlib.suppress(ConnectionError):
-        while sock.recv(4096):
-            pass
-    return True
 
 
 @pytest.mark.parametrize(
@@ -129,13 +111,6 @@ def test_slow_connections_are_closed_by_the_deadline(linked, monkeypatch):
         assert all(map(is_closed, socks))
 
 
-def test_of_too_many_unproven_connections_the_oldest_goes(linked, monkeypatch):
-    monkeypatch.setattr(listener, "MAX_UNAUTHENTICATED", 4)
-    with contextlib.ExitStack() as stack:
-        socks = [stack.enter_context(socket.create_connection(linked.address)) for _ in range(9)]
-        assert all(map(is_closed, socks[:5]))
-
-
 def test_strangers_hold_a_share_of_the_descriptors(linked, monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda which: (32, 32))
     with contextlib.ExitStack() as stack:
@@ -143,141 +118,38 @@ def test_strangers_hold_a_share_of_the_descriptors(linked, monkeypatch):
         assert all(map(is_closed, socks[:5]))
 
 
-class Intruder:
-    """Speaks the dialer's part by hand."""
-
-    def __init__(self, address):
-        self.address = address
-        self.sock = socket.create_connection(address)
-        self.sock.settimeout(5)
-        self.sock.sendall(CONTROL)
-        self.shake = Handshake(Side.DIALER, None)
-        self.data = b""
-        self.tags = None
-
-    def say(self, message):
-        self.shake.sent(message)
-        frame = encode_frame(message)
-        self.sock.sendall(frame if self.tags is None else self.tags.tagged(frame))
-
-    def hear(self):
-        while True:
-            with contextlib.suppress(Exception):
-                message, rest = decode_frame(self.data)
-                self.data = rest if self.tags is None else rest[TAG_BYTES:]
-                self.shake.received(message)
-                return message
-            part = self.sock.recv(4096)
-            assert part
-            self.data += part
-
-    def accepted(self, incarnation=66, cluster_id=66, num_lanes=1):
-        """Go as far as Accept."""
-        who = {"cluster_id": cluster_id, "incarnation": incarnation}
-        self.say(Hello(version=PROTOCOL_VERSION, nonce=fresh_nonce(), num_lanes=num_lanes, **who))
-        assert isinstance(self.hear(), Welcome)
-        self.say(Confirm(endpoint=b""))
-        answer = self.hear()
-        assert isinstance(answer, Accept)
-        self.tags = ControlTags(self.shake.control_keys())
-        return answer
-
-    def lane(self, key, hello, *, prove=True):
-        """Open one lane; return its socket."""
-        sock = socket.create_connection(self.address)
-        sock.settimeout(5)
-        sock.sendall(LANE + hello.pack())
-        answer = sock.recv(LANE_ANSWER_BYTES, socket.MSG_WAITALL)
-        check_answer(self.shake.lane_key(), hello, answer)
-        sock.sendall(
-            prove_lane(key, hello, answer, time.monotonic_ns())
-            if prove
-            else bytes(LANE_PROOF_BYTES)
-        )
-        return sock
-
-
 @pytest.fixture
 def intruder(linked):
-    one = Intruder(linked.address)
-    yield one
-    one.sock.close()
+    with Intruder(linked.address) as one:
+        yield one
 
 
 def test_a_lane_without_the_key_is_closed(linked, intruder):
-    accept = intruder.accepted()
-    hello = LaneHello(accept.session, Side.ACCEPTOR, 0, fresh_lane_nonce())
-    with intruder.lane(bytes(32), hello) as sock:
-        assert is_closed(sock)
-
-
-def test_a_place_among_the_lanes_is_taken_once(linked, intruder):
-    accept = intruder.accepted()
-    hello = LaneHello(accept.session, Side.ACCEPTOR, 0, fresh_lane_nonce())
-    beyond = LaneHello(accept.session, Side.ACCEPTOR, accept.num_lanes, fresh_lane_nonce())
-    key = intruder.shake.lane_key()
-    with (
-        intruder.lane(key, hello),
-        intruder.lane(key, hello) as second,
-        intruder.lane(key, beyond) as third,
-    ):
-        assert is_closed(second)
-        assert is_closed(third)
-
-
-def test_set_ups_that_hang_are_capped(linked, monkeypatch):
-    """Without a secret anybody gets as far as the Accept; few may stay there."""
-    monkeypatch.setattr(acceptor, "MAX_ARRIVING", 3)
-    hanging = [Intruder(linked.address) for _ in range(3)]
-    for number, each in enumerate(hanging):
-        each.accepted(incarnation=100 + number, cluster_id=100 + number)
-    late = Intruder(linked.address)
-    late.say(Hello(version=PROTOCOL_VERSION, cluster_id=99, incarnation=99, nonce=fresh_nonce()))
-    assert isinstance(late.hear(), Welcome)
-    late.say(Confirm(endpoint=b""))
-    refusal = late.hear()
-    assert isinstance(refusal, Reject)
-    assert refusal.status == LLMStatusCode.LLM_PROCESSING_LINK
-    assert is_closed(late.sock)
-    for each in (*hanging, late):  # and then there is room again, as the fixture sees
-        each.sock.close()
+    intruder.accepted()
+    assert is_closed(intruder.open_lane(Side.ACCEPTOR, key=bytes(32)))
 
 
 def test_set_ups_that_hang_hold_a_share_of_the_descriptors(linked, monkeypatch):
     """Each counts with its lanes: 96 descriptors are 9 set-ups of one connection and 4 lanes."""
     monkeypatch.setattr(resource, "getrlimit", lambda which: (96, 96))
-    hanging = [Intruder(linked.address) for _ in range(9)]
-    for number, each in enumerate(hanging):
-        each.accepted(incarnation=100 + number, cluster_id=100 + number, num_lanes=2)
-    late = Intruder(linked.address)
-    with late.sock:
-        late.say(
-            Hello(
-                version=PROTOCOL_VERSION,
-                cluster_id=99,
-                incarnation=99,
-                nonce=fresh_nonce(),
-                num_lanes=2,
-            )
-        )
-        assert isinstance(late.hear(), Welcome)
-        late.say(Confirm(endpoint=b""))
-        refusal = late.hear()
+    with contextlib.ExitStack() as stack:
+        hanging = [Intruder(linked.address, cluster_id=100 + number) for number in range(10)]
+        *others, late = map(stack.enter_context, hanging)
+        for each in others:
+            each.accepted(num_lanes=2)
+        refusal = late.greet(num_lanes=2)
         assert isinstance(refusal, Reject)
         assert "is setting up 9 links" in refusal.reason
-    for each in hanging:
-        each.sock.close()
 
 
 def test_lanes_of_a_set_up_that_ended_are_closed(linked, intruder):
     accept = intruder.accepted()
-    key = intruder.shake.lane_key()
-    first = LaneHello(accept.session, Side.ACCEPTOR, 0, fresh_lane_nonce())
-    with intruder.lane(key, first) as lane:
-        intruder.sock.close()
-        assert is_closed(lane)
+    lane = intruder.open_lane(Side.ACCEPTOR)
+    intruder.sock.close()
+    assert is_closed(lane)
     with socket.create_connection(linked.address) as sock:
-        sock.sendall(LANE + first.pack())
+        hello = LaneHello(accept.session, Side.ACCEPTOR, 0, fresh_lane_nonce())
+        sock.sendall(LANE + hello.pack())
         assert is_closed(sock)
 
 
@@ -289,9 +161,9 @@ def impatient(monkeypatch):
 
 @pytest.mark.parametrize("cluster_id", [66, 67], ids=["same id", "another id"])
 def test_a_stalled_set_up_makes_way_for_the_same_peer(linked, impatient, cluster_id):
-    stalled, second = Intruder(linked.address), Intruder(linked.address)
-    with stalled.sock, second.sock:
-        stalled.accepted(cluster_id=cluster_id)
+    stalled = Intruder(linked.address, cluster_id=cluster_id, incarnation=66)
+    with stalled, Intruder(linked.address) as second:
+        stalled.accepted()
         second.accepted()
         refusal = stalled.hear()
         assert isinstance(refusal, Reject)
@@ -305,40 +177,19 @@ def test_a_stalled_set_up_keeps_nobody_out(linked, end, impatient, names):
     for dials in (True, False):
         victim = end(7)
         incarnation = victim.incarnation if names == "incarnation" else 66
-        stalled = Intruder(linked.address)
-        with stalled.sock:
-            stalled.accepted(cluster_id=7, incarnation=incarnation)
+        with Intruder(linked.address, cluster_id=7, incarnation=incarnation) as stalled:
+            stalled.accepted()
             first, second = (victim, linked) if dials else (linked, victim)
             (result,) = first.link(second, timeout_ms=5000)
             assert result.is_ok, result
             assert first.unlink(second)[0].is_ok
 
 
-def test_a_stalled_set_up_goes_when_there_are_too_many(linked, impatient, monkeypatch):
-    monkeypatch.setattr(acceptor, "MAX_ARRIVING", 1)
-    stalled = Intruder(linked.address)
-    with stalled.sock:
-        stalled.accepted()
-        threading.Event().wait(0.15)  # until it is stalled
-        late = Intruder(linked.address)
-        with late.sock:
-            late.accepted(cluster_id=68, incarnation=68)
-            assert isinstance(stalled.hear(), Reject)
-
-
 @pytest.mark.expects_log("lost")
 def test_a_peer_that_breaks_the_protocol_on_its_link_loses_it(linked, intruder):
-    accept = intruder.accepted()
-    key = intruder.shake.lane_key()
-    with contextlib.ExitStack() as stack:
-        for side in Side:
-            for index in range(accept.num_lanes):
-                hello = LaneHello(accept.session, side, index, fresh_lane_nonce())
-                stack.enter_context(intruder.lane(key, hello))
-        intruder.say(Complete())
-        intruder.hear()
-        assert linked.linked() == [1, 66]
-        intruder.sock.sendall(intruder.tags.tagged(encode_frame(Complete())))
-        assert is_closed(intruder.sock)
+    intruder.link()
+    assert linked.linked() == [1, 66]
+    intruder.sock.sendall(intruder.frame(Complete()))
+    assert is_closed(intruder.sock)
     linked.plane.wait(1)
     assert linked.linked() == [1]
