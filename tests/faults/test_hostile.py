@@ -14,22 +14,18 @@ import pytest
 
 from llm_datadist._control import listener
 from llm_datadist._protocol.codec import (
-    MAX_FRAME_BYTES,
-    MAX_GREETING_BYTES,
     PREAMBLE_BYTES,
     Kind,
     encode_frame,
     encode_preamble,
 )
 from llm_datadist._protocol.control_tags import TAG_BYTES
-from llm_datadist._protocol.handshake import Side, fresh_nonce
+from llm_datadist._protocol.handshake import fresh_nonce
 from llm_datadist._protocol.lane_auth import (
     LANE_HELLO_BYTES,
     LANE_PROOF_BYTES,
-    LaneHello,
-    fresh_lane_nonce,
 )
-from llm_datadist._protocol.messages import PROTOCOL_VERSION, SESSION_BYTES, Hello, Ping
+from llm_datadist._protocol.messages import PROTOCOL_VERSION, Hello, Ping
 from support.proxy import Proxy
 from support.rig import EVERY, forget
 from support.station import OK, Station, digest, pattern
@@ -82,28 +78,6 @@ def hello(**fields):
         "nonce": fresh_nonce(),
     }
     return encode_frame(Hello(**given | fields))
-
-
-@pytest.mark.parametrize("head", [b"", CONTROL, LANE], ids=["nothing", "control", "lane"])
-@pytest.mark.parametrize("size", [1, 8, 40, 100_000])
-def test_garbage(served, head, size):
-    with connected(served) as sock:
-        with contextlib.suppress(OSError):
-            sock.sendall(head + secrets.token_bytes(size))
-            sock.shutdown(socket.SHUT_WR)
-        assert is_closed(sock)
-
-
-@pytest.mark.parametrize("claimed", [MAX_GREETING_BYTES + 1, MAX_FRAME_BYTES + 1, 2**32 - 1])
-def test_a_frame_that_claims_to_be_huge(served, claimed):
-    with connected(served, CONTROL + claimed.to_bytes(4, "little")) as sock:
-        assert is_closed(sock)
-
-
-def test_a_lane_of_nobody(served):
-    opening = LaneHello(secrets.token_bytes(SESSION_BYTES), Side.ACCEPTOR, 0, fresh_lane_nonce())
-    with connected(served, LANE + opening.pack() + bytes(LANE_PROOF_BYTES)) as sock:
-        assert is_closed(sock)
 
 
 class Wiretap:

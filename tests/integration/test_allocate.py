@@ -74,52 +74,6 @@ def test_sizes_round_up_to_pages_per_tensor(alone, placement):
         pool.allocate_cache(CacheDesc(1, [1], DataType.DT_INT8, placement))
 
 
-def test_the_pools_of_both_placements_are_two(alone):
-    """Item 40."""
-    pool = alone.cache_manager
-    pool.allocate_cache(desc_of(NUM_PAGES, placement=Placement.DEVICE))
-    pool.allocate_cache(desc_of(NUM_PAGES, placement=Placement.HOST))
-
-
-def test_a_full_pool_says_what_it_has(alone):
-    """Item 40: what was asked, what is free, and the longest run."""
-    pool = alone.cache_manager
-    held = [pool.allocate_cache(desc_of()) for _ in range(NUM_PAGES)]
-    pool.deallocate_cache(held[3])
-    pool.deallocate_cache(held[8])
-    pool.deallocate_cache(held[9])
-    words = [f"{3 * PAGE} bytes asked", f"{3 * PAGE} free", f"largest free run {2 * PAGE}"]
-    with failing("LLM_OUT_OF_MEMORY", "allocate_blocks_cache", *words, "mem_pool_cfg"):
-        pool.allocate_blocks_cache(desc_of(3))
-    pool.allocate_cache(desc_of(1, tensors=3))  # the tensors of one cache may lie apart
-
-
-def test_neighbors_that_come_back_are_one_run(alone):
-    """Item 40: freed in any order."""
-    pool = alone.cache_manager
-    held = [pool.allocate_cache(desc_of()) for _ in range(NUM_PAGES)]
-    for index in (5, 0, 15, 7, 6, 1, 8, 14, 3, 2, 4, 9, 12, 10, 13, 11):
-        pool.deallocate_cache(held[index])
-    whole = pool.allocate_cache(desc_of(NUM_PAGES))
-    pool.deallocate_cache(whole)
-    halves = [pool.allocate_blocks_cache(desc_of(NUM_PAGES // 2)) for _ in range(2)]
-    for half in halves:
-        pool.deallocate_blocks_cache(half)
-    pool.allocate_cache(desc_of(NUM_PAGES // 4, tensors=4))
-
-
-def test_allocated_memory_is_the_callers_to_write(alone):
-    """Item 40: every page of a cache; neighbors do not overlap."""
-    pool = alone.cache_manager
-    caches = [pool.allocate_cache(desc_of(2, tensors=2)) for _ in range(4)]
-    for number, cache in enumerate(caches):
-        for tensor in range(2):
-            cache.tensor(tensor)[:] = 10 * number + tensor
-    for number, cache in enumerate(caches):
-        for tensor in range(2):
-            assert (cache.tensor(tensor) == 10 * number + tensor).all()
-
-
 @pytest.mark.parametrize("placement", list(Placement))
 def test_allocated_caches_are_accessible(pair, placement):
     """Item 40: of both placements, by all keys, and as targets of pushes."""
@@ -208,32 +162,6 @@ def test_failed_pulls_do_not_consume(pair):
             user.manager.pull_cache(key, cache, **options)
     user.manager.pull_cache(key, target.cache)
     assert (target.data[:, 0] == 70).all()
-
-
-def test_placeholders_and_duplicates(pair):
-    """Item 41: as for registered caches; a placeholder holds nothing."""
-    owner, user, allocate = pair
-    twice = CacheKey(1, 20)
-    cache = allocate(slots_of(4), [twice, CacheKey(1, UNUSED), twice])
-    fill(cache, 80)
-    target = user.slots(tensors=2)
-    owner.manager.deallocate_cache(cache)
-    user.manager.pull_cache(twice, target.cache)
-    assert (target.data[:, 0] == 82).all()
-    with failing("LLM_KV_CACHE_NOT_EXIST", "pull_cache", peer=1):
-        user.manager.pull_cache(twice, target.cache)
-
-
-def test_a_removed_key_cannot_be_pulled(pair):
-    """Item 41."""
-    owner, user, allocate = pair
-    key, other = CacheKey(1, 21), CacheKey(1, 22)
-    allocate(slots_of(2), [key, other])
-    owner.manager.remove_cache_key(key)
-    target = user.slots(tensors=2)
-    with failing("LLM_KV_CACHE_NOT_EXIST", "pull_cache", peer=1):
-        user.manager.pull_cache(key, target.cache)
-    user.manager.pull_cache(other, target.cache)
 
 
 def test_one_of_many_pullers_gets_a_key(backend):

@@ -4,7 +4,6 @@ import threading
 import time
 from dataclasses import replace
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -326,29 +325,6 @@ def test_a_source_that_is_written_meanwhile(sides, operation):
     assert np.array_equal(target.data, source.data)
 
 
-def test_without_checks_a_written_source_is_not_noticed(sides):
-    """What the check is for; the same race as above from the side that has it off."""
-    owner, user = sides
-    source = user.blocks(1, key=0, **SHAPE)
-    target = owner.blocks(**SHAPE)
-    stop = threading.Event()
-
-    def write():
-        word = 0
-        while not stop.is_set():
-            word += 1
-            source.data[2, 3] = word
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        for _ in range(20):
-            owner.manager.pull_blocks(BlocksCacheKey(2), target.cache, EVERY, EVERY)
-    finally:
-        stop.set()
-        writer.join()
-
-
 def test_a_cache_that_ends_during_a_checked_transfer(sides, spoil):
     """Between the bytes and the question for their checksum: the question finds it gone."""
     owner, user = sides
@@ -421,30 +397,6 @@ def test_an_interrupted_transfer_leaves_no_lane_taken(backend):
         assert caught.value is not None
         del caught, channel, run, read_and_sum, interrupted
     finally:
-        finalize(owner, user)
-
-
-@pytest.mark.expects_log("transfers with cluster 1 are not checked")
-def test_a_peer_that_does_not_know_checksums(backend):
-    """Of a version before: the link is made, transfers work, and describe_link says it."""
-    owner, user = Side(1, backend), Side(2, backend, checksum="crc32c")
-    delegate = owner.instance._engine.links._context.delegate
-    endpoint = delegate.endpoint
-
-    def older(link_id):
-        fields = msgspec.msgpack.decode(endpoint(link_id))
-        return msgspec.msgpack.encode(fields[:2])
-
-    delegate.endpoint = older
-    try:
-        link(user.instance, owner.address)
-        described = user.instance.describe_link(1)
-        assert described["checksum"] == "off: the peer does not know crc32c"
-        source, target = owner.blocks(1, key=0), user.blocks()
-        user.manager.pull_blocks(BlocksCacheKey(1), target.cache, [0, 1], [1, 2])
-        assert np.array_equal(target.data[:, 1:3], source.data[:, :2])
-    finally:
-        del delegate.endpoint
         finalize(owner, user)
 
 

@@ -1,6 +1,5 @@
 """Layer ranges and tensor_num_per_layer: checklist item 46."""
 
-import numpy as np
 import pytest
 
 from support.instances import failing
@@ -125,22 +124,3 @@ def test_layers_of_pushes(sides):
     with failing("LLM_PARAM_INVALID", "push_blocks"):
         push(user, owner, source, src_layer_range=range(1))
     assert (target.data == expected).all()
-
-
-def test_every_pair_of_layers(sides):
-    """Item 46: against numpy, layer by layer, as layer-wise callers use it."""
-    owner, user = sides
-    source, target = owner.blocks(1, key=0, tensors=6), user.blocks(tensors=6)
-    for src in range(3):
-        for dst in range(3):
-            target.data[:] = 0
-            pull(
-                user,
-                owner,
-                target,
-                src_layer_range=range(src, src + 1),
-                dst_layer_range=range(dst, dst + 1),
-            )
-            expected = np.zeros_like(target.data)
-            expected[2 * dst : 2 * dst + 2, 2] = source.data[2 * src : 2 * src + 2, 1]
-            assert (target.data == expected).all()

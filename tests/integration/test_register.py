@@ -202,17 +202,6 @@ def test_unregister_with_a_link(sides):
     assert (pulled(user, owner, owner.blocks_key()) == again.data).all()
 
 
-def test_own_caches_that_are_gone(sides):
-    """Item 39: an unregistered cache is refused as the local side too."""
-    owner, user = sides
-    owner.blocks(1, key=0)
-    gone = user.blocks(2)
-    user.clean()
-    for operation in ("pull_blocks", "push_blocks"):
-        with failing("LLM_KV_CACHE_NOT_EXIST", operation, f"cache {gone.id}"):
-            getattr(user.manager, operation)(owner.blocks_key(), gone.cache, [0], [0])
-
-
 def test_unregistering_frees_the_memory_for_its_owner(sides):
     """Item 39: no peer sees under the old key what the owner writes after the return."""
     owner, user = sides

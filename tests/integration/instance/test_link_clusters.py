@@ -3,14 +3,10 @@
 The table below it is tested in tests/integration/links.
 """
 
-import numpy as np
 import pytest
 
 from llm_datadist import (
     BlocksCacheKey,
-    CacheDesc,
-    CacheKey,
-    DataType,
     LLMClusterInfo,
     LLMRole,
     LLMStatusCode,
@@ -184,21 +180,3 @@ def test_a_link_serves_both_sides_whatever_their_roles(instance, info, blocks, b
         manager.push_blocks(BlocksCacheKey(other), cache, [4], [7])
         assert (early[other].memory[:, 7] == 50 + other).all()
         side.check_link_status(other)
-
-
-@pytest.mark.parametrize("backend", ["host", "tcp"])
-def test_keys_of_requests_travel_both_ways(instance, info, backend):
-    """api.md checklist 24."""
-    pool = '{"memory_size": 1048576}'
-    sides = [instance(number, transfer_backend=backend, mem_pool_cfg=pool) for number in (1, 2)]
-    assert sides[1].link_clusters([info(sides[0])]) == OK
-    desc = CacheDesc(2, [2, 64], DataType.DT_INT32)
-    for side in sides:
-        keys = [CacheKey(side.cluster_id, 100), CacheKey(side.cluster_id, 101)]
-        cache = side.cache_manager.allocate_cache(desc, keys)
-        for tensor in range(2):
-            cache.tensor(tensor)[:] = side.cluster_id
-    for side, other in (sides, reversed(sides)):
-        target = side.cache_manager.allocate_cache(desc)
-        side.cache_manager.pull_cache(CacheKey(other.cluster_id, 101), target, 1)
-        assert np.all(target.tensor(1)[1] == other.cluster_id)

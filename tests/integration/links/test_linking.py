@@ -52,61 +52,6 @@ def test_the_delegates_get_each_others_endpoints_and_paired_lanes(end):
             assert not client.get_inheritable()
 
 
-def test_linking_again_is_the_same_link(end):
-    a, b = end(1), end(2)
-    link = ok(*a.link(b, cluster_id=2))
-    assert ok(*a.link(b)) is link
-    assert b.link(a)[0].link is b.table.get(1)
-    assert len(a.plane.links) == len(b.plane.links) == 1
-
-
-@pytest.mark.parametrize("cluster_id", [0, 2**64 - 1])
-def test_ids_at_the_ends_of_their_range(end, cluster_id):
-    a, b = end(5), end(cluster_id)
-    ok(*a.link(b, cluster_id=cluster_id))
-    assert a.linked() == [cluster_id]
-    ok(*b.unlink(5))
-
-
-def test_another_id_than_expected_is_named_with_the_right_one(end):
-    a, b = end(1), end(222)
-    (result,) = a.link(b, cluster_id=111)
-    assert result.status is FAILED
-    assert "111" in result.reason
-    assert "222" in result.reason
-    assert a.linked() == b.linked() == []
-
-
-def test_an_unset_id_is_learned_and_is_not_zero(end):
-    a, b = end(1), end(7)
-    assert ok(*a.link(b)).cluster_id == 7
-    (result,) = a.link(b, cluster_id=0)
-    assert result.status is FAILED
-
-
-def test_both_sides_may_have_the_same_id(end):
-    a, b = end(9), end(9)
-    ok(*a.link(b))
-    assert a.table.get(9).incarnation == b.incarnation
-    assert b.table.get(9).incarnation == a.incarnation
-    ok(*b.unlink(9))
-    assert a.linked() == b.linked() == []
-
-
-def test_an_instance_links_to_itself(end):
-    a = end(4)
-    link = ok(*a.link(a))
-    assert link.peer.is_self
-    assert a.linked() == [4]
-    assert len(a.plane.links) == 2
-    assert ok(*a.link(a)) is link
-    a.table.check(4, 1000)
-    ok(*a.unlink(a))
-    assert a.linked() == []
-    a.plane.wait(0)
-    ok(*a.link(a))
-
-
 @pytest.mark.slow
 def test_mutual_linking_makes_one_link_every_time(end):
     a, b = end(1), end(2)
@@ -153,30 +98,6 @@ def test_the_accepting_end_dials_before_the_dialing_end_is_through(end, eventual
     assert b.table.get(1) is link
     assert link.alive
     assert len(a.plane.links) == len(b.plane.links) == 1
-
-
-def test_sixteen_clusters_at_once_in_order(end):
-    a = end(100, lanes_per_link=1)
-    others = [end(number, lanes_per_link=1) for number in range(16)]
-    results = a.link(*others)
-    ok(*results)
-    assert [result.link.cluster_id for result in results] == list(range(16))
-    ok(*a.unlink(*others))
-    assert a.linked() == []
-
-
-def test_one_failure_does_not_touch_the_others(end, refusing):
-    a, b, c = end(1), end(2), end(3)
-    results = a.link(b, refusing, c)
-    assert [result.status for result in results] == [OK, FAILED, OK]
-    assert a.linked() == [2, 3]
-
-
-def test_the_same_cluster_twice_in_one_call(end):
-    a, b = end(1), end(2)
-    first, second = a.link(b, b)
-    ok(first, second)
-    assert first.link is second.link
 
 
 def linking(one, other, **options):
@@ -273,15 +194,6 @@ def test_several_addresses_of_one_instance(end):
     assert b.linked() == []
 
 
-def test_addresses_of_two_instances_are_refused_and_nothing_is_left(end):
-    a, b, c = end(1), end(2), end(3)
-    (result,) = a.link([b.address, c.address])
-    assert result.status is FAILED
-    assert "cluster 3" in result.reason
-    assert a.linked() == c.linked() == []
-    b.plane.wait(0)
-
-
 @pytest.mark.parametrize("host", ["::1", "localhost"])
 def test_other_ways_to_write_a_host(end, host):
     try:
@@ -312,40 +224,6 @@ def test_a_local_ip_that_is_not_ours_is_ignored(end, local):
 def test_no_local_ip_in_particular(end, local):
     a, b = end(1), end(2)
     ok(*a.link(b, local=local))
-
-
-@pytest.mark.expects_log("link to cluster .* refused: ")
-@pytest.mark.parametrize("refuses", ["dialer", "acceptor"])
-def test_a_data_plane_that_refuses(end, refuses):
-    a, b = end(1), end(2)
-    (a if refuses == "dialer" else b).plane.refusal = RuntimeError("no way to that memory")
-    (result,) = a.link(b)
-    assert result.status is FAILED
-    assert "no way to that memory" in result.reason
-    a.plane.wait(0)
-    b.plane.wait(0)
-    assert a.linked() == []
-    a.plane.refusal = b.plane.refusal = None
-    ok(*a.link(b))
-
-
-def test_an_id_of_another_live_peer_on_the_dialing_side(end):
-    a, b, c = end(1), end(2), end(2)
-    ok(*a.link(b))
-    (result,) = a.link(c)
-    assert result.status is LLMStatusCode.LLM_ALREADY_LINK
-    assert a.table.get(2).incarnation == b.incarnation
-    assert c.linked() == []
-
-
-def test_an_id_of_another_live_peer_on_the_accepting_side(end):
-    a, b, c = end(1), end(2), end(2)
-    ok(*a.link(b))
-    (result,) = c.link(a)
-    assert result.status is LLMStatusCode.LLM_ALREADY_LINK
-    assert a.table.get(2).incarnation == b.incarnation
-    ok(*a.unlink(b))
-    ok(*c.link(a))
 
 
 def test_links_are_counted_per_cluster_id(end):

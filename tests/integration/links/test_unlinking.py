@@ -36,25 +36,6 @@ def test_both_ends_go(end, by, named):
         one.table.get(other_id)
 
 
-def test_a_client_is_found_by_id(end):
-    a, b = end(1, listen=None), end(2)
-    a.link(b)
-    assert statuses(b.unlink(1)) == [OK]
-    assert a.linked() == []
-
-
-def test_not_linked_is_a_success(end, refusing):
-    a = end(1)
-    assert statuses(a.unlink(77, refusing)) == [OK, OK]
-
-
-def test_an_id_alone_decides_even_with_the_address_of_another(end):
-    a, b, c = end(1), end(2), end(3)
-    a.link(b, c)
-    assert statuses(a.unlink(c, cluster_id=2)) == [OK]
-    assert a.linked() == [3]
-
-
 def test_forced_does_not_wait_for_the_peer(end, child):
     a, b = end(1), child(2)
     a.link(b)
@@ -104,16 +85,6 @@ def test_a_dead_peer_cannot_be_told_whether_its_death_was_noticed_or_not(
     assert result.status is NOT_TOLD
     assert a.linked() == []
     assert statuses(a.unlink(target)) == [OK]
-
-
-@LOST
-def test_forced_of_a_dead_peer_is_a_success(end, child):
-    a, b = end(1), child(2)
-    link = a.link(b)[0].link
-    b.kill()
-    assert link.lost.wait(5)
-    assert statuses(a.unlink(2, force=True)) == [OK]
-    assert statuses(a.unlink(2)) == [OK]
 
 
 def test_a_peer_that_closed_is_simply_not_linked(end, eventually):

@@ -69,6 +69,7 @@ def test_an_address_that_is_dialed_again_gives_the_same_link(net, end):
     ("expected", "words"),
     [
         ({"expected_cluster_id": 9}, ["expected cluster 9", "cluster 2"]),
+        ({"expected_cluster_id": 0}, ["expected cluster 0"]),  # not the same as no id
         ({"expected_incarnation": 9}, ["another instance (cluster 2) than at the first"]),
     ],
 )

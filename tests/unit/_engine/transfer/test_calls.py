@@ -109,7 +109,8 @@ def test_a_slot_is_cut_into_the_blocks_of_the_destination():
     ("lists", "text"),
     [
         (([UNITS], [0]), "has index 8, the peer's cache has 8 blocks"),
-        (([0, 1], [2, 2]), r"blocks\[1\] is 2 again"),
+        (([0, 1], [2, 2]), r"dst_blocks\[1\] is 2 again"),
+        (([], [2]), "src_blocks has 0"),
         (([0, 1], [2]), "src_blocks has 2 entries, dst_blocks 1"),
     ],
 )
@@ -191,7 +192,9 @@ def test_slots_that_there_are_not(call):
     caller = Caller(remote, slot=UNITS)
     refused(caller, "slot 8, the peer's cache has 8", call, SLOT, caller.slots, 0, -1, ALL)
     caller = Caller(remote)
-    refused(caller, "is 8, cache . has 8 slots", call, SLOT, caller.slots, UNITS, -1, ALL)
+    name = {"pull_slot": "batch_index", "push_slot": "src_batch_index"}[call]
+    text = f"{name} is 8, cache . has 8 slots"
+    refused(caller, text, call, SLOT, caller.slots, UNITS, -1, ALL)
 
 
 def test_slots_that_are_not_contiguous():
