@@ -42,3 +42,7 @@ __all__ = [
     "to_bytes",
     "to_json",
 ]
+
+for _name in __all__:
+    if _name != "Interior":
+        globals()[_name].__module__ = __name__  # as tracebacks, help and pickles name them

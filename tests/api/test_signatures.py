@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import llm_datadist
-from llm_datadist import leases
+from llm_datadist import layouts, leases
 
 MANIFEST = json.loads(Path(__file__).with_name("manifest.json").read_text())
 CLASSES = MANIFEST["classes"]
@@ -86,6 +86,16 @@ def test_a_public_class_is_named_by_where_it_is_imported_from(name):
 def test_lease_classes_are_named_by_where_they_are_imported_from():
     for name in leases.__all__:
         assert getattr(leases, name).__module__ == "llm_datadist.leases"
+
+
+def test_layouts_are_named_by_where_they_are_imported_from():
+    for name in set(layouts.__all__) - {"Interior"}:
+        assert getattr(layouts, name).__module__ == "llm_datadist.layouts"
+    layout = layouts.dense(
+        "NHD", layers=range(2), kv_heads=4, heads=range(4), head_size=64,
+        data_type=llm_datadist.DataType.DT_BF16, block_tokens=16,
+    )  # fmt: skip
+    assert pickle.loads(pickle.dumps(layout)) == layout
 
 
 def test_a_traceback_names_the_public_exception():

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_datadist._cache_manager.call_group import Calls
+from llm_datadist._plan.layouts import check_layout
 from llm_datadist._types import BlocksCacheKey, Cache, CacheDesc, CacheKey
 from llm_datadist._types.arguments import check_keys, check_registration
 from llm_datadist._types.checks import INT64_MIN, check_bool, check_instance, check_int
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from llm_datadist._plan.layouts import KvLayout
 
 
 class CacheCalls(Calls):
@@ -57,6 +60,8 @@ class CacheCalls(Calls):
         addrs: list[int],
         blocks_cache_key: BlocksCacheKey | None = None,
         remote_accessible: bool | None = None,
+        *,
+        layout: KvLayout | None = None,
     ) -> Cache:
         """Register memory of the caller as a blocks cache: dimension 0 counts blocks.
 
@@ -66,12 +71,15 @@ class CacheCalls(Calls):
             blocks_cache_key: Names the cache; of two caches under one key the last wins, and the
                 earlier one stays reachable by its id.
             remote_accessible: None = True for DEVICE placement, False for HOST.
+            layout: What the blocks hold *(extension)*; linked peers see it. None = the cache takes
+                part in calls between equal caches only.
 
         Raises:
             AttributeError: cache_desc or addrs is None.
             TypeError: A wrong type.
             ValueError: An address outside uint64, or a range that wraps the address space.
-            LLMException: LLM_PARAM_INVALID, as for `register_cache`.
+            LLMException: LLM_PARAM_INVALID, as for `register_cache`, and for a layout that does not
+                fit the description: the text names the number that is off.
         Source: api.md 5.4.
         """
         operation = "register_blocks_cache"
@@ -81,8 +89,9 @@ class CacheCalls(Calls):
             check_instance("blocks_cache_key", blocks_cache_key, BlocksCacheKey)
         if remote_accessible is not None:
             check_bool("remote_accessible", remote_accessible)
+        kv_layout = check_layout(operation, layout, cache_desc)
         return self._registry.register_blocks_cache(
-            cache_desc, checked, blocks_cache_key, remote_accessible
+            cache_desc, checked, blocks_cache_key, remote_accessible, kv_layout
         )
 
     def unregister_cache(self, cache_id: int) -> None:
@@ -144,13 +153,17 @@ class CacheCalls(Calls):
         self._registry.deallocate("deallocate_cache", check_instance("cache", cache, Cache))
 
     def allocate_blocks_cache(
-        self, cache_desc: CacheDesc, blocks_cache_key: BlocksCacheKey | None = None
+        self,
+        cache_desc: CacheDesc,
+        blocks_cache_key: BlocksCacheKey | None = None,
+        *,
+        layout: KvLayout | None = None,
     ) -> Cache:
         """Allocate a blocks cache from the pool of the description's placement.
 
         Args:
             cache_desc: Description; each tensor takes whole pages of the pool.
-            blocks_cache_key: As for `register_blocks_cache`.
+            blocks_cache_key, layout: As for `register_blocks_cache`.
 
         Raises:
             TypeError: A wrong type.
@@ -158,11 +171,13 @@ class CacheCalls(Calls):
                 LLM_PARAM_INVALID.
         Source: api.md 5.6.
         """
-        self._engine.check_open("allocate_blocks_cache")
-        check_instance("cache_desc", cache_desc, CacheDesc).check_usable("allocate_blocks_cache")
+        operation = "allocate_blocks_cache"
+        self._engine.check_open(operation)
+        check_instance("cache_desc", cache_desc, CacheDesc).check_usable(operation)
         if blocks_cache_key is not None:
             check_instance("blocks_cache_key", blocks_cache_key, BlocksCacheKey)
-        return self._registry.allocate_blocks_cache(cache_desc, blocks_cache_key)
+        kv_layout = check_layout(operation, layout, cache_desc)
+        return self._registry.allocate_blocks_cache(cache_desc, blocks_cache_key, kv_layout)
 
     def deallocate_blocks_cache(self, cache: Cache) -> None:
         """Free an allocated blocks cache; final when it returns. No-op when gone.

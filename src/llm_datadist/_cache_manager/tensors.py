@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from llm_datadist._cache_manager.call_group import Calls
 from llm_datadist._errors import invalid
+from llm_datadist._plan.layouts import check_layout
 from llm_datadist._types import BlocksCacheKey, CacheDesc, CacheKey, Placement
 from llm_datadist._types.arguments import check_keys, check_registration
 from llm_datadist._types.checks import check_bool, check_instance
@@ -14,6 +15,7 @@ from llm_datadist._types.tensors import tensor_memory
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from llm_datadist._plan.layouts import KvLayout
     from llm_datadist._types import Cache
     from llm_datadist._types.tensors import TensorMemory
 
@@ -28,6 +30,7 @@ class TensorCalls(Calls):
         *,
         remote_accessible: bool = True,
         placement: Placement | None = None,
+        layout: KvLayout | None = None,
     ) -> Cache:
         """Register tensors as a cache, with their addresses, shape and type *(extension)*.
 
@@ -42,6 +45,7 @@ class TensorCalls(Calls):
                 of them: a contiguous cache, key i names slot i.
             remote_accessible: Whether linked peers may read and write the tensors.
             placement: None = DEVICE for the memory of a GPU, else HOST.
+            layout: As for `register_blocks_cache`; of a blocks cache only.
 
         Raises:
             TypeError: A wrong type.
@@ -64,7 +68,16 @@ class TensorCalls(Calls):
         desc = CacheDesc(len(memories), list(first.shape), first.data_type, placement)
         addrs = check_registration(operation, desc, [memory.addr for memory in memories])
         if keys is None:
-            cache = self._registry.register_blocks_cache(desc, addrs, blocks_key, remote_accessible)
+            kv_layout = check_layout(operation, layout, desc)
+            cache = self._registry.register_blocks_cache(
+                desc, addrs, blocks_key, remote_accessible, kv_layout
+            )
+        elif layout is not None:
+            raise invalid(
+                operation,
+                "layout is given with CacheKeys",
+                "give it with a BlocksCacheKey or without a key: it describes blocks",
+            )
         else:
             cache = self._registry.register_cache(desc, addrs, keys, remote_accessible)
         self._registry.keep_alive(cache, [memory.owner for memory in memories])

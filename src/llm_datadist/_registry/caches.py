@@ -28,6 +28,7 @@ from llm_datadist._types.cache import NO_CACHE_ID
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from llm_datadist._plan.layouts import KvLayout
     from llm_datadist._registry.interfaces import MemoryListener, Node
     from llm_datadist._registry.pool import Pool
     from llm_datadist._registry.tables import Named
@@ -125,10 +126,11 @@ class CacheRegistry:
         addrs: Sequence[int],
         blocks_cache_key: BlocksCacheKey | None = None,
         remote_accessible: bool | None = None,
+        kv_layout: KvLayout | None = None,
     ) -> Cache:
         """Register a blocks cache over memory of the caller; see `register_cache`.
 
-        A BlocksCacheKey that another cache has goes over to this one.
+        A BlocksCacheKey that another cache has goes over to this one. `kv_layout` fits `desc`.
         """
         operation = "register_blocks_cache"
         key = None if blocks_cache_key is None else blocks_cache_key.model_id
@@ -140,6 +142,7 @@ class CacheRegistry:
                 is_blocks=True,
                 accessible=is_accessible(desc, remote_accessible),
                 blocks_key=key,
+                kv_layout=kv_layout,
             )
         )
 
@@ -187,12 +190,22 @@ class CacheRegistry:
         return self._allocate(Wanted(operation, desc, is_blocks=False, allocated=True, slots=slots))
 
     def allocate_blocks_cache(
-        self, desc: CacheDesc, blocks_cache_key: BlocksCacheKey | None = None
+        self,
+        desc: CacheDesc,
+        blocks_cache_key: BlocksCacheKey | None = None,
+        kv_layout: KvLayout | None = None,
     ) -> Cache:
         """Allocate a blocks cache; it lives until it is deallocated. See `allocate_cache`."""
         key = None if blocks_cache_key is None else blocks_cache_key.model_id
         return self._allocate(
-            Wanted("allocate_blocks_cache", desc, is_blocks=True, allocated=True, blocks_key=key)
+            Wanted(
+                "allocate_blocks_cache",
+                desc,
+                is_blocks=True,
+                allocated=True,
+                blocks_key=key,
+                kv_layout=kv_layout,
+            )
         )
 
     def deallocate(self, operation: str, cache: Cache) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
+from llm_datadist._plan.layouts import to_bytes
 from llm_datadist._registry.layouts import cache_layout
 from llm_datadist._registry.records import DEALLOCATED, UNREGISTERED, Added, KeyRecord
 from llm_datadist._types.refs import NO_REF
@@ -14,6 +15,7 @@ from llm_datadist._types.refs import NO_REF
 if TYPE_CHECKING:
     from llm_datadist._plan import Layout
     from llm_datadist._plan.layout import Piece
+    from llm_datadist._plan.layouts import KvLayout
     from llm_datadist._registry.records import KeyName
     from llm_datadist._types import Cache, CacheDesc
     from llm_datadist._types.refs import Ref
@@ -28,6 +30,7 @@ class LocalCache:
         cache_id: Its id; NO_CACHE_ID for a cache that is registered nowhere.
         desc: Its description (`cache.cache_desc` makes a copy at every access).
         layout: Its tensors, divided into slots or blocks.
+        kv_layout: What its blocks hold; None if the caller has not said so.
         is_blocks: Whether it is a blocks cache.
         accessible: Whether peers may touch it.
         device: Ordinal of the accelerator that its memory is of; None for host memory.
@@ -54,6 +57,7 @@ class LocalCache:
         "faulted",
         "is_blocks",
         "keys",
+        "kv_layout",
         "layout",
         "memory",
         "named",
@@ -70,11 +74,13 @@ class LocalCache:
         accessible: bool,
         allocated: bool,
         device: int | None = None,
+        kv_layout: KvLayout | None = None,
     ) -> None:
         self.cache = cache
         self.cache_id = cache.cache_id
         self.desc = desc
         self.layout = layout
+        self.kv_layout = kv_layout
         self.is_blocks = cache.is_blocks_cache
         self.accessible = accessible
         self.allocated = allocated
@@ -122,6 +128,7 @@ class LocalCache:
             blocks_key=blocks_key,
             keys=tuple(KeyRecord(*name, *key) for name, key in self.keys.items()),
             on_device=self.device is not None,
+            kv_layout=b"" if self.kv_layout is None else to_bytes(self.kv_layout),
         )
 
     def overlaps(self, addr: int, size: int) -> bool:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, NamedTuple, Protocol, final
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, final
 
 import numpy as np
 
 from llm_datadist._errors import LLMStatusCode, fail, invalid
+from llm_datadist._plan.layouts import check_fit, from_bytes
 from llm_datadist._registry.endings import Endings, absent
 from llm_datadist._registry.layouts import cache_layout
 from llm_datadist._registry.records import (
@@ -35,9 +36,12 @@ from llm_datadist._types.refs import NO_REF
 if TYPE_CHECKING:
     from llm_datadist._errors import LLMException
     from llm_datadist._plan import Layout
+    from llm_datadist._plan.layouts import KvLayout
     from llm_datadist._registry.records import Record
     from llm_datadist._types import AnyKey
     from llm_datadist._types.refs import Ref
+
+    _Described: TypeAlias = tuple[CacheDesc, Layout, KvLayout | None]
 
 
 _TAIL_BITS = 40
@@ -93,7 +97,7 @@ class RemoteCache:
 
     def __init__(self, record: Added) -> None:
         self._record = record
-        self._described: tuple[CacheDesc, Layout] | None = None
+        self._described: _Described | None = None
         self.cache_id: int = record.cache_id
         self.ref: Ref = record.entry
         self.is_blocks = record.is_blocks
@@ -126,7 +130,15 @@ class RemoteCache:
         """
         return self._describe()[1]
 
-    def _describe(self) -> tuple[CacheDesc, Layout]:
+    @property
+    def kv_layout(self) -> KvLayout | None:
+        """What its blocks hold, which fits `desc`; None if the owner has not said so.
+
+        Raises as `check`.
+        """
+        return self._describe()[2]
+
+    def _describe(self) -> _Described:
         if self._described is None:
             self._described = _described(self._record)
         return self._described
@@ -376,7 +388,7 @@ class _Tables:
         return absent(key, self.endings, [id_ for id_, c in list(self.caches.items()) if c.named])
 
 
-def _described(record: Added) -> tuple[CacheDesc, Layout]:
+def _described(record: Added) -> _Described:
     addrs = np.frombuffer(record.addrs, np.dtype("<u8")) if len(record.addrs) % 8 == 0 else None
     if addrs is None or len(addrs) != (record.num_tensors if record.accessible else 0):
         raise CorruptDirectory(f"cache {record.cache_id} has {len(record.addrs)} address bytes")
@@ -389,6 +401,11 @@ def _described(record: Added) -> tuple[CacheDesc, Layout]:
             record.batch_dim_index,
         )
         layout = cache_layout(desc, addrs.astype(np.uint64), is_blocks=record.is_blocks)
+        kv_layout = from_bytes(record.kv_layout) if record.kv_layout else None
+        if kv_layout is not None:
+            if not record.is_blocks:
+                raise ValueError("a layout of blocks for slots")
+            check_fit(kv_layout, desc)
     except (TypeError, ValueError, RuntimeError) as error:
         raise CorruptDirectory(f"cache {record.cache_id} makes no sense: {error}") from error
-    return desc, layout
+    return desc, layout, kv_layout

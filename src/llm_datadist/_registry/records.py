@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import msgspec
 
+from llm_datadist._plan.layouts import MAX_LAYOUT_BYTES
 from llm_datadist._protocol.codec import DECODE_ERRORS
 from llm_datadist._protocol.messages import Uint32, Uint64
 from llm_datadist._protocol.texts import shown
@@ -92,6 +93,7 @@ class Added(msgspec.Struct, array_like=True, frozen=True, tag=1, gc=False):
         blocks_key: model_id of its BlocksCacheKey, if it has one.
         keys: Its CacheKeys.
         on_device: Whether its memory is an accelerator's, which only some data paths reach.
+        kv_layout: Byte form of its KvLayout; empty if it has none.
     """
 
     cache_id: Uint64
@@ -108,6 +110,7 @@ class Added(msgspec.Struct, array_like=True, frozen=True, tag=1, gc=False):
     blocks_key: Uint64 | None = None
     keys: Annotated[tuple[KeyRecord, ...], msgspec.Meta(max_length=MAX_KEYS)] = ()
     on_device: bool = False
+    kv_layout: Annotated[bytes, msgspec.Meta(max_length=MAX_LAYOUT_BYTES)] = b""
 
 
 class Removed(msgspec.Struct, array_like=True, frozen=True, tag=2):

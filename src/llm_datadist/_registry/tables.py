@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from llm_datadist._plan import Layout
+    from llm_datadist._plan.layouts import KvLayout
     from llm_datadist._registry.interfaces import Node
     from llm_datadist._registry.records import KeyName
     from llm_datadist._types import CacheDesc, CacheKeyByIdAndIndex
@@ -45,6 +46,7 @@ class Wanted(NamedTuple):
         allocated: Whether its memory is from a pool.
         slots: Its CacheKeys and the slots that they name.
         blocks_key: model_id of its BlocksCacheKey.
+        kv_layout: What its blocks hold, if the caller has said so; fits `desc`.
     """
 
     operation: str
@@ -55,6 +57,7 @@ class Wanted(NamedTuple):
     allocated: bool = False
     slots: Mapping[KeyName, int] = MappingProxyType({})
     blocks_key: int | None = None
+    kv_layout: KvLayout | None = None
 
 
 @final
@@ -115,6 +118,7 @@ class Tables:
             accessible=wanted.accessible,
             allocated=wanted.allocated,
             device=device,
+            kv_layout=wanted.kv_layout,
         )
         try:
             sizes = np.full(layout.num_tensors, layout.tensor_bytes, np.uint64)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from llm_datadist._errors import LLMException, LLMStatusCode
+from llm_datadist._plan.layouts import dense, to_bytes
 from llm_datadist._registry import reader, writer
 from llm_datadist._registry.reader import DirectoryReader
 from llm_datadist._registry.records import (
@@ -84,6 +85,12 @@ def added(cache_id, *, is_blocks=True, shape=(4, 10), addrs=(4096, 8192), access
 
 def key_record(req_id, slot, guard):
     return KeyRecord(req_id, 0, UNUSED_PREFIX, slot, guard)
+
+
+def layout(**change):
+    """A layout that fits `added`: K and V of one layer, 10 elements a block."""
+    fields = {"layers": range(7, 8), "kv_heads": 4, "heads": range(1, 2), "head_size": 5}
+    return dense("NHD", **(fields | change), data_type=DataType.DT_FLOAT16, block_tokens=2)
 
 
 def by_id(cache_id, index=0):
@@ -338,6 +345,10 @@ def test_nonsense_is_refused(peer, log):
         encode_frame(Added(1, (1, 1), True, 1, (4,), 5, 1, 0, b"12345678", True)),
         encode_frame(Added(1, (1, 1), True, 1, (4,), 13, 1, 0, b"12345678", True)),
         encode_frame(Added(1, (1, 1), True, 1, (2**60, 2**60), 1, 1, 0, b"12345678", True)),
+        encode_frame(added(1, kv_layout=b"no layout")),
+        encode_frame(added(1, kv_layout=to_bytes(layout(head_size=9)))),
+        encode_frame(added(1, kv_layout=to_bytes(layout(layers=range(3))))),
+        encode_frame(added(1, kv_layout=to_bytes(layout()), is_blocks=False)),
     ],
 )
 def test_an_impossible_cache_is_refused_when_it_is_named(peer, log):
@@ -355,6 +366,13 @@ def test_a_record_about_nothing_is_refused(peer):
     peer.writer.remove(1, UNREGISTERED)
     with pytest.raises(CorruptDirectory, match="there is none"):
         peer.refresh()
+
+
+def test_a_layout_travels_with_its_cache(peer):
+    peer.writer.add(added(1, kv_layout=to_bytes(layout())))
+    peer.writer.add(added(2))
+    assert peer.resolve(by_id(1)).cache.kv_layout == layout()
+    assert peer.resolve(by_id(2)).cache.kv_layout is None
 
 
 def test_many_threads_refresh_at_once(peer):

@@ -10,7 +10,7 @@ makes the arrays.
 from __future__ import annotations
 
 from llm_datadist._plan.layouts.build import HND_AXES, NHD_AXES, dense, heads_of_rank, of_tensor
-from llm_datadist._plan.layouts.fit import check_fit
+from llm_datadist._plan.layouts.fit import check_fit, check_layout
 from llm_datadist._plan.layouts.kv_layout import Interior, KvLayout, Strides
 from llm_datadist._plan.layouts.parts import Part
 from llm_datadist._plan.layouts.placed import PlacedLayout, Tokens
@@ -36,6 +36,7 @@ __all__ = [
     "Strides",
     "Tokens",
     "check_fit",
+    "check_layout",
     "dense",
     "from_bytes",
     "from_json",

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_datadist._errors import invalid
+from llm_datadist._plan.layouts.kv_layout import KvLayout
+from llm_datadist._types.checks import check_instance
 
 if TYPE_CHECKING:
-    from llm_datadist._plan.layouts.kv_layout import KvLayout
     from llm_datadist._types import CacheDesc
 
-__all__ = ["check_fit"]
+__all__ = ["check_fit", "check_layout"]
 
 
 def check_fit(layout: KvLayout, desc: CacheDesc, operation: str = "KvLayout") -> None:
@@ -60,3 +61,16 @@ def check_fit(layout: KvLayout, desc: CacheDesc, operation: str = "KvLayout") ->
             "give the layout of the tensors as they are registered",
         )
     layout.check_blocks(desc.num_blocks)
+
+
+def check_layout(operation: str, layout: object, cache_desc: CacheDesc) -> KvLayout | None:
+    """Return the layout argument of a call that makes a blocks cache; None for None.
+
+    Raises:
+        TypeError, LLMException: Neither None nor a KvLayout; as `check_fit`.
+    """
+    if layout is None:
+        return None
+    checked = check_instance("layout", layout, KvLayout)
+    check_fit(checked, cache_desc, operation)
+    return checked
