@@ -152,7 +152,7 @@ def one_offset(ranks):
     return min(rank.offset for rank in ranks)
 
 
-def modelled(parts, sides, dst, tokens, src_offset, dst_offset, pieces=None):
+def modeled(parts, sides, dst, tokens, src_offset, dst_offset, pieces=None):
     """The source (rank, address) of each address of the destination; -1 where nothing lands.
 
     With `pieces`, parts count a latent's pieces, of which there are that many.
@@ -236,7 +236,7 @@ def test_a_pull_moves_each_byte_to_its_place(interior, data):
     )  # fmt: skip
     assert_each_once(plans, model, wanted)
     parts = [part for link in plans for part in link.parts]
-    expected = modelled(parts, sources, wanted, tokens, src_offset, dst_offset)
+    expected = modeled(parts, sources, wanted, tokens, src_offset, dst_offset)
     assert (moved(plans, wanted) == expected).all()
     for link in plans:
         if len(link.parts) == 1:
@@ -260,7 +260,7 @@ def test_a_push_moves_what_both_sides_hold(data):
             both = set(getattr(source.layout, name)) & set(getattr(dst.layout, name))
             assert set(getattr(part, name)) == both
         own = [link._replace(rank=0, parts=(part._replace(rank=0),))]
-        expected = modelled(own[0].parts, [source], dst, tokens, src_offset, dst_offset)
+        expected = modeled(own[0].parts, [source], dst, tokens, src_offset, dst_offset)
         assert (moved(own, dst, push=True) == expected).all()
         assert_merged(link.plan)
 
@@ -291,7 +291,7 @@ def test_a_latent_is_divided_at_any_element(data):
     )  # fmt: skip
     parts = [part for link in plans for part in link.parts]
     rows = int(np.lcm(*counts))
-    expected = modelled(parts, sources, wanted, tokens, src_offset, wanted.offset, rows)
+    expected = modeled(parts, sources, wanted, tokens, src_offset, wanted.offset, rows)
     assert (moved(plans, wanted) == expected).all()
     assert (expected >= 0).sum() == tokens * elements // counts[1] * itemsize
 

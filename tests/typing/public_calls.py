@@ -34,6 +34,7 @@ from llm_datadist import (
     TransferConfig,
     TransferWithCacheKeyConfig,
 )
+from llm_datadist.layouts import KvLayout, dense, heads_of_rank
 from llm_datadist.leases import Lease, LeaseEnd
 
 LinkStatuses = tuple[LLMStatusCode, list[LLMStatusCode]]
@@ -195,6 +196,20 @@ def move(manager: CacheManager, cache: Cache) -> None:
     assert_type(manager.remap_registered_memory([region]), None)
     for fault in manager.faulted_ranges():
         assert_type((fault.cluster_id, fault.addr, fault.size), tuple[int, int, int])
+
+
+def reshard(manager: CacheManager, cache: Cache) -> None:
+    layout = dense(
+        "NHD", layers=range(2), kv_heads=8, heads=heads_of_rank(8, 2, 0), head_size=128,
+        data_type=DataType.DT_BF16, block_tokens=16,
+    )  # fmt: skip
+    assert_type(layout, KvLayout)
+    assert_type(manager.register_blocks_cache(describe(), [4096, 8192], layout=layout), Cache)
+    assert_type(manager.allocate_blocks_cache(describe(), layout=layout), Cache)
+    keys = [BlocksCacheKey(2), BlocksCacheKey(3)]
+    assert_type(manager.pull_resharded(keys, cache, [[0], [1]], [2], 16, layers=range(1)), None)
+    assert_type(manager.push_resharded(keys, cache, [2], [[0], np.arange(1)], 16), None)
+    manager.pull_resharded(keys, cache, [[0], [1]], [2], 16, 4)  # type: ignore[call-arg]
 
 
 def lease(manager: CacheManager, cache: Cache) -> None:

@@ -9,13 +9,16 @@ from llm_datadist._cache_manager.caches import CacheCalls
 from llm_datadist._cache_manager.leases import LeaseCalls
 from llm_datadist._cache_manager.local import LocalCalls
 from llm_datadist._cache_manager.memory import MemoryCalls
+from llm_datadist._cache_manager.resharded import ReshardedCalls
 from llm_datadist._cache_manager.tensors import TensorCalls
 from llm_datadist._cache_manager.transfers import TransferCalls
 
 __all__ = ["CacheManager"]
 
 
-class CacheManager(CacheCalls, TransferCalls, LocalCalls, MemoryCalls, LeaseCalls, TensorCalls):
+class CacheManager(
+    CacheCalls, TransferCalls, LocalCalls, MemoryCalls, LeaseCalls, ReshardedCalls, TensorCalls
+):
     """Registers, allocates and moves caches of one instance. Got from LLMDataDist.cache_manager.
 
     Thread-safe; several transfers may run at once, on one link too. The GIL is released while bytes

@@ -33,6 +33,7 @@ from llm_datadist._engine.transfer.calls import Transfers
 from llm_datadist._engine.transfer.checksums import Checksums
 from llm_datadist._engine.transfer.layerwise import Layerwise
 from llm_datadist._engine.transfer.local_copies import LocalCopies
+from llm_datadist._engine.transfer.resharded import Resharding
 from llm_datadist._errors import LLMException, LLMStatusCode, fail, invalid
 from llm_datadist._links import LinkTable
 from llm_datadist._options import keys
@@ -111,6 +112,7 @@ class Engine:
         checksums = Checksums(self.node)
         self.transfers = Transfers(instance, self.fault_marks, checksums)
         self.layerwise = Layerwise(instance, self.transfers)
+        self.resharding = Resharding(instance, self.fault_marks, checksums)
         self.local_copies = LocalCopies(instance, self.fault_marks)
         data_planes.attach(self.links, self.fault_marks.for_peers, self.lender.link_ended)
         self.registry.on_gone = self.lender.cache_gone
@@ -164,6 +166,7 @@ class Engine:
         """Refuse new calls and make running ones end with LLM_ENGINE_FINALIZED."""
         self._life.closing = True
         self.layerwise.close()
+        self.resharding.close()
         self.fault_marks.close()
         self.node.close()
 

@@ -151,6 +151,16 @@ class Attempts:
                 raise self._error(request, link, outcome, attempt, faults)
             fresh = True
 
+    def look_up(self, operation: str, key: AnyKey, local: LocalCache, deadline_ns: int) -> Resolved:
+        """Return what a key names at this moment, without moving anything.
+
+        Raises:
+            LLMException: As CacheManager.pull_cache for a key that cannot be used.
+        """
+        link = self._links.get(key.cluster_id, operation)
+        request = Request(operation, key, local, lambda _: NO_PLAN, deadline_ns, write=False)
+        return self._look_up(request, link, fresh=True)[1]
+
     def push_raw(self, request: Request, plan: Plan) -> None:
         """Push to bare addresses of the peer, which checks them against its accessible regions.
 

@@ -13,8 +13,17 @@ from llm_datadist._plan.layouts.build import HND_AXES, NHD_AXES, dense, heads_of
 from llm_datadist._plan.layouts.fit import check_fit, check_layout
 from llm_datadist._plan.layouts.kv_layout import Interior, KvLayout, Strides
 from llm_datadist._plan.layouts.parts import Part
-from llm_datadist._plan.layouts.placed import PlacedLayout, Tokens
-from llm_datadist._plan.layouts.reshape import LinkPlan, plan_pull, plan_push
+from llm_datadist._plan.layouts.placed import PlacedLayout, Tokens, check_reach
+from llm_datadist._plan.layouts.reshape import (
+    LinkPlan,
+    Side,
+    check_tokens,
+    plan_pull,
+    plan_push,
+    plan_rank,
+    pull_parts,
+    push_parts,
+)
 from llm_datadist._plan.layouts.vllm_spec import of_vllm_spec
 from llm_datadist._plan.layouts.wire import (
     MAX_LAYOUT_BYTES,
@@ -33,10 +42,13 @@ __all__ = [
     "Interior",
     "KvLayout",
     "LinkPlan",
+    "Side",
     "Strides",
     "Tokens",
     "check_fit",
     "check_layout",
+    "check_reach",
+    "check_tokens",
     "dense",
     "from_bytes",
     "from_json",
@@ -45,6 +57,9 @@ __all__ = [
     "of_vllm_spec",
     "plan_pull",
     "plan_push",
+    "plan_rank",
+    "pull_parts",
+    "push_parts",
     "to_bytes",
     "to_json",
 ]

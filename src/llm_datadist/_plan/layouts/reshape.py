@@ -25,7 +25,16 @@ if TYPE_CHECKING:
 
     Blocks: TypeAlias = NDArray[np.int64]
 
-__all__ = ["LinkPlan", "check_tokens", "plan_pull", "plan_push", "pull_parts", "push_parts"]
+__all__ = [
+    "LinkPlan",
+    "Side",
+    "check_tokens",
+    "plan_pull",
+    "plan_push",
+    "plan_rank",
+    "pull_parts",
+    "push_parts",
+]
 
 
 class LinkPlan(NamedTuple):
@@ -41,6 +50,13 @@ class LinkPlan(NamedTuple):
     rank: int
     parts: tuple[Part, ...]
     plan: Plan
+
+
+class Side(NamedTuple):
+    """A cache and its blocks, int64, in range, in the order of the tokens."""
+
+    cache: PlacedLayout
+    blocks: Blocks
 
 
 def plan_pull(
@@ -94,19 +110,16 @@ def plan_pull(
     check_reach(operation, "dst_blocks", dst_ids, destination.layout, tokens.dst_offset, tokens)
     layouts = [source.layout for source in sources]
     parts, layouts, wanted = pull_parts(operation, layouts, destination.layout, layers, prefer)
-    local = destination.with_layout(wanted)
+    local = Side(destination.with_layout(wanted), dst_ids)
     made: list[tuple[Part, TensorPlan]] = []
     for rank in sorted({part.rank for part in parts}):
         name = f"src_blocks[{rank}]"
         ids = blocks_array(operation, name, src_blocks[rank], sources[rank].num_blocks)
         check_reach(operation, name, ids, layouts[rank], tokens.src_offset, tokens)
-        remote = sources[rank].with_layout(layouts[rank])
-        made += [
-            (part, plan_part(operation, part, remote, ids, local, dst_ids, tokens))
-            for part in parts
-            if part.rank == rank and tokens.num_tokens
-        ]
-    return by_rank(made)
+        own = [part for part in parts if part.rank == rank and tokens.num_tokens]
+        src = Side(sources[rank].with_layout(layouts[rank]), ids)
+        made += _planned(operation, own, src, local, tokens, push=False)
+    return _by_rank(made)
 
 
 def plan_push(
@@ -151,18 +164,43 @@ def plan_push(
     check_reach(operation, "src_blocks", src_ids, source.layout, tokens.src_offset, tokens)
     layouts = [destination.layout for destination in destinations]
     parts, layouts, sent = push_parts(operation, source.layout, layouts, layers)
-    local = source.with_layout(sent)
+    local = Side(source.with_layout(sent), src_ids)
     made: list[tuple[Part, TensorPlan]] = []
     for part in parts:
         name, remote = f"dst_blocks[{part.rank}]", destinations[part.rank]
         ids = blocks_array(operation, name, dst_blocks[part.rank], remote.num_blocks, unique=True)
         layout = layouts[part.rank]
         check_reach(operation, name, ids, layout, tokens.dst_offset, tokens)
-        if tokens.num_tokens:
-            placed = remote.with_layout(layout)
-            plan = plan_part(operation, part, local, src_ids, placed, ids, tokens, push=True)
-            made.append((part, plan))
-    return by_rank(made)
+        own = [part] if tokens.num_tokens else []
+        dst = Side(remote.with_layout(layout), ids)
+        made += _planned(operation, own, local, dst, tokens, push=True)
+    return _by_rank(made)
+
+
+def plan_rank(
+    operation: str,
+    parts: Sequence[Part],
+    src: Side,
+    dst: Side,
+    tokens: Tokens,
+    *,
+    push: bool = False,
+) -> LinkPlan:
+    """Plan what moves over the link to one rank *(internal)*.
+
+    Args:
+        operation: The call, for the text.
+        parts: Of `pull_parts` or `push_parts`; at least one, all of one rank.
+        src: The source: its layout as those return it, its blocks checked.
+        dst: The destination, the same.
+        tokens: At least one.
+        push: The source is the local side.
+
+    Raises:
+        LLMException: As `plan_part`.
+    """
+    (link,) = _by_rank(_planned(operation, parts, src, dst, tokens, push=push))
+    return link
 
 
 def check_tokens(num_tokens: object, src_offset: object, dst_offset: object) -> Tokens:
@@ -227,7 +265,21 @@ def push_parts(
     return parts, common, sent
 
 
-def by_rank(made: Sequence[tuple[Part, TensorPlan]]) -> list[LinkPlan]:
+def _planned(
+    operation: str, parts: Sequence[Part], src: Side, dst: Side, tokens: Tokens, *, push: bool
+) -> list[tuple[Part, TensorPlan]]:
+    return [
+        (
+            part,
+            plan_part(
+                operation, part, src.cache, src.blocks, dst.cache, dst.blocks, tokens, push=push
+            ),
+        )
+        for part in parts
+    ]
+
+
+def _by_rank(made: Sequence[tuple[Part, TensorPlan]]) -> list[LinkPlan]:
     """Return the plans of parts, in order of the ranks, as one per rank."""
     plans = expanded([plan for _, plan in made])
     links: list[LinkPlan] = []

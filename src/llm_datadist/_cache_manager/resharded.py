@@ -1,0 +1,125 @@
+"""Calls that transfer between caches of unequal layouts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llm_datadist._cache_manager.call_group import Calls
+from llm_datadist._plan.layouts import check_tokens
+from llm_datadist._types import BlocksCacheKey, Cache
+from llm_datadist._types.checks import INT32_MAX, check_instance, check_int, check_range
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llm_datadist._types import BlockList
+
+
+class ReshardedCalls(Calls):
+    """Calls between one local cache and the caches of several ranks *(extension)*."""
+
+    def pull_resharded(
+        self,
+        src_cache_keys: Sequence[BlocksCacheKey],
+        dst_cache: Cache,
+        src_blocks: Sequence[BlockList],
+        dst_blocks: BlockList,
+        num_tokens: int,
+        *,
+        src_offset: int = 0,
+        dst_offset: int = 0,
+        layers: range | None = None,
+        prefer: int = 0,
+    ) -> None:
+        """Pull tokens from the caches of several ranks, whatever their layouts *(extension)*.
+
+        All caches were registered with a layout. Every rank moves its layers and heads over its own
+        link, all at the same time.
+
+        Args:
+            src_cache_keys: List or tuple: the cache of each rank. Together they hold what
+                `dst_cache` holds.
+            dst_cache: Local blocks cache.
+            src_blocks: Blocks of each source, in the order of the tokens: token t of a list is in
+                block t // block_tokens of it. Ranks of one model usually have equal lists.
+            dst_blocks: Local blocks in the order of the tokens, no duplicates.
+            num_tokens: Tokens to move.
+            src_offset: Tokens of the sources' lists before the first one that moves.
+            dst_offset: The same for the local list.
+            layers: Layers to fill, numbered over the whole model; None = all of `dst_cache`.
+            prefer: Index of the rank to ask first among those that hold the same heads.
+
+        Raises:
+            TypeError: A wrong type.
+            ValueError: A negative number.
+            LLMException: As `pull_blocks`; LLM_PARAM_INVALID also for a cache without a layout,
+                layouts between which bytes would have to be converted, layers or heads that no
+                source holds, lists too short for the tokens. The text names the rank, its
+                cluster and its blocks, and `faults` has the memory at fault of all ranks.
+        One deadline, sync_kv_timeout, holds for all ranks. After a failure of one rank the call
+        raises as soon as the others have ended: bytes that were moved stay moved, and nothing lands
+        any more. In an opaque interior, whole blocks move.
+        Source: docs/design/layouts.md, docs/howto/layouts.md.
+        """
+        operation = "pull_resharded"
+        self._engine.check_open(operation)
+        keys = _checked_keys("src_cache_keys", src_cache_keys)
+        check_instance("dst_cache", dst_cache, Cache)
+        check_instance("src_blocks", src_blocks, list, tuple)
+        tokens = check_tokens(num_tokens, src_offset, dst_offset)
+        if layers is not None:
+            check_range("layers", layers)
+        preferred = check_int("prefer", prefer, 0, INT32_MAX)
+        self._engine.resharding.pull(
+            operation, keys, dst_cache, src_blocks, dst_blocks, tokens, layers, preferred
+        )
+
+    def push_resharded(
+        self,
+        dst_cache_keys: Sequence[BlocksCacheKey],
+        src_cache: Cache,
+        src_blocks: BlockList,
+        dst_blocks: Sequence[BlockList],
+        num_tokens: int,
+        *,
+        src_offset: int = 0,
+        dst_offset: int = 0,
+        layers: range | None = None,
+    ) -> None:
+        """Push tokens to the caches of several ranks, whatever their layouts *(extension)*.
+
+        Each destination gets the layers and heads that both caches hold; what it holds besides must
+        come from other ranks. The peers' own threads write, as in `push_blocks`.
+
+        Args:
+            dst_cache_keys: List or tuple: the cache of each rank. At least one holds something of
+                `src_cache`.
+            src_cache: Local blocks cache, registered with a layout.
+            src_blocks: Local blocks in the order of the tokens.
+            dst_blocks: Blocks of each destination in the order of the tokens, no duplicates.
+            num_tokens, src_offset, dst_offset: As for `pull_resharded`.
+            layers: Layers to send, numbered over the whole model; None = all of `src_cache`.
+
+        Raises:
+            TypeError, ValueError, LLMException: As `pull_resharded`.
+        After a failure the same holds as for `pull_resharded`, at the peers' caches.
+        Source: docs/design/layouts.md, docs/howto/layouts.md.
+        """
+        operation = "push_resharded"
+        self._engine.check_open(operation)
+        keys = _checked_keys("dst_cache_keys", dst_cache_keys)
+        check_instance("src_cache", src_cache, Cache)
+        check_instance("dst_blocks", dst_blocks, list, tuple)
+        tokens = check_tokens(num_tokens, src_offset, dst_offset)
+        if layers is not None:
+            check_range("layers", layers)
+        self._engine.resharding.push(
+            operation, keys, src_cache, src_blocks, dst_blocks, tokens, layers
+        )
+
+
+def _checked_keys(name: str, value: object) -> tuple[BlocksCacheKey, ...]:
+    keys = check_instance(name, value, list, tuple)
+    return tuple(
+        check_instance(f"{name}[{place}]", key, BlocksCacheKey) for place, key in enumerate(keys)
+    )
