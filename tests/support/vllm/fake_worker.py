@@ -1,0 +1,151 @@
+"""A worker's instance whose library calls are written down, for tests of one role alone."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+from types import SimpleNamespace
+
+import msgspec
+
+from llm_datadist import LLMException
+from llm_datadist.integrations.vllm.kv_layout import KVLayout, Part
+from llm_datadist.integrations.vllm.options import parse_extra_config
+from llm_datadist.integrations.vllm.worker import mailbox
+from llm_datadist.integrations.vllm.worker.reports import Reports
+
+PEER = 7
+LAYOUT = KVLayout(
+    parts=(Part(0, (1, 2), 100, 64, ("a", "b")), Part(0, (3,), 100, 32, ("c",))),
+    block_sizes=(4,),
+    groups="FullAttentionSpec",
+    rank=0,
+)
+
+
+class FakeWorker:
+    """See the module. `events` has what happened in its order; `failing` what is to fail next.
+
+    Attributes:
+        messages: Sent to mailboxes of peers, as (key, fields).
+        pushes, pulls: (key, part, source blocks, destination blocks, layers).
+        failing: Name of a call -> statuses (None: it succeeds) of its next calls.
+    """
+
+    cluster_id = 1
+
+    def __init__(self, **options):
+        self.options = parse_extra_config(options)
+        self.layout = LAYOUT
+        self.local_caches = [SimpleNamespace(part=part) for part in range(2)]
+        self.events, self.messages, self.pushes, self.pulls = [], [], [], []
+        self.failing = {}
+        self.reports = _WrittenReports(self.events)
+        self.cache_manager = self.instance = self
+        self._ids = itertools.count(1)
+        self._mailboxes = {}
+
+    def _call(self, name):
+        statuses = self.failing.get(name)
+        status = statuses.pop(0) if statuses else None
+        if isinstance(status, Exception):
+            raise status
+        if status is not None:
+            raise LLMException(f"{name} fails", status_code=status)
+
+    # ---- the worker
+
+    def publish(self, key):
+        self._call("publish")
+        self.events.append(("published", key))
+        return [SimpleNamespace(cache_id=key)]
+
+    def withdraw(self, caches):
+        self._call("withdraw")
+        self.events.append(("withdrawn", caches[0].cache_id))
+
+    # ---- its cache manager
+
+    def register_blocks_cache(self, desc, addrs, key=None, remote_accessible=None):
+        cache = SimpleNamespace(cache_id=next(self._ids), addr=addrs[0])
+        if key is not None:
+            self._mailboxes[key.model_id] = addrs[0]
+        return cache
+
+    def unregister_cache(self, cache_id):
+        pass
+
+    def push_blocks(self, key, cache, src_blocks, dst_blocks, **more):
+        is_message = hasattr(cache, "addr")
+        self._call("message" if is_message else "push")
+        if is_message:
+            self.messages.append((key.model_id, _message_at(cache.addr)))
+            self.events.append(("message", key.model_id))
+            return
+        self.pushes.append((key.model_id, cache.part, src_blocks, dst_blocks, *more.values()))
+        self.events.append(("pushed", cache.part))
+
+    def pull_blocks(self, key, cache, src_blocks, dst_blocks):
+        self._call("pull")
+        self.pulls.append((key.model_id, cache.part, src_blocks, dst_blocks))
+        self.events.append(("pulled", cache.part))
+
+    @contextlib.contextmanager
+    def lease(self, key, blocks, ttl_ms):
+        self._call("lease")
+        self.events.append(("leased", key.model_id))
+        try:
+            yield SimpleNamespace(renew=lambda: self.events.append(("renewed", key.model_id)))
+        finally:
+            self.events.append(("released", key.model_id))
+
+    # ---- its instance
+
+    def describe_link(self, cluster_id):
+        self._call("describe_link")
+
+    # ---- the peer
+
+    def deliver(self, key, message):
+        """Let a message of the peer arrive in the mailbox of that key."""
+        page = mailbox._page_of(message)
+        ctypes.memmove(self._mailboxes[key], page.ctypes.data, page.nbytes)
+
+    def what(self):
+        """Names of the events."""
+        return [event[0] for event in self.events]
+
+
+class FakeLinks:
+    """Links to producers, which are up unless `failing` says otherwise."""
+
+    def __init__(self, worker):
+        self._worker = worker
+
+    def link(self, rank):
+        self._worker._call("link")
+        self._worker.events.append(("linked", rank.cluster_id))
+
+    def drop(self, rank):
+        self._worker.events.append(("dropped", rank.cluster_id))
+
+    def mark_silent(self, rank, reason):
+        self._worker.events.append(("silent", rank.cluster_id))
+
+
+class _WrittenReports(Reports):
+    def __init__(self, events):
+        super().__init__()
+        self._events = events
+
+    def add_sent(self, request_id):
+        self._events.append(("sent", request_id))
+
+    def add_loaded(self, request_id, failed_blocks):
+        self._events.append(("loaded", request_id, set(failed_blocks)))
+
+
+def _message_at(address):
+    size, _ = mailbox._HEADER.unpack(ctypes.string_at(address, mailbox._HEADER.size))
+    return msgspec.json.decode(ctypes.string_at(address + mailbox._HEADER.size, size))

@@ -1,0 +1,168 @@
+"""The consumer of pull mode: leases, pulls, reports, and what counts as loaded."""
+
+import threading
+
+import pytest
+
+from llm_datadist import LLMStatusCode
+from llm_datadist.integrations.vllm.kv_transfer_params import Offer, RankAddress
+from llm_datadist.integrations.vllm.step_orders import Load
+from llm_datadist.integrations.vllm.worker import pull_progress
+from llm_datadist.integrations.vllm.worker.pull_consumer import PullConsumer
+from support.vllm.fake_worker import PEER, FakeLinks, FakeWorker
+
+S = LLMStatusCode
+KEY = 60
+OFFER = Offer(
+    key=KEY,
+    ranks=[RankAddress("a", 1, PEER)],
+    blocks=[[21, 22]],
+    num_tokens=8,
+    prompt="d",
+    remote_request_id="p",
+    remote_engine_id="e",
+)
+ORDER = Load("r", OFFER, [[21, 22]], [[1, 2]], [9])
+
+
+class Side:
+    def __init__(self, failing=(), **options):
+        self.worker = FakeWorker(**options)
+        self.worker.failing = dict(failing)
+        self.events, self.what = self.worker.events, self.worker.what
+        self.consumer = PullConsumer(self.worker, self.worker.reports)
+        self.consumer._links = FakeLinks(self.worker)
+
+    def load(self):
+        self.consumer.load(ORDER)
+
+    def failed(self):
+        return [blocks for kind, *_, blocks in self.events if kind == "loaded"]
+
+
+@pytest.fixture
+def make():
+    made = []
+
+    def make(*arguments, **options):
+        made.append(Side(*arguments, **options))
+        return made[-1]
+
+    yield make
+    for side in made:
+        side.consumer.close()
+
+
+def test_a_request_is_pulled_under_a_lease_and_reported_before_its_release(make, eventually):
+    """vLLM need not wait for the release."""
+    side = make()
+    side.load()
+    eventually(lambda: "released" in side.what())
+    assert side.what() == [
+        "linked",
+        "leased",
+        "pulled",
+        "renewed",
+        "pulled",
+        "loaded",
+        "released",
+    ]
+    assert side.worker.pulls == [
+        (KEY, 0, [21, 22], [1, 2]),
+        (KEY + 1, 1, [21, 22], [1, 2]),
+    ]
+    assert side.failed() == [{9}], "the offer had nothing for it"
+    assert not side.consumer.is_waiting
+
+
+@pytest.mark.expects_log("2 of its blocks cannot be fetched")
+@pytest.mark.parametrize(
+    "failing",
+    [{"pull": [None, S.LLM_KV_CACHE_NOT_EXIST]}, {"lease": [S.LLM_KV_CACHE_NOT_EXIST]}],
+    ids=["pull", "lease"],
+)
+def test_what_is_not_pulled_is_reported_as_failed(make, eventually, failing):
+    side = make(failing)
+    side.load()
+    eventually(side.failed)
+    assert side.failed() == [{1, 2, 9}]
+    assert side.what().count("leased") == side.what().count("released")
+
+
+@pytest.mark.expects_log("1 of its blocks cannot be fetched")
+def test_blocks_that_have_arrived_do_not_fail(make, eventually, monkeypatch):
+    monkeypatch.setattr(pull_progress, "PULL_BYTES", 1)
+    side = make({"pull": [None, None, S.LLM_KV_CACHE_NOT_EXIST]})
+    side.load()
+    eventually(side.failed)
+    assert side.failed() == [{2, 9}]
+
+
+@pytest.mark.expects_log("its load failed")
+def test_an_unknown_failure_says_nothing_of_any_block(make, eventually):
+    side = make({"pull": [None, RuntimeError("it fails")]})
+    side.load()
+    eventually(side.failed)
+    assert side.failed() == [{1, 2, 9}]
+
+
+def test_a_broken_link_is_made_again_once(make, eventually):
+    side = make({"pull": [S.LLM_LINK_FAILED]})
+    side.load()
+    eventually(side.failed)
+    assert side.what()[:5] == ["linked", "leased", "released", "dropped", "linked"]
+    assert side.failed() == [{9}]
+
+
+@pytest.mark.expects_log("cannot be fetched")
+@pytest.mark.parametrize("status", [S.LLM_LINK_FAILED, S.LLM_TIMEOUT])
+def test_a_link_that_breaks_again_ends_the_load(make, eventually, status):
+    side = make({"lease": [status, status]})
+    side.load()
+    eventually(side.failed)
+    assert side.failed() == [{1, 2, 9}]
+    assert ("silent" in side.what()) is (status is S.LLM_TIMEOUT)
+
+
+def test_an_abandoned_load_ends_between_two_pulls_and_is_reported(make, eventually, monkeypatch):
+    monkeypatch.setattr(pull_progress, "PULL_BYTES", 1)
+    side = make()
+    reached, go = threading.Event(), threading.Event()
+    pull = side.worker.pull_blocks
+
+    def slow_pull(*arguments):
+        reached.set()
+        go.wait(10)
+        pull(*arguments)
+
+    side.worker.pull_blocks = slow_pull
+    side.load()
+    assert reached.wait(10)
+    side.consumer.abandon("r")
+    go.set()
+    eventually(side.failed)
+    assert len(side.worker.pulls) == 1
+    assert side.failed() == [{1, 2, 9}]
+
+
+@pytest.mark.expects_log("transfer_timeout_ms 100 is over")
+def test_a_load_ends_by_its_time_limit(make, eventually):
+    side = make(transfer_timeout_ms=100)
+    pull = side.worker.pull_blocks
+
+    def slow_pull(*arguments):
+        threading.Event().wait(0.11)
+        pull(*arguments)
+
+    side.worker.pull_blocks = slow_pull
+    side.load()
+    eventually(side.failed)
+    assert len(side.worker.pulls) == 1
+    assert side.failed() == [{1, 2, 9}]
+
+
+def test_an_offer_that_is_not_needed_is_given_back(make, eventually):
+    side = make()
+    side.consumer.dismiss(OFFER)
+    eventually(lambda: "released" in side.what())
+    assert side.what() == ["linked", "leased", "released"]

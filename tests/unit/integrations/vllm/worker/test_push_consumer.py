@@ -1,0 +1,134 @@
+"""The consumer of push mode: when a request is reported, and what it reports."""
+
+import pytest
+
+from llm_datadist import LLMStatusCode
+from llm_datadist.integrations.vllm.kv_transfer_params import RankAddress, RemotePrefill
+from llm_datadist.integrations.vllm.step_orders import Receive
+from llm_datadist.integrations.vllm.worker import push_consumer
+from llm_datadist.integrations.vllm.worker.mailbox import Receipt
+from llm_datadist.integrations.vllm.worker.push_consumer import PushConsumer
+from support.vllm.fake_worker import PEER, FakeLinks, FakeWorker
+
+S = LLMStatusCode
+PREFILL = RemotePrefill(transfer="a random name of it", ranks=[RankAddress("a", 1, PEER)])
+BLOCKS = [5, 6]
+
+
+def an_order(blocks=BLOCKS):
+    return Receive("r", PREFILL, "the prompt", 0, list(blocks), 8)
+
+
+class Side:
+    def __init__(self, failing=(), **options):
+        self.worker = FakeWorker(**options)
+        self.worker.failing = dict(failing)
+        self.events, self.what = self.worker.events, self.worker.what
+        self.consumer = PushConsumer(self.worker, self.worker.reports)
+        self.consumer._links = FakeLinks(self.worker)
+
+    def answer(self, problem="", prompt="the prompt"):
+        """Let the producer send its receipt for the ticket."""
+        _, ticket = self.worker.messages[-1]
+        self.worker.deliver(ticket["receipt_key"], Receipt(prompt=prompt, problem=problem))
+
+    def reported(self):
+        return [event for event in self.events if event[0] == "loaded"]
+
+
+@pytest.fixture
+def make(monkeypatch):
+    monkeypatch.setattr(push_consumer, "_RETRY_S", 0.001)
+    monkeypatch.setattr(push_consumer, "_LINK_CHECK_S", 0.001)
+    made = []
+
+    def make(*arguments, **options):
+        made.append(Side(*arguments, **options))
+        return made[-1]
+
+    yield make
+    for side in made:
+        side.consumer.close()
+
+
+def test_a_request_is_reported_after_its_key_is_withdrawn(make, eventually):
+    """Only then can nothing that the producer pushes land in blocks that vLLM uses."""
+    side = make()
+    side.consumer.receive(an_order())
+    eventually(lambda: side.worker.messages)
+    assert side.consumer.is_waiting
+    key, ticket = side.worker.messages[0]
+    assert key == PREFILL.mailbox_key
+    assert (ticket["blocks"], ticket["prompt"]) == (BLOCKS, "the prompt")
+    assert side.what() == ["linked", "published", "message"]
+    assert side.events[1] == ("published", ticket["key"])
+    side.answer()
+    eventually(side.reported)
+    assert side.events[3:] == [("withdrawn", ticket["key"]), ("loaded", "r", set())]
+    eventually(lambda: not side.consumer.is_waiting)
+
+
+@pytest.mark.expects_log("key is not withdrawn yet")
+def test_a_request_is_not_reported_while_its_key_cannot_be_withdrawn(make, eventually):
+    side = make({"withdraw": [RuntimeError("not now"), RuntimeError("nor now")]})
+    side.consumer.receive(an_order())
+    eventually(lambda: side.worker.messages)
+    side.answer()
+    eventually(side.reported)
+    assert side.what()[3:] == ["withdrawn", "loaded"]
+    assert not side.worker.failing["withdraw"]
+
+
+@pytest.mark.expects_log("2 of its blocks were not received")
+@pytest.mark.parametrize(
+    "receipt", [{"problem": "it was given up"}, {"prompt": "another"}], ids=["problem", "prompt"]
+)
+def test_no_block_counts_unless_the_receipt_says_so(make, eventually, receipt):
+    side = make()
+    side.consumer.receive(an_order())
+    eventually(lambda: side.worker.messages)
+    side.answer(**receipt)
+    eventually(side.reported)
+    assert side.what()[-2:] == ["withdrawn", "loaded"]
+    assert side.reported() == [("loaded", "r", set(BLOCKS))]
+
+
+@pytest.mark.expects_log("2 of its blocks were not received")
+@pytest.mark.parametrize("end", ["aborted", "out of time", "link lost"])
+def test_a_wait_that_ends_without_a_receipt(make, eventually, end):
+    side = make(hold_ms=100 if end == "out of time" else 60_000)
+    side.consumer.receive(an_order())
+    eventually(lambda: side.worker.messages)
+    if end == "aborted":
+        side.consumer.abandon("r")
+    elif end == "link lost":
+        side.worker.failing["describe_link"] = [S.LLM_NOT_YET_LINK]
+    eventually(side.reported)
+    assert [each for each in side.what() if each != "dropped"][-2:] == ["withdrawn", "loaded"]
+    assert side.reported() == [("loaded", "r", set(BLOCKS))]
+
+
+def test_a_producer_that_does_not_know_the_request_yet_is_asked_again(make, eventually):
+    side = make({"message": [S.LLM_KV_CACHE_NOT_EXIST, S.LLM_LINK_FAILED, None]})
+    side.consumer.receive(an_order())
+    eventually(lambda: side.worker.messages)
+    assert side.what() == ["linked", "published", "linked", "dropped", "linked", "message"]
+
+
+@pytest.mark.expects_log("2 of its blocks were not received")
+@pytest.mark.parametrize("status", [S.LLM_TIMEOUT, S.LLM_PARAM_INVALID])
+def test_a_ticket_that_cannot_be_sent_ends_the_wait(make, eventually, status):
+    side = make({"message": [status]})
+    side.consumer.receive(an_order())
+    eventually(side.reported)
+    assert ("silent" in side.what()) is (status is S.LLM_TIMEOUT)
+    assert side.what()[-2:] == ["withdrawn", "loaded"]
+
+
+def test_a_producer_whose_blocks_are_not_needed_is_told_and_nothing_is_reported(make, eventually):
+    side = make()
+    side.consumer.receive(an_order(blocks=[]))
+    eventually(lambda: side.worker.messages and not side.consumer._dispatcher.jobs)
+    assert side.what() == ["linked", "message"]
+    assert side.worker.messages[0][1]["blocks"] == []
+    assert not side.consumer.is_waiting
