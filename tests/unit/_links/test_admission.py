@@ -48,6 +48,13 @@ def test_the_other_generation_is_refused_with_a_sentence(context, first):
     assert caught.value.status is S.LLM_LINK_FAILED
 
 
+def test_with_a_secret_a_dialer_without_one_is_refused(context):
+    context.secret = b"a secret"
+    check_hello(context, hello(has_secret=True), is_encrypted=False)
+    with pytest.raises(SetupError, match="the acceptor has a secret and the dialer has none"):
+        check_hello(context, hello(), is_encrypted=False)
+
+
 def test_with_tls_configured_a_dialer_without_is_refused(context):
     context.tls = object()
     check_hello(context, hello(), is_encrypted=True)

@@ -1,6 +1,7 @@
 """Re-establishing lost links, with dials that only record."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,6 +21,7 @@ class Dials:
     def __init__(self, monkeypatch):
         self.requests = []
         self.status = S.LLM_LINK_FAILED
+        self.answered = False
         self.once = asyncio.Event()
         monkeypatch.setattr(reconnect, "dial", self)
         monkeypatch.setattr(reconnect, "_FIRST_PAUSE", 0.001)
@@ -28,7 +30,7 @@ class Dials:
     async def __call__(self, context, lifecycle, request):
         self.requests.append(request)
         self.once.set()
-        return DialOutcome(LinkResult(self.status, "no"), answered=False)
+        return DialOutcome(LinkResult(self.status, "no"), answered=self.answered)
 
 
 @pytest.fixture
@@ -139,3 +141,34 @@ def test_a_call_that_finds_another_cluster_at_the_address(reconnector, make_link
         return left
 
     assert asyncio.run(run()) == [3]
+
+
+@pytest.mark.parametrize(("answered", "longest"), [(False, 5.0), (True, 30.0)])
+def test_pauses_grow_are_randomized_and_longer_for_a_peer_that_refuses(
+    monkeypatch, reconnector, make_link, dials, answered, longest
+):
+    pauses, shares = [], []
+
+    async def sleep(pause):
+        pauses.append(pause)
+        if len(pauses) == 10:
+            raise asyncio.CancelledError
+
+    def uniform(low, high):
+        shares.append((low, high))
+        return high if len(shares) % 2 else low
+
+    monkeypatch.setattr(reconnect, "asyncio", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(reconnect, "random", SimpleNamespace(uniform=uniform))
+    monkeypatch.setattr(reconnect, "_FIRST_PAUSE", 1.0)
+    dials.answered = answered
+
+    async def run():
+        reconnector.on_lost(lost(make_link))
+        (relink,) = reconnector._pending.values()
+        await asyncio.wait({relink.task})
+
+    asyncio.run(run())
+    assert set(shares) == {(0.5, 1.0)}
+    steps = [min(2.0**step, longest if step else 5.0) for step in range(10)]
+    assert pauses == [step * (1.0, 0.5)[at % 2] for at, step in enumerate(steps)]

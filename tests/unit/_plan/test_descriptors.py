@@ -42,6 +42,27 @@ def test_blocks_that_touch_on_both_sides_are_one():
     ]
 
 
+@pytest.mark.parametrize("count", [4, 10])
+@pytest.mark.parametrize("push", [False, True])
+def test_blocks_that_touch_on_one_side_only_are_apart(count, push):
+    one = Layout.of([0], 2_000, 20)
+    adjacent, apart = blocks(*range(count)), blocks(*range(0, 2 * count, 2))
+    for local, remote in ((adjacent, apart), (apart, adjacent)):
+        plan = plan_blocks(one, local, range(1), one, remote, range(1), push=push)
+        pairs = zip(local.tolist(), remote.tolist(), strict=True)
+        assert rows(plan) == [(100 * to, 100 * of, 100) for to, of in pairs]
+
+
+@pytest.mark.parametrize("count", [4, 40])
+def test_tensors_that_touch_on_one_side_only_are_apart(count):
+    touching, apart = ([step * i for i in range(count)] for step in (200, 300))
+    for local, remote in ((touching, apart), (apart, touching)):
+        layouts = Layout.of(local, 200, 2), Layout.of(remote, 200, 2)
+        both, span = blocks(0, 1), range(count)
+        plan = plan_blocks(layouts[0], both, span, layouts[1], both, span)
+        assert rows(plan) == [(*pair, 200) for pair in zip(local, remote, strict=True)]
+
+
 @pytest.mark.parametrize("count", [3, 10])
 def test_order_of_the_lists_does_not_matter(count):
     backward = blocks(*reversed(range(count)))
@@ -126,6 +147,10 @@ def test_copies_within_a_cache_are_one_plan_unless_they_depend_on_each_other():
     ]
     chain = plan_block_copies(LOCAL, blocks(0, 1), blocks(1, 2))
     assert [rows(plan)[0] for plan in chain] == [(1_100, 1_000, 100), (1_200, 1_100, 100)]
+    overwritten = plan_block_copies(LOCAL, blocks(0, 2), blocks(1, 0))
+    assert [rows(plan)[0] for plan in overwritten] == [(1_100, 1_000, 100), (1_000, 1_200, 100)]
+    twice = plan_block_copies(LOCAL, blocks(0, 2), blocks(1, 1))
+    assert [rows(plan)[0] for plan in twice] == [(1_100, 1_000, 100), (1_100, 1_200, 100)]
 
 
 def test_a_block_copied_onto_itself_is_nothing():

@@ -33,6 +33,8 @@ def test_none(rows):
         ([(0, 99, 100)], ((0, 100), (99, 100))),
         ([(0, 64, 64), (64, 0, 64)], ((0, 64), (0, 64))),
         ([(500, 0, 400), (100, 450, 1), (399, 900, 9)], ((100, 1), (0, 400))),
+        # A long range begins before a short one that begins later and ends earlier.
+        ([(900, 0, 100), (800, 10, 5), (50, 700, 10)], ((50, 10), (0, 100))),
     ],
 )
 def test_the_first_one_is_named(rows, expected):

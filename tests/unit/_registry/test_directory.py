@@ -14,6 +14,7 @@ from llm_datadist._registry import reader, writer
 from llm_datadist._registry.reader import DirectoryReader
 from llm_datadist._registry.records import (
     DEALLOCATED,
+    MAX_LOG_BYTES,
     REMOVED,
     UNREGISTERED,
     Added,
@@ -247,6 +248,31 @@ def test_reasons_outlive_the_log_that_had_them(peer):
     peer.writer.remove(2, DEALLOCATED)
     with pytest.raises(LLMException, match="its cache was deallocated"):
         peer.resolve(CacheKey(PEER, 5), fresh=True)
+
+
+def test_a_compacted_log_says_what_the_long_one_said():
+    """To a reader that has read nothing before. A key that went over does not come back."""
+    peer = Peer(capacity=4096)
+    peer.writer.add(added(1, is_blocks=False, keys=(key_record(100, 0, (7, 1)),)))
+    peer.writer.add(added(2, blocks_key=0))
+    peer.writer.add(added(3, blocks_key=0))
+    peer.writer.remove(3, UNREGISTERED)
+    peer.writer.unname(1)
+    peer.writer.remap(2, 9)
+    while peer.log.version() >> 40 == 0:
+        peer.writer.add(added(50))
+        peer.writer.remove(50, UNREGISTERED)
+    assert missing(peer, by_id(1))
+    assert peer.resolve(CacheKey(PEER, 100)).cache.cache_id == 1
+    assert peer.resolve(by_id(2)).cache.ref == (4, 9)
+    assert missing(peer, BlocksCacheKey(PEER))
+
+
+def test_a_log_beyond_the_limit_is_not_read(peer):
+    peer.source.version = lambda _deadline_ns: MAX_LOG_BYTES + 1
+    with pytest.raises(CorruptDirectory, match=f"at most {MAX_LOG_BYTES}"):
+        peer.refresh()
+    assert peer.source.reads == []
 
 
 def test_waste_is_compacted_long_before_the_log_is_full():
