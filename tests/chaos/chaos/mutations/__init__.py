@@ -3,8 +3,18 @@
 `tests/chaos/test_mutations.py` checks that all still apply; `make mutants` tries them.
 """
 
-from chaos.mutations import arguments, caches, guarantees, links, memory, native, transfers
+from chaos.mutations import (
+    arguments,
+    backends,
+    caches,
+    guarantees,
+    links,
+    memory,
+    native,
+    transfers,
+    vllm,
+)
 
-_AREAS = (guarantees, transfers, memory, caches, links, arguments, native)
+_AREAS = (guarantees, transfers, memory, caches, links, arguments, backends, native, vllm)
 MUTATIONS = tuple(mutation for area in _AREAS for mutation in area.MUTATIONS)
 BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}

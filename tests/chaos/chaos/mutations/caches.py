@@ -70,7 +70,7 @@ MUTATIONS = (
     Mutation(
         "placeholder-keys-count",
         "placeholders among the keys name nothing",
-        _CACHES,
+        _TABLES,
         "for slot, key in enumerate(cache_keys) if key.req_id != UNUSED}",
         "for slot, key in enumerate(cache_keys)}",
         tests=f"{_TESTS}/test_caches.py",
@@ -78,7 +78,7 @@ MUTATIONS = (
     Mutation(
         "private-by-default",
         "device memory is accessible unless the caller says otherwise, host memory is not",
-        _CACHES,
+        _TABLES,
         "        return desc.placement is Placement.DEVICE\n",
         "        return True\n",
         tests=f"{_TESTS}/test_caches.py",
@@ -126,9 +126,9 @@ MUTATIONS = (
     Mutation(
         "freed-cache-stays-named",
         "a deallocated cache that a key holds has no id any more",
-        _CACHES,
-        "                    self._tables.directory.unname(local.cache_id)\n",
-        "                    pass\n",
+        _TABLES,
+        "        self.directory.unname(local.cache_id)\n",
+        "",
         tests=f"{_TESTS}/test_caches.py",
     ),
     Mutation(
@@ -279,8 +279,8 @@ MUTATIONS = (
         "old-era-stays",
         "a rewritten directory replaces all that was known",
         _READER,
-        "            self._tables = _Tables()\n            self._version = era << _TAIL_BITS\n",
-        "            self._version = era << _TAIL_BITS\n",
+        "            self._tables = _Tables(self._tables.endings)\n",
+        "",
         tests=f"{_TESTS}/test_directory.py",
     ),
     Mutation(

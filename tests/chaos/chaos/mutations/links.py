@@ -5,9 +5,10 @@ from chaos.mutation import Edit, Mutation
 _LINKS = "src/llm_datadist/_links"
 _CONTROL = "src/llm_datadist/_control"
 _PROTOCOL = "src/llm_datadist/_protocol"
-_DOMAINS = "src/llm_datadist/_domains"
+_DOMAIN = "src/llm_datadist/_domains/domain.py"
 _LANES = "src/llm_datadist/_backends/lanes.py"
 _TESTS = "tests/unit/_links"
+_DOMAIN_TESTS = "tests/unit/_domains/test_domain.py"
 
 MUTATIONS = (
     Mutation(
@@ -443,75 +444,67 @@ MUTATIONS = (
         tests=f"{_TESTS}/test_engine_messages.py",
     ),
     Mutation(
-        "members-disagree",
-        "members that call link unlike make no domain",
-        f"{_DOMAINS}/domain.py",
-        "if hello.ranks == own.ranks and hello.rank == own.ranks.get(peer_id):",
-        "if hello.ranks.keys() == own.ranks.keys():",
-        tests="tests/unit/_domains tests/integration/domains/test_failing.py",
-    ),
-    Mutation(
-        "domain-without-deadline",
-        "a domain fails at its time limit",
-        f"{_DOMAINS}/domain.py",
-        "if unlinked and now >= self.deadline:",
-        "if False:",
-        tests="tests/unit/_domains tests/integration/domains/test_failing.py",
-    ),
-    Mutation(
-        "failed-domain-recovers",
-        "the failure of a domain is final",
-        f"{_DOMAINS}/domain.py",
-        "        if self.failure:\n            return RegisterMemStatus.FAILED\n",
-        "        if self.failure and unlinked:\n            return RegisterMemStatus.FAILED\n",
-        tests="tests/unit/_domains tests/integration/domains/test_failing.py",
-    ),
-    Mutation(
-        "dead-member-unnoticed",
-        "the death of a member fails the domain",
-        f"{_DOMAINS}/domain.py",
-        "if pair.link is not None and pair.link.lost.is_set() and pair.link.died:",
-        "if False:",
-        tests="tests/unit/_domains tests/integration/domains/test_failing.py",
-    ),
-    Mutation(
-        "member-of-an-earlier-call",
-        "a link belongs to the call of link that its hello names",
-        f"{_DOMAINS}/domains.py",
-        "wanted = pair is not None and pair.hello is not None and pair.hello.token == hello.token",
-        "wanted = pair is not None and pair.hello is not None",
-        tests="tests/unit/_domains tests/integration/domains",
-    ),
-    Mutation(
-        "wrong-acceptor",
-        "a dial for another member is refused",
-        f"{_DOMAINS}/domains.py",
-        "            if hello.acceptor != self._cluster_id:\n                return self._wrong_acceptor(hello)\n            pair = ",
-        "            pair = ",
-        tests="tests/unit/_domains tests/integration/domains",
-    ),
-    Mutation(
-        "left-domain-keeps-links",
-        "unlink releases the links of a domain",
-        f"{_DOMAINS}/domains.py",
-        "            if link is not None and hello is not None:\n                self._links.release(link, hello.holder)\n",
-        "            pass\n",
-        tests="tests/unit/_domains tests/integration/domains/test_linking.py",
-    ),
-    Mutation(
         "shared-link-ends",
-        "the last domain ends the link of a pair, and no earlier one",
-        f"{_LINKS}/table.py",
+        "the last holder of a link ends it, and no earlier one",
+        f"{_LINKS}/lifecycle.py",
         "        if not link.holders:\n",
         "        if True:\n",
         tests="tests/integration/links/test_holders.py",
     ),
     Mutation(
+        "members-disagree",
+        "members that call link unlike make no domain",
+        _DOMAIN,
+        "if hello.ranks == own.ranks and hello.rank == own.ranks.get(peer_id):",
+        "if hello.ranks.keys() == own.ranks.keys():",
+        tests=_DOMAIN_TESTS,
+    ),
+    Mutation(
+        "domain-without-deadline",
+        "a domain fails at its time limit",
+        _DOMAIN,
+        "if not self.is_complete and now >= self.deadline:",
+        "if False:",
+        tests=_DOMAIN_TESTS,
+    ),
+    Mutation(
+        "failed-domain-recovers",
+        "the failure of a domain is final",
+        _DOMAIN,
+        "        if self.failure:\n            return RegisterMemStatus.FAILED\n",
+        "        if self.failure and not self.is_complete:\n            return RegisterMemStatus.FAILED\n",
+        tests=_DOMAIN_TESTS,
+    ),
+    Mutation(
+        "dead-member-unnoticed",
+        "the death of a member fails the domain",
+        _DOMAIN,
+        "                if link.died:  # The link table has logged the warning.\n",
+        "                if False:\n",
+        tests=_DOMAIN_TESTS,
+    ),
+    Mutation(
+        "wrong-acceptor",
+        "a dial for another member is refused",
+        _DOMAIN,
+        "        if hello.acceptor != self.cluster_id:\n",
+        "        if False:\n",
+        tests=_DOMAIN_TESTS,
+    ),
+    Mutation(
+        "leave-of-an-earlier-call",
+        "the end of an earlier call of link changes nothing",
+        _DOMAIN,
+        "if pair is None or pair.hello is None or pair.hello.token != message.token:",
+        "if pair is None or pair.hello is None:",
+        tests=_DOMAIN_TESTS,
+    ),
+    Mutation(
         "names-used-twice",
-        "two domains have two names",
-        f"{_DOMAINS}/domains.py",
-        "if (same := self._by_name.get(name)) is not None:",
-        "if (same := self._by_name.get(name)) is not None and False:",
-        tests="tests/unit/_domains tests/integration/domains/test_linking.py",
+        "two live domains have two names",
+        "src/llm_datadist/_domains/book.py",
+        "if same is not None and same.status(now) is not RegisterMemStatus.FAILED:",
+        "if same is not None and same.status(now) is RegisterMemStatus.OK:",
+        tests="tests/unit/_domains",
     ),
 )
