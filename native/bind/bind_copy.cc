@@ -2,7 +2,6 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
-#include <nanobind/stl/vector.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -14,7 +13,6 @@
 #include "bind/released_gil.h"
 #include "copy/checksum.h"
 #include "copy/crc32c.h"
-#include "copy/device.h"
 #include "copy/local_copy.h"
 #include "copy/pool.h"
 
@@ -58,22 +56,6 @@ nb::bytes probe(const BorrowedU64& addresses, const BorrowedU64& length, std::in
   return nb::bytes(readable.data(), readable.size());
 }
 
-using Addresses = std::vector<std::pair<std::uint64_t, std::uint64_t>>;
-
-void set_device_driver(std::uint64_t set_context, std::uint64_t copy_function,
-                       std::uint64_t synchronize, const Addresses& queues) {
-  using ldd::DeviceDriver;
-  std::vector<ldd::DeviceQueue> found;
-  found.reserve(queues.size());
-  for (const auto& [context, stream] : queues) {
-    found.push_back({reinterpret_cast<void*>(context), reinterpret_cast<void*>(stream)});
-  }
-  ldd::set_device_driver({reinterpret_cast<DeviceDriver::SetContext>(set_context),
-                          reinterpret_cast<DeviceDriver::Copy>(copy_function),
-                          reinterpret_cast<DeviceDriver::Synchronize>(synchronize)},
-                         std::move(found));
-}
-
 void bind_codes(nb::module_& module) {
   module.attr("OK") = static_cast<int>(Code::kOk);
   module.attr("GONE") = static_cast<int>(Code::kGone);
@@ -105,13 +87,6 @@ void bind_copy(nb::module_& module) {
       "moved_bytes): OK, TIMEOUT, CLOSED, LOCAL_GONE or LOCAL_FAULT for the destination, GONE or\n"
       "REMOTE_FAULT for the source, with the index of the pair. When it returns, nothing is\n"
       "written any more.");
-  module.def("set_device_driver", set_device_driver, "set_context"_a, "copy"_a, "synchronize"_a,
-             "queues"_a,
-             "Set the addresses of the accelerator driver's functions, and (context, stream) of "
-             "each accelerator, (0, 0) for one that is not used.\n\n"
-             "Each function returns 0 on success: set_context(context), copy(dst, src, bytes,\n"
-             "stream), synchronize(stream). Must be called before the first entry of an "
-             "accelerator.");
   module.def(
       "checksum", checksum, "addresses"_a, "length"_a, "node"_a, "ref"_a, "deadline_ns"_a,
       "Return (outcome, CRC-32C of each range of local memory as native uint32).\n\n"

@@ -8,6 +8,7 @@ namespace nb = nanobind;
 
 void bind_memory(nb::module_& module);  // Node, Segment
 void bind_copy(nb::module_& module);    // copy, threads
+void bind_cuda(nb::module_& module);    // GPUs
 void bind_host(nb::module_& module);    // HostPeer
 void bind_lanes(nb::module_& module);   // Lanes, serving
 
@@ -56,6 +57,7 @@ NB_MODULE(_native, module) {
   nb::register_exception_translator(translate_system_error);
   bind_memory(module);
   bind_copy(module);
+  bind_cuda(module);
   bind_host(module);
   bind_lanes(module);
 }

@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "base/clock.h"
-#include "copy/device.h"
 #include "copy/pool.h"
+#include "cuda/copy.h"
 
 namespace ldd {
 
@@ -59,7 +59,7 @@ class LocalCopy {
     const int device =
         destination_.device() != kHostMemory ? destination_.device() : source_.device();
     if (device != kHostMemory) {
-      return device_copy(device, to, from, count);
+      return cuda::copy_pairs(device, to, from, count);
     }
     const CopyFault fault = guarded_copy(to, from, count, kind_);
     if (!fault.none()) {

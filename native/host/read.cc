@@ -11,9 +11,9 @@
 #include <vector>
 
 #include "base/clock.h"
-#include "copy/device.h"
 #include "copy/local_copy.h"
 #include "copy/pool.h"
+#include "cuda/copy.h"
 
 namespace ldd {
 
@@ -150,7 +150,7 @@ Outcome HostRead::place_on_device(const Batch& batch) const {
   iovec* local = room().local.data();
   iovec* own = room().remote.data();
   const std::size_t count = fill_iovecs(work_, batch, local, own);
-  return device_copy(local_entry_->device(), local, own, count);
+  return cuda::copy_pairs(local_entry_->device(), local, own, count);
 }
 
 const MappedSegment* HostRead::segment_of(std::uint64_t address, std::uint64_t length) const {

@@ -202,16 +202,6 @@ def copy(
     written any more.
     """
 
-def set_device_driver(
-    set_context: int, copy: int, synchronize: int, queues: Sequence[tuple[int, int]]
-) -> None:
-    """
-    Set the addresses of the accelerator driver's functions, and (context, stream) of each accelerator, (0, 0) for one that is not used.
-
-    Each function returns 0 on success: set_context(context), copy(dst, src, bytes,
-    stream), synchronize(stream). Must be called before the first entry of an accelerator.
-    """
-
 def checksum(
     addresses: numpy.typing.NDArray[numpy.uint64],
     length: numpy.typing.NDArray[numpy.uint64],
@@ -248,6 +238,26 @@ def set_threads(count: int) -> None:
 
 def threads() -> int:
     """Return the number of threads per operation, the caller's included."""
+
+def load_gpu_driver() -> str:
+    """
+    Load and initialize the driver of NVIDIA GPUs; return why there is none, or "".
+    """
+
+def gpus_of(addresses: numpy.typing.NDArray[numpy.uint64]) -> list[int]:
+    """
+    Return for each address the ordinal of the GPU whose memory it is, -1 for host memory.
+
+    Managed memory counts as host memory. Loads nothing: without a driver in this process all is
+    host memory.
+    """
+
+def prepare_gpu(ordinal: int) -> str:
+    """
+    Make a GPU's memory usable for the library's threads; return why it is not, or "".
+
+    Retains its primary context for the life of the process. The caller's context stays current.
+    """
 
 class HostPeer:
     """

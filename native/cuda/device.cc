@@ -1,0 +1,92 @@
+#include "cuda/device.h"
+
+#include <map>
+#include <utility>
+
+namespace ldd::cuda {
+
+namespace {
+
+// Never destroyed: threads may outlive static destructors.
+struct Devices {
+  std::mutex mutex;
+  std::map<int, std::unique_ptr<Device>> known;
+};
+
+Devices& devices() {
+  static Devices* const one = new Devices;  // NOLINT(cppcoreguidelines-owning-memory)
+  return *one;
+}
+
+std::optional<int> fact(const Driver& driver, PointerFact which, Address address) {
+  int value = 0;
+  const Result result = driver.pointer_get_attribute(&value, which, address);
+  return result == Result::kSuccess ? std::optional(value) : std::nullopt;
+}
+
+}  // namespace
+
+Device* Device::find(const Driver& driver, int ordinal, std::string& problem) {
+  Devices& all = devices();
+  const std::lock_guard lock(all.mutex);
+  if (const auto found = all.known.find(ordinal); found != all.known.end()) {
+    return found->second.get();
+  }
+  ContextHandle context = nullptr;
+  Uuid uuid;
+  if (const Result got = driver.device_get_uuid(&uuid, ordinal); got != Result::kSuccess) {
+    problem = describe(driver, "cuDeviceGetUuid", got);
+    return nullptr;
+  }
+  const Result retained = driver.device_primary_ctx_retain(&context, ordinal);
+  if (retained != Result::kSuccess) {
+    problem = describe(driver, "cuDevicePrimaryCtxRetain", retained);
+    return nullptr;
+  }
+  auto made = std::make_unique<Device>(driver, ordinal, context, uuid);
+  return all.known.emplace(ordinal, std::move(made)).first->second.get();
+}
+
+StreamLease::StreamLease(Device& device) : device_(device) {
+  {
+    const std::lock_guard lock(device.mutex_);
+    if (!device.idle_.empty()) {
+      stream_ = device.idle_.back();
+      device.idle_.pop_back();
+      return;
+    }
+  }
+  result_ = device.driver().stream_create(&stream_, kNonBlocking);
+}
+
+StreamLease::~StreamLease() {
+  if (result_ == Result::kSuccess) {
+    const std::lock_guard lock(device_.mutex_);
+    device_.idle_.push_back(stream_);
+  }
+}
+
+std::optional<int> device_of(const Driver& driver, Address address) {
+  const bool on_device =
+      fact(driver, PointerFact::kMemoryType, address) == static_cast<int>(kOnDevice);
+  if (!on_device || fact(driver, PointerFact::kIsManaged, address).value_or(0) != 0) {
+    return std::nullopt;
+  }
+  return fact(driver, PointerFact::kDevice, address);
+}
+
+std::optional<int> ordinal_of(const Driver& driver, const Uuid& uuid) {
+  int count = 0;
+  if (driver.device_get_count(&count) != Result::kSuccess) {
+    return std::nullopt;
+  }
+  for (int ordinal = 0; ordinal < count; ++ordinal) {
+    Uuid each;
+    if (driver.device_get_uuid(&each, ordinal) == Result::kSuccess && each == uuid) {
+      return ordinal;
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace ldd::cuda

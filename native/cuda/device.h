@@ -1,0 +1,86 @@
+// One GPU of this process: its primary context, which all libraries of the process share, and the
+// library's own streams on it.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cuda/driver.h"
+
+namespace ldd::cuda {
+
+// Makes a context current on the calling thread; the destructor restores what was current before.
+class Current {
+ public:
+  Current(const Driver& driver, ContextHandle context)
+      : driver_(driver), result_(driver.ctx_push_current(context)) {}
+  Current(const Current&) = delete;
+  Current& operator=(const Current&) = delete;
+  ~Current() {
+    if (result_ == Result::kSuccess) {
+      driver_.ctx_pop_current(nullptr);
+    }
+  }
+  [[nodiscard]] Result result() const { return result_; }
+
+ private:
+  const Driver& driver_;
+  Result result_;
+};
+
+class Device {
+ public:
+  // Retains the primary context of that GPU, for the life of the process. Null with a reason if the
+  // driver refuses, or there is no such GPU.
+  static Device* find(const Driver& driver, int ordinal, std::string& problem);
+  Device(const Driver& driver, int ordinal, ContextHandle context, const Uuid& uuid)
+      : driver_(driver), ordinal_(ordinal), context_(context), uuid_(uuid) {}
+
+  [[nodiscard]] const Driver& driver() const { return driver_; }
+  [[nodiscard]] int ordinal() const { return ordinal_; }
+  [[nodiscard]] ContextHandle context() const { return context_; }
+  // The same for this GPU in each process, whatever its ordinal there.
+  [[nodiscard]] const Uuid& uuid() const { return uuid_; }
+
+ private:
+  friend class StreamLease;
+
+  const Driver& driver_;
+  int ordinal_;
+  ContextHandle context_;
+  Uuid uuid_;
+  std::mutex mutex_;
+  std::vector<StreamHandle> idle_;
+};
+
+// A stream of a device for one thread, which must give it back idle: it waits for its work before.
+// Copies in it neither wait for the program's kernels, nor these for copies. The device's context
+// must be current.
+class StreamLease {
+ public:
+  explicit StreamLease(Device& device);
+  StreamLease(const StreamLease&) = delete;
+  StreamLease& operator=(const StreamLease&) = delete;
+  ~StreamLease();
+
+  // Not kSuccess: the driver made no stream.
+  [[nodiscard]] Result result() const { return result_; }
+  [[nodiscard]] StreamHandle stream() const { return stream_; }
+
+ private:
+  Device& device_;
+  StreamHandle stream_ = nullptr;
+  Result result_ = Result::kSuccess;
+};
+
+// The ordinal of the GPU that has the memory at `address`; none for host memory, also for managed
+// memory, which host threads can touch.
+std::optional<int> device_of(const Driver& driver, Address address);
+
+// The GPU of this process that has that identity, or none.
+std::optional<int> ordinal_of(const Driver& driver, const Uuid& uuid);
+
+}  // namespace ldd::cuda

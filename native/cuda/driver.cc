@@ -1,0 +1,166 @@
+#include "cuda/driver.h"
+
+#include <dlfcn.h>
+
+#include <mutex>
+#include <utility>
+
+#include "base/fork.h"
+
+namespace ldd::cuda {
+
+namespace {
+
+constexpr const char* kLibrary = "libcuda.so.1";
+
+// Finds functions by name and by the version of the API whose parameters the caller passes.
+class Finder {
+ public:
+  explicit Finder(void* library)
+      : with_status_(function<WithStatus>(library, "cuGetProcAddress_v2")),
+        without_status_(function<WithoutStatus>(library, "cuGetProcAddress")) {}
+
+  template <typename F>
+  void find(F*& target, const char* name, int version) {
+    void* found = nullptr;
+    Result result = Result::kInvalidValue;
+    if (with_status_ != nullptr) {
+      int status = 0;
+      result = with_status_(name, &found, version, 0, &status);
+    } else if (without_status_ != nullptr) {
+      result = without_status_(name, &found, version, 0);
+    }
+    if (result != Result::kSuccess || found == nullptr) {
+      missing_ = missing_.empty() ? name : missing_;
+      return;
+    }
+    target = reinterpret_cast<F*>(found);
+  }
+
+  [[nodiscard]] bool usable() const {
+    return with_status_ != nullptr || without_status_ != nullptr;
+  }
+  // The first function that was not found, or "".
+  [[nodiscard]] const std::string& missing() const { return missing_; }
+
+ private:
+  using WithStatus = Result(const char*, void**, int, std::uint64_t, int*);
+  using WithoutStatus = Result(const char*, void**, int, std::uint64_t);
+
+  template <typename F>
+  static F* function(void* library, const char* name) {
+    return reinterpret_cast<F*>(::dlsym(library, name));
+  }
+
+  WithStatus* with_status_;        // since CUDA 12.0
+  WithoutStatus* without_status_;  // since CUDA 11.3
+  std::string missing_;
+};
+
+void find_all(Finder& finder, Driver& driver) {
+  finder.find(driver.init, "cuInit", 2000);
+  finder.find(driver.get_error_name, "cuGetErrorName", 6000);
+  finder.find(driver.driver_get_version, "cuDriverGetVersion", 2020);
+  finder.find(driver.device_get_count, "cuDeviceGetCount", 2000);
+  finder.find(driver.device_get_uuid, "cuDeviceGetUuid", 11040);
+  finder.find(driver.device_primary_ctx_retain, "cuDevicePrimaryCtxRetain", 7000);
+  finder.find(driver.device_can_access_peer, "cuDeviceCanAccessPeer", 4000);
+  finder.find(driver.ctx_push_current, "cuCtxPushCurrent", 4000);
+  finder.find(driver.ctx_pop_current, "cuCtxPopCurrent", 4000);
+  finder.find(driver.pointer_get_attribute, "cuPointerGetAttribute", 4000);
+  finder.find(driver.mem_get_address_range, "cuMemGetAddressRange", 3020);
+  finder.find(driver.mem_host_alloc, "cuMemHostAlloc", 2020);
+  finder.find(driver.mem_free_host, "cuMemFreeHost", 2000);
+  finder.find(driver.stream_create, "cuStreamCreate", 2000);
+  finder.find(driver.stream_destroy, "cuStreamDestroy", 4000);
+  finder.find(driver.stream_query, "cuStreamQuery", 2000);
+  finder.find(driver.memcpy_async, "cuMemcpyAsync", 4000);
+  finder.find(driver.ipc_get_mem_handle, "cuIpcGetMemHandle", 4010);
+  finder.find(driver.ipc_open_mem_handle, "cuIpcOpenMemHandle", 11000);
+  finder.find(driver.ipc_close_mem_handle, "cuIpcCloseMemHandle", 4010);
+}
+
+// Never destroyed: threads may outlive static destructors, and the library stays loaded.
+struct Shared {
+  std::mutex mutex;
+  Driver driver;
+  bool ready = false;
+  ProcessMark mark;
+};
+
+Shared& shared() {
+  static Shared* const one = new Shared;  // NOLINT(cppcoreguidelines-owning-memory)
+  return *one;
+}
+
+std::string find_functions(void* library, Driver& driver) {
+  Finder finder(library);
+  if (!finder.usable()) {
+    return std::string(kLibrary) + " is older than CUDA 11.3: update the driver";
+  }
+  find_all(finder, driver);
+  if (!finder.missing().empty()) {
+    return std::string(kLibrary) + " has no " + finder.missing() + ": update the driver";
+  }
+  return "";
+}
+
+std::string initialize(const Driver& driver) {
+  if (const Result result = driver.init(0); result != Result::kSuccess) {
+    return describe(driver, "cuInit", result);
+  }
+  int count = 0;
+  if (const Result result = driver.device_get_count(&count); result != Result::kSuccess) {
+    return describe(driver, "cuDeviceGetCount", result);
+  }
+  return count > 0 ? "" : "the driver finds no GPU";
+}
+
+Loaded open(int flags) {
+  Shared& state = shared();
+  if (state.mark.inherited()) {  // before the lock, which a thread of the parent may hold
+    return {nullptr, "a GPU's driver does not survive a fork: start the process with spawn"};
+  }
+  const std::lock_guard lock(state.mutex);
+  if (state.ready) {
+    return {&state.driver, ""};
+  }
+  void* const library = ::dlopen(kLibrary, flags);  // never closed: the driver has threads
+  if (library == nullptr) {
+    const char* const reason = ::dlerror();
+    return {nullptr, std::string(kLibrary) + " cannot be loaded (" +
+                         (reason == nullptr ? "it is not loaded yet" : reason) + ")"};
+  }
+  Driver driver;
+  std::string problem = find_functions(library, driver);
+  if (!problem.empty()) {
+    return {nullptr, std::move(problem)};
+  }
+  state.driver = driver;
+  state.ready = true;
+  return {&state.driver, ""};
+}
+
+}  // namespace
+
+Loaded load_driver() {
+  Loaded loaded = open(RTLD_NOW | RTLD_LOCAL);
+  if (loaded.driver != nullptr) {
+    loaded.problem = initialize(*loaded.driver);
+    loaded.driver = loaded.problem.empty() ? loaded.driver : nullptr;
+  }
+  return loaded;
+}
+
+Loaded present_driver() { return open(RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD); }
+
+std::string describe(const Driver& driver, const char* function, Result result) {
+  const char* name = nullptr;
+  if (driver.get_error_name(result, &name) != Result::kSuccess || name == nullptr) {
+    name = "an unknown error";
+  }
+  return std::string(function) + " of the GPU's driver failed with " +
+         std::to_string(static_cast<int>(result)) + " (" + name + ")";
+}
+
+}  // namespace ldd::cuda

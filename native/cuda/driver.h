@@ -1,0 +1,55 @@
+// The functions of the CUDA driver, found in libcuda.so.1 at first use. Nothing is linked, and a
+// process that uses no GPU loads nothing.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "cuda/types.h"
+
+namespace ldd::cuda {
+
+// Each member has the name of the driver's function without "cu". All are callable from any thread;
+// most work on the context that is current on the calling thread.
+struct Driver {
+  Result (*init)(unsigned flags) = nullptr;
+  Result (*get_error_name)(Result result, const char** name) = nullptr;
+  Result (*driver_get_version)(int* version) = nullptr;
+
+  Result (*device_get_count)(int* count) = nullptr;
+  Result (*device_get_uuid)(Uuid* uuid, int device) = nullptr;
+  Result (*device_primary_ctx_retain)(ContextHandle* context, int device) = nullptr;
+  Result (*device_can_access_peer)(int* can, int device, int peer) = nullptr;
+  Result (*ctx_push_current)(ContextHandle context) = nullptr;
+  Result (*ctx_pop_current)(ContextHandle* context) = nullptr;
+
+  Result (*pointer_get_attribute)(void* value, PointerFact fact, Address address) = nullptr;
+  Result (*mem_get_address_range)(Address* begin, std::size_t* size, Address address) = nullptr;
+  Result (*mem_host_alloc)(void** memory, std::size_t size, unsigned flags) = nullptr;
+  Result (*mem_free_host)(void* memory) = nullptr;
+
+  Result (*stream_create)(StreamHandle* stream, unsigned flags) = nullptr;
+  Result (*stream_destroy)(StreamHandle stream) = nullptr;
+  Result (*stream_query)(StreamHandle stream) = nullptr;
+  Result (*memcpy_async)(Address to, Address from, std::size_t size, StreamHandle stream) = nullptr;
+
+  Result (*ipc_get_mem_handle)(IpcHandle* handle, Address address) = nullptr;
+  Result (*ipc_open_mem_handle)(Address* address, IpcHandle handle, unsigned flags) = nullptr;
+  Result (*ipc_close_mem_handle)(Address address) = nullptr;
+};
+
+struct Loaded {
+  const Driver* driver = nullptr;  // null: this process has none
+  std::string problem;             // why; names the function and the driver's error
+};
+
+// Loads and initializes the driver. After a failure the next call tries again.
+Loaded load_driver();
+// The driver, if this process has loaded libcuda.so.1 already. Loads and initializes nothing.
+Loaded present_driver();
+
+// "cuMemcpyAsync failed with 214 (CUDA_ERROR_ECC_UNCORRECTABLE)".
+std::string describe(const Driver& driver, const char* function, Result result);
+
+}  // namespace ldd::cuda

@@ -1,0 +1,51 @@
+// Types and numbers of the CUDA driver API that the library uses, from its public documentation.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+namespace ldd::cuda {
+
+using Address = std::uint64_t;  // of a device or, as addresses are unified, of the host
+using ContextHandle = void*;
+using StreamHandle = void*;
+using ModuleHandle = void*;
+using FunctionHandle = void*;
+
+enum class Result : int {
+  kSuccess = 0,
+  kInvalidValue = 1,
+  kOutOfMemory = 2,
+  kEccUncorrectable = 214,
+  kNvlinkUncorrectable = 220,
+  kNotReady = 600,
+  kIllegalAddress = 700,
+  kPeerAccessAlreadyEnabled = 704,
+  kContained = 721,
+};
+
+// Attributes of a pointer.
+enum class PointerFact : int {
+  kMemoryType = 2,
+  kBufferNumber = 7,  // differs for each allocation of a process
+  kIsManaged = 8,
+  kDevice = 9,
+  kHasIpcHandle = 10,
+};
+inline constexpr unsigned kOnDevice = 2;  // a memory type
+
+inline constexpr unsigned kNonBlocking = 1;       // a stream that does not wait for the default one
+inline constexpr unsigned kEnablePeerAccess = 1;  // when an IPC handle is opened
+inline constexpr unsigned kPortable = 1;          // pinned memory that all contexts reach
+
+struct IpcHandle {
+  std::array<std::byte, 64> bytes{};
+};
+
+struct Uuid {
+  std::array<std::byte, 16> bytes{};
+  friend bool operator==(const Uuid&, const Uuid&) = default;
+};
+
+}  // namespace ldd::cuda
