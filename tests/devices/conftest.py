@@ -5,6 +5,7 @@ in a process whose driver is one that stands in for it.
 import pytest
 
 from llm_datadist._backends.nixl.agent import Agent
+from support.fake_cuda import FakeCuda
 from support.gpu import STAND_IN, Gpu, load
 from support.instances import finalize, linked_sides
 
@@ -41,7 +42,9 @@ def gpu(driver, engine_accepts):
 def stand_in(driver):
     if not STAND_IN:
         pytest.skip("only the driver that stands in can do that")
-    return driver
+    fake = FakeCuda(STAND_IN)
+    yield fake
+    fake.reset()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Caches in a GPU's memory: found out by their addresses, moved by NIXL and the GPU's driver."""
 
-import ctypes
 import subprocess
 import sys
 
@@ -227,22 +226,19 @@ def test_every_byte_is_copied_by_the_driver(make, gpu, stand_in):
     owner, user = make()
     OnGpu(owner, gpu, seed=3, key=0)
     target = OnGpu(user, gpu)
-    stand_in.stand_in_copied_bytes.restype = ctypes.c_uint64
-    before = stand_in.stand_in_copied_bytes()
+    before = stand_in.copied_bytes()
     user.manager.pull_blocks(owner.blocks_key(), target.cache, EVERY, ORDER)
-    assert stand_in.stand_in_copied_bytes() == before + TENSORS * UNITS * WORDS * 8
+    assert stand_in.copied_bytes() == before + TENSORS * UNITS * WORDS * 8
 
 
 def test_a_driver_that_fails(make, gpu, stand_in):
     owner, user = make()
     OnGpu(owner, gpu, seed=3, key=0)
     target = OnGpu(user, gpu)
-    stand_in.stand_in_fail(1)
-    try:
-        with failing("LLM_FAILED", "pull_blocks", "SYSTEM", peer=1):
-            user.manager.pull_blocks(owner.blocks_key(), target.cache, EVERY, ORDER)
-    finally:
-        stand_in.stand_in_fail(0)
+    stand_in.fail("cuMemcpyAsync:*:1")
+    with failing("LLM_FAILED", "pull_blocks", "SYSTEM", peer=1):
+        user.manager.pull_blocks(owner.blocks_key(), target.cache, EVERY, ORDER)
+    stand_in.reset()
     user.manager.pull_blocks(owner.blocks_key(), target.cache, EVERY, ORDER)
     assert (target.data[:, ORDER] == pattern(SHAPE, 3)).all()
 

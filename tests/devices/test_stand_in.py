@@ -1,46 +1,35 @@
-"""Runs the tests of this directory where there is no GPU, with a driver that stands in for one."""
-
-import os
-import subprocess
-import sys
+"""Runs the tests of a GPU's memory where there is no GPU, with a driver that stands in for one."""
 
 import pytest
 
+from support.fake_cuda import run_tests
 from support.gpu import HERE, STAND_IN, load
 from support.nixl_backends import NEEDS_NIXL
 
-TESTS = HERE.parent
+pytestmark = pytest.mark.skipif(bool(STAND_IN), reason="this is that process")
+
+
+@pytest.fixture(autouse=True)
+def no_gpu():
+    if load() is not None:
+        pytest.skip("there is a GPU")
 
 
 @NEEDS_NIXL
-@pytest.mark.skipif(bool(STAND_IN), reason="this is that process")
-def test_with_a_driver_that_stands_in(tmp_path):
-    if load() is not None:
-        pytest.skip("there is a GPU")
-    library = tmp_path / "libcuda.so.1"
-    flags = [
-        "-std=c++20",
-        "-O1",
-        "-Wall",
-        "-Werror",
-        "-shared",
-        "-fPIC",
-        "-Wl,-soname,libcuda.so.1",
-    ]
-    source = str(HERE / "stand_in_driver.cc")
-    subprocess.run(["g++", *flags, "-o", str(library), source], check=True)
-    # UCX's own module for GPUs must not take it for a driver.
-    more = {"LLM_DATADIST_STAND_IN_DRIVER": str(library), "UCX_MODULES": "^ib,cuda"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE)]
-    done = subprocess.run(
-        command,
-        cwd=TESTS.parent,
-        env=os.environ | more,
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
+def test_with_an_engine():
+    """UCX has no GPU to read: to it this is host memory, so that it must be readable."""
+    passed, output = run_tests(
+        [str(HERE / "test_device_memory.py")],
+        110,
+        FAKE_CUDA_READABLE="1",
+        UCX_MODULES="^ib,cuda",  # UCX's own module for GPUs must not take it for a driver
     )
-    assert done.returncode == 0, done.stdout
-    # This test itself, and that of two processes, which only a GPU can be shared by.
-    assert "passed, 2 skipped" in done.stdout
+    assert passed, output
+    assert "passed, 1 skipped" in output  # two processes, which only a real GPU can be shared by
+
+
+@pytest.mark.slow
+def test_the_stand_in_itself():
+    passed, output = run_tests([str(HERE.parent / "fake_cuda")], 110)
+    assert passed, output
+    assert "skipped" not in output
