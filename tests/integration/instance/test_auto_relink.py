@@ -82,18 +82,3 @@ def test_a_pending_link_stands_in_the_way_of_nothing(
             assert "link_clusters first" in str(failure(near.check_link_status, 9))
         else:
             near.finalize()
-
-
-def test_off_is_as_the_original_is(instance, remote, info, failure, eventually):
-    """A lost link is gone until link_clusters."""
-    near = instance(2, auto_relink=False)
-    peer = remote(9)
-    assert near.link_clusters([info(peer)]) == OK
-    place = at(peer.listen_address)
-    peer.kill()
-    eventually(lambda: "was lost" in str(failure(near.check_link_status, 9)))
-    assert near.describe_relinks() == []
-    again = remote(9, listen=place)
-    time.sleep(0.5)
-    assert failure(near.check_link_status, 9).status_code is S.LLM_NOT_YET_LINK
-    assert near.link_clusters([info(again)]) == OK

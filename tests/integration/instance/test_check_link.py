@@ -57,26 +57,6 @@ def test_a_peer_that_dies_meanwhile(instance, info, remote, background):
     assert checking.result(2).status_code is S.LLM_LINK_FAILED
 
 
-@LOST
-def test_a_peer_that_died_before(instance, info, remote, failure, eventually):
-    """api.md checklist 31."""
-    near_end, peer = instance(1), remote(9)
-    assert near_end.link_clusters([info(peer)])[0] is S.LLM_SUCCESS
-    peer.kill()
-    eventually(lambda: not near_end._engine.links.links(), 1)
-    error = failure(near_end.check_link_status, 9)
-    assert error.status_code is S.LLM_NOT_YET_LINK
-    assert "lost" in str(error)
-
-
-def test_after_either_side_unlinked(pair, info, failure):
-    """api.md checklist 31."""
-    near, far = pair
-    near.unlink_clusters([info(cluster_id=2)])
-    for side, other in ((near, 2), (far, 1)):
-        assert failure(side.check_link_status, other).status_code is S.LLM_NOT_YET_LINK
-
-
 @pytest.mark.parametrize("backend", ["host", "tcp"])
 def test_a_link_tells_about_itself(instance, info, blocks, backend):
     near = instance(1, transfer_backend=backend)

@@ -34,10 +34,6 @@ def pull(instance, key, cache, block=0):
     return lambda: instance.cache_manager.pull_blocks(key, cache, [block], [0])
 
 
-def allocate(instance, desc):
-    return lambda: instance.cache_manager.allocate_cache(desc)
-
-
 @pytest.fixture
 def far(instance, blocks):
     made = instance(2, mem_pool_cfg='{"memory_size": 65536}')
@@ -125,20 +121,6 @@ def test_a_cache_that_is_not_for_peers(near, blocks):
     teaching(call, "LLM_PARAM_INVALID", "pull_blocks", "cache 2", "remote_accessible", peer=2)
 
 
-def test_a_block_beyond_the_peers_cache(near, blocks):
-    call = pull(near, BlocksCacheKey(2), blocks(near, 1).cache, 8)
-    words = ("src_blocks", "index 8", "8 blocks", "0 to 7")
-    teaching(call, "LLM_PARAM_INVALID", "pull_blocks", *words, peer=2)
-
-
-def test_blocks_of_another_size(near, blocks):
-    cache = blocks(near, 1, num_blocks=4).cache
-    desc = CacheDesc(2, [8, 128], DataType.DT_FLOAT)
-    half = near.cache_manager.register_blocks_cache(desc, cache.tensor_addrs)
-    call = pull(near, BlocksCacheKey(2), half)
-    teaching(call, "LLM_PARAM_INVALID", "pull_blocks", "512", "1024", peer=2)
-
-
 def test_nobody_linked(near, blocks):
     cache = blocks(near, 1).cache
     for call, operation in (
@@ -182,53 +164,6 @@ def test_a_peer_that_dies(instance, info, blocks, remote, eventually, background
     eventually(lambda: not near._engine.links.links())
     call = pull(near, BlocksCacheKey(9), cache)
     teaching(call, "LLM_NOT_YET_LINK", "pull_blocks", "lost", "link_clusters", peer=9)
-
-
-def test_a_full_pool_tells_what_is_left(near, far):
-    words = ("asked", "free", "65536")
-    call = allocate(far, CacheDesc(1, [65536, 2], DataType.DT_INT8))
-    teaching(call, "LLM_OUT_OF_MEMORY", "allocate_cache", *words)
-
-
-@pytest.mark.parametrize(
-    ("placement", "option"),
-    [(Placement.DEVICE, "mem_pool_cfg"), (Placement.HOST, "host_mem_pool_cfg")],
-)
-def test_a_missing_option_is_named(near, placement, option):
-    desc = CacheDesc(1, [4], DataType.DT_INT8, placement)
-    teaching(allocate(near, desc), "LLM_FEATURE_NOT_ENABLED", "allocate_cache", option, "llm.")
-
-
-def test_limits_are_named(instance):
-    one = instance(1, max_registered_addrs=3)
-    one.cache_manager.register_cache(DESC, [4096, 8192])
-    call = partial(one.cache_manager.register_cache, DESC, [4096, 8192])
-    teaching(call, "LLM_PARAM_INVALID", "register_cache", "4", "3", "max_registered_addrs")
-
-
-def test_a_key_that_is_bound(instance, blocks):
-    one = instance(1)
-    addrs = blocks(one, 1).cache.tensor_addrs
-    one.cache_manager.register_cache(DESC, addrs, [CacheKey(1, 40)])
-    call = partial(one.cache_manager.register_cache, DESC, addrs, [CacheKey(1, 40)])
-    teaching(call, "LLM_PARAM_INVALID", "register_cache", "req_id 40", "cache 2")
-
-
-def test_a_cache_of_another_instance(near, far, blocks):
-    cache = blocks(far, 2, BlocksCacheKey(2, 9)).cache
-    for name, call in {
-        "deallocate_cache": lambda: near.cache_manager.deallocate_cache(cache),
-        "pull_blocks": pull(near, BlocksCacheKey(2), cache),
-        "copy_blocks": lambda: near.cache_manager.copy_blocks(cache, {0: [1]}),
-    }.items():
-        teaching(call, "LLM_PARAM_INVALID", name, f"cache {cache.cache_id}", "instance")
-
-
-def test_a_cache_that_was_unregistered(near, blocks):
-    cache = blocks(near, 1).cache
-    near.cache_manager.unregister_cache(cache.cache_id)
-    call = pull(near, BlocksCacheKey(2), cache)
-    teaching(call, "LLM_KV_CACHE_NOT_EXIST", "pull_blocks", f"cache {cache.cache_id}")
 
 
 def test_addresses_that_cannot_be_had(near, options):

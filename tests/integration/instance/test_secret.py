@@ -71,15 +71,6 @@ def test_it_may_come_from_the_environment(instance, info, blocks, monkeypatch, t
 
 
 @CLOSED
-def test_the_option_goes_before_the_environment(instance, info, monkeypatch):
-    """api.md checklist 60."""
-    monkeypatch.setenv("LLM_DATADIST_SECRET", OTHER)
-    near, far, wrong = instance(1, link_secret=SECRET), instance(2, link_secret=SECRET), instance(3)
-    assert far.link_clusters([info(near)]) == OK
-    assert wrong.link_clusters([info(near)]) == REFUSED
-
-
-@CLOSED
 def test_a_refused_peer_disturbs_nobody(instance, info, blocks):
     """api.md checklist 60."""
     near, far = instance(1, link_secret=SECRET), instance(2, link_secret=SECRET)

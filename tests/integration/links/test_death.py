@@ -62,15 +62,6 @@ def test_a_peer_that_comes_back_is_linked_again(end, child):
     a.table.check(2, 1000)
 
 
-def test_a_peer_that_comes_back_links_by_itself(end, child):
-    a, b = end(1), child(2)
-    a.link(b)
-    b.kill()
-    again = child(2)
-    assert again.ask("link", *a.address) == ["LLM_SUCCESS", ""]
-    a.table.check(2, 1000)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("dialer", ["survivor", "successor"])
 def test_a_predecessor_whose_death_cannot_be_noticed_is_replaced(end, child, dialer):
@@ -84,18 +75,6 @@ def test_a_predecessor_whose_death_cannot_be_noticed_is_replaced(end, child, dia
     old.signal(signal.SIGCONT)
     assert old.ask("linked") in ([], [1])
     a.table.check(2, 1000)
-
-
-def test_a_frozen_peer_keeps_its_link(end, child):
-    a, b = end(1), child(2)
-    a.link(b)
-    b.freeze()
-    with pytest.raises(LLMException) as raised:
-        a.table.check(2, 100)
-    assert raised.value.status_code is LLMStatusCode.LLM_TIMEOUT
-    assert a.linked() == [2]
-    b.signal(signal.SIGCONT)
-    a.table.check(2, 2000)
 
 
 def test_the_forked_children_of_a_peer_do_not_hide_its_death(end, child):
@@ -126,14 +105,3 @@ def test_a_forked_child_cannot_use_the_table_and_does_no_harm(end):
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     a.table.check(2, 1000)
-
-
-def test_a_dropped_link_is_lost_at_both_ends(end):
-    a, b = end(1), end(2)
-    link = a.link(b)[0].link
-    a.table.drop(link, "it does not answer requests")
-    a.table.drop(link, "again")
-    assert link.reason == "it does not answer requests"
-    assert not a.plane.links
-    b.plane.wait(0)
-    assert a.link(b)[0].is_ok

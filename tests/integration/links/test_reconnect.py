@@ -157,24 +157,6 @@ def test_another_cluster_at_the_address_is_left_alone(end, child, eventually):
     eventually(lambda: relinked(a, 2) == 1, 20)
 
 
-@pytest.mark.parametrize("force", [False, True])
-def test_unlink_clusters_gives_a_lost_link_up(end, child, eventually, force):
-    a, b = end(1), child(2)
-    a.link(b)
-    port = b.address[1]
-    b.kill()
-    eventually(lambda: pending(a) == [2])
-    (result,) = a.unlink(2, force=force) if force else a.unlink(b)
-    assert result.status is (S.LLM_SUCCESS if force else S.LLM_NOTIFY_PROMPT_UNLINK_FAILED)
-    assert pending(a) == []
-    again = child(2, listen_port=port)
-    time.sleep(SOON_S)
-    assert a.linked() == again.ask("linked") == []
-    assert "re-established" not in refused(a, 2)
-    assert a.unlink(2)[0].is_ok
-    assert a.link(again)[0].is_ok
-
-
 def test_an_unlink_that_could_not_be_told_is_told_when_the_peer_dials(end, eventually, caplog):
     """Cut off from each other, one end unlinks; it is not linked again against its will."""
     a, b = end(1), end(2)
