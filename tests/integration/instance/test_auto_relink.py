@@ -79,6 +79,6 @@ def test_a_pending_link_stands_in_the_way_of_nothing(
         if change == "role":
             near.switch_role(LLMRole.PROMPT, {"llm.listenIpInfo": "127.0.0.1:0"})
             assert near.describe_relinks() == []
-            assert "link_clusters first" in str(failure(near.check_link_status, 9))
+            assert "link_clusters again" in str(failure(near.check_link_status, 9))
         else:
             near.finalize()
