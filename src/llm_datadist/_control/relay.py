@@ -167,17 +167,22 @@ class _RelayThread:
 
     def _serve(self) -> None:
         while not self._stopping:
+            arrivals = False
             for fd, events in self._epoll.poll():
                 if fd == self._wake:
-                    os.eventfd_read(self._wake)
-                    self._admit()
+                    arrivals = True
                 elif (relay := self._relays.get(fd)) is not None:
                     self._turn(relay, fd, events)
+            # Last: a new relay may have the descriptors of one that ended in this round, whose
+            # other event must not reach it.
+            if arrivals:
+                self._admit()
         for relay in {*self._relays.values(), *self._arrived}:
             relay.close()
         self._relays.clear()
 
     def _admit(self) -> None:
+        os.eventfd_read(self._wake)
         while self._arrived:
             relay = self._arrived.popleft()
             for sock in (relay.wire, relay.outer):
