@@ -65,11 +65,12 @@ def main():
         command, *arguments = json.loads(line)
         if command == "unmap":
             tell(libc.munmap(address + arguments[0] * PAGE, arguments[1] * PAGE))
-        elif command == "protect":
-            tell(libc.mprotect(address + arguments[0] * PAGE, arguments[1] * PAGE, arguments[2]))
+        elif command in {"protect", "protect_segment"}:
+            begin = address if command == "protect" else segment.address
+            tell(libc.mprotect(begin + arguments[0] * PAGE, arguments[1] * PAGE, arguments[2]))
         elif command == "forget":  # the pages are absent until this process touches them
             tell(libc.madvise(address + arguments[0] * PAGE, arguments[1] * PAGE, MADV_DONTNEED))
-        elif command in {"open_key", "close_key", "close_entry", "reopen_entry"}:
+        elif command in {"open_key", "close_key", "close_entry", "reopen_entry", "close_guard"}:
             tell(getattr(node, command)(*arguments))
         elif command == "close_entry_and_reuse":  # the end of its memory first
             closed = node.close_entry(*arguments)

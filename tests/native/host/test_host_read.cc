@@ -213,6 +213,40 @@ void check_more_conditions_end_a_read() {
   CHECK(outcome.code == Code::kPeerDead && outcome.sys_errno == 7);
 }
 
+void check_close_waits_for_a_read() {
+  Owner owner;
+  Reader reader(owner, false);
+  const Ref to = reader.open();
+  const Ref from = owner.open(false);
+  std::atomic<bool> runs{false};
+  std::atomic<bool> may_end{false};
+  std::atomic<bool> closed{false};
+  std::thread reading([&] {
+    const Outcome outcome =
+        reader.peer.read({reader.local, reader.remote, reader.length},
+                         {to, {}, from, {}, ldd::now_ns() + 60'000'000'000, [&] {
+                            runs.store(true);
+                            while (!may_end.load()) {
+                              std::this_thread::yield();
+                            }
+                            return Outcome{};
+                          }});
+    CHECK(outcome.code == Code::kCancelled);
+  });
+  while (!runs.load()) {
+    std::this_thread::yield();
+  }
+  std::thread closing([&] {
+    reader.peer.close();
+    closed.store(true);
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  CHECK(!closed.load());
+  may_end.store(true);
+  reading.join();
+  closing.join();
+}
+
 }  // namespace
 
 int main() {
@@ -226,5 +260,6 @@ int main() {
     }
   }
   check_more_conditions_end_a_read();
+  check_close_waits_for_a_read();
   ldd::CopyPool::instance().set_threads(1);
 }

@@ -316,6 +316,14 @@ def test_a_page_counts_only_with_the_proof_of_the_link(node, peer_process):
     _native.HostPeer(node, *address, *file, peer.link[0], proof).close()
 
 
+def test_a_page_shows_the_proof_of_a_link_no_longer_than_it_lasts(node, peer_process):
+    peer = peer_process(1)
+    peer.seen_from(node).close()
+    assert peer.ask("close_guard", *peer.link)
+    with pytest.raises(OSError, match="does not show the proof of this link"):
+        peer.seen_from(node)
+
+
 def test_who_only_reads_a_page_does_not_pass_for_its_owner(node, peer_process):
     """A hostile owner could name this process, which has its page mapped to read it."""
     peer = peer_process(1)
@@ -356,11 +364,24 @@ def test_a_segment_whose_guard_is_dead_is_not_used(reading):
     at = reading(4)
     guard = tuple(at.peer.ask("open_key"))
     at.host.map_segment(*at.peer.segment, guard)
+    at.peer.ask("protect_segment", 2, 1, at.tools.PROT_NONE)
+    refs = {"base": at.peer.segment[1], "cache_ref": at.peer.segment_entry}
+    assert at.read(**refs)[0] == _native.OK, "the mapping of this process is another one"
     at.peer.ask("close_key", *guard)
-    at.peer.process.kill()
-    at.peer.process.wait()
-    outcome = at.read(base=at.peer.segment[1], cache_ref=at.peer.segment_entry)
-    assert outcome[:2] == (_native.PEER_DEAD, 3), "ESRCH: the read went to the process"
+    code, _, index, _ = at.read(**refs)
+    assert (code, index) == (_native.REMOTE_FAULT, 2), "the read went to the process"
+
+
+def test_a_part_of_a_mapping_that_was_dropped_is_not_read(reading):
+    at = reading(4)
+    at.host.map_segment(*at.peer.segment)
+    at.peer.ask("protect_segment", 2, 1, at.tools.PROT_NONE)
+    refs = {"base": at.peer.segment[1], "cache_ref": at.peer.segment_entry}
+    assert at.read(**refs)[0] == _native.OK
+    at.host.unmap_range(at.peer.segment[1] + 2 * at.own.page, 1)
+    code, _, index, _ = at.read(**refs)
+    assert (code, index) == (_native.REMOTE_FAULT, 2)
+    assert at.read(first=3, **refs)[0] == _native.OK
 
 
 def test_the_directory_of_the_peer_is_visible(reading):

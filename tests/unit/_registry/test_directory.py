@@ -175,6 +175,13 @@ def test_the_last_cache_of_a_blocks_key_wins(peer):
     assert peer.resolve(by_id(2)).cache.cache_id == 2
 
 
+def test_the_blocks_key_of_a_cache_that_is_gone_can_be_used_again(peer):
+    peer.writer.add(added(1, blocks_key=0))
+    peer.writer.remove(1, UNREGISTERED)
+    peer.writer.add(added(2, blocks_key=0))
+    assert peer.resolve(BlocksCacheKey(PEER), fresh=True).cache.cache_id == 2
+
+
 def test_a_key_that_was_bound_again_survives_its_former_cache(peer):
     peer.writer.add(added(1, is_blocks=False, keys=(key_record(100, 0, (7, 1)),)))
     peer.writer.add(added(2, is_blocks=False, keys=(key_record(100, 1, (7, 3)),)))

@@ -25,7 +25,7 @@ MUTATIONS = (
         _READ,
         "    if (passed <= moved) {\n",
         "    if (passed <= moved + 1) {\n",
-        tests=_HOST_READ,
+        tests=f"{_HOST_READ} -k rest_of_any_size",
     ),
     Mutation(
         "reused-pid",
@@ -33,15 +33,7 @@ MUTATIONS = (
         _READ,
         "  if (shown != peer_.address_.proof) {\n",
         "  if (false) {\n",
-        tests=_HOST_READ,
-    ),
-    Mutation(
-        "reused-pid-after-a-fault",
-        "nor do those of a read that was finished piece by piece",
-        _READ,
-        "  const Outcome alive = peer_.prove();\n  return alive.ok() ? Outcome{Code::kOk, 0, -1, batch.bytes} : alive;",
-        "  return Outcome{Code::kOk, 0, -1, batch.bytes};",
-        tests=_HOST_READ,
+        tests=f"{_HOST_READ} -k under_the_pid",
     ),
     Mutation(
         "fault-of-another-process",
@@ -49,7 +41,7 @@ MUTATIONS = (
         _READ,
         "    const Outcome alive = peer_.prove();\n    if (!alive.ok()) {\n      return alive;\n    }\n    const Code",
         "    const Code",
-        tests=_HOST_READ,
+        tests=f"{_HOST_READ} -k under_the_pid",
     ),
     Mutation(
         "dead-peers-mapping",
@@ -57,15 +49,7 @@ MUTATIONS = (
         _READ,
         "  if (outcome.ok() && mapped_) {\n",
         "  if (false) {\n",
-        tests=_HOST_READ,
-    ),
-    Mutation(
-        "fault-before-the-guard",
-        "a fault in memory that was unregistered is no fault",
-        _READ,
-        "if (outcome.ok() || outcome.code == Code::kRemoteFault) {",
-        "if (outcome.ok()) {",
-        tests=_HOST_READ,
+        tests=f"{_HOST_READ} -k killed_peer",
     ),
     Mutation(
         "read-beyond-the-deadline",
@@ -73,7 +57,7 @@ MUTATIONS = (
         _READ,
         "  if (now_ns() >= checks_.deadline_ns) {\n",
         "  if (false) {\n",
-        tests=_HOST_READ,
+        tests=f"{_HOST_READ} -k deadline_ends",
     ),
     Mutation(
         "read-without-key",
@@ -81,7 +65,7 @@ MUTATIONS = (
         _READ,
         "view.live(checks_.cache) && view.live(checks_.key);",
         "view.live(checks_.cache);",
-        tests=_HOST_READ,
+        tests=f"{_HOST_READ} -k guards_of_the_peer",
     ),
     Mutation(
         "fault-of-the-wrong-side",
@@ -89,7 +73,7 @@ MUTATIONS = (
         _READ,
         "const Code code = remote_readable(remote[i]) ? Code::kLocalFault : Code::kRemoteFault;",
         "const Code code = remote_readable(remote[i]) ? Code::kRemoteFault : Code::kLocalFault;",
-        tests=_HOST_READ,
+        tests=f"{_HOST_READ} -k unwritable",
     ),
     Mutation(
         "readable-by-its-first-page",
@@ -97,7 +81,7 @@ MUTATIONS = (
         _READ,
         "address = (address / page_bytes + 1) * page_bytes) {\n    char byte",
         "address = end) {\n    char byte",
-        tests=_HOST_READ,
+        tests=f"{_HOST_READ} -k rest_of_any_size",
     ),
     Mutation(
         "segment-of-a-dead-guard",
@@ -105,7 +89,7 @@ MUTATIONS = (
         _READ,
         "if (segment.contains(address, length) && peer_.view_.live(segment.guard)) {",
         "if (segment.contains(address, length)) {",
-        tests=_HOST_READ,
+        tests=f"{_HOST_READ} -k guard_is_dead",
     ),
     Mutation(
         "window-from-its-middle",
@@ -113,7 +97,7 @@ MUTATIONS = (
         _PEER,
         "if (!starts_inside || work.length[i] > end - work.remote[i]) {",
         "if (!starts_inside) {",
-        tests=_HOST_READ,
+        tests=f"{_HOST_READ} -k window",
     ),
     Mutation(
         "close-does-not-wait-for-reads",
@@ -121,15 +105,15 @@ MUTATIONS = (
         _PEER,
         "  left_.wait(lock, [&] { return running_ == 0; });\n",
         "",
-        tests=_HOST_READ,
+        program="test_host_read",
     ),
     Mutation(
         "unmapped-segment-is-read",
         "a mapping that was dropped is not used",
         _PEER,
-        "    if (known.end > end) {\n",
-        "    if (known.end >= begin) {\n",
-        tests=_HOST_READ,
+        "  segments_ = std::make_shared<const SegmentList>(segments_outside(remote_address, end));\n",
+        "  static_cast<void>(end);\n",
+        tests=f"{_HOST_READ} -k dropped",
     ),
     Mutation(
         "descriptor-beyond-the-request",
@@ -201,7 +185,7 @@ MUTATIONS = (
         _PUBLISHED,
         "    fact.store(0, std::memory_order_relaxed);  // a proof is shown only while its link is live\n",
         "    fact.load();\n",
-        tests="tests/native/memory/test_node.py tests/native/host/test_host_read.py",
+        tests=f"{_HOST_READ} -k proof",
     ),
     Mutation(
         "use-of-a-closed-entry",
@@ -536,7 +520,7 @@ MUTATIONS = (
         "native/host/presence.cc",
         "      if (next == i + 1 ||\n",
         "      if (next != i + 1 &&\n",
-        tests=_HOST_READ,
+        tests=f"{_HOST_READ} -k absent",
     ),
     Mutation(
         "touches-without-limit",

@@ -279,6 +279,6 @@ MUTATIONS = (
         f"{_VLLM}/worker/mailbox.py",
         "        if hashlib.sha256(body).digest() != digest:\n            return None\n",
         "",
-        tests=f"{_TESTS}/worker",
+        tests=f"{_TESTS}/worker/test_mailbox.py",
     ),
 )
