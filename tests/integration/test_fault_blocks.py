@@ -89,22 +89,6 @@ def test_both_sides_at_fault_in_one_call(sides, paged):
     assert error.value.status_code.name in {LOCAL, REMOTE}
 
 
-def test_copies_move_the_other_blocks_too(sides, paged):
-    """Item 58: local copies name all sources and destinations that are at fault."""
-    side = sides[0]
-    first, first_pages = paged(side)
-    second, second_pages = paged(side)
-    first_pages.protect(0, 5)
-    second_pages.protect(2, 9)
-    with failing(LOCAL, "swap_blocks", "and 1 more") as error:
-        side.manager.swap_blocks(first.cache, second.cache, {unit: unit for unit in range(UNITS)})
-    faults = {(f.cache_id, f.tensor_index, f.block) for f in error.value.faults}
-    assert faults == {(first.id, 0, 5), (second.id, 2, 9)}
-    good = [unit for unit in range(UNITS) if unit not in {5, 9}]
-    assert (second.data[:, good] == first.data[:, good]).all()
-    assert (second.data[1:, 5] == first.data[1:, 5]).all()
-
-
 @pytest.mark.parametrize("operation", ["pull_blocks", "push_blocks"])
 def test_nobody_touches_memory_that_is_known_to_be_at_fault(backend, operation):
     """Item 58: until it is remapped, transfers of all peers fail at once, those of a peer that

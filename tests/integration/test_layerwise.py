@@ -361,30 +361,6 @@ def test_finalize_ends_tasks(backend):
     assert not target.data.any()
 
 
-@pytest.mark.expects_log("layer [01]")
-def test_targets_that_do_not_fit(keys):
-    """Item 47: what only a look at the peer's cache shows becomes the config's result."""
-    owner, user = keys
-    invalid = LLMStatusCode.LLM_PARAM_INVALID
-    blocks, slots = user.blocks(2), user.slots(2)
-    small = owner.blocks(key=0, units=4)
-    other = owner.slots(words=64)
-    thin = owner.blocks(key=1, words=64)
-    shallow = owner.blocks(key=2, tensors=2)
-    for cache, config, indices in (
-        (blocks, by_key(BlocksCacheKey(1, 0), range(2)), ([0], [4])),
-        (blocks, by_key(BlocksCacheKey(1, 1), range(2)), ([0], [0])),
-        (blocks, by_key(BlocksCacheKey(1, 2), range(2)), ([0], [0])),
-        (slots, by_key(other.slot(), range(2)), ()),
-        (slots, by_key(other.slot(8), range(2)), ()),
-        (slots, by_key(small.slot(), range(2)), ()),
-    ):
-        assert run(user, cache.cache, Layers(), [config], *indices) == (invalid, [invalid])
-    for held in (small, other, thin):
-        assert not held.data.any()
-    assert (shallow.data[:, 0] == blocks.data[:2, 0]).all()  # its only layer was layer 0
-
-
 def test_foreign_and_dead_sources(keys):
     """Items 39 and 47."""
     owner, user = keys

@@ -70,20 +70,6 @@ def test_either_side_can_lease_from_the_other(sides):
         assert (leased(mine), leased(yours)) == ({1}, {2})
 
 
-@KEEPS_WORKERS
-def test_a_lease_expires_by_itself(sides, ends):
-    owner, user = sides
-    held = owner.blocks(1, key=0)
-    lease = user.manager.lease(owner.blocks_key(), [3], ttl_ms=60)
-    eventually(lambda: ends)
-    assert ends == [LeaseEnd(2, held.id, (3,), "expired")]
-    assert leased(held) == frozenset()
-    assert not lease.active
-    with failing("LLM_KV_CACHE_NOT_EXIST", "renew", "expired", peer=1):
-        lease.renew()
-    lease.release()
-
-
 @pytest.mark.parametrize("unlinker", [0, 1])
 def test_an_unlink_by_either_side_ends_leases(unlinker):
     owner, user = sides = linked_sides("auto")
@@ -105,24 +91,6 @@ def test_an_unlink_by_either_side_ends_leases(unlinker):
         assert leased(held) == frozenset()
         with user.manager.lease(owner.blocks_key(), [4]):
             assert leased(held) == {4}
-    finally:
-        finalize(*sides)
-
-
-def test_finalize_of_the_reader_ends_its_leases():
-    owner, user = sides = linked_sides("auto")
-    told = []
-    try:
-        held = owner.blocks(1, key=0)
-        owner.manager.on_lease_end(told.append)
-        lease = user.manager.lease(owner.blocks_key(), [3], ttl_ms=LONG_MS)
-        user.instance.finalize()
-        eventually(lambda: not leased(held))
-        eventually(lambda: told)
-        assert told[0].reason == "peer lost"
-        with failing("LLM_ENGINE_FINALIZED", "renew"):
-            lease.renew()
-        lease.release()
     finally:
         finalize(*sides)
 
@@ -286,26 +254,6 @@ def test_a_dead_or_frozen_owner_does_not_hold_up_readers():
             lease.release()
             with failing("LLM_NOT_YET_LINK", "lease", peer=1):
                 user.manager.lease(key)
-    finally:
-        finalize(user)
-
-
-def test_a_lease_given_up_on_is_given_back():
-    """A grant that comes after the deadline is undone by the release that follows it."""
-    user = Side(2, "auto", listen=False, sync_kv_timeout=200)
-    try:
-        with PeerGroup() as group:
-            peer = group.start(own)
-            link(user.instance, group.wait_for("owner"))
-            peer.freeze()
-            with failing("LLM_TIMEOUT", "lease", peer=1):
-                user.manager.lease(BlocksCacheKey(1), [2], ttl_ms=LONG_MS)
-            peer.thaw()
-            eventually(lambda: succeeds_or("LLM_TIMEOUT", user.instance.check_link_status, 1))
-            user.manager.lease(BlocksCacheKey(1), [3]).release()
-            user.instance.check_link_status(1)
-            time.sleep(0.05)
-        # `own` has looked that nothing was leased at its end.
     finally:
         finalize(user)
 
