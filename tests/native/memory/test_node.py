@@ -17,6 +17,9 @@ def test_a_guard_is_live_until_closed_and_its_slot_never_shows_the_same_value_ag
     index, value = node.open_guard()
     assert value % 2 == 1
     assert node.guard(index) == value
+    for other in (value - 1, value + 1, value + 2):
+        assert not node.close_guard(index, other)
+        assert node.guard(index) == value
     assert node.close_guard(index, value)
     assert node.guard(index) == value + 1
     assert not node.close_guard(index, value)

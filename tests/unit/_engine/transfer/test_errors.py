@@ -84,6 +84,12 @@ def test_the_own_end_goes_before_every_other_reason(code):
     assert error.status_code is S.LLM_ENGINE_FINALIZED
 
 
+@pytest.mark.parametrize("code", [Code.TIMEOUT, Code.REMOTE_FAULT, Code.DENIED])
+def test_what_finalize_cannot_cause_keeps_its_status(code):
+    expected = explained(Outcome(code)).status_code
+    assert explained(Outcome(code), finalizing=True).status_code is expected
+
+
 def test_success_means_every_byte():
     assert complete(Outcome(Code.OK, moved_bytes=64), PLAN).code == Code.OK
     assert complete(Outcome(Code.OK, moved_bytes=63), PLAN).code == Code.PROTOCOL
