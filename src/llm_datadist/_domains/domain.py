@@ -34,7 +34,7 @@ __all__ = ["Domain", "DomainEvents"]
 
 logger = logging.getLogger("llm_datadist")
 
-_MAX_REASON = 4000
+_MAX_REASON = 300  # of a peer, whose own may contain those of its peers
 
 
 class DomainEvents(Protocol):
@@ -57,11 +57,14 @@ class Domain:
         name: Its name.
         ranks: Cluster id to rank.
         pairs: One for each other member.
-        deadline: Time limit of the set-up, on the clock of `time.monotonic`.
+        now: Time of the call of `link`, on the clock of `time.monotonic`.
+        seconds: Time limit of the set-up.
         events: Where to report what must be done.
         own_addresses: Where this member may listen.
 
     Attributes:
+        deadline: When the time limit is over.
+        probe_times: When an end that waits to be dialed dials to compare the maps.
         failure: Why it has failed; empty before.
         is_complete: Whether all pairs have been linked at the same time.
         listen_problem: Why this member cannot listen now; empty if it can, or need not.
@@ -74,7 +77,8 @@ class Domain:
         name: str,
         ranks: Mapping[int, int],
         pairs: Iterable[Pair],
-        deadline: float,
+        now: float,
+        seconds: float,
         events: DomainEvents,
         own_addresses: tuple[Address, ...] = (),
     ) -> None:
@@ -87,7 +91,8 @@ class Domain:
         for pair in self.pairs.values():
             if pair.dials:
                 pair.hello = replace(self.hello, acceptor=pair.peer_id)
-        self.deadline = deadline
+        self.deadline = now + seconds
+        self.probe_times = [now + seconds / 3, now + 2 * seconds / 3]
         self.own_addresses = own_addresses
         self.failure = ""
         self.is_complete = False
@@ -192,7 +197,9 @@ class Domain:
         if pair.hello is not None and pair.hello.token != hello.token:
             self._on_new_call(pair)
         if self.status(now) is RegisterMemStatus.FAILED:
-            return not_yet(self.cluster_id, f"has a failed domain of that name: {self.failure}")
+            return not_yet(
+                self.cluster_id, f"has a failed domain of that name: {self.failure[:_MAX_REASON]}"
+            )
         if pair.has_left:
             return not_yet(self.cluster_id, "has not unlinked the domain that the peer has left")
         pair.hello = hello
@@ -275,8 +282,7 @@ def not_yet(cluster_id: int, what: str) -> Refusal:
 
 def wrong_acceptor(hello: DomainHello, cluster_id: int) -> Refusal:
     """Return the answer to a dialer that looks for another instance."""
-    return Refusal(
-        LLMStatusCode.LLM_LINK_FAILED,
-        f"expected cluster {hello.acceptor}, but the instance there is cluster {cluster_id}; "
-        "correct the rank table",
-    )
+    there = f"the instance there is cluster {cluster_id}"
+    if hello.acceptor is not None:
+        there = f"expected cluster {hello.acceptor}, but {there}; correct the rank table"
+    return Refusal(LLMStatusCode.LLM_LINK_FAILED, there)

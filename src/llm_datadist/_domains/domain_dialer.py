@@ -1,9 +1,8 @@
-"""Dial the members of domains, and retry to listen, until the time limit of each domain."""
+"""Dial the members of domains, again and again until the time limit of each domain."""
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from typing import TYPE_CHECKING, final
 
@@ -13,9 +12,9 @@ from llm_datadist._errors import LLMException, LLMStatusCode
 from llm_datadist._types import RegisterMemStatus
 
 if TYPE_CHECKING:
+    from llm_datadist._domains.accept_rounds import AcceptRounds
     from llm_datadist._domains.book import DomainBook
     from llm_datadist._domains.domain import Domain
-    from llm_datadist._domains.domain_listener import DomainListener
     from llm_datadist._domains.pair import Pair
     from llm_datadist._domains.rendezvous import Rendezvous
     from llm_datadist._links import Leave, Link, LinkTable
@@ -34,7 +33,7 @@ class DomainDialer:
         book: Its domains.
         links: Its links.
         rendezvous: Meets one peer for one domain.
-        listener: Where other members find this one.
+        accept_rounds: Serves the domains in which this member accepts.
     """
 
     def __init__(
@@ -43,14 +42,13 @@ class DomainDialer:
         book: DomainBook,
         links: LinkTable,
         rendezvous: Rendezvous,
-        listener: DomainListener,
+        accept_rounds: AcceptRounds,
     ) -> None:
         self._cluster_id = cluster_id
         self._book = book
         self._links = links
         self._rendezvous = rendezvous
-        self._listener = listener
-        self._listening = threading.Lock()  # one use of the listener at a time
+        self._accept_rounds = accept_rounds
         self._rounds = DialRounds(self._run_round)
 
     def start(self, domain: Domain) -> None:
@@ -59,7 +57,7 @@ class DomainDialer:
         Raises:
             LLMException: LLM_FAILED: no thread can be started.
         """
-        if domain.listen_problem:
+        if domain.accepts:
             self._rounds.wake(self._cluster_id)
         for pair in domain.pairs.values():
             if pair.dials:
@@ -82,32 +80,6 @@ class DomainDialer:
         """Tell a peer that this end of a domain has failed."""
         self._links.leave(link, message)
 
-    # Listening
-
-    def listen(self, own_addresses: tuple[tuple[str, int], ...]) -> str:
-        """Listen at one of the addresses; return "", or the reason why that is impossible now."""
-        with self._listening:
-            return self._listener.open(own_addresses)
-
-    def _listen_again(self) -> bool:
-        """Retry to listen for the domains that need it; return whether one still does."""
-        with self._book.locked():
-            now = time.monotonic()
-            waiting = [
-                domain
-                for domain in self._book.all()
-                if domain.listen_problem
-                and domain.own_addresses
-                and domain.status(now) is RegisterMemStatus.PREPARING
-            ]
-        again = False
-        for domain in waiting:
-            problem = self.listen(domain.own_addresses)
-            with self._book.locked():
-                domain.listen_problem = problem
-            again |= bool(problem)
-        return again
-
     # Dialing
 
     def _run_round(self, peer_id: int) -> NextRound:
@@ -115,7 +87,7 @@ class DomainDialer:
         progress = False
         try:
             if peer_id == self._cluster_id:
-                return NextRound.LATER if self._listen_again() else NextRound.NONE
+                return NextRound.LATER if self._accept_rounds.run_round() else NextRound.NONE
             for domain, pair in self._waiting_for(peer_id):
                 outcome = self._meet(domain, pair)
                 if outcome is Outcome.UNREACHED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import TYPE_CHECKING, Final, final
 
 from llm_datadist._links import same_address
@@ -22,7 +23,7 @@ _ANY_HOST: Final = frozenset({"0.0.0.0", "::"})
 
 @final
 class DomainListener:
-    """Opens listeners where the members of a domain can find this instance. One call at a time.
+    """Opens listeners where the members of a domain can find this instance. Thread-safe.
 
     The first domain opens a listener at its first candidate address that can be bound; later
     domains use it too. A further listener is opened only for a domain whose candidates the open
@@ -35,6 +36,7 @@ class DomainListener:
     def __init__(self, links: LinkTable) -> None:
         self._links = links
         self._opened: list[Address] = []
+        self._opening = threading.Lock()
 
     @property
     def addresses(self) -> list[Address]:
@@ -44,6 +46,10 @@ class DomainListener:
 
     def open(self, candidates: Sequence[Address]) -> str:
         """Listen at one of the candidates; return "", or the reason why none can be bound."""
+        with self._opening:
+            return self._open(candidates)
+
+    def _open(self, candidates: Sequence[Address]) -> str:
         open_already = self.addresses
         if any(_serves(address, wanted) for wanted in candidates for address in open_already):
             return ""

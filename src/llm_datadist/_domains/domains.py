@@ -17,6 +17,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, final
 
+from llm_datadist._domains.accept_rounds import AcceptRounds
 from llm_datadist._domains.arguments import check_comm_id, check_terms
 from llm_datadist._domains.book import MAX_DOMAINS, DomainBook
 from llm_datadist._domains.domain import Domain
@@ -54,7 +55,8 @@ class Domains:
         self._book = DomainBook()
         self._listener = DomainListener(links)
         rendezvous = Rendezvous(links, config.link_total_time_s / config.link_retry_count)
-        self._dialer = DomainDialer(cluster_id, self._book, links, rendezvous, self._listener)
+        accept_rounds = AcceptRounds(cluster_id, self._book, rendezvous, self._listener)
+        self._dialer = DomainDialer(cluster_id, self._book, links, rendezvous, accept_rounds)
         acceptor = DomainAcceptor(cluster_id, self._book)
         links.hooks.on_domain_hello = acceptor.on_hello
         links.hooks.on_domain_join = acceptor.on_join
@@ -82,7 +84,7 @@ class Domains:
             with self._book.locked():
                 self._book.check_admission(terms.name, time.monotonic())
             # A member that only dials listens too: in its next domain another rank may be higher.
-            problem = self._dialer.listen(own_addresses)
+            problem = self._listener.open(own_addresses)
             with self._book.locked():
                 self._book.check_admission(terms.name, time.monotonic())
                 domain = Domain(
@@ -91,7 +93,8 @@ class Domains:
                     terms.name,
                     terms.ranks,
                     pairs,
-                    time.monotonic() + self._config.link_total_time_s,
+                    time.monotonic(),
+                    self._config.link_total_time_s,
                     self._dialer,
                     own_addresses,
                 )

@@ -99,6 +99,33 @@ class Rendezvous:
         self._misses[peer_id] += 1
         return Meeting(Outcome.UNREACHED, "; ".join(misses) or "no time left to dial it")
 
+    def compare(
+        self, peer_id: int, addresses: Sequence[Address], hello: DomainHello, deadline: float
+    ) -> Meeting:
+        """Dial a peer that this end does not dial for links, only for its opinion of a domain.
+
+        REFUSED when the two ends disagree; never LINKED.
+
+        Args:
+            peer_id: Cluster id of the peer.
+            addresses: At least one.
+            hello: The domain.
+            deadline: On the clock of `time.monotonic`.
+
+        Raises:
+            LLMException: LLM_ENGINE_FINALIZED.
+        """
+        meeting = Meeting(Outcome.UNREACHED, "there is no link to it")
+        for link in [link for link in self._links.links() if link.cluster_id == peer_id]:
+            meeting = self.join(link, hello, deadline)
+            self._links.release(link, hello.holder)
+        if meeting.outcome is not Outcome.REFUSED:
+            meeting = self.dial(peer_id, addresses, hello, deadline)
+        if meeting.link is not None:
+            self._links.release(meeting.link, hello.holder)
+            return Meeting(Outcome.NOT_YET, "it accepts the dial")
+        return meeting
+
     def join(self, link: Link, hello: DomainHello, deadline: float) -> Meeting:
         """Hold a link for a domain, and ask the peer to enter it.
 

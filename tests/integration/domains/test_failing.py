@@ -46,6 +46,21 @@ def test_another_id_than_the_map_says_fails_at_both_ends(pair):
     assert "{10: 0, 20: 1}" in high.describe(high_id)["reason"]
 
 
+@pytest.mark.expects_log("domain 'x' .* failed: .*disagree")
+@pytest.mark.parametrize("table", ["by rank", "by member"])
+def test_members_that_both_accept_find_out_that_they_disagree(member, table):
+    """Neither dials: each takes itself for the lower rank. By rank, both want the same address."""
+    low, high = member(10, link_total_time_s=6), member(20, link_total_time_s=6)
+    turned = {20: 0, 10: 1}
+    devices = [{"device_id": "1", "rank_id": "0"}, {"device_id": "0", "rank_id": "1"}]
+    other = TABLE if table == "by rank" else rank_table(device=devices)
+    low_id, high_id = low.link("x", PAIR, TABLE), high.link("x", turned, other)
+    assert (high.settled(high_id), low.settled(low_id)) == (FAILED, FAILED)
+    for facts in (low.describe(low_id), high.describe(high_id)):
+        assert f"{PAIR}" in facts["reason"]
+        assert f"{turned}" in facts["reason"]
+
+
 @pytest.mark.expects_log("domain 'x' .* failed")
 def test_failed_is_final(pair):
     low, high = pair

@@ -49,7 +49,7 @@ def make_domain(cluster_id, ranks, events, name="x", comm_id=1):
         for peer_id, rank in ranks.items()
         if rank != own
     ]
-    return Domain(comm_id, cluster_id, name, ranks, pairs, LIMIT, events)
+    return Domain(comm_id, cluster_id, name, ranks, pairs, 0.0, LIMIT, events)
 
 
 def hello(ranks, rank, token=7, acceptor=10, name="x"):
