@@ -97,9 +97,8 @@ def decode_message(data):
 
 
 def decode_frame(data):
-    message, rest = codec.decode_frame(data, codec.MAX_GREETING_BYTES)
-    assert isinstance(message, messages.Message)
-    assert data.endswith(rest)
+    length = codec.decode_header(data[: codec.HEADER_BYTES], codec.MAX_GREETING_BYTES)
+    decode_message(data[codec.HEADER_BYTES :][:length])
 
 
 def lane_hello(data):

@@ -55,7 +55,6 @@ __all__ = [
     "PREAMBLE_BYTES",
     "Kind",
     "ProtocolError",
-    "decode_frame",
     "decode_header",
     "decode_message",
     "decode_preamble",
@@ -195,15 +194,3 @@ def decode_header(header: bytes, limit: int = MAX_FRAME_BYTES) -> int:
     if not 0 < length <= limit:
         raise ProtocolError(f"frame of {length} bytes; 1 to {limit} are allowed")
     return int(length)
-
-
-def decode_frame(data: bytes, limit: int = MAX_FRAME_BYTES) -> tuple[Message, bytes]:
-    """Return the first message in `data` and the bytes after it.
-
-    Raises:
-        ProtocolError: `data` does not begin with one whole frame.
-    """
-    end = HEADER_BYTES + decode_header(data[:HEADER_BYTES], limit)
-    if len(data) < end:
-        raise ProtocolError(f"frame of {end} bytes, of which {len(data)} have arrived")
-    return decode_message(data[HEADER_BYTES:end]), data[end:]
