@@ -229,9 +229,7 @@ class LLMDataDist(PeerCalls):
             return too_many(operation, infos)
         for position, info in enumerate(infos):
             check_addresses(operation, position, info, engine.config)
-        overall, each = statuses(
-            operation, engine.links.link_clusters(infos, timeout_ms), engine.config.statuses
-        )
+        overall, each = statuses(operation, engine.links.link_clusters(infos, timeout_ms))
         return overall if engine.config.cache_manager else LLMStatusCode.LLM_SUCCESS, each
 
     def unlink_clusters(
@@ -270,11 +268,7 @@ class LLMDataDist(PeerCalls):
                     f"clusters[{position}] has neither remote_cluster_id nor a remote address",
                     "set remote_cluster_id or append_remote_ip_info",
                 )
-        return statuses(
-            operation,
-            engine.links.unlink_clusters(infos, timeout_ms, force),
-            engine.config.statuses,
-        )
+        return statuses(operation, engine.links.unlink_clusters(infos, timeout_ms, force))
 
     def link(self, comm_name: str, cluster_rank_info: dict[int, int], rank_table: str) -> int:
         """Join a domain of 2 to 4 members that all call `link` alike; return its id immediately.

@@ -11,8 +11,6 @@ from llm_datadist._types import LLMClusterInfo
 from llm_datadist._types.checks import check_instance, check_int
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from llm_datadist._links import LinkResult
     from llm_datadist._options.settings import Config
 
@@ -80,21 +78,14 @@ def too_many(operation: str, infos: list[LLMClusterInfo]) -> LinkStatuses:
     return status, [status] * len(infos)
 
 
-def statuses(
-    operation: str, results: list[LinkResult], others: Mapping[LLMStatusCode, LLMStatusCode]
-) -> LinkStatuses:
-    """Log the reasons of failures; the first of these is the overall status.
-
-    Args:
-        operation: Public name of the call.
-        results: One per cluster.
-        others: Statuses that this generation of the API has in place of others.
-    """
-    each = [others.get(result.status, result.status) for result in results]
+def statuses(operation: str, results: list[LinkResult]) -> LinkStatuses:
+    """Log the reasons of failures; the first of these is the overall status."""
     overall = LLMStatusCode.LLM_SUCCESS
-    for position, (status, result) in enumerate(zip(each, results, strict=True)):
-        if status is not LLMStatusCode.LLM_SUCCESS:
-            logger.error("%s: clusters[%d]: %s: %s", operation, position, status, result.reason)
+    for position, result in enumerate(results):
+        if result.status is not LLMStatusCode.LLM_SUCCESS:
+            logger.error(
+                "%s: clusters[%d]: %s: %s", operation, position, result.status, result.reason
+            )
             if overall is LLMStatusCode.LLM_SUCCESS:
-                overall = status
-    return overall, each
+                overall = result.status
+    return overall, [result.status for result in results]

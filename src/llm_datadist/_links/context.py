@@ -55,6 +55,7 @@ class LinkContext:
 
     Attributes:
         first_generation: Whether the instance is in first-generation mode.
+        statuses: Statuses that its generation has in place of others.
         sessions: Where incoming lanes go, by the session number that they name.
         num_arriving: Authenticated incoming connections whose links are being set up.
         is_closed: Whether the instance was finalized; readable from any thread.
@@ -81,6 +82,7 @@ class LinkContext:
         self.silence_ms = _silence_ms(config)
         self.auto_relink = config.auto_relink
         self.first_generation = not config.cache_manager
+        self.statuses = config.statuses
         self.delegate = delegate
         self.hooks = hooks
         self.control = control

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, final
 
 from llm_datadist._control.backoff import Backoff
@@ -49,7 +50,11 @@ class LinkRequests:
         self, clusters: Sequence[LLMClusterInfo], deadline: Deadline
     ) -> list[LinkResult]:
         """Link to several clusters at the same time."""
-        return list(await asyncio.gather(*(self._link(info, deadline) for info in clusters)))
+        results = await asyncio.gather(*(self._link(info, deadline) for info in clusters))
+        statuses = self._context.statuses
+        return [
+            replace(result, status=statuses.get(result.status, result.status)) for result in results
+        ]
 
     async def unlink_all(
         self, clusters: Sequence[LLMClusterInfo], deadline: Deadline, *, force: bool
