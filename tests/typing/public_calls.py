@@ -18,6 +18,7 @@ from llm_datadist import (
     CacheTask,
     DataType,
     KvCache,
+    KvCacheManager,
     LayerSynchronizer,
     LLMClusterInfo,
     LLMConfig,
@@ -31,6 +32,8 @@ from llm_datadist import (
     Placement,
     RegisterMemStatus,
     Status,
+    Tensor,
+    TensorDesc,
     TransferConfig,
     TransferWithCacheKeyConfig,
 )
@@ -126,8 +129,27 @@ def link(instance: LLMDataDist) -> None:
     assert_type(instance.finalize(), None)
 
 
-def first_generation(instance: LLMDataDist) -> object:
-    return instance.kv_cache_manager
+def first_generation(instance: LLMDataDist) -> None:
+    manager = instance.kv_cache_manager
+    assert_type(manager, KvCacheManager)
+    assert_type(manager.is_initialized(), bool)
+    cache = manager.allocate_cache(describe(), [CacheKey(prompt_cluster_id=1, req_id=2)])
+    assert_type(cache, Cache)
+    blocks = manager.allocate_blocks_cache(describe(), BlocksCacheKey(1))
+    key = CacheKeyByIdAndIndex(1, 2)
+    assert_type(manager.pull_cache(key, cache, 0, -1, src_cache_offset=8, dst_cache_offset=0), None)
+    assert_type(manager.pull_blocks(BlocksCacheKey(1), blocks, [0], [1]), None)
+    config = TransferConfig(1, cache.per_device_tensor_addrs[0])
+    assert_type(manager.transfer_cache_async(cache, EveryLayer(), [config]), CacheTask)
+    assert_type(manager.copy_cache(cache, cache, 0, 1), None)
+    assert_type(manager.copy_blocks(blocks, {0: [1]}), None)
+    assert_type(manager.swap_blocks(blocks, blocks, {0: 1}), None)
+    assert_type(manager.get_cache_tensors(cache, tensor_index=0), list[Tensor])
+    assert_type(manager.remove_cache_key(CacheKey(1, 2)), None)
+    assert_type(manager.deallocate_cache(cache), None)
+    tensor = Tensor([1, 2], tensor_desc=TensorDesc(DataType.DT_BF16, [2]))
+    assert_type(tensor.numpy(copy=True), NDArray[Any])
+    assert_type(tensor.tensor_desc.shape, list[int])
 
 
 def describe() -> CacheDesc:

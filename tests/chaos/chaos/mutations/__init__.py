@@ -7,6 +7,7 @@ from chaos.mutations import (
     arguments,
     backends,
     caches,
+    first_generation,
     guarantees,
     links,
     memory,
@@ -15,6 +16,17 @@ from chaos.mutations import (
     vllm,
 )
 
-_AREAS = (guarantees, transfers, memory, caches, links, arguments, backends, native, vllm)
+_AREAS = (
+    guarantees,
+    transfers,
+    memory,
+    caches,
+    links,
+    arguments,
+    backends,
+    first_generation,
+    native,
+    vllm,
+)
 MUTATIONS = tuple(mutation for area in _AREAS for mutation in area.MUTATIONS)
 BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}
