@@ -177,13 +177,14 @@ def helper(): ...
         ("`tests/gone.py::test_plain`", "no file tests/gone.py"),
         ("`tests/a.py`", "write path::name"),
         ("", "item 1: names no test"),
-        ("not implemented", "item 1: must be implemented"),
+        ("not implemented", "item 1: names no test"),
     ],
 )
 def test_conformance_table(tree, row, complaint):
     good = "`tests/a.py::test_plain`"
-    rows = [row, *[good] * 60, "not implemented"]
+    rows = [row, *[good] * 61]
     table = "".join(f"| {number} | what | {tests} |\n" for number, tests in enumerate(rows, 1))
+    table += f"| 62.a | a sentence | {good} |\n"
     found = check("check_conformance", tree({"docs/conformance.md": table, "tests/a.py": TESTS}))
     assert complaint in found
     assert bool(found) == bool(complaint)
@@ -195,6 +196,13 @@ def test_conformance_table_misses_an_item(tree):
         "a.py": "def test_a(): ...\n",
     }
     assert "item 2: no row" in check("check_conformance", tree(files))
+
+
+def test_conformance_table_has_sentences_of_items(tree):
+    rows = ["| 62.a | what | |\n", "| 63.a | what | `a.py::test_a` |\n"]
+    found = check("check_conformance", tree({"docs/conformance.md": "".join(rows)}))
+    assert "item 62.a: names no test" in found
+    assert "item 63.a: not in the checklist" in found
 
 
 def test_quietly_shows_the_output_of_a_failure_only(tmp_path):
