@@ -107,11 +107,10 @@ class HostChannel(Channel):
         self, node: Node, peer: PeerEndpoint, reader: _native.HostPeer, lanes: LinkLanes
     ) -> None:
         self._touch = node.touch
-        self.reader = reader
+        # None once the channel is closed. A call takes it once, so that it lasts for the call.
+        self._reader: _native.HostPeer | None = reader
         self._lanes = lanes
         self._link_ref = peer.link_ref
-        self._read = reader.read
-        self._read_and_sum = reader.read_and_sum
         self._pushes_refused = ""
         self._reads_refused = ""
         # Caches that only their owner can read.
@@ -121,8 +120,11 @@ class HostChannel(Channel):
 
     def map_segment(self, segment: SegmentMetadata) -> None:
         """Map pool memory of the peer; if that is refused, reads use process_vm_readv."""
+        reader = self._reader
+        if reader is None:
+            return
         try:
-            self.reader.map_segment(segment.fd, segment.address, segment.size, segment.guard)
+            reader.map_segment(segment.fd, segment.address, segment.size, segment.guard)
         except OSError:
             return
         self._mapped_bytes += segment.size
@@ -132,12 +134,21 @@ class HostChannel(Channel):
             return self._push(transfer)
         if self._unreadable_remote and transfer.cache_ref in self._unreadable_remote:
             return self._lanes.read(transfer)
-        outcome = Outcome(*self._read(*self._arguments(transfer)))
+        outcome = self._read(transfer)
         return outcome if outcome.code not in _NOT_READ else self._retry_read(transfer, outcome)
 
     def read_and_sum(self, transfer: Transfer) -> tuple[Outcome, Checksums]:
-        outcome, sums = self._read_and_sum(*self._arguments(transfer))
+        reader = self._reader
+        if reader is None:
+            return Outcome(Code.CANCELLED), np.empty(0, np.uint32)
+        outcome, sums = reader.read_and_sum(*self._arguments(transfer))
         return Outcome(*outcome), np.frombuffer(sums, np.uint32)
+
+    def _read(self, transfer: Transfer) -> Outcome:
+        reader = self._reader
+        if reader is None:
+            return Outcome(Code.CANCELLED)
+        return Outcome(*reader.read(*self._arguments(transfer)))
 
     def _arguments(self, transfer: Transfer) -> _Read:
         return (
@@ -164,7 +175,7 @@ class HostChannel(Channel):
         if probed.code != Code.OK:
             return probed._replace(moved_bytes=outcome.moved_bytes)
         if absent:
-            outcome = Outcome(*self._read(*self._arguments(transfer)))
+            outcome = self._read(transfer)
             if outcome.code not in _NOT_READ:
                 return outcome
         if outcome.code == Code.REMOTE_FAULT:
@@ -200,8 +211,25 @@ class HostChannel(Channel):
             self._pushes_refused = os.strerror(outcome.sys_errno)
         return self._lanes.write(transfer)
 
+    def version(self) -> int | None:
+        """Return the version of the peer's directory; None once the channel is closed."""
+        reader = self._reader
+        return None if reader is None else reader.version()
+
+    def read_log(self, offset: int, size: int) -> bytes | None:
+        """Return bytes of the peer's directory; None once the channel is closed."""
+        reader = self._reader
+        return None if reader is None else reader.read_log(offset, size)
+
+    def guard(self, index: int) -> int:
+        """Return the value of a guard of the peer; 0 once the channel is closed."""
+        reader = self._reader
+        return 0 if reader is None else reader.guard(index)
+
     def forget(self, address: int, size: int) -> None:
-        self.reader.unmap_range(address, size)
+        reader = self._reader
+        if reader is not None:
+            reader.unmap_range(address, size)
 
     def describe(self) -> dict[str, object]:
         pushes = "doorbell: the peer's threads fetch the bytes"
@@ -221,7 +249,14 @@ class HostChannel(Channel):
         }
 
     def close(self) -> None:
-        self.reader.close()
+        """End all reads, and drop what is mapped of the peer.
+
+        Must be explicit: a caller may keep an exception or a lease, which keep this object.
+        """
+        reader = self._reader
+        if reader is not None:
+            reader.close()
+            self._reader = None
 
 
 def _add(unreadable: set[Ref], ref: Ref) -> None:

@@ -9,6 +9,7 @@ operation that finds none waits for them.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -38,6 +39,46 @@ _LOSSES = frozenset({Code.TIMEOUT, Code.PEER_DEAD, Code.PROTOCOL, Code.CANCELLED
 """Outcomes after which a lane may be closed."""
 
 _LONGEST_WAIT_S = 0.25
+
+
+_NO_LANE: _Raw = (Code.NO_LANE, 0, -1, 0)
+
+
+class _ClosedLanes:
+    """Takes the place of a closed link's native lanes: there is never a lane.
+
+    The native ones keep the memory of the instance's node, and a caller may keep an exception or a
+    lease, which keep the link.
+    """
+
+    def count(self) -> int:
+        return 0
+
+    def prune(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+    def add(self, _socket: _native.LaneSocket) -> None:
+        raise OSError(errno.EBADF, "the link is closed")
+
+    def operation(self, *_arguments: object) -> _Raw:
+        return _NO_LANE
+
+    read = write = push = probe = consume = ping = operation
+
+    def version(self, _deadline_ns: int) -> tuple[_Raw, int]:
+        return _NO_LANE, 0
+
+    def read_log(self, *_arguments: object) -> tuple[_Raw, bytes]:
+        return _NO_LANE, b""
+
+    def ask_checksum(self, *_arguments: object) -> _ClosedLanes:
+        return self
+
+    def wait(self) -> tuple[_Raw, bytes]:
+        return _NO_LANE, b""
 
 
 def _socket(lane: OpenLane) -> _native.LaneSocket:
@@ -77,7 +118,7 @@ class LinkLanes:
         self._on_loss = on_loss
         self._changed = threading.Condition()  # guards `_closed`, and waits for lanes
         self._closed = False
-        self._client = _native.Lanes(node.native, link_id)
+        self._client: _native.Lanes | _ClosedLanes = _native.Lanes(node.native, link_id)
         self._unserved = list(server_lanes)
         waiting = list(client_lanes)
         try:
@@ -208,7 +249,7 @@ class LinkLanes:
 
         return answer
 
-    def _checksum_question(self, transfer: Transfer) -> _native.ChecksumQuestion:
+    def _checksum_question(self, transfer: Transfer) -> _native.ChecksumQuestion | _ClosedLanes:
         return self._client.ask_checksum(
             transfer.remote,
             transfer.length,
@@ -240,12 +281,18 @@ class LinkLanes:
 
         Unlike `ping` it waits for no lane: a link without a free lane counts as unanswered.
         """
-        found = _native.ping_all([link._client for link in links], deadline_ns)
-        for link, raw in zip(links, found, strict=True):
-            lost = raw[0] in _LOSSES and link._client.count() < link._num_client
+        clients = [
+            (link, client) for link in links if isinstance(client := link._client, _native.Lanes)
+        ]
+        found = _native.ping_all([client for _, client in clients], deadline_ns)
+        for (link, client), raw in zip(clients, found, strict=True):
+            lost = raw[0] in _LOSSES and client.count() < link._num_client
             if lost and link._on_loss is not None:
                 link._on_loss()
-        return [raw[0] == Code.OK for raw in found]
+        answered = {
+            link for (link, _), raw in zip(clients, found, strict=True) if raw[0] == Code.OK
+        }
+        return [link in answered for link in links]
 
     def end(self) -> None:
         """Wake all waiters; no lanes will be added after this. Never blocks."""
@@ -259,6 +306,7 @@ class LinkLanes:
         while self._unserved:
             os.close(self._unserved.pop().fd)
         self._client.close()
+        self._client = _ClosedLanes()
         self.node.lane_server.drop_link(self.link_id)
 
     def _ask(

@@ -1,5 +1,6 @@
 """LLMDataDist.finalize, also with calls under way (api.md 4.3)."""
 
+import gc
 import threading
 import time
 
@@ -19,6 +20,7 @@ from llm_datadist import (
     Memtype,
     TransferWithCacheKeyConfig,
 )
+from llm_datadist.testing import leaks_since, snapshot
 
 S = LLMStatusCode
 #: The cache may be seen to be gone a moment before the link is.
@@ -46,6 +48,41 @@ def test_finalize_of_what_is_not_initialized_does_nothing(options):
     one.init(options())
     one.finalize()
     one.finalize()
+
+
+@pytest.mark.expects_log("dropped by the test", "link to cluster 1 at .* lost: ")
+@pytest.mark.parametrize("backend", ["host", "tcp"])
+def test_descriptors_and_mappings_go_at_once(instance, info, blocks, backend):
+    """Without the cyclic garbage collector, whatever the caller keeps (api.md checklist 13)."""
+    kept = []
+
+    def use_a_pair(number):
+        pool = '{"memory_size": 65536}'
+        near, far = (instance(each, mem_pool_cfg=pool, transfer_backend=backend) for each in (1, 2))
+        near.link_clusters([info(far)])
+        cache = blocks(near, 1).cache
+        blocks(far, 2)
+        near.cache_manager.pull_blocks(BlocksCacheKey(2), cache, [0], [0])
+        with pytest.raises(LLMException) as caught:
+            near.cache_manager.pull_blocks(BlocksCacheKey(2, 9), cache, [0], [0])
+        lease = near.cache_manager.lease(BlocksCacheKey(2), [0])
+        kept.append((near, far, near.cache_manager, cache, caught.value, lease))
+        if number % 2:  # and the other end makes it again, until it is finalized
+            near._engine.links.drop(near._engine.links.get(2), "dropped by the test")
+        for side in (near, far) if number % 3 else (far, near):
+            side.finalize()
+
+    use_a_pair(0)
+    gc.collect()
+    gc.disable()
+    try:
+        before = snapshot()
+        for number in range(12):
+            use_a_pair(number)
+        left = leaks_since(before, within_s=0)
+    finally:
+        gc.enable()
+    assert [line for line in left if not line.startswith("thread")] == []
 
 
 def test_peers_notice_at_once(pair, failure, eventually):

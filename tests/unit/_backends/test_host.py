@@ -54,8 +54,22 @@ def node():
 def test_an_instance_of_this_process_is_read_through_its_page(node):
     peer = Peer(node)
     channel = peer.connect()
-    assert peer.attached == [channel.reader]
+    (reader,) = peer.attached
+    assert channel.version() == reader.version() == node.version()
     channel.close()
+
+
+def test_a_closed_channel_holds_nothing_of_its_peer(node):
+    """Whatever keeps the channel: an exception, a lease, a link that was lost."""
+    peer = Peer(node)
+    channel = peer.connect()
+    peer.attached.clear()
+    channel.close()
+    channel.close()
+    assert channel.version() is channel.read_log(0, 8) is None
+    assert channel.guard(0) == 0
+    channel.forget(4096, 4096)
+    assert "HostPeer" not in {type(held).__name__ for held in vars(channel).values()}
 
 
 @pytest.mark.parametrize(

@@ -57,10 +57,14 @@ class RegionLog:
                 self._append(RegionRemoved(region_id))
 
     def close(self) -> None:
-        """Close the log's entry. Idempotent."""
+        """Unmap the log; no lane reads it any more. Later records are ignored. Idempotent."""
         self._node.close_entry(*self.ref)
+        with self._lock:
+            self._memory.close()
 
     def _append(self, record: Record) -> None:
+        if self._memory.closed:
+            return
         if self._write(record):
             self._write_header()
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from llm_datadist._backends.host import HostChannel
 from llm_datadist._backends.outcomes import Code, Outcome
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from llm_datadist._backends.transfer import PeerEndpoint, Transfer
     from llm_datadist._types.refs import Ref
 
+
+_T = TypeVar("_T")
 
 CHECKSUM = "crc32c"
 """Feature of an endpoint: the instance's native threads can compute CRC-32C."""
@@ -51,14 +53,19 @@ class _HostDirectory:
     """The peer's directory in its published page, which this process has mapped."""
 
     def __init__(self, channel: HostChannel) -> None:
-        self._version = channel.reader.version
-        self._read_log = channel.reader.read_log
+        self._channel = channel
 
     def version(self, _deadline_ns: int) -> int:
-        return self._version()
+        return _unless_closed(self._channel.version())
 
     def read_log(self, offset: int, size: int, _deadline_ns: int) -> bytes:
-        return self._read_log(offset, size)
+        return _unless_closed(self._channel.read_log(offset, size))
+
+
+def _unless_closed(found: _T | None) -> _T:
+    if found is None:
+        raise LookupFailedError(Outcome(Code.CANCELLED))
+    return found
 
 
 class DataPlane:
@@ -153,7 +160,7 @@ class DataPlane:
         if self._host is None:
             return self.lanes.count > 0
         index, value = self.peer.link_ref
-        return self._host.reader.guard(index) == value
+        return self._host.guard(index) == value
 
     def count(self, num_bytes: int, *, write: bool) -> None:
         """Count a transfer; unlocked, so that totals may miss a few under contention."""

@@ -143,12 +143,12 @@ class LocalCopies:
         marks = self._fault_marks
         marks.check_local(operation, dst, plan, None, local=True)
         marks.check_local(operation, src, plan, None, local=False)
-        node, dst_ref, src_ref = self._instance.node.native, dst.ref, src.ref
+        node, dst_ref, src_ref = self._instance.node, dst.ref, src.ref
         if dst.device is not None or src.device is not None:
             plan = cut_between(plan, dst.layout.starts, src.layout.starts)
 
         def move(local: Words, remote: Words, length: Words) -> Outcome:
-            return Outcome(*copy(node, local, remote, length, dst_ref, src_ref))
+            return Outcome(*copy(node.native, local, remote, length, dst_ref, src_ref))
 
         outcome = move(plan.local, plan.remote, plan.length)
         if outcome.code == Code.OK:

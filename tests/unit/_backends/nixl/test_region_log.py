@@ -47,6 +47,16 @@ def log():
     made.close()
 
 
+def test_a_closed_log_is_unmapped_and_ignores_records():
+    made = RegionLog(Node(), KEY)
+    made.add(region(1, 4096))
+    made.close()
+    assert made._memory.closed
+    made.remove(1)
+    made.add(region(2, 4096))
+    made.close()
+
+
 def take(known, era, data):
     news = known.read(era, data)
     known.take(news)
