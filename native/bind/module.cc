@@ -11,6 +11,7 @@ void bind_copy(nb::module_& module);    // copy, threads
 void bind_cuda(nb::module_& module);    // GPUs
 void bind_host(nb::module_& module);    // HostPeer
 void bind_lanes(nb::module_& module);   // Lanes, serving
+void bind_cancellation(nb::module_& module);
 
 namespace {
 
@@ -60,4 +61,5 @@ NB_MODULE(_native, module) {
   bind_cuda(module);
   bind_host(module);
   bind_lanes(module);
+  bind_cancellation(module);
 }

@@ -545,3 +545,30 @@ def ping_all(links: Sequence[Lanes], deadline_ns: int) -> list[tuple[int, int, i
     Ping the peers of many links at once, on one free lane each. Returns outcomes, in order.
     A link whose lanes are all in use gets TIMEOUT at once.
     """
+
+class Cancellation:
+    """
+    Ends blocking calls of one thread from another. cancel() and canceled are thread-safe.
+    """
+
+    def __init__(self, raised: object) -> None:
+        """raised is the type of the exception that ends a call."""
+
+    def cancel(self) -> None:
+        """
+        End the call that runs under it, within 100 ms where the call can end, and all later
+        ones. When the call has raised, it writes nothing any more.
+        """
+
+    @property
+    def canceled(self) -> bool:
+        """Whether cancel() was called."""
+
+    def enter(self) -> None:
+        """Have the calls of this thread run under it."""
+
+    def exit(self) -> None:
+        """End what enter() began."""
+
+def check_canceled() -> None:
+    """Raise if the calls of this thread are canceled."""

@@ -30,6 +30,11 @@ def test_an_example_runs(example, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_transfer_of_the_asyncio_example_is_short():
+    program = (ROOT / "examples" / "asyncio_pools.py").read_text()
+    assert 0 < program.count("  # transfer\n") <= 12
+
+
 def test_the_readme_shows_the_quickstart():
     (program,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert program == (ROOT / "examples" / "quickstart.py").read_text()

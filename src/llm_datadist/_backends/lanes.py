@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 import numpy as np
 
 from llm_datadist import _native
+from llm_datadist._backends.cancellation import check_canceled
 from llm_datadist._backends.outcomes import Code, Outcome
 
 if TYPE_CHECKING:
@@ -328,6 +329,7 @@ class LinkLanes:
     def _run(self, deadline_ns: int, operation: _Operation, *arguments: object) -> Outcome:
         """Run a native operation, which takes the deadline last, as soon as there is a lane."""
         while True:
+            check_canceled()
             try:
                 outcome = Outcome(*operation(*arguments, deadline_ns))
             except BaseException:  # raised by a signal handler, which ends it like a timeout

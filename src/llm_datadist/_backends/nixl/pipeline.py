@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, final
 
+from llm_datadist._backends.cancellation import check_canceled
 from llm_datadist._backends.nixl.agent import NixlError
 from llm_datadist._backends.nixl.chunks import Chunk, chunks
 from llm_datadist._backends.nixl.landing import SLOT_BYTES, Slot
@@ -163,6 +164,7 @@ class Pipeline:
                 return Outcome(Code.CANCELLED)
             if ended := self._why_ended(progress.transfer):
                 return ended
+            check_canceled()
             time.sleep(min(pauses.next(), left_s))
         return "" if done else _ENGINE_FAILED
 

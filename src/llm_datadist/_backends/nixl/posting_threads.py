@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future, wait
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
+from llm_datadist._backends.cancellation import check_canceled
 from llm_datadist._control.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+_PERIOD_S: Final = 0.05
+"""How often the caller asks whether it is canceled."""
 
 
 @final
@@ -52,7 +57,8 @@ class PostingThreads:
         try:
             for _ in range(count):
                 parts.append(self._workers.submit(begin))
-            wait(parts)
+            while wait(parts, _PERIOD_S).not_done:
+                check_canceled()
         except BaseException:
             stop()
             wait(parts)

@@ -1,0 +1,51 @@
+"""The caches of a node, by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+from llm_datadist._types import Cache
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llm_datadist._cache_manager import CacheManager
+    from llm_datadist._types import BlocksCacheKey
+
+__all__ = ["NamedCaches"]
+
+
+@final
+class NamedCaches:
+    """Registers and finds the caches of one node. Thread-safe as a dict is."""
+
+    def __init__(self) -> None:
+        self._caches: dict[str, Cache] = {}
+
+    def register(
+        self, manager: CacheManager, key: BlocksCacheKey, name: str, tensors: Sequence[object]
+    ) -> Cache:
+        """Register tensors under a name that is free."""
+        if name in self._caches:
+            raise KeyError(f"register: a cache {name!r} exists; unregister it first")
+        cache = manager.register_tensors(tensors, key)
+        self._caches[name] = cache
+        return cache
+
+    def remove(self, name: str) -> Cache:
+        """Forget a name, and return its cache."""
+        cache = self.find(name)
+        del self._caches[name]
+        return cache
+
+    def find(self, cache: str | Cache) -> Cache:
+        """Return the cache of a name, or the cache itself."""
+        if isinstance(cache, Cache):
+            return cache
+        try:
+            return self._caches[cache]
+        except KeyError:
+            names = ", ".join(map(repr, self._caches)) or "none"
+            raise KeyError(
+                f"no local cache is called {cache!r} (there are: {names}); Node.register makes one"
+            ) from None

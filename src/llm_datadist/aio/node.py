@@ -1,0 +1,244 @@
+"""One instance, for asyncio programs."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import time
+from typing import TYPE_CHECKING, Final, final
+
+from llm_datadist._datadist import LLMDataDist
+from llm_datadist._errors import LLMException, LLMStatusCode, fail
+from llm_datadist._options import LLMConfig
+from llm_datadist._types import LLMRole
+from llm_datadist.aio.caches import NamedCaches
+from llm_datadist.aio.calls import Calls
+from llm_datadist.aio.directory import FileDirectory
+from llm_datadist.aio.names import block_cache_key, cluster_id_of, cut_address
+from llm_datadist.aio.peer import Peer
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from llm_datadist._types import Cache
+
+__all__ = ["Node"]
+
+_FIRST_PAUSE_S: Final = 0.02
+_LONGEST_PAUSE_S: Final = 0.5
+_DIAL_MS: Final = 3000
+_RETRIED: Final = {
+    LLMStatusCode.LLM_LINK_FAILED,
+    LLMStatusCode.LLM_TIMEOUT,
+    LLMStatusCode.LLM_PROCESSING_LINK,
+}
+_WILDCARDS: Final = {"0.0.0.0", "::"}
+
+
+@final
+class Node:
+    """An instance with a name, its caches, and its links to peers; an async context manager.
+
+    The constructor initializes the instance, and announces it in the directory. Coroutines belong
+    to one event loop; all other methods may be called on any thread.
+
+    Args:
+        name: Unique among the nodes that link; the cluster id is computed from it.
+        listen: `ip:port` where peers connect, port 0 chooses one; None = this node only connects.
+        directory: File in which nodes find the addresses of others; None = peers are named by
+            their address.
+        advertise: `host:port`, or host, by which peers reach this node; None = the address that it
+            listens at, which then must not be a wildcard.
+        config: Further options; None = those of the environment. A copy is used.
+        max_calls: Transfers that run at the same time; more wait for their turn.
+
+    Raises:
+        TypeError, ValueError, LLMException: as LLMDataDist.init.
+        OSError: The directory cannot be written.
+    Source: docs/tutorial/asyncio.md.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        listen: str | None = None,
+        *,
+        directory: str | os.PathLike[str] | None = None,
+        advertise: str | None = None,
+        config: LLMConfig | None = None,
+        max_calls: int = 16,
+    ) -> None:
+        self._name = name
+        options = LLMConfig() if config is None else copy.copy(config)
+        options.enable_cache_manager = True
+        if listen is not None:
+            options.listen_ip_info = listen
+        self._directory = None if directory is None else FileDirectory(directory)
+        if directory is not None and advertise is None:
+            _check_reachable(options.listen_ip_info)
+        self._caches = NamedCaches()
+        self._instance = LLMDataDist(LLMRole.MIX, cluster_id_of(name))
+        self._instance.init(options.generate_options())
+        self._calls = Calls(name, max_calls)
+        self._announced: str | None = None
+        try:
+            self._announce(advertise)
+        except BaseException:
+            self._instance.finalize()
+            raise
+
+    def __repr__(self) -> str:
+        return f"Node(name={self._name!r}, instance={self._instance!r})"
+
+    @property
+    def name(self) -> str:
+        """The name given to the constructor."""
+        return self._name
+
+    @property
+    def instance(self) -> LLMDataDist:
+        """The instance, for everything that this class has no method for."""
+        return self._instance
+
+    @property
+    def address(self) -> str | None:
+        """Where peers connect, `ip:port` or `[v6]:port`; None without `listen`."""
+        bound = self._instance.listen_address
+        return None if bound is None else _joined(*bound)
+
+    def register(self, name: str, tensors: Sequence[object]) -> Cache:
+        """Register tensors as a blocks cache that peers reach by its name.
+
+        The cache keeps the tensors alive until `unregister` or `close` returns.
+
+        Args:
+            name: Unique within this node.
+            tensors: As for CacheManager.register_tensors; dimension 0 counts blocks.
+
+        Raises:
+            KeyError: There is a cache of that name.
+            TypeError, LLMException: as CacheManager.register_tensors.
+        """
+        key = block_cache_key(self._instance.cluster_id, name)
+        return self._caches.register(self._instance.cache_manager, key, name, tensors)
+
+    def unregister(self, name: str) -> None:
+        """End a registration; when it returns, no peer touches the memory any more.
+
+        Raises:
+            KeyError: No cache has that name.
+        """
+        cache = self._caches.remove(name)
+        self._instance.cache_manager.unregister_cache(cache.cache_id)
+
+    def leased_blocks(self, name: str) -> frozenset[int]:
+        """Return the blocks of a cache that some peer has leased now; does not wait.
+
+        Raises:
+            KeyError: No cache has that name.
+        """
+        return self._instance.cache_manager.leased_blocks(self._caches.find(name))
+
+    async def connect(self, peer: str, *, timeout: float = 10.0) -> Peer:
+        """Link to a node, and return it; try again until the time is over.
+
+        So nodes may start in any order. A node that is linked already is returned at once. A wait
+        that is canceled ends when the attempt that runs has ended, and leaves no new link.
+
+        Args:
+            peer: Name of the node, looked up in the directory; or its `host:port`.
+            timeout: Seconds.
+
+        Raises:
+            LLMException: LLM_LINK_FAILED, LLM_TIMEOUT, with the last failure; LLM_ALREADY_LINK,
+                LLM_PARAM_INVALID.
+        """
+        deadline = time.monotonic() + timeout
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                left_ms = max(int((deadline - time.monotonic()) * 1000), 1)
+                cluster_id, _ = await self._calls.finish(
+                    lambda left_ms=left_ms: self._link(peer, min(left_ms, _DIAL_MS)),  # type: ignore[misc]
+                    self._undo_link,
+                )
+            except LLMException as error:
+                if error.status_code not in _RETRIED or time.monotonic() + pause_s > deadline:
+                    raise
+            else:
+                return Peer(peer, cluster_id, self._instance, self._caches, self._calls)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def close(self) -> None:
+        """Leave the directory, end links, transfers and registrations. Idempotent."""
+        await asyncio.get_running_loop().run_in_executor(None, self._close)
+
+    async def __aenter__(self) -> Node:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def _close(self) -> None:
+        if self._directory is not None and self._announced is not None:
+            self._directory.withdraw(self._name, self._announced)
+            self._announced = None
+        self._instance.finalize()  # ends the calls that run
+        self._calls.close()
+
+    def _announce(self, advertise: str | None) -> None:
+        """Write the address of this node into the directory, if there is one."""
+        if self._directory is None or (bound := self._instance.listen_address) is None:
+            return
+        host, port = (bound[0], "") if advertise is None else cut_address(advertise)
+        self._announced = _joined(host, int(port or bound[1]))
+        self._directory.announce(self._name, self._announced)
+
+    def _link(self, peer: str, timeout_ms: int) -> tuple[int, bool]:
+        """Link to a node once; return its cluster id, and whether the link is new."""
+        known = {link["cluster_id"] for link in self._instance.describe_links()}
+        cluster_id = self._dial(peer, timeout_ms)
+        return cluster_id, cluster_id not in known
+
+    def _undo_link(self, linked: tuple[int, bool]) -> None:
+        cluster_id, is_new = linked
+        if is_new:
+            self._instance.unlink_peer(cluster_id, force=True)
+
+    def _dial(self, peer: str, timeout_ms: int) -> int:
+        if cut_address(peer)[1]:
+            return self._instance.link_peer(peer, timeout=timeout_ms)
+        where = (
+            "no directory was given"
+            if self._directory is None
+            else f"it is not in {self._directory}"
+        )
+        address = None if self._directory is None else self._directory.find(peer)
+        if address is None:
+            raise fail(
+                LLMStatusCode.LLM_LINK_FAILED,
+                "connect",
+                f"the address of {peer!r} is unknown: {where}",
+                "start the node with the same directory, or give its host:port",
+            )
+        return self._instance.link_peer(address, cluster_id=cluster_id_of(peer), timeout=timeout_ms)
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+
+
+def _check_reachable(listen: str | None) -> None:
+    if listen is not None and cut_address(listen)[0].strip("[]") in _WILDCARDS:
+        raise ValueError(
+            f"listen is {listen!r}, at which no peer can connect; give advertise, a host name "
+            "or an address of this machine"
+        )

@@ -1,0 +1,157 @@
+"""The link of a node to another one."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, final
+
+from llm_datadist.aio.names import block_cache_key
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from llm_datadist._datadist import LLMDataDist
+    from llm_datadist._engine.leases.borrower import Lease
+    from llm_datadist._types import BlockList, Cache
+    from llm_datadist.aio.caches import NamedCaches
+    from llm_datadist.aio.calls import Calls
+
+__all__ = ["Peer"]
+
+
+@final
+class Peer:
+    """A node that this one is linked to; made by `Node.connect`.
+
+    Methods belong to the event loop of the node. Any number of them may run at the same time.
+
+    Attributes:
+        name: Of the peer.
+        cluster_id: Of the peer.
+    """
+
+    def __init__(
+        self, name: str, cluster_id: int, instance: LLMDataDist, caches: NamedCaches, calls: Calls
+    ) -> None:
+        self.name = name
+        self.cluster_id = cluster_id
+        self._instance = instance
+        self._caches = caches
+        self._calls = calls
+
+    def __repr__(self) -> str:
+        return f"Peer(name={self.name!r}, cluster_id={self.cluster_id})"
+
+    async def pull(
+        self,
+        name: str,
+        src_blocks: BlockList,
+        dst_blocks: BlockList,
+        *,
+        into: str | Cache | None = None,
+        layers: range | None = None,
+    ) -> None:
+        """Pull blocks of the peer's cache into blocks of a local one.
+
+        The bytes are checked and moved as `CacheManager.pull_blocks` does, and this raises the
+        same. When the wait is canceled (also by `asyncio.timeout`), the transfer is stopped, and
+        CancelledError is raised as soon as no byte of it lands any more: within about 100 ms over
+        lanes and on the same host, else by the deadline of the transfer (sync_kv_timeout). What was
+        moved stays moved.
+
+        Args:
+            name: Of the peer's cache.
+            src_blocks: The peer's blocks: a list, a range, or an array of integers.
+            dst_blocks: Local blocks, as many, no duplicates.
+            into: Name of the local cache, or the cache itself; None = of the same name.
+            layers: Layers of two tensors to pull; None = all.
+
+        Raises:
+            KeyError: No local cache has that name.
+            LLMException: as CacheManager.pull_blocks.
+        """
+        key = block_cache_key(self.cluster_id, name)
+        cache = self._caches.find(name if into is None else into)
+        manager = self._instance.cache_manager
+        await self._calls.transfer(
+            lambda: manager.pull_blocks(
+                key, cache, src_blocks, dst_blocks, src_layer_range=layers, dst_layer_range=layers
+            )
+        )
+
+    async def push(
+        self,
+        name: str,
+        src_blocks: BlockList,
+        dst_blocks: BlockList,
+        *,
+        source: str | Cache | None = None,
+        layers: range | None = None,
+    ) -> None:
+        """Push blocks of a local cache into blocks of the peer's; visible there when it returns.
+
+        Cancellation and errors are those of `pull`, those of the bytes at the peer.
+
+        Args:
+            name: Of the peer's cache.
+            src_blocks: Local blocks: a list, a range, or an array of integers.
+            dst_blocks: The peer's blocks, as many, no duplicates.
+            source: Name of the local cache, or the cache itself; None = of the same name.
+            layers: Layers of two tensors to push; None = all.
+
+        Raises:
+            KeyError: No local cache has that name.
+            LLMException: as CacheManager.push_blocks.
+        """
+        key = block_cache_key(self.cluster_id, name)
+        cache = self._caches.find(name if source is None else source)
+        manager = self._instance.cache_manager
+        await self._calls.transfer(
+            lambda: manager.push_blocks(key, cache, src_blocks, dst_blocks, layers, layers)
+        )
+
+    @asynccontextmanager
+    async def lease(
+        self, name: str, blocks: BlockList | None = None, *, ttl_ms: int = 10_000
+    ) -> AsyncIterator[Lease]:
+        """Lease blocks of the peer's cache for the length of an `async with` block.
+
+        The peer sees them in `Node.leased_blocks` until then, or until the time is over.
+
+        Args:
+            name: Of the peer's cache.
+            blocks: The peer's blocks; None = all.
+            ttl_ms: Milliseconds until it ends by itself, by the peer's clock.
+
+        Raises:
+            LLMException: as CacheManager.lease.
+        """
+        key = block_cache_key(self.cluster_id, name)
+        manager = self._instance.cache_manager
+        lease = await self._calls.finish(
+            lambda: manager.lease(key, blocks, ttl_ms=ttl_ms), lambda made: made.release()
+        )
+        try:
+            yield lease
+        finally:
+            lease.release()  # does not wait
+
+    async def check(self) -> None:
+        """Return when the peer answers; raises as LLMDataDist.check_link_status."""
+        await self._calls.finish(
+            lambda: self._instance.check_link_status(self.cluster_id), lambda _: None
+        )
+
+    def describe(self) -> dict[str, object]:
+        """Return the facts of the link, as LLMDataDist.describe_link; does not wait."""
+        return self._instance.describe_link(self.cluster_id)
+
+    async def unlink(self) -> None:
+        """End the link; no transfer of it touches memory after this returns or raises.
+
+        Raises:
+            LLMException: LLM_NOTIFY_PROMPT_UNLINK_FAILED: the peer could not be notified.
+        """
+        await self._calls.finish(
+            lambda: self._instance.unlink_peer(self.cluster_id), lambda _: None
+        )
