@@ -178,6 +178,26 @@ def test_raw_addresses_reach_accessible_entries_only(link, code, any_entry, oper
     assert (hidden == 0).all()
 
 
+def test_raw_addresses_reach_what_is_registered_now(link, code, any_entry):
+    one = link()
+    array = np.full(4096, 7, np.uint8)
+    far = (array.ctypes.data - one.remote_address) % 2**64
+    inside, beyond = [(0, far, 4096)], [(0, far + 4000, 97)]
+
+    def read(ranges):
+        return one.read(ranges, entry=any_entry).code
+
+    first, second = one.open_entry(array), one.open_entry(array)
+    assert read(inside) == code.OK
+    assert read(beyond) == code.DENIED
+    assert one.target.close_entry(*first)
+    assert read(inside) == code.OK, "another entry has it, too"
+    value = one.target.reopen_entry(*second)
+    assert read(inside) == code.OK, "it was remapped"
+    assert one.target.close_entry(second[0], value)
+    assert read(inside) == code.DENIED
+
+
 def test_the_rest_of_a_link_version_log_consume_ping(link, code):
     one = link()
     deadline = 2**62

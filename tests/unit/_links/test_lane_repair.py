@@ -121,3 +121,24 @@ def test_a_lane_that_is_not_missing_is_refused(context, make_link):
     assert list(context.ended_sessions) == [link.terms.session]
     with pytest.raises(PeerClosedError, match="has ended"):
         session.add((Side.DIALER, 0), Lane())
+
+
+def test_the_end_of_a_link_ends_its_repair(context, make_link, opened):
+    _, failures = opened
+    failures += [OSError("refused")] * 100
+
+    async def run():
+        repair, link = LaneRepair(context), make_link()
+        repair.add_link(link)
+        context.delegate.missing = (1, 0)
+        repair.start(link)
+        task = repair._repairs[link].task
+        await until(lambda: len(failures) < 99)
+        repair.remove_link(link)
+        repair.remove_link(link)
+        await asyncio.wait([task])
+        assert task.cancelled()
+        repair.start(link)
+        assert not context.delegate.added
+
+    asyncio.run(run())

@@ -30,7 +30,9 @@ def test_caches_are_found_by_any_byte(ranges):
 
     assert found(0x10000, 1) == [1]
     assert found(0x106FF, 2) == found(0x10700, 1) == [1, 2]
-    assert found(0x10B00, 100) == []
+    assert found(0x10B00, 100) == found(0x20400, 1) == []
+    assert found(0xFFFF, 1) == found(0x1FFFF, 1) == []
+    assert found(0xFFFF, 2) == [1]
 
 
 def test_a_range_is_covered_if_caches_hold_every_byte_of_it(ranges):

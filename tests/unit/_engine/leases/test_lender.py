@@ -91,6 +91,19 @@ def test_all_that_a_key_names(owner):
         assert owner.leased(cache) == frozenset()
 
 
+def test_every_end_is_reported_not_only_the_first(owner):
+    for lease_id in (1, 2):
+        owner.lend((0,), [3], lease_id=lease_id)
+        owner.lender.release(a_link(), Release(lease_id))
+        owner.run_scheduled()
+        assert len(owner.ends) == lease_id
+    owner.lend((0,), [3], lease_id=3)
+    owner.lender.release(a_link(), Release(3))
+    owner.lender.on_end(None)
+    owner.run_scheduled()  # nothing is called or logged
+    assert len(owner.ends) == 2
+
+
 def test_a_cache_that_ends_while_it_is_leased_is_not(owner):
     grant, cache_id = owner.lender._book.grant, owner.blocks.cache_id
 
