@@ -27,6 +27,8 @@ Layers: TypeAlias = "tuple[range | None, range | None, int]"
 
 _I64 = np.dtype(np.int64)
 _DEFAULT_TENSORS_PER_LAYER = 2
+_MAX_EXPANDED = 1 << 28
+"""A longer range is refused rather than expanded: it would take gigabytes."""
 
 
 def copy_pairs(
@@ -46,7 +48,7 @@ def copy_pairs(
         listed = (
             onto
             if isinstance(onto, list | tuple)
-            else blocks_array(operation, name, onto, None).tolist()
+            else blocks_array(operation, name, onto, num_blocks).tolist()
         )
         flat += listed
     destinations = blocks_array(operation, name, flat, num_blocks)
@@ -110,8 +112,12 @@ def _from_array(
     """Do what `blocks_array` does for a range or an array, without a Python loop per element."""
     most = highest if num_blocks is None else num_blocks - 1
     if isinstance(blocks, range):
-        if blocks and not 0 <= min(blocks[0], blocks[-1]) <= max(blocks[0], blocks[-1]) <= most:
-            raise _out_of_range(operation, name, blocks, num_blocks, highest)
+        first = _first_outside(blocks, most)
+        if first is not None:
+            raise _outside(operation, name, *first, num_blocks, highest)
+        if blocks[_MAX_EXPANDED : _MAX_EXPANDED + 1]:  # `len` ends at 2**63
+            remedy = f"give a range of at most {_MAX_EXPANDED} blocks"
+            raise invalid(operation, f"{name} is {blocks}", remedy)
         return np.arange(blocks.start, blocks.stop, blocks.step, dtype=np.int64)
     found = _host_array(name, blocks)
     if found.ndim != 1 or found.dtype.kind not in "iu":
@@ -232,17 +238,39 @@ def _out_of_range(
     operation: str, name: str, blocks: Sequence[int], num_blocks: int | None, highest: int
 ) -> Exception:
     for place, block in enumerate(blocks):
-        if block < 0:
-            return ValueError(f"{name}[{place}] must not be negative, got {block}")
-        if block > highest:
-            return ValueError(f"{name}[{place}] must be in [0, {highest}], got {block}")
+        if not 0 <= block <= highest:
+            return _outside(operation, name, place, block, num_blocks, highest)
     assert num_blocks is not None
     place, block = next((at, block) for at, block in enumerate(blocks) if block >= num_blocks)
+    return _outside(operation, name, place, block, num_blocks, highest)
+
+
+def _outside(
+    operation: str, name: str, place: int, block: int, num_blocks: int | None, highest: int
+) -> Exception:
+    """Return the exception for one index that is out of range."""
+    if block < 0:
+        return ValueError(f"{name}[{place}] must not be negative, got {block}")
+    if block > highest or num_blocks is None:
+        return ValueError(f"{name}[{place}] must be in [0, {highest}], got {block}")
     return invalid(
         operation,
         f"{name}[{place}] is {block}, the cache has {num_blocks} blocks",
         f"give indices below {num_blocks}",
     )
+
+
+def _first_outside(blocks: range, most: int) -> tuple[int, int] | None:
+    """Return place and value of the first index of a range that is not in [0, most], if any."""
+    if not blocks:
+        return None
+    if not 0 <= blocks[0] <= most:
+        return 0, blocks[0]
+    if 0 <= blocks[-1] <= most:
+        return None
+    step = blocks.step
+    place = (most - blocks[0]) // step + 1 if step > 0 else blocks[0] // -step + 1
+    return place, blocks[place]
 
 
 def _repeated(operation: str, name: str, blocks: Sequence[int]) -> Exception:

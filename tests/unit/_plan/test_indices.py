@@ -151,6 +151,37 @@ def test_indices_that_no_cache_has(before, block, num_blocks):
         array([*before, block], num_blocks)
 
 
+@pytest.mark.parametrize(
+    ("blocks", "place", "block"),
+    [
+        (range(-1, 3), 0, -1),
+        (range(3, -2, -2), 2, -1),
+        (range(2**63, 2**63 + 2), 0, 2**63),
+        (range(2**70), 2**63, 2**63),
+        (range(0, 2**65, 2**62), 2, 2**63),
+    ],
+)
+def test_ranges_beyond_the_width_are_refused_without_looking_at_each_index(blocks, place, block):
+    with pytest.raises(ValueError, match=rf"src_blocks\[{place}\] must .*, got {block}"):
+        array(blocks, None)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "place", "block"),
+    [(range(2**40), 10, 10), (range(5, 90, 3), 2, 11), (range(12, -1, -4), 0, 12)],
+)
+def test_ranges_beyond_the_last_block_name_the_first_such_index(blocks, place, block):
+    with pytest.raises(LLMException, match=rf"src_blocks\[{place}\] is {block}, the cache has 10"):
+        array(blocks)
+
+
+@pytest.mark.parametrize("blocks", [range(2**63), range(2**40), range(2**40, 0, -1)])
+def test_ranges_that_memory_does_not_hold_are_not_expanded(blocks):
+    with pytest.raises(LLMException, match="give a range of at most 268435456 blocks") as error:
+        array(blocks, None)
+    assert error.value.status_code is INVALID
+
+
 def test_the_greatest_index_that_a_call_can_carry():
     assert array([2**63 - 1], None).tolist() == [2**63 - 1]
     assert array([5], None, highest=5).tolist() == [5]
