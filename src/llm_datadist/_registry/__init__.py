@@ -1,7 +1,8 @@
 """Caches and keys of this instance, its pools, and the directories of peers.
 
 `caches` is the owner's registry, over `pool` (page allocator) and `writer` (publishes the
-directory); `reader` reads a peer's directory. `records` is the format that both use.
+directory); `reader` reads a peer's directory into `remote_caches`. `records` is the format that
+both use.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from llm_datadist._registry.endings import consumed
 from llm_datadist._registry.interfaces import MemoryListener, Node
 from llm_datadist._registry.local_cache import LocalCache
 from llm_datadist._registry.pool import OutOfMemory, Pool, PoolUse
-from llm_datadist._registry.reader import DirectoryReader, DirectorySource, RemoteCache, Resolved
+from llm_datadist._registry.reader import DirectoryReader, DirectorySource
 from llm_datadist._registry.records import CorruptDirectory
+from llm_datadist._registry.remote_caches import RemoteCache, Resolved
 
 __all__ = [
     "POOL_OPTIONS",

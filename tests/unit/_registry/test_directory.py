@@ -10,7 +10,7 @@ import pytest
 
 from llm_datadist._errors import LLMException, LLMStatusCode
 from llm_datadist._plan.layouts import dense, to_bytes
-from llm_datadist._registry import reader, writer
+from llm_datadist._registry import remote_caches, writer
 from llm_datadist._registry.reader import DirectoryReader
 from llm_datadist._registry.records import (
     DEALLOCATED,
@@ -517,7 +517,7 @@ def test_an_owner_publishes_nothing_that_no_peer_would_take(peer, monkeypatch, l
 @pytest.mark.parametrize(("limit", "most"), [("MAX_CACHES", 3), ("MAX_ALL_KEYS", 6)])
 def test_a_peer_cannot_have_more_kept_than_a_directory_has(peer, monkeypatch, limit, most):
     """What goes does not count any more."""
-    monkeypatch.setattr(reader, limit, most)
+    monkeypatch.setattr(remote_caches, limit, most)
     for number in range(1, 4):
         guards = tuple(key_record(number, 0, (number * 10 + at, 1)) for at in range(2))
         peer.writer.add(added(number, keys=guards))

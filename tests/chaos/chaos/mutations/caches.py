@@ -8,6 +8,7 @@ _TABLES = f"{_REGISTRY}/tables.py"
 _POOL = f"{_REGISTRY}/pool.py"
 _WRITER = f"{_REGISTRY}/writer.py"
 _READER = f"{_REGISTRY}/reader.py"
+_REMOTE_CACHES = f"{_REGISTRY}/remote_caches.py"
 _TESTS = "tests/unit/_registry"
 
 MUTATIONS = (
@@ -279,7 +280,7 @@ MUTATIONS = (
         "old-era-stays",
         "a rewritten directory replaces all that was known",
         _READER,
-        "            self._tables = _Tables(self._tables.endings)\n",
+        "            self._tables = RemoteTables(self._tables.endings)\n",
         "",
         tests=f"{_TESTS}/test_directory.py",
     ),
@@ -310,7 +311,7 @@ MUTATIONS = (
     Mutation(
         "key-of-another-cache-goes",
         "a cache that ends takes no key with it that another one has meanwhile",
-        _READER,
+        _REMOTE_CACHES,
         "if key is not None and key in self.blocks_keys and self.blocks_keys[key].cache is cache:",
         "if key is not None and key in self.blocks_keys:",
         tests=f"{_TESTS}/test_directory.py",
