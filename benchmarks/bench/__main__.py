@@ -12,13 +12,16 @@ import typer
 from bench import report
 from bench.checksums import Checksums
 from bench.encrypted import Encrypted
+from bench.layouts import Layouts
 from bench.links import Links
 from bench.nixl import NixlComparison
 from bench.same_host import SameHost
 from bench.tcp import Tcp
 from bench.vllm_pairs import VllmPairs
 
-Comparison: TypeAlias = SameHost | Tcp | Links | Checksums | Encrypted | NixlComparison | VllmPairs
+Comparison: TypeAlias = (
+    SameHost | Tcp | Links | Checksums | Encrypted | Layouts | NixlComparison | VllmPairs
+)
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
@@ -68,6 +71,16 @@ def checksums(
 ) -> None:
     """The option checksum beside the same transfers without it, on every path."""
     _run(Checksums(rounds, scale), json_file)
+
+
+@app.command("layouts")
+def layouts(
+    rounds: Annotated[int, typer.Option(help="Rounds; each contender runs once in each.")] = 5,
+    only: Annotated[str, typer.Option(help="Cases whose names have this in them.")] = "",
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
+) -> None:
+    """Pulls between unequal layouts beside pulls of whole blocks."""
+    _run(Layouts(rounds, only), json_file)
 
 
 @app.command("nixl")

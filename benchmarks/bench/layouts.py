@@ -1,0 +1,217 @@
+"""pull_resharded between unequal layouts beside pull_blocks between equal ones, in turns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench import timing, work
+from bench.contender import Owner, serve
+from bench.datadist import start
+from bench.timing import Goal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.connection import Connection
+
+    from bench.timing import Row
+    from llm_datadist import Cache, LLMDataDist
+
+LAYERS, HEADS, HEAD_SIZE, TOKENS = 16, 8, 128, 4096
+ROW_BYTES = HEAD_SIZE * 2
+TOTAL = LAYERS * 2 * TOKENS * HEADS * ROW_BYTES  # 256 MiB
+EQUAL = "pull_blocks, equal layouts"
+RESHARDED = "pull_resharded"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Cache of one rank."""
+
+    axes: str
+    tp: int = 1
+    rank: int = 0
+    block_tokens: int = 16
+
+    @property
+    def heads(self) -> int:
+        return HEADS // self.tp
+
+    @property
+    def num_blocks(self) -> int:
+        return TOKENS // self.block_tokens
+
+    @property
+    def num_bytes(self) -> int:
+        return TOTAL // self.tp
+
+    def block_shape(self) -> tuple[int, ...]:
+        pair = (self.block_tokens, self.heads)
+        return (*(pair if self.axes == "NHD" else pair[::-1]), HEAD_SIZE)
+
+    def blocks(self, seed: int) -> list[int]:
+        return np.random.default_rng(seed).permutation(self.num_blocks).tolist()
+
+    def tokens(self, memory: np.ndarray, blocks: list[int]) -> np.ndarray:
+        """Return what the blocks hold: (tensor, token, head, word)."""
+        words = memory[: self.num_bytes].view(np.uint64)
+        rows = words.reshape(LAYERS * 2, self.num_blocks, *self.block_shape()[:2], ROW_BYTES // 8)
+        if self.axes == "HND":
+            rows = rows.transpose(0, 1, 3, 2, 4)
+        return rows[:, blocks].reshape(LAYERS * 2, TOKENS, self.heads, -1)
+
+    def register(self, instance: LLMDataDist, memory: np.ndarray, key: int | None) -> Cache:
+        from llm_datadist import BlocksCacheKey, CacheDesc, DataType  # noqa: PLC0415
+        from llm_datadist.layouts import dense, heads_of_rank  # noqa: PLC0415
+
+        shape = [self.num_blocks, *self.block_shape()]
+        desc = CacheDesc(LAYERS * 2, shape, DataType.DT_BF16)
+        each = self.num_bytes // (LAYERS * 2)
+        addrs = [work.address(memory) + each * index for index in range(LAYERS * 2)]
+        layout = dense(
+            self.axes,
+            layers=range(LAYERS),
+            kv_heads=HEADS,
+            heads=heads_of_rank(HEADS, self.tp, self.rank),
+            head_size=HEAD_SIZE,
+            data_type=DataType.DT_BF16,
+            block_tokens=self.block_tokens,
+        )
+        name = None if key is None else BlocksCacheKey(instance.cluster_id, key)
+        manager = instance.cache_manager
+        return manager.register_blocks_cache(desc, addrs, name, layout=layout)
+
+
+CASES: dict[str, tuple[list[Shape], Shape]] = {
+    "TP 1 to 2, HND": ([Shape("HND")], Shape("HND", 2, 1)),
+    "TP 2 to 1, HND": ([Shape("HND", 2, rank) for rank in range(2)], Shape("HND")),
+    "TP 1 to 8, HND": ([Shape("HND")], Shape("HND", 8, 3)),
+    "TP 1 to 2, NHD": ([Shape("NHD")], Shape("NHD", 2, 1)),
+    "TP 2 to 1, NHD": ([Shape("NHD", 2, rank) for rank in range(2)], Shape("NHD")),
+    "TP 1 to 8, NHD": ([Shape("NHD")], Shape("NHD", 8, 3)),
+    "blocks 16 to 64, NHD": ([Shape("NHD")], Shape("NHD", block_tokens=64)),
+    "blocks 64 to 16, NHD": ([Shape("NHD", block_tokens=64)], Shape("NHD")),
+    "blocks 16 to 64, HND": ([Shape("HND")], Shape("HND", block_tokens=64)),
+    "blocks 64 to 16, HND": ([Shape("HND", block_tokens=64)], Shape("HND")),
+    "HND to NHD": ([Shape("HND")], Shape("NHD")),
+}
+
+
+def owner(pipe: Connection, memory: np.ndarray, *, backend: str) -> None:
+    """Body of the owner process: two ranks over one buffer."""
+    ranks = [start(cluster_id, backend) for cluster_id in (1, 2)]
+    caches: list[tuple[LLMDataDist, Any]] = []
+
+    def register(shapes: list[Shape]) -> None:
+        for instance, cache in caches:
+            instance.cache_manager.unregister_cache(cache.cache_id)
+        caches.clear()
+        for rank, shape in enumerate(shapes):
+            part = memory[rank * shape.num_bytes :]
+            caches.append((ranks[rank], shape.register(ranks[rank], part, 0)))
+
+    pipe.send([instance.listen_address for instance in ranks])
+    serve(pipe, memory, register=register)
+
+
+def owner_auto(pipe: Connection, memory: np.ndarray) -> None:
+    owner(pipe, memory, backend="auto")
+
+
+def owner_tcp(pipe: Connection, memory: np.ndarray) -> None:
+    owner(pipe, memory, backend="tcp")
+
+
+OWNERS: dict[str, tuple[str, Callable[[Connection, np.ndarray], None]]] = {
+    "same host": ("auto", owner_auto),
+    "tcp": ("tcp", owner_tcp),
+}
+
+
+class Layouts:
+    """The comparison: each case beside a pull of whole blocks, over the same memory and links."""
+
+    def __init__(self, rounds: int, only: str) -> None:
+        self.rounds, self.only = rounds, only
+        self.rows: list[Row] = []
+        self.goals: list[Goal] = []
+        self.local = work.buffer(TOTAL)
+        self._owner: Owner | None = None
+
+    def run(self) -> None:
+        for path, (backend, body) in OWNERS.items():
+            self._owner = Owner(body, TOTAL)
+            self._owner.ask("fill", 5)
+            instance = self._linked(backend)
+            for name, (sources, wanted) in CASES.items():
+                if self.only in f"{path}: {name}":
+                    self._compare(f"{path}: {name}", instance, sources, wanted)
+            instance.finalize()
+            self.close()
+
+    def close(self) -> None:
+        if self._owner is not None:
+            self._owner.close()
+            self._owner = None
+
+    def _linked(self, backend: str) -> LLMDataDist:
+        from llm_datadist import LLMClusterInfo  # noqa: PLC0415
+
+        instance = start(3, backend)
+        infos = []
+        for address in self._owner.hello:
+            info = LLMClusterInfo()
+            info.append_local_ip_info("127.0.0.1", 0)
+            info.append_remote_ip_info(*address)
+            infos.append(info)
+        instance.link_clusters(infos, 10_000)
+        return instance
+
+    def _compare(
+        self, name: str, instance: LLMDataDist, sources: list[Shape], wanted: Shape
+    ) -> None:
+        from llm_datadist import BlocksCacheKey  # noqa: PLC0415
+
+        manager = instance.cache_manager
+        src = [shape.blocks(7) for shape in sources]
+        dst = wanted.blocks(8)
+        self._owner.ask("register", sources)
+        cache = wanted.register(instance, self.local, None)
+        keys = [BlocksCacheKey(1 + rank) for rank in range(len(sources))]
+        pull = partial(manager.pull_resharded, keys, cache, src, dst, TOKENS)
+        self.local[:] = 0
+        pull()
+        self._check(name, sources, src, wanted, dst)
+        rows = [timing.Row(name, EQUAL, "GB/s"), timing.Row(name, RESHARDED, "GB/s")]
+        equal = Shape("HND")
+        local = equal.register(instance, self.local, None)
+        same = partial(manager.pull_blocks, keys[0], local, equal.blocks(7), equal.blocks(8))
+        for _ in range(self.rounds):  # the owner has one set of caches at a time
+            for row, shapes, call, num_bytes in (
+                (rows[0], [equal], same, TOTAL),
+                (rows[1], sources, pull, wanted.num_bytes),
+            ):
+                self._owner.ask("register", shapes)
+                row.values += timing.alternate(name, num_bytes, {"": call}, 1)[0].values
+        for each in (cache, local):
+            manager.unregister_cache(each.cache_id)
+        self.rows += rows
+        self.goals.append(Goal(name, RESHARDED, EQUAL, 0))
+
+    def _check(
+        self, name: str, sources: list[Shape], src: list[list[int]], wanted: Shape, dst: list[int]
+    ) -> None:
+        remote = np.empty(TOTAL, np.uint8)
+        work.fill(remote, 5)
+        held = [
+            shape.tokens(remote[rank * shape.num_bytes :], blocks)
+            for rank, (shape, blocks) in enumerate(zip(sources, src, strict=True))
+        ]
+        whole = np.concatenate(held, axis=2)
+        first = wanted.rank * wanted.heads
+        expected = whole[:, :, first : first + wanted.heads]
+        if not np.array_equal(wanted.tokens(self.local, dst), expected):
+            raise RuntimeError(f"{name}: wrong bytes")
