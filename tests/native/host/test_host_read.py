@@ -12,80 +12,9 @@ import numpy as np
 import pytest
 
 from llm_datadist import _native
+from support.host_reads import INSTANCE, NO_REF
 
 pytestmark = pytest.mark.slow  # each test starts a process
-
-INSTANCE = (0, 1)
-NO_REF = (0, 0)
-
-
-class Reading:
-    """A peer process, own memory as large as its entry, and the calls that tests make."""
-
-    def __init__(self, node, peer_process, pages, tools, count, *, sums):
-        self.node = node
-        self.sums = sums
-        self.tools = tools
-        self.peer = peer_process(count)
-        self.host = self.peer.seen_from(node)
-        self.own = pages(count)
-        self.local_ref = node.open_entry(
-            tools.u64(self.own.address), tools.u64(self.own.size), True
-        )
-
-    def read(self, first=0, count=None, **changes):
-        count = self.own.count - first if count is None else count
-        page = self.own.page
-        steps = np.arange(first, first + count, dtype=np.uint64) * np.uint64(page)
-        refs = {
-            "local_ref": self.local_ref,
-            "link_ref": INSTANCE,
-            "cache_ref": self.peer.entry,
-            "key_ref": NO_REF,
-            "deadline_ns": self.tools.soon(),
-        } | {name: value for name, value in changes.items() if name != "base"}
-        return self.read_ranges(
-            steps + np.uint64(self.own.address),
-            steps + np.uint64(changes.get("base", self.peer.address)),
-            np.full(count, page, dtype=np.uint64),
-            **refs,
-        )
-
-    def read_ranges(self, local, remote, length, *arguments, **refs):
-        if not self.sums:
-            return self.host.read(local, remote, length, *arguments, **refs)
-        outcome, sums = self.host.read_and_sum(local, remote, length, *arguments, **refs)
-        self.found = (local, length, np.frombuffer(sums, np.uint32))
-        assert len(self.found[2]) == len(length)
-        return outcome
-
-    def has_every_byte(self, shift=0):
-        """Whether all has arrived, and the checksums, if there are any, are those of it."""
-        if self.sums:
-            for address, length, found in zip(*self.found, strict=True):
-                begin = int(address) - self.own.address
-                data = self.own.bytes[begin : begin + int(length)].tobytes()
-                assert found == _native.crc32c(data)
-        return np.array_equal(self.own.bytes, self.expected(shift))
-
-    def expected(self, shift=0):
-        return (np.arange(self.own.size) // self.own.page % 251 + shift).astype(np.uint8)
-
-    def write_all(self, value):
-        self.own.bytes[:] = value
-
-
-@pytest.fixture(params=[False, True], ids=["read", "read_and_sum"])
-def reading(node, peer_process, pages, tools, request):
-    made = []
-
-    def make(count=64):
-        made.append(Reading(node, peer_process, pages, tools, count, sums=request.param))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.host.close()
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -237,54 +166,6 @@ def test_a_rest_of_any_size_is_missed(reading, tools, rest, side):
     )
     expected = _native.REMOTE_FAULT if side == "peer" else _native.LOCAL_FAULT
     assert (outcome[0], outcome[2]) == (expected, 1)
-
-
-def strided(at, tools, piece, gap, count):
-    """Read pieces with equal gaps between them at the peer, one after the other into own memory."""
-    steps = np.arange(count, dtype=np.uint64)
-    outcome = at.read_ranges(
-        steps * np.uint64(piece) + np.uint64(at.own.address),
-        steps * np.uint64(piece + gap) + np.uint64(at.peer.address),
-        np.full(count, piece, np.uint64),
-        at.local_ref,
-        INSTANCE,
-        at.peer.entry,
-        NO_REF,
-        tools.soon(),
-    )
-    places = (np.arange(count)[:, None] * (piece + gap) + np.arange(piece)).ravel()
-    return outcome, at.expected()[places[places < at.own.size]]
-
-
-@pytest.mark.parametrize("gap", [1, 256, 1023, 1024, 1025, 4096])
-@pytest.mark.parametrize("count", [2, 40, 1200])
-def test_what_lies_between_the_ranges_lands_nowhere(reading, tools, gap, count):
-    """Short gaps are read as well, as that is faster than to leave them out."""
-    piece = 64
-    at = reading((piece + gap) * count // 4096 + 2)
-    at.write_all(7)
-    outcome, expected = strided(at, tools, piece, gap, count)
-    assert outcome == (_native.OK, 0, -1, piece * count)
-    assert np.array_equal(at.own.bytes[: piece * count], expected)
-    assert (at.own.bytes[piece * count :] == 7).all()
-
-
-@pytest.mark.parametrize("side", ["peer", "own"])
-def test_a_fault_among_ranges_with_gaps_is_named(reading, tools, side):
-    at = reading(16)
-    piece, gap, count, bad = 1024, 512, 40, 8  # page 8 of the peer; page 8 of own memory
-    if side == "peer":
-        at.peer.ask("protect", bad, 1, tools.PROT_NONE)
-        first = (bad * at.own.page) // (piece + gap)
-        code = _native.REMOTE_FAULT
-    else:
-        at.own.protect(bad, tools.PROT_NONE)
-        first = bad * at.own.page // piece
-        code = _native.LOCAL_FAULT
-    outcome, expected = strided(at, tools, piece, gap, count)
-    assert (outcome[0], outcome[2]) == (code, first)
-    before = np.array(at.own.bytes[: first * piece])
-    assert np.array_equal(before, expected[: first * piece])
 
 
 @pytest.mark.parametrize("protected", ["nothing", "own memory", "the peer's memory"])
