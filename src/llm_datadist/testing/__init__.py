@@ -47,3 +47,8 @@ __all__ = [
     "run_check",
     "snapshot",
 ]
+
+# As tracebacks, help and pickles name them.
+for _kind in (Decision, FaultPolicy, FaultRule):
+    _kind.__module__ = __name__
+del _kind
