@@ -24,9 +24,7 @@ def test_a_dead_name_server_holds_up_no_link_by_address(end, monkeypatch):
     try:
         results = a.link(*[(HOST, 1000 + number) for number in range(80)], timeout_ms=300)
         assert {result.status for result in results} == {LLMStatusCode.LLM_TIMEOUT}
-        assert f"host '{HOST}' was looked up and the name server did not answer" in (
-            results[0].reason
-        )
+        assert f"{HOST}:1000: the name server did not answer" in (results[0].reason)
         assert a.link(b)[0].is_ok  # needs workers, too
         assert a.unlink((HOST, 1), timeout_ms=300)[0].is_ok
         names = [thread.name for thread in threading.enumerate() if "-names" in thread.name]
