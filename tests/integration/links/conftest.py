@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links import LinkTable
 from llm_datadist._options.settings import Config
 from llm_datadist._types import LLMClusterInfo
@@ -99,6 +100,20 @@ class End:
 
     def linked(self):
         return sorted(link.cluster_id for link in self.table.links())
+
+
+def too_late(one, other):
+    """Link while the link is being set up or taken down for long; return the result of the call.
+
+    The first try is short, so that the test is; a busy machine may need another to get so far.
+    """
+    for timeout_ms in (50, 500, 5000):
+        (result,) = one.link(other, timeout_ms=timeout_ms)
+        if result.status is LLMStatusCode.LLM_PROCESSING_LINK:
+            break
+    assert result.status is LLMStatusCode.LLM_PROCESSING_LINK, result
+    assert f" {timeout_ms} ms" in result.reason
+    return result
 
 
 def info_of(other, cluster_id=None, local="127.0.0.1"):
@@ -192,6 +207,11 @@ def end(child):  # children outlive the ends, so that their end is nobody's loss
 @pytest.fixture
 def info():
     return info_of
+
+
+@pytest.fixture(name="too_late")
+def too_late_fixture():
+    return too_late
 
 
 @pytest.fixture

@@ -100,32 +100,29 @@ def test_the_accepting_end_dials_before_the_dialing_end_is_through(end, eventual
     assert len(a.plane.links) == len(b.plane.links) == 1
 
 
-def linking(one, other, **options):
+def linking(one, other, timeout_ms=20_000, **named):
     """Link on a thread; the results are its attribute."""
     thread = threading.Thread(
-        target=lambda: thread.results.extend(one.link(other, **options)), daemon=True
+        target=lambda: thread.results.extend(one.link(other, timeout_ms=timeout_ms, **named)),
+        daemon=True,
     )
     thread.results = []
     thread.start()
     return thread
 
 
-def test_a_link_that_another_call_is_setting_up(end):
+def test_a_link_that_another_call_is_setting_up(end, too_late):
     """The call waits and shares the outcome, if its timeout allows."""
     a, b = end(1), end(2)
     a.plane.gate.clear()
-    calls = [linking(a, b, timeout_ms=20_000)]
-    assert a.plane.entered.wait(5)
-    calls += [linking(a, b, timeout_ms=20_000), linking(a, b, cluster_id=2, timeout_ms=20_000)]
-    (late,) = a.link(b, timeout_ms=50)
-    assert late.status is LLMStatusCode.LLM_PROCESSING_LINK
-    assert re.search(
-        r"127.0.0.1:\d+: the link to cluster 2 is being set up by another call; .* 50 ms",
-        late.reason,
-    )
+    calls = [linking(a, b)]
+    assert a.plane.entered.wait(20)
+    calls += [linking(a, b), linking(a, b, cluster_id=2)]
+    words = r"127.0.0.1:\d+: the link to cluster 2 is being set up by another call; "
+    assert re.match(words, too_late(a, b).reason)
     a.plane.gate.set()
     for call in calls:
-        call.join(5)
+        call.join(20)
         assert ok(*call.results) is a.table.get(2)
     assert len(a.plane.links) == len(b.plane.links) == 1
 
@@ -135,7 +132,7 @@ def test_threads_that_link_one_peer_share_the_link(end):
     for _ in range(3):
         calls = [linking(a, b) for _ in range(8)]
         for call in calls:
-            call.join(5)
+            call.join(20)
         link = a.table.get(2)
         assert [ok(*call.results) for call in calls] == [link] * 8
         ok(*a.unlink(b))
@@ -145,25 +142,25 @@ def test_an_outcome_is_shared_by_calls_for_the_same_cluster_id_only(end):
     a, b = end(1), end(2)
     a.plane.gate.clear()
     first = linking(a, b)
-    assert a.plane.entered.wait(5)
+    assert a.plane.entered.wait(20)
     other = linking(a, b, cluster_id=3)
-    other.join(5)
+    other.join(20)
     assert other.results[0].status is FAILED
     a.plane.gate.set()
-    first.join(5)
+    first.join(20)
     ok(*first.results)
 
 
 def test_a_call_goes_on_when_the_call_that_it_waits_for_fails(end):
     a, b = end(1), end(2)
     a.plane.gate.clear()
-    first = linking(a, b, timeout_ms=200)
-    assert a.plane.entered.wait(5)
-    second = linking(a, b, timeout_ms=20_000)
-    first.join(5)
+    first = linking(a, b, timeout_ms=1000)
+    assert a.plane.entered.wait(20)
+    second = linking(a, b)
+    first.join(20)
     assert first.results[0].status is LLMStatusCode.LLM_TIMEOUT
     a.plane.gate.set()
-    second.join(5)
+    second.join(20)
     assert ok(*second.results) is a.table.get(2)
     a.plane.wait(1)
     b.plane.wait(1)
@@ -175,12 +172,12 @@ def test_a_slow_set_up_is_not_withdrawn_for_a_call_that_waits(end, monkeypatch):
     a, b = end(1), end(2)
     a.plane.gate.clear()
     first = linking(a, b)
-    assert a.plane.entered.wait(5)
+    assert a.plane.entered.wait(20)
     second = linking(a, b)
     second.join(0.1)
     a.plane.gate.set()
     for call in (first, second):
-        call.join(5)
+        call.join(20)
         assert ok(*call.results) is a.table.get(2)
     assert a.table.get(2).link_id == 1
 
