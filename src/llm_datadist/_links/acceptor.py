@@ -44,6 +44,9 @@ __all__ = ["receive_link"]
 logger = logging.getLogger("llm_datadist")
 
 _SETUP_SECONDS: Final = 30.0  # of an authenticated peer; it closes when it gives up earlier
+#: For the dialer of a domain to answer on the link that this end has. Its dial may have crossed
+#: another one, and it may be slow; a good link that is dropped would fail domains.
+_DOMAIN_SECONDS: Final = 15.0
 _EARLIER_SECONDS: Final = 3.0  # longer than the time after which a set-up counts as stalled
 #: Limit of the set-ups at a time: without a secret a stranger could start more, each for
 #: _SETUP_SECONDS.
@@ -189,8 +192,10 @@ class _Inbound:
             elif leaving is not None:
                 await self._wait_gone(leaving, incarnation)
             elif link is not None:
-                if await self._lifecycle.is_alive(link, asks_lanes=link.incarnation != incarnation):
-                    if link.incarnation == incarnation:
+                is_same = link.incarnation == incarnation
+                patience = _DOMAIN_SECONDS if is_same and hello.domain is not None else None
+                if await self._lifecycle.is_alive(link, asks_lanes=not is_same, seconds=patience):
+                    if is_same:
                         return link
                     raise SetupError(
                         LLMStatusCode.LLM_ALREADY_LINK,

@@ -115,7 +115,9 @@ class LinkLifecycle:
         )
         return link
 
-    async def is_alive(self, link: Link, *, asks_lanes: bool = True) -> bool:
+    async def is_alive(
+        self, link: Link, *, asks_lanes: bool = True, seconds: float | None = None
+    ) -> bool:
         """Return whether the peer answers in time.
 
         Args:
@@ -123,9 +125,10 @@ class LinkLifecycle:
             asks_lanes: Whether an answer on a lane counts, which a peer with a busy interpreter
                 gives. It must not count where the same peer dials again, because its end of this
                 link is gone then.
+            seconds: For the answer on the control connection; None for the usual time.
         """
         try:
-            await Deadline(_ALIVE_SECONDS).limit(link.conversation.ping())
+            await Deadline(seconds or _ALIVE_SECONDS).limit(link.conversation.ping())
         except PeerClosedError:
             with contextlib.suppress(asyncio.TimeoutError):  # it may have unlinked
                 await Deadline(_ALIVE_SECONDS).limit(link.conversation.ended.wait())

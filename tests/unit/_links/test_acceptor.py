@@ -192,6 +192,27 @@ def test_a_domain_holds_the_link_whether_it_is_new_or_not(net, end):
     net.run(work)
 
 
+def test_a_dial_for_a_domain_does_not_drop_the_link_of_a_peer_that_is_slow(net, end, monkeypatch):
+    """The two dialed each other, and the peer has not taken the link into use yet."""
+    monkeypatch.setattr(lifecycle, "_ALIVE_SECONDS", 0.01)
+    a = end(1)
+    a.context.hooks.on_domain_hello = lambda domain, cluster_id: None
+
+    async def work():
+        connection = await dial(a)
+        link = a.links[2]
+        stream, serving = a.dialed_by()
+        await greet(stream, domain=DOMAIN)
+        await asyncio.sleep(0.05)
+        answering = asyncio.ensure_future(answer_pings(connection))
+        await stream.receive(Existing)
+        await serving
+        answering.cancel()
+        assert a.links[2] is link
+
+    net.run(work)
+
+
 @pytest.mark.expects_log("it does not answer and was dialed again")
 def test_a_peer_that_dials_again_and_does_not_answer_gets_a_new_link(net, end, monkeypatch):
     monkeypatch.setattr(lifecycle, "_ALIVE_SECONDS", 0.01)
