@@ -84,13 +84,11 @@ class Domain:
     ) -> None:
         self.comm_id = comm_id
         self.cluster_id = cluster_id
-        self.hello = DomainHello(
-            name=name, ranks=dict(ranks), rank=ranks[cluster_id], token=secrets.randbits(64)
-        )
+        self.hello = DomainHello(name=name, ranks=dict(ranks), rank=ranks[cluster_id])
         self.pairs = {pair.peer_id: pair for pair in pairs}
         for pair in self.pairs.values():
             if pair.dials:
-                pair.hello = replace(self.hello, acceptor=pair.peer_id)
+                pair.hello = self._hello_for(pair)
         self.deadline = now + seconds
         self.probe_times = [now + seconds / 3, now + 2 * seconds / 3]
         self.own_addresses = own_addresses
@@ -176,7 +174,12 @@ class Domain:
     def _unlink_pair(self, pair: Pair, note: str) -> None:
         pair.reset(note)
         if pair.dials and not self.failure:
+            # The peer may have called link again: its earlier domain must not end this link.
+            pair.hello = self._hello_for(pair)
             self._events.dial(pair.peer_id)
+
+    def _hello_for(self, pair: Pair) -> DomainHello:
+        return replace(self.hello, acceptor=pair.peer_id, token=secrets.randbits(64))
 
     # What peers say
 

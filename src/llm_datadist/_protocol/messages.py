@@ -81,8 +81,8 @@ class DomainHello(Struct, frozen=True, kw_only=True):
         name: Name of the domain.
         ranks: Cluster id to rank, the whole map.
         rank: Rank of the dialer.
-        token: Random number of the dialer's call of `link`; distinguishes a domain from an
-            earlier one of the same name.
+        token: Random number of the dialer's call of `link`, another one after the pair has lost its
+            link; distinguishes a domain from an earlier one of the same name.
         acceptor: Cluster id of the member that the dialer wants to reach.
     """
 
@@ -265,7 +265,7 @@ class Leave(Message, frozen=True, kw_only=True):
 
     Attributes:
         name: Name of the domain.
-        token: Of the dialer's call of `link`.
+        token: Of the dialer's hello.
         complete: Whether the sender had been linked to all members, and none had died.
         reason: Why its part failed; empty after `unlink`.
     """

@@ -55,6 +55,21 @@ def test_a_member_that_dies_after_ok_is_accepted_when_the_others_call_again(memb
     assert members[stays].query(again) is OK
 
 
+@pytest.mark.slow
+@pytest.mark.expects_log("domain 'x' .* failed: time limit")
+def test_a_failed_domain_that_is_unlinked_late_does_not_touch_its_successor(member):
+    low, high = member(10, link_total_time_s=1), member(20)
+    low_id, high_id = low.link("x", TRIO, TABLE), high.link("x", TRIO, TABLE)
+    assert low.settled(low_id) is FAILED
+    again = low.link("x", TRIO, TABLE)
+    await_true(lambda: linked(low, again, 20) and linked(high, high_id, 10))
+    low.unlink(low_id)
+    assert (low.peers(), high.peers()) == ([20], [10])
+    last = member(30)
+    last_id = last.link("x", TRIO, TABLE)
+    assert {low.settled(again), high.settled(high_id), last.settled(last_id)} == {OK}
+
+
 @pytest.mark.expects_log("link to cluster .0 .* lost")
 def test_a_link_that_its_dialer_does_not_confirm_is_no_link(member, base_port):
     low = member(10)

@@ -99,10 +99,23 @@ def test_a_member_that_leaves_before_it_was_complete_must_be_linked_again(events
     domain = make_domain(20, TRIO, events)
     pair, link = domain.pairs[10], FakeLink(10)
     domain.enter(pair, link)
-    assert not domain.on_leave(leave(domain.hello.token, reason="time limit"), 10, link)
+    assert not domain.on_leave(leave(domain.pairs[10].hello.token, reason="time limit"), 10, link)
     assert domain.status(0.0) is PREPARING
     assert events.dialed == [10]
     assert "time limit" in pair.note
+
+
+def test_a_pair_that_is_linked_again_is_not_ended_by_the_peers_earlier_domain(events):
+    """The peer has failed and called again, and unlinks its failed domain after that."""
+    domain = make_domain(20, TRIO, events)
+    pair, link = domain.pairs[10], FakeLink(10)
+    domain.enter(pair, link)
+    earlier = leave(pair.hello.token, reason="time limit")
+    domain.on_leave(earlier, 10, link)
+    domain.enter(pair, link)
+    accept(domain, 30, ranks=TRIO)
+    assert not domain.on_leave(earlier, 10, link)
+    assert domain.status(0.0) is OK
 
 
 @pytest.mark.expects_log("domain 'x' .* failed: cluster 20 has left")
@@ -129,7 +142,7 @@ def test_an_answer_and_a_leave_may_come_together(events):
     domain = make_domain(20, TRIO, events)
     pair, link = domain.pairs[10], FakeLink(10)
     pair.trial = link
-    assert domain.on_leave(leave(domain.hello.token, complete=True), 10, link)
+    assert domain.on_leave(leave(domain.pairs[10].hello.token, complete=True), 10, link)
     link.end("unlinked by the peer", died=False)
     domain.enter(pair, link)
     accept(domain, 30, ranks=TRIO)
@@ -144,7 +157,7 @@ def test_the_time_limit_tells_the_peer_that_was_asked_and_has_not_answered(event
     assert domain.status(LIMIT) is FAILED
     [(told, message)] = events.left
     assert told is link
-    assert (message.complete, message.token) == (False, domain.hello.token)
+    assert (message.complete, message.token) == (False, domain.pairs[10].hello.token)
 
 
 @pytest.mark.expects_log("domain 'x' .* failed: time limit .*cannot listen .*in use")

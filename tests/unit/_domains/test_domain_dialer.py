@@ -107,7 +107,7 @@ def test_a_domain_that_is_unlinked_during_its_join_is_left(dialing):
     dialing.table.on_join = lambda link, hello: dialing.book.remove(domain)
     dialing.round()
     [message] = dialing.table.left
-    assert (message.token, message.complete) == (domain.hello.token, False)
+    assert (message.token, message.complete) == (domain.pairs[PEER].hello.token, False)
     assert dialing.table.released == [domain.pairs[PEER].hello.holder]
 
 
