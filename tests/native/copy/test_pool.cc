@@ -1,5 +1,7 @@
 // The copy workers: every batch once, failures, several operations at once, changing thread counts.
 #include <atomic>
+#include <chrono>
+#include <thread>
 #include <vector>
 
 #include "check.h"
@@ -43,6 +45,23 @@ void check_the_lowest_failure_wins() {
   }
 }
 
+// The second batch fails, and its failure is known, after that of the first.
+void check_the_earlier_of_two_batches_wins() {
+  CopyPool::instance().set_threads(2);
+  std::atomic<bool> second_runs{false};
+  const Outcome outcome = CopyPool::instance().run(2, [&](std::size_t i) {
+    if (i == 1) {
+      second_runs.store(true);
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+    while (!second_runs.load()) {
+      std::this_thread::yield();
+    }
+    return Outcome::failure(Code::kTimeout, 0, static_cast<int>(i));
+  });
+  CHECK(outcome.index == 0);
+}
+
 void check_operations_at_once() {
   std::atomic<bool> stop{false};
   std::thread resizing([&] {
@@ -71,6 +90,7 @@ int main() {
     }
     check_the_lowest_failure_wins();
   }
+  check_the_earlier_of_two_batches_wins();
   check_operations_at_once();
   CopyPool::instance().set_threads(1);
 }

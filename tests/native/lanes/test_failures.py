@@ -107,6 +107,17 @@ def test_an_entry_of_the_target_closed_mid_stream_ends_it_and_nothing_more_lands
     assert one.lanes.count() == 2
 
 
+def test_a_key_consumed_mid_stream_ends_its_read(link, code):
+    one = link(size=SIZE)
+    key = one.target.open_key()
+    result = run_aside(lambda: one.read(lasting(one), key=key))
+    time.sleep(0.01)
+    one.target.close_key(*key)
+    assert result().code == code.GONE
+    assert one.ping() == code.OK
+    assert one.lanes.count() == 2
+
+
 @pytest.mark.parametrize("operation", KINDS)
 def test_an_own_entry_closed_mid_stream_ends_it_and_nothing_more_lands(link, code, operation):
     one = link(size=SIZE)

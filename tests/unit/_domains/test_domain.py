@@ -202,3 +202,12 @@ def test_a_lower_rank_that_dials_is_refused(events):
     refusal = domain.refusal(hello(PAIR, 0, acceptor=20), 10, 0.0)
     assert refusal.status is LLMStatusCode.LLM_LINK_FAILED
     assert domain.pairs[10].hello is own
+
+
+def test_a_dial_that_was_meant_for_another_instance_is_refused_and_changes_nothing(events):
+    domain = make_domain(10, TRIO, events)
+    refusal = domain.refusal(hello(TRIO, 1, acceptor=30), 20, 0.0)
+    assert "10" in refusal.reason
+    assert "30" in refusal.reason
+    assert domain.pairs[20].hello is None
+    assert domain.status(0.0) is PREPARING

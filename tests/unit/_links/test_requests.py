@@ -132,6 +132,44 @@ def test_what_a_peer_answered_is_said_before_connections_that_failed(world):
     assert world.dial_any().status is S.LLM_PARAM_INVALID
 
 
+@pytest.fixture
+def pauses(world, monkeypatch):
+    """The pauses between dials: each ends at once, and with the third the peer answers."""
+    pauses = []
+
+    async def pause(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            world.answers(NEAR, None)
+
+    monkeypatch.setattr(requests.asyncio, "sleep", pause)
+    return pauses
+
+
+def test_a_peer_of_the_first_generation_is_dialed_until_it_answers(world, context, pauses):
+    context.first_generation = True
+    world.fails(NEAR, answered=False)
+    (result,) = world.link(info_of(NEAR))
+    assert result.is_ok
+    assert pauses == sorted(set(pauses))
+    assert len(world.dialed) == 4
+
+
+@pytest.mark.parametrize(("first_generation", "answered"), [(False, False), (True, True)])
+def test_no_other_dial_is_repeated(world, context, pauses, first_generation, answered):
+    context.first_generation = first_generation
+    world.fails(NEAR, answered=answered)
+    (result,) = world.link(info_of(NEAR))
+    assert (result.status, pauses) == (S.LLM_LINK_FAILED, [])
+
+
+def test_no_pause_is_longer_than_the_time_left(world, context, pauses):
+    context.first_generation = True
+    world.fails(NEAR, answered=False)
+    results = asyncio.run(world.requests.link_all([info_of(NEAR)], Deadline(0.01)))
+    assert (results[0].status, pauses) == (S.LLM_LINK_FAILED, [])
+
+
 @pytest.mark.parametrize("force", [True, False])
 def test_a_link_is_found_by_id_before_any_address(world, context, make_link, force):
     one, other = make_link(2), make_link(3)

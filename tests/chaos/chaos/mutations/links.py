@@ -8,7 +8,8 @@ _PROTOCOL = "src/llm_datadist/_protocol"
 _DOMAIN = "src/llm_datadist/_domains/domain.py"
 _LANES = "src/llm_datadist/_backends/lanes.py"
 _TESTS = "tests/unit/_links"
-_DOMAIN_TESTS = "tests/unit/_domains/test_domain.py"
+_RENDEZVOUS = "src/llm_datadist/_domains/rendezvous.py"
+_DOMAIN_TESTS = "tests/unit/_domains"
 
 MUTATIONS = (
     Mutation(
@@ -457,7 +458,7 @@ MUTATIONS = (
         _DOMAIN,
         "if hello.ranks == own.ranks and hello.rank == own.ranks.get(peer_id):",
         "if hello.ranks.keys() == own.ranks.keys():",
-        tests=_DOMAIN_TESTS,
+        tests=f"{_DOMAIN_TESTS}/test_domain.py",
     ),
     Mutation(
         "domain-without-deadline",
@@ -465,7 +466,7 @@ MUTATIONS = (
         _DOMAIN,
         "if not self.is_complete and now >= self.deadline:",
         "if False:",
-        tests=_DOMAIN_TESTS,
+        tests=f"{_DOMAIN_TESTS}/test_domain.py",
     ),
     Mutation(
         "failed-domain-recovers",
@@ -473,7 +474,7 @@ MUTATIONS = (
         _DOMAIN,
         "        if self.failure:\n            return RegisterMemStatus.FAILED\n",
         "        if self.failure and not self.is_complete:\n            return RegisterMemStatus.FAILED\n",
-        tests=_DOMAIN_TESTS,
+        tests=f"{_DOMAIN_TESTS}/test_domain.py",
     ),
     Mutation(
         "dead-member-unnoticed",
@@ -481,7 +482,7 @@ MUTATIONS = (
         _DOMAIN,
         "                if link.died:  # The link table has logged the warning.\n",
         "                if False:\n",
-        tests=_DOMAIN_TESTS,
+        tests=f"{_DOMAIN_TESTS}/test_domain.py",
     ),
     Mutation(
         "wrong-acceptor",
@@ -489,7 +490,7 @@ MUTATIONS = (
         _DOMAIN,
         "        if hello.acceptor != self.cluster_id:\n",
         "        if False:\n",
-        tests=_DOMAIN_TESTS,
+        tests=f"{_DOMAIN_TESTS}/test_domain.py",
     ),
     Mutation(
         "leave-of-an-earlier-call",
@@ -497,7 +498,7 @@ MUTATIONS = (
         _DOMAIN,
         "if pair is None or pair.hello is None or pair.hello.token != message.token:",
         "if pair is None or pair.hello is None:",
-        tests=_DOMAIN_TESTS,
+        tests=f"{_DOMAIN_TESTS}/test_domain.py",
     ),
     Mutation(
         "names-used-twice",
@@ -505,6 +506,70 @@ MUTATIONS = (
         "src/llm_datadist/_domains/book.py",
         "if same is not None and same.status(now) is not RegisterMemStatus.FAILED:",
         "if same is not None and same.status(now) is RegisterMemStatus.OK:",
-        tests="tests/unit/_domains",
+        tests=_DOMAIN_TESTS,
+    ),
+    Mutation(
+        "first-generation-dials-without-pause",
+        "a peer of the first generation that is not up yet is dialed with pauses",
+        f"{_LINKS}/requests.py",
+        "            await asyncio.sleep(pause)\n",
+        "",
+        tests=f"{_TESTS}/test_requests.py",
+    ),
+    Mutation(
+        "first-generation-dials-once",
+        "a peer of the first generation is dialed until it answers",
+        f"{_LINKS}/requests.py",
+        "or outcome.answered or not self._context.first_generation:",
+        "or outcome.answered or self._context.first_generation:",
+        tests=f"{_TESTS}/test_requests.py",
+    ),
+    Mutation(
+        "pause-past-the-deadline",
+        "no pause between dials is longer than the time left",
+        f"{_LINKS}/requests.py",
+        "if request.deadline.remaining() <= pause:",
+        "if request.deadline.remaining() <= 0:",
+        tests=f"{_TESTS}/test_requests.py",
+    ),
+    Mutation(
+        "the-only-address-is-cut",
+        "the only address of a peer has the full time to answer",
+        _RENDEZVOUS,
+        "if len(addresses) > 1:",
+        "if len(addresses) >= 1:",
+        tests=f"{_DOMAIN_TESTS}/test_rendezvous.py",
+    ),
+    Mutation(
+        "slow-addresses-are-never-reached",
+        "an address has longer to answer in each round",
+        _RENDEZVOUS,
+        "        self._misses[peer_id] += 1\n",
+        "",
+        tests=f"{_DOMAIN_TESTS}/test_rendezvous.py",
+    ),
+    Mutation(
+        "answered-address-last",
+        "an address that has answered is dialed first",
+        _RENDEZVOUS,
+        "key=lambda address: address != answered",
+        "key=lambda address: address == answered",
+        tests=f"{_DOMAIN_TESTS}/test_rendezvous.py",
+    ),
+    Mutation(
+        "not-yet-is-refused",
+        "a peer that has not called yet is asked again",
+        _RENDEZVOUS,
+        "frozenset({LLMStatusCode.LLM_NOT_YET_LINK, LLMStatusCode.LLM_PROCESSING_LINK})",
+        "frozenset({LLMStatusCode.LLM_PROCESSING_LINK})",
+        tests=f"{_DOMAIN_TESTS}/test_rendezvous.py",
+    ),
+    Mutation(
+        "joins-after-the-deadline",
+        "no peer is asked to join after the deadline",
+        _RENDEZVOUS,
+        "        if seconds <= 0:\n            return Meeting(Outcome.UNREACHED",
+        "        if False:\n            return Meeting(Outcome.UNREACHED",
+        tests=f"{_DOMAIN_TESTS}/test_rendezvous.py",
     ),
 )

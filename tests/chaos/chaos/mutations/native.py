@@ -238,9 +238,9 @@ MUTATIONS = (
     Mutation(
         "served-without-key",
         "a request needs its key alive",
-        _RIGHTS,
-        "  if (!key_live() || (key_.named() && !may_be_live(key_))) {\n",
-        "  if (key_.named() && !may_be_live(key_)) {\n",
+        "native/memory/published.h",
+        "return !ref.named() || ((ref.value & 1) != 0 && guard(ref.index) == ref.value);",
+        "return !ref.named() || (ref.value & 1) != 0;",
         tests=_TRANSFERS,
     ),
     Mutation(
