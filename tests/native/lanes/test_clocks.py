@@ -39,6 +39,18 @@ def test_a_deadline_that_the_targets_clock_has_passed(
     assert (one.remote[:9] == (7 if lands else 0)).all()
 
 
+def test_a_key_is_not_consumed_after_the_deadline(link, raw_lane, wire, code):
+    one = link(lanes=0)
+    key = struct.pack("<2Q", *one.target.open_key())
+    lane = raw_lane(one)
+    expected = [(1, code.TIMEOUT), (1 << 62, code.OK), (1 << 62, code.GONE)]
+    for sequence, (deadline_ns, result) in enumerate(expected, 1):
+        frame = wire.request(wire.CONSUME, flags=TARGETS_CLOCK, sequence=sequence)
+        frame = frame[:16] + struct.pack("<Q", deadline_ns) + frame[24:56] + key + frame[72:]
+        lane.sendall(frame)
+        assert wire.parse_outcome(lane.recv(48, socket.MSG_WAITALL)).code == result
+
+
 @pytest.mark.parametrize("offset_ns", [0, HOUR_NS, -HOUR_NS, 1 << 62, -(1 << 62)])
 def test_a_request_says_its_deadline_as_the_target_sees_it(link, code, offset_ns):
     one = link(lanes=0)
