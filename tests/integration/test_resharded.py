@@ -108,6 +108,30 @@ def test_no_tokens_check_the_links_and_layouts_only(sides):
         own.manager.pull_resharded([BlocksCacheKey(FIRST, 9)], local.cache, [[]], [], 0)
 
 
+def test_an_explanation_moves_nothing(sides):
+    made, _ = sources(sides)
+    own = sides[2]
+    local = KvCache(own, "HND")
+    arguments = (KEYS, local.cache, BLOCKS, [1, 2, 3, 4], TOKENS)
+    reports = own.manager.explain_resharded(*arguments)
+    assert not local.rows.any()
+    assert [(report.rank, report.cluster_id) for report in reports] == [(0, FIRST), (1, SECOND)]
+    assert [report.parts[0].heads for report in reports] == [range(2), range(2, 4)]
+    for report, source in zip(reports, made, strict=True):
+        assert report.total_bytes == source.part(tokens_of_model(TOKENS)).nbytes
+        assert report.piece_bytes < 2 * HEAD_SIZE * 4
+        assert 0 < report.expected_rate < 0.5
+        assert "along head the source goes on after 32 bytes, the destination after 128" in (
+            report.reason
+        )
+    (report,) = own.manager.explain_resharded(
+        [KEYS[0]], local.cache, [BLOCKS[0]], [1, 2, 3, 4], TOKENS, push=True
+    )
+    assert report.backend in {"host", "tcp"}
+    with failing("LLM_PARAM_INVALID", "explain_resharded", "heads range(2, 4)"):
+        own.manager.explain_resharded([KEYS[0]], local.cache, [BLOCKS[0]], [1, 2, 3, 4], TOKENS)
+
+
 # What is refused, before anything moves.
 
 

@@ -37,7 +37,7 @@ from llm_datadist import (
     TransferConfig,
     TransferWithCacheKeyConfig,
 )
-from llm_datadist.layouts import KvLayout, dense, heads_of_rank
+from llm_datadist.layouts import KvLayout, RankReport, dense, heads_of_rank
 from llm_datadist.leases import Lease, LeaseEnd
 
 LinkStatuses = tuple[LLMStatusCode, list[LLMStatusCode]]
@@ -231,6 +231,9 @@ def reshard(manager: CacheManager, cache: Cache) -> None:
     keys = [BlocksCacheKey(2), BlocksCacheKey(3)]
     assert_type(manager.pull_resharded(keys, cache, [[0], [1]], [2], 16, layers=range(1)), None)
     assert_type(manager.push_resharded(keys, cache, [2], [[0], np.arange(1)], 16), None)
+    (report, *_) = manager.explain_resharded(keys, cache, [[0], [1]], [2], 16, push=True)
+    assert_type(report, RankReport)
+    assert_type((report.rank, report.expected_rate, report.reason), tuple[int, float, str])
     manager.pull_resharded(keys, cache, [[0], [1]], [2], 16, 4)  # type: ignore[call-arg]
 
 

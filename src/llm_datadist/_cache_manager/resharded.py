@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_datadist._cache_manager.call_group import Calls
+from llm_datadist._engine.transfer.resharded_plans import ReshardCall
 from llm_datadist._plan.layouts import check_tokens
 from llm_datadist._types import BlocksCacheKey, Cache
-from llm_datadist._types.checks import INT32_MAX, check_instance, check_int, check_range
+from llm_datadist._types.checks import INT32_MAX, check_bool, check_instance, check_int, check_range
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from llm_datadist._plan.layouts import RankReport, Tokens
     from llm_datadist._types import BlockList
 
 
@@ -61,18 +63,12 @@ class ReshardedCalls(Calls):
         any more. In an opaque interior, whole blocks move.
         Source: docs/design/layouts.md, docs/howto/layouts.md.
         """
-        operation = "pull_resharded"
-        self._engine.check_open(operation)
-        keys = _checked_keys("src_cache_keys", src_cache_keys)
-        check_instance("dst_cache", dst_cache, Cache)
-        check_instance("src_blocks", src_blocks, list, tuple)
-        tokens = check_tokens(num_tokens, src_offset, dst_offset)
-        if layers is not None:
-            check_range("layers", layers)
-        preferred = check_int("prefer", prefer, 0, INT32_MAX)
-        self._engine.resharding.pull(
-            operation, keys, dst_cache, src_blocks, dst_blocks, tokens, layers, preferred
-        )
+        self._engine.check_open("pull_resharded")
+        call = _checked_call(
+            "pull_resharded", src_cache_keys, dst_cache, src_blocks, dst_blocks, layers,
+            check_tokens(num_tokens, src_offset, dst_offset), prefer, write=False,
+        )  # fmt: skip
+        self._engine.resharding.move(call)
 
     def push_resharded(
         self,
@@ -105,17 +101,77 @@ class ReshardedCalls(Calls):
         After a failure the same holds as for `pull_resharded`, at the peers' caches.
         Source: docs/design/layouts.md, docs/howto/layouts.md.
         """
-        operation = "push_resharded"
-        self._engine.check_open(operation)
-        keys = _checked_keys("dst_cache_keys", dst_cache_keys)
-        check_instance("src_cache", src_cache, Cache)
-        check_instance("dst_blocks", dst_blocks, list, tuple)
-        tokens = check_tokens(num_tokens, src_offset, dst_offset)
-        if layers is not None:
-            check_range("layers", layers)
-        self._engine.resharding.push(
-            operation, keys, src_cache, src_blocks, dst_blocks, tokens, layers
-        )
+        self._engine.check_open("push_resharded")
+        call = _checked_call(
+            "push_resharded", dst_cache_keys, src_cache, dst_blocks, src_blocks, layers,
+            check_tokens(num_tokens, src_offset, dst_offset), write=True,
+        )  # fmt: skip
+        self._engine.resharding.move(call)
+
+    def explain_resharded(
+        self,
+        cache_keys: Sequence[BlocksCacheKey],
+        cache: Cache,
+        remote_blocks: Sequence[BlockList],
+        local_blocks: BlockList,
+        num_tokens: int,
+        *,
+        push: bool = False,
+        src_offset: int = 0,
+        dst_offset: int = 0,
+        layers: range | None = None,
+        prefer: int = 0,
+    ) -> tuple[RankReport, ...]:
+        """Say what a call with these arguments would do, without moving anything *(extension)*.
+
+        Args:
+            cache_keys: The peers' caches.
+            cache: The local cache.
+            remote_blocks: Blocks of each peer.
+            local_blocks: Local blocks.
+            push: Explain push_resharded; else pull_resharded.
+            num_tokens, src_offset, dst_offset, layers, prefer: As for `pull_resharded`.
+
+        Returns:
+            For each rank that takes part: layers and heads, number of descriptors, an estimate of
+            the rate, and the reason for the length of the pieces. For diagnosis: it makes the whole
+            plan, and the estimates are rough.
+        Raises:
+            TypeError, ValueError, LLMException: As `pull_resharded`, before it moves anything.
+        Source: docs/howto/layouts.md.
+        """
+        self._engine.check_open("explain_resharded")
+        call = _checked_call(
+            "explain_resharded", cache_keys, cache, remote_blocks, local_blocks, layers,
+            check_tokens(num_tokens, src_offset, dst_offset), prefer,
+            write=check_bool("push", push),
+        )  # fmt: skip
+        return self._engine.resharding.explain(call)
+
+
+def _checked_call(
+    operation: str,
+    keys: object,
+    cache: Cache,
+    remote_blocks: Sequence[BlockList],
+    local_blocks: BlockList,
+    layers: range | None,
+    tokens: Tokens,
+    prefer: int = 0,
+    *,
+    write: bool,
+) -> ReshardCall:
+    """Return the arguments of a call, with the types that its texts name."""
+    local_side, remote_side = ("src", "dst") if write else ("dst", "src")
+    checked = _checked_keys(f"{remote_side}_cache_keys", keys)
+    check_instance(f"{local_side}_cache", cache, Cache)
+    check_instance(f"{remote_side}_blocks", remote_blocks, list, tuple)
+    if layers is not None:
+        check_range("layers", layers)
+    preferred = check_int("prefer", prefer, 0, INT32_MAX)
+    return ReshardCall(
+        operation, checked, cache, remote_blocks, local_blocks, tokens, layers, write, preferred
+    )
 
 
 def _checked_keys(name: str, value: object) -> tuple[BlocksCacheKey, ...]:

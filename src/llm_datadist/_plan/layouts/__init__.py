@@ -14,6 +14,7 @@ from llm_datadist._plan.layouts.fit import check_fit, check_layout
 from llm_datadist._plan.layouts.kv_layout import Interior, KvLayout, Strides
 from llm_datadist._plan.layouts.parts import Part
 from llm_datadist._plan.layouts.placed import PlacedLayout, Tokens, check_reach
+from llm_datadist._plan.layouts.report import RankReport, reason_of, share_of_full_rate
 from llm_datadist._plan.layouts.reshape import (
     LinkPlan,
     Side,
@@ -39,6 +40,7 @@ __all__ = [
     "NHD_AXES",
     "Part",
     "PlacedLayout",
+    "RankReport",
     "Interior",
     "KvLayout",
     "LinkPlan",
@@ -60,6 +62,8 @@ __all__ = [
     "plan_rank",
     "pull_parts",
     "push_parts",
+    "reason_of",
+    "share_of_full_rate",
     "to_bytes",
     "to_json",
 ]

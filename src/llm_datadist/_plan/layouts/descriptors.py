@@ -30,7 +30,16 @@ if TYPE_CHECKING:
     U64: TypeAlias = NDArray[np.uint64]
     Blocks: TypeAlias = NDArray[np.int64]
 
-__all__ = ["MAX_DESCRIPTORS", "NO_PLAN", "TensorPlan", "expanded", "plan_part"]
+__all__ = [
+    "MAX_DESCRIPTORS",
+    "NO_PLAN",
+    "Axis",
+    "TensorPlan",
+    "contiguous",
+    "expanded",
+    "inner_axes",
+    "plan_part",
+]
 
 MAX_DESCRIPTORS = 1 << 25
 """Of one part: 768 MiB of arrays."""
@@ -47,7 +56,16 @@ class _Runs(NamedTuple):
     tokens: Blocks
 
 
-class _Axis(NamedTuple):
+class Axis(NamedTuple):
+    """An axis inside the tensors of both sides.
+
+    Attributes:
+        name: "token", "head", "plane" or "layer".
+        size: Indices that move.
+        src_stride, dst_stride: Bytes from an index to the next one.
+    """
+
+    name: str
     size: int
     src_stride: int
     dst_stride: int
@@ -124,20 +142,12 @@ def plan_part(
             than MAX_DESCRIPTORS descriptors.
     """
     runs = _runs(operation, src.layout, src_blocks, dst.layout, dst_blocks, tokens)
-    planes_apart = not (src.layout.strides.plane and dst.layout.strides.plane)
-    layers_apart = not (src.layout.strides.layer and dst.layout.strides.layer)
+    planes_apart, layers_apart = _apart_axes(src.layout, dst.layout)
     src_bases, dst_bases = (
         side.bases(part.layers, part.heads.start, planes=planes_apart, each_layer=layers_apart)
         for side in (src, dst)
     )
-    inner = [_Axis(len(part.heads), src.layout.strides.head, dst.layout.strides.head)]
-    if not planes_apart:
-        strides = src.layout.strides.plane, dst.layout.strides.plane
-        inner.append(_Axis(src.layout.planes, *strides))
-    if not layers_apart:
-        strides = src.layout.strides.layer, dst.layout.strides.layer
-        inner.append(_Axis(len(part.layers), *strides))
-    by_length = _by_length(operation, runs, src.layout, dst.layout, inner, len(src_bases))
+    by_length = _by_length(operation, runs, src.layout, dst.layout, part, len(src_bases))
     pieces = _merged(_in_order(_joined(by_length)))
     if push:
         return TensorPlan(src_bases, dst_bases, *pieces)
@@ -207,7 +217,7 @@ def _block_runs(
 
 
 def _by_length(
-    operation: str, runs: _Runs, src: KvLayout, dst: KvLayout, inner: list[_Axis], num_bases: int
+    operation: str, runs: _Runs, src: KvLayout, dst: KvLayout, part: Part, num_bases: int
 ) -> list[_Pieces]:
     """Return the pieces of the runs of each length."""
     made: list[_Pieces] = []
@@ -215,8 +225,7 @@ def _by_length(
     shortest, longest = int(runs.tokens.min()), int(runs.tokens.max())
     lengths = [shortest] if shortest == longest else np.unique(runs.tokens).tolist()
     for tokens in lengths:
-        axes = [_Axis(tokens, src.strides.token, dst.strides.token), *inner]
-        piece_bytes, left = _contiguous(src.row_bytes, axes)
+        piece_bytes, left = contiguous(src.row_bytes, inner_axes(src, dst, part, tokens))
         chosen = slice(None) if len(lengths) == 1 else runs.tokens == tokens
         src_starts, dst_starts = runs.src[chosen], runs.dst[chosen]
         grid_size = int(np.prod([axis.size for axis in left], dtype=np.int64))
@@ -238,7 +247,29 @@ def _by_length(
     return made
 
 
-def _contiguous(row_bytes: int, axes: list[_Axis]) -> tuple[int, list[_Axis]]:
+def inner_axes(src: KvLayout, dst: KvLayout, part: Part, tokens: int) -> list[Axis]:
+    """Return the axes of a run of tokens that lie inside the tensors of both sides."""
+    planes_apart, layers_apart = _apart_axes(src, dst)
+    axes = [
+        Axis("token", tokens, src.strides.token, dst.strides.token),
+        Axis("head", len(part.heads), src.strides.head, dst.strides.head),
+    ]
+    if not planes_apart:
+        axes.append(Axis("plane", src.planes, src.strides.plane, dst.strides.plane))
+    if not layers_apart:
+        axes.append(Axis("layer", len(part.layers), src.strides.layer, dst.strides.layer))
+    return axes
+
+
+def _apart_axes(src: KvLayout, dst: KvLayout) -> tuple[bool, bool]:
+    """Return whether planes, and layers, have tensors of their own on at least one side."""
+    return (
+        not (src.strides.plane and dst.strides.plane),
+        not (src.strides.layer and dst.strides.layer),
+    )
+
+
+def contiguous(row_bytes: int, axes: list[Axis]) -> tuple[int, list[Axis]]:
     """Return the bytes that are contiguous on both sides, and the axes that are left."""
     left = [axis for axis in axes if axis.size > 1]
     piece_bytes = row_bytes
@@ -252,7 +283,7 @@ def _contiguous(row_bytes: int, axes: list[_Axis]) -> tuple[int, list[_Axis]]:
             return piece_bytes, left
 
 
-def _grid(axes: list[_Axis]) -> tuple[U64, U64]:
+def _grid(axes: list[Axis]) -> tuple[U64, U64]:
     """Return the offsets of all indices of the axes on both sides, ascending at the source."""
     src_grid = dst_grid = np.zeros(1, np.uint64)
     for axis in sorted(axes, key=lambda axis: -axis.src_stride):
