@@ -5,6 +5,7 @@ Source: api.md 8.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from llm_datadist._options.settings import Config
 
 __all__ = ["check_switch", "listens_for", "with_role"]
+
+logger = logging.getLogger("llm_datadist")
 
 _OPTION = "llm.listenIpInfo"
 
@@ -44,6 +47,8 @@ def listens_for(
     if config.cache_manager:
         return given
     if role is LLMRole.DECODER:
+        if given:
+            logger.info("%s: option %s is ignored: the role is %s", operation, _OPTION, role)
         return []
     if role is LLMRole.PROMPT and not given:
         raise invalid(

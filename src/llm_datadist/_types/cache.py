@@ -47,7 +47,8 @@ class Cache:
 
     Made by the methods of CacheManager and by `create_cpu_cache`, not by calling the class. The
     memory of a registered cache is the caller's, who keeps it alive until `unregister_cache`
-    returns. Dropping this object releases nothing.
+    returns. Dropping this object releases nothing, but for one of `KvCacheManager.allocate_cache`
+    or `allocate_blocks_cache`: the last reference to it is the hold of its id.
 
     Args:
         cache_id: Id at its instance; NO_CACHE_ID if it is registered nowhere.
@@ -154,8 +155,8 @@ class Cache:
 
         Returns:
             An array of the shape and type of the description; DT_BF16 as the bits, uint16. It owns
-            nothing: to use it after the memory is gone (of an allocated cache: after it was freed)
-            is undefined.
+            no memory, and keeps this object alive: to use it after the memory is gone (of an
+            allocated cache: after it was freed) is undefined.
         Raises:
             TypeError: index is not an integer.
             ValueError: index is negative.

@@ -11,11 +11,13 @@ ONE, TWO = ("127.0.0.1", 1), ("127.0.0.2", 2)
 FIRST = Config(cache_manager=False, listen=ONE, more_listen=(TWO,))
 
 
-def test_a_role_decides_where_an_instance_listens():
+def test_a_role_decides_where_an_instance_listens(caplog):
     for role in (LLMRole.PROMPT, LLMRole.MIX):
         assert with_role(FIRST, role) == FIRST
-    decoder = with_role(FIRST, LLMRole.DECODER)
+    with caplog.at_level("INFO", "llm_datadist"):
+        decoder = with_role(FIRST, LLMRole.DECODER)
     assert (decoder.listen, decoder.more_listen) == (None, ())
+    assert "option llm.listenIpInfo is ignored: the role is Decoder" in caplog.text
     assert listens_for(FIRST, "switch_role", LLMRole.MIX, []) == []
 
 
