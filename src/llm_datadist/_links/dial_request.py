@@ -30,6 +30,7 @@ class DialRequest:
         expected_incarnation: Refuse any other incarnation; None accepts any.
         source_ip: Local ip to connect from; ignored with a warning if this host does not have it.
         domain: Set when the link is for a domain.
+        is_repeated: Whether the same call has dialed before; failures are for debugging only then.
         relink: Set when a lost link is re-established, which never delays a call.
         connect_seconds: Limit for connecting alone.
         answer_seconds: Limit for connecting and the peer's greeting, which shows that an instance
@@ -42,6 +43,7 @@ class DialRequest:
     expected_incarnation: int | None = None
     source_ip: str | None = None
     domain: DomainHello | None = None
+    is_repeated: bool = False
     relink: Relink | None = None
     connect_seconds: float = math.inf
     answer_seconds: float = math.inf

@@ -106,7 +106,8 @@ async def dial(context: LinkContext, lifecycle: LinkLifecycle, request: DialRequ
         result, answered = attempt.timed_out(place), bool(attempt.busy)
     else:
         return DialOutcome(LinkResult(LLMStatusCode.LLM_SUCCESS, link=link), attempt.is_new)
-    level = logging.INFO if request.relink is None else logging.DEBUG
+    is_first = request.relink is None and not request.is_repeated
+    level = logging.INFO if is_first else logging.DEBUG
     logger.log(level, "dial failed [%s]: %s", result.status.name, result.reason)
     return DialOutcome(result, answered=answered)
 

@@ -134,6 +134,7 @@ class LinkRequests:
             if request.deadline.remaining() <= pause:
                 return outcome
             await asyncio.sleep(pause)
+            request = replace(request, is_repeated=True)
 
     async def _unlink(self, info: LLMClusterInfo, deadline: Deadline, *, force: bool) -> LinkResult:
         index = self._context.index
