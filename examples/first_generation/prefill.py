@@ -14,7 +14,7 @@ from llm_datadist import (
     LLMStatusCode,
 )
 
-CLUSTER_ID = 0
+CLUSTER_ID = DECODE_CLUSTER_ID = 0
 POOL_SIZE = 1 << 20
 NUM_REQUESTS = 8
 
@@ -51,3 +51,10 @@ for req_id in range(NUM_REQUESTS):
 whole_pool = CacheDesc(1, [1, POOL_SIZE], DataType.DT_INT8)
 allocate(whole_pool)  # possible as soon as everything was pulled
 print(f"prefill: {NUM_REQUESTS} requests were pulled")
+
+while True:  # until the decode side has unlinked
+    try:
+        datadist.check_link_status(DECODE_CLUSTER_ID)
+    except LLMException:
+        break
+    time.sleep(0.01)

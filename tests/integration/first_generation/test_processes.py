@@ -81,7 +81,8 @@ prompt = LLMDataDist(LLMRole.PROMPT, 0)
 prompt.init(options_of(LLMRole.PROMPT, listen=sys.argv[1]))
 manager = prompt.kv_cache_manager
 manager.deallocate_cache(filled(manager.allocate_cache(desc_of(), [CacheKey(0, 1)]), 7))
-while prompt._engine.registry.reap() == 0:
+registry, links = prompt._engine.registry, prompt._engine.links
+while registry.named(CacheKey(0, 1)) is not None or links.links():
     time.sleep(0.01)
 """
 DECODER = """
@@ -98,6 +99,7 @@ assert overall == status == LLMStatusCode.LLM_SUCCESS, status
 cache = decoder.kv_cache_manager.allocate_cache(desc_of())
 decoder.kv_cache_manager.pull_cache(CacheKey(0, 1), cache)
 print(values(cache)[0])
+decoder.unlink_clusters([peer])
 """
 
 
