@@ -21,6 +21,9 @@ from llm_datadist.testing import leaks_since, run_check, snapshot
 LEAK_CHECKED = {"integration", "faults", "hostile", "netns", "conformance", "chaos"}
 TESTS = Path(__file__).parent
 CALL_FAILED = pytest.StashKey[bool]()
+WORKERS_OF_INSTANCES = {
+    f"{name}-worker" for name in ("llm-datadist-nixl", "llm_datadist-layers", "llm_datadist-ranks")
+}
 MAX_NATIVE_WORKERS = 2 + 4 + 8  # io threads, job threads, copy workers
 
 
@@ -134,7 +137,7 @@ def _is_leak(name, names):
     """Whether a thread is a leak: a Python thread, but no worker of a live instance."""
     if name is None:
         return False
-    if name == "llm-datadist-nixl-worker":
+    if name in WORKERS_OF_INSTANCES:
         return not any(each.startswith("llm-datadist-control-") for each in names.values())
     return not name.endswith("-worker") or name.removesuffix("-worker") not in names.values()
 
