@@ -116,6 +116,35 @@ def test_nodes_may_start_in_any_order(run, directory):
     run(main())
 
 
+def test_a_directory_in_the_memory_of_a_node(run):
+    async def main():
+        router = Node("router", ANY_PORT, keeps_directory=True)
+        where = router.address
+        async with (
+            Node("prefill", ANY_PORT, directory=where) as prefill,
+            Node("decode", directory=where) as decode,
+        ):
+            prefill.register("kv", tensors(1))
+            decode.register("kv", (target := tensors(9)))
+            peer = await decode.connect("prefill")
+            await peer.pull("kv", [3], [4])
+            assert (target[0][4] == tensors(1)[0][3]).all()
+            assert (await router.connect("prefill")).cluster_id == peer.cluster_id
+            assert (await decode.connect("router")).cluster_id == cluster_id_of("router")
+            with pytest.raises(
+                LLMException, match="'other' is unknown: it is not in the directory at"
+            ):
+                await decode.connect("other", timeout=0)
+        with pytest.raises(LLMException, match="'prefill' is unknown"):
+            await router.connect("prefill", timeout=0)
+        async with Node("late", ANY_PORT, directory=where):
+            await router.close()  # a node outlives the directory
+        with pytest.raises(ValueError, match="exclude each other"):
+            Node("router", ANY_PORT, directory=where, keeps_directory=True)
+
+    run(main())
+
+
 def test_a_node_that_is_not_there(run, directory):
     async def main():
         async with Node("decode", directory=directory) as decode, Node("alone") as alone:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import time
 from typing import TYPE_CHECKING, Final, final
@@ -16,6 +17,7 @@ from llm_datadist.aio.calls import Calls
 from llm_datadist.aio.directory import FileDirectory
 from llm_datadist.aio.names import block_cache_key, cluster_id_of, cut_address
 from llm_datadist.aio.peer import Peer
+from llm_datadist.aio.table import OwnTable, PeerTable
 
 if TYPE_CHECKING:
     import os
@@ -47,8 +49,10 @@ class Node:
     Args:
         name: Unique among the nodes that link; the cluster id is computed from it.
         listen: `ip:port` where peers connect, port 0 chooses one; None = this node only connects.
-        directory: File in which nodes find the addresses of others; None = peers are named by
-            their address.
+        directory: Where nodes find the addresses of others: a file, or `host:port` of a node that
+            has the directory in its memory; None = peers are named by their address.
+        keeps_directory: Have the directory in the memory of this node; other nodes give its
+            address as theirs.
         advertise: `host:port`, or host, by which peers reach this node; None = the address that it
             listens at, which then must not be a wildcard.
         config: Further options; None = those of the environment. A copy is used.
@@ -56,7 +60,7 @@ class Node:
 
     Raises:
         TypeError, ValueError, LLMException: as LLMDataDist.init.
-        OSError: The directory cannot be written.
+        OSError: The file of the directory cannot be written.
     Source: docs/tutorial/asyncio.md.
     """
 
@@ -66,6 +70,7 @@ class Node:
         listen: str | None = None,
         *,
         directory: str | os.PathLike[str] | None = None,
+        keeps_directory: bool = False,
         advertise: str | None = None,
         config: LLMConfig | None = None,
         max_calls: int = 16,
@@ -75,15 +80,21 @@ class Node:
         options.enable_cache_manager = True
         if listen is not None:
             options.listen_ip_info = listen
-        self._directory = None if directory is None else FileDirectory(directory)
-        if directory is not None and advertise is None:
+        if keeps_directory and directory is not None:
+            raise ValueError("directory and keeps_directory exclude each other; give one of them")
+        has_directory = keeps_directory or directory is not None
+        if has_directory and advertise is None:
             _check_reachable(options.listen_ip_info)
         self._caches = NamedCaches()
         self._instance = LLMDataDist(LLMRole.MIX, cluster_id_of(name))
         self._instance.init(options.generate_options())
         self._calls = Calls(name, max_calls)
         self._announced: str | None = None
+        self._directory: FileDirectory | OwnTable | PeerTable | None = None
         try:
+            self._directory = self._found(directory)
+            if keeps_directory:
+                self._directory = OwnTable(self._instance)
             self._announce(advertise)
         except BaseException:
             self._instance.finalize()
@@ -189,10 +200,19 @@ class Node:
 
     def _close(self) -> None:
         if self._directory is not None and self._announced is not None:
-            self._directory.withdraw(self._name, self._announced)
+            with contextlib.suppress(LLMException):  # the node that has it is gone
+                self._directory.withdraw(self._name, self._announced)
             self._announced = None
         self._instance.finalize()  # ends the calls that run
         self._calls.close()
+
+    def _found(self, directory: str | os.PathLike[str] | None) -> FileDirectory | PeerTable | None:
+        """Return the directory of that name."""
+        if directory is None:
+            return None
+        if isinstance(directory, str) and "/" not in directory and cut_address(directory)[1]:
+            return PeerTable(self._instance, directory)
+        return FileDirectory(directory)
 
     def _announce(self, advertise: str | None) -> None:
         """Write the address of this node into the directory, if there is one."""
