@@ -67,6 +67,17 @@ def test_unmapped_memory_of_the_target_is_a_remote_fault_at_its_descriptor(
 
 
 @pytest.mark.parametrize("operation", KINDS)
+def test_a_failure_is_at_its_descriptor_of_the_whole_transfer(link, code, operation):
+    """However many requests the transfer is divided into."""
+    one = link(lanes=1)
+    one.attach_host()
+    count = 70_000
+    ranges = [(i, i, 1) for i in range(count)] + [(0, one.remote.size, 1)]
+    outcome = getattr(one, operation)(ranges)
+    assert (outcome.code, outcome.index) == (code.DENIED, count)
+
+
+@pytest.mark.parametrize("operation", KINDS)
 @pytest.mark.parametrize("count", [3, 40])
 def test_unmapped_own_memory_is_a_local_fault_at_its_descriptor(
     link, pages, code, operation, count
@@ -168,6 +179,7 @@ def test_a_frozen_target_applies_nothing_when_it_wakes(remote_link, code, operat
     began = time.monotonic()
     assert getattr(one, operation)([(0, 0, size)], seconds=0.1).code == code.TIMEOUT
     assert time.monotonic() - began < 0.5
+    assert one.lanes.count() < 2  # a lane in the middle of an operation is of no use
     one.signal(signal.SIGCONT)
     assert one.ask("count", 5) == 8 << 20
     time.sleep(0.05)

@@ -259,14 +259,6 @@ MUTATIONS = (
         ),
     ),
     Mutation(
-        "dead-guards-match",
-        "a dead guard's value names nothing",
-        _RIGHTS,
-        "bool may_be_live(Ref ref) { return (ref.value & 1) != 0; }",
-        "bool may_be_live(Ref ref) { return ref.value != 0; }",
-        tests=f"{_TRANSFERS} {_FAILURES}",
-    ),
-    Mutation(
         "late-request",
         "a request that arrives after its deadline does nothing",
         _RIGHTS,
