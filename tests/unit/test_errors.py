@@ -5,7 +5,15 @@ import pickle
 import numpy as np
 import pytest
 
-from llm_datadist._errors import Fault, LLMException, LLMStatusCode, Status, fail
+from llm_datadist._errors import (
+    FIRST_GENERATION_STATUSES,
+    Fault,
+    LLMException,
+    LLMStatusCode,
+    Status,
+    fail,
+    restate,
+)
 
 NUMBERS = {
     "LLM_SUCCESS": 0,
@@ -180,3 +188,22 @@ def test_statuses_are_equal_by_value():
     assert Status(success) != Status(timeout)
     assert Status(success) != success
     assert len({Status(success), Status(success)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ("LLM_TIMEOUT", "LLM_WAIT_PROCESS_TIMEOUT"),
+        ("LLM_OUT_OF_MEMORY", "LLM_DEVICE_OUT_OF_MEMORY"),
+        ("LLM_FAILED", "LLM_FAILED"),
+    ],
+)
+def test_the_first_generation_has_other_statuses(status, expected):
+    """api.md checklist 62. In the text, too; everything else stays."""
+    error = fail(LLMStatusCode[status], "pull_cache", "[LLM_TIMEOUT] x", "retry", cluster_id=7)
+    restate(error, {})
+    assert error.status_code.name == status
+    restate(error, FIRST_GENERATION_STATUSES)
+    assert error.status_code.name == expected
+    assert str(error) == f"pull_cache failed [{expected}], peer cluster 7: [LLM_TIMEOUT] x; retry"
+    assert (error.operation, error.cluster_id) == ("pull_cache", 7)
