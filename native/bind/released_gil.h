@@ -1,9 +1,15 @@
 // Releases the GIL for the length of a scope.
 #pragma once
 
-#include <cxxabi.h>
 #include <nanobind/nanobind.h>
 #include <unistd.h>
+
+#if __has_include(<bits/cxxabi_forced.h>)
+#include <cxxabi.h>
+#define LDD_FORCED_UNWIND const abi::__forced_unwind&
+#else
+#define LDD_FORCED_UNWIND ...  // of libc++, which has no name for it; nothing else is thrown there
+#endif
 
 // Like nb::gil_scoped_release, for daemon threads too. Before Python 3.14, a thread that takes the
 // GIL of an interpreter that is finalizing is ended by pthread_exit, whose forced unwinding would
@@ -18,7 +24,7 @@ class ReleasedGil {
   ~ReleasedGil() {
     try {
       PyEval_RestoreThread(state_);
-    } catch (const abi::__forced_unwind&) {
+    } catch (LDD_FORCED_UNWIND) {
       for (;;) ::pause();
     }
   }
