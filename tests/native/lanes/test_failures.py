@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import struct
 import threading
 import time
 from pathlib import Path
@@ -221,6 +222,21 @@ def test_the_death_of_an_initiator_frees_its_lanes_at_the_target(link, eventuall
     one = link(lanes=3)
     one.lanes.close()
     eventually(lambda: one.server.link_lanes(7) == 0)
+
+
+def test_a_push_ends_with_its_initiator(link, raw_lane, wire, eventually):
+    """The target reads; only the closed connection tells it that nobody waits any more."""
+    one = link(size=SIZE, lanes=0)
+    one.attach_host()
+    one.local[:] = 7
+    work = [(one.remote_address, SIZE, 0)] * 10_000
+    frame = wire.request(wire.PUSH, work, entry=one.entry)
+    lane = raw_lane(one)
+    lane.sendall(frame[:56] + struct.pack("<2Q", *one.local_entry) + frame[72:])
+    eventually(lambda: one.remote[0] == 7)
+    assert one.server.link_lanes(7) == 1
+    lane.close()
+    eventually(lambda: one.server.link_lanes(7) == 0, 3.0)
 
 
 @pytest.mark.parametrize("operation", KINDS)

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -28,8 +29,10 @@ class Transfer:
     def __call__(self):
         self.begun.set()
         try:
+            end = time.monotonic() + 10
             while not self.may_end.wait(0.001):
                 check_canceled()
+                assert time.monotonic() < end, "neither canceled nor told to end"
         except Canceled:
             self.how = "canceled"
             raise
@@ -70,7 +73,7 @@ def test_a_wait_that_is_canceled_again_goes_on_waiting(calls):
 
         def stubborn():
             held.set()
-            may_end.wait()
+            may_end.wait(10)
 
         waiting = asyncio.create_task(calls.transfer(stubborn))
         await asyncio.get_running_loop().run_in_executor(None, held.wait)

@@ -4,6 +4,7 @@
 """
 
 from chaos.mutations import (
+    aio,
     arguments,
     backends,
     caches,
@@ -17,6 +18,7 @@ from chaos.mutations import (
 )
 
 _AREAS = (
+    aio,
     guarantees,
     transfers,
     memory,

@@ -546,4 +546,28 @@ MUTATIONS = (
         "",
         tests=_FAILURES,
     ),
+    Mutation(
+        "gaps-counted-as-progress",
+        "how far a read with gaps came is not told by its bytes",
+        "native/host/read.cc",
+        "joined.gap_bytes == 0 ? done : 0);",
+        "done);",
+        tests="tests/native/host/test_gaps.py",
+    ),
+    Mutation(
+        "gaps-land",
+        "what lies between the ranges lands nowhere",
+        "native/host/read.cc",
+        "own.destinations[joined.destinations++] = {own.scratch.data(), gap};",
+        "own.destinations[joined.destinations++] = {own.local[i].iov_base, gap};",
+        tests="tests/native/host/test_gaps.py",
+    ),
+    Mutation(
+        "more-gaps-than-room",
+        "a batch has no more pieces than one system call takes",
+        "native/host/read.cc",
+        " || (gap != 0 && gaps_left == 0)) {",
+        ") {",
+        tests="tests/native/host/test_gaps.py",
+    ),
 )
