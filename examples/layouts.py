@@ -57,12 +57,13 @@ with prefill[0], prefill[1], decode:
 
     # Prefill: each rank has its heads of every token, in blocks 3, 4, ... 9 of its cache.
     src_blocks = list(range(3, 10))
-    keys = []
+    keys, kept = [], []
     for rank, own in enumerate(prefill):
         heads = heads_of_rank(HEADS, 2, rank)
         keys.append(BlocksCacheKey(1 + rank))
         shape = (32, 16, len(heads), HEAD_SIZE)
         memory, _ = register(own.cache_manager, "NHD", shape, 16, heads, keys[-1])
+        kept.append(memory)  # registered memory must stay
         rows = memory.reshape(LAYERS * 2, 32 * 16, len(heads), HEAD_SIZE)
         rows[:, 48 : 48 + TOKENS] = kv[:, :, heads.start : heads.stop]
 
