@@ -1,5 +1,6 @@
 """The file in which nodes find addresses."""
 
+import fcntl
 import json
 import stat
 import threading
@@ -54,3 +55,18 @@ def test_another_file_is_left_alone(path, text):
         with pytest.raises(ValueError, match=r"is no directory of nodes .* another file"):
             call()
     assert path.read_text() == text
+
+
+@pytest.mark.parametrize("call", ["announce", "withdraw", "find"])
+def test_nothing_is_read_or_written_while_another_process_changes_the_file(path, call):
+    directory = FileDirectory(path)
+    directory.announce("a", "host:1")
+    arguments = ("a",) if call == "find" else ("a", "host:1")
+    with path.open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=getattr(directory, call), args=arguments)
+        waiting.start()
+        waiting.join(0.05)
+        assert waiting.is_alive()
+    waiting.join(10)
+    assert not waiting.is_alive()

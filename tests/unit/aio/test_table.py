@@ -78,3 +78,45 @@ def test_a_full_table():
     with pytest.raises(LLMException, match="no row for 'node'") as error:
         table.announce("node", "host:1")
     assert error.value.status_code is LLMStatusCode.LLM_OUT_OF_MEMORY
+
+
+def test_names_that_have_one_id_have_rows_of_their_own(monkeypatch):
+    monkeypatch.setattr(module, "cluster_id_of", lambda name: 77)
+    table = Memory()
+    table.announce("node", "host:1")
+    table.announce("other", "host:2")
+    table.withdraw("node", "host:1")
+    assert (table.find("node"), table.find("other")) == (None, "host:2")
+
+
+class Instance:
+    """An instance whose link to the directory is gone once, or fails otherwise."""
+
+    def __init__(self, failure):
+        self.cache_manager, self.cluster_id = self, 3
+        self.failures, self.linked, self.pulls = [failure], [], 0
+
+    def register_tensors(self, tensors, **options):
+        return tensors
+
+    def link_peer(self, address):
+        self.linked.append(address)
+        return 5
+
+    def pull_blocks(self, key, cache, source, target):
+        self.pulls += 1
+        if self.failures:
+            raise LLMException("pull_blocks: failed", status_code=self.failures.pop())
+
+
+@pytest.mark.parametrize("status", [LLMStatusCode.LLM_NOT_YET_LINK, LLMStatusCode.LLM_TIMEOUT])
+def test_a_directory_whose_link_is_gone_is_linked_again(status):
+    instance = Instance(status)
+    table = module.PeerTable(instance, "host:1")
+    if status is LLMStatusCode.LLM_NOT_YET_LINK:
+        assert table.find("node") is None
+        assert (instance.linked, instance.pulls) == (["host:1", "host:1"], 2)
+    else:
+        with pytest.raises(LLMException):
+            table.find("node")
+        assert (instance.linked, instance.pulls) == (["host:1"], 1)

@@ -108,7 +108,7 @@ MUTATIONS = (
         f"{_AIO}/table.py",
         "            if error.status_code is not LLMStatusCode.LLM_NOT_YET_LINK:\n                raise\n",
         "            raise\n",
-        tests="tests/integration/test_aio.py",
+        tests=f"{_TESTS}/test_table.py",
     ),
     Mutation(
         "caches-replaced-in-silence",
