@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import threading
 
 import numpy as np
 import pytest
@@ -197,5 +198,33 @@ def test_a_timeout_ends_a_pull_that_is_under_way(run):
             with pytest.raises(asyncio.CancelledError):
                 await waiting
             await peer.pull("kv", range(8), range(8))
+
+    run(main())
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_canceled_connect_leaves_only_links_that_were_there(run, monkeypatch, linked):
+    dialed, may_end = threading.Event(), threading.Event()
+    dial = Node._dial
+
+    def dial_slowly(node, peer, timeout_ms):
+        cluster_id = dial(node, peer, timeout_ms)
+        dialed.set()
+        may_end.wait(10)
+        return cluster_id
+
+    async def main():
+        async with Node("one", ANY_PORT) as one, Node("two") as two:
+            if linked:
+                await two.connect(one.address)
+            monkeypatch.setattr(Node, "_dial", dial_slowly)
+            waiting = asyncio.create_task(two.connect(one.address))
+            assert await asyncio.to_thread(dialed.wait, 10)
+            waiting.cancel()
+            await asyncio.sleep(0)
+            may_end.set()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            assert len(two.instance.describe_links()) == linked
 
     run(main())
