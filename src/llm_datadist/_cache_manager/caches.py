@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_datadist._cache_manager.call_group import Calls
-from llm_datadist._plan.layouts import check_layout
+from llm_datadist._cache_manager.layout_arguments import check_layout
 from llm_datadist._types import BlocksCacheKey, Cache, CacheDesc, CacheKey
 from llm_datadist._types.arguments import check_keys, check_registration
 from llm_datadist._types.checks import INT64_MIN, check_bool, check_instance, check_int

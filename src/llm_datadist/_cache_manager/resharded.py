@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_datadist._cache_manager.call_group import Calls
-from llm_datadist._engine.transfer.resharded_plans import ReshardCall
-from llm_datadist._plan.layouts import check_tokens
+from llm_datadist._cache_manager.layout_arguments import check_tokens
 from llm_datadist._types import BlocksCacheKey, Cache
 from llm_datadist._types.checks import INT32_MAX, check_bool, check_instance, check_int, check_range
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from llm_datadist._engine.transfer.resharded_plans import ReshardCall
     from llm_datadist._plan.layouts import RankReport, Tokens
     from llm_datadist._types import BlockList
 
@@ -162,6 +162,9 @@ def _checked_call(
     write: bool,
 ) -> ReshardCall:
     """Return the arguments of a call, with the types that its texts name."""
+    # Not at the top: the engine would make the import of the package slow.
+    from llm_datadist._engine.transfer.resharded_plans import ReshardCall  # noqa: PLC0415
+
     local_side, remote_side = ("src", "dst") if write else ("dst", "src")
     checked = _checked_keys(f"{remote_side}_cache_keys", keys)
     check_instance(f"{local_side}_cache", cache, Cache)
