@@ -1,5 +1,6 @@
 // GPUs: the driver, and which addresses are whose.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -10,6 +11,7 @@
 #include "bind/casters.h"
 #include "bind/released_gil.h"
 #include "cuda/device.h"
+#include "host/gpu_exports.h"
 #include "memory/entries.h"
 
 namespace nb = nanobind;
@@ -18,6 +20,7 @@ using nb::literals::operator""_a;
 namespace {
 
 using ldd::BorrowedU64;
+using ldd::GpuExports;
 
 std::string load_gpu_driver() {
   const ReleasedGil release;
@@ -45,6 +48,25 @@ std::string prepare_gpu(int ordinal) {
   return problem;
 }
 
+std::vector<std::string> gpu_identities() {
+  const ReleasedGil release;
+  const ldd::cuda::Loaded loaded = ldd::cuda::present_driver();
+  std::vector<std::string> found;
+  if (loaded.driver == nullptr) {
+    return found;
+  }
+  for (const ldd::cuda::Uuid& uuid : ldd::cuda::identities(*loaded.driver)) {
+    std::string text;
+    for (const std::byte byte : uuid.bytes) {
+      constexpr const char* kDigits = "0123456789abcdef";
+      text += kDigits[std::to_integer<unsigned>(byte) >> 4];
+      text += kDigits[std::to_integer<unsigned>(byte) & 15];
+    }
+    found.push_back(text);
+  }
+  return found;
+}
+
 }  // namespace
 
 void bind_cuda(nb::module_& module);
@@ -60,4 +82,20 @@ void bind_cuda(nb::module_& module) {
              "Make a GPU's memory usable for the library's threads; return why it is not, or \"\"."
              "\n\nRetains its primary context for the life of the process. The caller's context "
              "stays current.");
+  module.def(
+      "gpu_identities", gpu_identities,
+      "Return the identity of each GPU that this process sees, 32 hexadecimal digits, the same "
+      "in each\nprocess.");
+  nb::class_<GpuExports>(module, "GpuExports",
+                         "Allocations of GPUs that peers on this host may map. Thread-safe.")
+      .def(nb::init<std::shared_ptr<ldd::Node>>(), "node"_a)
+      .def("add", &GpuExports::add, "address"_a, nb::call_guard<ReleasedGil>(),
+           "Publish the allocation that has an address, or count it once more.\n\n"
+           "Returns why that is not possible, or \"\". Without handles of the driver it succeeds, "
+           "and "
+           "peers\nfind that they cannot map it.")
+      .def("remove", &GpuExports::remove, "address"_a, nb::call_guard<ReleasedGil>(),
+           "Undo one add() of that address.")
+      .def("renew", &GpuExports::renew, "address"_a, "size"_a, nb::call_guard<ReleasedGil>(),
+           "Make new handles for the allocations in a range whose memory was replaced.");
 }

@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -166,11 +167,16 @@ void bind_host(nb::module_& module) {
           "live until the bytes had arrived. Returns (code, errno, index, moved_bytes): OK, GONE,\n"
           "LOCAL_GONE, TIMEOUT, PEER_DEAD, REMOTE_FAULT and LOCAL_FAULT with the descriptor's\n"
           "index, CLOSED, CANCELLED, or SYSTEM with errno: EAGAIN if pages of the peer are "
-          "absent.\n"
+          "absent,\n"
+          "EOPNOTSUPP if memory of a GPU cannot be mapped (gpu_problem), EIO if its driver fails.\n"
           "When it returns, nothing is written any more.")
       .def("read_and_sum", read_and_sum, "local"_a, "remote"_a, "length"_a, "local_ref"_a,
            "link_ref"_a, "cache_ref"_a, "key_ref"_a, "deadline_ns"_a,
            "As read; returns (outcome, CRC-32C of each descriptor's bytes as native uint32).")
+      .def_prop_ro("gpu_problem", &HostPeer::gpu_problem,
+                   "Why memory of a GPU could not be mapped, most recently, or \"\".")
+      .def_prop_ro("gpu_mappings", &HostPeer::gpu_mappings,
+                   "The peer's allocations of GPUs that are mapped.")
       .def("close", &HostPeer::close, nb::call_guard<ReleasedGil>(),
            "End running reads with CANCELLED and wait for them. Idempotent.");
 }

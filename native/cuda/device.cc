@@ -1,5 +1,7 @@
 #include "cuda/device.h"
 
+#include <algorithm>
+#include <iterator>
 #include <map>
 #include <utility>
 
@@ -75,18 +77,23 @@ std::optional<int> device_of(const Driver& driver, Address address) {
   return fact(driver, PointerFact::kDevice, address);
 }
 
-std::optional<int> ordinal_of(const Driver& driver, const Uuid& uuid) {
+std::vector<Uuid> identities(const Driver& driver) {
+  std::vector<Uuid> found;
   int count = 0;
-  if (driver.device_get_count(&count) != Result::kSuccess) {
-    return std::nullopt;
+  if (driver.device_get_count(&count) == Result::kSuccess) {
+    found.resize(static_cast<std::size_t>(count));
   }
-  for (int ordinal = 0; ordinal < count; ++ordinal) {
-    Uuid each;
-    if (driver.device_get_uuid(&each, ordinal) == Result::kSuccess && each == uuid) {
-      return ordinal;
-    }
+  for (std::size_t ordinal = 0; ordinal < found.size(); ++ordinal) {
+    driver.device_get_uuid(&found[ordinal], static_cast<int>(ordinal));
   }
-  return std::nullopt;
+  return found;
+}
+
+std::optional<int> ordinal_of(const Driver& driver, const Uuid& uuid) {
+  const std::vector<Uuid> all = identities(driver);
+  const auto found = std::find(all.begin(), all.end(), uuid);
+  return found == all.end() ? std::nullopt
+                            : std::optional(static_cast<int>(std::distance(all.begin(), found)));
 }
 
 }  // namespace ldd::cuda

@@ -80,6 +80,9 @@ class StreamLease {
 // memory, which host threads can touch.
 std::optional<int> device_of(const Driver& driver, Address address);
 
+// The identities of the GPUs that this process sees, by ordinal.
+std::vector<Uuid> identities(const Driver& driver);
+
 // The GPU of this process that has that identity, or none.
 std::optional<int> ordinal_of(const Driver& driver, const Uuid& uuid);
 

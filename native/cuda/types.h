@@ -28,10 +28,8 @@ enum class Result : int {
 // Attributes of a pointer.
 enum class PointerFact : int {
   kMemoryType = 2,
-  kBufferNumber = 7,  // differs for each allocation of a process
   kIsManaged = 8,
   kDevice = 9,
-  kHasIpcHandle = 10,
 };
 inline constexpr unsigned kOnDevice = 2;  // a memory type
 

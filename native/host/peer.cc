@@ -13,6 +13,8 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "cuda/job.h"
+#include "host/gpu_read.h"
 #include "host/read.h"
 #include "host/remote_file.h"
 
@@ -146,6 +148,7 @@ void HostPeer::unmap_range(std::uint64_t remote_address, std::uint64_t size_byte
   constexpr auto kLast = std::numeric_limits<std::uint64_t>::max();
   const std::uint64_t end =
       size_bytes > kLast - remote_address ? kLast : remote_address + size_bytes;
+  gpu_imports_.forget(remote_address, end - remote_address);
   const std::lock_guard lock(mutex_);
   segments_ = std::make_shared<const SegmentList>(segments_outside(remote_address, end));
 }
@@ -220,9 +223,19 @@ Outcome HostPeer::read(const Descriptors& work, const ReadChecks& checks,
     return Outcome::failure(Code::kClosed);
   }
   const Running running(*this);
-  HostRead read(*this, work, checks, running.segments(), sums);
   const Outcome inside = check_window(work);
-  return inside.ok() ? read.run() : inside;
+  if (!inside.ok()) {
+    return inside;
+  }
+  if (GpuRead::concerns(*this, work, checks)) {
+    if (!sums.empty()) {
+      return Outcome::failure(Code::kSystem, EOPNOTSUPP);
+    }
+    measure(work);
+    const auto job = std::make_shared<GpuRead>(shared_from_this(), work, checks);
+    return cuda::run_job(job, checks.deadline_ns, checks.more);
+  }
+  return HostRead(*this, work, checks, running.segments(), sums).run();
 }
 
 void HostPeer::close() {
@@ -233,6 +246,8 @@ void HostPeer::close() {
   std::unique_lock lock(mutex_);
   left_.wait(lock, [&] { return running_ == 0; });
   segments_.reset();
+  lock.unlock();
+  gpu_imports_.clear();
 }
 
 }  // namespace ldd

@@ -17,6 +17,7 @@
 #include "base/mapped_region.h"
 #include "base/outcome.h"
 #include "copy/descriptors.h"
+#include "host/gpu_imports.h"
 #include "host/presence.h"
 #include "memory/node.h"
 
@@ -92,16 +93,23 @@ class HostPeer : public std::enable_shared_from_this<HostPeer> {
   // Copies remote ranges into local ones. Every batch re-reads the proof, so that another process
   // under a recycled pid never counts. kSystem with EAGAIN when pages of the peer are absent, which
   // only the owner can bring in. kGone when a guard changed, whatever was copied. When it returns,
-  // nothing is written any more. `sums` must be empty, or as long as there are descriptors; then it
-  // receives the CRC-32C of the bytes that arrived for each of them.
+  // nothing is written any more, but for a GPU that hangs (gpu_read.h). kSystem with EOPNOTSUPP for
+  // memory of a GPU that cannot be mapped; gpu_problem() says why. `sums` must be empty, or as long
+  // as there are descriptors; then it receives the CRC-32C of the bytes that arrived for each of
+  // them.
   Outcome read(const Descriptors& work, const ReadChecks& checks,
                std::span<std::uint32_t> sums = {});
+  // Why memory of a GPU could not be mapped, most recently; "" if there was no such failure.
+  [[nodiscard]] std::string gpu_problem() { return gpu_imports_.problem(); }
+  // The peer's allocations of GPUs that are mapped.
+  [[nodiscard]] std::size_t gpu_mappings() { return gpu_imports_.count(); }
   // Ends running reads with kCancelled and waits for them. Idempotent.
   void close();
 
  private:
   class Running;
   friend class HostRead;
+  friend class GpuRead;
 
   [[nodiscard]] bool closed() const { return closed_.load(std::memory_order_acquire); }
   // kDenied with the descriptor's index when one lies outside the window.
@@ -121,6 +129,7 @@ class HostPeer : public std::enable_shared_from_this<HostPeer> {
   std::uint64_t proof_address_ = 0;  // in the peer
   mutable std::atomic<std::int64_t> proof_seen_ns_{0};
   ProcessMark mark_;
+  GpuImports gpu_imports_;
   std::atomic<bool> closed_{false};
   std::mutex mutex_;  // guards what follows
   std::condition_variable left_;

@@ -72,10 +72,9 @@ Ref Entries::open(std::vector<Range> ranges, bool accessible, int device) {
   }
   published_.require_owner();
   ranges = joined(std::move(ranges));
-  const bool listed = accessible && device == kHostMemory;
   const std::unique_lock lock(mutex_);
   const Ref ref =
-      published_.open_guard(listed ? std::span<const Range>(ranges) : std::span<const Range>());
+      published_.open_guard(accessible ? std::span<const Range>(ranges) : std::span<const Range>());
   const auto entry =
       std::make_shared<Entry>(published_, ref, std::move(ranges), accessible, device);
   entries_.emplace(ref.index, entry);

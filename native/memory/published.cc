@@ -6,6 +6,7 @@
 #include <memory>
 #include <stdexcept>
 
+#include "memory/exports.h"
 #include "memory/segment.h"
 
 namespace ldd {
@@ -16,6 +17,8 @@ constexpr std::uint64_t kWord = sizeof(std::uint64_t);
 constexpr std::uint64_t kGuardBytes = 3 * kWord;  // the guard's word and two facts
 constexpr std::uint64_t kRangeBytes = 2 * kWord;
 constexpr std::uint64_t kRangesPerGuard = 2;
+
+constexpr std::uint64_t kExportBytes = kExportWords * kWord * kExportCapacity;
 
 using Word = std::atomic<std::uint64_t>;
 
@@ -37,13 +40,16 @@ PublishedView::PublishedView(std::span<const std::byte> page, std::uint64_t inca
   room -= guards_fit ? guard_capacity_ * kGuardBytes : 0;
   const bool ranges_fit = range_capacity_ <= room / kRangeBytes;
   room -= ranges_fit ? range_capacity_ * kRangeBytes : 0;
-  if (!guards_fit || !ranges_fit || log_capacity_ > room) {
+  const bool exports_fit = kExportBytes <= room;
+  room -= exports_fit ? kExportBytes : 0;
+  if (!guards_fit || !ranges_fit || !exports_fit || log_capacity_ > room) {
     throw std::invalid_argument("published page is inconsistent");
   }
   guards_ = reinterpret_cast<const Word*>(page.data() + sizeof(PublishedHeader));
   facts_ = guards_ + guard_capacity_;
   ranges_ = facts_ + 2 * guard_capacity_;
-  log_ = reinterpret_cast<const std::byte*>(ranges_ + 2 * range_capacity_);
+  exports_ = ranges_ + 2 * range_capacity_;
+  log_ = reinterpret_cast<const std::byte*>(exports_ + kExportWords * kExportCapacity);
 }
 
 std::vector<Range> PublishedView::ranges(Ref entry) const {
@@ -103,7 +109,7 @@ Published::Published(std::uint64_t incarnation, std::uint64_t guard_capacity,
       range_capacity_(kRangesPerGuard * guard_capacity),
       log_capacity_(std::min(log_capacity, kTailMask)) {
   const std::size_t size_bytes = sizeof(PublishedHeader) + guard_capacity_ * kGuardBytes +
-                                 range_capacity_ * kRangeBytes + log_capacity_;
+                                 range_capacity_ * kRangeBytes + kExportBytes + log_capacity_;
   fd_ = make_sealed_memory("llm_datadist-directory", size_bytes);
   mapping_ = MappedRegion::of_file(fd_.get(), size_bytes, true);
   auto* fresh = std::construct_at(reinterpret_cast<PublishedHeader*>(mapping_.data()));
@@ -134,8 +140,10 @@ std::span<Word> Published::facts(std::uint64_t index) const {
 
 Word* Published::range_words() const { return &guard_word(0) + 3 * guard_capacity_; }
 
+Word* Published::export_words() const { return range_words() + 2 * range_capacity_; }
+
 std::byte* Published::log() const {
-  return reinterpret_cast<std::byte*>(range_words() + 2 * range_capacity_);
+  return reinterpret_cast<std::byte*>(export_words() + kExportWords * kExportCapacity);
 }
 
 // Called before taking any lock: in a child, a thread that does not exist there may hold it for

@@ -12,6 +12,9 @@
 // address ranges in the page's table of ranges. They are written before the guard is live, or
 // before the peer knows it, and are read between two checks of the guard.
 //
+// A table of exports says how peers on the same host can map memory of a GPU. Each row has a guard
+// word of its own.
+//
 // The directory log grows by whole records. `version` is one word, era << 40 | tail. The tail grows
 // when a record is appended; the era grows by two when the log is rewritten, and is odd meanwhile.
 #pragma once
@@ -25,6 +28,7 @@
 #include <optional>
 #include <span>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "base/fork.h"
@@ -48,6 +52,16 @@ inline constexpr std::uint64_t kAnyEntry =
 // none, and features that need the list do without.
 inline constexpr std::uint64_t kMostRanges = std::uint64_t{1} << 16;
 
+// The most allocations of GPUs that an instance exports at once.
+inline constexpr std::uint64_t kExportCapacity = 1024;
+
+// One allocation of a GPU, as its owner publishes it. Peers trust none of it.
+struct Export {
+  Range range;                         // in the owner's address space
+  std::array<std::byte, 16> gpu{};     // identity of the GPU
+  std::array<std::byte, 64> handle{};  // of the driver, to map the allocation; zero: it makes none
+};
+
 // Shown on the page of an instance. It proves to the peer of a link that the page, and the process
 // that has it mapped, belong to the other end of that link.
 using Proof = std::array<std::byte, 16>;
@@ -59,12 +73,13 @@ struct PublishedHeader {
   std::uint64_t guard_capacity;
   std::uint64_t log_capacity;
   std::uint64_t range_capacity;
-  std::uint64_t reserved[2];
+  std::atomic<std::uint64_t> exports_used;  // rows from this one on have never been used
+  std::uint64_t reserved;
 };
 static_assert(sizeof(PublishedHeader) == 64);
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
 
-inline constexpr std::uint64_t kPublishedMagic = 0x32304745444c'4c4dULL;
+inline constexpr std::uint64_t kPublishedMagic = 0x33304745444c'4c4dULL;
 inline constexpr unsigned kTailBits = 40;
 inline constexpr std::uint64_t kTailMask = (std::uint64_t{1} << kTailBits) - 1;
 
@@ -86,6 +101,13 @@ class PublishedView {
   // The sorted address ranges that the owner lists for a live entry. Empty if the entry is not
   // live, lists none or too many, or its list is inconsistent.
   [[nodiscard]] std::vector<Range> ranges(Ref entry) const;
+  // The live export that contains a range, and its guard: a row of the table of exports and the
+  // value of its word. None if the owner exports no such memory.
+  [[nodiscard]] std::optional<std::pair<Export, Ref>> find_export(std::uint64_t address,
+                                                                  std::uint64_t length) const;
+  // Whether a row of that table still has the value at which it was found.
+  [[nodiscard]] bool export_live(Ref row) const;
+  [[nodiscard]] bool exports_any() const;
   // Offset of the proof of a link in the page; none if there is no such guard.
   [[nodiscard]] std::optional<std::uint64_t> proof_offset(std::uint64_t index) const;
   // Copies log bytes [offset, offset + size), clamped to the log's capacity.
@@ -96,6 +118,7 @@ class PublishedView {
   const std::atomic<std::uint64_t>* guards_ = nullptr;
   const std::atomic<std::uint64_t>* facts_ = nullptr;   // two words for each guard
   const std::atomic<std::uint64_t>* ranges_ = nullptr;  // begin and end of each
+  const std::atomic<std::uint64_t>* exports_ = nullptr;
   const std::byte* log_ = nullptr;
   std::uint64_t guard_capacity_ = 0;
   std::uint64_t range_capacity_ = 0;
@@ -137,6 +160,11 @@ class Published {
   // Frees a dead guard's slot and its ranges for reuse.
   void free_guard(std::uint64_t index);
 
+  // Publishes an allocation of a GPU. Throws std::length_error when the table is full.
+  Ref open_export(const Export& exported);
+  // Ends it; peers find it no more, and what they have mapped by it no longer counts as live.
+  void close_export(Ref row);
+
   // Appends one record. Throws std::length_error when the log is full and must be rewritten.
   void append(std::span<const std::byte> record);
   // Replaces the whole log.
@@ -147,6 +175,7 @@ class Published {
   [[nodiscard]] std::atomic<std::uint64_t>& guard_word(std::uint64_t index) const;
   [[nodiscard]] std::span<std::atomic<std::uint64_t>> facts(std::uint64_t index) const;
   [[nodiscard]] std::atomic<std::uint64_t>* range_words() const;
+  [[nodiscard]] std::atomic<std::uint64_t>* export_words() const;
   [[nodiscard]] std::byte* log() const;
   // Rows of the table of ranges.
   struct Listed {
@@ -166,6 +195,8 @@ class Published {
   MappedRegion mapping_;
   PublishedView view_;
   mutable std::mutex guards_mutex_;
+  std::mutex exports_mutex_;
+  std::vector<std::uint64_t> free_exports_;
   std::mutex log_mutex_;
   std::vector<std::uint64_t> free_guards_;
   std::uint64_t next_guard_ = 0;

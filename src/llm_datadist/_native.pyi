@@ -259,6 +259,32 @@ def prepare_gpu(ordinal: int) -> str:
     Retains its primary context for the life of the process. The caller's context stays current.
     """
 
+def gpu_identities() -> list[str]:
+    """
+    Return the identity of each GPU that this process sees, 32 hexadecimal digits, the same in each
+    process.
+    """
+
+class GpuExports:
+    """Allocations of GPUs that peers on this host may map. Thread-safe."""
+
+    def __init__(self, node: Node) -> None: ...
+    def add(self, address: int) -> str:
+        """
+        Publish the allocation that has an address, or count it once more.
+
+        Returns why that is not possible, or "". Without handles of the driver it succeeds, and peers
+        find that they cannot map it.
+        """
+
+    def remove(self, address: int) -> None:
+        """Undo one add() of that address."""
+
+    def renew(self, address: int, size: int) -> None:
+        """
+        Make new handles for the allocations in a range whose memory was replaced.
+        """
+
 class HostPeer:
     """
     A peer process on the same host, read without its help. Thread-safe; keeps the node alive.
@@ -336,7 +362,8 @@ class HostPeer:
         nothing. They are checked before every batch and after the last: OK means that all were
         live until the bytes had arrived. Returns (code, errno, index, moved_bytes): OK, GONE,
         LOCAL_GONE, TIMEOUT, PEER_DEAD, REMOTE_FAULT and LOCAL_FAULT with the descriptor's
-        index, CLOSED, CANCELLED, or SYSTEM with errno: EAGAIN if pages of the peer are absent.
+        index, CLOSED, CANCELLED, or SYSTEM with errno: EAGAIN if pages of the peer are absent,
+        EOPNOTSUPP if memory of a GPU cannot be mapped (gpu_problem), EIO if its driver fails.
         When it returns, nothing is written any more.
         """
 
@@ -354,6 +381,14 @@ class HostPeer:
         """
         As read; returns (outcome, CRC-32C of each descriptor's bytes as native uint32).
         """
+
+    @property
+    def gpu_problem(self) -> str:
+        """Why memory of a GPU could not be mapped, most recently, or ""."""
+
+    @property
+    def gpu_mappings(self) -> int:
+        """The peer's allocations of GPUs that are mapped."""
 
     def close(self) -> None:
         """End running reads with CANCELLED and wait for them. Idempotent."""

@@ -1,53 +1,14 @@
 """Caches in a GPU's memory: found out by their addresses, moved by NIXL and the GPU's driver."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
 from llm_datadist import CacheDesc, DataType, Placement
-from llm_datadist._plan import Plan
-from support.gpu import HERE, STAND_IN
-from support.instances import Held, failing, pattern, zeros
+from support.gpu_caches import EVERY, ORDER, SHAPE, TENSORS, UNITS, WORDS, OnGpu, cache_on
+from support.instances import failing, pattern, zeros
 from support.nixl_backends import NEEDS_NIXL
 
 pytestmark = [NEEDS_NIXL, pytest.mark.gpu]
-
-TENSORS, UNITS, WORDS = 2, 64, 8192  # 8 MiB: more than a slot holds with what comes before it
-SHAPE = (TENSORS, UNITS, WORDS)
-ORDER = [int(at) for at in np.random.default_rng(1).permutation(UNITS)]
-EVERY = list(range(UNITS))
-
-
-class OnGpu:
-    """A blocks cache in a GPU's memory."""
-
-    def __init__(self, side, gpu, seed=0, key=None, placement=Placement.DEVICE):
-        self._gpu = gpu
-        size = UNITS * WORDS * 8
-        self.addresses = [gpu.allocate(size) for _ in range(TENSORS)]
-        self.data = pattern(SHAPE, seed) if seed else zeros(*SHAPE)
-        desc = CacheDesc(TENSORS, [UNITS, WORDS], DataType.DT_UINT64, placement)
-        name = None if key is None else side.blocks_key(key)
-        self.cache = side.manager.register_blocks_cache(desc, self.addresses, name)
-        side.held.append(Held(side, self.cache, None))
-
-    @property
-    def data(self):
-        return np.stack([self._gpu.read(each, (UNITS, WORDS)) for each in self.addresses])
-
-    @data.setter
-    def data(self, words):
-        for address, tensor in zip(self.addresses, words, strict=True):
-            self._gpu.write(address, tensor)
-
-
-def cache_on(where, side, gpu, seed=0, key=None):
-    if where == "gpu":
-        return OnGpu(side, gpu, seed, key)
-    return side.blocks(seed, key, tensors=TENSORS, units=UNITS, words=WORDS)
-
 
 WHERE = [("gpu", "gpu"), ("gpu", "host"), ("host", "gpu")]
 
@@ -129,7 +90,7 @@ def test_beside_the_path_of_host_memory(make, gpu):
         other = cache_on(where, user, gpu, seed=8)
         user.manager.push_blocks(key, other.cache, EVERY, ORDER)
         assert (source.data[:, ORDER] == pattern(SHAPE, 8)).all()
-    assert user.instance.describe_link(1)["backend"] == {"host": "host", "device": "nixl"}
+    assert user.instance.describe_link(1)["backend"] == {"host": "host", "device": "cuda"}
 
 
 def test_copies_within_an_instance(make, gpu):
@@ -171,10 +132,9 @@ def test_an_instance_that_cannot_move_it_says_so(make, gpu, backend):
         OnGpu(side, gpu)
 
 
-@pytest.mark.parametrize("backend", ["host", "tcp"])
-def test_an_instance_that_is_to_move_it_and_cannot_does_not_start(make, gpu, backend):
-    with failing("LLM_FEATURE_NOT_ENABLED", "init", "llm.Device", "NIXL"):
-        make(backend, 1, device="cuda")
+def test_an_instance_that_is_to_move_it_and_cannot_does_not_start(make, gpu):
+    with failing("LLM_FEATURE_NOT_ENABLED", "init", "llm.Device", "tcp"):
+        make("tcp", 1, device="cuda")
 
 
 def test_there_are_no_pools_of_it(make, gpu):
@@ -198,21 +158,6 @@ def test_without_the_engine_nothing_moves(make, gpu):
             call(owner.blocks_key(), target.cache, EVERY, EVERY)
     assert (source.data == pattern(SHAPE, 3)).all()
     assert not target.data.any()
-
-
-def test_bare_addresses_of_it_are_refused_over_lanes(make, gpu):
-    """The initiator knows no cache there, so that it takes the path of host memory."""
-    owner, user = make("auto", device="cuda")
-    target, source = OnGpu(owner, gpu, seed=3), user.blocks(seed=1)
-    engine = user.instance._engine
-    local = engine.registry.find("test", source.cache)
-    data = engine.links.get(1, "test").data
-    addresses = np.array([target.addresses[0]], np.uint64)
-    plan = Plan(local.layout.addrs[:1].copy(), addresses, np.array([4096], np.uint64), 4096)
-    with failing("LLM_PARAM_INVALID", "push", "refused", peer=1):
-        engine.transfers.push_raw("push", 1, local, plan)
-    assert data.failures == 1
-    assert (target.data == pattern(SHAPE, 3)).all()
 
 
 def test_checksums_are_not_supported(make, gpu):
@@ -241,13 +186,3 @@ def test_a_driver_that_fails(make, gpu, stand_in):
     stand_in.reset()
     user.manager.pull_blocks(owner.blocks_key(), target.cache, EVERY, ORDER)
     assert (target.data[:, ORDER] == pattern(SHAPE, 3)).all()
-
-
-def test_between_processes(gpu):
-    """A prefill and a decode process, whose caches are in a GPU's memory."""
-    if STAND_IN:
-        pytest.skip("what stands in for a GPU is a memory of its process")
-    command = [sys.executable, str(HERE / "two_processes.py")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "right bytes" in done.stdout

@@ -25,7 +25,17 @@ def test_with_an_engine():
         UCX_MODULES="^ib,cuda",  # UCX's own module for GPUs must not take it for a driver
     )
     assert passed, output
-    assert "passed, 1 skipped" in output  # two processes, which only a real GPU can be shared by
+    assert "skipped" not in output
+
+
+@pytest.mark.slow
+def test_links_of_one_host():
+    """Strict: nothing but the driver can read the memory."""
+    passed, output = run_tests(
+        [str(HERE / "test_gpu_links.py"), str(HERE / "test_gpu_peers.py")], 110
+    )
+    assert passed, output
+    assert "skipped" not in output
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ ServedLane::Progress ServedLane::begin_push() {
   if (!checked.ok()) {
     return reply(checked);
   }
-  if (links_->source(link_id_, rights_.on_device()) == nullptr) {
+  if (links_->source(link_id_, request_.key_value != 0) == nullptr) {
     return reply(Outcome::failure(Code::kSystem, EOPNOTSUPP));
   }
   // A job thread, however short the push is: reading the initiator's memory may take any time.
@@ -52,7 +52,7 @@ ServedLane::Progress ServedLane::push() {
 }
 
 Outcome ServedLane::run_push() {
-  const std::shared_ptr<HostPeer> host = links_->source(link_id_, rights_.on_device());
+  const std::shared_ptr<HostPeer> host = links_->source(link_id_, request_.key_value != 0);
   Outcome sum;
   if (host == nullptr) {  // the link was dropped meanwhile
     return Outcome::failure(Code::kCancelled);

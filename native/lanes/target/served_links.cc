@@ -47,14 +47,16 @@ void ServedLinks::attach_landing(std::uint64_t link_id, std::shared_ptr<HostPeer
   }
 }
 
-std::shared_ptr<HostPeer> ServedLinks::source(std::uint64_t link_id, bool to_device) const {
+std::shared_ptr<HostPeer> ServedLinks::source(std::uint64_t link_id, bool names_entry) const {
   const std::lock_guard lock(mutex_);
   const auto link = links_.find(link_id);
   if (link == links_.end()) {
     return nullptr;
   }
-  const bool lands = to_device || link->second.host == nullptr;
-  return lands ? link->second.landing : link->second.host;
+  const auto& host = link->second.host;
+  const auto& landing = link->second.landing;
+  const bool from_host = landing == nullptr || (names_entry && host != nullptr);
+  return from_host ? host : landing;
 }
 
 void ServedLinks::offend(std::uint64_t link_id, bool strayed) {

@@ -50,9 +50,9 @@ class ServedLinks {
   void attach_host(std::uint64_t link_id, std::shared_ptr<HostPeer> host);
   // Sets a reader that is restricted to this process's landing slots for that peer.
   void attach_landing(std::uint64_t link_id, std::shared_ptr<HostPeer> landing);
-  // Returns the memory from which pushes of the link are read: the peer's process or, if there is
-  // none or the push goes to an accelerator, the landing slots. May be null.
-  [[nodiscard]] std::shared_ptr<HostPeer> source(std::uint64_t link_id, bool to_device) const;
+  // Returns the memory from which a push of the link is read: the peer's process, if the push names
+  // an entry of the peer, else the landing slots; if there is only one of them, that. May be null.
+  [[nodiscard]] std::shared_ptr<HostPeer> source(std::uint64_t link_id, bool names_entry) const;
   void offend(std::uint64_t link_id, bool strayed);
   // Returns the offences of existing links since the last call.
   std::vector<Offences> take_offences();

@@ -112,6 +112,8 @@ class LinkLanes:
     ) -> None:
         self.node = node
         self.link_id = link_id
+        self.host: _native.HostPeer | None = None
+        """The reader of the peer's process, if it is on this host; its channel closes it."""
         self.answers = 0
         """Number of successful operations; not locked, so it may miss a few."""
         self._num_client = len(client_lanes)
@@ -176,6 +178,7 @@ class LinkLanes:
 
     def attach_host(self, host: _native.HostPeer) -> None:
         """Let this process's threads carry out the peer's pushes, reading the peer's memory."""
+        self.host = host
         self.node.lane_server.attach_host(self.link_id, host)
 
     def attach_landing(self, landing: _native.HostPeer) -> None:
@@ -303,6 +306,7 @@ class LinkLanes:
 
     def close(self) -> None:
         """Close both directions; returns when no operation of this link touches memory."""
+        self.host = None
         self.end()
         while self._unserved:
             os.close(self._unserved.pop().fd)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llm_datadist._backends.base import Unavailable
+from llm_datadist._backends.gpu import GpuBackend
 from llm_datadist._backends.host import HostBackend
 from llm_datadist._backends.nixl.bindings import has_rdma
 from llm_datadist._backends.tcp import TcpBackend
@@ -49,8 +50,9 @@ class Offer:
 def make_backends(config: Config, node: Node, pools: tuple[PoolMemory, ...]) -> Offer:
     """Make the backends that the options select.
 
-    By default an instance has the same-host path, NIXL if the host has an RDMA device or device
-    memory is a GPU's, and the lanes, which are faster than NIXL over plain Ethernet.
+    By default an instance has the same-host path, also for GPUs if device memory is a GPU's, NIXL
+    if the host has an RDMA device or device memory is a GPU's, and the lanes, which are faster than
+    NIXL over plain Ethernet.
 
     Args:
         config: The instance's options.
@@ -62,8 +64,9 @@ def make_backends(config: Config, node: Node, pools: tuple[PoolMemory, ...]) -> 
     """
     if config.backend == "tcp":
         return Offer((TcpBackend(),), {})
+    gpus = (GpuBackend(node),) if config.device == "cuda" else ()
     if config.backend == "host":
-        return Offer((_make_host(config, node, pools),), {})
+        return Offer((_make_host(config, node, pools), *gpus), {})
     if config.backend == "nixl":
         return Offer((_make_nixl(config, node, rdma_only=False),), {})
     missing: dict[str, str] = {}
@@ -73,7 +76,7 @@ def make_backends(config: Config, node: Node, pools: tuple[PoolMemory, ...]) -> 
             accelerated.append(_make_nixl(config, node, rdma_only=True))
         except Unavailable as error:
             missing["nixl"] = str(error)
-    return Offer((_make_host(config, node, pools), *accelerated, TcpBackend()), missing)
+    return Offer((_make_host(config, node, pools), *gpus, *accelerated, TcpBackend()), missing)
 
 
 def _make_host(config: Config, node: Node, pools: tuple[PoolMemory, ...]) -> HostBackend:
@@ -113,17 +116,18 @@ def select_channel(
 def select_device_channel(
     backends: tuple[Backend, ...], peer: PeerEndpoint, lanes: LinkLanes, channel: Channel
 ) -> tuple[Channel | None, str]:
-    """Return the channel for accelerator memory, or None and why there is none.
+    """Return the channel for accelerator memory, or None; and why better ones are not used.
 
     It is the link's channel if that reaches such memory, else one beside it.
     """
     if channel.innermost.reaches_devices:
         return channel, ""
-    why = 'llm.Device is not "cuda", and transfer_backend not "nixl"'
+    reasons: list[str] = []
     for backend in backends:
         if "device" in backend.capabilities.placements:
             try:
-                return backend.connect_device(peer, lanes), ""
+                return backend.connect_device(peer, lanes), "; ".join(reasons)
             except Unavailable as error:
-                why = f"{backend.name}: {error}"
-    return None, why
+                reasons.append(f"{backend.name}: {error}")
+    none = 'llm.Device is not "cuda", and transfer_backend not "nixl"'
+    return None, "; ".join(reasons) or none

@@ -186,8 +186,8 @@ class LLMConfig:
     @Str(keys.DEVICE)
     def device(self) -> str | None:
         """Where device memory is: "auto" (a GPU's where the addresses are, else the host's), "cpu"
-        (the host's), "cuda" (needs a GPU, and NIXL, which moves its memory) *(extension)*. Unset:
-        auto.
+        (the host's), "cuda" (needs a GPU, whose memory then moves between processes of this host,
+        and with NIXL to other hosts) *(extension)*. Unset: auto.
         """
 
     @Int(keys.TRANSFER_THREADS, low=1, high=256)

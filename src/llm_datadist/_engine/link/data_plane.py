@@ -76,7 +76,7 @@ class DataPlane:
         lanes: The link's lanes.
         channel: The backend's connection for bulk data.
         device_channel: The one for memory of accelerators, if there is one.
-        why_no_device: Reason for having none.
+        why_device: Why it is not a better one, or there is none.
         reasons: Backends that were passed over, and why.
         own_link_ref: Local guard that is open as long as this end of the link.
         in_process: Whether the peer is in this process, so that addresses are comparable.
@@ -94,7 +94,7 @@ class DataPlane:
         own_link_ref: Ref,
         *,
         device_channel: Channel | None = None,
-        why_no_device: str = "",
+        why_device: str = "",
         in_process: bool = False,
         checksum: str,
         keep_directory: bool,
@@ -103,7 +103,7 @@ class DataPlane:
         self.lanes = lanes
         self.channel = channel
         self.device_channel = device_channel
-        self._why_no_device = why_no_device
+        self._why_device = why_device
         self.reasons = reasons
         self.own_link_ref = own_link_ref
         self.in_process = in_process
@@ -135,7 +135,7 @@ class DataPlane:
     @property
     def device_trouble(self) -> str:
         """Why accelerator memory cannot be moved; empty if it can."""
-        return self._why_no_device if self.device_channel is None else self.device_channel.trouble
+        return self._why_device if self.device_channel is None else self.device_channel.trouble
 
     def channels(self) -> list[Channel]:
         """The channels of the link, each once."""
@@ -180,6 +180,7 @@ class DataPlane:
             },
             "why": self.reasons or {self.channel.name: "the best path that both sides have"},
             "channel": self.channel.describe(),
+            **self._describe_device_channel(),
             "lanes": self.lanes.count,
             "checksum": self.checksum,
             "counters": {
@@ -191,6 +192,17 @@ class DataPlane:
                 "checksum_mismatches": self.mismatches,
             },
         }
+
+    def _describe_device_channel(self) -> dict[str, object]:
+        """Return the facts about memory of accelerators, where they differ from those above."""
+        if self.device_channel is self.channel:
+            return {}
+        facts: dict[str, object] = {}
+        if self._why_device:
+            facts["why_device"] = self._why_device
+        if self.device_channel is not None:
+            facts["device_channel"] = self.device_channel.describe()
+        return facts
 
     def close(self) -> None:
         """End everything; returns when no transfer of the link touches memory."""

@@ -171,7 +171,7 @@ class DataPlanes:
             selection.reasons,
             own_ref,
             device_channel=device_channel,
-            why_no_device=why_not,
+            why_device=why_not,
             in_process=is_of_this_process(peer.incarnation),
             checksum=self._checksum(peer, remote.features),
             keep_directory=self._config.remote_accessible,

@@ -50,11 +50,11 @@ def check_reaches_devices(backends: Iterable[Backend], missing: Mapping[str, str
         LLMException: LLM_FEATURE_NOT_ENABLED.
     """
     if not any(map(reaches_devices, backends)):
-        why = missing.get("nixl", 'transfer_backend is not "nixl" or "auto"')
+        why = missing.get("nixl", 'transfer_backend is "tcp"')
         raise fail(
             _NOT_ENABLED,
             "init",
-            f'option llm.Device is "cuda", but only NIXL moves a GPU\'s memory: {why}',
+            f'option llm.Device is "cuda", but no data path moves a GPU\'s memory: {why}',
             'mend that, or set llm.Device to "cpu"',
         )
 

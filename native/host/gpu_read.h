@@ -1,0 +1,57 @@
+// One running read from a peer on the same host when a GPU has the memory of either side. It runs
+// on a thread of its own (cuda/job.h), so that a driver or a GPU that hangs holds up nothing else.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "copy/descriptors.h"
+#include "cuda/copy.h"
+#include "cuda/job.h"
+#include "host/gpu_imports.h"
+#include "host/peer.h"
+#include "memory/entries.h"
+
+namespace ldd {
+
+// What is copied between two checks of the guards and the deadline.
+inline constexpr std::uint64_t kGpuChunkBytes = std::uint64_t{16} << 20;
+inline constexpr std::size_t kGpuChunkPieces = 256;
+// The same, when the bytes come from the peer's host memory, through pinned memory of the library.
+inline constexpr std::uint64_t kStagedChunkBytes = std::uint64_t{8} << 20;
+
+class GpuRead final : public cuda::Job {
+ public:
+  // Copies the descriptors, and ignores `checks.more`, which the thread of the caller asks.
+  GpuRead(std::shared_ptr<HostPeer> peer, const Descriptors& work, const ReadChecks& checks);
+  // Whether a read needs it: the peer's memory is a GPU's, or the local entry is and the peer is
+  // another process.
+  static bool concerns(const HostPeer& peer, const Descriptors& work, const ReadChecks& checks);
+
+  Outcome run() override;
+
+ private:
+  [[nodiscard]] Descriptors work() const { return {local_, remote_, length_}; }
+  [[nodiscard]] Outcome before_chunk() const;
+  [[nodiscard]] Outcome after_all() const;
+  // Finds the GPU whose stream copies, and the peer's allocations.
+  [[nodiscard]] Outcome resolve();
+  [[nodiscard]] Outcome copy_all(cuda::Device& device);
+  [[nodiscard]] Outcome copy_chunk(const cuda::Driver& driver, cuda::StreamHandle stream,
+                                   const Batch& chunk);
+  [[nodiscard]] Outcome fetch_to(std::uint64_t staging, const Batch& chunk);
+
+  std::shared_ptr<HostPeer> peer_;
+  std::vector<std::uint64_t> local_;
+  std::vector<std::uint64_t> remote_;
+  std::vector<std::uint64_t> length_;
+  std::vector<std::uint64_t> source_;  // the remote ranges as this process addresses them
+  ReadChecks checks_;
+  std::shared_ptr<Entry> local_entry_;
+  std::vector<std::shared_ptr<const GpuMapping>> mappings_;
+  bool staged_ = false;  // the peer's memory is its host's
+  int device_ = kHostMemory;
+};
+
+}  // namespace ldd
