@@ -63,7 +63,7 @@ tools: $(VENV)/.lint $(VENV)/.test $(VENV)/.installed
 
 # ---- static checks -------------------------------------------------------------------------------
 
-lint: python-format python-lint native-format native-includes layers types spelling sizes conformance pointers
+lint: python-format python-lint native-format native-includes layers types spelling sizes conformance pointers ptx-check
 
 python-format: $(VENV)/.lint
 	$(BIN)/ruff format --check --quiet .
@@ -97,6 +97,16 @@ conformance: $(VENV)/.tools
 # Files that comments, docstrings and pages name must exist.
 pointers: $(VENV)/.tools
 	$(BIN)/python tools/check_named_files.py
+
+# The kernels' PTX is committed; NVRTC makes it, from PyPI and without a GPU.
+.PHONY: ptx ptx-check
+ptx: $(VENV)/.tools
+	$(BIN)/pip install -qq --group ptx
+	$(BIN)/python tools/make_ptx.py
+
+ptx-check: $(VENV)/.tools
+	@$(BIN)/pip install -qq --group ptx || true  # without it the next line says so
+	$(BIN)/python tools/make_ptx.py --check
 
 # Fixes what python-format, native-format and a part of python-lint check.
 format: $(VENV)/.lint
@@ -186,6 +196,12 @@ many-links: $(VENV)/.installed $(VENV)/.test
 .PHONY: nixl-check
 nixl-check: $(VENV)/.installed $(VENV)/.test
 	$(BIN)/python -c "from llm_datadist._backends.nixl.bindings import load_bindings as load; print(load().distribution)"
+
+# The tests of GPU memory on this machine's GPU; fails where there is none.
+.PHONY: gpu-check
+gpu-check: $(VENV)/.installed $(VENV)/.test
+	$(BIN)/python -c "from llm_datadist._devices.cuda import load_driver as load; load()"
+	$(BIN)/python -m pytest tests/devices $(ARGS)
 
 # ---- long forms of tests that `make test` runs in short ------------------------------------------
 
