@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from llm_datadist import LLMConfig, LLMException, LLMStatusCode
+from llm_datadist import LLMConfig, LLMDataDist, LLMException, LLMStatusCode
 from llm_datadist.aio import Node, cluster_id_of
 from support.instances import pattern
 from support.setup import ANY_PORT
@@ -168,7 +168,7 @@ def test_an_address_of_another_node_is_refused(run, directory):
         ):
             directory.write_text(directory.read_text().replace("prefill", "other"))
             with pytest.raises(LLMException, match=str(cluster_id_of("prefill"))):
-                await decode.connect("other", timeout=0.2)
+                await decode.connect("other", timeout=1.0)
             assert decode.instance.describe_links() == []
 
     run(main())
@@ -184,6 +184,20 @@ def test_what_a_node_announces(directory):
     assert config.listen_ip_info is None
     asyncio.run(node.close())
     asyncio.run(node.close())
+
+
+def test_a_node_that_cannot_be_announced_leaves_no_instance(directory, monkeypatch):
+    ended, finalize = [], LLMDataDist.finalize
+
+    def note_and_finalize(instance):
+        ended.append(instance.cluster_id)
+        finalize(instance)
+
+    monkeypatch.setattr(LLMDataDist, "finalize", note_and_finalize)
+    directory.write_text("[]")
+    with pytest.raises(ValueError, match="is no directory of nodes"):
+        Node("a", ANY_PORT, directory=directory)
+    assert ended == [cluster_id_of("a")]
 
 
 def test_a_timeout_ends_a_pull_that_is_under_way(run):
