@@ -62,7 +62,7 @@ def a_plane(*, device=True, keep=False, checksum="off", reasons=None):
         reasons or {},
         (3, 31),
         device_channel={True: Channel("nixl", ended), None: channel}.get(device),
-        why_no_device="there is no GPU",
+        why_device="there is no GPU",
         checksum=checksum,
         keep_directory=keep,
     )
