@@ -238,9 +238,9 @@ MUTATIONS = (
     Mutation(
         "served-without-key",
         "a request needs its key alive",
-        "native/memory/published.h",
-        "return !ref.named() || ((ref.value & 1) != 0 && guard(ref.index) == ref.value);",
-        "return !ref.named() || (ref.value & 1) != 0;",
+        "native/lanes/target/rights.h",
+        "bool key_live() const { return node_->view().live(key_); }",
+        "bool key_live() const { return true; }",
         tests=_TRANSFERS,
     ),
     Mutation(
