@@ -271,6 +271,14 @@ wheel: $(VENV)/.tools
 	@build/wheel-venv/bin/llm-datadist --help >/dev/null
 	@ls -sh build/dist
 
+# Wheels for glibc 2.28 and later, built with the compiler of ziglang, checked by auditwheel and abi3audit.
+#   make wheels WHEEL_PYTHONS="python3.10 python3.11 python3.12"     python3.12 makes the abi3 wheel
+.PHONY: wheels
+WHEEL_PYTHONS ?= $(PYTHON)
+wheels:
+	@tools/build_wheels.sh build/wheels $(WHEEL_PYTHONS)
+	@ls -sh build/wheels
+
 demo-quick: $(VENV)/.installed
 	$(BIN)/llm-datadist demo --mode pull $(QUICK_DEMO)
 	$(BIN)/llm-datadist demo --mode layerwise --backend tcp $(QUICK_DEMO)
