@@ -18,6 +18,7 @@ from llm_datadist import (
     Placement,
     TransferConfig,
 )
+from llm_datadist.layouts import dense
 
 SHAPE = [4, 64]
 POOL = '{"memory_size": 1048576}'
@@ -45,10 +46,21 @@ class World:
         desc = CacheDesc(2, SHAPE, DataType.DT_FLOAT)
         self.addrs = [[t.ctypes.data for t in tensors] for tensors in self.memory.reshape(4, 2, -1)]
         slots = manager.register_cache(desc, self.addrs[0], [CacheKey(1, 1)])
-        blocks = manager.register_blocks_cache(desc, self.addrs[1], BlocksCacheKey(1))
+        layout = dense(
+            "NHD",
+            layers=range(1),
+            kv_heads=1,
+            heads=range(1),
+            head_size=16,
+            data_type=DataType.DT_FLOAT,
+            block_tokens=4,
+        )
+        blocks = manager.register_blocks_cache(
+            desc, self.addrs[1], BlocksCacheKey(1), layout=layout
+        )
         others = far.cache_manager
         others.register_cache(desc, self.addrs[2])
-        others.register_blocks_cache(desc, self.addrs[3], BlocksCacheKey(2))
+        others.register_blocks_cache(desc, self.addrs[3], BlocksCacheKey(2), layout=layout)
         self.host = Cache.create_cpu_cache(
             CacheDesc(2, SHAPE, DataType.DT_FLOAT, Placement.HOST), self.addrs[1]
         )
@@ -59,6 +71,7 @@ class World:
             "dst_layer_range": range(1),
             "tensor_num_per_layer": 2,
         }
+        tokens = {"num_tokens": 1, "src_offset": 0, "dst_offset": 0, "layers": range(1)}
         both = {"src_blocks": [0, 1], "dst_blocks": [2, 3]}
         slot, key = CacheKeyByIdAndIndex(2, 1), BlocksCacheKey(2)
         self.good = {
@@ -87,13 +100,19 @@ class World:
                 "key": BlocksCacheKey(1, 7),
                 "remote_accessible": True,
                 "placement": Placement.HOST,
+                "layout": None,
             },
             "register_cache": registering | {"cache_keys": [CacheKey(1, 5)]},
-            "register_blocks_cache": registering | {"blocks_cache_key": BlocksCacheKey(1, 5)},
+            "register_blocks_cache": registering
+            | {"blocks_cache_key": BlocksCacheKey(1, 5), "layout": None},
             "unregister_cache": {"cache_id": 999},
             "allocate_cache": {"cache_desc": desc, "cache_keys": [CacheKey(1, 6)]},
             "deallocate_cache": {"cache": slots},
-            "allocate_blocks_cache": {"cache_desc": desc, "blocks_cache_key": BlocksCacheKey(1, 6)},
+            "allocate_blocks_cache": {
+                "cache_desc": desc,
+                "blocks_cache_key": BlocksCacheKey(1, 6),
+                "layout": None,
+            },
             "deallocate_blocks_cache": {"cache": blocks},
             "remove_cache_key": {"cache_key": CacheKey(1, 7)},
             "pull_cache": {"cache_key": slot, "cache": slots, "batch_index": 1, "size": 8}
@@ -107,6 +126,15 @@ class World:
                 "size": 8,
             }
             | pulling,
+            "pull_resharded": {"src_cache_keys": [key], "dst_cache": blocks}
+            | {"src_blocks": [[0, 1]], "dst_blocks": [2, 3], "prefer": 0}
+            | tokens,
+            "push_resharded": {"dst_cache_keys": [key], "src_cache": blocks}
+            | {"src_blocks": [2, 3], "dst_blocks": [[0, 1]]}
+            | tokens,
+            "explain_resharded": {"cache_keys": [key], "cache": blocks, "push": False, "prefer": 0}
+            | {"remote_blocks": [[0, 1]], "local_blocks": [2, 3]}
+            | tokens,
             "transfer_cache_async": {
                 "src_cache": blocks,
                 "layer_synchronizer": Ready(),

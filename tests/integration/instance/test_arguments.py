@@ -98,6 +98,17 @@ LAYERS = {
     "dst_layer_range": NO_RANGE,
     "tensor_num_per_layer": NO_LAYER_SIZE,
 }
+NO_KEY_LIST = [*NONE, (T, 1), (T, BlocksCacheKey(2)), (T, [1]), (T, [CacheKey(2, 1)])]
+NO_BLOCK_LISTS = [*NONE, (T, 1), (T, "01"), (T, [1]), (T, [[0, "1"]]), (V, [[-1]])]
+WRONG_BLOCKS = [*NO_LIST, (T, [0, "1"]), (T, [True]), (V, [-1])]
+NO_TOKENS = [*NO_INT, *NONE, (V, -1)]
+TOKENS = {
+    "num_tokens": NO_TOKENS,
+    "src_offset": NO_TOKENS,
+    "dst_offset": NO_TOKENS,
+    "layers": [(T, [0]), (T, 1)],
+}
+NO_LAYOUT = [(T, 1), (T, "NHD")]
 #: Method -> argument -> (what is to be raised, for which value).
 MISTAKES = {
     "init": {
@@ -162,6 +173,7 @@ MISTAKES = {
         "key": [(T, 1), (T, [1]), (T, [BlocksCacheKey(1)])],
         "remote_accessible": [*NO_BOOL, *NONE],
         "placement": [(T, 1), (T, "HOST")],
+        "layout": NO_LAYOUT,
     },
     "register_cache": {
         "cache_desc": [*NO_DESC, (A, None)],
@@ -174,6 +186,7 @@ MISTAKES = {
         "addrs": NO_ADDRS,
         "blocks_cache_key": [(T, 1), (T, CacheKey(1, 1)), (T, [BlocksCacheKey(1)])],
         "remote_accessible": NO_BOOL,
+        "layout": NO_LAYOUT,
     },
     "unregister_cache": {"cache_id": [*NO_INT, *NONE]},
     "allocate_cache": {
@@ -184,6 +197,7 @@ MISTAKES = {
     "allocate_blocks_cache": {
         "cache_desc": [*NO_DESC, *NONE],
         "blocks_cache_key": [(T, 1), (T, CacheKey(1, 1))],
+        "layout": NO_LAYOUT,
     },
     "deallocate_blocks_cache": {"cache": NO_CACHE},
     "remove_cache_key": {"cache_key": [*NO_KEY, (T, BlocksCacheKey(1))]},
@@ -315,6 +329,30 @@ MISTAKES = {
             (P, MemInfo(DEVICE, 4096, -1)),
         ],
     },
+    "pull_resharded": {
+        "src_cache_keys": NO_KEY_LIST,
+        "dst_cache": NO_CACHE,
+        "src_blocks": NO_BLOCK_LISTS,
+        "dst_blocks": WRONG_BLOCKS,
+        "prefer": NO_TOKENS,
+    }
+    | TOKENS,
+    "push_resharded": {
+        "dst_cache_keys": NO_KEY_LIST,
+        "src_cache": NO_CACHE,
+        "src_blocks": WRONG_BLOCKS,
+        "dst_blocks": NO_BLOCK_LISTS,
+    }
+    | TOKENS,
+    "explain_resharded": {
+        "cache_keys": NO_KEY_LIST,
+        "cache": NO_CACHE,
+        "remote_blocks": [],  # its texts have the names of the transfer that it explains
+        "local_blocks": [],
+        "push": NO_BOOL,
+        "prefer": NO_TOKENS,
+    }
+    | TOKENS,
     "lease": {
         "cache_key": [*NO_KEY, (T, BlocksCacheKey)],
         "blocks": [mistake for mistake in NO_BLOCKS if mistake not in [*NONE, (P, [0])]],
