@@ -6,7 +6,7 @@ std::optional<Allocation> export_allocation(const Driver& driver, Address addres
                                             std::string& problem) {
   Allocation made;
   const std::optional<int> ordinal = device_of(driver, address);
-  Device* const device = ordinal ? Device::find(driver, *ordinal, problem) : nullptr;
+  const Device* const device = ordinal ? Device::find(driver, *ordinal, problem) : nullptr;
   if (device == nullptr) {
     problem = problem.empty() ? "the address is no GPU's" : problem;
     return std::nullopt;
