@@ -10,13 +10,14 @@ import struct
 
 import numpy as np
 
-MAGIC = 0x32304745444C4C4D
+MAGIC = 0x33304745444C4C4D
 HEADER = struct.Struct("<8Q")
+EXPORT_BYTES = 1024 * 16 * 8  # the table of exported GPU memory, behind the ranges
 F_ADD_SEALS, F_SEAL_SHRINK = 1033, 2
 
 
 class ForgedPage:
-    """A sealed memory file with a header, guards, facts, ranges and a log.
+    """A sealed memory file with a header, guards, facts, ranges, exports and a log.
 
     Args:
         incarnation: Whose page it says that it is.
@@ -27,7 +28,7 @@ class ForgedPage:
     def __init__(self, incarnation, rows=(), **header):
         guards, log = 64, 4096
         capacities = {"guards": guards, "log": log, "ranges": max(len(rows), 1)} | header
-        room = HEADER.size + 24 * guards + 16 * max(len(rows), 1) + log
+        room = HEADER.size + 24 * guards + 16 * max(len(rows), 1) + EXPORT_BYTES + log
         self.size = -(-room // mmap.PAGESIZE) * mmap.PAGESIZE
         self.fd = os.memfd_create("forged", os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, self.size)
