@@ -31,6 +31,7 @@ from llm_datadist import (
     Placement,
     TransferConfig,
 )
+from llm_datadist.layouts import dense
 from llm_datadist.testing import Killed, PeerGroup
 from support.instances import Side, eventually, finalize, initialized, link
 from support.proxy import Fault, Proxy
@@ -81,6 +82,7 @@ CALLS = {
     "link_clusters": Expected(LATE, {"LLM_LINK_FAILED"}, ASKED),
     "check_link_status": Expected(LATE, NONE, SYNC),
     "describe_link": Expected(OK, NONE),
+    "describe_links": Expected(OK, OK),
     "describe_relinks": Expected(OK, OK),
     "link": Expected(OK, OK),
     "query_register_mem_status": Expected(OK, OK),
@@ -97,8 +99,11 @@ CALLS = {
     "remove_cache_key": Expected(OK, OK, SYNC),
     "pull_cache": Expected(LATE, NONE, SYNC, OK),
     "pull_blocks": Expected(LATE, NONE, SYNC, OK),
+    "pull_resharded": Expected(LATE, NONE, SYNC, OK),
+    "explain_resharded": Expected(LATE, NONE, SYNC, OK),
     "push_blocks": Expected(LATE, NONE, SYNC),
     "push_cache": Expected(LATE, NONE, SYNC),
+    "push_resharded": Expected(LATE, NONE, SYNC),
     "transfer_cache_async": Expected(OK, OK),
     "CacheTask.synchronize": Expected(LATE, NONE, SYNC),
     "CacheTask.get_results": Expected(LATE, NONE, SYNC),
@@ -112,6 +117,15 @@ CALLS = {
     "unlink_clusters force": Expected(OK, OK),
     "finalize": Expected(OK, OK),
 }
+LAYOUT = {
+    "axes": "NHD",
+    "layers": range(2),
+    "kv_heads": 8,
+    "heads": range(8),
+    "head_size": 4,
+    "data_type": DataType.DT_UINT64,
+    "block_tokens": 4,
+}
 LAST = ("remap_registered_memory", "unlink_clusters", "unlink_clusters force", "finalize")
 
 
@@ -123,7 +137,7 @@ class Ready(LayerSynchronizer):
 def stand(member, backend):
     """Body of the peer: caches for the other end, until it is asked to end."""
     side = Side(1, backend)
-    blocks, slots = side.blocks(1, key=0), side.slots(2)
+    blocks, slots = side.blocks(1, key=0, layout=dense(**LAYOUT)), side.slots(2)
     member.send([list(side.address), slots.id, [tensor.ctypes.data for tensor in blocks.data]])
     member.receive(600)
     finalize(side)
@@ -166,7 +180,8 @@ class Caller:
         self.side = Side(2, backend, pool=1 << 20, sync_kv_timeout=sync_ms, peer_timeout_ms=120_000)
         self.manager, self.instance = self.side.manager, self.side.instance
         self.peer = peer
-        self.blocks, self.slots = self.side.blocks(3), self.side.slots(4)
+        self.blocks = self.side.blocks(3, layout=dense(**LAYOUT))
+        self.slots = self.side.slots(4)
         self.remapped = self.side.blocks(5)  # of no other call: transfers of it may raise
         desc = CacheDesc(4, [8, 128], DataType.DT_UINT64, Placement.HOST)
         self.memory = np.zeros((4, 8, 128), np.uint64)
@@ -203,6 +218,9 @@ class Caller:
 
     def describe_link(self):
         assert self.instance.describe_link(1)["state"] == "LINKED"
+
+    def describe_links(self):
+        self.instance.describe_links()
 
     def describe_relinks(self):
         self.instance.describe_relinks()
@@ -255,11 +273,25 @@ class Caller:
     def pull_blocks(self):
         self.manager.pull_blocks(BlocksCacheKey(1), self.blocks.cache, [1, 2], [3, 4])
 
+    def pull_resharded(self):
+        self.manager.pull_resharded(*self.resharded())
+
+    def explain_resharded(self):
+        self.manager.explain_resharded(*self.resharded())
+
+    def resharded(self):
+        """Arguments of a call that moves blocks 1 and 2 of the peer, or to it."""
+        return [BlocksCacheKey(1)], self.blocks.cache, [[1, 2]], [3, 4], 8
+
     def push_blocks(self):
         self.manager.push_blocks(BlocksCacheKey(1), self.blocks.cache, [1, 2], [3, 4])
 
     def push_cache(self):
         self.manager.push_cache(CacheKeyByIdAndIndex(1, self.peer.slots_id), self.slots.cache)
+
+    def push_resharded(self):
+        keys, cache, remote_blocks, local_blocks, num_tokens = self.resharded()
+        self.manager.push_resharded(keys, cache, local_blocks, remote_blocks, num_tokens)
 
     def transfer_cache_async(self):
         config = TransferConfig(1, self.peer.addrs)

@@ -107,12 +107,13 @@ class Side:
         placement=Placement.DEVICE,
         accessible=None,
         data=None,
+        **more,
     ):
         if data is None:
             data = pattern((tensors, units, words), seed) if seed else zeros(tensors, units, words)
         desc = CacheDesc(len(data), list(data.shape[1:]), DataType.DT_UINT64, placement)
         addrs = [tensor.ctypes.data for tensor in data]
-        held = Held(self, call(desc, addrs, names, accessible), data)
+        held = Held(self, call(desc, addrs, names, accessible, **more), data)
         self.held.append(held)
         return held
 
