@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh Debian machine with python3 (with venv), g++ and make:
+# Two commands do everything on a fresh Debian machine with python3-venv, python3-dev, g++ and make:
 #   make demo     build, install into .venv, run the prefill/decode demo      (ARGS="--help" lists its options)
 #   make test     build, install into .venv, run the whole test suite         (ARGS="tests/unit -k plan" narrows it)
 # Every other check has a target too; .ci/run and .pre-commit-config.yaml only call these.
