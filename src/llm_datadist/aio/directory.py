@@ -18,9 +18,9 @@ __all__ = ["FileDirectory"]
 class FileDirectory:
     """A JSON object of names and addresses in a file, changed under a lock of the file.
 
-    The file is made when it is missing, readable and writable by its owner only: whoever can write
-    it decides where nodes connect to. Entries of nodes that ended without `close` stay until a node
-    of that name comes back.
+    The file is made when it is missing, readable and writable by its owner only: a process that can
+    write it decides where nodes connect. Entries of nodes that ended without `close` stay until a
+    node of that name comes back.
 
     Args:
         path: The file; on a file system with locks (`flock`) if several machines use it.
