@@ -1,4 +1,4 @@
-// GPUs: the driver, and which addresses are whose.
+// Memory of GPUs: the driver, the GPU that an address belongs to, and exported allocations.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>

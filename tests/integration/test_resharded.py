@@ -139,7 +139,7 @@ def test_caches_without_a_layout_are_named(sides):
     rank, _, own = sides
     KvCache(rank, described=False)
     local = KvCache(own)
-    words = ("source 0 of 1", "registered there without a layout")
+    words = ("source 0 of 1", "the peer registered cache ", " without a layout")
     with failing("LLM_PARAM_INVALID", "pull_resharded", *words, peer=FIRST):
         own.manager.pull_resharded([KEYS[0]], local.cache, [[1]], [1], 4)
     bare = KvCache(own, described=False, key=5)

@@ -141,7 +141,7 @@ class GpuChannel(Channel):
 
 
 class GpuBackend(Backend):
-    """See the module.
+    """The memory of GPUs that an instance shares with peers on this host; see the module.
 
     Args:
         node: The instance.

@@ -96,7 +96,7 @@ class LinkLanes:
         client_lanes: Lanes on which the peer serves this instance; ownership passes.
         server_lanes: Lanes on which this instance serves the peer; ownership passes.
         on_loss: Called, on the thread of the operation that finds it, when client lanes are
-            missing. It must not block, and must lead to a call of `add`. None if no one opens new
+            missing. It must not block, and must lead to a call of `add`. None if nothing opens new
             lanes: a link without lanes is then dead.
 
     Thread-safe.

@@ -1,4 +1,4 @@
-"""What differs for an instance in first-generation mode: where it listens, the switch of roles.
+"""Rules of first-generation mode for an instance: where it listens, how its role changes.
 
 Source: api.md 8.
 """

@@ -16,7 +16,7 @@ __all__ = ["Parts", "load_parts"]
 
 
 class Parts(NamedTuple):
-    """What an instance is made of."""
+    """The functions and classes from which `LLMDataDist` makes an instance."""
 
     check_not_patched: Callable[[], None]
     parse_options: Callable[[dict[str, str]], Config]
@@ -27,7 +27,7 @@ class Parts(NamedTuple):
 
 @functools.cache
 def load_parts() -> Parts:
-    """Import them, when the first instance is made."""
+    """Import the parts; called when the first instance is made."""
     from llm_datadist._control.patched import check_not_patched  # noqa: PLC0415
     from llm_datadist._domains import Domains  # noqa: PLC0415
     from llm_datadist._engine import Engine  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""What an accepting member does while it waits: bind its port again, and look why nothing comes."""
+"""Work of a member that waits to be dialed: bind a taken port again, find out why no dial comes."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ class AcceptRounds:
     """Serves the domains in which this member accepts, until all of them are linked or over.
 
     A port that is taken is bound as soon as it is free. If the maps of two members disagree so that
-    both accept, nothing comes: so after a third and two thirds of the time limit this member dials
-    too, only to compare the maps. It also asks what listens at its own address in its place.
+    both accept, neither dials: so after a third and two thirds of the time limit this member dials
+    too, only to compare the maps. If its own address is taken, it dials that to name the instance
+    that listens there.
 
     Args:
         cluster_id: The instance's own id.

@@ -138,7 +138,7 @@ class DomainBook:
                 )
 
     def instead_of(self, name: str, peer_id: int) -> str:
-        """Return that there is no such domain, and for which ones this member expects that peer."""
+        """Return why a dial finds no domain of that name, and which ones wait for the peer."""
         others = [
             f"{domain.name!r} with cluster_rank_info {domain.hello.ranks}"
             for domain in self._by_id.values()

@@ -1,4 +1,4 @@
-"""Answer the members that dial this one, and hear of those that leave."""
+"""Answer the members that dial this one, and handle those that leave."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class Rendezvous:
     def compare(
         self, peer_id: int, addresses: Sequence[Address], hello: DomainHello, deadline: float
     ) -> Meeting:
-        """Dial a peer that this end does not dial for links, only for its opinion of a domain.
+        """Dial a peer only to compare the two ends' maps of a domain; no link is made.
 
         REFUSED when the two ends disagree; never LINKED.
 

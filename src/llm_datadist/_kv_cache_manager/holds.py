@@ -20,7 +20,7 @@ _OPERATION: Final = "deallocate_cache"
 
 @final
 class Holds:
-    """Gives out the caches of one instance as objects whose end ends the hold of the id.
+    """Gives the program an object for each cache; when that object is gone, the id's hold ends.
 
     The registry has a Cache of its own for each cache, so that the program's is the only one that
     counts. Thread-safe.
@@ -47,8 +47,8 @@ class Holds:
     def drop(self, cache: Cache) -> None:
         """End the hold of a cache's id, if there is one yet.
 
-        At once where this thread is in the program's code. The garbage collector may also run in
-        code of this library, under any of its locks; then a worker does it.
+        It ends at once if this thread runs the program's code. The garbage collector may also run
+        in code of this library, under any of its locks; then a worker ends it.
         """
         if _is_in_library(sys._getframe(1)):
             self._links.call_later(0.0, lambda: self._deallocate(cache))

@@ -44,8 +44,8 @@ __all__ = ["receive_link"]
 logger = logging.getLogger("llm_datadist")
 
 _SETUP_SECONDS: Final = 30.0  # of an authenticated peer; it closes when it gives up earlier
-#: For the dialer of a domain to answer on the link that this end has. Its dial may have crossed
-#: another one, and it may be slow; a good link that is dropped would fail domains.
+#: Time for the dialer of a domain to answer a ping over the link that this end has. Its dial may
+#: have crossed another one, and it may be slow; a good link that is dropped would fail domains.
 _DOMAIN_SECONDS: Final = 15.0
 _EARLIER_SECONDS: Final = 3.0  # longer than the time after which a set-up counts as stalled
 #: Limit of the set-ups at a time: without a secret a stranger could start more, each for

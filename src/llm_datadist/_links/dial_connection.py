@@ -124,4 +124,4 @@ def _with_end(context: LinkContext, request: DialRequest, reason: str) -> str:
     if found is None:
         return reason
     cluster_id, end = found
-    return f"the link to cluster {cluster_id} there ended: {end}; {reason}"
+    return f"the link to cluster {cluster_id} at this address ended: {end}; {reason}"

@@ -74,7 +74,7 @@ class Listeners:
     def _bind(
         self, address: Address, leaving: list[tuple[Address, Listener]], operation: str
     ) -> socket.socket:
-        """Bind an address; first close an own listener that leaves if it occupies the port."""
+        """Bind an address; first close a listener that is being replaced if it holds the port."""
         try:
             return listen_on(address)
         except OSError as error:

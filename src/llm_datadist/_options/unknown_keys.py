@@ -1,4 +1,4 @@
-"""A word in the log about option keys that are probably misspelled."""
+"""Log option keys that are unknown and probably misspelled."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def log_unknown_keys(operation: str, options: Iterable[object]) -> None:
     """Log each unknown key that starts with "llm.", once per process.
 
     A key close to a known one is a warning, which names that one; any other is for information, as
-    frameworks pass keys of other releases. Keys of other prefixes are theirs.
+    frameworks pass keys of other releases. Keys of other prefixes belong to the frameworks.
     """
     for key in options:
         if not (isinstance(key, str) and key.startswith(_PREFIX)) or key in _KNOWN | _logged:

@@ -139,8 +139,8 @@ def slot_pieces(slots: Layout, block_bytes: int) -> int:
 def plan_block_copies(cache: Layout, sources: Blocks, destinations: Blocks) -> list[Plan]:
     """Plan copies within one blocks cache, as if made one after the other.
 
-    The descriptors of one plan may run in any order; the plans must run in theirs. There is more
-    than one only where a block is both read and written, or written twice.
+    The descriptors of one plan may run in any order; the plans must run in the order given. There
+    is more than one only where a block is both read and written, or written twice.
 
     Args:
         cache: Blocks cache.

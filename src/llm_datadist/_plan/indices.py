@@ -71,7 +71,7 @@ def blocks_array(
         name: Name of the argument, for messages.
         blocks: Block indices: a list, tuple or range, or a one-dimensional array of integers in
             host memory (numpy, torch, or another with `__dlpack__`).
-        num_blocks: Every index must be below it; None if the limit is not known here.
+        num_blocks: Every index must be below it; None if the limit is unknown.
         unique: No index may occur twice (destinations).
         highest: Greatest index that the call can carry.
 

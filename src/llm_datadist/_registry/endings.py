@@ -87,7 +87,7 @@ def absent(key: AnyKey, endings: Endings, known: Iterable[KeyName | int]) -> tup
     noun, number = _KINDS[kind]
     has = f"it has {noun} {number}{few}{more}" if names else f"it has no {noun}"
     problem = f"the peer has no cache under {key}; {has}"
-    return problem, "correct the key, or register the cache there first"
+    return problem, "correct the key, or register the cache at the peer first"
 
 
 def consumed(key: AnyKey) -> tuple[str, str]:

@@ -123,9 +123,9 @@ class Tensor:
         """Return the numbers as a numpy array of the same shape.
 
         Args:
-            copy: Whether the array has memory of its own. Without it, to write the array is to
-                write the tensor; of a tensor of a cache, the cache. numpy has no DT_BF16, which is
-                always copied, as float32.
+            copy: Whether the array has memory of its own. Without it, the array shares the memory
+                of the tensor, and so that of the cache whose tensor it is: writing one writes all.
+                numpy has no DT_BF16, which is always copied, as float32.
 
         Raises:
             TypeError: copy is no bool.

@@ -1,4 +1,4 @@
-"""Where the memory of a tensor is, of whatever array library it is.
+"""Find the memory of a tensor of any array library.
 
 No array library is imported: torch's tensors are known by `data_ptr`, numpy's arrays by
 `__array_interface__`, those of CuPy and Numba by `__cuda_array_interface__`, all others by

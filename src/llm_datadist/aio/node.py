@@ -52,7 +52,7 @@ class Node:
         directory: Where nodes find the addresses of others: a file, or `host:port` of a node that
             has the directory in its memory; None = peers are named by their address.
         keeps_directory: Have the directory in the memory of this node; other nodes give its
-            address as theirs.
+            address as their `directory`.
         advertise: `host:port`, or host, by which peers reach this node; None = the address that it
             listens at, which then must not be a wildcard.
         config: Further options; None = those of the environment. A copy is used.

@@ -90,7 +90,7 @@ class Peer:
     ) -> None:
         """Push blocks of a local cache into blocks of the peer's; visible there when it returns.
 
-        Cancellation and errors are those of `pull`, those of the bytes at the peer.
+        Canceling and errors are as for `pull`; the bytes that stay or do not land are the peer's.
 
         Args:
             name: Of the peer's cache.

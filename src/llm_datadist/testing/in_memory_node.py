@@ -17,7 +17,7 @@ class Statistics(NamedTuple):
 
     Attributes:
         live_entries: Entries that are open.
-        live_guards: Key guards that no one has closed or consumed.
+        live_guards: Key guards that are neither closed nor consumed.
         used_slots: Guard slots in use, consumed ones that were not closed included.
     """
 

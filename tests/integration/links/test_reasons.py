@@ -75,7 +75,7 @@ def test_an_address_where_an_instance_was_finalized(end):
     address = b.address
     b.table.close()
     a.plane.wait(0)
-    ended = r"the link to cluster 2 there ended: the peer was finalized \d+ ms ago"
+    ended = r"the link to cluster 2 at this address ended: the peer was finalized \d+ ms ago"
     pattern = f".+: {ended}; cannot connect: .+"
     refused(a, address, FAILED, pattern)
 

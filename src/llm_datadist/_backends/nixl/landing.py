@@ -1,7 +1,7 @@
 """Landing slots: the only memory that the engine may write.
 
 The engine has no cancel, so a transfer may go on after its deadline; it then writes a slot, which
-harms no one. This process's threads copy between slots and caches, with the checks and the fault
+no caller uses. This process's threads copy between slots and caches, with the checks and the fault
 containment that every copy has.
 """
 

@@ -70,7 +70,7 @@ class PreparedRegions:
         self.unused: list[PreparedRegion] = []
 
     def find(self, region: RegionAdded, chunk: Chunk) -> PreparedRegion | None:
-        """Return the region's prepared list, if it pays."""
+        """Return the region's prepared list; None where addresses serve as well or better."""
         unit = region.unit_bytes
         if len(chunk.length) < 2 or not _MIN_UNIT_BYTES <= unit <= SLOT_BYTES:
             return None

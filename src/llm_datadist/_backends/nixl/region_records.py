@@ -5,8 +5,8 @@ needs a message or the owner's interpreter: a peer that does not know a range re
 The log's era changes when it is rewritten.
 
 Each record has a MAC. Its key is known only to holders of the secret, or with TLS to linked peers,
-so on plain lanes no one on the path can change what the engine loads. What a peer itself writes is
-checked field by field: a record that cannot describe a region is ignored.
+so on plain lanes an attacker on the path cannot change what the engine loads. What a peer itself
+writes is checked field by field: a record that cannot describe a region is ignored.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class DataPlane:
         reasons: Backends that were passed over, and why.
         own_link_ref: Local guard that is open as long as this end of the link.
         in_process: Whether the peer is in this process, so that addresses are comparable.
-        checksum: How this side's transfers are checked: "crc32c", or why not, from "off" on.
+        checksum: How this side's transfers are checked: "crc32c", "off", or "off: " and why.
         keep_directory: Read the directory again only when a key is unknown
             (enable_remote_cache_accessible).
     """

@@ -56,7 +56,7 @@ def fault_at(cluster_id: int, cache: LocalCache | RemoteCache | None, bad: BadRa
 
 
 NOT_ACCESSIBLE = "memory was freed or unmapped while registered, or is defective"
-"""What every text says of memory at fault, after whose it is: usually it was freed too early."""
+"""Follows "local" or "the peer's" in every text about memory at fault; the usual cause is first."""
 
 REPAIR = "map it again or repair it, then call remap_registered_memory"
 """Remedy at its owner."""

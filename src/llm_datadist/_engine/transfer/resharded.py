@@ -106,7 +106,7 @@ class Resharding:
                 if layout is None:
                     raise invalid(
                         call.operation,
-                        f"cache {found.cache.cache_id} was registered there without a layout",
+                        f"the peer registered cache {found.cache.cache_id} without a layout",
                         "give register_blocks_cache (allocate_blocks_cache) a layout",
                         cluster_id=key.cluster_id,
                     )

@@ -97,7 +97,7 @@ def share_of_full_rate(plan: Plan, *, write: bool, over_lanes: bool) -> float:
     if over_lanes:
         return plan.total_bytes / (plan.total_bytes + _LANE_PIECE_COST * pieces)
     begin = plan.local if write else plan.remote
-    gaps = begin[1:] - (begin[:-1] + plan.length[:-1])  # huge where the next one is before
+    gaps = begin[1:] - (begin[:-1] + plan.length[:-1])  # huge if the next one is before
     joined = gaps[gaps <= np.uint64(_GAP_BYTES)]
     stretches = pieces - len(joined)
     cost = int(joined.sum()) + _STRETCH_COST * stretches + _PIECE_COST * pieces
