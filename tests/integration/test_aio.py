@@ -200,6 +200,25 @@ def test_a_node_that_cannot_be_announced_leaves_no_instance(directory, monkeypat
     assert ended == [cluster_id_of("a")]
 
 
+def test_a_node_without_threads_leaves_no_instance(monkeypatch):
+    monkeypatch.setattr(LLMDataDist, "llm_engine_instance", None)
+    with pytest.raises(ValueError, match="max_workers"):
+        Node("a", ANY_PORT, max_calls=0)
+    assert LLMDataDist.llm_engine_instance is None
+
+
+@pytest.mark.expects_log("node a stays in the file")
+def test_a_node_whose_directory_is_spoiled_ends_all_the_same(run, directory):
+    async def main():
+        node = Node("a", ANY_PORT, directory=directory)
+        directory.write_text("[]")
+        await node.close()
+        assert "not initialized" in repr(node.instance)
+        await node.close()
+
+    run(main())
+
+
 def test_a_timeout_ends_a_pull_that_is_under_way(run):
     async def main():
         async with Node("one", ANY_PORT) as one, Node("two") as two:

@@ -63,9 +63,11 @@ class FileDirectory:
         text = file.read()
         try:
             entries = json.loads(text or "{}")
+            if not isinstance(entries, dict):
+                raise ValueError("it has no JSON object")
             if not all(isinstance(value, str) for value in entries.values()):
                 raise ValueError("an address is no text")
-        except (ValueError, AttributeError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{self} is no directory of nodes ({error}); give the path of another file"
             ) from error

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
+import logging
 import time
 from typing import TYPE_CHECKING, Final, final
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from llm_datadist._types import Cache
 
 __all__ = ["Node"]
+
+logger = logging.getLogger("llm_datadist")
 
 _FIRST_PAUSE_S: Final = 0.02
 _LONGEST_PAUSE_S: Final = 0.5
@@ -59,8 +61,10 @@ class Node:
         max_calls: Transfers that run at the same time; more wait for their turn.
 
     Raises:
-        TypeError, ValueError, LLMException: as LLMDataDist.init.
+        TypeError, ValueError, LLMException: as LLMDataDist.init; ValueError also for a max_calls
+            below 1, and a file that is no directory of nodes.
         OSError: The file of the directory cannot be written.
+    No instance is left then.
     Source: docs/tutorial/asyncio.md.
     """
 
@@ -86,9 +90,9 @@ class Node:
         if has_directory and advertise is None:
             _check_reachable(options.listen_ip_info)
         self._caches = NamedCaches()
+        self._calls = Calls(name, max_calls)
         self._instance = LLMDataDist(LLMRole.MIX, cluster_id_of(name))
         self._instance.init(options.generate_options())
-        self._calls = Calls(name, max_calls)
         self._announced: str | None = None
         self._directory: FileDirectory | OwnTable | PeerTable | None = None
         try:
@@ -165,6 +169,7 @@ class Node:
         Raises:
             LLMException: LLM_LINK_FAILED, LLM_TIMEOUT, with the last failure; LLM_ALREADY_LINK,
                 LLM_PARAM_INVALID.
+            OSError, ValueError: The file of the directory cannot be read, or is none.
         """
         deadline = time.monotonic() + timeout
         pause_s = _FIRST_PAUSE_S
@@ -200,8 +205,12 @@ class Node:
 
     def _close(self) -> None:
         if self._directory is not None and self._announced is not None:
-            with contextlib.suppress(LLMException):  # the node that has it is gone
+            try:
                 self._directory.withdraw(self._name, self._announced)
+            except LLMException:  # the node that has it is gone
+                pass
+            except (OSError, ValueError) as error:  # of its file
+                logger.warning("close: node %s stays in %s: %s", self._name, self._directory, error)
             self._announced = None
         self._instance.finalize()  # ends the calls that run
         self._calls.close()

@@ -47,7 +47,7 @@ def test_nodes_that_announce_at_the_same_time_are_all_there(path):
     assert json.loads(path.read_text()) == {name: f"{name}:1" for name in names}
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}', "7"])
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}', "7", "[" * 100_000])
 def test_another_file_is_left_alone(path, text):
     path.write_text(text)
     directory = FileDirectory(path)
