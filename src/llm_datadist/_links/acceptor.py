@@ -155,7 +155,7 @@ class _Inbound:
             await self._set_up(verdict, hello, confirm)
         elif verdict is not None:
             self._stream.send(Existing())
-            verdict.holders |= {_holder(hello)}
+            verdict.hold_for_peer(_holder(hello))
 
     async def _claim(self, hello: Hello) -> _Verdict | None:
         """Commit this end to the link once no other link or set-up is in its way.

@@ -67,7 +67,7 @@ class DomainMessages:
             logger.exception("a domain of cluster %d", link.cluster_id)
             return Refusal(LLMStatusCode.LLM_FAILED, f"the domain is refused: {error}")
         if refusal is None:
-            link.holders |= {domain.holder}
+            link.hold_for_peer(domain.holder)
         return refusal
 
     def _is_needed(self, link: Link, message: Leave) -> bool:

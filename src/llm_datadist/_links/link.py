@@ -104,7 +104,7 @@ class Link:
         generation: Counts the links to this cluster id, from 1.
         state: See LinkState.
         data: Returned by the delegate's `connect`.
-        holders: Names of those that need the link: "clusters", "domain:<name>".
+        holders: Names of those that need the link: "clusters", "domain:<name>/<token>".
         terms: The terms that the ends agreed for its lanes.
         lost: Set as soon as the link is no longer LINKED, before its data is disconnected.
         reason: Why it ended; empty while it is up.
@@ -176,6 +176,16 @@ class Link:
     def is_unlinked_locally(self) -> bool:
         """Whether this end unlinks, and the peer has not."""
         return self.state is LinkState.UNLINKING and not self.unlink_received
+
+    def hold_for_peer(self, holder: str) -> None:
+        """Add a holder that the peer names. Loop thread only.
+
+        A domain of the peer has one holder: that of its last call of `link`. A peer that calls
+        again and again would otherwise fill memory.
+        """
+        name = holder.rpartition("/")[0]
+        others = (each for each in self.holders if each.rpartition("/")[0] != name)
+        self.holders = frozenset({*others, holder})
 
     @property
     def encrypted(self) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from msgspec.structs import replace
 
 from llm_datadist._control.deadline import Deadline
 from llm_datadist._errors import LLMStatusCode
@@ -43,6 +44,21 @@ def test_both_ends_hold_a_link_that_both_have_entered(net, pair):
         assert (outcome.status, outcome.link) == (S.LLM_SUCCESS, link)
         assert entered == [(DOMAIN, b.links[1])]
         assert link.holders == b.links[1].holders == {DOMAIN.holder}
+
+    net.run(work)
+
+
+def test_a_peer_that_calls_again_and_again_holds_the_link_once(net, pair):
+    a, b = pair
+
+    async def work():
+        link, _ = await joined(a, b, domain=DOMAIN)
+        for token in range(8, 12):
+            again = replace(DOMAIN, token=token)
+            await a.dial(b, domain=again)
+            assert b.links[1].holders == {again.holder}
+            await a.domains.join(link, replace(DOMAIN, token=token + 10), 5.0)
+            assert len(b.links[1].holders) == 1
 
     net.run(work)
 

@@ -24,6 +24,13 @@ def test_no_transition_but_those_of_the_table(make_link):
             link.enter(state)
 
 
+def test_a_peer_holds_a_link_once_for_each_domain(make_link):
+    link = make_link()
+    for holder in ("clusters", "domain:a/b/1", "domain:a/1", "domain:a/2", "domain:a/3"):
+        link.hold_for_peer(holder)
+    assert link.holders == {"clusters", "domain:a/b/1", "domain:a/3"}
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
