@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["HandshakeStream"]
 
 _Kind = TypeVar("_Kind", bound=Message)
+_FAILED: Final = LLMStatusCode.LLM_LINK_FAILED
 _MAX_REASON: Final = 4000
 
 
@@ -57,17 +58,21 @@ class HandshakeStream:
         """Return the peer's next message, of one of these kinds.
 
         Raises:
-            SetupError: On the dialing end: the peer rejects the link.
+            SetupError: On the dialing end: the peer rejects the link. Before its Welcome, which
+                proves the secret, the status is LLM_LINK_FAILED whatever the peer says: others are
+                final for a domain, or for the re-establishing of a link.
             PeerClosedError: On the accepting end: the peer gives up; or the connection is over.
             ProtocolError: The message is not allowed now, or of another kind.
         """
         message = await self.connection.receive()
+        is_welcome_pending = self.handshake.phase is Phase.GREETED
         self.handshake.received(message)
         self._authenticate_after(message)
         if isinstance(message, Reject):
             if self.handshake.side is Side.ACCEPTOR:
                 raise PeerClosedError(f"it gave up: {message.reason}")
-            raise SetupError(_failed_status(message.status), message.reason)
+            status = _FAILED if is_welcome_pending else _failed_status(message.status)
+            raise SetupError(status, message.reason)
         if not isinstance(message, kinds):
             raise ProtocolError(f"unexpected {type(message).__name__}")
         return message
@@ -90,5 +95,5 @@ def _failed_status(number: int) -> LLMStatusCode:
     try:
         status = LLMStatusCode(number)
     except ValueError:
-        return LLMStatusCode.LLM_LINK_FAILED
-    return LLMStatusCode.LLM_LINK_FAILED if status is LLMStatusCode.LLM_SUCCESS else status
+        return _FAILED
+    return _FAILED if status is LLMStatusCode.LLM_SUCCESS else status

@@ -9,7 +9,7 @@ from llm_datadist._errors import LLMStatusCode
 from llm_datadist._links.context import SetupError
 from llm_datadist._links.handshake_stream import HandshakeStream
 from llm_datadist._protocol.codec import ProtocolError
-from llm_datadist._protocol.handshake import SecretMismatchError, Side, fresh_nonce
+from llm_datadist._protocol.handshake import Phase, SecretMismatchError, Side, fresh_nonce
 from llm_datadist._protocol.messages import (
     PROTOCOL_VERSION,
     SESSION_BYTES,
@@ -90,9 +90,21 @@ def test_another_secret_is_refused():
 def test_the_dialer_reports_a_reject_with_its_status(status, expected):
     dialer, acceptor = ends(None)
     pass_on(dialer, acceptor, hello())
+    pass_on(acceptor, dialer, Welcome(cluster_id=2, incarnation=6, nonce=fresh_nonce()))
     with pytest.raises(SetupError, match="taken") as caught:
         pass_on(acceptor, dialer, Reject(status=int(status), reason="taken"))
     assert caught.value.status is expected
+
+
+def test_a_reject_of_an_acceptor_that_has_proven_nothing_is_never_final():
+    """LLM_PARAM_INVALID would fail a domain, and LLM_NOT_YET_LINK give a lost link up."""
+    dialer, acceptor = ends(b"secret", None)
+    pass_on(dialer, acceptor, hello())
+    for status in LLMStatusCode:
+        dialer.handshake.phase = acceptor.handshake.phase = Phase.GREETED
+        with pytest.raises(SetupError, match="impossible") as caught:
+            pass_on(acceptor, dialer, Reject(status=int(status), reason="impossible"))
+        assert caught.value.status is LLMStatusCode.LLM_LINK_FAILED
 
 
 def test_the_acceptor_takes_a_reject_for_the_end():
