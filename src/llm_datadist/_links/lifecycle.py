@@ -200,8 +200,6 @@ class LinkLifecycle:
         Returns:
             The ended links; the caller must disconnect their data. See `wait_delivered`.
         """
-        for setup in (*self._index.dials.values(), *self._index.inbounds.values()):
-            setup.ended.set()
         links = [*self._index.links.values(), *self._index.mirrors]
         for link in links:
             self._index.remove(link)

@@ -293,6 +293,29 @@ def test_a_set_up_that_never_completes_ends(net, end, monkeypatch):
     net.run(work)
 
 
+def test_finalize_does_not_wait_for_set_ups_that_wait_for_each_other(net, end):
+    """Without a secret a stranger can make any number of them."""
+    a = end(1)
+
+    async def work():
+        stalled, first = a.dialed_by()
+        await greet(stalled)
+        await stalled.receive(Accept)
+        waiting, second = a.dialed_by()
+        await greet(waiting, incarnation=201)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert a.context.num_arriving == 2
+        a.lifecycle.end_all("the instance was finalized")
+        for _ in range(3):
+            await asyncio.sleep(0)  # the loop has time for other work
+        for serving in (first, second):  # as `ControlLoop.stop` does
+            serving.cancel()
+        await asyncio.wait({first, second})
+
+    net.run(work)
+
+
 def test_a_set_up_is_withdrawn_for_another(net, end):
     a = end(1)
 
