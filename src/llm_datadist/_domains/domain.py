@@ -194,6 +194,9 @@ class Domain:
             return Refusal(LLMStatusCode.LLM_PARAM_INVALID, problem)
         if hello.acceptor != self.cluster_id:
             return wrong_acceptor(hello, self.cluster_id)
+        if peer_id == self.cluster_id:
+            problem = f"dialer and acceptor are both cluster {peer_id}; give the members other ids"
+            return Refusal(LLMStatusCode.LLM_LINK_FAILED, problem)
         pair = self.pairs[peer_id]
         if pair.dials:
             return Refusal(LLMStatusCode.LLM_LINK_FAILED, "of a pair the lower rank accepts")

@@ -106,7 +106,7 @@ class Domains:
         try:
             self._dialer.start(domain)
         except BaseException:
-            self.unlink(domain.comm_id)
+            self._end(domain.comm_id)
             raise
         return domain.comm_id
 
@@ -115,11 +115,16 @@ class Domains:
 
         Raises:
             TypeError: comm_id is not an integer.
-            LLMException: LLM_PARAM_INVALID: there is no such domain.
+            LLMException: LLM_PARAM_INVALID: there is no such domain; LLM_FAILED: called on the
+                library's own thread, by a log handler. Nothing has changed then.
         """
         number = check_comm_id(comm_id)
+        self._links.check_thread("unlink")
+        self._end(number)
+
+    def _end(self, comm_id: int) -> None:
         with self._book.locked():
-            domain = self._book.find("unlink", number)
+            domain = self._book.find("unlink", comm_id)
             self._book.remove(domain)
             held = self._leave(domain)
         for link, holder in held:

@@ -1,5 +1,6 @@
 """Domains that do not come about, or come to an end: disagreement, time limits, death, reuse."""
 
+import queue
 import socket
 import time
 
@@ -252,3 +253,22 @@ def test_domains_that_come_and_go_at_both_ends(pair):
             low.unlink(last[0])
         last = ids
     assert (high.query(last[1]), low.query(last[0])) == (OK, OK)
+
+
+def test_unlink_in_a_log_handler_of_the_librarys_own_thread_changes_nothing(member):
+    """It would have to wait for its own thread."""
+    low = member(10)
+    comm_id = low.link("x", PAIR, TABLE)
+    caught = queue.SimpleQueue()
+
+    def unlink():
+        try:
+            low.unlink(comm_id)
+        except LLMException as error:
+            caught.put(error)
+
+    low.links._control.post(unlink)
+    error = caught.get(timeout=10)
+    assert (error.status_code, error.operation) == (LLMStatusCode.LLM_FAILED, "unlink")
+    assert low.query(comm_id) is PREPARING
+    low.unlink(comm_id)

@@ -204,6 +204,14 @@ def test_a_lower_rank_that_dials_is_refused(events):
     assert domain.pairs[10].hello is own
 
 
+def test_a_dialer_with_this_members_own_id_is_refused_and_changes_nothing(events):
+    domain = make_domain(10, PAIR, events)
+    refusal = domain.refusal(hello(PAIR, 0), 10, 0.0)
+    assert refusal.status is LLMStatusCode.LLM_LINK_FAILED
+    assert "both cluster 10" in refusal.reason
+    assert domain.status(0.0) is PREPARING
+
+
 def test_a_dial_that_was_meant_for_another_instance_is_refused_and_changes_nothing(events):
     domain = make_domain(10, TRIO, events)
     refusal = domain.refusal(hello(TRIO, 1, acceptor=30), 20, 0.0)
