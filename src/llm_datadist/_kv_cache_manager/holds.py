@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["Holds"]
 
 _OPERATION: Final = "deallocate_cache"
+#: First parts of the names of modules that hold locks for which this library's threads wait.
+_LOCKING: Final = ("llm_datadist._", "logging")
 
 
 @final
@@ -48,9 +50,10 @@ class Holds:
         """End the hold of a cache's id, if there is one yet.
 
         It ends at once if this thread runs the program's code. The garbage collector may also run
-        in code of this library, under any of its locks; then a worker ends it.
+        in code of this library, under any of its locks, or in a handler of log records, for whose
+        lock the control thread may wait; then a worker ends it.
         """
-        if _is_in_library(sys._getframe(1)):
+        if _may_have_locks(sys._getframe(1)):
             self._links.call_later(0.0, lambda: self._deallocate(cache))
         else:
             self._deallocate(cache)
@@ -69,11 +72,11 @@ def _drop(holds: weakref.ref[Holds], cache: Cache) -> None:
         owner.drop(cache)
 
 
-def _is_in_library(frame: FrameType | None) -> bool:
-    """Return whether a caller is a function of this library, other than of this module."""
+def _may_have_locks(frame: FrameType | None) -> bool:
+    """Return whether a caller is a function of a module in `_LOCKING`, other than of this one."""
     while frame is not None:
         name = frame.f_globals.get("__name__")
-        if isinstance(name, str) and name.startswith("llm_datadist._") and name != __name__:
+        if isinstance(name, str) and name.startswith(_LOCKING) and name != __name__:
             return True
         frame = frame.f_back
     return False

@@ -42,10 +42,10 @@ def cache(cache_id=1):
     return Cache(cache_id, DESC, (4096, 8192), is_blocks_cache=True, owner=DESC)
 
 
-def in_library(call):
-    """Call from a function that is one of the library's, as far as its frame tells."""
+def in_module(name, call):
+    """Call from a function that is one of that module's, as far as its frame tells."""
     code = "def run():\n    call()\n"
-    names = {"call": call, "__name__": "llm_datadist._registry.caches"}
+    names = {"call": call, "__name__": name}
     exec(code, names)
     names["run"]()
 
@@ -68,10 +68,15 @@ def test_the_last_reference_counts(engine):
     assert engine.deallocated == [1]
 
 
-def test_under_the_librarys_code_a_worker_ends_the_hold(engine):
+def in_library(call):
+    in_module("llm_datadist._registry.caches", call)
+
+
+@pytest.mark.parametrize("module", ["llm_datadist._registry.caches", "logging", "logging.handlers"])
+def test_where_locks_may_be_held_a_worker_ends_the_hold(engine, module):
     given_out = Holds(engine)
     kept = [given_out.give_out(cache())]
-    in_library(kept.clear)
+    in_module(module, kept.clear)
     assert engine.deallocated == []
     (call,) = engine.left
     call()
