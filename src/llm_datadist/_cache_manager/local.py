@@ -6,15 +6,8 @@ from typing import TYPE_CHECKING
 
 from llm_datadist._cache_manager.call_group import Calls
 from llm_datadist._types import Cache
-from llm_datadist._types.arguments import check_block_lists, check_dict
-from llm_datadist._types.checks import (
-    INT64_MAX,
-    INT64_MIN,
-    check_instance,
-    check_int,
-    check_uint32,
-    check_uint64,
-)
+from llm_datadist._types.arguments import check_block_copies, check_dict, check_slot_copy
+from llm_datadist._types.checks import check_instance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,17 +45,9 @@ class LocalCalls(Calls):
             LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST (freed), LLM_DEVICE_MEM_ERROR.
         Source: api.md 7.7.
         """
-        operation = "copy_cache"
-        self._engine.check_open(operation)
-        check_instance("dst", dst, Cache)
-        check_instance("src", src, Cache)
-        dst_slot = check_uint32("dst_batch_index", dst_batch_index)
-        src_slot = check_uint32("src_batch_index", src_batch_index)
-        offset_bytes = check_int("offset", offset, 0, INT64_MAX)
-        num_bytes = check_int("size", size, INT64_MIN, INT64_MAX)
-        if req_id is not None:
-            check_uint64("req_id", req_id)
-        self._engine.local_copies.copy_slot(dst, src, dst_slot, src_slot, offset_bytes, num_bytes)
+        self._engine.check_open("copy_cache")
+        checked = check_slot_copy(dst, src, dst_batch_index, src_batch_index, offset, size, req_id)
+        self._engine.local_copies.copy_slot(*checked)
 
     def copy_blocks(self, cache: Cache, copy_block_info: Mapping[int, BlockList]) -> None:
         """Copy blocks within one local blocks cache: each key's block onto every listed block.
@@ -79,10 +64,7 @@ class LocalCalls(Calls):
         Source: api.md 7.7.
         """
         self._engine.check_open("copy_blocks")
-        if not isinstance(cache, Cache):
-            raise TypeError(f"cache only support Cache, got {type(cache).__name__}")
-        check_dict("copy_block_info", copy_block_info)
-        check_block_lists("copy_block_info", copy_block_info)
+        check_block_copies("Cache", cache, copy_block_info)
         self._engine.local_copies.copy_blocks(cache, copy_block_info)
 
     def swap_blocks(self, src_cache: Cache, dst_cache: Cache, src_to_dst: dict[int, int]) -> None:

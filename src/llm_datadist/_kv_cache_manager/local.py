@@ -7,15 +7,8 @@ import math
 from llm_datadist._errors import invalid
 from llm_datadist._kv_cache_manager.call_group import Calls
 from llm_datadist._types import KvCache, Tensor, TensorDesc
-from llm_datadist._types.arguments import check_block_lists, check_dict
-from llm_datadist._types.checks import (
-    INT64_MAX,
-    INT64_MIN,
-    check_instance,
-    check_int,
-    check_uint32,
-    check_uint64,
-)
+from llm_datadist._types.arguments import check_block_copies, check_dict, check_slot_copy
+from llm_datadist._types.checks import check_instance, check_int
 
 
 class LocalCalls(Calls):
@@ -33,14 +26,7 @@ class LocalCalls(Calls):
     ) -> None:
         """Copy one slot of every tensor between local contiguous caches.
 
-        Args:
-            dst: Destination.
-            src: Source, with as many tensors and equal slots.
-            dst_batch_index: Slot of the destination.
-            src_batch_index: Slot of the source.
-            offset: Bytes from the slot's start, on both sides.
-            size: Bytes per tensor; -1 = the rest of the slot.
-            req_id: Carried for the log only.
+        The arguments are those of `CacheManager.copy_cache`.
 
         Raises:
             TypeError: A wrong type.
@@ -48,17 +34,9 @@ class LocalCalls(Calls):
             LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST (freed), LLM_DEVICE_MEM_ERROR.
         Source: api.md 7.7, 8.
         """
-        operation = "copy_cache"
-        self._engine.check_open(operation)
-        check_instance("dst", dst, KvCache)
-        check_instance("src", src, KvCache)
-        dst_slot = check_uint32("dst_batch_index", dst_batch_index)
-        src_slot = check_uint32("src_batch_index", src_batch_index)
-        offset_bytes = check_int("offset", offset, 0, INT64_MAX)
-        num_bytes = check_int("size", size, INT64_MIN, INT64_MAX)
-        if req_id is not None:
-            check_uint64("req_id", req_id)
-        self._engine.local_copies.copy_slot(dst, src, dst_slot, src_slot, offset_bytes, num_bytes)
+        self._engine.check_open("copy_cache")
+        checked = check_slot_copy(dst, src, dst_batch_index, src_batch_index, offset, size, req_id)
+        self._engine.local_copies.copy_slot(*checked)
 
     def copy_blocks(self, cache: KvCache, copy_block_info: dict[int, list[int]]) -> None:
         """Copy blocks within one local blocks cache: each key's block onto every listed block.
@@ -73,10 +51,7 @@ class LocalCalls(Calls):
         Source: api.md 7.7, 8.
         """
         self._engine.check_open("copy_blocks")
-        if not isinstance(cache, KvCache):
-            raise TypeError(f"cache only support KvCache, got {type(cache).__name__}")
-        check_dict("copy_block_info", copy_block_info)
-        check_block_lists("copy_block_info", copy_block_info)
+        check_block_copies("KvCache", cache, copy_block_info)
         self._engine.local_copies.copy_blocks(cache, copy_block_info)
 
     def swap_blocks(self, src: KvCache, dst: KvCache, src_to_dst: dict[int, int]) -> None:

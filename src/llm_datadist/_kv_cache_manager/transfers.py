@@ -144,24 +144,11 @@ class TransferCalls(Calls):
         """Push a cache layer by layer, each as soon as the synchronizer says that it is complete.
 
         From a contiguous cache to contiguous ones, or from a blocks cache to blocks caches. Any
-        role; over a link that either side has made.
+        role; over a link that either side has made. The arguments and the task are those of
+        `CacheManager.transfer_cache_async`, without dst_block_memory_size; the caller keeps
+        `src_cache` until the task is complete. A layer that takes longer than sync_kv_timeout ends
+        its config with LLM_WAIT_PROCESS_TIMEOUT.
 
-        Args:
-            src_cache: Local cache; two tensors per layer.
-            layer_synchronizer: Asked once per layer, ascending, on a thread of the library; false
-                or an exception ends the transfer with LLM_FAILED.
-            transfer_configs: Destinations: all TransferConfig while enable_remote_cache_accessible
-                is off, all TransferWithCacheKeyConfig while it is on.
-            src_block_indices: Blocks of the source, 0-based; a contiguous source given them uses
-                its dimension 0 as blocks.
-            dst_block_indices: Blocks of the destination, no duplicates, as many as the source's;
-                neither list, with keys: every block onto itself.
-
-        Returns:
-            At once, a CacheTask with one result per config. Until it is complete, the caller keeps
-            `src_cache`, and a layer must not change any more once the synchronizer has said that it
-            is ready. Each layer has sync_kv_timeout (LLM_WAIT_PROCESS_TIMEOUT); a config that fails
-            gets no further layer, the others go on.
         Raises:
             TypeError: A wrong type, or kinds of configs mixed.
             ValueError: A negative index.

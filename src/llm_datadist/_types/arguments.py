@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 
 from llm_datadist._types.addresses import check_addrs
 from llm_datadist._types.block_list import is_array
-from llm_datadist._types.checks import check_instance, check_int, check_range
+from llm_datadist._types.cache import Cache
+from llm_datadist._types.checks import (
+    INT64_MAX,
+    INT64_MIN,
+    check_instance,
+    check_int,
+    check_range,
+    check_uint32,
+    check_uint64,
+)
 from llm_datadist._types.desc import CacheDesc
 from llm_datadist._types.keys import CacheKey
 from llm_datadist._types.transfer_configs import MemInfo
@@ -45,6 +54,26 @@ def check_keys(cache_keys: object, name: str = "cache_keys") -> tuple[CacheKey, 
     return tuple(keys)
 
 
+def check_slot_copy(
+    dst: object,
+    src: object,
+    dst_batch_index: object,
+    src_batch_index: object,
+    offset: object,
+    size: object,
+    req_id: object,
+) -> tuple[Cache, Cache, int, int, int, int]:
+    """Return the arguments of `copy_cache`, without the request id, which no copy needs."""
+    caches = check_instance("dst", dst, Cache), check_instance("src", src, Cache)
+    dst_slot = check_uint32("dst_batch_index", dst_batch_index)
+    src_slot = check_uint32("src_batch_index", src_batch_index)
+    offset_bytes = check_int("offset", offset, 0, INT64_MAX)
+    num_bytes = check_int("size", size, INT64_MIN, INT64_MAX)
+    if req_id is not None:
+        check_uint64("req_id", req_id)
+    return *caches, dst_slot, src_slot, offset_bytes, num_bytes
+
+
 def check_dict(name: str, value: object) -> None:
     """Raise TypeError unless `value` is a dict of ints, or of lists or arrays of ints."""
     if not isinstance(value, dict):
@@ -57,12 +86,21 @@ def check_dict(name: str, value: object) -> None:
                 raise TypeError(f"{name} inner type only support int, got {type(number).__name__}")
 
 
-def check_block_lists(name: str, value: Mapping[int, BlockList]) -> None:
-    """Raise TypeError unless each value is a list or tuple, a range or an array."""
-    for block, targets in value.items():
+def check_block_copies(kind: str, cache: object, copy_block_info: Mapping[int, BlockList]) -> None:
+    """Raise TypeError unless these are arguments of `copy_blocks`.
+
+    Args:
+        kind: Name that the callers have for the class Cache.
+        cache: A Cache.
+        copy_block_info: Each value a list or tuple, a range or an array.
+    """
+    if not isinstance(cache, Cache):
+        raise TypeError(f"cache only support {kind}, got {type(cache).__name__}")
+    check_dict("copy_block_info", copy_block_info)
+    for block, targets in copy_block_info.items():
         if not isinstance(targets, list | tuple) and not is_array(targets):
             raise TypeError(
-                f"{name}[{block!r}] inner type only support list of int, "
+                f"copy_block_info[{block!r}] inner type only support list of int, "
                 f"got {type(targets).__name__}"
             )
 
