@@ -47,9 +47,8 @@ class Conversation:
 
     Pings are answered immediately. Unlink, Unlinked, Reopen, Join and Leave go to `on_signal`
     immediately; a Reject is passed on as an Unlink. Engine messages go to `on_message` one at a
-    time, in order.
-    Nothing is read while 64 of them wait, or while the peer does not read its answers, so that a
-    fast peer is slowed down instead of filling memory.
+    time, in order. Nothing is read while 64 of them wait, or while the peer does not read its
+    answers, so that a fast peer is slowed down instead of filling memory.
 
     Args:
         connection: The connection, after its handshake.

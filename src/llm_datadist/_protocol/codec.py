@@ -22,29 +22,7 @@ from typing import Final
 
 import msgspec
 
-from llm_datadist._protocol.messages import (
-    Accept,
-    Complete,
-    Confirm,
-    Existing,
-    Hello,
-    Join,
-    Joined,
-    Leave,
-    Message,
-    Notify,
-    Ping,
-    Pong,
-    Ready,
-    Reject,
-    Reopen,
-    Reply,
-    Request,
-    Unlink,
-    Unlinked,
-    Welcome,
-    Yield,
-)
+from llm_datadist._protocol.messages import MESSAGES, Message
 from llm_datadist._protocol.texts import shown
 
 __all__ = [
@@ -75,33 +53,9 @@ DECODE_ERRORS: Final = (ValueError, OverflowError, RecursionError, MemoryError)
 _MAGIC: Final = b"LDD1"
 _PREAMBLE: Final = struct.Struct("<4sB3s")
 _HEADER: Final = struct.Struct("<I")
-_MESSAGES: Final[tuple[type[Message], ...]] = (
-    Accept,
-    Complete,
-    Confirm,
-    Existing,
-    Hello,
-    Join,
-    Joined,
-    Leave,
-    Notify,
-    Ping,
-    Pong,
-    Ready,
-    Reject,
-    Reopen,
-    Reply,
-    Request,
-    Unlink,
-    Unlinked,
-    Welcome,
-    Yield,
-)
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(
-    reduce(or_, _MESSAGES),
-)
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(reduce(or_, MESSAGES))
 
 
 class ProtocolError(Exception):

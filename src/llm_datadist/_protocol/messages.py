@@ -17,6 +17,7 @@ from msgspec.structs import force_setattr
 from llm_datadist._protocol.texts import shown
 
 __all__ = [
+    "MESSAGES",
     "NONCE_BYTES",
     "PROTOCOL_VERSION",
     "SESSION_BYTES",
@@ -282,3 +283,7 @@ class Leave(Message, frozen=True, kw_only=True):
     def holder(self) -> str:
         """Name of the holder of a link for this domain, at both ends."""
         return _holder(self.name, self.token)
+
+
+#: The class of each kind of message.
+MESSAGES: Final[tuple[type[Message], ...]] = tuple(Message.__subclasses__())
