@@ -110,13 +110,28 @@ void ServedLane::on_events(std::uint32_t events) noexcept {
 
 void ServedLane::await_events() {
   std::uint32_t wanted = EPOLLRDHUP;
-  if (state_ == State::kStream || state_ == State::kReply) {
+  if (goes_on_without_input()) {
     wanted |= EPOLLOUT;
   } else if (state_ != State::kTouching) {
     wanted |= EPOLLIN;
   }
   if (state_ != State::kClosed) {
     want(wanted);
+  }
+}
+
+// Whether the lane can go on although nothing more arrives: it has bytes to send, or its turns
+// ended between the request and the work.
+bool ServedLane::goes_on_without_input() const {
+  switch (state_) {
+    case State::kStream:
+    case State::kReply:
+    case State::kPush:
+    case State::kChecksum:
+    case State::kProbe:
+      return true;
+    default:
+      return false;
   }
 }
 

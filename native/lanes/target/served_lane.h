@@ -76,6 +76,7 @@ class ServedLane final : public Served,
   Progress send_out(State then);  // sends out_
   Progress await_request();
   void await_events();
+  [[nodiscard]] bool goes_on_without_input() const;
   void want(std::uint32_t events);
   void close();
 

@@ -255,6 +255,7 @@ class Wire:
 
     MAGIC = 0x4E4C444C
     READ, WRITE, PUSH, CONSUME, VERSION, READ_LOG, PING = range(1, 8)
+    CHECKSUM, PROBE = 8, 9
     CHUNK, OUTCOME, GO = 16, 17, 18
     INLINE = 2
 

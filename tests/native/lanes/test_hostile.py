@@ -86,6 +86,20 @@ def test_malformed_frames_get_an_answer_and_close_that_lane_only(
     assert one.ping() == code.OK
 
 
+@pytest.mark.parametrize("pings", range(9))
+@pytest.mark.parametrize("kind", ["PUSH", "PROBE"])
+def test_all_requests_that_wait_in_a_lane_are_answered(link, raw_lane, wire, code, kind, pings):
+    """A lane has its turns, after which others are served; these end anywhere in a request."""
+    one = link(lanes=1)
+    lane = raw_lane(one)
+    ping = wire.request(wire.PING)
+    ranges = [(one.remote_address, 8, 0)] if kind == "PUSH" else [(one.remote_address, 8)]
+    lane.sendall(pings * ping + wire.request(getattr(wire, kind), ranges, entry=one.entry))
+    answers = [wire.parse_outcome(lane.recv(48, socket.MSG_WAITALL)) for _ in range(pings + 1)]
+    expected = code.SYSTEM if kind == "PUSH" else code.OK  # a push has nothing to read from
+    assert [each.code for each in answers] == [code.OK] * pings + [expected]
+
+
 @pytest.mark.parametrize(
     ("address", "length"),
     [(2**63, 2**63), (2**64 - 1, 1), (2**64 - 1, 2**64 - 1), (0, 2**63), (0, 2**64 - 1), (1, 0)],
