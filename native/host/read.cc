@@ -7,6 +7,7 @@
 #include <array>
 #include <cerrno>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -14,6 +15,7 @@
 #include "copy/local_copy.h"
 #include "copy/pool.h"
 #include "cuda/copy.h"
+#include "host/stretches.h"
 
 namespace ldd {
 
@@ -21,68 +23,16 @@ namespace {
 
 void* pointer(std::uint64_t address) { return reinterpret_cast<void*>(address); }
 
-// Bytes between two ranges of the peer that are read as well, into a scratch buffer: they take less
-// time than pinning the peer's pages once more. Less than a page, so that no other page is read.
-constexpr std::size_t kGapBytes = 1024;
-
-// Neighbors of which the gaps are looked at, to choose the size of batches.
-constexpr std::size_t kGapSample = 64;
-
 // Buffers too large for a thread with a small stack. One per thread suffices: batches never nest.
 struct Room {
   std::array<iovec, kMaxIovecs> local;
   std::array<iovec, kMaxIovecs> remote;
-  std::array<iovec, kMaxIovecs> destinations;
-  std::array<iovec, kMaxIovecs> stretches;
-  std::array<std::byte, kGapBytes> scratch;
+  Stretches stretches;
 };
 
 Room& room() {
   thread_local const auto own = std::make_unique<Room>();
   return *own;
-}
-
-struct Joined {
-  std::size_t destinations = 0;
-  std::size_t stretches = 0;
-  std::uint64_t gap_bytes = 0;
-};
-
-// Joins ranges of the peer that are adjacent or nearly so, so that the kernel pins its pages in
-// long stretches; the local side may stay scattered. Plans are ordered by source for this. Leaves
-// room for one more range on both sides.
-Joined join_neighbors(std::size_t count, Room& own) {
-  Joined joined;
-  std::size_t gaps_left = kDataIovecs - count;
-  std::uint64_t end = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    const auto begin = reinterpret_cast<std::uint64_t>(own.remote[i].iov_base);
-    const std::uint64_t gap = begin - end;  // huge if it begins before the end
-    if (i == 0 || gap > kGapBytes || (gap != 0 && gaps_left == 0)) {
-      own.stretches[joined.stretches++] = own.remote[i];
-    } else {
-      if (gap != 0) {
-        own.destinations[joined.destinations++] = {own.scratch.data(), gap};
-        joined.gap_bytes += gap;
-        --gaps_left;
-      }
-      own.stretches[joined.stretches - 1].iov_len += gap + own.remote[i].iov_len;
-    }
-    own.destinations[joined.destinations++] = own.local[i];
-    end = begin + own.remote[i].iov_len;
-  }
-  return joined;
-}
-
-// Whether most neighbors have a short gap between them, for which a batch must leave room.
-bool has_short_gaps(const Descriptors& work) {
-  const std::size_t sample = std::min(work.size(), kGapSample);
-  std::size_t found = 0;
-  for (std::size_t i = 1; i < sample; ++i) {
-    const std::uint64_t gap = work.remote[i] - (work.remote[i - 1] + work.length[i - 1]);
-    found += gap != 0 && gap <= kGapBytes ? 1 : 0;
-  }
-  return found > sample / 2;
 }
 
 Code code_of(int error_number) { return error_number == ESRCH ? Code::kPeerDead : Code::kSystem; }
@@ -104,6 +54,8 @@ HostRead::HostRead(const HostPeer& peer, const Descriptors& work, const ReadChec
   if (mapped_) {
     prepare_guarded_copies();
     kind_ = copy_kind(extent_.bytes);
+  } else if (has_short_gaps(work)) {
+    registered_ = peer_.view_.ranges(checks_.cache);
   }
 }
 
@@ -127,7 +79,7 @@ Outcome HostRead::run() {
 
 Outcome HostRead::move_all() const {
   CopyPool& pool = CopyPool::instance();
-  const std::size_t fetched = has_short_gaps(work_) ? kDataIovecs / 2 : kDataIovecs;
+  const std::size_t fetched = registered_.empty() ? kDataIovecs : kDataIovecs / 2;
   const Division division = division_for(extent_, pool.threads(), mapped_ ? kMaxIovecs : fetched);
   if (division.single) {
     return batch({0, 0, extent_.bytes});
@@ -246,9 +198,9 @@ Outcome HostRead::fetch(const Batch& batch) const {
   iovec* local = own.local.data();
   iovec* remote = own.remote.data();
   const std::size_t count = fill_iovecs(work_, batch, local, remote);
-  Joined joined = join_neighbors(count, own);
-  const bool present = peer_.proof_present() &&
-                       peer_.presence_.all_present({own.stretches.data(), joined.stretches});
+  Stretches& stretches = own.stretches;
+  stretches.join(local, remote, count, registered_);
+  const bool present = peer_.proof_present() && peer_.presence_.all_present(stretches.remote());
   // Right before the system call: a process that is stopped between the two reads when it
   // continues.
   const Outcome before = before_batch();
@@ -259,17 +211,18 @@ Outcome HostRead::fetch(const Batch& batch) const {
     return Outcome::failure(Code::kSystem, EAGAIN);
   }
   Proof shown{};
-  own.destinations[joined.destinations++] = {shown.data(), shown.size()};
-  own.stretches[joined.stretches++] = {pointer(peer_.proof_address_), shown.size()};
+  stretches.add({shown.data(), shown.size()}, {pointer(peer_.proof_address_), shown.size()});
+  const std::span<const iovec> to = stretches.local();
+  const std::span<const iovec> from = stretches.remote();
   const ssize_t moved =
-      ::process_vm_readv(peer_.address_.pid, own.destinations.data(), joined.destinations,
-                         own.stretches.data(), joined.stretches, 0);
+      ::process_vm_readv(peer_.address_.pid, to.data(), to.size(), from.data(), from.size(), 0);
   if (moved < 0 && errno != EFAULT) {
     return Outcome::failure(code_of(errno), errno);
   }
   const std::uint64_t done = moved < 0 ? 0 : static_cast<std::uint64_t>(moved);
-  if (done != batch.bytes + joined.gap_bytes + shown.size()) {
-    return finish_singly(batch, local, remote, count, joined.gap_bytes == 0 ? done : 0);
+  const std::uint64_t gap_bytes = stretches.gap_bytes();
+  if (done != batch.bytes + gap_bytes + shown.size()) {
+    return finish_singly(batch, local, remote, count, gap_bytes == 0 ? done : 0);
   }
   if (shown != peer_.address_.proof) {
     return Outcome::failure(Code::kPeerDead);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "copy/descriptors.h"
 #include "copy/guarded_copy.h"
@@ -12,9 +13,6 @@
 #include "memory/entries.h"
 
 namespace ldd {
-
-// Per call of process_vm_readv; one more reads the proof.
-inline constexpr std::size_t kDataIovecs = kMaxIovecs - 1;
 
 class HostRead {
  public:
@@ -59,6 +57,8 @@ class HostRead {
   std::shared_ptr<const SegmentList> segments_;
   std::span<std::uint32_t> sums_;
   std::shared_ptr<Entry> local_entry_;
+  // The peer's ranges, if bytes between the descriptors are read as well; else empty.
+  std::vector<Range> registered_;
   Extent extent_;
   bool mapped_ = false;
   CopyKind kind_ = CopyKind::kCached;

@@ -5,6 +5,7 @@
 
 #include "copy/pool.h"
 #include "host/read.h"
+#include "host/stretches.h"
 
 namespace ldd {
 
