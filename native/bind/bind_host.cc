@@ -173,6 +173,9 @@ void bind_host(nb::module_& module) {
       .def("read_and_sum", read_and_sum, "local"_a, "remote"_a, "length"_a, "local_ref"_a,
            "link_ref"_a, "cache_ref"_a, "key_ref"_a, "deadline_ns"_a,
            "As read; returns (outcome, CRC-32C of each descriptor's bytes as native uint32).")
+      .def("use_gpus", &HostPeer::use_gpus,
+           "Let reads map memory of GPUs that the peer exports.\n\n"
+           "Before that, no handle from the peer's page goes to the driver.")
       .def_prop_ro("gpu_problem", &HostPeer::gpu_problem,
                    "Why memory of a GPU could not be mapped, most recently, or \"\".")
       .def_prop_ro("gpu_mappings", &HostPeer::gpu_mappings,

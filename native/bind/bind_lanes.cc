@@ -86,7 +86,7 @@ std::vector<Outcome> ping_all(const std::vector<Lanes*>& links, std::int64_t dea
   if (std::find(links.begin(), links.end(), nullptr) != links.end()) {
     throw std::invalid_argument("links must be Lanes, got None");
   }
-  const nb::gil_scoped_release release;
+  const ReleasedGil release;
   return Lanes::ping_all(links, deadline_ns);
 }
 

@@ -4,13 +4,16 @@
 #include <chrono>
 #include <condition_variable>
 #include <deque>
+#include <exception>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <system_error>
 #include <thread>
 #include <utility>
 
 #include "base/clock.h"
+#include "base/fault_signals.h"
 
 namespace ldd::cuda {
 
@@ -28,6 +31,17 @@ struct Posted {
   std::condition_variable done;
   std::optional<Outcome> outcome;
 };
+
+// No exception may leave a native thread.
+Outcome run(Job& job) {
+  try {
+    return job.run();
+  } catch (const std::bad_alloc&) {
+    return Outcome::failure(Code::kSystem, ENOMEM);
+  } catch (const std::exception&) {
+    return Outcome::failure(Code::kSystem, EINVAL);
+  }
+}
 
 // Never destroyed: threads may outlive static destructors.
 class Threads {
@@ -52,6 +66,7 @@ class Threads {
 
  private:
   bool start() {
+    const FaultSignalsOnly mask;
     try {
       std::thread([this] { serve(); }).detach();
     } catch (const std::system_error&) {
@@ -66,16 +81,17 @@ class Threads {
     std::unique_lock lock(mutex_);
     while (true) {
       changed_.wait(lock, [&] { return !waiting_.empty(); });
-      const std::shared_ptr<Posted> posted = std::move(waiting_.front());
+      std::shared_ptr<Posted> posted = std::move(waiting_.front());
       waiting_.pop_front();
       --idle_;
       lock.unlock();
-      const Outcome outcome = posted->job->run();
+      const Outcome outcome = run(*posted->job);
       {
         const std::lock_guard inner(posted->mutex);
         posted->outcome = outcome;
         posted->done.notify_all();
       }
+      posted.reset();  // without the lock: the end of a job may call the driver
       lock.lock();
       ++idle_;
     }

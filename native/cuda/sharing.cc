@@ -58,6 +58,9 @@ std::shared_ptr<Mapping> Mapping::open(const Driver& driver, const Uuid& gpu,
 }
 
 Mapping::~Mapping() {
+  if (mark_.inherited()) {
+    return;  // the driver does not survive a fork, and the mapping is the parent's
+  }
   const Driver& driver = device_.driver();
   const Current current(driver, device_.context());
   if (current.result() == Result::kSuccess) {

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 
+#include "base/fork.h"
 #include "cuda/device.h"
 
 namespace ldd::cuda {
@@ -25,7 +26,8 @@ struct Allocation {
 std::optional<Allocation> export_allocation(const Driver& driver, Address address,
                                             std::string& problem);
 
-// Another process's allocation, mapped into this one. The destructor unmaps it.
+// Another process's allocation, mapped into this one. The destructor unmaps it, except in a forked
+// child.
 class Mapping {
  public:
   // Null, with a reason, if the GPU is not visible in this process, the driver refuses, or the
@@ -44,6 +46,7 @@ class Mapping {
  private:
   Device& device_;
   Address address_;
+  ProcessMark mark_;
 };
 
 }  // namespace ldd::cuda

@@ -34,6 +34,7 @@ std::map<std::uint64_t, GpuExports::Known>::iterator GpuExports::find(std::uint6
 }
 
 std::string GpuExports::add(std::uint64_t address) {
+  node_->published().require_owner();  // before the lock, which a thread of the parent may hold
   const std::lock_guard lock(mutex_);
   if (const auto found = find(address); found != known_.end()) {
     ++found->second.count;
@@ -54,6 +55,7 @@ std::string GpuExports::add(std::uint64_t address) {
 }
 
 void GpuExports::remove(std::uint64_t address) {
+  node_->published().require_owner();  // before the lock, which a thread of the parent may hold
   const std::lock_guard lock(mutex_);
   const auto found = find(address);
   if (found != known_.end() && --found->second.count == 0) {
@@ -63,6 +65,7 @@ void GpuExports::remove(std::uint64_t address) {
 }
 
 void GpuExports::renew(std::uint64_t address, std::uint64_t size) {
+  node_->published().require_owner();  // before the lock, which a thread of the parent may hold
   const std::lock_guard lock(mutex_);
   for (auto& [begin, known] : known_) {
     if (begin >= address + size || known.end <= address) {

@@ -12,7 +12,7 @@
 
 namespace ldd {
 
-// Thread-safe.
+// Thread-safe. In a forked child every call throws std::logic_error.
 class GpuExports {
  public:
   explicit GpuExports(std::shared_ptr<Node> node) : node_(std::move(node)) {}

@@ -60,20 +60,39 @@ std::shared_ptr<const GpuMapping> GpuImports::known(const PublishedView& view,
   return found;
 }
 
-std::shared_ptr<const GpuMapping> GpuImports::find(const PublishedView& view, std::uint64_t address,
-                                                   std::uint64_t length, bool in_process) {
+std::shared_ptr<const GpuMapping> GpuImports::find(const PublishedView& view, Ref cache,
+                                                   std::uint64_t address, std::uint64_t length,
+                                                   bool in_process) {
   if (auto found = known(view, address, length); found != nullptr) {
     return found;
   }
-  // Without the lock: a driver may not return. Two threads may map it; one mapping is kept.
+  // Without the lock: a driver may not return.
   std::string problem;
   auto made = open(view, address, length, in_process, problem);
+  Mappings ended;  // unmapped after the lock is released
   const std::lock_guard lock(mutex_);
   if (made == nullptr) {
     problem_ = problem;
     return nullptr;
   }
-  if (!closed_) {
+  // One for each row: another thread may have mapped it meanwhile, and a row may change although
+  // its word does not say so.
+  const auto same = std::find_if(mappings_.begin(), mappings_.end(), [&](const auto& each) {
+    return each->row.index == made->row.index;
+  });
+  const bool kept = same != mappings_.end() && (*same)->row.value == made->row.value &&
+                    (*same)->contains(address, length);
+  if (kept) {
+    ended.push_back(std::exchange(made, *same));
+    return made;
+  }
+  if (same != mappings_.end()) {
+    ended.push_back(std::move(*same));
+    mappings_.erase(same);
+  }
+  // The owner kills the guard before it has the mappings of the entry forgotten. So if it is live
+  // now, forget() comes later.
+  if (!closed_ && view.live(cache)) {
     mappings_.push_back(made);
   }
   return made;

@@ -28,10 +28,12 @@ struct GpuMapping {
 // Thread-safe. A mapping that is in use ends with its last user.
 class GpuImports {
  public:
-  // The mapping that contains a range of the peer's memory; it is made at first use. Null, and
-  // problem() says why, if the peer exports no such memory or it cannot be mapped.
-  std::shared_ptr<const GpuMapping> find(const PublishedView& view, std::uint64_t address,
-                                         std::uint64_t length, bool in_process);
+  // The mapping that contains a range of memory of the peer's entry `cache`; it is made at first
+  // use, and kept while the entry is live. Null, and problem() says why, if the peer exports no
+  // such memory or it cannot be mapped.
+  std::shared_ptr<const GpuMapping> find(const PublishedView& view, Ref cache,
+                                         std::uint64_t address, std::uint64_t length,
+                                         bool in_process);
   // Drops what is mapped of a range; waits a moment for reads that use it.
   void forget(std::uint64_t address, std::uint64_t size);
   // Drops everything, and keeps nothing from now on.

@@ -60,6 +60,9 @@ bool GpuRead::concerns(const HostPeer& peer, const Descriptors& work, const Read
   if (work.size() == 0) {
     return false;
   }
+  if (!peer.uses_gpus_.load(std::memory_order_acquire)) {
+    return false;
+  }
   if (peer.view_.exports_any() && peer.view_.find_export(work.remote[0], work.length[0])) {
     return true;
   }
@@ -87,6 +90,7 @@ Outcome GpuRead::run() {
     return Outcome::failure(Code::kSystem, ENODEV);
   }
   Outcome outcome = copy_all(*device);
+  mappings_.clear();  // on this thread, as the driver may not return from unmapping
   if (outcome.ok()) {
     const Outcome after = after_all();
     if (!after.ok()) {
@@ -133,7 +137,11 @@ Outcome GpuRead::resolve() {
   std::shared_ptr<const GpuMapping> last;
   for (std::size_t i = 0; i < remote_.size(); ++i) {
     if (last == nullptr || !last->contains(remote_[i], length_[i])) {
-      last = peer_->gpu_imports_.find(view, remote_[i], length_[i], in_process);
+      const Outcome before = before_chunk();  // the peer decides how many allocations there are
+      if (!before.ok()) {
+        return before;
+      }
+      last = peer_->gpu_imports_.find(view, checks_.cache, remote_[i], length_[i], in_process);
       if (last == nullptr) {
         return view.live(checks_.cache) ? Outcome::failure(Code::kSystem, EOPNOTSUPP)
                                         : Outcome::failure(Code::kGone);

@@ -25,8 +25,8 @@ class GpuRead final : public cuda::Job {
  public:
   // Copies the descriptors, and ignores `checks.more`, which the thread of the caller asks.
   GpuRead(std::shared_ptr<HostPeer> peer, const Descriptors& work, const ReadChecks& checks);
-  // Whether a read needs it: the peer's memory is a GPU's, or the local entry is and the peer is
-  // another process.
+  // Whether a read needs it: use_gpus() was called and the peer's memory is a GPU's, or the local
+  // entry is and the peer is another process.
   static bool concerns(const HostPeer& peer, const Descriptors& work, const ReadChecks& checks);
 
   Outcome run() override;

@@ -145,6 +145,9 @@ void HostPeer::map_segment(int remote_fd, std::uint64_t remote_address, std::uin
 }
 
 void HostPeer::unmap_range(std::uint64_t remote_address, std::uint64_t size_bytes) {
+  if (mark_.inherited()) {
+    return;  // it reads nothing, and a thread of the parent may hold the locks
+  }
   constexpr auto kLast = std::numeric_limits<std::uint64_t>::max();
   const std::uint64_t end =
       size_bytes > kLast - remote_address ? kLast : remote_address + size_bytes;
@@ -223,19 +226,29 @@ Outcome HostPeer::read(const Descriptors& work, const ReadChecks& checks,
     return Outcome::failure(Code::kClosed);
   }
   const Running running(*this);
+  HostRead read(*this, work, checks, running.segments(), sums);  // throws if `work` is malformed
   const Outcome inside = check_window(work);
   if (!inside.ok()) {
     return inside;
   }
-  if (GpuRead::concerns(*this, work, checks)) {
-    if (!sums.empty()) {
-      return Outcome::failure(Code::kSystem, EOPNOTSUPP);
-    }
-    measure(work);
-    const auto job = std::make_shared<GpuRead>(shared_from_this(), work, checks);
-    return cuda::run_job(job, checks.deadline_ns, checks.more);
+  if (!GpuRead::concerns(*this, work, checks)) {
+    return read.run();
   }
-  return HostRead(*this, work, checks, running.segments(), sums).run();
+  return sums.empty() ? read_gpu(work, checks) : Outcome::failure(Code::kSystem, EOPNOTSUPP);
+}
+
+Outcome HostPeer::read_gpu(const Descriptors& work, const ReadChecks& checks) {
+  const auto job = std::make_shared<GpuRead>(shared_from_this(), work, checks);
+  const auto more = [&] {
+    if (node_->closed()) {
+      return Outcome::failure(Code::kClosed);
+    }
+    if (closed()) {
+      return Outcome::failure(Code::kCancelled);
+    }
+    return checks.more ? checks.more() : Outcome{};
+  };
+  return cuda::run_job(job, checks.deadline_ns, more);
 }
 
 void HostPeer::close() {

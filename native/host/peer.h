@@ -99,6 +99,9 @@ class HostPeer : public std::enable_shared_from_this<HostPeer> {
   // them.
   Outcome read(const Descriptors& work, const ReadChecks& checks,
                std::span<std::uint32_t> sums = {});
+  // Lets reads map memory of GPUs that the peer exports. Before this is called, its handles, which
+  // are the peer's bytes, never go to the driver.
+  void use_gpus() { uses_gpus_.store(true, std::memory_order_release); }
   // Why memory of a GPU could not be mapped, most recently; "" if there was no such failure.
   [[nodiscard]] std::string gpu_problem() { return gpu_imports_.problem(); }
   // The peer's allocations of GPUs that are mapped.
@@ -112,6 +115,8 @@ class HostPeer : public std::enable_shared_from_this<HostPeer> {
   friend class GpuRead;
 
   [[nodiscard]] bool closed() const { return closed_.load(std::memory_order_acquire); }
+  // Has a thread of its own do it (gpu_read.h), and leaves it when a condition fails.
+  [[nodiscard]] Outcome read_gpu(const Descriptors& work, const ReadChecks& checks);
   // kDenied with the descriptor's index when one lies outside the window.
   [[nodiscard]] Outcome check_window(const Descriptors& work);
   // Whether the page with the proof is in the peer's memory. The answer is cached for a moment.
@@ -129,6 +134,7 @@ class HostPeer : public std::enable_shared_from_this<HostPeer> {
   std::uint64_t proof_address_ = 0;  // in the peer
   mutable std::atomic<std::int64_t> proof_seen_ns_{0};
   ProcessMark mark_;
+  std::atomic<bool> uses_gpus_{false};
   GpuImports gpu_imports_;
   std::atomic<bool> closed_{false};
   std::mutex mutex_;  // guards what follows

@@ -85,10 +85,15 @@ Ref Published::open_export(const Export& exported) {
 
 void Published::close_export(Ref row) {
   require_owner();
+  if ((row.value & 1) == 0) {
+    return;  // no row, or one that is free already
+  }
   const std::lock_guard lock(exports_mutex_);
   Word& word = export_words()[row.index * kExportWords];
   std::uint64_t expected = row.value;
   if (word.compare_exchange_strong(expected, row.value + 1, std::memory_order_seq_cst)) {
+    // Peers see what is written to the row from now on only after its end.
+    std::atomic_thread_fence(std::memory_order_seq_cst);
     free_exports_.push_back(row.index);
   }
 }

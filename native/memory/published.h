@@ -162,7 +162,8 @@ class Published {
 
   // Publishes an allocation of a GPU. Throws std::length_error when the table is full.
   Ref open_export(const Export& exported);
-  // Ends it; peers find it no more, and what they have mapped by it no longer counts as live.
+  // Ends it; peers find it no more, and what they have mapped by it no longer counts as live. Does
+  // nothing for an unnamed row, or one that has ended.
   void close_export(Ref row);
 
   // Appends one record. Throws std::length_error when the log is full and must be rewritten.

@@ -382,6 +382,13 @@ class HostPeer:
         As read; returns (outcome, CRC-32C of each descriptor's bytes as native uint32).
         """
 
+    def use_gpus(self) -> None:
+        """
+        Let reads map memory of GPUs that the peer exports.
+
+        Before that, no handle from the peer's page goes to the driver.
+        """
+
     @property
     def gpu_problem(self) -> str:
         """Why memory of a GPU could not be mapped, most recently, or ""."""

@@ -191,6 +191,7 @@ class GpuBackend(Backend):
             raise Unavailable(f"the peer's description cannot be read ({error})") from error
         if lanes.host is None:
             raise Unavailable("the peer's process cannot be read on this host")
+        lanes.host.use_gpus()  # also for the peer's pushes, if this side can read none of its GPUs
         if not set(gpus) <= set(self._gpus):
             raise Unavailable(
                 "the peer sees GPUs that this process does not: give both the same "
