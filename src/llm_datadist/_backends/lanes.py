@@ -39,8 +39,8 @@ _T = TypeVar("_T")
 _LOSSES = frozenset({Code.TIMEOUT, Code.PEER_DEAD, Code.PROTOCOL, Code.CANCELLED, Code.NO_LANE})
 """Outcomes after which a lane may be closed."""
 
-_LONGEST_WAIT_S = 0.25
-
+_LONGEST_WAIT_S = 0.05
+"""For lanes, at a time: a canceled call ends within 100 ms."""
 
 _NO_LANE: _Raw = (Code.NO_LANE, 0, -1, 0)
 
@@ -248,7 +248,10 @@ class LinkLanes:
             return outcome
 
         def answer() -> tuple[Outcome, Checksums]:
-            outcome = self._run(transfer.deadline_ns, wait)
+            try:
+                outcome = self._run(transfer.deadline_ns, wait)
+            finally:
+                asked.clear()  # a canceled call does not come to wait for it
             return outcome, np.frombuffer(sums, np.uint32)
 
         return answer
