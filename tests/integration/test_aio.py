@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from llm_datadist import LLMConfig, LLMDataDist, LLMException, LLMStatusCode
+from llm_datadist import CacheManager, LLMConfig, LLMDataDist, LLMException, LLMStatusCode
 from llm_datadist.aio import Node, cluster_id_of
 from support.instances import pattern
 from support.setup import ANY_PORT
@@ -202,21 +202,9 @@ def test_a_node_that_cannot_be_announced_leaves_no_instance(directory, monkeypat
 
 def test_a_node_without_threads_leaves_no_instance(monkeypatch):
     monkeypatch.setattr(LLMDataDist, "llm_engine_instance", None)
-    with pytest.raises(ValueError, match="max_workers"):
+    with pytest.raises(ValueError, match="max_calls"):
         Node("a", ANY_PORT, max_calls=0)
     assert LLMDataDist.llm_engine_instance is None
-
-
-@pytest.mark.expects_log("node a stays in the file")
-def test_a_node_whose_directory_is_spoiled_ends_all_the_same(run, directory):
-    async def main():
-        node = Node("a", ANY_PORT, directory=directory)
-        directory.write_text("[]")
-        await node.close()
-        assert "not initialized" in repr(node.instance)
-        await node.close()
-
-    run(main())
 
 
 def test_a_timeout_ends_a_pull_that_is_under_way(run):
@@ -231,6 +219,77 @@ def test_a_timeout_ends_a_pull_that_is_under_way(run):
             with pytest.raises(asyncio.CancelledError):
                 await waiting
             await peer.pull("kv", range(8), range(8))
+
+    run(main())
+
+
+@pytest.mark.expects_log("node a stays in the file .* is no directory of nodes")
+def test_a_node_is_closed_also_if_the_directory_is_lost(run, directory):
+    async def main():
+        node = Node("a", ANY_PORT, directory=directory)
+        directory.write_text("[]")
+        await node.close()
+        with pytest.raises(RuntimeError, match="not initialized"):
+            node.instance.describe_links()
+        with pytest.raises(RuntimeError, match="node 'a' is closed"):
+            await node.connect("b")
+        await node.close()
+
+    run(main())
+
+
+def test_two_caches_of_one_name_are_not_registered_at_the_same_time(monkeypatch):
+    registering, may_end = threading.Event(), threading.Event()
+    register = CacheManager.register_tensors
+
+    def register_slowly(*arguments, **options):
+        registering.set()
+        may_end.wait(10)
+        return register(*arguments, **options)
+
+    node = Node("a")
+    monkeypatch.setattr(CacheManager, "register_tensors", register_slowly)
+    first = threading.Thread(target=node.register, args=("kv", tensors(1)))
+    first.start()
+    assert registering.wait(10)
+    second = asyncio.to_thread(node.register, "kv", tensors(2))
+
+    async def main():
+        waiting = asyncio.create_task(second)
+        await asyncio.wait([waiting], timeout=0.05)
+        may_end.set()
+        with pytest.raises(KeyError, match="a cache 'kv' exists"):
+            await waiting
+        await node.close()
+
+    asyncio.run(main())
+    first.join(10)
+
+
+def test_a_canceled_connect_does_not_end_the_link_of_another_one(run, monkeypatch):
+    dialed, may_end = threading.Event(), threading.Event()
+    dial = Node._dial
+
+    def dial_slowly(node, peer, timeout_ms):
+        cluster_id = dial(node, peer, timeout_ms)
+        if not dialed.is_set():
+            dialed.set()
+            may_end.wait(10)
+        return cluster_id
+
+    async def main():
+        async with Node("one", ANY_PORT) as one, Node("two") as two:
+            monkeypatch.setattr(Node, "_dial", dial_slowly)
+            first = asyncio.create_task(two.connect(one.address))
+            assert await asyncio.to_thread(dialed.wait, 10)
+            second = asyncio.create_task(two.connect(one.address))
+            await asyncio.wait([second], timeout=0.1)
+            first.cancel()
+            await asyncio.sleep(0)
+            may_end.set()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            await (await second).check()
 
     run(main())
 

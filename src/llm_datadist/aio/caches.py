@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, final
 
 from llm_datadist._types import Cache
@@ -17,26 +18,29 @@ __all__ = ["NamedCaches"]
 
 @final
 class NamedCaches:
-    """Registers and finds the caches of one node. Thread-safe as a dict is."""
+    """Registers and finds the caches of one node. Thread-safe."""
 
     def __init__(self) -> None:
         self._caches: dict[str, Cache] = {}
+        self._lock = threading.Lock()  # of a name, from when it is free until it is taken
 
     def register(
         self, manager: CacheManager, key: BlocksCacheKey, name: str, tensors: Sequence[object]
     ) -> Cache:
         """Register tensors under a name that is free."""
-        if name in self._caches:
-            raise KeyError(f"register: a cache {name!r} exists; unregister it first")
-        cache = manager.register_tensors(tensors, key)
-        self._caches[name] = cache
-        return cache
+        with self._lock:
+            if name in self._caches:
+                raise KeyError(f"register: a cache {name!r} exists; unregister it first")
+            cache = manager.register_tensors(tensors, key)
+            self._caches[name] = cache
+            return cache
 
     def remove(self, name: str) -> Cache:
         """Forget a name, and return its cache."""
-        cache = self.find(name)
-        del self._caches[name]
-        return cache
+        with self._lock:
+            cache = self.find(name)
+            del self._caches[name]
+            return cache
 
     def find(self, cache: str | Cache) -> Cache:
         """Return the cache of a name, or the cache itself."""
@@ -45,7 +49,7 @@ class NamedCaches:
         try:
             return self._caches[cache]
         except KeyError:
-            names = ", ".join(map(repr, self._caches)) or "none"
+            names = ", ".join(map(repr, list(self._caches))) or "none"
             raise KeyError(
                 f"no local cache is called {cache!r} (there are: {names}); Node.register makes one"
             ) from None

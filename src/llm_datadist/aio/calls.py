@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar, final
 
 from llm_datadist._backends.cancellation import Cancellation
+from llm_datadist._types.checks import check_int
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
-__all__ = ["Calls"]
+__all__ = ["Calls", "until_done"]
 
 _T = TypeVar("_T")
 
@@ -24,10 +27,16 @@ class Calls:
     Args:
         name: Of the node, for the names of the threads.
         max_calls: Calls that run at the same time; more wait for their turn.
+
+    Raises:
+        TypeError, ValueError: max_calls is not an integer, or below 1.
     """
 
     def __init__(self, name: str, max_calls: int) -> None:
-        self._threads = ThreadPoolExecutor(max_calls, f"llm_datadist-{name}")
+        self._name = name
+        self._threads = ThreadPoolExecutor(
+            check_int("max_calls", max_calls, 1), f"llm_datadist-{name}"
+        )
 
     async def transfer(self, call: Callable[[], _T]) -> _T:
         """Await a transfer. If the wait is canceled, cancel the transfer, and wait until it ends.
@@ -43,7 +52,10 @@ class Calls:
         return await self._await(run, cancellation.cancel)
 
     async def finish(self, call: Callable[[], _T], undo: Callable[[_T], object]) -> _T:
-        """Await a short call. If the wait is canceled, let the call end, and undo its result."""
+        """Await a short call. If the wait is canceled, let the call end, and undo its result.
+
+        What `undo` raises is ignored: the wait ends with CancelledError in any case.
+        """
         results: list[_T] = []
 
         def run() -> _T:
@@ -54,11 +66,12 @@ class Calls:
             return await self._await(run, lambda: None)
         except asyncio.CancelledError:
             for result in results:
-                await self._await(lambda result=result: undo(result), lambda: None)  # type: ignore[misc]
+                with contextlib.suppress(RuntimeError):  # closed, which has undone everything
+                    await _settle(asyncio.wrap_future(self._submit(partial(undo, result))))
             raise
 
     async def _await(self, run: Callable[[], _T], cancel: Callable[[], object]) -> _T:
-        running = self._threads.submit(run)
+        running = self._submit(run)
         ended = asyncio.wrap_future(running)
         try:
             return await asyncio.shield(ended)
@@ -68,9 +81,28 @@ class Calls:
                 await _settle(ended)
             raise
 
+    def _submit(self, call: Callable[[], _T]) -> Future[_T]:
+        try:
+            return self._threads.submit(call)
+        except RuntimeError as error:
+            raise RuntimeError(f"node {self._name!r} is closed; make another one") from error
+
     def close(self) -> None:
-        """Wait for the calls that run, and end the threads."""
-        self._threads.shutdown(cancel_futures=True)
+        """Wait for all calls, and end the threads.
+
+        The instance is finalized before, so that calls end at once, those that still wait for a
+        thread with the error of a finalized instance.
+        """
+        self._threads.shutdown()
+
+
+async def until_done(future: asyncio.Future[_T]) -> _T:
+    """Await a future. A wait that is canceled goes on until it is done, and raises then."""
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await _settle(future)
+        raise
 
 
 async def _settle(future: asyncio.Future[_T]) -> None:

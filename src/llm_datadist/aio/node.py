@@ -6,14 +6,16 @@ import asyncio
 import copy
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
+from llm_datadist._control.backoff import Backoff
 from llm_datadist._datadist import LLMDataDist
 from llm_datadist._errors import LLMException, LLMStatusCode, fail
 from llm_datadist._options import LLMConfig
 from llm_datadist._types import LLMRole
 from llm_datadist.aio.caches import NamedCaches
-from llm_datadist.aio.calls import Calls
+from llm_datadist.aio.calls import Calls, until_done
 from llm_datadist.aio.directory import FileDirectory
 from llm_datadist.aio.names import block_cache_key, cluster_id_of, cut_address
 from llm_datadist.aio.peer import Peer
@@ -63,7 +65,7 @@ class Node:
     Raises:
         TypeError, ValueError, LLMException: as LLMDataDist.init; ValueError also for a max_calls
             below 1, and a file that is no directory of nodes.
-        OSError: The file of the directory cannot be written.
+        OSError: The file of the directory cannot be written, or other users can write it.
     No instance is left then.
     Source: docs/tutorial/asyncio.md.
     """
@@ -91,6 +93,7 @@ class Node:
             _check_reachable(options.listen_ip_info)
         self._caches = NamedCaches()
         self._calls = Calls(name, max_calls)
+        self._connecting: dict[str, asyncio.Lock] = {}
         self._instance = LLMDataDist(LLMRole.MIX, cluster_id_of(name))
         self._instance.init(options.generate_options())
         self._announced: str | None = None
@@ -172,25 +175,31 @@ class Node:
             OSError, ValueError: The file of the directory cannot be read, or is none.
         """
         deadline = time.monotonic() + timeout
-        pause_s = _FIRST_PAUSE_S
+        backoff = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
+        # One after the other for a peer: of two waits, one that is canceled undoes its own link.
+        connecting = self._connecting.setdefault(peer, asyncio.Lock())
         while True:
+            pause_s = backoff.next()
             try:
-                left_ms = max(int((deadline - time.monotonic()) * 1000), 1)
-                cluster_id, _ = await self._calls.finish(
-                    lambda left_ms=left_ms: self._link(peer, min(left_ms, _DIAL_MS)),  # type: ignore[misc]
-                    self._undo_link,
-                )
+                async with connecting:
+                    left_ms = max(int((deadline - time.monotonic()) * 1000), 1)
+                    cluster_id, _ = await self._calls.finish(
+                        partial(self._link, peer, min(left_ms, _DIAL_MS)), self._undo_link
+                    )
             except LLMException as error:
                 if error.status_code not in _RETRIED or time.monotonic() + pause_s > deadline:
                     raise
             else:
                 return Peer(peer, cluster_id, self._instance, self._caches, self._calls)
             await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def close(self) -> None:
-        """Leave the directory, end links, transfers and registrations. Idempotent."""
-        await asyncio.get_running_loop().run_in_executor(None, self._close)
+        """Leave the directory, end links, transfers and registrations. Idempotent.
+
+        A wait that is canceled goes on until all of that has ended. A directory that cannot be
+        written is logged.
+        """
+        await until_done(asyncio.get_running_loop().run_in_executor(None, self._close))
 
     async def __aenter__(self) -> Node:
         return self
@@ -204,16 +213,23 @@ class Node:
         await self.close()
 
     def _close(self) -> None:
-        if self._directory is not None and self._announced is not None:
-            try:
-                self._directory.withdraw(self._name, self._announced)
-            except LLMException:  # the node that has it is gone
-                pass
-            except (OSError, ValueError) as error:  # of its file
-                logger.warning("close: node %s stays in %s: %s", self._name, self._directory, error)
-            self._announced = None
-        self._instance.finalize()  # ends the calls that run
-        self._calls.close()
+        try:
+            self._withdraw()
+        finally:
+            self._instance.finalize()  # ends the calls that run
+            self._calls.close()
+
+    def _withdraw(self) -> None:
+        """Remove the address of this node from the directory, once."""
+        announced, self._announced = self._announced, None
+        if self._directory is None or announced is None:
+            return
+        try:
+            self._directory.withdraw(self._name, announced)
+        except RuntimeError:  # the node that has it is gone, or this instance was finalized
+            pass
+        except (OSError, ValueError) as error:  # of its file
+            logger.warning("close: node %s stays in %s: %s", self._name, self._directory, error)
 
     def _found(self, directory: str | os.PathLike[str] | None) -> FileDirectory | PeerTable | None:
         """Return the directory of that name."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, final
 
 from llm_datadist.aio.names import block_cache_key
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from llm_datadist._datadist import LLMDataDist
     from llm_datadist._engine.leases.borrower import Lease
@@ -61,7 +62,8 @@ class Peer:
 
         Args:
             name: Of the peer's cache.
-            src_blocks: The peer's blocks: a list, a range, or an array of integers.
+            src_blocks: The peer's blocks: a list, a range, or an array of integers, which must not
+                change until the wait ends.
             dst_blocks: Local blocks, as many, no duplicates.
             into: Name of the local cache, or the cache itself; None = of the same name.
             layers: Layers of two tensors to pull; None = all.
@@ -70,13 +72,8 @@ class Peer:
             KeyError: No local cache has that name.
             LLMException: as CacheManager.pull_blocks.
         """
-        key = block_cache_key(self.cluster_id, name)
-        cache = self._caches.find(name if into is None else into)
-        manager = self._instance.cache_manager
-        await self._calls.transfer(
-            lambda: manager.pull_blocks(
-                key, cache, src_blocks, dst_blocks, src_layer_range=layers, dst_layer_range=layers
-            )
+        await self._move(
+            self._instance.cache_manager.pull_blocks, name, into, src_blocks, dst_blocks, layers
         )
 
     async def push(
@@ -94,7 +91,7 @@ class Peer:
 
         Args:
             name: Of the peer's cache.
-            src_blocks: Local blocks: a list, a range, or an array of integers.
+            src_blocks: Local blocks, as for `pull`.
             dst_blocks: The peer's blocks, as many, no duplicates.
             source: Name of the local cache, or the cache itself; None = of the same name.
             layers: Layers of two tensors to push; None = all.
@@ -103,11 +100,8 @@ class Peer:
             KeyError: No local cache has that name.
             LLMException: as CacheManager.push_blocks.
         """
-        key = block_cache_key(self.cluster_id, name)
-        cache = self._caches.find(name if source is None else source)
-        manager = self._instance.cache_manager
-        await self._calls.transfer(
-            lambda: manager.push_blocks(key, cache, src_blocks, dst_blocks, layers, layers)
+        await self._move(
+            self._instance.cache_manager.push_blocks, name, source, src_blocks, dst_blocks, layers
         )
 
     @asynccontextmanager
@@ -135,6 +129,21 @@ class Peer:
             yield lease
         finally:
             lease.release()  # does not wait
+
+    async def _move(
+        self,
+        call: Callable[..., None],
+        name: str,
+        local: str | Cache | None,
+        src_blocks: BlockList,
+        dst_blocks: BlockList,
+        layers: range | None,
+    ) -> None:
+        """Make a call of CacheManager that pulls or pushes blocks."""
+        key = block_cache_key(self.cluster_id, name)
+        cache = self._caches.find(name if local is None else local)
+        move = partial(call, key, cache, src_blocks, dst_blocks)
+        await self._calls.transfer(partial(move, src_layer_range=layers, dst_layer_range=layers))
 
     async def check(self) -> None:
         """Return when the peer answers; raises as LLMDataDist.check_link_status."""

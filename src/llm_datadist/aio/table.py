@@ -76,8 +76,8 @@ class _Table(ABC):
     def announce(self, name: str, address: str) -> None:
         """Write the address of a node, in place of an earlier one.
 
-        Two nodes may choose the same free row at the same moment; the one whose row is not there
-        afterwards chooses another.
+        Two nodes may choose the same free row at the same moment; the one whose row is not there a
+        moment later, when the other one must have written its own, chooses another.
 
         Raises:
             LLMException: LLM_OUT_OF_MEMORY: no row is free; or as a pull or push.
@@ -92,9 +92,9 @@ class _Table(ABC):
                     break
                 index = int(random.choice(free))
             self.write(index, row)
+            time.sleep((1 + random.random()) * _PAUSE_S)
             if (self.read()[index] == row).all():
                 return
-            time.sleep(random.random() * _PAUSE_S)
         raise fail(
             LLMStatusCode.LLM_OUT_OF_MEMORY,
             "announce",

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from llm_datadist._backends.cancellation import Canceled, check_canceled
-from llm_datadist.aio.calls import Calls
+from llm_datadist.aio.calls import Calls, until_done
 
 
 @pytest.fixture
@@ -125,3 +125,86 @@ def test_the_result_of_a_canceled_short_call_is_undone(calls):
         assert undone == ["made"]
 
     asyncio.run(main())
+
+
+def test_an_undo_runs_also_if_the_wait_is_canceled_again(calls):
+    async def main():
+        call, undo = Transfer("made"), Transfer()
+        waiting = asyncio.create_task(calls.finish(call, lambda _: undo()))
+        await begun(call)
+        waiting.cancel()
+        await asyncio.sleep(0)
+        call.may_end.set()
+        await begun(undo)
+        for _ in range(3):
+            waiting.cancel()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        undo.may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert undo.how == "ended"
+
+    asyncio.run(main())
+
+
+def test_a_canceled_wait_is_canceled_also_if_its_undo_fails(calls):
+    async def main():
+        call = Transfer()
+        waiting = asyncio.create_task(calls.finish(call, lambda _: 1 // 0))
+        await begun(call)
+        waiting.cancel()
+        await asyncio.sleep(0)
+        call.may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(main())
+
+
+def test_calls_that_wait_for_a_thread_end_as_calls_when_the_node_is_closed(calls):
+    """Not as canceled waits: a task group would pass over them."""
+
+    async def main():
+        running = [Transfer(), Transfer()]
+        tasks = [asyncio.create_task(calls.transfer(transfer)) for transfer in running]
+        for transfer in running:
+            await begun(transfer)
+        queued = asyncio.create_task(calls.transfer(lambda: 1 // 0))
+        await asyncio.sleep(0)
+        closing = asyncio.get_running_loop().run_in_executor(None, calls.close)
+        for transfer in running:
+            transfer.may_end.set()
+        assert await asyncio.gather(*tasks) == ["moved", "moved"]
+        with pytest.raises(ZeroDivisionError):
+            await queued
+        await closing
+        with pytest.raises(RuntimeError, match="node 'test' is closed"):
+            await calls.transfer(lambda: 1)
+
+    asyncio.run(main())
+
+
+def test_a_close_that_is_canceled_goes_on_to_its_end():
+    async def main():
+        closing = Transfer()
+        running = asyncio.get_running_loop().run_in_executor(None, closing)
+        waiting = asyncio.create_task(until_done(running))
+        await begun(closing)
+        waiting.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        closing.may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert closing.how == "ended"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("max_calls", "error"), [(0, ValueError), ("2", TypeError)])
+def test_there_is_at_least_one_thread(max_calls, error):
+    with pytest.raises(error, match="max_calls"):
+        Calls("test", max_calls)

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import stat
 import threading
 
@@ -70,3 +71,49 @@ def test_nothing_is_read_or_written_while_another_process_changes_the_file(path,
         assert waiting.is_alive()
     waiting.join(10)
     assert not waiting.is_alive()
+
+
+def test_a_file_that_stays_locked_is_an_error(path):
+    directory = FileDirectory(path, lock_timeout_s=0)
+    directory.announce("a", "host:1")
+    with path.open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(TimeoutError, match=r"locked by another process .* end that process"):
+            directory.find("a")
+    assert directory.find("a") == "host:1"
+
+
+def test_a_process_that_is_forked_meanwhile_does_not_keep_the_lock(path, monkeypatch):
+    directory, copies = FileDirectory(path, lock_timeout_s=0), []
+    read = FileDirectory._read
+
+    def forked(self, file):
+        copies.append(os.dup(file.fileno()))  # of the same open file, as a child has it
+        return read(self, file)
+
+    monkeypatch.setattr(FileDirectory, "_read", forked)
+    directory.announce("a", "host:1")
+    directory.announce("b", "host:2")
+    assert directory.find("a") == "host:1"
+    for descriptor in copies:
+        os.close(descriptor)
+
+
+def test_a_file_that_other_users_can_write_is_not_trusted(path, monkeypatch):
+    directory = FileDirectory(path)
+    directory.announce("a", "host:1")
+    path.chmod(0o606)
+    with pytest.raises(PermissionError, match=r"mode 606.* other users could say"):
+        directory.find("a")
+    path.chmod(0o660)  # a group is the owner's choice
+    assert directory.find("a") == "host:1"
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    if os.getuid():
+        with pytest.raises(PermissionError, match=f"belongs to user {os.getuid()}"):
+            directory.find("a")
+
+
+def test_what_is_no_regular_file_is_not_waited_for(path):
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="no regular file"):
+        FileDirectory(path).find("a")

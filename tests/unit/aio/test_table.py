@@ -8,6 +8,11 @@ from llm_datadist.aio import table as module
 from llm_datadist.aio.table import NUM_ROWS, ROW_BYTES, decode_row, encode_row
 
 
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch):
+    monkeypatch.setattr(module, "_PAUSE_S", 0)
+
+
 class Memory(module._Table):
     """A table of this process; `before_read` plays what peers do meanwhile."""
 
@@ -67,6 +72,21 @@ def test_a_row_that_another_node_took_at_the_same_moment():
             table.rows[table.written] = encode_row("other", "host:2")
 
     table.before_read = overwrite
+    table.announce("node", "host:1")
+    assert taken
+    assert (table.find("node"), table.find("other")) == ("host:1", "host:2")
+
+
+def test_a_row_that_another_node_takes_a_moment_later(monkeypatch):
+    """It had read the free row before, and writes while this node waits before it looks."""
+    table, taken = Memory(), []
+
+    def other_writes(_seconds):
+        if not taken:
+            taken.append(table.written)
+            table.rows[table.written] = encode_row("other", "host:2")
+
+    monkeypatch.setattr(module.time, "sleep", other_writes)
     table.announce("node", "host:1")
     assert taken
     assert (table.find("node"), table.find("other")) == ("host:1", "host:2")
