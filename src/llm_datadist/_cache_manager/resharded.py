@@ -163,16 +163,16 @@ def _checked_call(
 ) -> ReshardCall:
     """Return the arguments of a call, with the types that its texts name."""
     # Not at the top: the engine would make the import of the package slow.
-    from llm_datadist._engine.transfer.resharded_plans import ReshardCall  # noqa: PLC0415
+    from llm_datadist._engine.transfer import resharded_plans  # noqa: PLC0415
 
-    local_side, remote_side = ("src", "dst") if write else ("dst", "src")
-    checked = _checked_keys(f"{remote_side}_cache_keys", keys)
-    check_instance(f"{local_side}_cache", cache, Cache)
-    check_instance(f"{remote_side}_blocks", remote_blocks, list, tuple)
+    names = resharded_plans.NAMES[operation]
+    checked = _checked_keys(names.keys, keys)
+    check_instance(names.cache, cache, Cache)
+    check_instance(names.remote_blocks, remote_blocks, list, tuple)
     if layers is not None:
         check_range("layers", layers)
     preferred = check_int("prefer", prefer, 0, INT32_MAX)
-    return ReshardCall(
+    return resharded_plans.ReshardCall(
         operation, checked, cache, remote_blocks, local_blocks, tokens, layers, write, preferred
     )
 

@@ -347,8 +347,8 @@ MISTAKES = {
     "explain_resharded": {
         "cache_keys": NO_KEY_LIST,
         "cache": NO_CACHE,
-        "remote_blocks": [],  # its texts have the names of the transfer that it explains
-        "local_blocks": [],
+        "remote_blocks": NO_BLOCK_LISTS,
+        "local_blocks": WRONG_BLOCKS,
         "push": NO_BOOL,
         "prefer": NO_TOKENS,
     }

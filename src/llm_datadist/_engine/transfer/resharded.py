@@ -8,6 +8,7 @@ deadline.
 from __future__ import annotations
 
 import time
+from concurrent.futures import wait
 from typing import TYPE_CHECKING, final
 
 from llm_datadist._control.workers import Workers
@@ -17,6 +18,8 @@ from llm_datadist._errors import LLMException, invalid
 from llm_datadist._plan.layouts import RankReport, reason_of, share_of_full_rate
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from llm_datadist._engine.instance import Instance
     from llm_datadist._engine.link.data_plane import DataPlane
     from llm_datadist._engine.memory.fault_marks import FaultMarks
@@ -118,22 +121,26 @@ class Resharding:
     def _errors(self, requests: list[Request]) -> list[LLMException | None]:
         """Run requests at the same time, the first on this thread; return what each raised.
 
-        None of them runs any more when this returns or raises.
+        None of them runs any more when this returns or raises, whatever it raises.
         """
         if not requests:
             return []
         first, *others = requests
-        running = [self._workers.submit(self._error, request) for request in others]
-        errors: list[LLMException | None] = []
+        running: list[Future[LLMException | None]] = []
         try:
-            errors.append(self._error(first))
-        finally:  # an interrupt, too, must not leave a request running
-            for request, future in zip(others, running, strict=True):
-                try:
-                    errors.append(future.result())
-                except LLMException:  # there is no thread for it
-                    errors.append(self._error(request))
-        return errors
+            running += (self._workers.submit(self._error, request) for request in others)
+            error = self._error(first)
+        finally:
+            _wait(running)
+        return [error, *map(self._outcome, others, running)]
+
+    def _outcome(
+        self, request: Request, future: Future[LLMException | None]
+    ) -> LLMException | None:
+        try:
+            return future.result()
+        except LLMException:  # there is no thread for it
+            return self._error(request)
 
     def _error(self, request: Request) -> LLMException | None:
         try:
@@ -141,3 +148,17 @@ class Resharding:
         except LLMException as error:
             return error
         return None
+
+
+def _wait(futures: list[Future[LLMException | None]]) -> None:
+    """Wait until all futures are done; what signal handlers raise meanwhile is raised then."""
+    raised: BaseException | None = None
+    waiting = True
+    while waiting:
+        try:
+            wait(futures)
+            waiting = False
+        except BaseException as error:
+            raised = error
+    if raised is not None:
+        raise raised

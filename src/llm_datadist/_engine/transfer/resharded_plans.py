@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, final
+from typing import TYPE_CHECKING, Final, NamedTuple, final
 
 from llm_datadist._engine.transfer.cache_checks import local_blocks
 from llm_datadist._errors import LLMException, LLMStatusCode, fail, invalid
@@ -26,9 +26,41 @@ if TYPE_CHECKING:
     from llm_datadist._registry import LocalCache, Resolved
     from llm_datadist._types import BlockList, BlocksCacheKey, Cache
 
-__all__ = ["Job", "Local", "Ranks", "ReshardCall", "checked_local", "checked_ranks"]
+__all__ = [
+    "NAMES",
+    "Job",
+    "Local",
+    "Names",
+    "Ranks",
+    "ReshardCall",
+    "checked_local",
+    "checked_ranks",
+]
 
 _MOST_SHOWN = 8
+
+
+class Names(NamedTuple):
+    """Names that the arguments of a call have, for errors.
+
+    Attributes:
+        keys: The keys of the peers' caches.
+        cache: The local cache.
+        remote_blocks, local_blocks: The blocks of either side.
+    """
+
+    keys: str
+    cache: str
+    remote_blocks: str
+    local_blocks: str
+
+
+#: By the public name of the call.
+NAMES: Final = {
+    "pull_resharded": Names("src_cache_keys", "dst_cache", "src_blocks", "dst_blocks"),
+    "push_resharded": Names("dst_cache_keys", "src_cache", "dst_blocks", "src_blocks"),
+    "explain_resharded": Names("cache_keys", "cache", "remote_blocks", "local_blocks"),
+}
 
 
 @final
@@ -59,14 +91,9 @@ class ReshardCall:
     prefer: int = 0
 
     @property
-    def local_side(self) -> str:
-        """Prefix of the arguments about the local side: "src" or "dst"."""
-        return "src" if self.write else "dst"
-
-    @property
-    def remote_side(self) -> str:
-        """The same for the peers."""
-        return "dst" if self.write else "src"
+    def names(self) -> Names:
+        """Names of its arguments."""
+        return NAMES[self.operation]
 
     @property
     def local_offset(self) -> int:
@@ -135,13 +162,13 @@ def checked_local(call: ReshardCall, cache: LocalCache) -> Local:
     Raises:
         TypeError, ValueError, LLMException: As CacheManager.pull_resharded.
     """
-    local_blocks(call.operation, cache, f"{call.local_side}_cache")
-    layout, name = cache.kv_layout, f"{call.local_side}_blocks"
+    names = call.names
+    local_blocks(call.operation, cache, names.cache)
+    layout, name = cache.kv_layout, names.local_blocks
     if layout is None:
         raise invalid(
             call.operation,
-            f"{call.local_side}_cache is cache {cache.cache_id}, which was registered without a "
-            "layout",
+            f"{names.cache} is cache {cache.cache_id}, which was registered without a layout",
             "give register_blocks_cache (allocate_blocks_cache) a layout",
         )
     num_blocks, unique = cache.layout.num_units, not call.write
@@ -157,11 +184,11 @@ def checked_ranks(call: ReshardCall) -> Ranks:
         TypeError, ValueError, LLMException: As CacheManager.pull_resharded.
     """
     keys, lists = call.keys, call.remote_blocks
-    name = f"{call.remote_side}_blocks"
+    name = call.names.remote_blocks
     if not keys or len(lists) != len(keys):
         raise invalid(
             call.operation,
-            f"{call.remote_side}_cache_keys has {len(keys)} keys, {name} {len(lists)} lists",
+            f"{call.names.keys} has {len(keys)} keys, {name} {len(lists)} lists",
             "give at least one key, and the blocks of each",
         )
     checked = [
