@@ -48,3 +48,4 @@ __all__ = [
 for _name in __all__:
     if _name != "Interior":
         globals()[_name].__module__ = __name__  # as tracebacks, help and pickles name them
+del _name

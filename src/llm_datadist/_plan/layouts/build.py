@@ -19,13 +19,13 @@ from llm_datadist._types.checks import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["NHD_AXES", "HND_AXES", "dense", "heads_of_rank", "of_tensor"]
+__all__ = ["HND_AXES", "NAMED_AXES", "NHD_AXES", "dense", "heads_of_rank", "of_tensor"]
 
 Axes: TypeAlias = "str | Sequence[str]"
 
 NHD_AXES = ("block", "token", "head", "element")
 HND_AXES = ("block", "head", "token", "element")
-_NAMED = {"NHD": NHD_AXES, "HND": HND_AXES}
+NAMED_AXES = {"NHD": NHD_AXES, "HND": HND_AXES}
 _AXES = ("layer", "plane", "block", "token", "head", "element")
 
 
@@ -203,7 +203,7 @@ def _strides(strides: dict[str, int], counts: dict[str, int]) -> Strides:
 
 def _checked_axes(operation: str, axes: object, interior: Interior) -> tuple[str, ...]:
     if isinstance(axes, str):
-        names = _NAMED.get(axes)
+        names = NAMED_AXES.get(axes)
         if names is None:
             raise invalid(operation, f"axes is {axes!r}", 'give "NHD", "HND" or a tuple of names')
     elif isinstance(axes, list | tuple):

@@ -35,6 +35,12 @@ MAX_PLANES = 64
 MAX_STRIDE = 1 << 48
 MAX_PACKING = 64
 
+_NUMBERS = {
+    "kv_heads": MAX_HEADS,
+    "head_size": MAX_HEAD_SIZE,
+    "block_tokens": MAX_BLOCK_TOKENS,
+    "planes": MAX_PLANES,
+}
 _OPERATION = "KvLayout"
 
 
@@ -110,14 +116,13 @@ class KvLayout:
 
     def __post_init__(self) -> None:
         _check_span("layers", self.layers, MAX_LAYERS)
-        check_int("kv_heads", self.kv_heads, 1, MAX_HEADS)
         _check_span("heads", self.heads, MAX_HEADS)
-        check_int("head_size", self.head_size, 1, MAX_HEAD_SIZE)
         check_instance("data_type", self.data_type, DataType)
-        check_int("block_tokens", self.block_tokens, 1, MAX_BLOCK_TOKENS)
-        check_int("planes", self.planes, 1, MAX_PLANES)
-        for name, stride in check_instance("strides", self.strides, Strides)._asdict().items():
-            check_int(f"strides.{name}", stride, 0, MAX_STRIDE)
+        for name, most in _NUMBERS.items():  # plain integers: numpy's would wrap, or not be encoded
+            object.__setattr__(self, name, check_int(name, getattr(self, name), 1, most))
+        named = check_instance("strides", self.strides, Strides)._asdict().items()
+        strides = [check_int(f"strides.{name}", stride, 0, MAX_STRIDE) for name, stride in named]
+        object.__setattr__(self, "strides", Strides(*strides))
         if len(check_str("packing", self.packing)) > MAX_PACKING or not self.packing.isascii():
             raise ValueError(f"packing must be at most {MAX_PACKING} ASCII characters")
         if check_str("interior", self.interior) not in INTERIORS:

@@ -9,7 +9,13 @@ import numpy as np
 
 from llm_datadist._errors import invalid
 from llm_datadist._plan.layouts.kv_layout import KvLayout
-from llm_datadist._types.checks import INT64_MAX, UINT64_MAX, check_instance, check_int
+from llm_datadist._types.checks import (
+    INT64_MAX,
+    UINT64_MAX,
+    check_instance,
+    check_int,
+    check_list_of_ints,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +73,9 @@ class PlacedLayout:
         check_instance("layout", layout, KvLayout).check_blocks(
             check_int("num_blocks", num_blocks, 1, INT64_MAX)
         )
-        array = np.ascontiguousarray(addrs, dtype=np.uint64)
+        if not isinstance(addrs, np.ndarray) or addrs.dtype != np.uint64:
+            addrs = check_list_of_ints("addrs", list(addrs))
+        array = np.array(addrs, np.uint64)
         if array.shape != (layout.num_tensors,):
             raise invalid(
                 "PlacedLayout",

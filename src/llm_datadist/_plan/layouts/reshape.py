@@ -228,11 +228,7 @@ def pull_parts(
     Raises:
         TypeError, LLMException: As `plan_pull`.
     """
-    if layers is not None:
-        check_range("layers", layers)
-    for rank, source in enumerate(sources):
-        check_match(operation, source, wanted, f"rank {rank}")
-    common, common_wanted = with_common_rows(operation, sources, wanted)
+    common, common_wanted = _matched(operation, sources, wanted, layers, push=False)
     parts = parts_of(operation, common, common_wanted, layers, prefer=check_int("prefer", prefer))
     return parts, common, common_wanted
 
@@ -245,11 +241,7 @@ def push_parts(
     Raises:
         TypeError, LLMException: As `plan_push`.
     """
-    if layers is not None:
-        check_range("layers", layers)
-    for rank, destination in enumerate(destinations):
-        check_match(operation, source, destination, f"rank {rank}")
-    common, sent = with_common_rows(operation, destinations, source)
+    common, sent = _matched(operation, destinations, source, layers, push=True)
     held = [
         held_by_both(operation, rank, sent, destination, layers)
         for rank, destination in enumerate(common)
@@ -263,6 +255,18 @@ def push_parts(
             "name the ranks that hold what this one has",
         )
     return parts, common, sent
+
+
+def _matched(
+    operation: str, ranks: Sequence[KvLayout], own: KvLayout, layers: range | None, *, push: bool
+) -> tuple[list[KvLayout], KvLayout]:
+    """Check the layouts of both sides, and return them with rows of equal size."""
+    if layers is not None:
+        check_range("layers", layers)
+    for rank, layout in enumerate(ranks):
+        src, dst = (own, layout) if push else (layout, own)
+        check_match(operation, src, dst, f"rank {rank}")
+    return with_common_rows(operation, ranks, own)
 
 
 def _planned(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llm_datadist._errors import LLMException, invalid
-from llm_datadist._plan.layouts.build import dense, heads_of_rank, of_tensor
+from llm_datadist._plan.layouts.build import NAMED_AXES, dense, heads_of_rank, of_tensor
 from llm_datadist._types import DataType
 
 if TYPE_CHECKING:
@@ -65,14 +65,18 @@ def of_vllm_spec(
         TypeError, ValueError, LLMException: As KvLayout; LLM_PARAM_INVALID also for a spec that has
             other attributes or a type that is not known.
     """
+    is_state = hasattr(spec, "shapes")
     try:
         block_tokens = int(spec.block_size)
-        if hasattr(spec, "shapes"):
-            return _of_state(spec, layers, tp_size, tp_rank, block_tokens, packing or "state")
-        head_size, held = int(spec.head_size), int(spec.num_kv_heads)
-        data_type = _data_type(spec.dtype)
+        if is_state:
+            page_bytes = int(spec.page_size_bytes)
+        else:
+            head_size, held = int(spec.head_size), int(spec.num_kv_heads)
+            data_type = _data_type(spec.dtype)
     except (AttributeError, TypeError) as error:
         raise _unknown(spec, str(error)) from error
+    if is_state:
+        return _of_state(page_bytes, layers, tp_size, tp_rank, block_tokens, packing or "state")
     if int(getattr(spec, "head_size_v", None) or head_size) != head_size:
         raise _unknown(spec, f"head_size is {head_size}, head_size_v {spec.head_size_v}")
     latent = "MLA" in type(spec).__name__ or bool(getattr(spec, "use_mla", False))
@@ -87,6 +91,8 @@ def of_vllm_spec(
         )
     planes = 1 if latent else 2
     named = axes or (_LATENT_AXES if latent else _ATTENTION_AXES)
+    if isinstance(named, str):
+        named = NAMED_AXES.get(named, named)
     if shape is not None and strides is not None and not packing:
         return of_tensor(
             named, shape, strides, layers=layers, kv_heads=total, heads=heads,
@@ -110,7 +116,7 @@ def of_vllm_spec(
 
 
 def _of_state(
-    spec: Any,  # noqa: ANN401 - as above
+    page_bytes: int,
     layers: range,
     tp_size: int,
     tp_rank: int,
@@ -123,7 +129,7 @@ def _of_state(
         layers=layers,
         kv_heads=tp_size,
         heads=range(tp_rank, tp_rank + 1),
-        head_size=int(spec.page_size_bytes),
+        head_size=page_bytes,
         data_type=DataType.DT_INT8,
         block_tokens=block_tokens,
         planes=1,
@@ -132,15 +138,20 @@ def _of_state(
     )
 
 
-def _packed(axes: str | Sequence[str]) -> tuple[str, ...]:
+def _packed(axes: str | Sequence[str]) -> str | tuple[str, ...]:
     """Return the axes of a tensor whose tokens are packed within each head."""
-    names = ("block", "head", "element") if isinstance(axes, str) else axes
-    return tuple(name for name in names if name != "token")
+    return axes if isinstance(axes, str) else tuple(name for name in axes if name != "token")
 
 
 def _num_blocks(axes: str | Sequence[str], shape: Sequence[int] | None) -> int | None:
-    if shape is None or isinstance(axes, str):
+    if shape is None or "block" not in axes:
         return None
+    if len(shape) != len(axes):
+        raise invalid(
+            _OPERATION,
+            f"shape is {tuple(shape)}, the axes are {tuple(axes)}",
+            "give the size of each axis",
+        )
     return int(shape[list(axes).index("block")])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from llm_datadist import CacheDesc, DataType, LLMException, LLMStatusCode
@@ -14,6 +15,7 @@ from llm_datadist.layouts import (
     dense,
     heads_of_rank,
     of_tensor,
+    to_bytes,
 )
 
 KIND = {
@@ -160,6 +162,16 @@ def test_numbers_that_do_not_fit_together_are_refused(change, numbers):
 def test_wrong_types_and_widths(change, error):
     with pytest.raises(error):
         dataclasses.replace(made(), **change)
+
+
+def test_numbers_of_numpy_are_kept_as_plain_integers():
+    plain = made()
+    numbers = {
+        name: np.int64(getattr(plain, name)) for name in ("kv_heads", "head_size", "block_tokens")
+    }
+    layout = dataclasses.replace(plain, **numbers, strides=Strides(*map(np.int64, plain.strides)))
+    assert layout == plain
+    assert to_bytes(layout) == to_bytes(plain)
 
 
 def test_axes_must_be_complete():

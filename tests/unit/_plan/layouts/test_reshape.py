@@ -266,6 +266,10 @@ def test_addresses_must_match_the_layout():
         PlacedLayout.of(layout(), list(range(1, 8)), 4)
     with pytest.raises(ValueError, match="wrap the 64-bit address space"):
         PlacedLayout.of(layout(), [2**64 - 4096 * 4] * 8, 16)
+    with pytest.raises(ValueError, match=r"addrs\[0\] must be in"):
+        PlacedLayout.of(layout(), [-1] * 8, 4)
+    with pytest.raises(TypeError, match=r"addrs\[0\] must be int"):
+        PlacedLayout.of(layout(), [1.5] * 8, 4)
     halves = layout(("plane", "block", "token", "head", "element"), num_blocks=4)
     with pytest.raises(LLMException, match=r"strides.plane is 4096"):
         PlacedLayout.of(halves, [1] * 4, 5)

@@ -80,6 +80,20 @@ def test_states():
     assert (layout.kv_heads, layout.heads, layout.row_bytes) == (2, range(1, 2), 1000)
 
 
+def test_named_axes_have_the_padding_of_the_spec():
+    spec = attention(page_size_padded=5000)
+    layout = of_vllm_spec(spec, layers=range(4), axes="NHD")
+    assert layout.strides.block == 5000
+
+
+def test_arguments_that_do_not_fit_are_named():
+    spec = MambaSpec(block_size=512, shapes=(), page_size_bytes=1000)
+    with pytest.raises(TypeError, match="layers must be range"):
+        of_vllm_spec(spec, layers=4)
+    with pytest.raises(LLMException, match=r"shape is \(2,\), the axes are"):
+        of_vllm_spec(attention(), layers=range(4), shape=(2,))
+
+
 @pytest.mark.parametrize(
     ("spec", "text"),
     [
