@@ -67,21 +67,19 @@ class TensorCalls(Calls):
             placement = Placement.DEVICE if first.on_device else Placement.HOST
         desc = CacheDesc(len(memories), list(first.shape), first.data_type, placement)
         addrs = check_registration(operation, desc, [memory.addr for memory in memories])
+        owners = [memory.owner for memory in memories]
         if keys is None:
             kv_layout = check_layout(operation, layout, desc)
-            cache = self._registry.register_blocks_cache(
-                desc, addrs, blocks_key, remote_accessible, kv_layout
+            return self._registry.register_blocks_cache(
+                desc, addrs, blocks_key, remote_accessible, kv_layout, owners
             )
-        elif layout is not None:
+        if layout is not None:
             raise invalid(
                 operation,
                 "layout is given with CacheKeys",
                 "give it with a BlocksCacheKey or without a key: it describes blocks",
             )
-        else:
-            cache = self._registry.register_cache(desc, addrs, keys, remote_accessible)
-        self._registry.keep_alive(cache, [memory.owner for memory in memories])
-        return cache
+        return self._registry.register_cache(desc, addrs, keys, remote_accessible, owners)
 
 
 def _split_keys(

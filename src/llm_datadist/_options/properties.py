@@ -5,6 +5,7 @@ Source: api.md 3.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from llm_datadist._errors import LLMStatusCode, fail
@@ -26,7 +27,7 @@ _T = TypeVar("_T")
 _P = TypeVar("_P", bound="Property[Any]")
 
 
-class Property(Generic[_T]):
+class Property(ABC, Generic[_T]):
     """A property of LLMConfig, None while unset.
 
     It decorates a function without a body, whose docstring is the property's: so editors and `help`
@@ -61,9 +62,9 @@ class Property(Generic[_T]):
     def __set__(self, config: object, value: _T) -> None:
         vars(config)[self.name] = self.check(value)
 
+    @abstractmethod
     def check(self, value: _T) -> _T:
         """Return the value to store; raise TypeError or ValueError when it is invalid."""
-        raise NotImplementedError
 
     def options(self, value: _T) -> dict[str, str]:
         """Return the entries of the option dictionary for a value."""

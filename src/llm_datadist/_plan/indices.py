@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from llm_datadist._errors import invalid
+from llm_datadist._types.block_list import DLPACK_ERRORS
 from llm_datadist._types.checks import INT64_MAX
 
 if TYPE_CHECKING:
@@ -84,16 +85,16 @@ def blocks_array(
         return _from_array(operation, name, blocks, num_blocks, unique=unique, highest=highest)
     count = len(blocks)
     most = highest if num_blocks is None else num_blocks - 1
-    if count == 1 and type(blocks[0]) is int:
-        if 0 <= blocks[0] <= most:
-            return np.array(blocks, _I64)
+    if count == 1 and type(block := blocks[0]) is int:
+        if 0 <= block <= most:
+            return np.array((block,), _I64)
     elif not set(map(type, blocks)) <= {int}:
         blocks = [_index(name, place, block) for place, block in enumerate(blocks)]
     try:
         array = np.array(blocks, _I64)
     except OverflowError:
         array = None
-    if array is None or (count and (array.min() < 0 or array.max() > most)):
+    if array is None or (array.size and (array.min() < 0 or array.max() > most)):
         raise _out_of_range(operation, name, blocks, num_blocks, highest)
     if unique and len(set(blocks)) != count:
         raise _repeated(operation, name, blocks)
@@ -125,9 +126,11 @@ def _from_array(
             f"{name} must be an array of integers with one dimension, got {found.ndim} dimensions "
             f"of {found.dtype}"
         )
-    if found.size and (found.min() < 0 or found.max() > most):
-        raise _out_of_range(operation, name, found.tolist(), num_blocks, highest)
-    array = found.astype(_I64)
+    # Not checked where it is: another thread may change it. Great uint64 numbers become negative.
+    array = np.array(found, _I64)
+    if array.size and (array.min() < 0 or array.max() > most):
+        listed = array.astype(found.dtype).tolist()
+        raise _out_of_range(operation, name, listed, num_blocks, highest)
     if unique:
         ordered = np.sort(array)
         if (ordered[1:] == ordered[:-1]).any():
@@ -145,7 +148,7 @@ def _host_array(name: str, blocks: Any) -> NDArray[Any]:  # noqa: ANN401 - of an
         )
     try:
         return np.from_dlpack(blocks)
-    except Exception as error:  # of the array's library, which may raise anything
+    except DLPACK_ERRORS as error:
         raise TypeError(
             f"{name} cannot be read as an array ({error}); give integers in host memory"
         ) from error

@@ -92,6 +92,7 @@ class CacheRegistry:
         addrs: Sequence[int],
         cache_keys: Sequence[CacheKey] = (),
         remote_accessible: bool | None = None,
+        memory: object = None,
     ) -> Cache:
         """Register a contiguous cache over memory of the caller.
 
@@ -100,6 +101,7 @@ class CacheRegistry:
             addrs: Address of each tensor, checked against `desc`.
             cache_keys: Key i names slot i; placeholders and duplicates as the API says.
             remote_accessible: None means: if it is device memory.
+            memory: What owns the memory, kept alive until it is final; None if the caller does so.
 
         Raises:
             LLMException: LLM_PARAM_INVALID: too many addresses registered or keys given, or a key
@@ -117,6 +119,7 @@ class CacheRegistry:
                 is_blocks=False,
                 accessible=is_accessible(desc, remote_accessible),
                 slots=slots,
+                memory=memory,
             )
         )
 
@@ -127,6 +130,7 @@ class CacheRegistry:
         blocks_cache_key: BlocksCacheKey | None = None,
         remote_accessible: bool | None = None,
         kv_layout: KvLayout | None = None,
+        memory: object = None,
     ) -> Cache:
         """Register a blocks cache over memory of the caller; see `register_cache`.
 
@@ -143,14 +147,9 @@ class CacheRegistry:
                 accessible=is_accessible(desc, remote_accessible),
                 blocks_key=key,
                 kv_layout=kv_layout,
+                memory=memory,
             )
         )
-
-    def keep_alive(self, cache: Cache, memory: object) -> None:
-        """Keep what owns the memory of a new cache until it is final."""
-        with self._lock:
-            if (local := self._caches.get(cache.cache_id)) is not None:
-                local.memory = memory
 
     def unregister_cache(self, cache_id: int) -> None:
         """Forget a registered cache; final when it returns. An unknown id is ignored.
@@ -436,10 +435,12 @@ class CacheRegistry:
                 self._tables.directory.remove(local.cache_id, local.end_reason)
             if local.allocated:
                 self._pools[placement].free(local.layout.starts)
-        finally:
+            # Not after an exception (of a signal handler): a peer may still touch the memory, which
+            # then lives as long as this registry.
             with self._lock:
                 self._closing.pop(local.cache_id, None)
             local.memory = None
+        finally:
             local.closed.set()
             if self.on_gone is not None:
                 self.on_gone(local.cache_id)

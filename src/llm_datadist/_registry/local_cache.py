@@ -75,6 +75,7 @@ class LocalCache:
         allocated: bool,
         device: int | None = None,
         kv_layout: KvLayout | None = None,
+        memory: object = None,
     ) -> None:
         self.cache = cache
         self.cache_id = cache.cache_id
@@ -90,7 +91,7 @@ class LocalCache:
         self.blocks_key: int | None = None
         self.keys: dict[KeyName, tuple[int, Ref]] = {}
         self.faulted: tuple[Piece, ...] = ()
-        self.memory: object = None
+        self.memory = memory
         self.transition = threading.Lock()
         self.closed = threading.Event()
 

@@ -127,8 +127,9 @@ class DirectoryReader:
         if fresh:
             self.refresh(operation, deadline_ns)
         resolved = self.lookup(key)
-        if resolved is None and not fresh and self.refresh(operation, deadline_ns):
-            resolved = self.lookup(key)
+        if resolved is None and not fresh:
+            self.refresh(operation, deadline_ns)
+            resolved = self.lookup(key)  # also if another thread has read what was new
         if resolved is None:
             problem, remedy = self._tables.absent(key)
             status = LLMStatusCode.LLM_KV_CACHE_NOT_EXIST

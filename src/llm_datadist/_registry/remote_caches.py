@@ -167,6 +167,8 @@ class RemoteTables:
         if len(self.caches) >= MAX_CACHES or self._num_keys + len(record.keys) > MAX_ALL_KEYS:
             raise CorruptDirectory(f"more than {MAX_CACHES} caches or {MAX_ALL_KEYS} keys")
         cache = RemoteCache(record)
+        if len(cache.keys) != len(record.keys):  # the others would never be removed
+            raise CorruptDirectory(f"cache {record.cache_id} has several keys of one guard")
         self._num_keys += len(cache.keys)
         self.caches[record.cache_id] = cache
         if record.blocks_key is not None:

@@ -47,6 +47,7 @@ class Wanted(NamedTuple):
         slots: Its CacheKeys and the slots that they name.
         blocks_key: model_id of its BlocksCacheKey.
         kv_layout: What its blocks hold, if the caller has said so; fits `desc`.
+        memory: What owns its memory; None if the caller keeps it alive.
     """
 
     operation: str
@@ -58,6 +59,7 @@ class Wanted(NamedTuple):
     slots: Mapping[KeyName, int] = MappingProxyType({})
     blocks_key: int | None = None
     kv_layout: KvLayout | None = None
+    memory: object = None
 
 
 @final
@@ -119,6 +121,7 @@ class Tables:
             allocated=wanted.allocated,
             device=device,
             kv_layout=wanted.kv_layout,
+            memory=wanted.memory,
         )
         try:
             sizes = np.full(layout.num_tensors, layout.tensor_bytes, np.uint64)

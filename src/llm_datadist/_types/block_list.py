@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
-__all__ = ["PULL_NAMES", "BlockList", "IndexArray", "PullNames", "is_array"]
+__all__ = ["DLPACK_ERRORS", "PULL_NAMES", "BlockList", "IndexArray", "PullNames", "is_array"]
+
+#: What array libraries raise from `__dlpack__`, for memory or a type that numpy cannot read.
+DLPACK_ERRORS: Final = (AttributeError, BufferError, RuntimeError, TypeError, ValueError)
 
 
 class IndexArray(Protocol):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 import numpy as np
 
 from llm_datadist._errors import invalid
+from llm_datadist._types.block_list import DLPACK_ERRORS
 from llm_datadist._types.enums import DataType
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def tensor_memory(operation: str, name: str, tensor: Any) -> TensorMemory:  # no
     found = tensor.__cuda_array_interface__ if on_device else tensor.__array_interface__
     dtype = np.dtype(getattr(tensor, "dtype", found["typestr"]))
     shape, (addr, read_only) = tuple(found["shape"]), found["data"]
-    data_type = _data_type(operation, name, dtype.name)
+    data_type = _data_type(operation, name, dtype.name if dtype.isnative else dtype.str)
     if read_only:
         raise invalid(
             operation,
@@ -118,7 +119,7 @@ def _of_torch(operation: str, name: str, tensor: Any) -> TensorMemory:  # noqa: 
 def _from_dlpack(operation: str, name: str, tensor: Any) -> np.ndarray[Any, Any]:  # noqa: ANN401 - of any library
     try:
         return np.from_dlpack(tensor)
-    except Exception as error:  # of the tensor's library, which may raise anything
+    except DLPACK_ERRORS as error:
         raise invalid(
             operation,
             f"{name} cannot be read by way of DLPack ({error})",

@@ -92,6 +92,20 @@ def test_other_arrays_are_refused(blocks):
         array(blocks)
 
 
+class Changing(np.ndarray):
+    """An array that another thread changes as soon as it was looked at."""
+
+    def max(self, *arguments, **options):
+        found = super().max(*arguments, **options)
+        self[0] = 99
+        return found
+
+
+def test_an_array_that_changes_during_the_check_is_checked_as_it_is_used():
+    blocks = np.array([4, 2]).view(Changing)
+    assert array(blocks).tolist() == [4, 2]
+
+
 def test_an_array_that_cannot_be_read():
     class OnDevice(Array):
         def __dlpack__(self, **_):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -202,6 +204,44 @@ def test_unregistering_is_final_and_forgets_everything(owner):
     registry.unregister_cache(cache.cache_id)
     registry.unregister_cache(12345)
     refused(S.LLM_KV_CACHE_NOT_EXIST, registry.find, "copy_cache", cache)
+
+
+class Memory:
+    """What owns the memory of a cache."""
+
+
+def test_the_owner_of_memory_lives_until_no_peer_can_touch_it(owner):
+    registry, held = owner.registry, Memory()
+    alive = weakref.ref(held)
+    cache = registry.register_blocks_cache(desc(), addresses(), memory=held)
+    del held
+    close_entry, at_close = owner.node.close_entry, []
+
+    def watched(index, value):
+        at_close.append(alive() is not None)
+        return close_entry(index, value)
+
+    owner.node.close_entry = watched
+    registry.unregister_cache(cache.cache_id)
+    assert at_close == [True]
+    assert alive() is None
+
+
+def test_memory_that_could_not_be_withdrawn_is_kept(owner):
+    registry, held = owner.registry, Memory()
+    alive = weakref.ref(held)
+    cache = registry.register_cache(desc(), addresses(), memory=held)
+    del held
+
+    def interrupted(index, value):
+        raise KeyboardInterrupt
+
+    owner.node.close_entry = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        registry.unregister_cache(cache.cache_id)
+    registry.unregister_cache(cache.cache_id)
+    gc.collect()
+    assert alive() is not None
 
 
 def test_an_unregister_of_another_thread_is_waited_for(owner):

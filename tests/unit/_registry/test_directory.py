@@ -530,6 +530,28 @@ def test_a_peer_cannot_have_more_kept_than_a_directory_has(peer, monkeypatch, li
         peer.refresh()
 
 
+def test_keys_of_one_guard_are_refused(peer):
+    """They would not count as keys, nor go with their cache."""
+    keys = tuple(key_record(number, 0, (7, 1)) for number in range(2))
+    peer.log.append(encode_frame(added(1, keys=keys)))
+    with pytest.raises(CorruptDirectory, match="several keys of one guard"):
+        peer.refresh()
+
+
+def test_a_key_that_another_thread_has_read_meanwhile_is_found(peer):
+    """Between a miss and its refresh the other thread finishes, so that nothing is new."""
+    peer.writer.add(added(1))
+    version = peer.source.version
+
+    def after_the_other_thread(deadline_ns):
+        peer.source.version = version
+        peer.refresh()
+        return version(deadline_ns)
+
+    peer.source.version = after_the_other_thread
+    assert peer.resolve(by_id(1)).cache.cache_id == 1
+
+
 def test_one_huge_record_is_refused_before_it_is_read():
     log = InMemoryNode(log_capacity=4 << 20)
     log.append(((2 << 20).to_bytes(4, "little")) + bytes(2 << 20))

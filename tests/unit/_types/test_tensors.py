@@ -111,6 +111,10 @@ def test_a_type_that_caches_do_not_have(kind):
     )
 
 
+def test_numbers_in_another_byte_order_have_no_type():
+    assert ">f4, which caches do not have" in refusal(np.zeros(4, ">f4"))
+
+
 def test_another_device():
     assert "tensors[3] is on the device xpu:0" in refusal(Torch(np.zeros(4), device="xpu:0"))
 
