@@ -10,6 +10,7 @@ _WRITER = f"{_REGISTRY}/writer.py"
 _READER = f"{_REGISTRY}/reader.py"
 _REMOTE_CACHES = f"{_REGISTRY}/remote_caches.py"
 _TESTS = "tests/unit/_registry"
+_DIRECTORY = " ".join(f"{_TESTS}/test_directory{part}.py" for part in ("", "_limits", "_reading"))
 
 MUTATIONS = (
     Mutation(
@@ -226,7 +227,7 @@ MUTATIONS = (
         _WRITER,
         "        self._change(cache_id, named=False)\n",
         "",
-        tests=f"{_TESTS}/test_directory.py",
+        tests=_DIRECTORY,
     ),
     Mutation(
         "compaction-loses-remaps",
@@ -234,7 +235,7 @@ MUTATIONS = (
         _WRITER,
         "        self._change(cache_id, entry=(self._alive[cache_id].entry[0], value))\n",
         "",
-        tests=f"{_TESTS}/test_directory.py",
+        tests=_DIRECTORY,
     ),
     Mutation(
         "compaction-revives-keys",
@@ -242,7 +243,7 @@ MUTATIONS = (
         _WRITER,
         "        self._change(cache_id, keys=left)\n",
         "",
-        tests=f"{_TESTS}/test_directory.py",
+        tests=_DIRECTORY,
     ),
     Mutation(
         "compaction-gives-keys-back",
@@ -250,7 +251,7 @@ MUTATIONS = (
         _WRITER,
         "                self._change(loser, blocks_key=None)\n",
         "                pass\n",
-        tests=f"{_TESTS}/test_directory.py",
+        tests=_DIRECTORY,
     ),
     Mutation(
         "directory-beyond-the-limits",
@@ -258,7 +259,7 @@ MUTATIONS = (
         _WRITER,
         "            if wanted > most:\n",
         "            if wanted > most and what == 'bytes of the directory':\n",
-        tests=f"{_TESTS}/test_directory.py",
+        tests=_DIRECTORY,
     ),
     Mutation(
         "odd-directory-is-read",
@@ -266,7 +267,7 @@ MUTATIONS = (
         _READER,
         "                if version >> _TAIL_BITS & 1:\n",
         "                if False:\n",
-        tests=f"{_TESTS}/test_directory.py",
+        tests=_DIRECTORY,
     ),
     Mutation(
         "torn-directory-is-taken",
@@ -274,7 +275,7 @@ MUTATIONS = (
         _READER,
         "        if self._source.version(deadline_ns) >> _TAIL_BITS != era:\n",
         "        if False:\n",
-        tests=f"{_TESTS}/test_directory.py",
+        tests=_DIRECTORY,
     ),
     Mutation(
         "old-era-stays",
@@ -282,7 +283,7 @@ MUTATIONS = (
         _READER,
         "            self._tables = RemoteTables(self._tables.endings)\n",
         "",
-        tests=f"{_TESTS}/test_directory.py",
+        tests=_DIRECTORY,
     ),
     Mutation(
         "freed-ids-are-found",
@@ -290,7 +291,7 @@ MUTATIONS = (
         _READER,
         "        if cache is None or not cache.named:\n",
         "        if cache is None:\n",
-        tests=f"{_TESTS}/test_directory.py",
+        tests=_DIRECTORY,
     ),
     Mutation(
         "private-caches-are-found",
@@ -298,7 +299,7 @@ MUTATIONS = (
         _READER,
         "        if not resolved.cache.accessible:\n",
         "        if False:\n",
-        tests=f"{_TESTS}/test_directory.py",
+        tests=_DIRECTORY,
     ),
     Mutation(
         "misses-are-final",
@@ -306,7 +307,7 @@ MUTATIONS = (
         _READER,
         "if resolved is None and not fresh and self.refresh(operation, deadline_ns):",
         "if resolved is None and fresh and self.refresh(operation, deadline_ns):",
-        tests=f"{_TESTS}/test_directory.py",
+        tests=_DIRECTORY,
     ),
     Mutation(
         "key-of-another-cache-goes",
@@ -314,7 +315,7 @@ MUTATIONS = (
         _REMOTE_CACHES,
         "if key is not None and key in self.blocks_keys and self.blocks_keys[key].cache is cache:",
         "if key is not None and key in self.blocks_keys:",
-        tests=f"{_TESTS}/test_directory.py",
+        tests=_DIRECTORY,
     ),
     Mutation(
         "directory-of-any-size",
@@ -322,7 +323,7 @@ MUTATIONS = (
         _READER,
         "        if tail > MAX_LOG_BYTES:\n",
         "        if False:\n",
-        tests=f"{_TESTS}/test_directory.py",
+        tests=_DIRECTORY,
     ),
     Mutation(
         "rewrites-for-ever",
@@ -330,6 +331,6 @@ MUTATIONS = (
         _READER,
         '        if time.monotonic_ns() >= deadline_ns:\n            raise self._out_of_time(operation, "the peer was rewriting its directory")\n',
         "",
-        tests=f"{_TESTS}/test_directory.py --timeout 20",
+        tests=f"{_DIRECTORY} --timeout 20",
     ),
 )

@@ -1,9 +1,7 @@
-"""Bugs of the native core: reads on the same host, lanes, entries, the published page, copies."""
+"""Bugs of the rest of the native core: lanes, entries, the published page, copies."""
 
 from chaos.mutation import Edit, Mutation
 
-_READ = "native/host/read.cc"
-_PEER = "native/host/peer.cc"
 _RIGHTS = "native/lanes/target/rights.cc"
 _SERVED = "native/lanes/target/served_lane.cc"
 _EXCHANGE = "native/lanes/initiator/exchange.cc"
@@ -19,102 +17,6 @@ _TRANSFERS = "tests/native/lanes/test_transfers.py"
 _FAILURES = "tests/native/lanes/test_failures.py"
 
 MUTATIONS = (
-    Mutation(
-        "one-byte-rest",
-        "after a system call that stopped early the last byte is read, too",
-        _READ,
-        "    if (passed <= moved) {\n",
-        "    if (passed <= moved + 1) {\n",
-        tests=f"{_HOST_READ} -k rest_of_any_size",
-    ),
-    Mutation(
-        "reused-pid",
-        "bytes of another process under the peer's pid do not count",
-        _READ,
-        "  if (shown != peer_.address_.proof) {\n",
-        "  if (false) {\n",
-        tests=f"{_HOST_READ} -k under_the_pid",
-    ),
-    Mutation(
-        "fault-of-another-process",
-        "a fault of another process under the peer's pid is not the peer's",
-        _READ,
-        "    const Outcome alive = peer_.prove();\n    if (!alive.ok()) {\n      return alive;\n    }\n    const Code",
-        "    const Code",
-        tests=f"{_HOST_READ} -k under_the_pid",
-    ),
-    Mutation(
-        "dead-peers-mapping",
-        "a copy from the mapping of a peer that has died does not count",
-        _READ,
-        "  if (outcome.ok() && mapped_) {\n",
-        "  if (false) {\n",
-        tests=f"{_HOST_READ} -k killed_peer",
-    ),
-    Mutation(
-        "read-beyond-the-deadline",
-        "a read on the same host ends by its deadline",
-        _READ,
-        "  if (now_ns() >= checks_.deadline_ns) {\n",
-        "  if (false) {\n",
-        tests=f"{_HOST_READ} -k deadline_ends",
-    ),
-    Mutation(
-        "read-without-key",
-        "a read needs its key alive",
-        _READ,
-        "view.live(checks_.cache) && view.live(checks_.key);",
-        "view.live(checks_.cache);",
-        tests=f"{_HOST_READ} -k guards_of_the_peer",
-    ),
-    Mutation(
-        "fault-of-the-wrong-side",
-        "a fault is the side's whose memory cannot be accessed",
-        _READ,
-        "const Code code = remote_readable(remote[i]) ? Code::kLocalFault : Code::kRemoteFault;",
-        "const Code code = remote_readable(remote[i]) ? Code::kRemoteFault : Code::kLocalFault;",
-        tests=f"{_HOST_READ} -k unwritable",
-    ),
-    Mutation(
-        "readable-by-its-first-page",
-        "memory is readable if all of its pages are",
-        _READ,
-        "address = (address / page_bytes + 1) * page_bytes) {\n    char byte",
-        "address = end) {\n    char byte",
-        tests=f"{_HOST_READ} -k rest_of_any_size",
-    ),
-    Mutation(
-        "segment-of-a-dead-guard",
-        "a mapping is used while its guard lives",
-        _READ,
-        "if (segment.contains(address, length) && peer_.view_.live(segment.guard)) {",
-        "if (segment.contains(address, length)) {",
-        tests=f"{_HOST_READ} -k guard_is_dead",
-    ),
-    Mutation(
-        "window-from-its-middle",
-        "a restricted reader reads inside its window only",
-        _PEER,
-        "if (!starts_inside || work.length[i] > end - work.remote[i]) {",
-        "if (!starts_inside) {",
-        tests=f"{_HOST_READ} -k window",
-    ),
-    Mutation(
-        "close-does-not-wait-for-reads",
-        "no read of a link runs when its channel is closed",
-        _PEER,
-        "  left_.wait(lock, [&] { return running_ == 0; });\n",
-        "",
-        program="test_host_read",
-    ),
-    Mutation(
-        "unmapped-segment-is-read",
-        "a mapping that was dropped is not used",
-        _PEER,
-        "  segments_ = std::make_shared<const SegmentList>(segments_outside(remote_address, end));\n",
-        "  static_cast<void>(end);\n",
-        tests=f"{_HOST_READ} -k dropped",
-    ),
     Mutation(
         "descriptor-beyond-the-request",
         "a reply names descriptors of the request only",
@@ -193,7 +95,7 @@ MUTATIONS = (
         _ENTRIES,
         "if ((value & 1) == 0 || entry_->published_.view().guard(entry_->index_) != value) {",
         "if ((value & 1) == 0) {",
-        tests=f"{_FAILURES} {_HOST_READ}",
+        tests=f"{_FAILURES} {_HOST_READ} tests/native/host/test_running_reads.py",
     ),
     Mutation(
         "closed-memory-is-found",
@@ -507,14 +409,6 @@ MUTATIONS = (
         program="test_descriptors",
     ),
     Mutation(
-        "pages-between-stretches",
-        "absent pages between two ranges do not matter, those inside do",
-        "native/host/presence.cc",
-        "      if (next == i + 1 ||\n",
-        "      if (next != i + 1 &&\n",
-        tests=f"{_HOST_READ} -k absent",
-    ),
-    Mutation(
         "touches-without-limit",
         "pages that never come occupy a limited number of threads",
         "native/lanes/target/touch.cc",
@@ -545,29 +439,5 @@ MUTATIONS = (
         "    case Code::kRemoteFault:\n      return Code::kLocalFault;\n",
         "",
         tests=_FAILURES,
-    ),
-    Mutation(
-        "gaps-counted-as-progress",
-        "how far a read with gaps came is not told by its bytes",
-        "native/host/read.cc",
-        "joined.gap_bytes == 0 ? done : 0);",
-        "done);",
-        tests="tests/native/host/test_gaps.py",
-    ),
-    Mutation(
-        "gaps-land",
-        "what lies between the ranges lands nowhere",
-        "native/host/read.cc",
-        "own.destinations[joined.destinations++] = {own.scratch.data(), gap};",
-        "own.destinations[joined.destinations++] = {own.local[i].iov_base, gap};",
-        tests="tests/native/host/test_gaps.py",
-    ),
-    Mutation(
-        "more-gaps-than-room",
-        "a batch has no more pieces than one system call takes",
-        "native/host/read.cc",
-        " || (gap != 0 && gaps_left == 0)) {",
-        ") {",
-        tests="tests/native/host/test_gaps.py",
     ),
 )
