@@ -134,6 +134,27 @@ class FakeLinks:
         self._worker.events.append(("silent", rank.cluster_id))
 
 
+class ConsumerSide:
+    """A consumer of a fake worker.
+
+    Args:
+        failing: See FakeWorker.
+        options: Of the worker.
+    """
+
+    role = None  # the consumer's class
+
+    def __init__(self, failing=(), **options):
+        self.worker = FakeWorker(**options)
+        self.worker.failing = dict(failing)
+        self.events, self.what = self.worker.events, self.worker.what
+        self.consumer = self.role(self.worker, self.worker.reports)
+        self.consumer._links = FakeLinks(self.worker)
+
+    def close(self):
+        self.consumer.close()
+
+
 class _WrittenReports(Reports):
     def __init__(self, events):
         super().__init__()

@@ -9,7 +9,7 @@ from llm_datadist.integrations.vllm.kv_transfer_params import Offer, RankAddress
 from llm_datadist.integrations.vllm.step_orders import Load
 from llm_datadist.integrations.vllm.worker import pull_progress
 from llm_datadist.integrations.vllm.worker.pull_consumer import PullConsumer
-from support.vllm.fake_worker import PEER, FakeLinks, FakeWorker
+from support.vllm.fake_worker import PEER, ConsumerSide
 
 S = LLMStatusCode
 KEY = 60
@@ -25,32 +25,14 @@ OFFER = Offer(
 ORDER = Load("r", OFFER, [[21, 22]], [[1, 2]], [9])
 
 
-class Side:
-    def __init__(self, failing=(), **options):
-        self.worker = FakeWorker(**options)
-        self.worker.failing = dict(failing)
-        self.events, self.what = self.worker.events, self.worker.what
-        self.consumer = PullConsumer(self.worker, self.worker.reports)
-        self.consumer._links = FakeLinks(self.worker)
+class Side(ConsumerSide):
+    role = PullConsumer
 
     def load(self):
         self.consumer.load(ORDER)
 
     def failed(self):
         return [blocks for kind, *_, blocks in self.events if kind == "loaded"]
-
-
-@pytest.fixture
-def make():
-    made = []
-
-    def make(*arguments, **options):
-        made.append(Side(*arguments, **options))
-        return made[-1]
-
-    yield make
-    for side in made:
-        side.consumer.close()
 
 
 def test_a_request_is_pulled_under_a_lease_and_reported_before_its_release(make, eventually):

@@ -8,7 +8,7 @@ from llm_datadist.integrations.vllm.step_orders import Receive
 from llm_datadist.integrations.vllm.worker import push_consumer
 from llm_datadist.integrations.vllm.worker.mailbox import Receipt
 from llm_datadist.integrations.vllm.worker.push_consumer import PushConsumer
-from support.vllm.fake_worker import PEER, FakeLinks, FakeWorker
+from support.vllm.fake_worker import PEER, ConsumerSide
 
 S = LLMStatusCode
 PREFILL = RemotePrefill(transfer="a random name of it", ranks=[RankAddress("a", 1, PEER)])
@@ -19,13 +19,8 @@ def an_order(blocks=BLOCKS):
     return Receive("r", PREFILL, "the prompt", 0, list(blocks), 8)
 
 
-class Side:
-    def __init__(self, failing=(), **options):
-        self.worker = FakeWorker(**options)
-        self.worker.failing = dict(failing)
-        self.events, self.what = self.worker.events, self.worker.what
-        self.consumer = PushConsumer(self.worker, self.worker.reports)
-        self.consumer._links = FakeLinks(self.worker)
+class Side(ConsumerSide):
+    role = PushConsumer
 
     def answer(self, problem="", prompt="the prompt"):
         """Let the producer send its receipt for the ticket."""
@@ -36,19 +31,10 @@ class Side:
         return [event for event in self.events if event[0] == "loaded"]
 
 
-@pytest.fixture
-def make(monkeypatch):
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
     monkeypatch.setattr(push_consumer, "_RETRY_S", 0.001)
     monkeypatch.setattr(push_consumer, "_LINK_CHECK_S", 0.001)
-    made = []
-
-    def make(*arguments, **options):
-        made.append(Side(*arguments, **options))
-        return made[-1]
-
-    yield make
-    for side in made:
-        side.consumer.close()
 
 
 def test_a_request_is_reported_after_its_key_is_withdrawn(make, eventually):

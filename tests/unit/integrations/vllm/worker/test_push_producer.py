@@ -26,6 +26,9 @@ class Side:
         self.producer = PushProducer(self.worker, self.worker.reports)
         self.producer.send(Send("r", MAILBOX, "the prompt", 8))
 
+    def close(self):
+        self.producer.close()
+
     def compute(self, blocks, num_tokens, *layers):
         self.producer.begin_step([StepProgress("r", blocks, num_tokens)])
         for layer in layers:
@@ -38,19 +41,6 @@ class Side:
 
     def receipt(self):
         return [message["problem"] for key, message in self.worker.messages if key == RECEIPT]
-
-
-@pytest.fixture
-def make():
-    made = []
-
-    def make(**options):
-        made.append(Side(**options))
-        return made[-1]
-
-    yield make
-    for side in made:
-        side.producer.close()
 
 
 def test_what_is_computed_is_pushed_and_blocks_come_back_after_the_receipt(make, eventually):
