@@ -125,6 +125,12 @@ SHORT = {
 }
 
 
+@pytest.fixture
+def rig(make_rig):
+    """Without heartbeats, whose pings could meet the fault on a lane that the call does not use."""
+    return make_rig(heartbeat_ms=60_000, peer_timeout_ms=120_000)
+
+
 def cases():
     for effect in EFFECTS:
         for operation, phases in PHASES.items():
