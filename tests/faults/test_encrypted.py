@@ -10,6 +10,7 @@ import pytest
 
 from llm_datadist._protocol.codec import Kind
 from support.authority import Authority
+from support.framing import MAGIC
 from support.operations import Operation, recovered, spoilt_run
 from support.proxy import Fault
 from support.rig import BLOCKS, EVERY, LATE_S, NOISE_S, TIMEOUT_MS, WORDS
@@ -55,7 +56,7 @@ def moved(rig):
 #: 64 bytes of a block of either side, which the transfers above move.
 PAYLOAD = [pattern(seed, BLOCKS, WORDS)[1, 3, 100:108].tobytes() for seed in (1, 2)]
 CONTROL = [b"cluster_id", b"hello", b"welcome", b"endpoint", b"nonce"]
-REQUEST = [(0x4E4C444C).to_bytes(4, "little")]  # the magic of requests on lanes
+REQUEST = [MAGIC.to_bytes(4, "little")]  # the magic of requests on lanes
 
 
 def found(recorded, patterns, *kinds):

@@ -5,8 +5,11 @@ Strangers are in test_hostile.py. Here, too, only the misbehaving peer loses any
 
 import contextlib
 import os
+import re
 import resource
 import struct
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -17,7 +20,9 @@ import pytest
 from llm_datadist._backends.host import HostMetadata, boot_id, pid_namespace
 from llm_datadist._engine.link.delegate import Endpoint
 from llm_datadist._protocol.handshake import Side
-from llm_datadist._protocol.messages import Notify, Ping, Pong, Reject, Request
+from llm_datadist._protocol.messages import Notify, Ping, Pong, Reject, Reply, Request
+from llm_datadist._registry.records import Added, encode_frame
+from support.framing import header_of
 from support.intruder import Intruder, is_closed
 from support.rig import EVERY, forget
 from support.station import OK, Station, digest, pattern
@@ -93,7 +98,8 @@ def host_endpoint(**changes):
 def test_a_hostile_endpoint_makes_no_link_and_leaves_nothing(served, intruder, endpoint):
     fds = served.fds()
     intruder.complete(endpoint)
-    assert isinstance(intruder.hear(), Reject)
+    refusal = intruder.hear()
+    assert isinstance(refusal, Reject)
     assert served.call("describe", 66).status == "LLM_NOT_YET_LINK"
     own = 3  # the intruder's, in this process
     intruder.close()
@@ -104,13 +110,18 @@ def test_a_hostile_endpoint_makes_no_link_and_leaves_nothing(served, intruder, e
 
 
 def test_a_published_page_that_is_a_pipe_holds_nobody(served, intruder):
-    """Opening a pipe without a writer would wait for ever."""
+    """Opening a pipe without a writer would wait for ever. It is a pipe of another process."""
     reader, writer = os.pipe()
     os.close(writer)
-    began = time.monotonic()
-    intruder.complete(host_endpoint(published_fd=reader))
-    intruder.hear()
-    assert time.monotonic() - began < 2
+    command = [sys.executable, "-c", "input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[reader]) as owner:
+        began = time.monotonic()
+        intruder.complete(host_endpoint(pid=owner.pid, published_fd=reader))
+        refusal = intruder.hear()
+        assert time.monotonic() - began < 2
+        assert isinstance(refusal, Reject)
+        assert f"/proc/{owner.pid}/fd/{reader} is no sealed memory file" in refusal.reason
+        owner.kill()
     os.close(reader)
 
 
@@ -156,6 +167,27 @@ def test_a_message_that_no_peer_can_say_ends_its_link_and_no_other(served, intru
     eventually_unlinked(served, 66)
 
 
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (Request, ("remapped", ((1, 1),))),
+        (Request, ("lend", 1, (1,), None, 5)),
+        (Request, ("renew", 1, 5)),
+        (Notify, ("faulted", (1, 1), ((1, 1),))),
+        (Notify, ("marked", (1, 1), ((1, 1),))),
+        (Notify, ("release", 1)),
+    ],
+)
+def test_what_those_messages_spoil_is_taken(served, intruder, kind, body):
+    intruder.link()
+    fields = {"id": 7} if kind is Request else {}
+    intruder.say(kind(**fields, body=packed(body)))
+    intruder.say(Ping(id=1))
+    answers = {type(intruder.hear()) for _ in range(2 if kind is Request else 1)}
+    assert answers == ({Reply, Pong} if kind is Request else {Pong})
+    assert served.call("describe", 66).status == OK
+
+
 def eventually_unlinked(station, cluster_id):
     deadline = time.monotonic() + 3
     while station.call("describe", cluster_id).status != "LLM_NOT_YET_LINK":
@@ -190,8 +222,7 @@ def test_a_flood_whose_answers_nobody_reads_is_held_back(served, intruder, messa
 class LyingTarget:
     """Serves the lanes on which an instance asks the intruder, with directories of its own."""
 
-    HEADER = struct.Struct("<IBBHII")
-    OUTCOME = struct.Struct("<IBBHIIIiqQQ")
+    OUTCOME = struct.Struct("<IiqQQ")
 
     def __init__(self, sock, version, log):
         self._sock = sock
@@ -219,43 +250,52 @@ class LyingTarget:
             code = 8  # STALE
         said = b""
         if data:
-            said = self.HEADER.pack(0x4E4C444C, 2, 16, 0, len(data), sequence) + data
+            said = header_of(16, len(data), sequence=sequence) + data
         value = self._version if kind == 5 else time.monotonic_ns()
-        outcome = (0x4E4C444C, 2, 17, 0, 32, sequence, code, 0, -1, len(data), value)
-        self._sock.sendall(said + self.OUTCOME.pack(*outcome))
+        outcome = self.OUTCOME.pack(code, 0, -1, len(data), value)
+        self._sock.sendall(said + header_of(17, len(outcome), sequence=sequence) + outcome)
 
     def close(self):
         self._thread.join(5)
         assert not self._thread.is_alive()
 
 
+LIED = {"LLM_FAILED", "LLM_LINK_FAILED", "LLM_TIMEOUT", "LLM_KV_CACHE_NOT_EXIST"}
+
+
 def one_record(body):
     return len(body).to_bytes(4, "little") + body
 
 
+def one_cache(entry):
+    return encode_frame(Added(1, entry, True, 1, (4, 4), 4, 1, 0, b"", False))
+
+
+def version_of(log):
+    return 2 << 40 | len(log)
+
+
 @pytest.mark.parametrize(
-    ("version", "log"),
+    ("log", "version", "words"),
     [
-        pytest.param(2 << 40 | 8, b"\xff" * 8, id="garbage"),
-        pytest.param(2 << 40 | 8, b"", id="shorter than announced"),
-        pytest.param(2 << 40 | 8, one_record(b"\x92\x02\xa1\xff"), id="no UTF-8"),
-        pytest.param(
-            2 << 40 | 24,
-            one_record(packed((1, 1, (-1, -2), True, 1, (4, 4), 4, 1, 0, b"", False)))[:24],
-            id="negative guard",
-        ),
-        pytest.param(3 << 40, b"", id="rewritten for ever"),
-        pytest.param(2 << 40 | (1 << 40) - 1, None, id="a log without an end"),
+        pytest.param(one_cache((1, 1)), None, "has no cache under", id="nothing wrong"),
+        pytest.param(b"\xff" * 8, None, "record", id="garbage"),
+        pytest.param(b"", 2 << 40 | 8, "0 bytes .* instead of 8", id="shorter than announced"),
+        pytest.param(one_record(b"\x92\x02\x01"), None, "at least length 3", id="a short record"),
+        pytest.param(one_cache((-1, -2)), None, r"\$\[2\]\[0\]", id="negative guard"),
+        pytest.param(b"", 3 << 40, "rewriting|no result", id="rewritten for ever"),
+        pytest.param(None, 2 << 40 | (1 << 40) - 1, "at most", id="a log without an end"),
     ],
 )
-def test_a_directory_that_lies_fails_the_call_in_time(served, intruder, version, log):
+def test_a_directory_that_lies_fails_the_call_in_time(served, intruder, log, version, words):
     intruder.link()
     (lane,) = intruder.lanes[Side.DIALER]
     lane.settimeout(None)
-    target = LyingTarget(lane, version, log)
+    target = LyingTarget(lane, version_of(log) if version is None else version, log)
     before = resident_bytes()
     answer = served.call("pull", 66, [0], [0])
-    assert answer.status in {"LLM_FAILED", "LLM_LINK_FAILED", "LLM_TIMEOUT"}, answer
+    assert answer.status in LIED, answer
+    assert re.search(words, answer.text), answer.text
     assert answer.seconds < 1.0 + 0.1 + 0.3
     assert resident_bytes() - before < 64 << 20
     served.unlink_forced(66)

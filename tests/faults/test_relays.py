@@ -12,7 +12,7 @@ import time
 import pytest
 
 from llm_datadist._protocol.codec import Kind
-from support.framing import Tags
+from support.framing import Tags, header_of
 from support.proxy import Proxy
 from support.rig import EVERY, forget
 from support.station import OK, Station, digest, pattern
@@ -43,7 +43,7 @@ def read_request(address, size):
     """A READ of accessible memory, as it would be answered, without its tag."""
     body = struct.pack("<9QII", 0, 10**10, 0, ANY_ENTRY, 0, 0, 0, 0, 0, 1, 0)
     body += struct.pack("<2Q", address, size)
-    return struct.pack("<IBBHII", 0x4E4C444C, 2, READ, 0, len(body), 1) + body
+    return header_of(READ, len(body)) + body
 
 
 @pytest.mark.expects_log("link_clusters", "refused")

@@ -182,6 +182,8 @@ added = st.tuples(
     st.booleans(),
     st.none() | any_int,
     st.lists(st.tuples(uint64, uint64, uint64, any_int, st.tuples(any_int, any_int)), max_size=2),
+    st.booleans(),
+    st.binary(max_size=9),
 )
 record = added | st.tuples(
     st.integers(2, 5), st.integers(0, 3), st.tuples(any_int, any_int) | any_int
@@ -235,7 +237,15 @@ DECODERS = {
     lane_hello: (st.binary(max_size=60) | st.binary(min_size=36, max_size=36), ProtocolError),
     lane_proofs: (st.binary(max_size=120), ()),
     endpoint: (
-        damaged(st.tuples(st.tuples(any_int, any_int), st.dictionaries(st.text(), plain))),
+        damaged(
+            st.tuples(
+                st.tuples(any_int, any_int),
+                st.dictionaries(st.text(), plain | st.binary(max_size=9)),
+                st.lists(st.text(max_size=3), max_size=2) | plain,
+                st.lists(st.tuples(st.just("marked"), plain, plain), max_size=2) | plain,
+                st.booleans() | plain,
+            )
+        ),
         codec.DECODE_ERRORS,
     ),
     engine_message: (
@@ -293,6 +303,17 @@ def damage(data, chance):
         size = chance.choice((0, 1, 1, 1, 4, len(data)))
         data[at : at + size] = chance.choice((bytes([other]), data[at : at + 8] * 2, b"", data[:9]))
     return bytes(data)
+
+
+@pytest.mark.parametrize("decoder", DECODERS, ids=lambda decoder: decoder.__name__)
+def test_a_file_of_the_corpus_is_taken(decoder):
+    """Otherwise the form has changed, and all that is made of them is refused at its beginning."""
+    taken = []
+    for path in (CORPUS / decoder.__name__).iterdir():
+        with contextlib.suppress(DECODERS[decoder][1]):
+            decoder(path.read_bytes())
+            taken.append(path.name)
+    assert taken
 
 
 @pytest.mark.parametrize("decoder", DECODERS, ids=lambda decoder: decoder.__name__)

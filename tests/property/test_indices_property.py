@@ -123,6 +123,18 @@ def taken(world, call, argument):
 
 
 @pytest.mark.parametrize("name", CALLS)
+def test_an_index_that_there_is_is_taken(world, name):
+    """Otherwise a call that refuses everything would pass the next test."""
+    only_one = {"pull_blocks model": 2, "pull_cache id": 2}
+    assert taken(world, CALLS[name], only_one.get(name, 4))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_first_layer_is_taken(world, name):
+    assert taken(world, LAYERS[name], range(1))
+
+
+@pytest.mark.parametrize("name", CALLS)
 @settings(deadline=None, max_examples=30)
 @given(number=INTEGERS)
 def test_an_index_is_taken_or_refused(world, name, number):

@@ -225,7 +225,7 @@ def assert_each_once(plans, model, wanted):
 
 @pytest.mark.parametrize("interior", ["rows", "opaque heads"])
 @given(data=st.data())
-@settings(max_examples=1000 if LONG else 400 if LONG else 60, deadline=None)
+@settings(max_examples=1000 if LONG else 60, deadline=None)
 def test_a_pull_moves_each_byte_to_its_place(interior, data):
     model, sources, wanted, tokens, prefer = data.draw(cases(interior))
     src_offset, dst_offset = one_offset(sources), wanted.offset
@@ -244,7 +244,7 @@ def test_a_pull_moves_each_byte_to_its_place(interior, data):
 
 
 @given(data=st.data())
-@settings(max_examples=1000 if LONG else 400 if LONG else 50, deadline=None)
+@settings(max_examples=1000 if LONG else 50, deadline=None)
 def test_a_push_moves_what_both_sides_hold(data):
     _, destinations, source, tokens, _ = data.draw(cases())
     dst_offset, src_offset = one_offset(destinations), source.offset

@@ -6,15 +6,26 @@ tags in on the way out, and checks them and takes them out on the way in.
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
+from pathlib import Path
 
 from llm_datadist import _native
 
+FRAMES_H = Path(__file__).parents[2] / "native" / "wire" / "frames.h"
+
+
+def _constant(name):
+    """Return a number that the native core defines, so that forged frames follow every change."""
+    return int(re.search(rf"\b{name} = (\w+)[;,]", FRAMES_H.read_text())[1], 0)
+
+
+MAGIC, FRAME_VERSION = _constant("kMagic"), _constant("kVersion")
 HEADER_BYTES, TAG_BYTES = 16, 16
 CHUNK, OUTCOME = 16, 17
 WITH_ANSWER = (6, 8)  # READ_LOG, CHECKSUM: the tag of the outcome covers their chunk
-_MAGIC = struct.pack("<I", 0x4E4C444C)
+_MAGIC = struct.pack("<I", MAGIC)
 _MASK = (1 << 64) - 1
 NO_KEY = bytes(16)
 
@@ -22,6 +33,11 @@ NO_KEY = bytes(16)
 def lane_of(sock, *, clock_offset_ns=0):
     """Return the native core's end of a lane whose keys are zeroes; the socket's owner changes."""
     return _native.LaneSocket(sock.detach(), NO_KEY, NO_KEY, clock_offset_ns)
+
+
+def header_of(kind, size, *, flags=0, sequence=1, magic=MAGIC, version=FRAME_VERSION):
+    """Return the header of a frame whose body has `size` bytes."""
+    return struct.pack("<IBBHII", magic, version, kind, flags, size, sequence)
 
 
 def siphash(key, data):

@@ -21,7 +21,7 @@ import pytest
 from llm_datadist import _native
 from support.authority import Authority
 from support.carried import Carried, tls_of
-from support.framing import FramedSocket, lane_of
+from support.framing import FramedSocket, header_of, lane_of
 
 SERVING_PROGRAM = Path(__file__).with_name("serving_process.py")
 ANY_ENTRY = (0xFFFFFFFF, 0)
@@ -253,15 +253,14 @@ def remote_link():
 class Wire:
     """Frames made by hand, for ends that do not behave; without tags, see framing.py."""
 
-    MAGIC = 0x4E4C444C
     READ, WRITE, PUSH, CONSUME, VERSION, READ_LOG, PING = range(1, 8)
     CHECKSUM, PROBE = 8, 9
     CHUNK, OUTCOME, GO = 16, 17, 18
     INLINE = 2
 
-    @classmethod
-    def header(cls, kind, body=0, flags=0, sequence=1, magic=MAGIC, version=2):
-        return struct.pack("<IBBHII", magic, version, kind, flags, body, sequence)
+    @staticmethod
+    def header(kind, body=0, flags=0, sequence=1, **odd):
+        return header_of(kind, body, flags=flags, sequence=sequence, **odd)
 
     @classmethod
     def request(cls, kind, descriptors=(), *, entry=NOTHING, flags=0, sequence=1, count=None):

@@ -82,6 +82,11 @@ def test_malformed_frames_get_an_answer_and_close_that_lane_only(
         if got:  # a reset may overtake the answer
             assert wire.parse_outcome(got).code == code.PROTOCOL, name
     assert one.server.statistics()["protocol_errors"] == len(frames)
+    for sound in (wire.header(wire.PING, 80) + bytes(80), wire.request(wire.READ, [(0, 0)])):
+        lane = raw_lane(one)  # what the malformed ones change
+        lane.sendall(sound)
+        assert wire.parse_outcome(lane.recv(48)).code not in (None, code.PROTOCOL)
+        lane.close()
     eventually(lambda: one.server.link_lanes(7) == 1)  # a lane is closed before it is forgotten
     assert one.ping() == code.OK
 

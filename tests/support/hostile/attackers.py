@@ -10,9 +10,10 @@ import time
 
 import numpy as np
 
+from support.hostile.frames import CHECKSUM, PAGE, PUSH, READ
 from support.hostile.mischief import Mischief
 from support.hostile.pages import ForgedPage
-from support.hostile.peer import CHECKSUM, PAGE, PUSH, READ, HostilePeer, Posture
+from support.hostile.peer import HostilePeer, Posture
 from support.hostile.victims import BLOCK_BYTES, BLOCKS, Victim, directory_at, entries_of
 
 
@@ -59,7 +60,7 @@ class Attacker(HostilePeer):
         return codes
 
     def read(self, address, size, entry=None):
-        """Send Send READ and CHECKSUM; return the codes."""
+        """Send READ and CHECKSUM; return the codes."""
         codes = []
         for kind in (READ, CHECKSUM):
             if not self.asking:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import struct
 
 from llm_datadist._registry.records import Added, encode_frame
-from support.hostile.peer import (
+from support.hostile.frames import (
     ANY_ENTRY,
     CHECKSUM,
     CONSUME,
+    GONE,
+    OK,
     PING,
     PROBE,
     PUSH,
     READ,
     READ_LOG,
+    SYSTEM,
     VERSION,
     WRITE,
 )
@@ -72,6 +75,19 @@ def requests_outside(facts, closed):
             for cache in (ANY_ENTRY, facts["entry"]):
                 pair = [(inside, 8, *tail), (address, length, *tail)]
                 yield (kind, pair), {"cache": tuple(cache), **payload}
+
+
+def sound_requests(facts):
+    """What `malformed_requests` and `requests_outside` spoil: arguments of `ask`, and the code."""
+    good = [(facts["address"], 8)]
+    for kind in (READ, CHECKSUM, PROBE):
+        yield (kind, good), {}, OK
+    for kind in (VERSION, PING):
+        yield (kind,), {}, OK
+    yield (READ_LOG,), {"log": (0, 8)}, OK
+    yield (CONSUME,), {"key": (1 << 20, 1)}, GONE
+    yield (WRITE, good), {"payload": bytes(8)}, OK
+    yield (PUSH, [(*good[0], 0)]), {}, SYSTEM  # over lanes alone there is nothing to read from
 
 
 def malformed_requests(facts):

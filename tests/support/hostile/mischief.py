@@ -12,6 +12,7 @@ from llm_datadist._engine.link.messages import Faulted, Lend, Marked, Release, R
 from llm_datadist._protocol.codec import ProtocolError
 from llm_datadist._protocol.messages import Notify, Request
 from llm_datadist._registry.records import CorruptDirectory
+from support.framing import CHUNK
 from support.hostile.forgeries import (
     guards_of,
     malformed_requests,
@@ -19,8 +20,7 @@ from support.hostile.forgeries import (
     ranges_outside,
     requests_outside,
 )
-from support.hostile.peer import (
-    CHUNK,
+from support.hostile.frames import (
     CONSUME,
     NOTHING,
     OK,

@@ -61,16 +61,25 @@ from llm_datadist._protocol.messages import (
     Request,
     Welcome,
 )
-from support.framing import FramedSocket
+from support.framing import CHUNK, OUTCOME, FramedSocket
+from support.hostile.frames import (
+    ANY_ENTRY,
+    CHECKSUM,
+    CONSUME,
+    GONE,
+    NOTHING,
+    OK,
+    PAGE,
+    PING,
+    PROTOCOL,
+    READ,
+    READ_LOG,
+    VERSION,
+    Answer,
+    frame_of,
+    request_of,
+)
 from support.hostile.stream import Stream, tls_context
-
-READ, WRITE, PUSH, CONSUME, VERSION, READ_LOG, PING, CHECKSUM, PROBE = range(1, 10)
-CHUNK, OUTCOME = 16, 17
-INLINE = 2
-OK, GONE, DENIED, PROTOCOL, SYSTEM = 0, 1, 7, 10, 11
-ANY_ENTRY, NOTHING = (0xFFFFFFFF, 0), (0, 0)
-PAGE = 4096
-
 
 POSTURES = ("nothing", "secret", "TLS", "TLS lanes")
 
@@ -88,17 +97,6 @@ class Posture(NamedTuple):
         """Properties of LLMConfig."""
         options = {} if self.secret is None else {"link_secret": self.secret}
         return options | (self.tls or {}) | ({"tls_lanes": True} if self.lanes else {})
-
-
-class Answer(NamedTuple):
-    """The answer to a request; code None: the lane was closed without an outcome."""
-
-    code: int | None
-    data: bytes = b""
-    errno: int = 0
-    index: int = -1
-    moved: int = 0
-    value: int = 0
 
 
 class HostilePeer:
@@ -498,27 +496,3 @@ class HostilePeer:
         self.unlink()
         self.node.close()
         self.node.release()
-
-
-def frame_of(kind, body, sequence=1, *, flags=0, magic=0x4E4C444C):
-    """A frame without its tag, which `FramedSocket` puts in."""
-    return struct.pack("<IBBHII", magic, 2, kind, flags, len(body), sequence) + body
-
-
-def request_of(kind, descriptors, cache, key, odd):
-    """A request without its tag."""
-    words = [word for column in zip(*descriptors, strict=True) for word in column]
-    words = odd.get("columns", words)
-    fixed = [
-        odd.get("deadline", 0),
-        odd.get("left", 10**10),
-        odd.get("version", 0),
-        *cache,
-        *key,
-        *odd.get("log", (0, 0)),
-    ]
-    count = odd.get("count", len(descriptors))
-    body = struct.pack("<9QII", *fixed, count, odd.get("reserved", 0))
-    body += struct.pack(f"<{len(words)}Q", *words)
-    flags = odd.get("flags", INLINE if kind == WRITE else 0)
-    return frame_of(kind, body, flags=flags, magic=odd.get("magic", 0x4E4C444C))

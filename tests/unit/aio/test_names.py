@@ -7,10 +7,11 @@ from llm_datadist.aio.names import cut_address
 
 
 def test_ids_are_the_same_everywhere():
-    assert cluster_id_of("prefill-0") == cluster_id_of("prefill-0") < 1 << 64
+    """In each process and release: peers compute them, too."""
     key = block_cache_key("prefill-0", "kv")
-    assert key == block_cache_key(cluster_id_of("prefill-0"), "kv")
-    assert key.cluster_id == cluster_id_of("prefill-0")
+    assert (key.cluster_id, key.model_id) == (7024914150317286851, 10331827096099771028)
+    assert cluster_id_of("prefill-0") == key.cluster_id
+    assert block_cache_key(key.cluster_id, "kv") == key
 
 
 def test_ids_of_different_names_differ():

@@ -32,7 +32,6 @@ def layout(axes, tp=1, block_tokens=16, **other):
     ],
 )
 def test_the_reason_names_the_axis_that_ends_a_piece(src, dst, heads, reason):
-
     assert re.search(reason, reason_of(src, dst, Part(0, range(2), range(heads))))
 
 
