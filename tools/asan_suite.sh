@@ -33,4 +33,4 @@ export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:abort_on_error=1
 export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 # Descriptors are not captured: a report would be lost with its process.
 exec "$python" -m pytest -p no:cacheprovider --capture=sys "${left_out[@]/#/--deselect=}" \
-  -o timeout=300 -o faulthandler_timeout=290 -q "$@"
+  -o timeout=300 -o faulthandler_timeout=290 -q -n "${TEST_JOBS:-2}" --dist loadfile "$@"
