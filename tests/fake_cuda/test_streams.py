@@ -3,6 +3,7 @@
 import ctypes
 import os
 import threading
+import time
 
 import pytest
 
@@ -103,6 +104,8 @@ def test_a_call_that_does_not_return(cuda):
 
     thread = threading.Thread(target=allocate)
     thread.start()
+    while not cuda.raw("fake_cuda_calls", b"cuMemAlloc"):
+        time.sleep(0.001)
     cuda.allocate(SIZE, 1)  # others go on
     assert not ended.is_set()
     cuda.unblock()
