@@ -88,7 +88,7 @@ def test_no_part_outlives_an_interrupted_caller(posters, monkeypatch):
         assert stopped.wait(10)
         ended.append(True)
 
-    def interrupted(parts):
+    def interrupted(parts, timeout):
         begun.wait()
         monkeypatch.setattr("llm_datadist._backends.nixl.posting_threads.wait", wait)
         raise KeyboardInterrupt
