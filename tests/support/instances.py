@@ -32,7 +32,12 @@ PAGE = mmap.PAGESIZE
 
 
 def initialized(cluster_id, backend, *, listen=True, pool=0, page_shift=16, **options):
-    """Return an initialized instance; `options` are properties of LLMConfig."""
+    """Return an initialized instance; `options` are properties of LLMConfig.
+
+    A call may take 10 s instead of 1: where no time limit is the subject, a busy machine does no
+    harm.
+    """
+    options = {"sync_kv_timeout": 10_000, **options}
     if pool:
         text = json.dumps({"memory_size": pool, "page_shift": page_shift})
         options |= {"mem_pool_cfg": text, "host_mem_pool_cfg": text}
