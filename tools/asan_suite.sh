@@ -5,7 +5,7 @@ set -euo pipefail
 venv=$(realpath "$1")
 shift
 if [ $# -eq 0 ]; then
-  set -- tests/native tests/conformance tests/integration/test_push.py
+  set -- tests/native tests/conformance/test_backends.py tests/integration/test_push.py
 fi
 # Left out: wild addresses of the caller's own, which are what a sanitizer is there to report, and
 # how a process dies of a fault, which is then the sanitizer's business.
