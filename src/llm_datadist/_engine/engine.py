@@ -29,6 +29,7 @@ from llm_datadist._engine.memory.fault_marks import FaultMarks
 from llm_datadist._engine.memory.pools import MemoryPools
 from llm_datadist._engine.memory.registration import MemoryRegistration
 from llm_datadist._engine.memory.remap import Remap
+from llm_datadist._engine.transfer.attempt import Attempts
 from llm_datadist._engine.transfer.calls import Transfers
 from llm_datadist._engine.transfer.checksums import Checksums
 from llm_datadist._engine.transfer.layerwise import Layerwise
@@ -109,10 +110,10 @@ class Engine:
         self.remap = remap.run
         self.lender = Lender(instance)
         self.borrower = Borrower(instance)
-        checksums = Checksums(self.node)
-        self.transfers = Transfers(instance, self.fault_marks, checksums)
+        attempts = Attempts(instance, self.fault_marks, Checksums(self.node))
+        self.transfers = Transfers(instance, attempts)
         self.layerwise = Layerwise(instance, self.transfers)
-        self.resharding = Resharding(instance, self.fault_marks, checksums)
+        self.resharding = Resharding(instance, attempts)
         self.local_copies = LocalCopies(instance, self.fault_marks)
         data_planes.attach(self.links, self.fault_marks.for_peers, self.lender.link_ended)
         self.registry.on_gone = self.lender.cache_gone

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, final
 
-from llm_datadist._engine.transfer.attempt import Attempts, Request
+from llm_datadist._engine.transfer.attempt import Request
 from llm_datadist._engine.transfer.cache_checks import (
     check_equal,
     check_pieces,
@@ -25,9 +25,7 @@ from llm_datadist._types.block_list import PULL_NAMES
 
 if TYPE_CHECKING:
     from llm_datadist._engine.instance import Instance
-    from llm_datadist._engine.memory.fault_marks import FaultMarks
-    from llm_datadist._engine.transfer.attempt import MakePlan
-    from llm_datadist._engine.transfer.checksums import Checksums
+    from llm_datadist._engine.transfer.attempt import Attempts, MakePlan
     from llm_datadist._plan import Layers, Plan
     from llm_datadist._registry import LocalCache, Resolved
     from llm_datadist._types import AnyKey, BlockList, Cache, CacheKeyByIdAndIndex
@@ -40,11 +38,11 @@ __all__ = ["Transfers"]
 class Transfers:
     """The transfer calls of one instance. Thread-safe."""
 
-    def __init__(self, instance: Instance, fault_marks: FaultMarks, checksums: Checksums) -> None:
+    def __init__(self, instance: Instance, attempts: Attempts) -> None:
         self._registry = instance.registry
         self._timeout_ns = instance.config.sync_timeout_ms * 1_000_000
         self._statuses = instance.config.statuses
-        self._attempts = Attempts(instance, fault_marks, checksums)
+        self._attempts = attempts
 
     def pull_slot(
         self,

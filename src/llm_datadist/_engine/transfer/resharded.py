@@ -12,7 +12,7 @@ from concurrent.futures import wait
 from typing import TYPE_CHECKING, final
 
 from llm_datadist._control.workers import Workers
-from llm_datadist._engine.transfer.attempt import Attempts, Request
+from llm_datadist._engine.transfer.attempt import Request
 from llm_datadist._engine.transfer.resharded_plans import Job, checked_local, checked_ranks
 from llm_datadist._errors import LLMException, invalid
 from llm_datadist._plan.layouts import RankReport, reason_of, share_of_full_rate
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
     from llm_datadist._engine.instance import Instance
     from llm_datadist._engine.link.data_plane import DataPlane
-    from llm_datadist._engine.memory.fault_marks import FaultMarks
-    from llm_datadist._engine.transfer.checksums import Checksums
+    from llm_datadist._engine.transfer.attempt import Attempts
     from llm_datadist._engine.transfer.resharded_plans import Local, Ranks, ReshardCall
     from llm_datadist._plan.layouts import KvLayout
     from llm_datadist._registry import Resolved
@@ -37,11 +36,11 @@ _MOST_THREADS = 64
 class Resharding:
     """Carries out pull_resharded and push_resharded of one instance. Thread-safe."""
 
-    def __init__(self, instance: Instance, fault_marks: FaultMarks, checksums: Checksums) -> None:
+    def __init__(self, instance: Instance, attempts: Attempts) -> None:
         self._registry = instance.registry
         self._links = instance.links
         self._timeout_ns = instance.config.sync_timeout_ms * 1_000_000
-        self._attempts = Attempts(instance, fault_marks, checksums)
+        self._attempts = attempts
         self._workers = Workers("llm_datadist-ranks", _MOST_THREADS)
 
     def close(self) -> None:

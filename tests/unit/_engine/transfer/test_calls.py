@@ -38,10 +38,8 @@ class Caller:
         self.blocks = self.registry.register_blocks_cache(desc, starts(0x100000))
         self.slots = self.registry.register_cache(desc, starts(0x200000))
         self.config = SimpleNamespace(sync_timeout_ms=TIMEOUT_MS, statuses={})
-        self.cluster_id, self.life, self.links = 1, None, None
         self.found = Resolved(remote, slot, NO_REF)
-        self.transfers = Transfers(self, fault_marks=None, checksums=None)
-        self.transfers._attempts = self
+        self.transfers = Transfers(self, self)
 
     def run(self, request):
         self.request = request

@@ -19,11 +19,9 @@ class Attempts:
 @pytest.fixture
 def resharding():
     instance = SimpleNamespace(
-        registry=None, links=None, life=None, cluster_id=1,
-        config=SimpleNamespace(sync_timeout_ms=1000),
-    )  # fmt: skip
-    made = Resharding(instance, fault_marks=None, checksums=None)
-    made._attempts = Attempts()
+        registry=None, links=None, config=SimpleNamespace(sync_timeout_ms=1000)
+    )
+    made = Resharding(instance, Attempts())
     yield made
     made.close()
 
