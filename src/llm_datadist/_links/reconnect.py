@@ -66,6 +66,11 @@ class Reconnector:
         """Return how many links to that cluster id were re-established. Any thread."""
         return self._num_reconnects[cluster_id]
 
+    @property
+    def num_relinked(self) -> int:
+        """How many links were re-established. Any thread."""
+        return sum(list(self._num_reconnects.values()))
+
     def on_lost(self, link: Link) -> None:
         """Start to re-establish a lost link, if `link_clusters` of this end made it."""
         wanted = link.dialed_addresses and not link.peer.is_self and self._context.auto_relink

@@ -1,7 +1,7 @@
 """The links of one instance: those that are up, being set up, being torn down, and lost.
 
 Only the loop thread changes them, and never across an await; `clear` is called after the loop has
-ended. Any thread may read `links`, `dead` and `relinks`.
+ended. Any thread may read `links`, `dead` and `relinks`, and call `stats`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, final
 
 from llm_datadist._control.deadline import Deadline
+from llm_datadist._links.link import LinkState
+from llm_datadist._types.stats import LinkStats
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -171,6 +173,19 @@ class LinkIndex:
         self.dials: dict[int, Setup] = {}
         self.inbounds: dict[int, Setup] = {}
         self.relinks: dict[int, Relink] = {}
+
+    def stats(self, num_relinked: int) -> LinkStats:
+        """Return how many links are in each state. Any thread."""
+        leaving = [link.state for link in list(self.leaving)]
+        dials = [setup for setup in list(self.dials.values()) if setup.relink is None]
+        return LinkStats(
+            connecting=len(dials) + len(self.inbounds),
+            linked=len(self.links),
+            unlinking=leaving.count(LinkState.UNLINKING),
+            lost=leaving.count(LinkState.LOST),
+            reconnecting=len(self.relinks),
+            relinked=num_relinked,
+        )
 
     def leaving_from(self, cluster_id: int) -> Link | None:
         """Return a link to that cluster id that is being torn down, or None."""

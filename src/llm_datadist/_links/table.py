@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from llm_datadist._options.settings import Config
     from llm_datadist._protocol.messages import DomainHello, Leave
     from llm_datadist._types import LLMClusterInfo
+    from llm_datadist._types.stats import LinkStats
 
 __all__ = ["LinkTable"]
 
@@ -331,6 +332,10 @@ class LinkTable:
         """Return the facts that `describe_link` shows; LLM_NOT_YET_LINK when there is no link."""
         facts = self.get(cluster_id, "describe_link").describe()
         return {**facts, "relinked": self._reconnector.num_reconnects(cluster_id)}
+
+    def stats(self) -> LinkStats:
+        """Return how many links are in each state. Never blocks."""
+        return self._context.index.stats(self._reconnector.num_relinked)
 
     def describe_relinks(self) -> list[dict[str, object]]:
         """Return the facts of lost links that are being re-established. Never blocks."""

@@ -122,7 +122,7 @@ def test_a_new_link_takes_over_what_the_lost_one_had(
         reconnector.on_linked(link)
         assert link.holders == frozenset({"clusters"})
         assert link.dialed_addresses == before.dialed_addresses
-        assert reconnector.num_reconnects(2) == by_own_dial
+        assert reconnector.num_reconnects(2) == reconnector.num_relinked == by_own_dial
         relink.task.cancel()
 
     asyncio.run(run())

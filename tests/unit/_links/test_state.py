@@ -5,7 +5,9 @@ import asyncio
 import pytest
 
 from llm_datadist._links import state
-from llm_datadist._links.state import LinkIndex, Setup, WithdrawnError
+from llm_datadist._links.link import LinkState
+from llm_datadist._links.state import LinkIndex, Relink, Setup, WithdrawnError
+from llm_datadist._types.stats import LinkStats
 
 
 def test_the_end_of_a_set_up_is_waited_for():
@@ -81,3 +83,21 @@ def test_a_link_is_up_then_leaving_and_a_new_one_replaces_a_dead_one(make_link):
     assert index.dead == {2: link}
     index.add(make_link(2))
     assert not index.dead
+
+
+def test_links_are_counted_by_state(make_link):
+    index = LinkIndex()
+    leaving = [make_link(cluster_id) for cluster_id in (3, 4, 5)]
+    for link in (make_link(2), *leaving):
+        index.add(link)
+    leaving[0].enter(LinkState.UNLINKING)
+    leaving[1].enter(LinkState.LOST)
+    leaving[2].enter(LinkState.LOST)
+    for link in leaving:
+        index.remove(link)
+    index.relinks[4] = relink = Relink(leaving[1])
+    index.dials[10], index.dials[11] = Setup(6, 10), Setup(4, 11, relink)
+    index.inbounds[12] = Setup(7, 12)
+    assert index.stats(9) == LinkStats(
+        connecting=2, linked=1, unlinking=1, lost=2, reconnecting=1, relinked=9
+    )

@@ -143,6 +143,11 @@ class LeaseBook:
             return frozenset()
         return frozenset(np.concatenate(blocks).tolist())
 
+    def num_lent(self) -> tuple[int, int]:
+        """Return how many leases there are, and how many blocks they name together."""
+        with self._lock:
+            return len(self._entries), sum(self._num_blocks.values())
+
     def _end(self, holders: Iterable[Holder], reason: LeaseEndReason) -> list[LeaseEnd]:
         with self._lock:
             now_ns = self._clock_ns()

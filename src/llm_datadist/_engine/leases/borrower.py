@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
+import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, final
 
@@ -56,6 +58,7 @@ class Lease:
     """
 
     __slots__ = (
+        "__weakref__",
         "_borrower",
         "_expires_ns",
         "_lease_id",
@@ -153,6 +156,8 @@ class Borrower:
         self._links = instance.links
         self._timeout_ms = instance.config.sync_timeout_ms
         self._ids = itertools.count(1)
+        self._lock = threading.Lock()
+        self._leases: weakref.WeakSet[Lease] = weakref.WeakSet()
 
     def lease(self, key: AnyKey, blocks: BlockList | None, ttl_ms: int) -> Lease:
         """See CacheManager.lease."""
@@ -176,7 +181,16 @@ class Borrower:
             if error.status_code is LLMStatusCode.LLM_TIMEOUT:
                 self.notify_released(link, lease_id)  # it may be granted yet
             raise
-        return Lease(self, link, lease_id, key, listed, ttl, asked_ns)
+        made = Lease(self, link, lease_id, key, listed, ttl, asked_ns)
+        with self._lock:
+            self._leases.add(made)
+        return made
+
+    def num_held(self) -> int:
+        """Return how many leases are active, among those that the program still refers to."""
+        with self._lock:
+            leases = list(self._leases)
+        return sum(lease.active for lease in leases)
 
     def ask(self, operation: str, link: Link, message: Lend | Renew) -> None:
         """Send a request to an owner; raise its refusal."""

@@ -60,6 +60,10 @@ class Lender:
         """See CacheManager.leased_blocks."""
         return self._book.leased(self._registry.find("leased_blocks", cache).cache_id)
 
+    def num_lent(self) -> tuple[int, int]:
+        """Return how many leases peers have, and how many blocks these name together."""
+        return self._book.num_lent()
+
     def on_end(self, callback: Callable[[LeaseEnd], object] | None) -> None:
         """See CacheManager.on_lease_end."""
         self._callback = callback

@@ -8,6 +8,7 @@ from llm_datadist._control.limits import memory_remedy
 from llm_datadist._devices.cpu import PoolMemory
 from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._registry import Pool
+from llm_datadist._types.stats import PoolStats
 
 if TYPE_CHECKING:
     from llm_datadist._options.settings import Pool as PoolConfig
@@ -28,6 +29,7 @@ class MemoryPools:
     def __init__(self) -> None:
         self.memories: list[PoolMemory] = []
         self.by_placement: dict[Placement, Pool] = {}
+        self._named: dict[str, Pool] = {}
 
     def add(self, option: str, config: PoolConfig | None, *placements: Placement) -> None:
         """Allocate the pool of an option, for some placements; None for no pool.
@@ -49,11 +51,24 @@ class MemoryPools:
         self.memories.append(memory)
         pool = Pool(memory.address, config.memory_size, config.page_shift)
         self.by_placement.update(dict.fromkeys(placements, pool))
+        name = "shared" if len(placements) > 1 else placements[0].name.lower()
+        self._named[name] = pool
+
+    def stats(self) -> tuple[PoolStats, ...]:
+        """Return the use of each pool."""
+        return tuple(_stats(name, pool) for name, pool in self._named.items())
 
     def close(self) -> None:
         """Release the memory; no transfer may use it any more."""
         for memory in self.memories:
             memory.close()
+
+
+def _stats(name: str, pool: Pool) -> PoolStats:
+    use = pool.statistics()
+    return PoolStats(
+        name, use.size, use.size - use.free, use.free, use.largest_free, use.num_allocations
+    )
 
 
 def _remedy(error: MemoryError, option: str) -> str:

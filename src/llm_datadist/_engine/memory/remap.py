@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,17 @@ OPERATION = "remap_registered_memory"
 
 
 class Remap:
-    """Both ends of remap_registered_memory. Thread-safe."""
+    """Both ends of remap_registered_memory. Thread-safe.
+
+    Attributes:
+        num_remaps: Calls that succeeded.
+    """
 
     def __init__(self, instance: Instance, fault_marks: FaultMarks) -> None:
         self._instance = instance
         self._fault_marks = fault_marks
+        self._lock = threading.Lock()
+        self.num_remaps = 0
 
     def run(self, mem_infos: tuple[MemInfo, ...]) -> None:
         """See CacheManager.remap_registered_memory."""
@@ -48,6 +55,8 @@ class Remap:
         self._fault_marks.send_to_peers()  # the remaining marks, under the new guards
         instance = self._instance
         drop_ranges(instance.links, instance.life, OPERATION, ranges, deadline_ns)
+        with self._lock:
+            self.num_remaps += 1
 
     def serve(self, link: Link, message: Remapped) -> bytes:
         """Forget ranges that a peer has remapped. Called on a worker thread."""

@@ -271,8 +271,8 @@ MUTATIONS = (
         "lease-counted-from-the-answer",
         "the reader's lease ends before the owner's",
         _BORROWER,
-        "return Lease(self, link, lease_id, key, listed, ttl, asked_ns)",
-        "return Lease(self, link, lease_id, key, listed, ttl, time.monotonic_ns())",
+        "made = Lease(self, link, lease_id, key, listed, ttl, asked_ns)",
+        "made = Lease(self, link, lease_id, key, listed, ttl, time.monotonic_ns())",
         tests=f"{_TESTS}/leases/test_borrower.py",
     ),
     Mutation(

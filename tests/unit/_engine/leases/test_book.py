@@ -168,3 +168,12 @@ def test_a_link_can_only_have_so_many(book, monkeypatch):
     book.grant((2, 1), 8, 3, blocks(1, 2), 100)  # another link
     book.release((1, 1))
     book.grant((1, 5), 7, 3, blocks(*range(9)), 100)
+
+
+def test_leases_and_their_blocks_are_counted(book):
+    assert book.num_lent() == (0, 0)
+    book.grant((1, 1), 7, 3, blocks(0, 2), 100)
+    book.grant((2, 1), 8, 3, blocks(2), 100)
+    assert book.num_lent() == (2, 3)
+    book.release((1, 1))
+    assert book.num_lent() == (1, 1)

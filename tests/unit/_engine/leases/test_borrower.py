@@ -171,3 +171,15 @@ def test_it_ends_before_the_owners_however_late_the_answer_comes(reader, monkeyp
     assert lease.active
     links.now_ns += 1_000_000
     assert not lease.active
+
+
+def test_active_leases_are_counted_while_the_program_refers_to_them(reader):
+    borrower = reader.borrower
+    first, second, third = (borrower.lease(KEY, None, LONG_MS) for _ in range(3))
+    assert borrower.num_held() == 3
+    first.release()
+    second._expires_ns = 0
+    assert borrower.num_held() == 1
+    del third
+    assert borrower.num_held() == 0
+    assert len(borrower._leases) == 2

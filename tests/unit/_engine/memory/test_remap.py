@@ -63,6 +63,7 @@ def test_peers_drop_ranges_after_the_guards_are_new():
         ("marks", after),
         ("peers", after, ranges),
     ]
+    assert owner.remap.num_remaps == 1
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_a_wrong_entry_is_named_and_nothing_changes(wrong, words):
         assert raised.value.status_code is LLMStatusCode.LLM_PARAM_INVALID
     with pytest.raises(LLMException, match="empty"):
         owner.remap.run(())
-    assert (owner.ref(), owner.steps) == (before, [])
+    assert (owner.ref(), owner.steps, owner.remap.num_remaps) == (before, [], 0)
 
 
 def test_the_other_end_forgets_mappings_and_marks():
