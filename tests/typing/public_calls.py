@@ -39,6 +39,7 @@ from llm_datadist import (
 )
 from llm_datadist.layouts import KvLayout, RankReport, dense, heads_of_rank
 from llm_datadist.leases import Lease, LeaseEnd
+from llm_datadist.stats import InstanceStats, TransferStats
 
 LinkStatuses = tuple[LLMStatusCode, list[LLMStatusCode]]
 
@@ -126,7 +127,20 @@ def link(instance: LLMDataDist) -> None:
     assert_type(instance.check_link_status(remote_cluster_id=2), None)
     assert_type(instance.describe_link(2), dict[str, object])
     assert_type(instance.describe_relinks(), list[dict[str, object]])
+    assert_type(instance.stats(), InstanceStats)
     assert_type(instance.finalize(), None)
+
+
+def look_inside(instance: LLMDataDist) -> None:
+    stats = instance.stats()
+    for entry in stats.transfers:
+        assert_type(entry, TransferStats)
+        assert_type((entry.operation, entry.path), tuple[str, str])
+        assert_type((entry.completed, entry.num_bytes), tuple[int, int])
+        assert_type((entry.seconds.counts, entry.seconds.sum), tuple[tuple[int, ...], float])
+        assert_type(entry.errors["LLM_TIMEOUT"], int)
+    assert_type((stats.links.linked, stats.links.relinked), tuple[int, int])
+    assert_type([pool.used_bytes for pool in stats.pools], list[int])
 
 
 def first_generation(instance: LLMDataDist) -> None:

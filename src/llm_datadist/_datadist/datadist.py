@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from llm_datadist._domains import Domains
     from llm_datadist._engine import Engine
+    from llm_datadist._types.stats import InstanceStats
 
 logger = logging.getLogger("llm_datadist")
 
@@ -401,6 +402,14 @@ class LLMDataDist(PeerCalls):
         Source: an extension; docs/reference/parity.md.
         """
         return self._live("describe_relinks").links.describe_relinks()
+
+    def stats(self) -> InstanceStats:
+        """Return a snapshot: transfers, links, pools, caches, leases, faults. *(extension)*
+
+        Any thread; does not wait for peers or transfers.
+        Source: an extension; docs/howto/metrics.md.
+        """
+        return self._live("stats").stats()
 
     @property
     def cache_manager(self) -> CacheManager:

@@ -32,6 +32,7 @@ from llm_datadist._engine.memory.remap import Remap
 from llm_datadist._engine.transfer.attempt import Attempts
 from llm_datadist._engine.transfer.calls import Transfers
 from llm_datadist._engine.transfer.checksums import Checksums
+from llm_datadist._engine.transfer.counters import TransferCounters
 from llm_datadist._engine.transfer.layerwise import Layerwise
 from llm_datadist._engine.transfer.local_copies import LocalCopies
 from llm_datadist._engine.transfer.resharded import Resharding
@@ -40,6 +41,7 @@ from llm_datadist._links import LinkTable
 from llm_datadist._options import keys
 from llm_datadist._registry import POOL_OPTIONS, CacheRegistry
 from llm_datadist._types import Placement
+from llm_datadist._types.stats import FaultStats, InstanceStats, LeaseStats
 
 if TYPE_CHECKING:
     from llm_datadist._backends.select import Offer
@@ -106,11 +108,12 @@ class Engine:
             self._life,
         )
         self.fault_marks = FaultMarks(instance)
-        remap = Remap(instance, self.fault_marks)
-        self.remap = remap.run
+        self._remap = Remap(instance, self.fault_marks)
+        self.remap = self._remap.run
         self.lender = Lender(instance)
         self.borrower = Borrower(instance)
-        attempts = Attempts(instance, self.fault_marks, Checksums(self.node))
+        self._counters = TransferCounters()
+        attempts = Attempts(instance, self.fault_marks, Checksums(self.node), self._counters)
         self.transfers = Transfers(instance, attempts)
         self.layerwise = Layerwise(instance, self.transfers)
         self.resharding = Resharding(instance, attempts)
@@ -118,7 +121,7 @@ class Engine:
         data_planes.attach(self.links, self.fault_marks.for_peers, self.lender.link_ended)
         self.registry.on_gone = self.lender.cache_gone
         inbox = Inbox(
-            {Remapped: remap.serve, Lend: self.lender.lend, Renew: self.lender.renew},
+            {Remapped: self._remap.serve, Lend: self.lender.lend, Renew: self.lender.renew},
             {
                 Faulted: self.fault_marks.on_notice,
                 Marked: self.fault_marks.on_peer_marks,
@@ -158,6 +161,22 @@ class Engine:
             with contextlib.suppress(LLMException):  # it has ended meanwhile
                 described.append(self.describe_link(link.cluster_id))
         return described
+
+    def stats(self) -> InstanceStats:
+        """See LLMDataDist.stats."""
+        lent, lent_blocks = self.lender.num_lent()
+        faults = self.fault_marks.ranges()
+        return InstanceStats(
+            cluster_id=self.cluster_id,
+            transfers=self._counters.stats(),
+            links=self.links.stats(),
+            pools=self._pools.stats(),
+            caches=self.registry.stats(),
+            leases=LeaseStats(self.borrower.num_held(), lent, lent_blocks),
+            faults=FaultStats(
+                len(faults), sum(fault.size for fault in faults), self._remap.num_remaps
+            ),
+        )
 
     def leave_to_parent(self) -> None:
         """Refuse all calls: this is a forked child, and everything belongs to its parent."""

@@ -24,6 +24,7 @@ from llm_datadist._registry.records import CONSUMED, REMOVED, key_name
 from llm_datadist._registry.tables import Tables, Wanted, is_accessible, key_slots
 from llm_datadist._types import CacheKey, Placement
 from llm_datadist._types.cache import NO_CACHE_ID
+from llm_datadist._types.stats import CacheStats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -354,16 +355,22 @@ class CacheRegistry:
         for local in ending:
             local.closed.wait()
 
-    def statistics(self) -> dict[str, int]:
+    def stats(self) -> CacheStats:
         """Return counts of what is live."""
         with self._lock:
-            return {
-                "caches": len(self._caches),
-                "cache_keys": len(self._tables.keys),
-                "blocks_cache_keys": len(self._tables.blocks_keys),
-                "registered_addrs": self._tables.registered_addrs,
-                "directory_bytes": self._tables.directory.tail,
-            }
+            sizes: dict[bool, list[int]] = {True: [], False: []}
+            for local in self._caches.values():
+                sizes[local.allocated].append(local.layout.num_tensors * local.layout.tensor_bytes)
+            return CacheStats(
+                registered=len(sizes[False]),
+                registered_bytes=sum(sizes[False]),
+                allocated=len(sizes[True]),
+                allocated_bytes=sum(sizes[True]),
+                registered_addrs=self._tables.registered_addrs,
+                cache_keys=len(self._tables.keys),
+                blocks_cache_keys=len(self._tables.blocks_keys),
+                directory_bytes=self._tables.directory.tail,
+            )
 
     def _allocate(self, wanted: Wanted) -> Cache:
         desc = wanted.desc

@@ -25,7 +25,7 @@ def pool_of(size):
 
 
 def live(instance):
-    return instance._engine.registry.statistics()["caches"]
+    return instance.stats().caches.allocated
 
 
 def test_ids_count_allocations(instance):

@@ -160,7 +160,7 @@ class World:
 
     def state(self):
         """What a refused call must leave as it is."""
-        return [side._engine.registry.statistics() for side in (self.near, self.far)]
+        return [side._engine.registry.stats() for side in (self.near, self.far)]
 
     def close(self):
         self.near.finalize()

@@ -174,7 +174,7 @@ def test_the_sum_of_addresses_is_limited():
     registry.register_blocks_cache(desc(2), addresses(2))
     registry.unregister_cache(first.cache_id)
     registry.register_cache(desc(3), addresses(3))
-    assert registry.statistics()["registered_addrs"] == 5
+    assert registry.stats().registered_addrs == 5
 
 
 @pytest.mark.expects_log("model_id 7 now names cache 2; cache 1 is reachable by its id only")
@@ -291,7 +291,7 @@ def test_keys_name_slots_with_placeholders_and_duplicates(owner):
     assert owner.seen(key(1)).slot == 3
     assert owner.seen(key(2)).slot == 2
     assert owner.seen(key(PLACEHOLDER)) is None
-    assert owner.registry.statistics()["cache_keys"] == 2
+    assert owner.registry.stats().cache_keys == 2
     assert owner.seen(key(1)).cache.cache_id == cache.cache_id
 
 
@@ -528,3 +528,17 @@ def test_many_threads(owner):
     assert failures == []
     assert owner.node.statistics() == (0, 0, 0)
     assert owner.pool.statistics().free == 16 << 10
+
+
+def test_caches_and_their_bytes_are_counted():
+    owner = Owner()
+    registry = owner.registry
+    registry.register_cache(desc(3), addresses(3))
+    registry.register_blocks_cache(desc(2), addresses(2), BlocksCacheKey(1))
+    registry.allocate_cache(desc(3), [CacheKey(1, 5), CacheKey(1, 6)])
+    size = desc(1).tensor_bytes
+    found = registry.stats()
+    assert (found.registered, found.registered_bytes) == (2, 5 * size)
+    assert (found.allocated, found.allocated_bytes) == (1, 3 * size)
+    assert (found.registered_addrs, found.cache_keys, found.blocks_cache_keys) == (5, 2, 1)
+    assert found.directory_bytes > 0

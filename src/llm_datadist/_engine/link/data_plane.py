@@ -144,6 +144,11 @@ class DataPlane:
             return [self.channel]
         return [self.channel, device_channel]
 
+    def path(self, *, on_device: bool) -> str:
+        """Return the name of the channel that reaches the memory of a transfer."""
+        channel = self.device_channel if on_device else self.channel
+        return "none" if channel is None else channel.name
+
     def run(self, transfer: Transfer) -> Outcome:
         """Carry out a transfer over the channel that reaches its memory."""
         channel = self.device_channel if transfer.on_device else self.channel

@@ -6,6 +6,7 @@ failed because of an outdated view of the peer's directory; other failures are r
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias, final
 
@@ -17,8 +18,9 @@ from llm_datadist._engine.memory.containment import FAULTS, Containment
 from llm_datadist._engine.memory.fault_marks import fault_at
 from llm_datadist._engine.transfer.cache_checks import check_apart
 from llm_datadist._engine.transfer.checksums import checkable, faults_of
+from llm_datadist._engine.transfer.counters import NO_LINK
 from llm_datadist._engine.transfer.errors import NO_PLAN, Failure, complete, failure
-from llm_datadist._errors import LLMException, LLMStatusCode, fail
+from llm_datadist._errors import LLMException, LLMStatusCode, fail, restate
 from llm_datadist._plan import Plan, cut_between
 from llm_datadist._registry import CorruptDirectory, consumed
 from llm_datadist._types.refs import NO_REF
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from llm_datadist._engine.memory.containment import Words
     from llm_datadist._engine.memory.fault_marks import FaultMarks
     from llm_datadist._engine.transfer.checksums import Checksums
+    from llm_datadist._engine.transfer.counters import TransferCounters
     from llm_datadist._errors import Fault
     from llm_datadist._links import Link
     from llm_datadist._plan import Layers
@@ -65,7 +68,7 @@ class Request:
         key: Names the peer's cache.
         local: The local cache.
         plan: Makes the descriptors from what the key names.
-        deadline_ns: When the call must end.
+        deadline_ns: When the call must end: sync_kv_timeout after it began.
         write: Whether the peer's cache is the destination.
         pulled_layers: What a pull takes, to decide whether it consumes its CacheKey.
     """
@@ -105,15 +108,24 @@ class _Attempt:
 
 @final
 class Attempts:
-    """Carries out the transfers of one instance. Thread-safe."""
+    """Carries out the transfers of one instance, and counts them. Thread-safe."""
 
-    def __init__(self, instance: Instance, fault_marks: FaultMarks, checksums: Checksums) -> None:
+    def __init__(
+        self,
+        instance: Instance,
+        fault_marks: FaultMarks,
+        checksums: Checksums,
+        counters: TransferCounters,
+    ) -> None:
         self._cluster_id = instance.cluster_id
         self._life = instance.life
         self._links = instance.links
+        self._statuses = instance.config.statuses
         self._timeout_ms = instance.config.sync_timeout_ms
+        self._timeout_ns = instance.config.sync_timeout_ms * 1_000_000
         self._fault_marks = fault_marks
         self._checksums = checksums
+        self._counters = counters
 
     def run(self, request: Request) -> None:
         """Carry out a transfer; repeat it while the peer's directory changes under it.
@@ -124,7 +136,9 @@ class Attempts:
         Raises:
             LLMException: As CacheManager.pull_cache.
         """
-        link = self._links.get(request.key.cluster_id, request.operation)
+        self._counted(request, self._run)
+
+    def _run(self, request: Request, link: Link) -> _Attempt:
         data: DataPlane = link.data
         fresh = data.published
         while True:
@@ -135,7 +149,6 @@ class Attempts:
                 self._check_marks(request, link, attempt)
             except LLMException as error:
                 if fresh or error.status_code not in _RETRIED:
-                    data.failures += 1
                     raise
                 fresh = True
                 continue
@@ -143,23 +156,26 @@ class Attempts:
             if outcome.code == Code.OK and request.consumes(found):
                 outcome = data.lanes.consume(found.key_ref, request.deadline_ns)
             if outcome.code == Code.OK:
-                data.count(attempt.plan.total_bytes, write=request.write)
-                return
+                return attempt
             outcome, faults = self._contain(request, link, attempt, outcome)
             if not self._may_retry(request, link, attempt, outcome):
-                data.failures += 1
                 raise self._error(request, link, outcome, attempt, faults)
             fresh = True
 
     def look_up(self, operation: str, key: AnyKey, local: LocalCache, deadline_ns: int) -> Resolved:
-        """Return what a key names at this moment, without moving anything.
+        """Return what a key names at this moment, without moving anything; count a failure.
 
         Raises:
             LLMException: As CacheManager.pull_cache for a key that cannot be used.
         """
-        link = self._links.get(key.cluster_id, operation)
         request = Request(operation, key, local, lambda _: NO_PLAN, deadline_ns, write=False)
-        return self._look_up(request, link, fresh=True)[1]
+        link = None
+        try:
+            link = self._links.get(key.cluster_id, operation)
+            return self._look_up(request, link, fresh=True)[1]
+        except LLMException as error:
+            self._count_failure(request, link, error)
+            raise
 
     def push_raw(self, request: Request, plan: Plan) -> None:
         """Push to bare addresses of the peer, which checks them against its accessible regions.
@@ -168,7 +184,9 @@ class Attempts:
             request: Its key counts for the cluster id alone.
             plan: The descriptors.
         """
-        link = self._links.get(request.key.cluster_id, request.operation)
+        self._counted(request, lambda request, link: self._push_raw(request, link, plan))
+
+    def _push_raw(self, request: Request, link: Link, plan: Plan) -> _Attempt:
         data: DataPlane = link.data
         attempt = _attempt(request, data, plan)
         self._check_marks(request, link, attempt)
@@ -177,9 +195,33 @@ class Attempts:
         if outcome.code != Code.OK:
             outcome, faults = self._contain(request, link, attempt, outcome)
         if outcome.code not in {Code.OK, Code.STALE}:  # STALE: containment has moved everything
-            data.failures += 1
             raise self._error(request, link, outcome, attempt, faults)
-        data.count(plan.total_bytes, write=True)
+        return attempt
+
+    def _counted(self, request: Request, carry_out: Callable[[Request, Link], _Attempt]) -> None:
+        """Carry out a transfer over its link, and count how it has ended."""
+        link = None
+        try:
+            link = self._links.get(request.key.cluster_id, request.operation)
+            attempt = carry_out(request, link)
+        except LLMException as error:
+            self._count_failure(request, link, error)
+            raise
+        duration_ns = time.monotonic_ns() - request.deadline_ns + self._timeout_ns
+        data: DataPlane = link.data
+        num_bytes = attempt.plan.total_bytes
+        data.count(num_bytes, write=request.write)
+        path = data.path(on_device=attempt.transfer.on_device)
+        self._counters.add(request.operation, path, num_bytes, duration_ns)
+
+    def _count_failure(self, request: Request, link: Link | None, error: LLMException) -> None:
+        """Give a failure the status that callers of this generation see, and count it."""
+        restate(error, self._statuses)
+        path = NO_LINK
+        if link is not None:
+            link.data.failures += 1
+            path = link.data.path(on_device=request.local.device is not None)
+        self._counters.add_failure(request.operation, path, error.status_code)
 
     def _look_up(self, request: Request, link: Link, *, fresh: bool) -> tuple[int, Resolved]:
         """Return the directory's version and what the key names.

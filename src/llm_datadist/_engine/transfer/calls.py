@@ -18,7 +18,7 @@ from llm_datadist._engine.transfer.cache_checks import (
     remote_slots,
     slot_size,
 )
-from llm_datadist._errors import LLMException, invalid, restate
+from llm_datadist._errors import invalid
 from llm_datadist._plan import blocks_array, plan_blocks, plan_slot_to_blocks, plan_slots
 from llm_datadist._types import BlocksCacheKey
 from llm_datadist._types.block_list import PULL_NAMES
@@ -41,7 +41,6 @@ class Transfers:
     def __init__(self, instance: Instance, attempts: Attempts) -> None:
         self._registry = instance.registry
         self._timeout_ns = instance.config.sync_timeout_ms * 1_000_000
-        self._statuses = instance.config.statuses
         self._attempts = attempts
 
     def pull_slot(
@@ -179,11 +178,7 @@ class Transfers:
         deadline_ns = time.monotonic_ns() + self._timeout_ns
         key = BlocksCacheKey(cluster_id)
         request = Request(operation, key, local, lambda _: plan, deadline_ns, write=True)
-        try:
-            self._attempts.push_raw(request, plan)
-        except LLMException as error:
-            restate(error, self._statuses)
-            raise
+        self._attempts.push_raw(request, plan)
 
     def _run(
         self,
@@ -196,8 +191,4 @@ class Transfers:
         layers: Layers | None = None,
     ) -> None:
         deadline_ns = time.monotonic_ns() + self._timeout_ns
-        try:
-            self._attempts.run(Request(operation, key, local, plan, deadline_ns, write, layers))
-        except LLMException as error:
-            restate(error, self._statuses)
-            raise
+        self._attempts.run(Request(operation, key, local, plan, deadline_ns, write, layers))

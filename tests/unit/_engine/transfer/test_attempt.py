@@ -1,7 +1,7 @@
 """Transfers over a made-up link: lookups, retries, consumption, memory faults, errors."""
 
 import time
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +10,8 @@ from llm_datadist import BlocksCacheKey, CacheDesc, CacheKey, DataType, LLMExcep
 from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._engine.instance import Lifetime
 from llm_datadist._engine.transfer.attempt import Attempts, Request
-from llm_datadist._errors import LLMStatusCode, invalid
+from llm_datadist._engine.transfer.counters import TransferCounters
+from llm_datadist._errors import FIRST_GENERATION_STATUSES, LLMStatusCode, fail, invalid
 from llm_datadist._plan import Layout, plan_blocks
 from llm_datadist._registry import CorruptDirectory, Resolved
 from llm_datadist._types.refs import NO_REF
@@ -109,6 +110,9 @@ class Link:
     def peer_end_is_open(self):
         return self.is_open
 
+    def path(self, *, on_device):
+        return "of device memory" if on_device else "of host memory"
+
     def count(self, num_bytes, *, write):
         self.counted.append((num_bytes, write))
 
@@ -151,15 +155,16 @@ def a_plan(indices, remote):
 
 
 class World:
-    def __init__(self, link, life=None, local=LOCAL):
+    def __init__(self, link, life=None, local=LOCAL, *, statuses=MappingProxyType({})):
         self.link = link
         self.local = local
         self.marks = Marks()
         self.life = life or Lifetime()
         self.links = SimpleNamespace(get=lambda cluster_id, operation: link)
         self.cluster_id = OWN
-        self.config = SimpleNamespace(sync_timeout_ms=1000)
-        self.attempts = Attempts(self, self.marks, checksums=None)
+        self.config = SimpleNamespace(sync_timeout_ms=1000, statuses=statuses)
+        self.counters = TransferCounters()
+        self.attempts = Attempts(self, self.marks, None, self.counters)
 
     def run(self, key=KEY, *, write=False, layers=None, blocks=range(BLOCKS)):
         indices = np.array(list(blocks), np.int64)
@@ -182,7 +187,13 @@ class World:
             assert text in str(raised.value)
         assert self.link.failures == 1
         assert self.link.counted == []
+        assert self.counted() == ("pull_blocks", "of host memory", 0, {status.name: 1})
         return raised.value
+
+    def counted(self):
+        """What the only entry of the counters has."""
+        (entry,) = self.counters.stats()
+        return entry.operation, entry.path, entry.num_bytes, entry.errors
 
 
 def test_a_known_key_needs_no_message_before_the_transfer():
@@ -402,3 +413,78 @@ def test_within_a_process_nothing_is_copied_onto_a_part_of_itself(write):
     world.link.in_process = True
     world.fails(S.LLM_PARAM_INVALID, "overlaps the source", write=write)
     assert world.link.transfers == []
+
+
+def test_a_transfer_is_counted_once_with_its_bytes_and_its_duration():
+    """Also one that is repeated; its duration is that of the call."""
+    changed = Resolved(REPLACED, 0, NO_REF)
+    world = World(Link(Directory(changed, known=FOUND), Outcome(Code.STALE)))
+    indices = np.arange(BLOCKS)
+    began_ns = time.monotonic_ns() - 70_000_000
+    deadline_ns = began_ns + 1_000_000_000
+    world.attempts.run(
+        Request(
+            "pull_blocks",
+            KEY,
+            LOCAL,
+            lambda found: a_plan(indices, found.cache),
+            deadline_ns,
+            False,
+        )
+    )
+    assert world.counted() == ("pull_blocks", "of host memory", TENSORS * BLOCKS * UNIT, {})
+    (entry,) = world.counters.stats()
+    assert entry.completed == 1
+    assert entry.seconds.sum >= 0.07
+
+
+def test_a_transfer_of_device_memory_is_counted_for_the_path_of_that():
+    remote = SimpleNamespace(**vars(REMOTE) | {"on_device": True})
+    world = World(Link(Directory(known=Resolved(remote, 0, NO_REF))))
+    world.run()
+    assert world.counted()[1] == "of device memory"
+
+
+def test_a_push_to_bare_addresses_is_counted():
+    world = World(Link(Directory()))
+    world.push_raw()
+    moved = TENSORS * BLOCKS * UNIT
+    assert world.counted() == ("transfer_cache_async", "of host memory", moved, {})
+
+
+def test_a_transfer_without_a_link_is_counted_as_a_failure():
+    world = World(Link(Directory(known=FOUND)))
+
+    def no_link(cluster_id, operation):
+        raise fail(S.LLM_NOT_YET_LINK, operation, "no link", "link")
+
+    world.links.get = no_link
+    calls = (
+        world.run,
+        world.push_raw,
+        lambda: world.attempts.look_up("pull_resharded", KEY, LOCAL, 0),
+    )
+    for call in calls:
+        with pytest.raises(LLMException):
+            call()
+    assert [(each.operation, each.path, each.errors) for each in world.counters.stats()] == [
+        (operation, "none", {"LLM_NOT_YET_LINK": 1})
+        for operation in ("pull_blocks", "pull_resharded", "transfer_cache_async")
+    ]
+
+
+def test_a_lookup_is_counted_only_when_it_fails():
+    world = World(Link(Directory(FOUND)))
+    world.attempts.look_up("pull_resharded", KEY, LOCAL, 10**18)
+    assert world.counters.stats() == ()
+    world.link.directory.known = invalid("x", "not accessible", "y")
+    with pytest.raises(LLMException):
+        world.attempts.look_up("pull_resharded", KEY, LOCAL, 10**18)
+    failed = {"LLM_PARAM_INVALID": 1}
+    assert world.counted() == ("pull_resharded", "of host memory", 0, failed)
+
+
+def test_a_failure_has_the_status_of_its_generation():
+    link = Link(Directory(known=FOUND), Outcome(Code.TIMEOUT))
+    world = World(link, statuses=FIRST_GENERATION_STATUSES)
+    world.fails(S.LLM_WAIT_PROCESS_TIMEOUT, "[LLM_WAIT_PROCESS_TIMEOUT]", "1000 ms")

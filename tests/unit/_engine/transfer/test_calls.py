@@ -37,7 +37,7 @@ class Caller:
         desc = CacheDesc(TENSORS, [UNITS, UNIT], DataType.DT_INT8)
         self.blocks = self.registry.register_blocks_cache(desc, starts(0x100000))
         self.slots = self.registry.register_cache(desc, starts(0x200000))
-        self.config = SimpleNamespace(sync_timeout_ms=TIMEOUT_MS, statuses={})
+        self.config = SimpleNamespace(sync_timeout_ms=TIMEOUT_MS)
         self.found = Resolved(remote, slot, NO_REF)
         self.transfers = Transfers(self, self)
 
