@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from prometheus_client import REGISTRY
 from typing_extensions import assert_type
 
 from llm_datadist import (
@@ -39,6 +40,7 @@ from llm_datadist import (
 )
 from llm_datadist.layouts import KvLayout, RankReport, dense, heads_of_rank
 from llm_datadist.leases import Lease, LeaseEnd
+from llm_datadist.metrics import Collector, MetricsServer, serve_metrics
 from llm_datadist.stats import InstanceStats, TransferStats
 
 LinkStatuses = tuple[LLMStatusCode, list[LLMStatusCode]]
@@ -141,6 +143,10 @@ def look_inside(instance: LLMDataDist) -> None:
         assert_type(entry.errors["LLM_TIMEOUT"], int)
     assert_type((stats.links.linked, stats.links.relinked), tuple[int, int])
     assert_type([pool.used_bytes for pool in stats.pools], list[int])
+    with serve_metrics(instance, 0, host="127.0.0.1") as server:
+        assert_type(server, MetricsServer)
+        assert_type(server.address, tuple[str, int])
+    REGISTRY.register(Collector(instance, instance))
 
 
 def first_generation(instance: LLMDataDist) -> None:
