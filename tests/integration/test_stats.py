@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -18,8 +19,9 @@ from llm_datadist import (
     Memtype,
     TransferConfig,
 )
-from support.instances import succeeds_or
-from support.setup import options_of
+from llm_datadist.testing import FaultPolicy, FaultRule, inject_faults
+from support.instances import finalize, linked_sides, succeeds_or
+from support.setup import LOOPBACK, options_of
 
 UNIT = 1024
 TENSORS = 4
@@ -138,6 +140,19 @@ def test_what_is_not_a_transfer_is_what_the_tables_have(sides):
     assert after.faults.remaps == before.faults.remaps + 1
     assert (after.faults.marked, after.faults.marked_bytes) == (0, 0)
     assert json.loads(json.dumps(dataclasses.asdict(after)))["cluster_id"] == own.id
+
+
+@pytest.mark.expects_log("slow transfer: pull_blocks")
+def test_a_transfer_that_takes_longer_than_the_option_says_is_logged(caplog):
+    own, peer = sides = linked_sides("host", slow_transfer_ms=20)
+    peer.blocks(1, key=0)
+    blocks = own.blocks()
+    with inject_faults(own.instance, FaultPolicy([FaultRule("delay", nth=2, delay_ms=25)])):
+        for _ in range(3):
+            own.manager.pull_blocks(peer.blocks_key(), blocks.cache, [1], [0])
+    pattern = rf"pull_blocks, peer cluster 2 at {LOOPBACK}:\d+, {TENSORS * UNIT} bytes over host, "
+    assert any(re.search(pattern, record.getMessage()) for record in caplog.records)
+    finalize(*sides)
 
 
 def test_counts_start_at_0_in_init():

@@ -82,6 +82,7 @@ def options() -> dict[str, str]:
     config.device = "cpu"
     config.transfer_threads = 2
     config.lanes_per_link = 4
+    config.slow_transfer_ms = 500
     config.checksum = "crc32c"
     config.nixl_backend, config.nixl_params, config.strict_backend = "UCX", "{}", True
     assert_type(LlmConfig().gen_options(), dict[str, str])

@@ -217,6 +217,12 @@ class LLMConfig:
         again in the background as soon as the peer is back *(extension)*. Unset: on.
         """
 
+    @Int(keys.SLOW_TRANSFER, low=1)
+    def slow_transfer_ms(self) -> int | None:
+        """Log a warning for each transfer of this instance that takes longer, in ms, in
+        [1, 2**32-1] *(extension)*. Unset: off.
+        """
+
     @Str(keys.CHECKSUM)
     def checksum(self) -> str | None:
         """How the transfers that this instance makes are checked end to end: "off", "crc32c"

@@ -108,6 +108,7 @@ def parse_options(options: dict[str, str], environ: Mapping[str, str] | None = N
         heartbeat_ms=heartbeat_ms,
         peer_timeout_ms=peer_timeout_ms,
         auto_relink=reader.switch(keys.AUTO_RELINK) is not False,
+        slow_transfer_ms=reader.number(keys.SLOW_TRANSFER, 1, UINT32_MAX),
         checksum=_choice(reader, keys.CHECKSUM, get_args(Checksum), "off"),
         nixl_backend=_choice(reader, keys.NIXL_BACKEND, get_args(NixlEngine), "UCX"),
         nixl_params=parse_params(reader, keys.NIXL_PARAMS),

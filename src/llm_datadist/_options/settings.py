@@ -87,6 +87,7 @@ class Config:
         heartbeat_ms: Interval of the checks of idle links; 0 for none.
         peer_timeout_ms: How long a peer may be silent; at least twice heartbeat_ms.
         auto_relink: Whether lost links that link_clusters made are re-established.
+        slow_transfer_ms: Duration above which a transfer is logged; None for never.
         checksum: How transfers that this instance makes are checked.
         nixl_backend: Engine that NIXL uses.
         nixl_params: Parameters of that engine.
@@ -122,6 +123,7 @@ class Config:
     heartbeat_ms: int = 1000
     peer_timeout_ms: int = 10_000
     auto_relink: bool = True
+    slow_transfer_ms: int | None = None
     checksum: Checksum = "off"
     nixl_backend: NixlEngine = "UCX"
     nixl_params: Mapping[str, str] = field(default_factory=dict)

@@ -51,6 +51,7 @@ INTEGERS = {
     "lanes_per_link": ("llm.LanesPerLink", 1, 64),
     "heartbeat_ms": ("llm.HeartbeatMs", 0, 3_600_000),
     "peer_timeout_ms": ("llm.PeerTimeoutMs", 100, 86_400_000),
+    "slow_transfer_ms": ("llm.SlowTransferMs", 1, 2**32 - 1),
 }
 OTHERS = {"device_id", "sync_kv_timeout", "mem_utilization"}
 EVERY = {*STRINGS, *SWITCHES, *INTEGERS, *OTHERS}
@@ -320,7 +321,7 @@ def test_what_a_config_generates_parses():
     config.mem_utilization = 1e-5
     config.transfer_backend, config.device, config.link_secret = "tcp", "cpu", "s"
     config.checksum = "crc32c"
-    for name, value in zip(INTEGERS, (7, 9, 241, 2000, 8, 3, 5, 6, 70, 200), strict=True):
+    for name, value in zip(INTEGERS, (7, 9, 241, 2000, 8, 3, 5, 6, 70, 200, 40), strict=True):
         setattr(config, name, value)
     parsed = parse_options(config.generate_options(), {})
     assert (parsed.device_ids, parsed.sync_timeout_ms) == ((2, 3), 5000)
@@ -333,5 +334,6 @@ def test_what_a_config_generates_parses():
     assert (parsed.rdma_traffic_class, parsed.rdma_service_level) == (8, 3)
     assert (parsed.transfer_threads, parsed.lanes_per_link) == (5, 6)
     assert (parsed.heartbeat_ms, parsed.peer_timeout_ms) == (70, 200)
+    assert parsed.slow_transfer_ms == 40
     assert parsed.auto_relink is True
     assert parsed.checksum == "crc32c"

@@ -55,6 +55,7 @@ def test_nothing_set_means_the_documented_defaults():
         heartbeat_ms=1000,
         peer_timeout_ms=10_000,
         auto_relink=True,
+        slow_transfer_ms=None,
         checksum="off",
         nixl_backend="UCX",
         nixl_params={},
@@ -247,6 +248,7 @@ def test_other_text_is_no_listen_address(text):
         ("LanesPerLink", "lanes_per_link", 1, 64),
         ("HeartbeatMs", "heartbeat_ms", 0, 3_600_000),
         ("PeerTimeoutMs", "peer_timeout_ms", 100, 86_400_000),
+        ("SlowTransferMs", "slow_transfer_ms", 1, 2**32 - 1),
     ],
 )
 def test_a_number_is_decimal_and_in_range(key, field, low, high):

@@ -6,6 +6,8 @@ failed because of an outdated view of the peer's directory; other failures are r
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias, final
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     MakePlan: TypeAlias = Callable[[Resolved], Plan]
 
 __all__ = ["Attempts", "Request"]
+
+logger = logging.getLogger("llm_datadist")
 
 _RETRIED = frozenset(
     {
@@ -123,6 +127,8 @@ class Attempts:
         self._statuses = instance.config.statuses
         self._timeout_ms = instance.config.sync_timeout_ms
         self._timeout_ns = instance.config.sync_timeout_ms * 1_000_000
+        slow_ms = instance.config.slow_transfer_ms
+        self._slow_ns = math.inf if slow_ms is None else slow_ms * 1_000_000
         self._fault_marks = fault_marks
         self._checksums = checksums
         self._counters = counters
@@ -207,12 +213,14 @@ class Attempts:
         except LLMException as error:
             self._count_failure(request, link, error)
             raise
-        duration_ns = time.monotonic_ns() - request.deadline_ns + self._timeout_ns
+        duration_ns = self._duration_ns(request)
         data: DataPlane = link.data
         num_bytes = attempt.plan.total_bytes
         data.count(num_bytes, write=request.write)
         path = data.path(on_device=attempt.transfer.on_device)
         self._counters.add(request.operation, path, num_bytes, duration_ns)
+        if duration_ns > self._slow_ns:
+            self._log_slow(request, link, f"{num_bytes} bytes over {path}", duration_ns)
 
     def _count_failure(self, request: Request, link: Link | None, error: LLMException) -> None:
         """Give a failure the status that callers of this generation see, and count it."""
@@ -222,6 +230,24 @@ class Attempts:
             link.data.failures += 1
             path = link.data.path(on_device=request.local.device is not None)
         self._counters.add_failure(request.operation, path, error.status_code)
+        duration_ns = self._duration_ns(request)
+        if link is not None and duration_ns > self._slow_ns:
+            ended = f"failed over {path} with {error.status_code.name}"
+            self._log_slow(request, link, ended, duration_ns)
+
+    def _duration_ns(self, request: Request) -> int:
+        return time.monotonic_ns() - request.deadline_ns + self._timeout_ns
+
+    def _log_slow(self, request: Request, link: Link, ended: str, duration_ns: int) -> None:
+        logger.warning(
+            "slow transfer: %s, peer cluster %d at %s, %s, %.1f ms, llm.SlowTransferMs is %d",
+            request.operation,
+            request.key.cluster_id,
+            printed(link.address),
+            ended,
+            duration_ns / 1e6,
+            self._slow_ns // 1_000_000,
+        )
 
     def _look_up(self, request: Request, link: Link, *, fresh: bool) -> tuple[int, Resolved]:
         """Return the directory's version and what the key names.

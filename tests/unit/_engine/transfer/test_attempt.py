@@ -1,5 +1,6 @@
 """Transfers over a made-up link: lookups, retries, consumption, memory faults, errors."""
 
+import re
 import time
 from types import MappingProxyType, SimpleNamespace
 
@@ -155,14 +156,18 @@ def a_plan(indices, remote):
 
 
 class World:
-    def __init__(self, link, life=None, local=LOCAL, *, statuses=MappingProxyType({})):
+    def __init__(
+        self, link, life=None, local=LOCAL, *, statuses=MappingProxyType({}), slow_ms=None
+    ):
         self.link = link
         self.local = local
         self.marks = Marks()
         self.life = life or Lifetime()
         self.links = SimpleNamespace(get=lambda cluster_id, operation: link)
         self.cluster_id = OWN
-        self.config = SimpleNamespace(sync_timeout_ms=1000, statuses=statuses)
+        self.config = SimpleNamespace(
+            sync_timeout_ms=1000, statuses=statuses, slow_transfer_ms=slow_ms
+        )
         self.counters = TransferCounters()
         self.attempts = Attempts(self, self.marks, None, self.counters)
 
@@ -415,23 +420,21 @@ def test_within_a_process_nothing_is_copied_onto_a_part_of_itself(write):
     assert world.link.transfers == []
 
 
+def took(world, ms):
+    """Carry out a transfer that began so long ago."""
+
+    def plan(found):
+        return a_plan(np.arange(BLOCKS), found.cache)
+
+    deadline_ns = time.monotonic_ns() + (1000 - ms) * 1_000_000
+    world.attempts.run(Request("pull_blocks", KEY, world.local, plan, deadline_ns, write=False))
+
+
 def test_a_transfer_is_counted_once_with_its_bytes_and_its_duration():
     """Also one that is repeated; its duration is that of the call."""
     changed = Resolved(REPLACED, 0, NO_REF)
     world = World(Link(Directory(changed, known=FOUND), Outcome(Code.STALE)))
-    indices = np.arange(BLOCKS)
-    began_ns = time.monotonic_ns() - 70_000_000
-    deadline_ns = began_ns + 1_000_000_000
-    world.attempts.run(
-        Request(
-            "pull_blocks",
-            KEY,
-            LOCAL,
-            lambda found: a_plan(indices, found.cache),
-            deadline_ns,
-            False,
-        )
-    )
+    took(world, 70)
     assert world.counted() == ("pull_blocks", "of host memory", TENSORS * BLOCKS * UNIT, {})
     (entry,) = world.counters.stats()
     assert entry.completed == 1
@@ -488,3 +491,30 @@ def test_a_failure_has_the_status_of_its_generation():
     link = Link(Directory(known=FOUND), Outcome(Code.TIMEOUT))
     world = World(link, statuses=FIRST_GENERATION_STATUSES)
     world.fails(S.LLM_WAIT_PROCESS_TIMEOUT, "[LLM_WAIT_PROCESS_TIMEOUT]", "1000 ms")
+
+
+@pytest.mark.expects_log("slow transfer")
+def test_a_slow_transfer_is_logged_once(caplog):
+    took(World(Link(Directory(known=FOUND)), slow_ms=200), 201)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert re.fullmatch(
+        r"slow transfer: pull_blocks, peer cluster 2 at 192\.0\.2\.1:5, 512 bytes over of host "
+        r"memory, 20\d\.\d ms, llm\.SlowTransferMs is 200",
+        record.getMessage(),
+    )
+
+
+@pytest.mark.expects_log("slow transfer")
+def test_a_slow_transfer_that_fails_is_logged_with_its_status(caplog):
+    world = World(Link(Directory(known=FOUND), Outcome(Code.TIMEOUT)), slow_ms=200)
+    with pytest.raises(LLMException):
+        took(world, 400)
+    (record,) = caplog.records
+    assert "failed over of host memory with LLM_TIMEOUT" in record.getMessage()
+
+
+@pytest.mark.parametrize("slow_ms", [None, 900])
+def test_a_quick_transfer_is_not_logged(caplog, slow_ms):
+    took(World(Link(Directory(known=FOUND)), slow_ms=slow_ms), 500)
+    assert caplog.records == []
