@@ -83,6 +83,10 @@ class DataPlane:
         checksum: How this side's transfers are checked: "crc32c", "off", or "off: " and why.
         keep_directory: Read the directory again only when a key is unknown
             (enable_remote_cache_accessible).
+
+    Attributes:
+        path: Name of the channel for host memory.
+        device_path: Name of the channel for memory of accelerators, "none" without one.
     """
 
     def __init__(
@@ -103,6 +107,8 @@ class DataPlane:
         self.lanes = lanes
         self.channel = channel
         self.device_channel = device_channel
+        self.path = channel.name
+        self.device_path = "none" if device_channel is None else device_channel.name
         self._why_device = why_device
         self.reasons = reasons
         self.own_link_ref = own_link_ref
@@ -143,11 +149,6 @@ class DataPlane:
         if device_channel in (None, self.channel):
             return [self.channel]
         return [self.channel, device_channel]
-
-    def path(self, *, on_device: bool) -> str:
-        """Return the name of the channel that reaches the memory of a transfer."""
-        channel = self.device_channel if on_device else self.channel
-        return "none" if channel is None else channel.name
 
     def run(self, transfer: Transfer) -> Outcome:
         """Carry out a transfer over the channel that reaches its memory."""

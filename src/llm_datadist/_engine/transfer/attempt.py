@@ -133,18 +133,57 @@ class Attempts:
         self._checksums = checksums
         self._counters = counters
 
-    def run(self, request: Request) -> None:
-        """Carry out a transfer; repeat it while the peer's directory changes under it.
+    def run(self, request: Request, plan: Plan | None = None) -> None:
+        """Carry out a transfer, and count how it has ended.
 
-        The first attempt uses what is known of the directory, unless reading it costs no message;
-        every further one reads it first.
+        Args:
+            request: The transfer; with `plan` its key counts for the cluster id alone.
+            plan: Descriptors of bare addresses of the peer, which checks them against its
+                accessible regions; None: those that `request` makes from what its key names.
 
         Raises:
             LLMException: As CacheManager.pull_cache.
         """
-        self._counted(request, self._run)
+        link = None
+        try:
+            link = self._links.get(request.key.cluster_id, request.operation)
+            if plan is None:
+                attempt = self._run_by_key(request, link)
+            else:
+                attempt = self._run_by_addresses(request, link, plan)
+        except LLMException as error:
+            self._count_failure(request, link, error)
+            raise
+        duration_ns = time.monotonic_ns() - request.deadline_ns + self._timeout_ns
+        data: DataPlane = link.data
+        num_bytes = attempt.plan.total_bytes
+        data.count(num_bytes, write=request.write)
+        path = data.device_path if attempt.transfer.on_device else data.path
+        self._counters.add(request.operation, path, num_bytes, duration_ns)
+        if duration_ns > self._slow_ns:
+            self._log_slow(request, link, f"{num_bytes} bytes over {path}", duration_ns)
 
-    def _run(self, request: Request, link: Link) -> _Attempt:
+    def look_up(self, operation: str, key: AnyKey, local: LocalCache, deadline_ns: int) -> Resolved:
+        """Return what a key names at this moment, without moving anything; count a failure.
+
+        Raises:
+            LLMException: As CacheManager.pull_cache for a key that cannot be used.
+        """
+        request = Request(operation, key, local, lambda _: NO_PLAN, deadline_ns, write=False)
+        link = None
+        try:
+            link = self._links.get(key.cluster_id, operation)
+            return self._look_up(request, link, fresh=True)[1]
+        except LLMException as error:
+            self._count_failure(request, link, error)
+            raise
+
+    def _run_by_key(self, request: Request, link: Link) -> _Attempt:
+        """Repeat a transfer while the peer's directory changes under it.
+
+        The first attempt uses what is known of the directory, unless reading it costs no message;
+        every further one reads it first.
+        """
         data: DataPlane = link.data
         fresh = data.published
         while True:
@@ -168,31 +207,7 @@ class Attempts:
                 raise self._error(request, link, outcome, attempt, faults)
             fresh = True
 
-    def look_up(self, operation: str, key: AnyKey, local: LocalCache, deadline_ns: int) -> Resolved:
-        """Return what a key names at this moment, without moving anything; count a failure.
-
-        Raises:
-            LLMException: As CacheManager.pull_cache for a key that cannot be used.
-        """
-        request = Request(operation, key, local, lambda _: NO_PLAN, deadline_ns, write=False)
-        link = None
-        try:
-            link = self._links.get(key.cluster_id, operation)
-            return self._look_up(request, link, fresh=True)[1]
-        except LLMException as error:
-            self._count_failure(request, link, error)
-            raise
-
-    def push_raw(self, request: Request, plan: Plan) -> None:
-        """Push to bare addresses of the peer, which checks them against its accessible regions.
-
-        Args:
-            request: Its key counts for the cluster id alone.
-            plan: The descriptors.
-        """
-        self._counted(request, lambda request, link: self._push_raw(request, link, plan))
-
-    def _push_raw(self, request: Request, link: Link, plan: Plan) -> _Attempt:
+    def _run_by_addresses(self, request: Request, link: Link, plan: Plan) -> _Attempt:
         data: DataPlane = link.data
         attempt = _attempt(request, data, plan)
         self._check_marks(request, link, attempt)
@@ -204,39 +219,19 @@ class Attempts:
             raise self._error(request, link, outcome, attempt, faults)
         return attempt
 
-    def _counted(self, request: Request, carry_out: Callable[[Request, Link], _Attempt]) -> None:
-        """Carry out a transfer over its link, and count how it has ended."""
-        link = None
-        try:
-            link = self._links.get(request.key.cluster_id, request.operation)
-            attempt = carry_out(request, link)
-        except LLMException as error:
-            self._count_failure(request, link, error)
-            raise
-        duration_ns = self._duration_ns(request)
-        data: DataPlane = link.data
-        num_bytes = attempt.plan.total_bytes
-        data.count(num_bytes, write=request.write)
-        path = data.path(on_device=attempt.transfer.on_device)
-        self._counters.add(request.operation, path, num_bytes, duration_ns)
-        if duration_ns > self._slow_ns:
-            self._log_slow(request, link, f"{num_bytes} bytes over {path}", duration_ns)
-
     def _count_failure(self, request: Request, link: Link | None, error: LLMException) -> None:
         """Give a failure the status that callers of this generation see, and count it."""
         restate(error, self._statuses)
         path = NO_LINK
         if link is not None:
             link.data.failures += 1
-            path = link.data.path(on_device=request.local.device is not None)
+            data: DataPlane = link.data
+            path = data.path if request.local.device is None else data.device_path
         self._counters.add_failure(request.operation, path, error.status_code)
-        duration_ns = self._duration_ns(request)
+        duration_ns = time.monotonic_ns() - request.deadline_ns + self._timeout_ns
         if link is not None and duration_ns > self._slow_ns:
             ended = f"failed over {path} with {error.status_code.name}"
             self._log_slow(request, link, ended, duration_ns)
-
-    def _duration_ns(self, request: Request) -> int:
-        return time.monotonic_ns() - request.deadline_ns + self._timeout_ns
 
     def _log_slow(self, request: Request, link: Link, ended: str, duration_ns: int) -> None:
         logger.warning(

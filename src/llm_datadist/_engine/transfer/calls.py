@@ -178,7 +178,7 @@ class Transfers:
         deadline_ns = time.monotonic_ns() + self._timeout_ns
         key = BlocksCacheKey(cluster_id)
         request = Request(operation, key, local, lambda _: plan, deadline_ns, write=True)
-        self._attempts.push_raw(request, plan)
+        self._attempts.run(request, plan)
 
     def _run(
         self,

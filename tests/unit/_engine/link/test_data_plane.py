@@ -73,11 +73,11 @@ def test_memory_goes_over_the_channel_that_reaches_it():
     plane, _ = a_plane()
     assert plane.run(SimpleNamespace(on_device=False)).moved_bytes == len("tcp")
     assert plane.run(SimpleNamespace(on_device=True)).moved_bytes == len("nixl")
-    assert [plane.path(on_device=on_device) for on_device in (False, True)] == ["tcp", "nixl"]
+    assert (plane.path, plane.device_path) == ("tcp", "nixl")
     assert plane.device_trouble == "the engine has failed"
     plane, _ = a_plane(device=False)
     assert plane.run(SimpleNamespace(on_device=True)).code == Code.NO_PATH
-    assert plane.path(on_device=True) == "none"
+    assert plane.device_path == "none"
     assert plane.device_trouble == "there is no GPU"
 
 

@@ -72,6 +72,7 @@ class Link:
 
     def __init__(self, directory, *outcomes, bad=(), published=False):
         self.data = self
+        self.path, self.device_path = "of host memory", "of device memory"
         self.directory = directory
         self.outcomes = list(outcomes)
         self.bad = bad
@@ -110,9 +111,6 @@ class Link:
 
     def peer_end_is_open(self):
         return self.is_open
-
-    def path(self, *, on_device):
-        return "of device memory" if on_device else "of host memory"
 
     def count(self, num_bytes, *, write):
         self.counted.append((num_bytes, write))
@@ -182,7 +180,7 @@ class World:
 
     def push_raw(self):
         request = Request("transfer_cache_async", KEY, self.local, None, 10**18, write=True)
-        self.attempts.push_raw(request, a_plan(np.arange(BLOCKS), REMOTE))
+        self.attempts.run(request, a_plan(np.arange(BLOCKS), REMOTE))
 
     def fails(self, status, *texts, **more):
         with pytest.raises(LLMException) as raised:

@@ -41,12 +41,9 @@ class Caller:
         self.found = Resolved(remote, slot, NO_REF)
         self.transfers = Transfers(self, self)
 
-    def run(self, request):
+    def run(self, request, plan=None):
         self.request = request
-        self.plan = request.plan(self.found)
-
-    def push_raw(self, request, plan):
-        self.request, self.plan = request, plan
+        self.plan = plan or request.plan(self.found)
 
     def planned(self, call, *arguments):
         """Make a call; return the pieces that it would move, as (local, remote, bytes)."""
