@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, final
 
@@ -19,9 +19,9 @@ from llm_datadist._control.threads import start
 from llm_datadist._errors import LLMException
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-__all__ = ["Workers"]
+__all__ = ["Workers", "settle"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -53,12 +53,19 @@ class Workers:
         The future gets LLM_FAILED immediately when there is no thread and none can be started.
         """
         future: Future[_T] = Future()
+        self.enqueue(future, partial(call, *args, **kwargs))
+        return future
+
+    def enqueue(self, future: Future[_T], call: Callable[[], _T]) -> None:
+        """Queue a call for a future that the caller has made; otherwise as `submit`.
+
+        If a signal handler raises while this runs, the caller has the future and can `settle` it.
+        """
         with self._changed:
-            self._jobs.append((future, partial(call, *args, **kwargs)))
+            self._jobs.append((future, call))
             if len(self._jobs) > self._idle and self._threads < self._limit:
                 self._start_thread()
             self._changed.notify_all()
-        return future
 
     async def run(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Run a call and await it. Canceling the wait does not stop the call."""
@@ -71,7 +78,7 @@ class Workers:
 
         def deliver(done: Future[_T]) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed, so no task waits
-                loop.call_soon_threadsafe(_settle, waiter, done)
+                loop.call_soon_threadsafe(_deliver, waiter, done)
 
         future.add_done_callback(deliver)
         return await waiter
@@ -89,13 +96,13 @@ class Workers:
 
     def _start_thread(self) -> None:
         thread = threading.Thread(target=self._serve, name=f"{self._name}-worker", daemon=True)
+        self._threads += 1  # before: a signal handler may raise once the thread runs
         try:
             start(thread, "the call")
         except LLMException as error:
+            self._threads -= 1
             if not self._threads:  # otherwise a running thread takes it
                 self._jobs.pop()[0].set_exception(error)
-            return
-        self._threads += 1
 
     def _serve(self) -> None:
         while (job := self._take()) is not None:
@@ -122,7 +129,24 @@ class Workers:
             return self._jobs.popleft()
 
 
-def _settle(waiter: asyncio.Future[_T], done: Future[_T]) -> None:
+def settle(futures: Sequence[Future[Any]]) -> None:
+    """Cancel the calls that no thread has begun, and wait for the others.
+
+    None of them runs any more when this ends. What signal handlers raise meanwhile is raised then.
+    """
+    raised: BaseException | None = None
+    waiting = True
+    while waiting:
+        try:
+            wait([future for future in futures if not future.cancel()])
+            waiting = False
+        except BaseException as error:
+            raised = error
+    if raised is not None:
+        raise raised
+
+
+def _deliver(waiter: asyncio.Future[_T], done: Future[_T]) -> None:
     if waiter.done():
         return
     error = done.exception()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import Future
 
 import pytest
 
 from llm_datadist import LLMException
-from llm_datadist._control.workers import Workers
+from llm_datadist._control import workers as module
+from llm_datadist._control.workers import Workers, settle
 
 
 @pytest.fixture
@@ -106,3 +108,48 @@ def test_a_call_that_no_thread_can_be_had_for_fails(workers, monkeypatch):
         with pytest.raises(LLMException, match=r"can't start new thread.*ulimit -u"):
             workers.submit(int, "1").result(5)
     assert workers.submit(int, "2").result(5) == 2
+
+
+class Stopped(BaseException):
+    """What a signal handler raises."""
+
+
+def test_settling_cancels_what_has_not_begun_and_waits_for_the_rest():
+    workers, begun, may_end, ran = (
+        Workers("settled", limit=1),
+        threading.Event(),
+        threading.Event(),
+        [],
+    )
+
+    def slow():
+        begun.set()
+        assert may_end.wait(5)
+        threading.Event().wait(0.05)
+        ran.append("slow")
+
+    futures = [workers.submit(slow), workers.submit(ran.append, "queued")]
+    assert begun.wait(5)
+    threading.Timer(0, may_end.set).start()
+    settle(futures)
+    assert ran == ["slow"]
+    assert workers.wait_idle(5)
+    assert ran == ["slow"]
+    workers.dismiss()
+
+
+def test_a_thread_that_runs_counts_also_if_its_start_was_interrupted(monkeypatch):
+    workers, future = Workers("interrupted", limit=1), Future()
+
+    def start(thread, operation):
+        thread.start()
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "start", start)
+        with pytest.raises(Stopped):
+            workers.enqueue(future, threading.get_ident)
+    first = future.result(5)
+    assert workers.wait_idle(5)
+    assert workers.submit(threading.get_ident).result(5) == first
+    workers.dismiss()

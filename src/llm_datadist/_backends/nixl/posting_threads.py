@@ -11,7 +11,7 @@ from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Final, final
 
 from llm_datadist._backends.cancellation import check_canceled
-from llm_datadist._control.workers import Workers
+from llm_datadist._control.workers import Workers, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,15 +53,15 @@ class PostingThreads:
             else:
                 ended.append(None)
 
-        parts: list[Future[None]] = []
+        parts: list[Future[None]] = [Future() for _ in range(count)]
         try:
-            for _ in range(count):
-                parts.append(self._workers.submit(begin))
+            for future in parts:
+                self._workers.enqueue(future, begin)
             while wait(parts, _PERIOD_S).not_done:
                 check_canceled()
         except BaseException:
             stop()
-            wait(parts)
+            settle(parts)
             raise
         finally:
             with self._lock:

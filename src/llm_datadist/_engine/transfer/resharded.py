@@ -8,18 +8,17 @@ deadline.
 from __future__ import annotations
 
 import time
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
+from functools import partial
 from typing import TYPE_CHECKING, final
 
-from llm_datadist._control.workers import Workers
+from llm_datadist._control.workers import Workers, settle
 from llm_datadist._engine.transfer.attempt import Request
 from llm_datadist._engine.transfer.resharded_plans import Job, checked_local, checked_ranks
 from llm_datadist._errors import LLMException, invalid
 from llm_datadist._plan.layouts import RankReport, reason_of, share_of_full_rate
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from llm_datadist._engine.instance import Instance
     from llm_datadist._engine.link.data_plane import DataPlane
     from llm_datadist._engine.transfer.attempt import Attempts
@@ -125,13 +124,16 @@ class Resharding:
         if not requests:
             return []
         first, *others = requests
-        running: list[Future[LLMException | None]] = []
+        futures: list[Future[LLMException | None]] = [Future() for _ in others]
         try:
-            running += (self._workers.submit(self._error, request) for request in others)
+            for request, future in zip(others, futures, strict=True):
+                self._workers.enqueue(future, partial(self._error, request))
             error = self._error(first)
-        finally:
-            _wait(running)
-        return [error, *map(self._outcome, others, running)]
+            wait(futures)
+        except BaseException:
+            settle(futures)
+            raise
+        return [error, *map(self._outcome, others, futures)]
 
     def _outcome(
         self, request: Request, future: Future[LLMException | None]
@@ -147,17 +149,3 @@ class Resharding:
         except LLMException as error:
             return error
         return None
-
-
-def _wait(futures: list[Future[LLMException | None]]) -> None:
-    """Wait until all futures are done; what signal handlers raise meanwhile is raised then."""
-    raised: BaseException | None = None
-    waiting = True
-    while waiting:
-        try:
-            wait(futures)
-            waiting = False
-        except BaseException as error:
-            raised = error
-    if raised is not None:
-        raise raised

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import wait
 
 import pytest
 
@@ -90,12 +89,12 @@ def test_no_part_outlives_an_interrupted_caller(posters, monkeypatch):
 
     def interrupted(parts, timeout):
         begun.wait()
-        monkeypatch.setattr("llm_datadist._backends.nixl.posting_threads.wait", wait)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("llm_datadist._backends.nixl.posting_threads.wait", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        posters.run(part, stopped.set)
+    with monkeypatch.context() as patch:
+        patch.setattr("llm_datadist._backends.nixl.posting_threads.wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            posters.run(part, stopped.set)
     assert ended == [True, True]
     together = threading.Barrier(2, timeout=10)
     posters.run(together.wait, no_stop)

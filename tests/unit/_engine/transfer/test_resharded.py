@@ -33,16 +33,23 @@ class Stopped(BaseException):
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_signal_handler_that_raises_waits_for_the_other_ranks(resharding, times):
     handled, may_end, ended = threading.Semaphore(0), threading.Event(), threading.Event()
+    raised = []
 
     def handle(_number, _frame):
-        handled.release()
-        raise Stopped
+        if len(raised) < times:
+            raised.append(True)
+            handled.release()
+            raise Stopped
 
     def interrupt():
-        """Interrupt the call as often as wanted; then the other rank may end."""
+        """Interrupt the call as often as wanted; then the other rank may end.
+
+        A signal right before the interpreter begins to wait is handled after the wait only.
+        """
         for _ in range(times):
             signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
-            assert handled.acquire(timeout=10)
+            while not handled.acquire(timeout=0.1):
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
         may_end.set()
 
     def other_rank():
@@ -57,6 +64,29 @@ def test_a_signal_handler_that_raises_waits_for_the_other_ranks(resharding, time
         assert ended.is_set()
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_a_signal_handler_that_raises_while_a_rank_is_handed_over(resharding, monkeypatch, queued):
+    """The rank is waited for if its request runs already, and never runs otherwise."""
+    begun, ended = threading.Event(), threading.Event()
+    enqueue = resharding._workers.enqueue
+
+    def interrupted(future, call):
+        if queued:
+            enqueue(future, call)
+            assert begun.wait(10)
+        raise Stopped
+
+    def slow():
+        begun.set()
+        threading.Event().wait(0.05)
+        ended.set()
+
+    monkeypatch.setattr(resharding._workers, "enqueue", interrupted)
+    with pytest.raises(Stopped):
+        resharding._errors([lambda: None, slow, slow])
+    assert ended.is_set() is begun.is_set() is queued
 
 
 def test_a_failure_that_is_no_error_of_a_rank_waits_for_the_other_ranks(resharding):
