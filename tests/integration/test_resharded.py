@@ -166,6 +166,7 @@ def test_a_layout_that_does_not_fit_is_refused(sides):
         ({"dst_blocks": [1, 2, 3, 1]}, ["dst_blocks[3] is 1 again"]),
         ({"layers": range(2, 4)}, ["range(2, 4)", "range(0, 3)"]),
         ({"src_cache_keys": (), "src_blocks": []}, ["0 keys"]),
+        ({"src_layouts": []}, ["2 keys", "src_layouts 0 layouts"]),
     ],
 )
 def test_arguments_that_do_not_fit(sides, change, words):
@@ -177,6 +178,24 @@ def test_arguments_that_do_not_fit(sides, change, words):
     }  # fmt: skip
     with failing("LLM_PARAM_INVALID", "pull_resharded", *words):
         own.manager.pull_resharded(**arguments | change)
+
+
+def test_a_source_with_another_layout_than_expected_is_refused(sides):
+    """Ranks that hold each other's heads, and one that has changed its layout since."""
+    made, model = sources(sides)
+    own = sides[2]
+    local = KvCache(own)
+    layouts = [each.layout for each in made]
+    arguments = (KEYS, local.cache, BLOCKS, [1, 2, 3, 4], TOKENS)
+    words = ("source 0 of 2", "heads=range(0, 2)", "src_layouts[0]", "heads=range(2, 4)")
+    with failing("LLM_PARAM_INVALID", "pull_resharded", *words, peer=FIRST):
+        own.manager.pull_resharded(*arguments, src_layouts=layouts[::-1])
+    own.manager.pull_resharded(*arguments, src_layouts=layouts)
+    assert (local.tokens([1, 2, 3, 4], TOKENS) == model).all()
+    sides[0].manager.unregister_cache(made[0].id)
+    KvCache(sides[0], "HND", tp=2, rank=0)
+    with failing("LLM_PARAM_INVALID", "pull_resharded", "src_layouts[0]", peer=FIRST):
+        own.manager.pull_resharded(*arguments, src_layouts=layouts)
 
 
 def test_wrong_types(sides):
@@ -192,6 +211,8 @@ def test_wrong_types(sides):
     ):
         with pytest.raises(TypeError):
             own.manager.pull_resharded(*arguments)
+    with pytest.raises(TypeError, match=r"src_layouts\[0\]"):
+        own.manager.pull_resharded(KEYS, local, BLOCKS, [1], 4, src_layouts=["NHD", "NHD"])
     with pytest.raises(ValueError, match="num_tokens"):
         own.manager.pull_resharded(KEYS, local, BLOCKS, [1], -1)
     with pytest.raises(TypeError, match="layers"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_datadist._cache_manager.call_group import Calls
-from llm_datadist._cache_manager.layout_arguments import check_tokens
+from llm_datadist._cache_manager.layout_arguments import check_layouts, check_tokens
 from llm_datadist._types import BlocksCacheKey, Cache
 from llm_datadist._types.checks import INT32_MAX, check_bool, check_instance, check_int, check_range
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llm_datadist._engine.transfer.resharded_plans import ReshardCall
-    from llm_datadist._plan.layouts import RankReport, Tokens
+    from llm_datadist._plan.layouts import KvLayout, RankReport, Tokens
     from llm_datadist._types import BlockList
 
 
@@ -32,6 +32,7 @@ class ReshardedCalls(Calls):
         dst_offset: int = 0,
         layers: range | None = None,
         prefer: int = 0,
+        src_layouts: Sequence[KvLayout] | None = None,
     ) -> None:
         """Pull tokens from the caches of several ranks, whatever their layouts *(extension)*.
 
@@ -50,14 +51,17 @@ class ReshardedCalls(Calls):
             dst_offset: The same for the local list.
             layers: Layers to fill, numbered over the whole model; None = all of `dst_cache`.
             prefer: Index of the rank to ask first among those that hold the same heads.
+            src_layouts: List or tuple: the layout that the cache of each source must have, for
+                callers that know it; None = any layout with which the cache was registered.
 
         Raises:
             TypeError: A wrong type.
             ValueError: A negative number.
-            LLMException: As `pull_blocks`; LLM_PARAM_INVALID also for a cache without a layout,
-                layouts between which bytes would have to be converted, layers or heads that no
-                source holds, lists too short for the tokens. The text names the rank, its
-                cluster and its blocks, and `faults` has the memory at fault of all ranks.
+            LLMException: As `pull_blocks`; LLM_PARAM_INVALID also for a cache without a layout or
+                with another one than in `src_layouts`, layouts between which bytes would have to be
+                converted, layers or heads that no source holds, lists too short for the tokens. The
+                text names the rank, its cluster and its blocks, and `faults` has the memory at
+                fault of all ranks.
         One deadline, sync_kv_timeout, holds for all ranks. After a failure of one rank the call
         raises as soon as the others have ended: bytes that were moved stay moved, and nothing lands
         any more. In an opaque interior, whole blocks move.
@@ -67,6 +71,7 @@ class ReshardedCalls(Calls):
         call = _checked_call(
             "pull_resharded", src_cache_keys, dst_cache, src_blocks, dst_blocks, layers,
             check_tokens(num_tokens, src_offset, dst_offset), prefer, write=False,
+            layouts=src_layouts,
         )  # fmt: skip
         self._engine.resharding.move(call)
 
@@ -160,6 +165,7 @@ def _checked_call(
     prefer: int = 0,
     *,
     write: bool,
+    layouts: Sequence[KvLayout] | None = None,
 ) -> ReshardCall:
     """Return the arguments of a call, with the types that its texts name."""
     # Not at the top: the engine would make the import of the package slow.
@@ -173,8 +179,9 @@ def _checked_call(
         check_range("layers", layers)
     preferred = check_int("prefer", prefer, 0, INT32_MAX)
     return resharded_plans.ReshardCall(
-        operation, checked, cache, remote_blocks, local_blocks, tokens, layers, write, preferred
-    )
+        operation, checked, cache, remote_blocks, local_blocks, tokens, layers, write, preferred,
+        None if layouts is None else check_layouts("src_layouts", layouts),
+    )  # fmt: skip
 
 
 def _checked_keys(name: str, value: object) -> tuple[BlocksCacheKey, ...]:

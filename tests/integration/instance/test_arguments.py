@@ -335,6 +335,7 @@ MISTAKES = {
         "src_blocks": NO_BLOCK_LISTS,
         "dst_blocks": WRONG_BLOCKS,
         "prefer": NO_TOKENS,
+        "src_layouts": [(T, 1), (T, "a"), (T, [None]), (P, [])],
     }
     | TOKENS,
     "push_resharded": {

@@ -103,14 +103,7 @@ class Resharding:
         for rank, key in enumerate(ranks.keys):
             try:
                 found = self._attempts.look_up(call.operation, key, local.cache, deadline_ns)
-                layout = found.cache.kv_layout
-                if layout is None:
-                    raise invalid(
-                        call.operation,
-                        f"the peer registered cache {found.cache.cache_id} without a layout",
-                        "give register_blocks_cache (allocate_blocks_cache) a layout",
-                        cluster_id=key.cluster_id,
-                    )
+                layout = _layout_of(call, rank, found)
             except LLMException as error:
                 raise ranks.failure({rank: error}) from error
             caches.append((found, layout))
@@ -149,3 +142,24 @@ class Resharding:
         except LLMException as error:
             return error
         return None
+
+
+def _layout_of(call: ReshardCall, rank: int, found: Resolved) -> KvLayout:
+    """Return the layout of a peer's cache, which is the expected one if the call has any."""
+    layout, cluster_id = found.cache.kv_layout, call.keys[rank].cluster_id
+    if layout is None:
+        raise invalid(
+            call.operation,
+            f"the peer registered cache {found.cache.cache_id} without a layout",
+            "give register_blocks_cache (allocate_blocks_cache) a layout",
+            cluster_id=cluster_id,
+        )
+    if call.layouts is not None and layout != call.layouts[rank]:
+        raise invalid(
+            call.operation,
+            f"the peer registered cache {found.cache.cache_id} with the layout {layout}, "
+            f"src_layouts[{rank}] is {call.layouts[rank]}",
+            "give the layout that the peer has",
+            cluster_id=cluster_id,
+        )
+    return layout

@@ -78,6 +78,7 @@ class ReshardCall:
         layers: Layers to move, None for all.
         write: Whether the local side is the source.
         prefer: The rank to ask first.
+        layouts: Layout that each peer's cache must have; None for any.
     """
 
     operation: str
@@ -89,6 +90,7 @@ class ReshardCall:
     layers: range | None
     write: bool
     prefer: int = 0
+    layouts: Sequence[KvLayout] | None = None
 
     @property
     def names(self) -> Names:
@@ -195,6 +197,12 @@ def checked_ranks(call: ReshardCall) -> Ranks:
         blocks_array(call.operation, f"{name}[{rank}]", each, None, unique=call.write)
         for rank, each in enumerate(lists)
     ]
+    if call.layouts is not None and len(call.layouts) != len(keys):
+        raise invalid(
+            call.operation,
+            f"{call.names.keys} has {len(keys)} keys, src_layouts {len(call.layouts)} layouts",
+            "give the layout of each, or None",
+        )
     role = "destination" if call.write else "source"
     return Ranks(call.operation, keys, checked, name, role)
 
