@@ -12,6 +12,7 @@ import msgspec
 from llm_datadist import LLMException
 from llm_datadist.integrations.vllm.kv_layout import KVLayout, Part
 from llm_datadist.integrations.vllm.options import parse_extra_config
+from llm_datadist.integrations.vllm.rank_layouts import RankLayouts
 from llm_datadist.integrations.vllm.worker import mailbox
 from llm_datadist.integrations.vllm.worker.reports import Reports
 
@@ -22,6 +23,7 @@ LAYOUT = KVLayout(
     groups="FullAttentionSpec",
     rank=0,
 )
+UNKNOWN = RankLayouts((), (0, 0), 1, 0, LAYOUT.block_sizes, "", "what blocks hold is not known")
 
 
 class FakeWorker:
@@ -37,7 +39,7 @@ class FakeWorker:
 
     def __init__(self, **options):
         self.options = parse_extra_config(options)
-        self.layout = LAYOUT
+        self.layout, self.rank_layouts, self.facts = LAYOUT, UNKNOWN, {}
         self.local_caches = [SimpleNamespace(part=part) for part in range(2)]
         self.events, self.messages, self.pushes, self.pulls = [], [], [], []
         self.failing = {}
@@ -91,6 +93,12 @@ class FakeWorker:
         self.pulls.append((key.model_id, cache.part, src_blocks, dst_blocks))
         self.events.append(("pulled", cache.part))
 
+    def pull_resharded(self, keys, cache, src_blocks, dst_blocks, num_tokens, **more):
+        self._call("pull")
+        clusters = [key.cluster_id for key in keys]
+        self.pulls.append((clusters, cache.part, src_blocks, dst_blocks, num_tokens, more))
+        self.events.append(("pulled", cache.part))
+
     @contextlib.contextmanager
     def lease(self, key, blocks, ttl_ms):
         self._call("lease")
@@ -123,7 +131,7 @@ class FakeLinks:
     def __init__(self, worker):
         self._worker = worker
 
-    def link(self, rank):
+    def link(self, rank, expected=None):
         self._worker._call("link")
         self._worker.events.append(("linked", rank.cluster_id))
 

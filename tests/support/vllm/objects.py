@@ -22,7 +22,15 @@ def request(request_id="r", tokens=range(100), params=None, **more):
 
 
 class FullAttentionSpec(SimpleNamespace):
-    """A kind of KV cache; the connector looks at the class's name and the block size."""
+    """A kind of KV cache; without more than a block size, what its blocks hold is not known."""
+
+
+class MLAAttentionSpec(SimpleNamespace):
+    """Latents."""
+
+
+class UniformTypeKVCacheSpecs(SimpleNamespace):
+    """A group whose layers have specs of their own."""
 
 
 class MambaSpec(SimpleNamespace):
@@ -47,24 +55,33 @@ class Tensor:
         return self.array.ctypes.data
 
 
-def kv_cache_config(groups, num_blocks, block_size, spec=FullAttentionSpec):
-    """KVCacheConfig with one group for each list of layer names."""
+def kv_cache_config(groups, num_blocks, block_size, spec=FullAttentionSpec, **more):
+    """KVCacheConfig with one group for each list of layer names; `more` goes into their specs."""
     return SimpleNamespace(
         num_blocks=num_blocks,
         kv_cache_groups=[
-            SimpleNamespace(layer_names=names, kv_cache_spec=spec(block_size=block_size))
+            SimpleNamespace(layer_names=names, kv_cache_spec=spec(block_size=block_size, **more))
             for names in groups
         ],
     )
 
 
-def vllm_config(*, layers=2, found_at="/a", **model):
-    """VllmConfig of a model on one worker."""
+def attention_layer(backend, isa=None):
+    """An attention layer of a backend; CPU attention names the order in which it packs tokens."""
+    more = {} if isa is None else {"isa": isa}
+    return SimpleNamespace(attn_backend=SimpleNamespace(get_name=lambda: backend), **more)
+
+
+def vllm_config(*, layers=2, found_at="/a", tp_size=1, rank=0, kv_heads=4, attention=None, **model):
+    """VllmConfig of a model on one worker; `attention` has its attention layers by name."""
     hf_fields = {"num_hidden_layers": layers, "_name_or_path": found_at, "dtype": object()}
     hf_config = SimpleNamespace(architectures=["X"], to_dict=lambda: hf_fields)
     fields = {"model": "m", "revision": None, "dtype": "float32", "quantization": None}
     return SimpleNamespace(
-        model_config=SimpleNamespace(**{**fields, **model}, hf_config=hf_config),
+        model_config=SimpleNamespace(
+            **{**fields, **model}, hf_config=hf_config, get_total_num_kv_heads=lambda: kv_heads
+        ),
         cache_config=SimpleNamespace(cache_dtype="auto"),
-        parallel_config=SimpleNamespace(tensor_parallel_size=1, rank=0),
+        parallel_config=SimpleNamespace(tensor_parallel_size=tp_size, rank=rank),
+        compilation_config=SimpleNamespace(static_forward_context=attention or {}),
     )

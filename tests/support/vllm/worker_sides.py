@@ -13,27 +13,15 @@ from llm_datadist.integrations.vllm.step_orders import Load, StepOrders
 from llm_datadist.integrations.vllm.worker.worker import Worker
 from support.vllm.objects import Tensor, kv_cache_config, vllm_config
 
-LAYERS, BLOCKS, PAGE = 3, 24, 4096
+LAYERS, BLOCKS, PAGE, BLOCK_SIZE = 3, 24, 4096, 32
 KEY = 256
 
 
-class Side:
-    """A worker with its own memory."""
+class WorkerSide:
+    """A worker, and its memory `kv`."""
 
-    def __init__(self, role, *, groups=1, model="m", page=PAGE, **extra):
-        self.memory = mmap.mmap(-1, LAYERS * BLOCKS * page)
-        self.kv = np.frombuffer(self.memory, np.uint8).reshape(LAYERS, BLOCKS, 1, 4, page // 4)
-        names = [f"layer{i}" for i in range(LAYERS)]
-        grouped = [names[i::groups] for i in range(groups)]
-        self.worker = Worker(
-            parse_extra_config({"transfer_timeout_ms": 2000, "lease_ms": 2500, **extra}),
-            {name: Tensor(self.kv[i]) for i, name in enumerate(names)},
-            kv_cache_config(grouped, BLOCKS, 32),
-            vllm_config(model=model),
-            version="0.32.0",
-            is_producer=role == "producer",
-            is_consumer=role == "consumer",
-        )
+    worker: Worker
+    kv: np.ndarray | None
 
     def until(self, *, sent=(), loaded=(), within_s=10.0, orders=None):
         """Step until these have been reported; returns the failed blocks and requests."""
@@ -56,12 +44,32 @@ class Side:
         self.kv = None
 
 
+class Side(WorkerSide):
+    """A worker whose blocks are not understood."""
+
+    def __init__(self, role, *, groups=1, model="m", page=PAGE, **extra):
+        self.memory = mmap.mmap(-1, LAYERS * BLOCKS * page)
+        self.kv = np.frombuffer(self.memory, np.uint8).reshape(LAYERS, BLOCKS, 1, 4, page // 4)
+        names = [f"layer{i}" for i in range(LAYERS)]
+        grouped = [names[i::groups] for i in range(groups)]
+        self.worker = Worker(
+            parse_extra_config({"transfer_timeout_ms": 2000, "lease_ms": 2500, **extra}),
+            {name: Tensor(self.kv[i]) for i, name in enumerate(names)},
+            kv_cache_config(grouped, BLOCKS, BLOCK_SIZE),
+            vllm_config(model=model),
+            version="0.32.0",
+            is_producer=role == "producer",
+            is_consumer=role == "consumer",
+        )
+
+
 def offer_of(producer, blocks, key=KEY, groups=1):
     return Offer(
         key=key,
         ranks=[producer.worker.address],
         blocks=[list(blocks)] * groups,
-        num_tokens=32 * len(blocks),
+        block_sizes=[BLOCK_SIZE] * groups,
+        num_tokens=BLOCK_SIZE * len(blocks),
         prompt="d",
         remote_request_id="p",
         remote_engine_id="e",

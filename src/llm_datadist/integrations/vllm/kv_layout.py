@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MAX_KEY = 2**63 - 1
 MAX_PARTS = 256
@@ -58,11 +61,16 @@ class KVLayout:
     groups: str
     rank: int
 
-    def describe(self) -> str:
-        """Describe the shape of the memory, without addresses and block counts."""
+    def describe(self, block_bytes: Sequence[int] | None = None) -> str:
+        """Describe the shape of the memory, without addresses and block counts.
+
+        Args:
+            block_bytes: Bytes of a block of each part; None = as they are.
+        """
+        sizes = block_bytes or [part.block_bytes for part in self.parts]
         return "; ".join(
-            f"group {part.group}: {len(part.addrs)} tensors, {part.block_bytes} bytes a block"
-            for part in self.parts
+            f"group {part.group}: {len(part.addrs)} tensors, {size} bytes a block"
+            for part, size in zip(self.parts, sizes, strict=True)
         )
 
 

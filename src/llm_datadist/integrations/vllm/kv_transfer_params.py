@@ -20,6 +20,7 @@ import msgspec
 from llm_datadist.integrations.vllm.kv_layout import MAX_KEY
 
 _MAX_RANKS = 4096
+_MAX_BLOCK_SIZE = 1 << 20
 _MIN_NAME, _MAX_NAME = 16, 256
 _PREFILLED = {"FINISHED_LENGTH_CAPPED", "FINISHED_STOPPED", "FINISHED_REPETITION"}
 
@@ -40,6 +41,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
             withdrawn before any of them is reused.
         ranks: The producer's workers, by rank.
         blocks: The producer's blocks, by KV cache group, in the order of the tokens.
+        block_sizes: Tokens of a block, by KV cache group.
         num_tokens: Number of the prompt's tokens that they hold.
         prompt: `prompt_digest` of the request.
         remote_request_id: For logs.
@@ -48,6 +50,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     key: int
     ranks: list[RankAddress]
     blocks: list[list[int]]
+    block_sizes: list[int]
     num_tokens: int
     prompt: str
     remote_request_id: str
@@ -154,6 +157,8 @@ def offer_of(params: dict[str, Any] | None) -> Offer | None:
         and 0 < len(offer.ranks) <= _MAX_RANKS
         and offer.blocks
         and all(block >= 0 for blocks in offer.blocks for block in blocks)
+        and len(offer.block_sizes) == len(offer.blocks)
+        and all(0 < block_size <= _MAX_BLOCK_SIZE for block_size in offer.block_sizes)
         and offer.num_tokens > 0
     ):
         raise ValueError("kv_transfer_params is an offer with values out of range")
@@ -186,13 +191,24 @@ def is_prefilled(request: Any) -> bool:
     return request.status.name in _PREFILLED
 
 
-def producer_problem(ranks: list[RankAddress], num_ranks: int, *, is_consumer: bool) -> str:
-    """Return why this engine cannot load from a producer with these ranks, or ""."""
+def producer_problem(
+    ranks: list[RankAddress], num_ranks: int, *, is_consumer: bool, divides: bool
+) -> str:
+    """Return why this engine cannot load from a producer with these ranks, or "".
+
+    Args:
+        ranks: The producer's workers.
+        num_ranks: Workers of this engine.
+        is_consumer: Whether other engines prefill for this one.
+        divides: Whether ranks of one engine may fall to several of the other.
+    """
     if not is_consumer:
         return "this engine is a producer only; give it kv_role kv_consumer or kv_both"
-    if len(ranks) != num_ranks:
-        return (
-            f"the producer has tensor parallel size {len(ranks)}, this engine {num_ranks}; run "
-            "both with the same"
-        )
-    return ""
+    remedy = 'run both with the same, or send it without a "transfer", so that it is pulled'
+    if divides:
+        if max(len(ranks), num_ranks) % min(len(ranks), num_ranks) == 0:
+            return ""
+        remedy = "one must be a multiple of the other"
+    elif len(ranks) == num_ranks:
+        return ""
+    return f"the producer has tensor parallel size {len(ranks)}, this engine {num_ranks}; {remedy}"

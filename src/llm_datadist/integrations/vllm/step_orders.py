@@ -17,8 +17,11 @@ class Load:
         request_id: Of this engine.
         offer: The producer's offer.
         src_blocks: The producer's blocks, by KV cache group, in the order of the tokens.
-        dst_blocks: Local blocks, one for each.
+        dst_blocks: Local blocks in the order of the tokens: if block sizes are equal, one for each.
         unavailable: Local blocks that the offer has nothing for; they count as failed.
+        src_offset: Unequal block sizes: tokens of `src_blocks` before the first one of
+            `dst_blocks`.
+        num_tokens: Unequal block sizes: tokens to fetch.
     """
 
     request_id: str
@@ -26,6 +29,8 @@ class Load:
     src_blocks: list[list[int]]
     dst_blocks: list[list[int]]
     unavailable: list[int]
+    src_offset: int = 0
+    num_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from llm_datadist.integrations.vllm.kv_transfer_params import (
     Offer,
     RankAddress,
     offer_of,
+    producer_problem,
     prompt_digest,
     wants_remote_decode,
 )
@@ -20,6 +21,7 @@ OFFER = Offer(
     key=256,
     ranks=[RankAddress("192.0.2.7", 7000, 2**63 - 1)],
     blocks=[[4, 5]],
+    block_sizes=[32],
     num_tokens=40,
     prompt="d",
     remote_request_id="r",
@@ -48,6 +50,9 @@ def test_no_offer(params):
         {"blocks": []},
         {"blocks": [["a"]]},
         {"blocks": [[4, -1]]},
+        {"block_sizes": [0]},
+        {"block_sizes": [32, 32]},
+        {"block_sizes": [2**40]},
         {"num_tokens": 0},
         {"prompt": None},
     ],
@@ -87,3 +92,19 @@ def test_the_digest_tells_prompts_apart():
 def test_a_prompt_of_embeddings_has_no_digest():
     assert prompt_digest(request(prompt_embeds=object())) is None
     assert prompt_digest(request(prompt_token_ids=None)) is None
+
+
+@pytest.mark.parametrize(
+    ("producer", "consumer", "divides", "text"),
+    [
+        (2, 2, False, ""),
+        (2, 1, False, "tensor parallel size 2, this engine 1; run both with the same"),
+        (2, 1, True, ""),
+        (1, 4, True, ""),
+        (2, 3, True, "tensor parallel size 2, this engine 3; one must be a multiple of the other"),
+    ],
+)
+def test_tensor_parallel_sizes(producer, consumer, divides, text):
+    problem = producer_problem(OFFER.ranks * producer, consumer, is_consumer=True, divides=divides)
+    assert text in problem
+    assert bool(problem) is bool(text)

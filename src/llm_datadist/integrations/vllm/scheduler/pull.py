@@ -143,6 +143,8 @@ class PullScheduler:
         self, request_id: str, offered: _Offered, block_ids: tuple[list[int], ...], end: int
     ) -> Load:
         """Return the order to load the tokens from `num_local_tokens` to `end`."""
+        if not self._has_block_sizes_of(offered.offer):
+            return self._load_unequal(request_id, offered, block_ids[0], end)
         src_blocks: list[list[int]] = []
         dst_blocks: list[list[int]] = []
         unavailable: list[int] = []
@@ -154,6 +156,32 @@ class PullScheduler:
             src_blocks.append([src for src, _ in needed if src != _NULL_BLOCK])
             dst_blocks.append([dst for src, dst in needed if src != _NULL_BLOCK])
         return Load(request_id, offered.offer, src_blocks, dst_blocks, unavailable)
+
+    def _load_unequal(
+        self, request_id: str, offered: _Offered, block_ids: list[int], end: int
+    ) -> Load:
+        """Return the order to load tokens from blocks of another size, of one KV cache group."""
+        offer, dst_size, src_size = (
+            offered.offer,
+            self._block_sizes[0],
+            offered.offer.block_sizes[0],
+        )
+        first = offered.num_local_tokens // dst_size
+        dst_blocks = block_ids[first : -(-end // dst_size)]
+        if _NULL_BLOCK in dst_blocks:  # of a sliding window: not in the order of the tokens
+            unavailable = [block for block in dst_blocks if block != _NULL_BLOCK]
+            return Load(request_id, offer, [[]], [[]], unavailable)
+        begin = first * dst_size
+        src_blocks = offer.blocks[0][begin // src_size : -(-end // src_size)]
+        return Load(
+            request_id,
+            offer,
+            [src_blocks],
+            [dst_blocks],
+            [],
+            src_offset=begin % src_size,
+            num_tokens=end - begin,
+        )
 
     def _offer_for(self, request: Any) -> _Offered | None:
         """Return the usable offer of a request; each request's is checked once."""
@@ -179,7 +207,9 @@ class PullScheduler:
 
     def _problem(self, request: Any, offer: Offer) -> str:
         """Return why an offer cannot be used, or ""."""
-        if problem := producer_problem(offer.ranks, self._num_ranks, is_consumer=self._is_consumer):
+        if problem := producer_problem(
+            offer.ranks, self._num_ranks, is_consumer=self._is_consumer, divides=True
+        ):
             return problem
         digest = prompt_digest(request)
         if digest is None or digest != offer.prompt:
@@ -191,13 +221,30 @@ class PullScheduler:
             return (
                 f"it has {len(offer.blocks)} KV cache groups, this engine {len(self._block_sizes)}"
             )
-        for blocks, block_size in zip(offer.blocks, self._block_sizes, strict=True):
+        for blocks, block_size in zip(offer.blocks, offer.block_sizes, strict=True):
             if len(blocks) * block_size < offer.num_tokens:
                 return (
-                    f"its {len(blocks)} blocks do not hold {offer.num_tokens} tokens with this "
-                    f"engine's block size {block_size}; run both with the same --block-size"
+                    f"its {len(blocks)} blocks of {block_size} tokens do not hold "
+                    f"{offer.num_tokens} tokens"
                 )
-        return ""
+        return "" if self._has_block_sizes_of(offer) else self._block_size_problem(offer)
+
+    def _has_block_sizes_of(self, offer: Offer) -> bool:
+        return tuple(offer.block_sizes) == self._block_sizes
+
+    def _block_size_problem(self, offer: Offer) -> str:
+        """Return why blocks of another size cannot be used, or ""."""
+        why = ""
+        if len(self._block_sizes) > 1:
+            why = "which must be equal with several KV cache groups"
+        elif _NULL_BLOCK in offer.blocks[0]:
+            why = "which must be equal when a sliding window has left blocks behind"
+        if not why:
+            return ""
+        return (
+            f"the producer has block size {_listed(offer.block_sizes)}, this engine "
+            f"{_listed(self._block_sizes)}, {why}; run both with the same --block-size"
+        )
 
     def _offer(self, request: Any, key: int, block_ids: tuple[list[int], ...]) -> Offer | None:
         num_tokens = min(request.num_prompt_tokens, request.num_computed_tokens)
@@ -213,8 +260,13 @@ class PullScheduler:
             key=key,
             ranks=self.ranks,
             blocks=blocks,
+            block_sizes=list(self._block_sizes),
             num_tokens=num_tokens,
             prompt=digest,
             remote_request_id=request.request_id,
             remote_engine_id=self._engine_id,
         )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))

@@ -8,28 +8,55 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llm_datadist.integrations.vllm.kv_layout import KVLayout
+    from llm_datadist.integrations.vllm.rank_layouts import RankLayouts
+    from llm_datadist.layouts import KvLayout
 
 FACTS_BYTES = 8192
 FACTS_MODEL_ID = 0
 """BlocksCacheKey.model_id of the page; keys of requests are greater."""
 
-_FORMAT = "1"
+_FORMAT = "2"
+_TP_SIZE = "tensor parallel size"
+_TP_RANK = "tensor parallel rank"
+_BLOCK_SIZE = "block size"
+_KV_LAYOUT = "KV layout"
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Facts that a producer must have.
+
+    Attributes:
+        facts: Name -> value.
+        by: Who says so, for texts.
+    """
+
+    facts: dict[str, str]
+    by: str = "consumer"
 
 
 def facts_of(
-    vllm_config: Any, layout: KVLayout, model_id: str | None, version: str
+    vllm_config: Any,
+    layout: KVLayout,
+    rank_layouts: RankLayouts,
+    model_id: str | None,
+    version: str,
 ) -> dict[str, str]:
     """Return the facts of one worker.
 
     Args:
         vllm_config: vLLM's configuration.
         layout: The worker's KV tensors.
+        rank_layouts: What of them belongs to which token and head.
         model_id: Name of the model; None = vLLM's.
         version: vLLM's version.
     """
@@ -46,21 +73,61 @@ def facts_of(
         "dtype": str(model.dtype),
         "quantization": str(model.quantization),
         "KV cache dtype": str(cache.cache_dtype),
-        "block size": ", ".join(map(str, layout.block_sizes)),
+        "attention backends": rank_layouts.backends,
+        _BLOCK_SIZE: _listed(layout.block_sizes),
         "KV cache groups": layout.groups,
         "layers": f"{len(layers)}, digest {_digest(chr(10).join(layers))}",
-        "KV layout": layout.describe(),
-        "tensor parallel size": str(parallel.tensor_parallel_size),
-        "tensor parallel rank": str(layout.rank),
+        _KV_LAYOUT: layout.describe(),
+        "KV heads": rank_layouts.describe(),
+        _TP_SIZE: str(parallel.tensor_parallel_size),
+        _TP_RANK: str(layout.rank),
     }
 
 
-def mismatches(local: dict[str, str], remote: dict[str, str]) -> list[str]:
-    """Return the differing facts with both values, given the consumer's and the producer's."""
+def facts_of_rank(
+    facts: dict[str, str],
+    layout: KVLayout,
+    parts: Sequence[KvLayout],
+    tp_size: int,
+    rank: int,
+    block_sizes: Sequence[int],
+) -> dict[str, str]:
+    """Return the facts of the worker of an unequal engine with which this one can transfer.
+
+    Args:
+        facts: This worker's.
+        layout: This worker's KV tensors.
+        parts: The other worker's layouts.
+        tp_size: Tensor-parallel ranks of the other engine.
+        rank: The other worker's.
+        block_sizes: Tokens of a block of the other engine, by KV cache group.
+    """
+    return {
+        **facts,
+        _BLOCK_SIZE: _listed(block_sizes),
+        _KV_LAYOUT: layout.describe([part.strides.block for part in parts]),
+        _TP_SIZE: str(tp_size),
+        _TP_RANK: str(rank),
+    }
+
+
+def tp_size_of(facts: dict[str, str]) -> int:
+    """Return the tensor-parallel size of the engine whose facts these are.
+
+    Raises:
+        ValueError: They do not say.
+    """
+    return int(facts.get(_TP_SIZE, ""))
+
+
+def mismatches(expected: Expected, remote: dict[str, str]) -> list[str]:
+    """Return the differing facts with both values, given the expected and the producer's."""
+    wanted = expected.facts
     return [
-        f"{name}: producer {remote.get(name, 'unknown')!r}, consumer {local.get(name, 'unknown')!r}"
-        for name in dict.fromkeys([*local, *remote])
-        if local.get(name) != remote.get(name)
+        f"{name}: producer {remote.get(name, 'unknown')!r}, {expected.by} "
+        f"{wanted.get(name, 'unknown')!r}"
+        for name in dict.fromkeys([*wanted, *remote])
+        if wanted.get(name) != remote.get(name)
     ]
 
 
@@ -96,6 +163,10 @@ def _config_digest(hf_config: Any) -> str:
         if name not in {"_name_or_path", "transformers_version"}
     }
     return _digest(json.dumps(fields, sort_keys=True, default=lambda value: type(value).__name__))
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _digest(text: str) -> str:

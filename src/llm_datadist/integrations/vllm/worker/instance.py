@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llm_datadist import Cache, CacheManager
     from llm_datadist.integrations.vllm.kv_layout import KVLayout, Part
     from llm_datadist.integrations.vllm.options import ConnectorOptions
+    from llm_datadist.integrations.vllm.rank_layouts import RankLayouts
 
 _NO_LIMIT = 2**31 - 1
 
@@ -28,6 +29,7 @@ class WorkerInstance:
     Args:
         options: The connector's options.
         layout: The worker's KV memory, which vLLM must keep until `close`.
+        rank_layouts: What of it belongs to which token and head.
         facts: The worker's compatibility facts, which peers pull.
         listens: Whether to accept links, as a producer must.
 
@@ -36,10 +38,17 @@ class WorkerInstance:
     """
 
     def __init__(
-        self, options: ConnectorOptions, layout: KVLayout, facts: dict[str, str], *, listens: bool
+        self,
+        options: ConnectorOptions,
+        layout: KVLayout,
+        rank_layouts: RankLayouts,
+        facts: dict[str, str],
+        *,
+        listens: bool,
     ) -> None:
         self.options = options
         self.layout = layout
+        self.rank_layouts = rank_layouts
         self.facts = facts
         self.cluster_id = secrets.randbits(63)
         self._instance = LLMDataDist(LLMRole.MIX, self.cluster_id)
@@ -53,10 +62,7 @@ class WorkerInstance:
                 remote_accessible=True,
             )
             self.local_caches = [
-                self.cache_manager.register_blocks_cache(
-                    desc_of(part), list(part.addrs), remote_accessible=False
-                )
-                for part in layout.parts
+                self._register(index, remote_accessible=False) for index in range(len(layout.parts))
             ]
         except BaseException:
             self._instance.finalize()
@@ -84,13 +90,8 @@ class WorkerInstance:
         while the key was published.
         """
         return [
-            self.cache_manager.register_blocks_cache(
-                desc_of(part),
-                list(part.addrs),
-                BlocksCacheKey(self.cluster_id, key + index),
-                remote_accessible=True,
-            )
-            for index, part in enumerate(self.layout.parts)
+            self._register(index, BlocksCacheKey(self.cluster_id, key + index))
+            for index in range(len(self.layout.parts))
         ]
 
     def withdraw(self, caches: list[Cache]) -> None:
@@ -101,6 +102,18 @@ class WorkerInstance:
     def close(self) -> None:
         """End links, threads and listener."""
         self._instance.finalize()
+
+    def _register(
+        self, index: int, key: BlocksCacheKey | None = None, *, remote_accessible: bool = True
+    ) -> Cache:
+        part, layouts = self.layout.parts[index], self.rank_layouts.parts
+        return self.cache_manager.register_blocks_cache(
+            desc_of(part),
+            list(part.addrs),
+            key,
+            remote_accessible,
+            layout=layouts[index] if layouts else None,
+        )
 
 
 def desc_of(part: Part) -> CacheDesc:

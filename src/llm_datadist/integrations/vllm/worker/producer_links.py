@@ -7,22 +7,9 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from llm_datadist import (
-    BlocksCacheKey,
-    CacheDesc,
-    DataType,
-    LLMClusterInfo,
-    LLMException,
-    LLMStatusCode,
-)
-from llm_datadist.integrations.vllm.worker.compatibility import (
-    FACTS_BYTES,
-    FACTS_MODEL_ID,
-    mismatches,
-    read_facts,
-)
+from llm_datadist import LLMClusterInfo, LLMException, LLMStatusCode
+from llm_datadist.integrations.vllm.worker.compatibility import Expected, mismatches
+from llm_datadist.integrations.vllm.worker.facts_page import pull_facts
 
 if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.kv_transfer_params import RankAddress
@@ -50,11 +37,15 @@ class ProducerLinks:
         self._lock = threading.Lock()
         self._dial_locks: dict[int, threading.Lock] = {}
         self._linked: set[int] = set()
-        self._incompatible: dict[int, str] = {}
+        self._facts: dict[int, dict[str, str]] = {}
         self._silent: dict[int, tuple[float, str]] = {}
 
-    def link(self, rank: RankAddress) -> None:
+    def link(self, rank: RankAddress, expected: Expected | None = None) -> None:
         """Ensure a link to a compatible producer.
+
+        Args:
+            rank: The producer's worker.
+            expected: Facts that it must have; None = those of this worker.
 
         Raises:
             Incompatible: The producer does not fit.
@@ -63,7 +54,7 @@ class ProducerLinks:
         with self._lock:
             dial_lock = self._dial_locks.setdefault(rank.cluster_id, threading.Lock())
         with dial_lock:
-            is_new = self._link_once(rank)
+            is_new = self._link_once(rank, expected or Expected(self._worker.facts))
         if is_new:
             logger.info("linked to the producer at %s:%d", rank.ip, rank.port)
 
@@ -76,25 +67,23 @@ class ProducerLinks:
         until = time.monotonic() + self._worker.options.link_timeout_ms / 1000
         self._silent[rank.cluster_id] = until, reason
 
-    def _link_once(self, rank: RankAddress) -> bool:
+    def _link_once(self, rank: RankAddress, expected: Expected) -> bool:
         """Make the link unless there is one; return whether it was made. Under its dial lock."""
-        if rank.cluster_id in self._incompatible:
-            raise Incompatible(self._incompatible[rank.cluster_id])
+        facts = self._facts.get(rank.cluster_id)
+        if facts is not None:
+            _check(rank, expected, facts)
         until, reason = self._silent.get(rank.cluster_id, (0.0, ""))
         if time.monotonic() < until:
             raise Unreachable(f"not tried, as it did not answer a moment ago: {reason}")
         if rank.cluster_id in self._linked:
             return False
         self._dial(rank)
-        differences = mismatches(self._worker.facts, self._pull_facts(rank))
-        if differences:
-            self._incompatible[rank.cluster_id] = (
-                f"the producer at {rank.ip}:{rank.port} does not fit: "
-                f"{'; '.join(differences)}; run producer and consumer with the same model, "
-                "vLLM and KV settings"
-            )
+        facts = self._facts[rank.cluster_id] = self._pull_facts(rank)
+        try:
+            _check(rank, expected, facts)
+        except Incompatible:
             self._unlink(rank)
-            raise Incompatible(self._incompatible[rank.cluster_id])
+            raise
         self._linked.add(rank.cluster_id)
         return True
 
@@ -116,17 +105,18 @@ class ProducerLinks:
         self._worker.instance.unlink_clusters([info], force=True)
 
     def _pull_facts(self, rank: RankAddress) -> dict[str, str]:
-        manager = self._worker.cache_manager
-        page = np.zeros(FACTS_BYTES, np.uint8)
-        desc = CacheDesc(1, [1, FACTS_BYTES], DataType.DT_UINT8)
-        cache = manager.register_blocks_cache(desc, [page.ctypes.data], remote_accessible=False)
         try:
-            key = BlocksCacheKey(rank.cluster_id, FACTS_MODEL_ID)
-            manager.pull_blocks(key, cache, [0], [0])
-            return read_facts(page.tobytes())
+            return pull_facts(self._worker.cache_manager, rank.cluster_id)
         except (LLMException, ValueError) as error:
             raise Unreachable(
                 f"no facts of the producer at {rank.ip}:{rank.port}: {error}"
             ) from None
-        finally:
-            manager.unregister_cache(cache.cache_id)
+
+
+def _check(rank: RankAddress, expected: Expected, facts: dict[str, str]) -> None:
+    differences = mismatches(expected, facts)
+    if differences:
+        raise Incompatible(
+            f"the producer at {rank.ip}:{rank.port} does not fit: {'; '.join(differences)}; run "
+            "producer and consumer with the same model, vLLM and KV settings"
+        )

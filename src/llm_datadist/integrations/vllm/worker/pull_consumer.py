@@ -1,17 +1,19 @@
 """Consumer in pull mode: fetches requests' blocks on threads of its own.
 
-A load leases the request's key at the producer, pulls its blocks in the order of the tokens,
-reports the request, and releases the lease. If that fails, the blocks from the first incomplete one
-on are reported as failed, and vLLM recomputes them; no byte of a failed pull lands afterwards.
+A load leases the request's key at each of its sources, the producer's workers that hold its part;
+pulls its blocks in the order of the tokens; reports the request; and releases the leases. If that
+fails, the blocks from the first incomplete one on are reported as failed, and vLLM recomputes them;
+no byte of a failed pull lands afterwards.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from llm_datadist import BlocksCacheKey, LLMException, LLMStatusCode
 from llm_datadist.integrations.vllm.worker.producer_links import (
@@ -20,16 +22,20 @@ from llm_datadist.integrations.vllm.worker.producer_links import (
     ProducerLinks,
     Unreachable,
 )
-from llm_datadist.integrations.vllm.worker.pull_progress import PullProgress, num_before_faults
+from llm_datadist.integrations.vllm.worker.pull_progress import PullProgress
+from llm_datadist.integrations.vllm.worker.pull_sources import PullSources
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
 
     from llm_datadist.integrations.vllm.kv_transfer_params import Offer, RankAddress
     from llm_datadist.integrations.vllm.step_orders import Load
     from llm_datadist.integrations.vllm.worker.instance import WorkerInstance
+    from llm_datadist.integrations.vllm.worker.pull_sources import Source
     from llm_datadist.integrations.vllm.worker.reports import Reports
     from llm_datadist.leases import Lease
+
+    _Sources: TypeAlias = Sequence[tuple[RankAddress, Source]]
 
 logger = logging.getLogger("llm_datadist.vllm")
 
@@ -46,6 +52,7 @@ class PullConsumer:
         self._worker = worker
         self._reports = reports
         self._links = ProducerLinks(worker)
+        self._sources = PullSources(worker)
         self._lock = threading.Lock()
         self._pending: dict[str, threading.Event] = {}
         self._pool = ThreadPoolExecutor(worker.options.concurrent_loads, "llm_datadist-vllm-load")
@@ -97,10 +104,10 @@ class PullConsumer:
 
     def _run_dismiss(self, offer: Offer) -> None:
         try:
-            rank = self._producer_of(offer)
-            self._links.link(rank)
-            with self._lease(offer, rank):
-                pass
+            for rank, source in self._sources.of(offer):
+                self._links.link(rank, source.expected)
+                with self._lease(offer, rank):
+                    pass
         except (LLMException, Incompatible, Unreachable) as error:
             logger.info(
                 "request %s of the producer could not be dismissed, its blocks are held until "
@@ -116,22 +123,10 @@ class PullConsumer:
     def _load(self, order: Load, abandoned: threading.Event) -> set[int]:
         """Load a request, and return the local blocks that are not complete."""
         progress = PullProgress(order, self._worker.layout)
-        deadline = time.monotonic() + self._worker.options.transfer_timeout_ms / 1000
         started = time.perf_counter()
-        rank = self._producer_of(order.offer)
         try:
-            for attempt in range(2):
-                self._links.link(rank)
-                try:
-                    self._pull_all(progress, rank, abandoned, deadline)
-                    break
-                except LLMException as error:
-                    if attempt or error.status_code not in LINK_GONE:
-                        raise
-                    self._links.drop(rank)
+            self._load_from(self._sources.of(order.offer), progress, abandoned)
         except (LLMException, Incompatible, Unreachable) as error:
-            if getattr(error, "status_code", None) == LLMStatusCode.LLM_TIMEOUT:
-                self._links.mark_silent(rank, str(error))
             logger.warning(
                 "request %s: %d of its blocks cannot be fetched and will be recomputed: %s",
                 order.request_id,
@@ -148,38 +143,79 @@ class PullConsumer:
             )
         return missing
 
-    def _pull_all(
-        self, progress: PullProgress, rank: RankAddress, abandoned: threading.Event, deadline: float
+    def _load_from(
+        self, sources: _Sources, progress: PullProgress, abandoned: threading.Event
     ) -> None:
-        with self._lease(progress.order.offer, rank) as lease:
+        """Link and pull; links that turn out to be broken are made again once."""
+        deadline = time.monotonic() + self._worker.options.transfer_timeout_ms / 1000
+        for attempt in range(2):
+            for rank, source in sources:
+                self._links.link(rank, source.expected)
+            try:
+                self._pull_all(progress, sources, abandoned, deadline)
+                return
+            except LLMException as error:
+                status = error.status_code
+                for rank in _concerned(sources, error):
+                    if not attempt and status in LINK_GONE:
+                        self._links.drop(rank)
+                    elif status == LLMStatusCode.LLM_TIMEOUT:
+                        self._links.mark_silent(rank, str(error))
+                if attempt or status not in LINK_GONE:
+                    raise
+
+    def _pull_all(
+        self,
+        progress: PullProgress,
+        sources: _Sources,
+        abandoned: threading.Event,
+        deadline: float,
+    ) -> None:
+        with self._leases(progress.order.offer, sources) as leases:
             while progress.pulls and not abandoned.is_set():
                 if time.monotonic() > deadline:
                     raise Unreachable(
                         f"transfer_timeout_ms {self._worker.options.transfer_timeout_ms} is over"
                     )
-                self._pull(progress, rank)
+                self._pull(progress, sources)
                 if progress.pulls:
-                    lease.renew()
+                    for lease in leases:
+                        lease.renew()
             if not progress.pulls:
                 self._report(progress.order, abandoned, ())  # vLLM need not wait for the release
 
-    def _pull(self, progress: PullProgress, rank: RankAddress) -> None:
+    def _pull(self, progress: PullProgress, sources: _Sources) -> None:
         """Make the next pull; if it fails, pull the blocks before the first memory fault."""
-        part, src_blocks, dst_blocks = progress.pulls[0]
+        pull, key = progress.pulls[0], progress.order.offer.key
+        local_cache = self._worker.local_caches[pull.part]
+        cluster_ids = [rank.cluster_id for rank, _ in sources]
+        keys = [BlocksCacheKey(cluster_id, key + pull.part) for cluster_id in cluster_ids]
+        manager = self._worker.cache_manager
         try:
-            self._worker.cache_manager.pull_blocks(
-                BlocksCacheKey(rank.cluster_id, progress.order.offer.key + part),
-                self._worker.local_caches[part],
-                src_blocks,
-                dst_blocks,
-            )
+            if not sources[0][1].layouts:
+                manager.pull_blocks(keys[0], local_cache, pull.src_blocks, pull.dst_blocks)
+            else:
+                manager.pull_resharded(
+                    keys,
+                    local_cache,
+                    [pull.src_blocks] * len(keys),
+                    pull.dst_blocks,
+                    pull.num_tokens,
+                    src_offset=pull.src_offset,
+                    src_layouts=[source.layouts[pull.part] for _, source in sources],
+                )
         except LLMException as error:
-            num_good = num_before_faults(src_blocks, dst_blocks, rank.cluster_id, error)
+            num_good = progress.num_before_faults(cluster_ids, error)
             if num_good:
                 progress.split_first(num_good)
-                self._pull(progress, rank)
+                self._pull(progress, sources)
             raise
         progress.pulls.pop(0)
+
+    @contextlib.contextmanager
+    def _leases(self, offer: Offer, sources: _Sources) -> Iterator[list[Lease]]:
+        with contextlib.ExitStack() as leases:
+            yield [leases.enter_context(self._lease(offer, rank)) for rank, _ in sources]
 
     def _lease(self, offer: Offer, rank: RankAddress) -> Lease:
         blocks = offer.blocks[self._worker.layout.parts[0].group]
@@ -189,5 +225,8 @@ class PullConsumer:
             ttl_ms=self._worker.options.lease_ms,
         )
 
-    def _producer_of(self, offer: Offer) -> RankAddress:
-        return offer.ranks[self._worker.layout.rank]
+
+def _concerned(sources: _Sources, error: LLMException) -> list[RankAddress]:
+    """Return the sources that an error is about: all, unless it names one."""
+    ranks = [rank for rank, _ in sources]
+    return [rank for rank in ranks if rank.cluster_id == error.cluster_id] or ranks

@@ -1,9 +1,10 @@
 """Producer in pull mode: keeps the blocks of finished prompts until consumers have fetched them.
 
 Each request's blocks are published under a key of its own, which only its offer names. A consumer
-leases the key, pulls and releases. Then, or when the lease is lost, or when no consumer has come
-within hold_ms, the key is withdrawn, and *after that* vLLM gets the blocks back. Withdrawing is
-final: a consumer that comes too late gets an error, never another request's bytes.
+leases the key, pulls and releases; one with more tensor-parallel ranks does so with several of its
+workers. When all of them have, or a lease is lost, or not all have come within hold_ms, the key is
+withdrawn, and *after that* vLLM gets the blocks back. Withdrawing is final: a consumer that comes
+too late gets an error, never another request's bytes.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llm_datadist import LLMException
+from llm_datadist.integrations.vllm.worker.readers import Readers
 
 if TYPE_CHECKING:
     from llm_datadist import Cache
@@ -35,12 +37,16 @@ class _Published:
         request_id: Of this engine.
         caches: Its registrations, one for each part of the layout.
         deadline: When vLLM gets the blocks back unless they are leased; None before the offer.
-        is_fetched: Whether a lease on it has ended.
+        released: Consumers' workers that have released their leases.
+        is_counted: Whether `is_fetched` considers all of `released`.
+        is_fetched: Whether all of them have come, or a lease was lost.
     """
 
     request_id: str
     caches: list[Cache]
     deadline: float | None = None
+    released: set[int] = field(default_factory=set)
+    is_counted: bool = True
     is_fetched: bool = False
 
 
@@ -59,6 +65,7 @@ class PullProducer:
         self._wake = threading.Condition()
         self._published: dict[str, _Published] = {}
         self._by_cache: dict[int, _Published] = {}
+        self._readers = Readers(worker)
         self._closed = False
         worker.cache_manager.on_lease_end(self._lease_ended)
         self._thread = threading.Thread(
@@ -115,8 +122,11 @@ class PullProducer:
             published = self._by_cache.get(end.cache_id)
             if published is None:
                 return
-            published.is_fetched = True
-            if end.reason != "released":
+            if end.reason == "released":
+                published.released.add(end.cluster_id)
+                published.is_counted = False
+            else:
+                published.is_fetched = True
                 logger.warning(
                     "request %s: the lease of cluster %d ended: %s; its blocks are taken back",
                     published.request_id,
@@ -136,7 +146,9 @@ class PullProducer:
                     return
             for published in due:
                 try:
-                    self._give_back(published)
+                    self._count(published)
+                    if self._is_due(published):
+                        self._give_back(published)
                 except Exception:
                     # vLLM must not reuse blocks whose key may be alive: peers would read wrong
                     # bytes.
@@ -147,12 +159,23 @@ class PullProducer:
                     published.is_fetched = False
 
     def _due(self) -> list[_Published]:
-        now = time.monotonic()
         return [
             each
             for each in self._published.values()
-            if each.deadline is not None and (each.is_fetched or each.deadline <= now)
+            if each.deadline is not None and (not each.is_counted or self._is_due(each))
         ]
+
+    def _is_due(self, published: _Published) -> bool:
+        """Whether vLLM gets the blocks of an offered request back."""
+        deadline = published.deadline
+        return deadline is not None and (published.is_fetched or deadline <= time.monotonic())
+
+    def _count(self, published: _Published) -> None:
+        """Find out whether all workers that fetch a request have released it."""
+        with self._wake:
+            released, published.is_counted = set(published.released), True
+        if released and len(released) >= max(map(self._readers.number, released)):
+            published.is_fetched = True
 
     def _until_next(self) -> float | None:
         deadlines = [
@@ -169,10 +192,11 @@ class PullProducer:
                 with self._wake:
                     published.deadline = time.monotonic() + self._worker.options.lease_ms / 1000
                 return
+            who = "not every worker of its consumer" if published.released else "no consumer"
             logger.warning(
-                "request %s: no consumer has fetched its blocks within hold_ms %d; they are taken "
-                "back",
+                "request %s: %s has fetched its blocks within hold_ms %d; they are taken back",
                 published.request_id,
+                who,
                 self._worker.options.hold_ms,
             )
         with self._wake:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_datadist.integrations.vllm.kv_layout import kv_layout_of
 from llm_datadist.integrations.vllm.kv_transfer_params import RankAddress
+from llm_datadist.integrations.vllm.rank_layouts import rank_layouts_of
 from llm_datadist.integrations.vllm.worker.compatibility import facts_of
 from llm_datadist.integrations.vllm.worker.instance import WorkerInstance
 from llm_datadist.integrations.vllm.worker.pull_consumer import PullConsumer
@@ -23,7 +24,7 @@ _PUSHABLE = {"FullAttentionSpec", "MLAAttentionSpec"}
 
 
 def check_parallel(parallel_config: Any) -> None:
-    """Check that a rank holds the same blocks as its peer rank.
+    """Check that ranks differ in the KV heads they hold, and in nothing else.
 
     Raises:
         ValueError: A kind of parallelism that is not supported; the text names it.
@@ -74,9 +75,10 @@ class Worker:
         pushes = options.mode == "push"
         if pushes:
             _check_pushable(layout.groups)
-        facts = facts_of(vllm_config, layout, options.model_id, version)
+        rank_layouts = rank_layouts_of(layout, kv_caches, kv_cache_config, vllm_config)
+        facts = facts_of(vllm_config, layout, rank_layouts, options.model_id, version)
         self._has_groups = len(layout.block_sizes) > 1
-        self._instance = WorkerInstance(options, layout, facts, listens=is_producer)
+        self._instance = WorkerInstance(options, layout, rank_layouts, facts, listens=is_producer)
         self._reports = Reports()
         parts = self._instance, self._reports
         self._pull_producer = PullProducer(*parts) if is_producer else None

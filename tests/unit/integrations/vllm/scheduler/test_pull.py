@@ -175,8 +175,6 @@ def test_window_blocks_that_were_left_behind():
     [
         ({}, range(1, 101), "another prompt"),
         ({"is_consumer": False}, range(100), "kv_role"),
-        ({"num_ranks": 2}, range(100), "tensor parallel size 1, this engine 2"),
-        ({"block_sizes": (16,)}, range(100), "do not hold 100 tokens"),
         ({"block_sizes": (32, 32)}, range(100), "1 KV cache groups, this engine 2"),
     ],
 )
@@ -191,6 +189,77 @@ def test_offers_that_do_not_fit_are_not_used(side, tokens, text, caplog):
     orders = side._orders.take()
     assert not orders.loads
     assert not orders.dismiss  # they may be another request's
+
+
+@pytest.mark.expects_log("will be recomputed")
+@pytest.mark.parametrize(
+    ("changed", "producer", "consumer", "text"),
+    [
+        ({"blocks": [[10, 11, 12]]}, {}, {}, "3 blocks of 32 tokens do not hold 100 tokens"),
+        ({"block_sizes": [16]}, {}, {}, "4 blocks of 16 tokens do not hold 100 tokens"),
+        ({"ranks": [RankAddress("a", 1, 2)] * 2}, {}, {"num_ranks": 3}, "2, this engine 3"),
+        (
+            {"block_sizes": [64, 64]},
+            {"block_sizes": (32, 32)},
+            {"block_sizes": (32, 32)},
+            "block size 64, 64, this engine 32, 32, which must be equal with several",
+        ),
+        (
+            {"blocks": [[0, 11, 12, 13]], "block_sizes": [64]},
+            {},
+            {},
+            "block size 64, this engine 32, which must be equal when a sliding window",
+        ),
+    ],
+)
+def test_offers_of_engines_that_are_too_unequal_are_not_used(
+    changed, producer, consumer, text, caplog
+):
+    groups = len(producer.get("block_sizes", (BLOCK,)))
+    blocks = ([10, 11, 12, 13],) * groups
+    _, params, _, _ = prefilled(side=scheduling(**producer), blocks=blocks)
+    side, one = scheduling(**consumer), consumer_request({**params, **changed})
+    assert side.num_new_matched_tokens(one, 0) == 0
+    assert text in caplog.text
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_tensor_parallel_sizes_of_which_one_is_a_multiple_can_differ(num_ranks):
+    _, params, _, _ = prefilled()
+    side, one = scheduling(num_ranks=num_ranks), consumer_request(params)
+    assert side.num_new_matched_tokens(one, 0) == 99
+
+
+@pytest.mark.parametrize(
+    ("dst_size", "local", "src_blocks", "dst_blocks", "src_offset"),
+    [
+        (16, 0, [10, 11, 12, 13], [20, 21, 22, 23, 24, 25, 26], 0),
+        (16, 48, [11, 12, 13], [23, 24, 25, 26], 16),
+        (64, 0, [10, 11, 12, 13], [20, 21], 0),
+        (64, 64, [12, 13], [21], 0),
+        (128, 0, [10, 11, 12, 13], [20], 0),
+    ],
+)
+def test_blocks_of_another_size(dst_size, local, src_blocks, dst_blocks, src_offset):
+    """What is fetched are tokens, from the first one of a local block on."""
+    _, params, _, _ = prefilled()
+    side, one = scheduling(block_sizes=(dst_size,)), consumer_request(params)
+    assert side.num_new_matched_tokens(one, local) == 99 - local
+    allocated = list(range(20, 20 + -(-99 // dst_size)))
+    side.allocated(one, (allocated,), 99 - local)
+    (load,) = side._orders.take().loads
+    assert (load.src_blocks, load.dst_blocks) == ([src_blocks], [dst_blocks])
+    assert (load.src_offset, load.num_tokens) == (src_offset, 99 - local)
+    assert not load.unavailable
+
+
+def test_blocks_of_another_size_that_a_local_window_has_left_behind():
+    _, params, _, _ = prefilled()
+    side, one = scheduling(block_sizes=(16,)), consumer_request(params)
+    side.num_new_matched_tokens(one, 0)
+    side.allocated(one, ([0, 0, 22, 23, 24, 25, 26],), 99)
+    (load,) = side._orders.take().loads
+    assert (load.dst_blocks, load.unavailable) == ([[]], [22, 23, 24, 25, 26])
 
 
 @pytest.mark.expects_log("pass on what the producer returned, unchanged")

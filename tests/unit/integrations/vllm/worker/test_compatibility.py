@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from llm_datadist.integrations.vllm.kv_layout import KVLayout, Part
+from llm_datadist.integrations.vllm.rank_layouts import RankLayouts
 from llm_datadist.integrations.vllm.worker.compatibility import (
     FACTS_BYTES,
+    Expected,
     facts_of,
+    facts_of_rank,
     mismatches,
     read_facts,
+    tp_size_of,
     write_facts,
 )
 from support.vllm.objects import vllm_config
@@ -23,8 +29,15 @@ def layout(*, layers=("a", "b"), block_size=32, rank=0, addrs=(1, 2), num_blocks
 LAYOUT = layout()
 
 
-def facts(layout=LAYOUT, model_id=None, version="0.32.0", **model):
-    return facts_of(vllm_config(**model), layout, model_id, version)
+def facts(
+    layout=LAYOUT, model_id=None, version="0.32.0", backends="CPU_ATTN vec", heads="?", **config
+):
+    known = RankLayouts((), (), 1, layout.rank, layout.block_sizes, backends, heads)
+    return facts_of(vllm_config(**config), layout, known, model_id, version)
+
+
+def differences(remote, local=None):
+    return mismatches(Expected(local or facts()), remote)
 
 
 def test_a_page_holds_the_facts():
@@ -34,8 +47,8 @@ def test_a_page_holds_the_facts():
 
 
 def test_equal_facts_fit_whatever_the_addresses_and_block_counts():
-    assert mismatches(facts(), facts(layout(addrs=(7, 8), num_blocks=99))) == []
-    assert mismatches(facts(), facts(found_at="/b")) == []
+    assert differences(facts(layout(addrs=(7, 8), num_blocks=99))) == []
+    assert differences(facts(found_at="/b")) == []
 
 
 @pytest.mark.parametrize(
@@ -49,17 +62,42 @@ def test_equal_facts_fit_whatever_the_addresses_and_block_counts():
         ({"layout": layout(block_size=64)}, "block size: producer '64', consumer '32'"),
         ({"layout": layout(layers=("a", "c"))}, "layers: producer"),
         ({"layout": layout(rank=1)}, "tensor parallel rank: producer '1', consumer '0'"),
+        ({"tp_size": 2}, "tensor parallel size: producer '2', consumer '1'"),
+        ({"backends": "CPU_ATTN amx"}, "attention backends: producer 'CPU_ATTN amx', consumer"),
+        ({"heads": "8 KV heads"}, "KV heads: producer '8 KV heads', consumer '?'"),
     ],
 )
 def test_each_difference_is_named_with_both_values(remote, text):
-    assert any(text in line for line in mismatches(facts(), facts(**remote)))
+    assert any(text in line for line in differences(facts(**remote)))
 
 
 def test_a_fact_that_one_side_does_not_know():
-    assert mismatches({"a": "1"}, {"b": "2"}) == [
-        "a: producer 'unknown', consumer '1'",
-        "b: producer '2', consumer 'unknown'",
+    assert mismatches(Expected({"a": "1"}, "expected"), {"b": "2"}) == [
+        "a: producer 'unknown', expected '1'",
+        "b: producer '2', expected 'unknown'",
     ]
+
+
+def test_what_the_worker_of_an_unequal_engine_has():
+    """Everything but what depends on its rank and sizes."""
+    parts = [SimpleNamespace(strides=SimpleNamespace(block=2048))]
+    expected = facts_of_rank(facts(), LAYOUT, parts, 2, 1, [16])
+    assert differences(expected) == [
+        "block size: producer '16', consumer '32'",
+        (
+            "KV layout: producer 'group 0: 2 tensors, 2048 bytes a block', "
+            "consumer 'group 0: 2 tensors, 4096 bytes a block'"
+        ),
+        "tensor parallel size: producer '2', consumer '1'",
+        "tensor parallel rank: producer '1', consumer '0'",
+    ]
+    assert tp_size_of(expected) == 2
+
+
+@pytest.mark.parametrize("text", ["", "two", None])
+def test_facts_without_a_size(text):
+    with pytest.raises(ValueError, match="invalid literal"):
+        tp_size_of({} if text is None else {"tensor parallel size": text})
 
 
 def test_pages_that_hold_no_facts():

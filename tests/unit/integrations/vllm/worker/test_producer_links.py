@@ -7,7 +7,7 @@ import pytest
 
 from llm_datadist import LLMException, LLMStatusCode
 from llm_datadist.integrations.vllm.kv_transfer_params import RankAddress
-from llm_datadist.integrations.vllm.worker.compatibility import write_facts
+from llm_datadist.integrations.vllm.worker.compatibility import Expected, write_facts
 from llm_datadist.integrations.vllm.worker.producer_links import (
     Incompatible,
     ProducerLinks,
@@ -79,6 +79,20 @@ def test_a_producer_that_does_not_fit_is_unlinked_and_never_dialed_again(worker,
             links.link(RANK)
     assert len(worker.dialed) == 1
     assert worker.unlinked == [(7, True)]
+
+
+def test_what_an_offer_says_falsely_of_a_producer_does_not_keep_others_from_it(worker, links):
+    expected = Expected(FACTS | {"block size": "64"}, "expected")
+    for _ in range(2):
+        with pytest.raises(Incompatible, match="block size: producer '16', expected '64'"):
+            links.link(RANK, expected)
+    assert worker.unlinked == [(7, True)]
+    links.link(RANK)
+    with pytest.raises(Incompatible):
+        links.link(RANK, expected)
+    links.link(RANK)
+    assert len(worker.dialed) == 2
+    assert len(worker.unlinked) == 1, "the link is in use"
 
 
 @pytest.mark.parametrize("page", [b"{" + b" " * 100, LLMException("gone")])

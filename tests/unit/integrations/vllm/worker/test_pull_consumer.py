@@ -1,15 +1,20 @@
 """The consumer of pull mode: leases, pulls, reports, and what counts as loaded."""
 
+import dataclasses
 import threading
 
+import msgspec
 import pytest
 
-from llm_datadist import LLMStatusCode
+from llm_datadist import DataType, LLMException, LLMStatusCode
 from llm_datadist.integrations.vllm.kv_transfer_params import Offer, RankAddress
+from llm_datadist.integrations.vllm.rank_layouts import RankLayouts
 from llm_datadist.integrations.vllm.step_orders import Load
 from llm_datadist.integrations.vllm.worker import pull_progress
+from llm_datadist.integrations.vllm.worker.producer_links import Incompatible, Unreachable
 from llm_datadist.integrations.vllm.worker.pull_consumer import PullConsumer
-from support.vllm.fake_worker import PEER, ConsumerSide
+from llm_datadist.layouts import dense
+from support.vllm.fake_worker import LAYOUT, PEER, ConsumerSide
 
 S = LLMStatusCode
 KEY = 60
@@ -17,6 +22,7 @@ OFFER = Offer(
     key=KEY,
     ranks=[RankAddress("a", 1, PEER)],
     blocks=[[21, 22]],
+    block_sizes=[4],
     num_tokens=8,
     prompt="d",
     remote_request_id="p",
@@ -148,3 +154,104 @@ def test_an_offer_that_is_not_needed_is_given_back(make, eventually):
     side.consumer.dismiss(OFFER)
     eventually(lambda: "released" in side.what())
     assert side.what() == ["linked", "leased", "released"]
+
+
+# A producer with more ranks.
+
+PACKED = RankLayouts(
+    tuple(
+        dense(
+            ("block", "head", "plane", "element"), layers=range(len(part.addrs)), kv_heads=2,
+            heads=range(2), head_size=part.block_bytes // 16, data_type=DataType.DT_UINT8,
+            block_tokens=4, interior="opaque heads", packing="CPU_ATTN vec",
+        )
+        for part in LAYOUT.parts
+    ),
+    (0, 0), 1, 0, (4,), "CPU_ATTN vec", "",
+)  # fmt: skip
+OTHER = PEER + 1
+
+
+class Unequal(Side):
+    """A worker alone, whose producer has two."""
+
+    def __init__(self, failing=(), **options):
+        super().__init__(failing, **options)
+        self.worker.rank_layouts = PACKED
+
+    def load(self):
+        self.consumer.load(dataclasses.replace(ORDER, offer=TWO_RANKS))
+
+
+TWO_RANKS = msgspec.structs.replace(OFFER, ranks=[*OFFER.ranks, RankAddress("b", 1, OTHER)])
+
+
+@pytest.fixture
+def unequal():
+    made = []
+
+    def make(*arguments, **options):
+        made.append(Unequal(*arguments, **options))
+        return made[-1]
+
+    yield make
+    for side in made:
+        side.close()
+
+
+def test_all_ranks_are_leased_pulled_together_and_released_once(unequal, eventually):
+    side = unequal()
+    side.load()
+    eventually(lambda: side.what().count("released") == 2)
+    assert side.what() == [
+        *("linked", "linked", "leased", "leased", "pulled", "renewed", "renewed", "pulled"),
+        *("loaded", "released", "released"),
+    ]
+    (clusters, part, src_blocks, dst_blocks, num_tokens, more), second = side.worker.pulls
+    assert (clusters, part, num_tokens, second[1]) == ([PEER, OTHER], 0, 8, 1)
+    assert (src_blocks, dst_blocks, more["src_offset"]) == ([[21, 22]] * 2, [1, 2], 0)
+    assert [layout.heads for layout in more["src_layouts"]] == [range(1), range(1, 2)]
+    assert side.failed() == [{9}]
+
+
+@pytest.mark.expects_log("2 of its blocks cannot be fetched")
+@pytest.mark.parametrize(
+    ("failing", "released"),
+    [
+        ({"lease": [None, S.LLM_KV_CACHE_NOT_EXIST]}, 1),
+        ({"pull": [None, S.LLM_PARAM_INVALID]}, 2),
+        ({"link": [None, Unreachable("no link")]}, 0),
+        ({"link": [None, Incompatible("another model")]}, 0),
+    ],
+)
+def test_a_rank_that_fails_costs_all_blocks(unequal, eventually, failing, released):
+    side = unequal(failing)
+    side.load()
+    eventually(side.failed)
+    assert side.failed() == [{1, 2, 9}]
+    eventually(lambda: side.what().count("released") == released)
+
+
+def test_the_link_that_broke_is_made_again(unequal, eventually):
+    broken = LLMException("x", status_code=S.LLM_LINK_FAILED, cluster_id=OTHER)
+    side = unequal({"pull": [broken]})
+    side.load()
+    eventually(side.failed)
+    assert side.failed() == [{9}]
+    assert [event for event in side.events if event[0] == "dropped"] == [("dropped", OTHER)]
+
+
+@pytest.mark.expects_log("cannot be fetched")
+def test_the_rank_that_did_not_answer_is_not_asked_again_at_once(unequal, eventually):
+    late = LLMException("x", status_code=S.LLM_TIMEOUT, cluster_id=OTHER)
+    side = unequal({"pull": [late]})
+    side.load()
+    eventually(side.failed)
+    assert [event for event in side.events if event[0] == "silent"] == [("silent", OTHER)]
+
+
+def test_an_offer_of_more_ranks_is_given_back_to_all(unequal, eventually):
+    side = unequal()
+    side.consumer.dismiss(TWO_RANKS)
+    eventually(lambda: side.what().count("released") == 2)
+    assert side.what() == ["linked", "leased", "released"] * 2

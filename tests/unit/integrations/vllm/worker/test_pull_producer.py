@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from types import SimpleNamespace
 
@@ -10,21 +11,32 @@ import pytest
 from llm_datadist import LLMException
 from llm_datadist.integrations.vllm.options import parse_extra_config
 from llm_datadist.integrations.vllm.worker import pull_producer as producer_module
+from llm_datadist.integrations.vllm.worker.compatibility import write_facts
 from llm_datadist.integrations.vllm.worker.pull_producer import PullProducer
 from llm_datadist.integrations.vllm.worker.reports import Reports
 from llm_datadist.leases import LeaseEnd
 
 
 class Worker:
-    """A worker's instance whose calls fail a given number of times."""
+    """A worker's instance whose calls fail a given number of times.
 
-    def __init__(self, *, failing_withdrawals=0, failing_publications=0, hold_ms=100):
+    `consumers` has the tensor-parallel size of each worker's engine; others do not answer.
+    """
+
+    def __init__(
+        self, *, failing_withdrawals=0, failing_publications=0, hold_ms=100, consumers=None
+    ):
+        self.rank_layouts = SimpleNamespace(tp_size=1)
+        self.consumers = {9: 1} if consumers is None else consumers
         self.options = parse_extra_config({"hold_ms": hold_ms})
         self.leased = frozenset()
         self.asked = threading.Event()
         self.cache_manager = SimpleNamespace(
             on_lease_end=lambda callback: setattr(self, "end_lease", callback),
             leased_blocks=self.leased_blocks,
+            register_blocks_cache=self.register_page,
+            pull_blocks=self.pull_page,
+            unregister_cache=lambda cache_id: None,
         )
         self.failing_withdrawals = failing_withdrawals
         self.failing_publications = failing_publications
@@ -33,6 +45,16 @@ class Worker:
     def leased_blocks(self, cache):
         self.asked.set()
         return self.leased
+
+    def register_page(self, desc, addrs, remote_accessible):
+        return SimpleNamespace(cache_id=1, address=addrs[0])
+
+    def pull_page(self, key, cache, src_blocks, dst_blocks):
+        if key.cluster_id not in self.consumers:
+            raise LLMException("no link")
+        size = self.consumers[key.cluster_id]
+        page = write_facts({"tensor parallel size": str(size)} if size else {})
+        ctypes.memmove(cache.address, page, len(page))
 
     def publish(self, key):
         if self.failing_publications:
@@ -88,8 +110,8 @@ def test_a_request_that_could_not_be_published_comes_back_at_once(producers):
     assert reports.take().sent == {"r"}
 
 
-def ended(reason):
-    return LeaseEnd(9, 256, (1, 2), reason)
+def ended(reason, cluster_id=9):
+    return LeaseEnd(cluster_id, 256, (1, 2), reason)
 
 
 def test_blocks_come_back_after_the_key_is_withdrawn_when_the_lease_has_ended(
@@ -119,6 +141,59 @@ def test_leased_blocks_are_kept_beyond_the_hold_time(producers, eventually):
     assert worker.withdrawn == []
     assert producer.is_waiting
     worker.end_lease(ended("expired"))
+    eventually(lambda: not producer.is_waiting)
+    assert worker.withdrawn == [256]
+    assert reports.take().sent == {"r"}
+
+
+def offering(producers, **worker):
+    """A producer that holds a request for long."""
+    worker = Worker(hold_ms=60_000, **worker)
+    producer, reports = producers(worker)
+    producer.publish("r", 256)
+    producer.hold("r")
+    return worker, producer, reports
+
+
+def test_blocks_come_back_when_every_worker_of_a_larger_engine_has_fetched(producers, eventually):
+    worker, producer, reports = offering(producers, consumers={1: 2, 2: 2})
+    counted = threading.Event()
+    number = producer._readers.number
+    producer._readers.number = lambda cluster_id: (number(cluster_id), counted.set())[0]
+    worker.end_lease(ended("released", 1))
+    worker.end_lease(ended("released", 1))  # the same one again
+    assert counted.wait(10)
+    assert producer.is_waiting
+    worker.end_lease(ended("released", 2))
+    eventually(lambda: not producer.is_waiting)
+    assert worker.withdrawn == [256]
+    assert reports.take().sent == {"r"}
+
+
+@pytest.mark.parametrize("consumers", [{9: 1}, {9: 0}, {}], ids=["equal", "no facts", "gone"])
+def test_a_worker_that_fetches_alone_gives_the_blocks_back(producers, eventually, consumers):
+    worker, producer, _ = offering(producers, consumers=consumers)
+    worker.end_lease(ended("released"))
+    eventually(lambda: not producer.is_waiting)
+    assert worker.withdrawn == [256]
+
+
+@pytest.mark.expects_log("the lease of cluster 1 ended: expired")
+def test_a_lost_worker_of_a_larger_engine_gives_the_blocks_back(producers, eventually):
+    """The others fail then, and the whole engine computes."""
+    worker, producer, _ = offering(producers, consumers={1: 2, 2: 2})
+    worker.end_lease(ended("expired", 1))
+    eventually(lambda: not producer.is_waiting)
+    assert worker.withdrawn == [256]
+
+
+@pytest.mark.expects_log("not every worker of its consumer has fetched its blocks within hold_ms")
+def test_workers_that_do_not_come_are_waited_for_until_the_hold_time_is_over(producers, eventually):
+    worker = Worker(consumers={1: 2})
+    producer, reports = producers(worker)
+    producer.publish("r", 256)
+    worker.end_lease(ended("released", 1))
+    producer.hold("r")
     eventually(lambda: not producer.is_waiting)
     assert worker.withdrawn == [256]
     assert reports.take().sent == {"r"}
