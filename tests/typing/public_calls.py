@@ -251,6 +251,7 @@ def reshard(manager: CacheManager, cache: Cache) -> None:
     assert_type(manager.allocate_blocks_cache(describe(), layout=layout), Cache)
     keys = [BlocksCacheKey(2), BlocksCacheKey(3)]
     assert_type(manager.pull_resharded(keys, cache, [[0], [1]], [2], 16, layers=range(1)), None)
+    manager.pull_resharded(keys, cache, [[0], [1]], [2], 16, src_layouts=[layout, layout])
     assert_type(manager.push_resharded(keys, cache, [2], [[0], np.arange(1)], 16), None)
     (report, *_) = manager.explain_resharded(keys, cache, [[0], [1]], [2], 16, push=True)
     assert_type(report, RankReport)

@@ -9,12 +9,13 @@ from types import SimpleNamespace
 
 import msgspec
 
-from llm_datadist import LLMException
+from llm_datadist import DataType, LLMException
 from llm_datadist.integrations.vllm.kv_layout import KVLayout, Part
 from llm_datadist.integrations.vllm.options import parse_extra_config
 from llm_datadist.integrations.vllm.rank_layouts import RankLayouts
 from llm_datadist.integrations.vllm.worker import mailbox
 from llm_datadist.integrations.vllm.worker.reports import Reports
+from llm_datadist.layouts import dense, heads_of_rank
 
 PEER = 7
 LAYOUT = KVLayout(
@@ -24,6 +25,21 @@ LAYOUT = KVLayout(
     rank=0,
 )
 UNKNOWN = RankLayouts((), (0, 0), 1, 0, LAYOUT.block_sizes, "", "what blocks hold is not known")
+
+
+def packed_layouts(*, kv_heads=2, tp_size=1, rank=0):
+    """Layouts of the parts of LAYOUT, as if they held these heads of CPU attention."""
+    heads = heads_of_rank(kv_heads, tp_size, rank)
+    parts = tuple(
+        dense(
+            ("block", "head", "plane", "element"), layers=range(len(part.addrs)),
+            kv_heads=kv_heads, heads=heads, head_size=part.block_bytes // (8 * len(heads)),
+            data_type=DataType.DT_UINT8, block_tokens=4, interior="opaque heads",
+            packing="CPU_ATTN vec",
+        )
+        for part in LAYOUT.parts
+    )  # fmt: skip
+    return RankLayouts(parts, (0, 0), tp_size, rank, LAYOUT.block_sizes, "CPU_ATTN vec", "")
 
 
 class FakeWorker:
@@ -86,6 +102,12 @@ class FakeWorker:
             self.events.append(("message", key.model_id))
             return
         self.pushes.append((key.model_id, cache.part, src_blocks, dst_blocks, *more.values()))
+        self.events.append(("pushed", cache.part))
+
+    def push_resharded(self, keys, cache, src_blocks, dst_blocks, num_tokens, *, layers):
+        self._call("push")
+        (key,) = keys
+        self.pushes.append((key.model_id, cache.part, src_blocks, dst_blocks, num_tokens, layers))
         self.events.append(("pushed", cache.part))
 
     def pull_blocks(self, key, cache, src_blocks, dst_blocks):

@@ -127,10 +127,14 @@ class RankEngine:
 
     def loaded(self):
         """Wait until all workers have loaded; returns the blocks that each lacks."""
-        failed = [side.until(loaded=["d"])[0] for side in self.sides]
+        failed = self.all_loaded()
         self.scheduler.loaded({"d"})
         self.scheduler.finished(self._loading, ([],))
         return failed
+
+    def all_loaded(self):
+        """As `loaded`, for requests that the scheduler side does not know."""
+        return [side.until(loaded=["d"])[0] for side in self.sides]
 
     def sent(self, within_s=2):
         """Wait until every worker has reported its blocks once."""

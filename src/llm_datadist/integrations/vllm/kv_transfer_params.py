@@ -18,8 +18,8 @@ from typing import Any
 import msgspec
 
 from llm_datadist.integrations.vllm.kv_layout import MAX_KEY
+from llm_datadist.integrations.vllm.rank_layouts import MAX_RANKS
 
-_MAX_RANKS = 4096
 _MAX_BLOCK_SIZE = 1 << 20
 _MIN_NAME, _MAX_NAME = 16, 256
 _PREFILLED = {"FINISHED_LENGTH_CAPPED", "FINISHED_STOPPED", "FINISHED_REPETITION"}
@@ -86,6 +86,16 @@ class RemotePrefill(msgspec.Struct, frozen=True, kw_only=True):
         return {**params, "do_remote_prefill": False, "do_remote_decode": False}
 
 
+def mailbox_key_of_slot(key: int, slot: int) -> int:
+    """Return the key of the mailbox for the ticket of one of several workers of a consumer.
+
+    Args:
+        key: Key of the mailbox for the first one.
+        slot: Place of the worker among those that load from the same worker, from 0.
+    """
+    return 1 + (key - 1 + slot) % MAX_KEY
+
+
 def mailbox_key_of(params: dict[str, Any] | None) -> int | None:
     """Return the key of the mailbox for a request's ticket; None if it is not to be pushed.
 
@@ -113,7 +123,7 @@ def remote_prefill_of(params: dict[str, Any] | None) -> RemotePrefill | None:
             "answer of the producer"
         ) from None
     _checked(prefill.transfer)
-    if not 0 < len(prefill.ranks) <= _MAX_RANKS:
+    if not 0 < len(prefill.ranks) <= MAX_RANKS:
         raise ValueError(f'kv_transfer_params has {len(prefill.ranks)} "ranks"')
     return prefill
 
@@ -154,7 +164,7 @@ def offer_of(params: dict[str, Any] | None) -> Offer | None:
         ) from None
     if not (
         0 < offer.key <= MAX_KEY
-        and 0 < len(offer.ranks) <= _MAX_RANKS
+        and 0 < len(offer.ranks) <= MAX_RANKS
         and offer.blocks
         and all(block >= 0 for blocks in offer.blocks for block in blocks)
         and len(offer.block_sizes) == len(offer.blocks)
@@ -191,24 +201,13 @@ def is_prefilled(request: Any) -> bool:
     return request.status.name in _PREFILLED
 
 
-def producer_problem(
-    ranks: list[RankAddress], num_ranks: int, *, is_consumer: bool, divides: bool
-) -> str:
-    """Return why this engine cannot load from a producer with these ranks, or "".
-
-    Args:
-        ranks: The producer's workers.
-        num_ranks: Workers of this engine.
-        is_consumer: Whether other engines prefill for this one.
-        divides: Whether ranks of one engine may fall to several of the other.
-    """
+def producer_problem(ranks: list[RankAddress], num_ranks: int, *, is_consumer: bool) -> str:
+    """Return why this engine cannot load from a producer with these ranks, or ""."""
     if not is_consumer:
         return "this engine is a producer only; give it kv_role kv_consumer or kv_both"
-    remedy = 'run both with the same, or send it without a "transfer", so that it is pulled'
-    if divides:
-        if max(len(ranks), num_ranks) % min(len(ranks), num_ranks) == 0:
-            return ""
-        remedy = "one must be a multiple of the other"
-    elif len(ranks) == num_ranks:
-        return ""
-    return f"the producer has tensor parallel size {len(ranks)}, this engine {num_ranks}; {remedy}"
+    if max(len(ranks), num_ranks) % min(len(ranks), num_ranks):
+        return (
+            f"the producer has tensor parallel size {len(ranks)}, this engine {num_ranks}; one "
+            "must be a multiple of the other"
+        )
+    return ""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from llm_datadist.integrations.vllm.kv_layout import KVLayout, Part
 
+MAX_RANKS = 4096
 _PACKING = {"CPU_ATTN"}
 """Backends that keep K, then V of a head together, tokens in an order that `isa` names."""
 
@@ -38,6 +39,36 @@ _PLAIN = {
 
 class Indivisible(Exception):
     """KV memory that cannot be transferred to or from an unequal engine; the text says why."""
+
+
+def peers_of(tp_size: int, rank: int, peer_tp_size: int) -> range:
+    """Return the workers of another engine with which a worker transfers.
+
+    Of unequal tensor-parallel sizes the larger is a multiple of the smaller. The ranks of the
+    larger engine are divided evenly, in order, among those of the smaller. So are the KV heads of
+    both, so that the peers of a worker hold all of its heads. Every worker has a peer, even if
+    others hold the same heads, because vLLM waits for all of them.
+
+    Args:
+        tp_size: Tensor-parallel ranks of the worker's engine.
+        rank: The worker's.
+        peer_tp_size: Tensor-parallel ranks of the other engine.
+
+    Raises:
+        Indivisible: Neither size is a multiple of the other, or the other is no size.
+    """
+    if not 1 <= peer_tp_size <= MAX_RANKS or max(tp_size, peer_tp_size) % min(
+        tp_size, peer_tp_size
+    ):
+        raise Indivisible(
+            f"tensor parallel sizes {tp_size} and {peer_tp_size}: one must be a multiple of the "
+            f"other, and neither above {MAX_RANKS}"
+        )
+    if peer_tp_size >= tp_size:
+        each = peer_tp_size // tp_size
+        return range(rank * each, (rank + 1) * each)
+    peer = rank // (tp_size // peer_tp_size)
+    return range(peer, peer + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +100,20 @@ class RankLayouts:
             f"{part.planes} planes, {part.packing or 'rows'}"
             for group, part in zip(self.groups, self.parts, strict=True)
         )
+
+    def repeated(self, rank: int) -> set[int]:
+        """Return the parts of which another rank of this engine holds what this worker holds.
+
+        Raises:
+            Indivisible: The layouts are not known.
+        """
+        if self.problem:
+            raise Indivisible(self.problem)
+        return {
+            index
+            for index, part in enumerate(self.parts)
+            if _heads(part, self.tp_size, rank) == part.heads
+        }
 
     def of_rank(self, tp_size: int, rank: int, block_sizes: Sequence[int]) -> tuple[KvLayout, ...]:
         """Return the layouts of the parts of a worker of an engine with the same model.

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
+from llm_datadist.integrations.vllm.kv_layout import MAX_KEY
 from llm_datadist.integrations.vllm.kv_transfer_params import (
     Offer,
     RankAddress,
+    mailbox_key_of_slot,
     offer_of,
     producer_problem,
     prompt_digest,
@@ -95,16 +97,24 @@ def test_a_prompt_of_embeddings_has_no_digest():
 
 
 @pytest.mark.parametrize(
-    ("producer", "consumer", "divides", "text"),
+    ("producer", "consumer", "text"),
     [
-        (2, 2, False, ""),
-        (2, 1, False, "tensor parallel size 2, this engine 1; run both with the same"),
-        (2, 1, True, ""),
-        (1, 4, True, ""),
-        (2, 3, True, "tensor parallel size 2, this engine 3; one must be a multiple of the other"),
+        (2, 2, ""),
+        (2, 1, ""),
+        (1, 4, ""),
+        (2, 3, "tensor parallel size 2, this engine 3; one must be a multiple of the other"),
+        (3, 2, "tensor parallel size 3, this engine 2; one must be a multiple of the other"),
+        (4, 6, "tensor parallel size 4, this engine 6"),
     ],
 )
-def test_tensor_parallel_sizes(producer, consumer, divides, text):
-    problem = producer_problem(OFFER.ranks * producer, consumer, is_consumer=True, divides=divides)
+def test_tensor_parallel_sizes(producer, consumer, text):
+    problem = producer_problem(OFFER.ranks * producer, consumer, is_consumer=True)
     assert text in problem
     assert bool(problem) is bool(text)
+
+
+def test_mailboxes_of_several_workers_have_keys_of_their_own():
+    keys = [mailbox_key_of_slot(MAX_KEY - 2, slot) for slot in range(5)]
+    assert keys[0] == MAX_KEY - 2
+    assert len(set(keys)) == 5
+    assert all(0 < key <= MAX_KEY for key in keys)

@@ -7,7 +7,7 @@ import pytest
 
 from llm_datadist import DataType
 from llm_datadist.integrations.vllm.kv_layout import kv_layout_of
-from llm_datadist.integrations.vllm.rank_layouts import Indivisible, rank_layouts_of
+from llm_datadist.integrations.vllm.rank_layouts import Indivisible, peers_of, rank_layouts_of
 from support.vllm.objects import (
     FullAttentionSpec,
     MLAAttentionSpec,
@@ -169,3 +169,27 @@ def test_what_cannot_be_divided_is_refused_with_both_values(sizes, text):
 def test_packed_blocks_and_types():
     (part,) = known(packed(dtype=np.float16), dtype="torch.bfloat16").parts
     assert part.data_type is DataType.DT_BF16
+
+
+@pytest.mark.parametrize("first", [1, 2, 4, 8])
+@pytest.mark.parametrize("second", [1, 2, 4, 8])
+def test_peers_are_mutual(first, second):
+    pairs = {(rank, peer) for rank in range(first) for peer in peers_of(first, rank, second)}
+    assert pairs == {
+        (rank, peer) for peer in range(second) for rank in peers_of(second, peer, first)
+    }
+    assert {rank for rank, _ in pairs} == set(range(first))
+
+
+@pytest.mark.parametrize(("own", "peer"), [(2, 3), (4, 6), (1, 0), (1, -1), (1, 1 << 70)])
+def test_sizes_without_peers(own, peer):
+    with pytest.raises(Indivisible, match=f"{own} and {peer}: one must be a multiple"):
+        peers_of(own, 0, peer)
+
+
+def test_ranks_that_hold_the_same():
+    shared = known(packed(1), tp_size=4, rank=1, kv_heads=2)
+    assert [shared.repeated(rank) for rank in range(4)] == [{0}, {0}, set(), set()]
+    assert known(latents(), **MLA, tp_size=2, rank=1).repeated(0) == {0}
+    with pytest.raises(Indivisible):
+        known(packed(), layer=None).repeated(0)

@@ -207,9 +207,7 @@ class PullScheduler:
 
     def _problem(self, request: Any, offer: Offer) -> str:
         """Return why an offer cannot be used, or ""."""
-        if problem := producer_problem(
-            offer.ranks, self._num_ranks, is_consumer=self._is_consumer, divides=True
-        ):
+        if problem := producer_problem(offer.ranks, self._num_ranks, is_consumer=self._is_consumer):
             return problem
         digest = prompt_digest(request)
         if digest is None or digest != offer.prompt:

@@ -164,9 +164,7 @@ class PushScheduler:
         """Return why a request cannot be received, or ""."""
         if prompt is None:
             return "its prompt does not consist of token ids alone"
-        return producer_problem(
-            prefill.ranks, self._num_ranks, is_consumer=self._is_consumer, divides=False
-        )
+        return producer_problem(prefill.ranks, self._num_ranks, is_consumer=self._is_consumer)
 
     def _receive(
         self, request_id: str, expected: _Expected, block_ids: list[int], num_external_tokens: int

@@ -37,6 +37,8 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
         first: Index of the first block of the prompt that it needs.
         blocks: Its blocks from that one on; empty if it needs none.
         num_tokens: How many of the prompt's tokens it needs, including those before `first`.
+        tp_size: Tensor-parallel ranks of the consumer.
+        rank: The consumer's worker.
     """
 
     cluster_id: int
@@ -46,6 +48,8 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     first: int
     blocks: list[int]
     num_tokens: int
+    tp_size: int
+    rank: int
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from llm_datadist import BlocksCacheKey, LLMException, LLMStatusCode
 from llm_datadist.integrations.vllm.worker.producer_links import (
@@ -23,19 +23,17 @@ from llm_datadist.integrations.vllm.worker.producer_links import (
     Unreachable,
 )
 from llm_datadist.integrations.vllm.worker.pull_progress import PullProgress
-from llm_datadist.integrations.vllm.worker.pull_sources import PullSources
+from llm_datadist.integrations.vllm.worker.sources import SourceFinder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from llm_datadist.integrations.vllm.kv_transfer_params import Offer, RankAddress
     from llm_datadist.integrations.vllm.step_orders import Load
     from llm_datadist.integrations.vllm.worker.instance import WorkerInstance
-    from llm_datadist.integrations.vllm.worker.pull_sources import Source
     from llm_datadist.integrations.vllm.worker.reports import Reports
+    from llm_datadist.integrations.vllm.worker.sources import Sources
     from llm_datadist.leases import Lease
-
-    _Sources: TypeAlias = Sequence[tuple[RankAddress, Source]]
 
 logger = logging.getLogger("llm_datadist.vllm")
 
@@ -52,7 +50,7 @@ class PullConsumer:
         self._worker = worker
         self._reports = reports
         self._links = ProducerLinks(worker)
-        self._sources = PullSources(worker)
+        self._sources = SourceFinder(worker)
         self._lock = threading.Lock()
         self._pending: dict[str, threading.Event] = {}
         self._pool = ThreadPoolExecutor(worker.options.concurrent_loads, "llm_datadist-vllm-load")
@@ -104,7 +102,7 @@ class PullConsumer:
 
     def _run_dismiss(self, offer: Offer) -> None:
         try:
-            for rank, source in self._sources.of(offer):
+            for rank, source in self._sources_of(offer):
                 self._links.link(rank, source.expected)
                 with self._lease(offer, rank):
                     pass
@@ -125,7 +123,7 @@ class PullConsumer:
         progress = PullProgress(order, self._worker.layout)
         started = time.perf_counter()
         try:
-            self._load_from(self._sources.of(order.offer), progress, abandoned)
+            self._load_from(self._sources_of(order.offer), progress, abandoned)
         except (LLMException, Incompatible, Unreachable) as error:
             logger.warning(
                 "request %s: %d of its blocks cannot be fetched and will be recomputed: %s",
@@ -144,7 +142,7 @@ class PullConsumer:
         return missing
 
     def _load_from(
-        self, sources: _Sources, progress: PullProgress, abandoned: threading.Event
+        self, sources: Sources, progress: PullProgress, abandoned: threading.Event
     ) -> None:
         """Link and pull; links that turn out to be broken are made again once."""
         deadline = time.monotonic() + self._worker.options.transfer_timeout_ms / 1000
@@ -167,7 +165,7 @@ class PullConsumer:
     def _pull_all(
         self,
         progress: PullProgress,
-        sources: _Sources,
+        sources: Sources,
         abandoned: threading.Event,
         deadline: float,
     ) -> None:
@@ -184,7 +182,7 @@ class PullConsumer:
             if not progress.pulls:
                 self._report(progress.order, abandoned, ())  # vLLM need not wait for the release
 
-    def _pull(self, progress: PullProgress, sources: _Sources) -> None:
+    def _pull(self, progress: PullProgress, sources: Sources) -> None:
         """Make the next pull; if it fails, pull the blocks before the first memory fault."""
         pull, key = progress.pulls[0], progress.order.offer.key
         local_cache = self._worker.local_caches[pull.part]
@@ -212,8 +210,11 @@ class PullConsumer:
             raise
         progress.pulls.pop(0)
 
+    def _sources_of(self, offer: Offer) -> Sources:
+        return self._sources.find(offer.ranks, offer.block_sizes)
+
     @contextlib.contextmanager
-    def _leases(self, offer: Offer, sources: _Sources) -> Iterator[list[Lease]]:
+    def _leases(self, offer: Offer, sources: Sources) -> Iterator[list[Lease]]:
         with contextlib.ExitStack() as leases:
             yield [leases.enter_context(self._lease(offer, rank)) for rank, _ in sources]
 
@@ -226,7 +227,7 @@ class PullConsumer:
         )
 
 
-def _concerned(sources: _Sources, error: LLMException) -> list[RankAddress]:
+def _concerned(sources: Sources, error: LLMException) -> list[RankAddress]:
     """Return the sources that an error is about: all, unless it names one."""
     ranks = [rank for rank, _ in sources]
     return [rank for rank in ranks if rank.cluster_id == error.cluster_id] or ranks

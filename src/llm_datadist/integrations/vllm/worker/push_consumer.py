@@ -1,20 +1,23 @@
 """Consumer in push mode: publishes requests' blocks, and waits until producers have filled them.
 
-Each request's blocks are published under a key of its own, which only its ticket names. When the
-receipt has arrived, or the wait ends for another reason, the key is withdrawn, and only *then* the
-request is reported. Withdrawing is final: nothing that the producer pushes later can land in blocks
-that vLLM uses, for this request or for another one.
+Each request's blocks are published under a key of its own, which only its tickets name: one for
+each of its sources, the producer's workers that hold its part. When all their receipts have
+arrived, or the wait ends for another reason, the key is withdrawn, and only *then* the request is
+reported. Withdrawing is final: nothing that a producer pushes later can land in blocks that vLLM
+uses, for this request or for another one.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llm_datadist import BlocksCacheKey, LLMException, LLMStatusCode
 from llm_datadist.integrations.vllm.kv_layout import MAX_PARTS, random_key
+from llm_datadist.integrations.vllm.kv_transfer_params import mailbox_key_of_slot
+from llm_datadist.integrations.vllm.rank_layouts import peers_of
 from llm_datadist.integrations.vllm.worker.dispatcher import Dispatcher
 from llm_datadist.integrations.vllm.worker.mailbox import Mailbox, Receipt, Ticket, send_message
 from llm_datadist.integrations.vllm.worker.producer_links import (
@@ -23,6 +26,7 @@ from llm_datadist.integrations.vllm.worker.producer_links import (
     ProducerLinks,
     Unreachable,
 )
+from llm_datadist.integrations.vllm.worker.sources import SourceFinder
 
 if TYPE_CHECKING:
     from llm_datadist import Cache
@@ -30,9 +34,11 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.step_orders import Receive
     from llm_datadist.integrations.vllm.worker.instance import WorkerInstance
     from llm_datadist.integrations.vllm.worker.reports import Reports
+    from llm_datadist.integrations.vllm.worker.sources import Source, Sources
 
 logger = logging.getLogger("llm_datadist.vllm")
 
+_MOST_SOURCES = 256
 _LINK_CHECK_S = 0.1
 _RETRY_S = 1.0
 
@@ -44,11 +50,13 @@ class _Wait:
     Attributes:
         order: The scheduler's order.
         key: Key of the first part of its blocks.
-        receipt_key: Key of its mailbox.
+        receipt_key: Key of its first mailbox; the others follow.
         deadline: When the wait ends in any case.
-        is_ticket_sent: Whether the producer has the ticket.
+        sources: The producer's workers, once they are known.
+        num_tickets: How many of them have their tickets.
         caches: Published blocks, once they are.
-        mailbox: For the receipt; made with `caches`.
+        mailboxes: One for the receipt of each source; made with `caches`.
+        receipts: Sources whose receipts have arrived.
         problem: Why the wait failed; "" while it has not.
         is_over: Whether it has ended, so that the key is to be withdrawn.
         is_busy: Whether a thread works on it.
@@ -59,9 +67,11 @@ class _Wait:
     key: int
     receipt_key: int
     deadline: float
-    is_ticket_sent: bool = False
+    sources: Sources = ()
+    num_tickets: int = 0
     caches: list[Cache] | None = None
-    mailbox: Mailbox | None = None
+    mailboxes: list[Mailbox] = field(default_factory=list)
+    receipts: set[int] = field(default_factory=set)
     problem: str = ""
     is_over: bool = False
     is_busy: bool = False
@@ -70,6 +80,11 @@ class _Wait:
     @property
     def awaits_message(self) -> bool:
         return True
+
+    @property
+    def has_sent_tickets(self) -> bool:
+        """Whether all sources have their tickets."""
+        return bool(self.sources) and self.num_tickets == len(self.sources)
 
     def end(self, problem: str) -> None:
         """End the wait; the first problem counts."""
@@ -90,6 +105,7 @@ class PushConsumer:
         self._reports = reports
         self._hold_s = worker.options.hold_ms / 1000
         self._links = ProducerLinks(worker)
+        self._sources = SourceFinder(worker)
         self._dispatcher: Dispatcher[_Wait] = Dispatcher(
             "receive", worker.options.concurrent_loads, self._poll, self._work
         )
@@ -97,7 +113,7 @@ class PushConsumer:
 
     def receive(self, order: Receive) -> None:
         """Start to wait for a request, or tell its producer that no blocks are needed."""
-        key = random_key(MAX_PARTS + 1)
+        key = random_key(MAX_PARTS + _MOST_SOURCES)
         wait = _Wait(order, key, key + MAX_PARTS, time.monotonic() + self._hold_s)
         with self._lock:
             self._dispatcher.jobs[order.request_id] = wait
@@ -126,12 +142,21 @@ class PushConsumer:
         now = time.monotonic()
         if not wait.is_over and now >= wait.deadline:
             wait.end(f"hold_ms {self._worker.options.hold_ms} is over")
-        elif not wait.is_over and wait.is_ticket_sent and wait.mailbox is not None:
-            receipt = wait.mailbox.read(Receipt)
-            if receipt is not None:
-                fits = receipt.prompt == wait.order.prompt
-                wait.end(receipt.problem or ("" if fits else "the receipt is of another prompt"))
+        elif not wait.is_over:
+            self._read_receipts(wait)
         return wait.is_over or now >= wait.due_at
+
+    def _read_receipts(self, wait: _Wait) -> None:
+        """End a wait with the first problem, or when all sources have pushed all they have."""
+        for index in range(min(wait.num_tickets, len(wait.mailboxes))):
+            receipt = None if index in wait.receipts else wait.mailboxes[index].read(Receipt)
+            if receipt is None:
+                continue
+            wait.receipts.add(index)
+            fits = receipt.prompt == wait.order.prompt
+            problem = receipt.problem or ("" if fits else "the receipt is of another prompt")
+            if problem or len(wait.receipts) == len(wait.sources):
+                wait.end(problem)
 
     def _work(self, wait: _Wait) -> None:
         """Send the ticket or check the link, and withdraw and report a wait that is over."""
@@ -139,7 +164,7 @@ class PushConsumer:
         problem = ""
         try:
             if not wait.is_over:
-                self._check_link(wait) if wait.is_ticket_sent else self._send_ticket(wait)
+                self._check_links(wait) if wait.has_sent_tickets else self._send_tickets(wait)
         except (LLMException, Incompatible, Unreachable, ValueError) as error:
             problem = str(error)
         except Exception:
@@ -156,25 +181,47 @@ class PushConsumer:
             logger.exception("request %s: its key is not withdrawn yet", request_id)
             time.sleep(_RETRY_S)
 
-    def _send_ticket(self, wait: _Wait) -> None:
-        """Publish the blocks and send the ticket; the producer may not know the request yet."""
-        order, worker, rank = wait.order, self._worker, self._producer_of(wait)
-        self._links.link(rank)
-        if order.blocks and wait.caches is None:
-            wait.caches = worker.publish(wait.key)
-            wait.mailbox = Mailbox(worker.cache_manager, worker.cluster_id, wait.receipt_key)
+    def _send_tickets(self, wait: _Wait) -> None:
+        """Publish the blocks and send the tickets that the sources do not have yet."""
+        order, worker = wait.order, self._worker
+        if not wait.sources:
+            sources = self._sources.find(order.prefill.ranks, worker.layout.block_sizes)
+            if len(sources) > _MOST_SOURCES:
+                raise Incompatible(f"{len(sources)} ranks of the producer hold this worker's part")
+            wait.sources = sources
+        while not wait.has_sent_tickets:
+            rank, source = wait.sources[wait.num_tickets]
+            self._links.link(rank, source.expected)
+            if order.blocks and wait.caches is None:
+                wait.caches = worker.publish(wait.key)
+                for index in range(len(wait.sources)):
+                    key = wait.receipt_key + index
+                    wait.mailboxes.append(Mailbox(worker.cache_manager, worker.cluster_id, key))
+            if not self._send_ticket(wait, rank, source):
+                return
+            wait.num_tickets += 1
+        if not order.blocks:
+            wait.end("")
+
+    def _send_ticket(self, wait: _Wait, rank: RankAddress, source: Source) -> bool:
+        """Send a ticket; returns False if the producer does not know the request yet."""
+        order, worker, own = wait.order, self._worker, self._worker.rank_layouts
         ticket = Ticket(
             cluster_id=worker.cluster_id,
             key=wait.key,
-            receipt_key=wait.receipt_key,
+            receipt_key=wait.receipt_key + wait.num_tickets,
             prompt=order.prompt,
             first=order.first,
             blocks=order.blocks,
             num_tokens=order.num_tokens,
+            tp_size=own.tp_size,
+            rank=own.rank,
         )
-        key = BlocksCacheKey(rank.cluster_id, order.prefill.mailbox_key)
+        readers = peers_of(len(order.prefill.ranks), source.index, own.tp_size)
+        slot = own.rank - readers.start
+        key = mailbox_key_of_slot(order.prefill.mailbox_key, slot)
         try:
-            send_message(worker.cache_manager, key, ticket)
+            send_message(worker.cache_manager, BlocksCacheKey(rank.cluster_id, key), ticket)
         except LLMException as error:
             if error.status_code in LINK_GONE:
                 self._links.drop(rank)  # the next attempt links again
@@ -186,28 +233,23 @@ class PushConsumer:
             now = time.monotonic()
             waited_s = now - (wait.deadline - self._hold_s)
             wait.due_at = now + max(0.002, min(0.05, waited_s / 16))
-            return
-        wait.is_ticket_sent = True
-        if not order.blocks:
-            wait.end("")
+            return False
+        return True
 
-    def _check_link(self, wait: _Wait) -> None:
+    def _check_links(self, wait: _Wait) -> None:
         wait.due_at = time.monotonic() + _LINK_CHECK_S
-        rank = self._producer_of(wait)
-        try:
-            self._worker.instance.describe_link(rank.cluster_id)
-        except LLMException:
-            self._links.drop(rank)
-            raise
-
-    def _producer_of(self, wait: _Wait) -> RankAddress:
-        return wait.order.prefill.ranks[self._worker.layout.rank]
+        for rank, _ in wait.sources:
+            try:
+                self._worker.instance.describe_link(rank.cluster_id)
+            except LLMException:
+                self._links.drop(rank)
+                raise
 
     def _end(self, wait: _Wait) -> None:
         """Withdraw the blocks, then report the request."""
         order = wait.order
-        if wait.mailbox is not None:
-            wait.mailbox.close()
+        for mailbox in wait.mailboxes:
+            mailbox.close()
         if wait.caches is not None:
             self._worker.withdraw(wait.caches)
         with self._lock:

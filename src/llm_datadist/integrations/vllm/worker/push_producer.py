@@ -2,8 +2,10 @@
 
 The consumer sends a ticket that names its blocks; from then on, threads push what is computed while
 the model computes the next layers. At the end the producer sends a receipt, and only after a
-receipt without a problem does the consumer use the bytes. If vLLM takes a request's blocks away
-early, the request is given up: bytes that are still pushed may be wrong, but the receipt says so.
+receipt without a problem does the consumer use the bytes. Each of several workers of a consumer
+that load from this one has a ticket, a progress and a receipt of its own. If vLLM takes a request's
+blocks away early, the request is given up: bytes that are still pushed may be wrong, but the
+receipt says so.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import time
 from typing import TYPE_CHECKING
 
 from llm_datadist import BlocksCacheKey, LLMException
+from llm_datadist.integrations.vllm.kv_transfer_params import mailbox_key_of_slot
+from llm_datadist.integrations.vllm.rank_layouts import Indivisible, peers_of
 from llm_datadist.integrations.vllm.worker.dispatcher import Dispatcher
 from llm_datadist.integrations.vllm.worker.mailbox import Mailbox, Receipt, Ticket, send_message
 from llm_datadist.integrations.vllm.worker.push_progress import PushProgress
@@ -21,9 +25,12 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.kv_layout import KVLayout
     from llm_datadist.integrations.vllm.step_orders import Send, StepProgress
     from llm_datadist.integrations.vllm.worker.instance import WorkerInstance
+    from llm_datadist.integrations.vllm.worker.push_progress import Run
     from llm_datadist.integrations.vllm.worker.reports import Reports
 
 logger = logging.getLogger("llm_datadist.vllm")
+
+_MOST_READERS = 256
 
 
 class PushProducer:
@@ -44,6 +51,7 @@ class PushProducer:
             "push", worker.options.concurrent_loads, self._poll, self._work
         )
         self._lock = self._dispatcher.lock
+        self._by_request: dict[str, list[PushProgress]] = {}
 
     def send(self, order: Send) -> None:
         """Accept a request that will be prefilled and pushed."""
@@ -54,7 +62,8 @@ class PushProducer:
             return
         with self._lock:
             progress = PushProgress(order, self._worker.layout, mailbox)
-            self._dispatcher.jobs[order.request_id] = progress
+            self._dispatcher.jobs[progress.job_id] = progress
+            self._by_request[order.request_id] = [progress]
             self._dispatcher.note_change()
 
     def begin_step(self, steps: list[StepProgress]) -> None:
@@ -62,8 +71,7 @@ class PushProducer:
         with self._lock:
             self._step = []
             for step in steps:
-                progress = self._dispatcher.jobs.get(step.request_id)
-                if progress is not None:
+                for progress in self._by_request.get(step.request_id, ()):
                     progress.blocks += step.blocks
                     progress.scheduled = step.num_tokens
                     self._step.append(progress)
@@ -93,20 +101,20 @@ class PushProducer:
     def finish(self, request_id: str) -> None:
         """Keep a computed request's blocks until they are pushed, or no ticket came in time."""
         with self._lock:
-            progress = self._dispatcher.jobs.get(request_id)
-            if progress is None:  # `send` failed
+            progresses = self._by_request.get(request_id)
+            if not progresses:  # `send` failed, or nothing is pushed any more
                 self._reports.add_sent(request_id)
                 return
-            progress.is_finished = True
-            progress.deadline = time.monotonic() + self._hold_s
+            for progress in progresses:
+                progress.is_finished = True
+                progress.deadline = time.monotonic() + self._hold_s
             self._dispatcher.note_change()
         self._reports.note_change()
 
     def give_up(self, request_id: str, problem: str) -> None:
         """Stop pushing a request whose blocks vLLM reuses; the receipt will state the problem."""
         with self._lock:
-            progress = self._dispatcher.jobs.get(request_id)
-            if progress is not None:
+            for progress in self._by_request.get(request_id, ()):
                 progress.problem = progress.problem or problem
                 progress.deadline = time.monotonic() + self._hold_s
                 self._dispatcher.note_change()
@@ -126,7 +134,7 @@ class PushProducer:
         if progress.ticket is None:
             ticket = progress.mailbox.read(Ticket)
             if ticket is not None:
-                progress.accept(ticket)
+                self._accept(progress, ticket)
             elif progress.deadline is not None and progress.deadline <= time.monotonic():
                 if not progress.problem:
                     logger.warning(
@@ -137,6 +145,43 @@ class PushProducer:
                     )
                 self._end(progress)
         return progress.is_due
+
+    def _accept(self, progress: PushProgress, ticket: Ticket) -> None:
+        """Take a ticket, and wait for those of the other workers that load from this one."""
+        own = self._worker.rank_layouts
+        repeated: set[int] = set()
+        try:
+            readers = peers_of(own.tp_size, own.rank, ticket.tp_size)
+            if ticket.rank != readers.start + progress.slot or len(readers) > _MOST_READERS:
+                raise Indivisible(f"its rank {ticket.rank} of {ticket.tp_size} loads from another")
+            for rank in range(peers_of(ticket.tp_size, ticket.rank, own.tp_size).start, own.rank):
+                repeated |= own.repeated(rank)
+        except (Indivisible, LLMException) as error:
+            progress.ticket = ticket
+            progress.problem = progress.problem or f"the consumer does not fit: {error}"
+            return
+        if progress.slot == 0:
+            for slot in range(1, len(readers)):
+                self._await_ticket(progress, slot)
+        progress.accept(ticket, repeated)
+
+    def _await_ticket(self, first: PushProgress, slot: int) -> None:
+        """Wait for the ticket of another worker of the consumer; lock held."""
+        order = first.order
+        key = mailbox_key_of_slot(order.key, slot)
+        try:
+            mailbox = Mailbox(self._worker.cache_manager, self._worker.cluster_id, key)
+        except LLMException as error:
+            logger.error(
+                "request %s: it cannot be sent to all workers: %s", order.request_id, str(error)
+            )
+            return
+        progress = first.twin(mailbox, slot)
+        self._dispatcher.jobs[progress.job_id] = progress
+        self._by_request[order.request_id].append(progress)
+        if any(each is first for each in self._step):
+            self._step.append(progress)
+        self._dispatcher.note_change()
 
     def _work(self, progress: PushProgress) -> None:
         """Push what is computed, and send the receipt if that was all."""
@@ -166,17 +211,29 @@ class PushProducer:
                     return
                 src_blocks = progress.blocks[run.start : run.end]
             dst_blocks = ticket.blocks[run.start - ticket.first : run.end - ticket.first]
-            self._worker.cache_manager.push_blocks(
-                BlocksCacheKey(ticket.cluster_id, ticket.key + run.part),
-                self._worker.local_caches[run.part],
+            self._push(ticket, run, src_blocks, dst_blocks)
+            with self._lock:
+                progress.note_pushed(run)
+
+    def _push(self, ticket: Ticket, run: Run, src_blocks: list[int], dst_blocks: list[int]) -> None:
+        worker = self._worker
+        key = BlocksCacheKey(ticket.cluster_id, ticket.key + run.part)
+        local_cache = worker.local_caches[run.part]
+        if ticket.tp_size == worker.rank_layouts.tp_size:
+            worker.cache_manager.push_blocks(
+                key,
+                local_cache,
                 src_blocks,
                 dst_blocks,
                 src_layer_range=run.tensors,
                 dst_layer_range=run.tensors,
                 tensor_num_per_layer=1,
             )
-            with self._lock:
-                progress.note_pushed(run)
+        else:  # a layer has one tensor
+            num_tokens = len(src_blocks) * worker.layout.block_sizes[0]
+            worker.cache_manager.push_resharded(
+                [key], local_cache, src_blocks, [dst_blocks], num_tokens, layers=run.tensors
+            )
 
     def _send_receipt(self, progress: PushProgress) -> None:
         """Tell the consumer that nothing more is pushed, unless it waits for nothing."""
@@ -197,12 +254,15 @@ class PushProducer:
             )
 
     def _end(self, progress: PushProgress) -> None:
-        """Forget a request, and report it if vLLM waits for its blocks; lock held."""
+        """Forget a progress; report a request that has no other if vLLM waits for it; lock held."""
         request_id = progress.order.request_id
-        if self._dispatcher.jobs.get(request_id) is progress:
-            del self._dispatcher.jobs[request_id]
+        if self._dispatcher.jobs.get(progress.job_id) is progress:
+            del self._dispatcher.jobs[progress.job_id]
+        others = [other for other in self._by_request.pop(request_id, ()) if other is not progress]
+        if others:
+            self._by_request[request_id] = others
         progress.mailbox.close()
-        if progress.is_finished:
+        if progress.is_finished and not others:
             self._reports.add_sent(request_id)
 
 

@@ -1,11 +1,13 @@
-"""Progress of one request that a producer pushes: what is computed, pushed, and next."""
+"""Progress of one request that a producer pushes to one worker: what is computed, pushed, next."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from llm_datadist.integrations.vllm.kv_layout import KVLayout
     from llm_datadist.integrations.vllm.step_orders import Send
     from llm_datadist.integrations.vllm.worker.mailbox import Mailbox, Ticket
@@ -36,6 +38,7 @@ class PushProgress:
         order: The scheduler's order.
         layout: The worker's KV memory.
         mailbox: For the consumer's ticket.
+        slot: Place of the consumer's worker among those that load from this one.
         blocks: Local blocks of the prompt that are allocated so far.
         computed: Computed tokens, by part and tensor.
         pushed: Blocks, counted from the start of the prompt, that need no push any more, by part
@@ -51,6 +54,7 @@ class PushProgress:
     order: Send
     layout: KVLayout
     mailbox: Mailbox
+    slot: int = 0
     blocks: list[int] = field(default_factory=list)
     computed: list[list[int]] = field(init=False)
     pushed: list[list[int]] = field(init=False)
@@ -65,8 +69,21 @@ class PushProgress:
         self.computed = [[0] * len(part.addrs) for part in self.layout.parts]
         self.pushed = [[0] * len(part.addrs) for part in self.layout.parts]
 
-    def accept(self, ticket: Ticket) -> None:
-        """Store the consumer's ticket; one that does not match the request sets `problem`."""
+    def twin(self, mailbox: Mailbox, slot: int) -> PushProgress:
+        """Return the progress of the same request for another worker of the consumer."""
+        made = replace(
+            self, mailbox=mailbox, slot=slot, blocks=list(self.blocks), ticket=None, is_busy=False
+        )
+        made.computed = [list(computed) for computed in self.computed]
+        return made
+
+    def accept(self, ticket: Ticket, repeated: Container[int] = ()) -> None:
+        """Store the consumer's ticket; one that does not match the request sets `problem`.
+
+        Args:
+            ticket: The ticket.
+            repeated: Parts of which the worker gets the same from another rank.
+        """
         self.ticket = ticket
         if not ticket.blocks or self.problem:
             return
@@ -84,7 +101,16 @@ class PushProgress:
                 "and run both engines with the same --block-size"
             )
             return
-        self.pushed = [[ticket.first] * len(part.addrs) for part in self.layout.parts]
+        self.pushed = [
+            [last if index in repeated else ticket.first] * len(part.addrs)
+            for index, part in enumerate(self.layout.parts)
+        ]
+
+    @property
+    def job_id(self) -> str:
+        """Name of it among all requests and workers."""
+        request_id = self.order.request_id
+        return f"{request_id}\0{self.slot}" if self.slot else request_id
 
     @property
     def awaits_message(self) -> bool:

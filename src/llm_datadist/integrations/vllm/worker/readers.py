@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from llm_datadist import LLMException
+from llm_datadist.integrations.vllm.rank_layouts import Indivisible, peers_of
 from llm_datadist.integrations.vllm.worker.compatibility import tp_size_of
 from llm_datadist.integrations.vllm.worker.facts_page import pull_facts
 
@@ -39,11 +40,12 @@ class Readers:
         """
         number = self._numbers.get(cluster_id)
         if number is None:
+            own = self._worker.rank_layouts
             try:
                 tp_size = tp_size_of(pull_facts(self._worker.cache_manager, cluster_id))
-            except (LLMException, ValueError) as error:
+                number = len(peers_of(own.tp_size, own.rank, tp_size))
+            except (Indivisible, LLMException, ValueError) as error:
                 logger.info("the consumer %d does not tell its size: %s", cluster_id, error)
                 return 1
-            number = max(1, tp_size // self._worker.rank_layouts.tp_size)
             self._numbers[cluster_id] = number
         return number

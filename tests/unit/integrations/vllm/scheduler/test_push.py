@@ -154,12 +154,12 @@ def test_an_abort_ends_a_wait_that_has_not_ended(is_loaded):
         ({**SEND, "transfer": 7}, "write a random text"),
         ({**AWAIT, "ranks": []}, 'has 0 "ranks"'),
         ({**AWAIT, "ranks": [1]}, "malformed"),
-        ({**AWAIT, "ranks": AWAIT["ranks"] * 2}, "tensor parallel size 2, this engine 1"),
+        ({**AWAIT, "ranks": AWAIT["ranks"] * 3}, "tensor parallel size 3, this engine 2"),
     ],
 )
 @pytest.mark.expects_log("it is not transferred")
 def test_what_cannot_be_transferred_is_computed(params, text, caplog):
-    side = Side()
+    side = Side(num_ranks=2)
     one = side.arrived("r", range(100), params)
     assert text in caplog.text
     assert side.pushes.num_new_matched_tokens(one, 0) == 0

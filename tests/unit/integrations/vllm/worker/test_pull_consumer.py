@@ -6,15 +6,13 @@ import threading
 import msgspec
 import pytest
 
-from llm_datadist import DataType, LLMException, LLMStatusCode
+from llm_datadist import LLMException, LLMStatusCode
 from llm_datadist.integrations.vllm.kv_transfer_params import Offer, RankAddress
-from llm_datadist.integrations.vllm.rank_layouts import RankLayouts
 from llm_datadist.integrations.vllm.step_orders import Load
 from llm_datadist.integrations.vllm.worker import pull_progress
 from llm_datadist.integrations.vllm.worker.producer_links import Incompatible, Unreachable
 from llm_datadist.integrations.vllm.worker.pull_consumer import PullConsumer
-from llm_datadist.layouts import dense
-from support.vllm.fake_worker import LAYOUT, PEER, ConsumerSide
+from support.vllm.fake_worker import PEER, ConsumerSide, packed_layouts
 
 S = LLMStatusCode
 KEY = 60
@@ -158,17 +156,6 @@ def test_an_offer_that_is_not_needed_is_given_back(make, eventually):
 
 # A producer with more ranks.
 
-PACKED = RankLayouts(
-    tuple(
-        dense(
-            ("block", "head", "plane", "element"), layers=range(len(part.addrs)), kv_heads=2,
-            heads=range(2), head_size=part.block_bytes // 16, data_type=DataType.DT_UINT8,
-            block_tokens=4, interior="opaque heads", packing="CPU_ATTN vec",
-        )
-        for part in LAYOUT.parts
-    ),
-    (0, 0), 1, 0, (4,), "CPU_ATTN vec", "",
-)  # fmt: skip
 OTHER = PEER + 1
 
 
@@ -177,7 +164,7 @@ class Unequal(Side):
 
     def __init__(self, failing=(), **options):
         super().__init__(failing, **options)
-        self.worker.rank_layouts = PACKED
+        self.worker.rank_layouts = packed_layouts()
 
     def load(self):
         self.consumer.load(dataclasses.replace(ORDER, offer=TWO_RANKS))

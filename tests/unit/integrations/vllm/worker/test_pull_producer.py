@@ -26,7 +26,7 @@ class Worker:
     def __init__(
         self, *, failing_withdrawals=0, failing_publications=0, hold_ms=100, consumers=None
     ):
-        self.rank_layouts = SimpleNamespace(tp_size=1)
+        self.rank_layouts = SimpleNamespace(tp_size=1, rank=0)
         self.consumers = {9: 1} if consumers is None else consumers
         self.options = parse_extra_config({"hold_ms": hold_ms})
         self.leased = frozenset()

@@ -1,14 +1,20 @@
 """The consumer of push mode: when a request is reported, and what it reports."""
 
+import dataclasses
+
 import pytest
 
 from llm_datadist import LLMStatusCode
-from llm_datadist.integrations.vllm.kv_transfer_params import RankAddress, RemotePrefill
+from llm_datadist.integrations.vllm.kv_transfer_params import (
+    RankAddress,
+    RemotePrefill,
+    mailbox_key_of_slot,
+)
 from llm_datadist.integrations.vllm.step_orders import Receive
 from llm_datadist.integrations.vllm.worker import push_consumer
 from llm_datadist.integrations.vllm.worker.mailbox import Receipt
 from llm_datadist.integrations.vllm.worker.push_consumer import PushConsumer
-from support.vllm.fake_worker import PEER, ConsumerSide
+from support.vllm.fake_worker import PEER, ConsumerSide, packed_layouts
 
 S = LLMStatusCode
 PREFILL = RemotePrefill(transfer="a random name of it", ranks=[RankAddress("a", 1, PEER)])
@@ -118,3 +124,99 @@ def test_a_producer_whose_blocks_are_not_needed_is_told_and_nothing_is_reported(
     assert side.what() == ["linked", "message"]
     assert side.worker.messages[0][1]["blocks"] == []
     assert not side.consumer.is_waiting
+
+
+# A producer with more ranks, or fewer.
+
+OTHER = PEER + 1
+
+
+class Unequal(Side):
+    """A worker alone, whose producer has two."""
+
+    def __init__(self, failing=(), **options):
+        super().__init__(failing, **options)
+        self.worker.rank_layouts = packed_layouts()
+        self.consumer.receive(dataclasses.replace(an_order(), prefill=TWO_RANKS))
+
+    def answer(self, number, problem=""):
+        _, ticket = self.worker.messages[number]
+        self.worker.deliver(ticket["receipt_key"], Receipt(prompt="the prompt", problem=problem))
+
+
+TWO_RANKS = RemotePrefill(
+    transfer=PREFILL.transfer, ranks=[*PREFILL.ranks, RankAddress("b", 1, OTHER)]
+)
+
+
+@pytest.fixture
+def unequal():
+    made = []
+
+    def make(*arguments, **options):
+        made.append(Unequal(*arguments, **options))
+        return made[-1]
+
+    yield make
+    for side in made:
+        side.close()
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_request_is_reported_when_all_receipts_have_arrived(unequal, eventually, order):
+    side = unequal()
+    eventually(lambda: len(side.worker.messages) == 2)
+    (_, first), (_, second) = side.worker.messages
+    assert first["key"] == second["key"], "both push into the same blocks"
+    assert first["receipt_key"] != second["receipt_key"]
+    assert side.what() == ["linked", "published", "message", "linked", "message"]
+    side.answer(order[0])
+    eventually(lambda: side.consumer._dispatcher.jobs["r"].receipts)
+    assert not side.reported()
+    side.answer(order[1])
+    eventually(side.reported)
+    assert side.events[-2:] == [("withdrawn", first["key"]), ("loaded", "r", set())]
+
+
+@pytest.mark.expects_log("2 of its blocks were not received")
+def test_a_problem_of_one_rank_ends_the_wait(unequal, eventually):
+    side = unequal()
+    eventually(lambda: len(side.worker.messages) == 2)
+    side.answer(1, "it was given up")
+    eventually(side.reported)
+    assert side.reported() == [("loaded", "r", set(BLOCKS))]
+
+
+@pytest.mark.expects_log("2 of its blocks were not received")
+def test_a_link_that_is_lost_to_one_rank_ends_the_wait(unequal, eventually):
+    side = unequal()
+    eventually(lambda: len(side.worker.messages) == 2)
+    side.worker.failing["describe_link"] = [None, S.LLM_NOT_YET_LINK]
+    eventually(side.reported)
+    assert ("dropped", OTHER) in side.events or ("dropped", PEER) in side.events
+
+
+def test_a_rank_that_does_not_know_the_request_yet_is_asked_again_alone(unequal, eventually):
+    side = unequal({"message": [None, S.LLM_KV_CACHE_NOT_EXIST]})
+    eventually(lambda: len(side.worker.messages) == 2)
+    assert side.what() == ["linked", "published", "message", "linked", "linked", "message"]
+
+
+def test_workers_that_load_from_the_same_rank_have_mailboxes_of_their_own(make, eventually):
+    sides = [make(), make()]
+    for rank, side in enumerate(sides):
+        side.worker.rank_layouts = packed_layouts(tp_size=2, rank=rank)
+        side.consumer.receive(an_order())
+    eventually(lambda: all(side.worker.messages for side in sides))
+    (first, ticket), (second, other) = (side.worker.messages[0] for side in sides)
+    assert [(each["tp_size"], each["rank"]) for each in (ticket, other)] == [(2, 0), (2, 1)]
+    assert first == PREFILL.mailbox_key
+    assert second == mailbox_key_of_slot(first, 1)
+
+
+@pytest.mark.expects_log("2 of its blocks were not received and will be recomputed: the producer")
+def test_what_is_not_known_is_not_divided(make, eventually):
+    side = make()
+    side.consumer.receive(dataclasses.replace(an_order(), prefill=TWO_RANKS))
+    eventually(side.reported)
+    assert side.what() == ["loaded"]

@@ -6,7 +6,7 @@ from llm_datadist import LLMStatusCode
 from llm_datadist.integrations.vllm.step_orders import Send, StepProgress
 from llm_datadist.integrations.vllm.worker.mailbox import Ticket
 from llm_datadist.integrations.vllm.worker.push_producer import PushProducer
-from support.vllm.fake_worker import PEER, FakeWorker
+from support.vllm.fake_worker import PEER, FakeWorker, packed_layouts
 
 S = LLMStatusCode
 MAILBOX, KEY, RECEIPT = 50, 60, 70
@@ -14,14 +14,16 @@ MAILBOX, KEY, RECEIPT = 50, 60, 70
 
 def a_ticket(**more):
     fields = {"prompt": "the prompt", "first": 0, "blocks": [31, 32], "num_tokens": 7}
-    return Ticket(cluster_id=PEER, key=KEY, receipt_key=RECEIPT, **fields | more)
+    fields |= {"cluster_id": PEER, "key": KEY, "receipt_key": RECEIPT, "tp_size": 1, "rank": 0}
+    return Ticket(**fields | more)
 
 
 class Side:
     """A producer of one request with two blocks of four tokens, of which eight are the prompt."""
 
-    def __init__(self, **options):
+    def __init__(self, rank_layouts=None, **options):
         self.worker = FakeWorker(**options)
+        self.worker.rank_layouts = rank_layouts or self.worker.rank_layouts
         self.events, self.what = self.worker.events, self.worker.what
         self.producer = PushProducer(self.worker, self.worker.reports)
         self.producer.send(Send("r", MAILBOX, "the prompt", 8))
@@ -36,11 +38,11 @@ class Side:
         if not layers:
             self.producer.end_step()
 
-    def deliver(self, **more):
-        self.worker.deliver(MAILBOX, a_ticket(**more))
+    def deliver(self, slot=0, **more):
+        self.worker.deliver(MAILBOX + slot, a_ticket(**more))
 
-    def receipt(self):
-        return [message["problem"] for key, message in self.worker.messages if key == RECEIPT]
+    def receipt(self, receipt_key=RECEIPT):
+        return [message["problem"] for key, message in self.worker.messages if key == receipt_key]
 
 
 def test_what_is_computed_is_pushed_and_blocks_come_back_after_the_receipt(make, eventually):
@@ -139,3 +141,81 @@ def test_blocks_of_a_request_that_is_not_known_come_back_at_once(make):
     side = make()
     side.producer.finish("unknown")
     assert side.events == [("sent", "unknown")]
+
+
+# A consumer with more ranks, or fewer.
+
+SECOND = {"cluster_id": PEER + 1, "key": KEY + 10, "receipt_key": RECEIPT + 1, "rank": 1}
+
+
+def test_each_worker_of_a_larger_consumer_gets_what_it_asks_for(make, eventually):
+    side = make(packed_layouts(kv_heads=2))
+    side.compute([11, 12], 8)
+    side.deliver(tp_size=2)
+    eventually(lambda: len(side.worker.pushes) == 2)
+    side.producer.finish("r")
+    eventually(side.receipt)
+    assert "sent" not in side.what(), "the second worker has nothing yet"
+    side.deliver(1, tp_size=2, **SECOND)
+    eventually(lambda: "sent" in side.what())
+    assert side.worker.pushes == [
+        (KEY, 0, [11, 12], [[31, 32]], 8, range(2)),
+        (KEY + 1, 1, [11, 12], [[31, 32]], 8, range(1)),
+        (KEY + 10, 0, [11, 12], [[31, 32]], 8, range(2)),
+        (KEY + 11, 1, [11, 12], [[31, 32]], 8, range(1)),
+    ]
+    assert side.receipt() == side.receipt(RECEIPT + 1) == [""]
+    assert side.what()[-2:] == ["message", "sent"]
+    assert not side.producer._by_request
+
+
+def test_what_is_computed_later_goes_to_all_workers(make, eventually):
+    side = make(packed_layouts(kv_heads=2))
+    side.deliver(tp_size=2)
+    eventually(lambda: len(side.producer._dispatcher.jobs) == 2)
+    side.deliver(1, tp_size=2, **SECOND)
+    side.compute([11, 12], 8, "b")
+    eventually(lambda: len(side.worker.pushes) == 2)
+    assert sorted(side.worker.pushes) == [
+        (key, 0, [11, 12], [[31, 32]], 8, range(1, 2)) for key in (KEY, KEY + 10)
+    ]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_ranks_with_the_same_heads_one_pushes(make, eventually, rank):
+    side = make(packed_layouts(kv_heads=1, tp_size=2, rank=rank))
+    side.compute([11, 12], 8)
+    side.deliver(tp_size=1)
+    side.producer.finish("r")
+    eventually(lambda: "sent" in side.what())
+    assert len(side.worker.pushes) == (0 if rank else 2)
+    assert side.receipt() == [""]
+
+
+def test_a_prompt_that_is_given_up_is_given_up_for_all_workers(make, eventually):
+    side = make(packed_layouts(kv_heads=2))
+    side.deliver(tp_size=2)
+    eventually(lambda: len(side.producer._dispatcher.jobs) == 2)
+    side.producer.give_up("r", "preempted")
+    eventually(side.receipt)
+    side.deliver(1, tp_size=2, **SECOND)
+    eventually(lambda: side.receipt(RECEIPT + 1))
+    assert side.receipt() == side.receipt(RECEIPT + 1) == ["preempted"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"tp_size": 2, "rank": 1},
+        {"tp_size": 0},
+        {"tp_size": 1, "rank": 1},
+        {"tp_size": 1024, "rank": 0},
+    ],
+)
+def test_a_worker_that_loads_from_another_rank_gets_nothing(make, eventually, more):
+    side = make(packed_layouts(kv_heads=2))
+    side.compute([11, 12], 8)
+    side.deliver(**more)
+    eventually(side.receipt)
+    assert "the consumer does not fit" in side.receipt()[0]
+    assert side.worker.pushes == []

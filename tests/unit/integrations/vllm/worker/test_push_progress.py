@@ -20,7 +20,7 @@ LAYOUT = KVLayout(
 )
 
 
-def sending(num_tokens=100, first=0, wanted=99, blocks=None, prompt="d"):
+def sending(num_tokens=100, first=0, wanted=99, blocks=None, prompt="d", repeated=()):
     made = PushProgress(Send("r", 1, "d", num_tokens), LAYOUT, mailbox=None)
     if blocks is None:
         blocks = list(range(50, 50 + -(-wanted // 32) - first))
@@ -32,8 +32,10 @@ def sending(num_tokens=100, first=0, wanted=99, blocks=None, prompt="d"):
         first=first,
         blocks=blocks,
         num_tokens=wanted,
+        tp_size=1,
+        rank=0,
     )
-    made.accept(ticket)
+    made.accept(ticket, repeated)
     return made
 
 
@@ -119,3 +121,24 @@ def test_a_ticket_for_nothing_waits_for_the_end():
     made.is_finished = True
     assert made.is_due
     assert made.next_run() is None
+
+
+def test_parts_that_another_rank_pushes_are_left_to_it():
+    made = sending(repeated={0})
+    compute(made, 0, range(3), 100)
+    compute(made, 1, [0], 100)
+    assert [run.part for run in all_runs(made)] == [1]
+    made.is_finished = True
+    assert made.is_over
+
+
+def test_a_twin_goes_on_from_the_same_place_on_its_own():
+    made = PushProgress(Send("r", 1, "d", 100), LAYOUT, mailbox=None)
+    made.blocks += [7]
+    compute(made, 0, [0], 32)
+    twin = made.twin(None, 1)
+    assert (twin.blocks, twin.computed, twin.slot) == ([7], made.computed, 1)
+    assert twin.job_id != made.job_id
+    twin.blocks += [8]
+    compute(twin, 0, [0], 64)
+    assert (made.blocks, made.computed[0][0]) == ([7], 32)

@@ -1,4 +1,4 @@
-"""Which of a producer's workers each worker of a consumer pulls from."""
+"""Which of a producer's workers each worker of a consumer loads from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llm_datadist.integrations.vllm.kv_transfer_params import RankAddress
 from llm_datadist.integrations.vllm.rank_layouts import RankLayouts
 from llm_datadist.integrations.vllm.worker.compatibility import Expected
 from llm_datadist.integrations.vllm.worker.producer_links import Incompatible
-from llm_datadist.integrations.vllm.worker.pull_sources import PullSources
+from llm_datadist.integrations.vllm.worker.sources import SourceFinder
 from llm_datadist.layouts import dense, heads_of_rank
 
 FACTS = {"model": "m"}
@@ -27,19 +27,19 @@ def sources(tp_size, rank, kv_heads=4):
     )  # fmt: skip
     memory = KVLayout((Part(0, (1, 2, 3), 9, layout.strides.block, ("a",)),), (32,), "F", rank)
     known = RankLayouts((layout,), (0,), tp_size, rank, (32,), "CPU_ATTN vec", "")
-    return PullSources(SimpleNamespace(layout=memory, rank_layouts=known, facts=FACTS))
+    return SourceFinder(SimpleNamespace(layout=memory, rank_layouts=known, facts=FACTS))
 
 
-def offer(num_ranks, block_size=32):
+def producer(num_ranks, block_size=32):
     ranks = [RankAddress("a", number, number) for number in range(num_ranks)]
-    return SimpleNamespace(ranks=ranks, block_sizes=[block_size])
+    return ranks, [block_size]
 
 
 def asked(producers, consumers, kv_heads=4):
     """Ranks that each worker of a consumer pulls from."""
     found = []
     for rank in range(consumers):
-        pairs = sources(consumers, rank, kv_heads).of(offer(producers))
+        pairs = sources(consumers, rank, kv_heads).find(*producer(producers))
         assert [address.cluster_id for address, _ in pairs] == [one.index for _, one in pairs]
         found.append([source.index for _, source in pairs])
     return found
@@ -75,14 +75,14 @@ def test_sources_hold_all_heads_and_every_producer_knows_its_readers(
 
 
 def test_an_equal_producer_has_the_facts_of_this_worker_and_no_layouts():
-    ((address, source),) = sources(2, 1).of(offer(2))
+    ((address, source),) = sources(2, 1).find(*producer(2))
     assert address.cluster_id == 1
     assert source.expected == Expected(FACTS)
     assert source.layouts == ()
 
 
 def test_what_an_unequal_producer_must_be():
-    first, second = (source for _, source in sources(1, 0).of(offer(2)))
+    first, second = (source for _, source in sources(1, 0).find(*producer(2)))
     assert [source.layouts[0].heads for source in (first, second)] == [range(2), range(2, 4)]
     assert second.expected.facts == {
         **FACTS,
@@ -95,11 +95,11 @@ def test_what_an_unequal_producer_must_be():
 
 def test_a_producer_that_cannot_be_used_is_named_with_both_values():
     with pytest.raises(Incompatible, match=r"block size 64, the consumer .* block size 32"):
-        sources(1, 0).of(offer(1, 64))
+        sources(1, 0).find(*producer(1, 64))
 
 
 def test_routers_that_change_offers_cost_no_memory():
     found = sources(1, 0)
     for number in range(100):
-        found.of(offer(4 * number + 4))
+        found.find(*producer(4 * number + 4))
     assert len(found._found) <= 64

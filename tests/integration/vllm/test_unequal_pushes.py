@@ -1,0 +1,179 @@
+"""Push mode between engines of unequal tensor parallel sizes: each worker gets its heads."""
+
+from __future__ import annotations
+
+import pytest
+
+from llm_datadist.integrations.vllm.kv_transfer_params import RemotePrefill
+from llm_datadist.integrations.vllm.step_orders import Receive, Send, StepOrders, StepProgress
+from support.vllm.rank_engines import BLOCKS, LAYERS, RankEngine, model_of
+
+SRC, DST = [3, 7, 5, 11], [10, 9, 4, 6]
+TOKENS, BLOCK = 101, 32
+NAME = "a random name of a transfer"
+
+
+class Prefill:
+    """A producer that computes one prompt, and a consumer that waits for it."""
+
+    def __init__(self, producer, consumer, model):
+        self.producer, self.consumer, self.model = producer, consumer, model
+        self.remote = RemotePrefill(
+            transfer=NAME, ranks=[side.worker.address for side in producer.sides]
+        )
+
+    def _order(self, engine, **orders):
+        for side in engine.sides:
+            side.worker.carry_out(StepOrders(**orders), is_idle=False)
+
+    def come(self):
+        send = Send("p", self.remote.mailbox_key, "d", TOKENS)
+        self._order(self.producer, send=[send])
+
+    def receive(self, first=0, sides=None):
+        order = Receive("d", self.remote, "d", first, DST[first:], TOKENS - 1)
+        for side in sides or self.consumer.sides:
+            side.worker.carry_out(StepOrders(receive=[order]), is_idle=False)
+
+    def compute(self, first, stop, num_tokens):
+        """A step of the model, which fills blocks from `first` to `stop`."""
+        self._order(self.producer, progress=[StepProgress("p", SRC[first:stop], num_tokens)])
+        self.producer.put(self.model[:, :, :, :num_tokens], SRC)
+        for side in self.producer.sides:
+            for layer in range(LAYERS):
+                side.worker.layer_saved(f"layer{layer}")
+            side.worker.step_saved()
+
+    def finish(self):
+        self._order(self.producer, finish=["p"])
+
+    def give_up(self):
+        self._order(self.producer, give_up={"p": "its blocks were taken away"})
+
+    def check(self, first=0):
+        """All workers report the prompt, and every worker has what it should."""
+        assert self.consumer.all_loaded() == [set()] * len(self.consumer.sides)
+        self.producer.sent()
+        self.check_tokens(first)
+
+    def check_tokens(self, first=0):
+        """Every worker has its heads of the tokens, and nothing in other blocks."""
+        begin = first * BLOCK
+        for rank, side in enumerate(self.consumer.sides):
+            got = self.consumer.tokens(rank, DST, TOKENS - 1)[..., begin:, :]
+            assert (got == self.model[:, side.heads, :, begin : TOKENS - 1]).all()
+            rest = [block for block in range(BLOCKS) if block not in DST[first:]]
+            assert not side.kv[:, rest].any()
+
+
+@pytest.fixture
+def make():
+    """Makes a prefill of engines of these sizes, and closes them."""
+    engines = []
+
+    def make(producers, consumers, *, consumed=None, latent=False, kv_heads=4, **options):
+        options |= {"latent": latent, "kv_heads": kv_heads, "mode": "push"}
+        engines.append(RankEngine("producer", producers, **options))
+        engines.append(RankEngine("consumer", consumers, **options | (consumed or {})))
+        model = model_of(TOKENS, latent=latent, kv_heads=kv_heads)
+        return Prefill(*engines[-2:], model)
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+@pytest.mark.parametrize(
+    ("producers", "consumers", "options"),
+    [
+        (1, 2, {}),
+        (2, 1, {}),
+        (2, 1, {"transfer_backend": "tcp"}),
+        (2, 4, {"kv_heads": 2, "transfer_backend": "tcp"}),
+        (4, 2, {"kv_heads": 2}),
+        (4, 1, {"kv_heads": 1, "checksum": "crc32c"}),
+        (1, 4, {"kv_heads": 2}),
+        (2, 1, {"latent": True}),
+        (1, 2, {"latent": True}),
+        (2, 2, {}),
+    ],
+)
+@pytest.mark.parametrize("first", ["producer", "consumer"])
+def test_each_worker_gets_its_heads_and_every_producer_its_blocks_back(
+    make, producers, consumers, options, first
+):
+    prefill = make(producers, consumers, **options)
+    prefill.come()
+    if first == "consumer":
+        prefill.receive()
+    prefill.compute(0, 2, 40)
+    prefill.compute(2, 4, TOKENS)
+    prefill.finish()
+    if first == "producer":
+        prefill.receive()
+    prefill.check()
+
+
+@pytest.mark.parametrize(("producers", "consumers"), [(2, 1), (1, 2)])
+def test_what_the_consumer_has_is_not_sent(make, producers, consumers):
+    prefill = make(producers, consumers)
+    prefill.come()
+    prefill.receive(first=1)
+    prefill.compute(0, 4, TOKENS)
+    prefill.finish()
+    prefill.check(first=1)
+
+
+def test_a_worker_that_comes_late_gets_all(make):
+    prefill = make(1, 2)
+    first, second = prefill.consumer.sides
+    prefill.come()
+    prefill.receive(sides=[first])
+    prefill.compute(0, 4, TOKENS)
+    prefill.finish()
+    assert first.until(loaded=["d"]) == (set(), set())
+    assert prefill.producer.sides[0].worker.take_ended()[0] == set()
+    prefill.receive(sides=[second])
+    assert second.until(loaded=["d"]) == (set(), set())
+    prefill.producer.sent()
+    prefill.check_tokens()
+
+
+@pytest.mark.expects_log("will be recomputed: its blocks were taken away")
+@pytest.mark.parametrize(("producers", "consumers"), [(2, 1), (1, 2)])
+def test_a_prompt_that_is_given_up_is_computed_by_every_worker(make, producers, consumers):
+    prefill = make(producers, consumers)
+    prefill.come()
+    prefill.receive()
+    prefill.compute(0, 2, 64)
+    prefill.give_up()
+    assert prefill.consumer.all_loaded() == [set(DST)] * consumers
+
+
+@pytest.mark.expects_log("will be recomputed")
+@pytest.mark.parametrize(
+    ("producers", "consumed", "text"),
+    [
+        (1, {"block_size": 64}, "block size: producer '32', consumer '64'"),
+        (2, {"head_size": 16}, "4 KV heads of 8 DT_FLOAT, 2 planes, CPU_ATTN vec', expected"),
+        (2, {"isa": "amx"}, "attention backends: producer 'CPU_ATTN vec', expected 'CPU_ATTN amx'"),
+        (2, {"backend": "NEW_ATTN"}, "the layout of the KV cache is not known"),
+    ],
+)
+def test_engines_that_do_not_fit(make, caplog, eventually, producers, consumed, text):
+    prefill = make(producers, 1, consumed=consumed)
+    prefill.come()
+    prefill.receive()
+    assert prefill.consumer.all_loaded() == [set(DST)]
+    eventually(lambda: text in caplog.text)
+    assert not prefill.consumer.sides[0].kv.any()
+
+
+@pytest.mark.expects_log("will be recomputed")
+def test_swapped_ranks(make, caplog, eventually):
+    prefill = make(2, 1)
+    prefill.remote = RemotePrefill(transfer=NAME, ranks=prefill.remote.ranks[::-1])
+    prefill.come()
+    prefill.receive()
+    assert prefill.consumer.all_loaded() == [set(DST)]
+    eventually(lambda: "tensor parallel rank: producer '1', expected '0'" in caplog.text)
