@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.kv_layout import KVLayout, Part
 
 MAX_RANKS = 4096
+
 _PACKING = {"CPU_ATTN"}
 """Backends that keep K, then V of a head together, tokens in an order that `isa` names."""
 
@@ -35,6 +36,9 @@ _PLAIN = {
     "page_size_padded": None,
 }
 """Attributes of a KV cache spec that change what a block holds, and their usual values."""
+
+_PLAIN_TYPES = {"auto", "float32", "float16", "bfloat16"}
+"""Types of a KV cache that needs no scales, which workers would have to share."""
 
 
 class Indivisible(Exception):
@@ -57,9 +61,8 @@ def peers_of(tp_size: int, rank: int, peer_tp_size: int) -> range:
     Raises:
         Indivisible: Neither size is a multiple of the other, or the other is no size.
     """
-    if not 1 <= peer_tp_size <= MAX_RANKS or max(tp_size, peer_tp_size) % min(
-        tp_size, peer_tp_size
-    ):
+    smaller, larger = sorted((tp_size, peer_tp_size))
+    if smaller < 1 or larger > MAX_RANKS or larger % smaller:
         raise Indivisible(
             f"tensor parallel sizes {tp_size} and {peer_tp_size}: one must be a multiple of the "
             f"other, and neither above {MAX_RANKS}"
@@ -200,6 +203,7 @@ class _Worker:
         self._kv_caches = kv_caches
         self._groups = kv_cache_config.kv_cache_groups
         self._model = vllm_config.model_config
+        self._cache_dtype = str(vllm_config.cache_config.cache_dtype)
         self._backends = backends
         self.tp_size = int(vllm_config.parallel_config.tensor_parallel_size)
         self._rank = int(vllm_config.parallel_config.rank)
@@ -214,16 +218,19 @@ class _Worker:
         specs = getattr(group_spec, "kv_cache_specs", {})
         layouts = set()
         for layer in part.layers:
-            layout = self._layout(layer, specs.get(layer, group_spec), len(part.addrs))
+            spec = specs.get(layer, group_spec)
+            layout = self._layout(layer, spec, int(group_spec.block_size), len(part.addrs))
             _check_tensor(layer, self._kv_caches[layer], part, layout)
             layouts.add(layout)
         if len(layouts) != 1:
             raise Indivisible(f"layers of {part.block_bytes} bytes a block have unequal KV heads")
         return layouts.pop()
 
-    def _layout(self, layer: str, spec: Any, num_tensors: int) -> KvLayout:
+    def _layout(self, layer: str, spec: Any, block_size: int, num_tensors: int) -> KvLayout:
         backend, packing = self._backends[layer]
         odd = [name for name, usual in _PLAIN.items() if getattr(spec, name, usual) != usual]
+        if self._cache_dtype not in _PLAIN_TYPES:
+            raise Indivisible(f"the KV cache dtype is {self._cache_dtype}")
         if odd:
             raise Indivisible(f"{layer} has {odd[0]} {getattr(spec, odd[0])}")
         is_latent = backend in _LATENT
@@ -240,6 +247,10 @@ class _Worker:
         )
         if layout.is_latent != is_latent or (is_latent and layout.kv_heads != 1):
             raise Indivisible(f"{layer} is a {type(spec).__name__} of the backend {backend}")
+        if layout.block_tokens != block_size:
+            raise Indivisible(
+                f"{layer} has block size {layout.block_tokens}, its group {block_size}"
+            )
         return layout
 
 

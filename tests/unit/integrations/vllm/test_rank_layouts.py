@@ -25,7 +25,7 @@ CPU = attention_layer("CPU_ATTN", "vec")
 
 def known(
     tensors, kind=FullAttentionSpec, layer=CPU, *, tp_size=1, rank=0, kv_heads=4, tokens=TOKENS,
-    specs=None, **spec,
+    specs=None, cache_dtype="auto", **spec,
 ):  # fmt: skip
     """RankLayouts of a worker with these tensors, each of one layer."""
     spec = {"num_kv_heads": tensors[0].shape[1], "head_size": SIZE, "dtype": "torch.float32"} | spec
@@ -39,6 +39,7 @@ def known(
     config = vllm_config(
         tp_size=tp_size, rank=rank, kv_heads=kv_heads, attention=dict.fromkeys(names, layer)
     )
+    config.cache_config.cache_dtype = cache_dtype
     memory = kv_layout_of(caches, cache_config, rank)
     return rank_layouts_of(memory, caches, cache_config, config)
 
@@ -140,6 +141,17 @@ def test_layers_of_one_size_with_other_heads_are_not_known():
     ]
     tensors = [packed(4)[0], packed(2, size=2 * SIZE)[1]]
     assert known(tensors, specs=specs).parts == ()
+
+
+def test_a_quantized_cache_is_not_known():
+    assert "the KV cache dtype is fp8" in known(packed(), cache_dtype="fp8").problem
+
+
+def test_layers_with_another_block_size_than_their_group_are_not_known():
+    spec = {"num_kv_heads": 1, "head_size": SIZE, "dtype": "torch.float32"}
+    specs = [MLAAttentionSpec(block_size=TOKENS, **spec)] * 2
+    layouts = known(latents(), **MLA, tokens=2 * TOKENS, specs=specs)
+    assert "has block size 4, its group 8" in layouts.problem
 
 
 def test_a_model_without_the_attributes_is_not_known():
