@@ -62,6 +62,35 @@ def make_gemma(folder):
     return str(folder)
 
 
+def make_deepseek(folder):
+    """Write a model with latents (MLA), of the only size that vLLM for CPU has."""
+    import torch
+    from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
+
+    torch.manual_seed(7)
+    config = DeepseekV2Config(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        first_k_dense_replace=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        q_lora_rank=None,
+        kv_lora_rank=512,
+        qk_rope_head_dim=64,
+        qk_nope_head_dim=32,
+        v_head_dim=32,
+        vocab_size=997,
+        max_position_embeddings=4096,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=None,
+        tie_word_embeddings=False,
+    )
+    DeepseekV2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return str(folder)
+
+
 def prompt(seed, length, vocab=997):
     """Token ids of a prompt."""
     return [random.Random(seed).randrange(1, vocab) for _ in range(length)]
