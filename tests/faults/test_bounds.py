@@ -83,6 +83,7 @@ CALLS = {
     "check_link_status": Expected(LATE, NONE, SYNC),
     "describe_link": Expected(OK, NONE),
     "describe_links": Expected(OK, OK),
+    "describe_remote_caches": Expected(LATE, NONE, SYNC, OK),
     "describe_relinks": Expected(OK, OK),
     "link": Expected(OK, OK),
     "query_register_mem_status": Expected(OK, OK),
@@ -221,6 +222,9 @@ class Caller:
 
     def describe_links(self):
         self.instance.describe_links()
+
+    def describe_remote_caches(self):
+        assert self.instance.describe_remote_caches(1)
 
     def describe_relinks(self):
         self.instance.describe_relinks()

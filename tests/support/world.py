@@ -94,6 +94,7 @@ class World:
             "link_peer": {"address": far.listen_address, "cluster_id": 2, "timeout": 3000},
             "unlink_peer": {"cluster_id": 7, "timeout": 3000, "force": False},
             "describe_links": {},
+            "describe_remote_caches": {"cluster_id": 2},
             "caches": {},
             "register_tensors": {
                 "tensors": [self.memory[1, 0]],

@@ -129,6 +129,7 @@ def link(instance: LLMDataDist) -> None:
     assert_type(instance.switch_role(LLMRole.MIX, switch_options=options()), None)
     assert_type(instance.check_link_status(remote_cluster_id=2), None)
     assert_type(instance.describe_link(2), dict[str, object])
+    assert_type(instance.describe_remote_caches(2), list[dict[str, object]])
     assert_type(instance.describe_relinks(), list[dict[str, object]])
     assert_type(instance.stats(), InstanceStats)
     assert_type(instance.finalize(), None)

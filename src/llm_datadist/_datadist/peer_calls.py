@@ -1,4 +1,4 @@
-"""Calls about links that take one address and raise *(extension)*."""
+"""Calls about links that take one peer and raise *(extension)*."""
 
 from __future__ import annotations
 
@@ -97,6 +97,28 @@ class PeerCalls:
         Source: an extension; docs/reference/parity.md.
         """
         return self._live("describe_links").describe_links()
+
+    def describe_remote_caches(self, cluster_id: int) -> list[dict[str, object]]:
+        """Return the facts of the caches that a linked peer has now *(extension)*.
+
+        From the peer's directory: its interpreter takes no part. Each is a dict of plain values:
+        cache_id, kind ("blocks" or "contiguous"), num_tensors, shape, data_type, placement, bytes
+        (of all tensors), on_device, accessible (whether peers may touch it), named (whether keys
+        may use its id), blocks_key, keys and layout.
+
+        Args:
+            cluster_id: Of the peer.
+
+        Raises:
+            TypeError: A wrong type.
+            ValueError: cluster_id outside uint64.
+            LLMException: LLM_NOT_YET_LINK, LLM_LINK_FAILED; LLM_TIMEOUT after sync_kv_timeout (in
+                first-generation mode LLM_WAIT_PROCESS_TIMEOUT); LLM_FAILED: what the peer has
+                published breaks the protocol.
+        Source: an extension; docs/reference/parity.md.
+        """
+        directories = self._live("describe_remote_caches").remote_directories
+        return directories.describe(check_uint64("cluster_id", cluster_id))
 
 
 def _info_of(operation: str, address: str | tuple[str, int]) -> LLMClusterInfo:

@@ -35,6 +35,7 @@ from llm_datadist._engine.transfer.checksums import Checksums
 from llm_datadist._engine.transfer.counters import TransferCounters
 from llm_datadist._engine.transfer.layerwise import Layerwise
 from llm_datadist._engine.transfer.local_copies import LocalCopies
+from llm_datadist._engine.transfer.remote_directories import RemoteDirectories
 from llm_datadist._engine.transfer.resharded import Resharding
 from llm_datadist._errors import LLMException, LLMStatusCode, fail, invalid
 from llm_datadist._links import LinkTable
@@ -117,6 +118,7 @@ class Engine:
         self.transfers = Transfers(instance, attempts)
         self.layerwise = Layerwise(instance, self.transfers)
         self.resharding = Resharding(instance, attempts)
+        self.remote_directories = RemoteDirectories(instance)
         self.local_copies = LocalCopies(instance, self.fault_marks)
         data_planes.attach(self.links, self.fault_marks.for_peers, self.lender.link_ended)
         self.registry.on_gone = self.lender.cache_gone

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     _Described: TypeAlias = tuple[CacheDesc, Layout, KvLayout | None]
 
+_KEY_FIELDS = ("req_id", "model_id", "prefix_id")
+
 
 @final
 class RemoteCache:
@@ -107,6 +109,25 @@ class RemoteCache:
         Raises as `check`.
         """
         return self._describe()[2]
+
+    def describe(self) -> dict[str, object]:
+        """Return the facts for describe_remote_caches, as plain values. Raises as `check`."""
+        desc = self.desc
+        return {
+            "cache_id": self.cache_id,
+            "kind": "blocks" if self.is_blocks else "contiguous",
+            "num_tensors": desc.num_tensors,
+            "shape": list(desc.shape),
+            "data_type": desc.data_type.name,
+            "placement": desc.placement.name,
+            "bytes": desc.num_tensors * desc.tensor_bytes,
+            "on_device": self.on_device,
+            "accessible": self.accessible,
+            "named": self.named,
+            "blocks_key": None if self.blocks_key is None else {"model_id": self.blocks_key},
+            "keys": [dict(zip(_KEY_FIELDS, name, strict=True)) for name in self.keys.values()],
+            "layout": None if self.kv_layout is None else str(self.kv_layout),
+        }
 
     def _describe(self) -> _Described:
         if self._described is None:

@@ -150,6 +150,7 @@ MISTAKES = {
     },
     "check_link_status": {"remote_cluster_id": [*NO_UINT64, *NONE]},
     "describe_link": {"cluster_id": [*NO_UINT64, *NONE]},
+    "describe_remote_caches": {"cluster_id": [*NO_UINT64, *NONE]},
     "link_peer": {
         "address": [
             *NONE,

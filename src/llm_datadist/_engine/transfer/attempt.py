@@ -21,7 +21,13 @@ from llm_datadist._engine.memory.fault_marks import fault_at
 from llm_datadist._engine.transfer.cache_checks import check_apart
 from llm_datadist._engine.transfer.checksums import checkable, faults_of
 from llm_datadist._engine.transfer.counters import NO_LINK
-from llm_datadist._engine.transfer.errors import NO_PLAN, Failure, complete, failure
+from llm_datadist._engine.transfer.errors import (
+    NO_PLAN,
+    Failure,
+    complete,
+    corrupt_directory,
+    failure,
+)
 from llm_datadist._errors import LLMException, LLMStatusCode, fail, restate
 from llm_datadist._plan import Plan, cut_between
 from llm_datadist._registry import CorruptDirectory, consumed
@@ -264,13 +270,7 @@ class Attempts:
         except LookupFailedError as error:
             raise self._error(request, link, error.outcome) from error
         except CorruptDirectory as error:
-            raise fail(
-                LLMStatusCode.LLM_FAILED,
-                operation,
-                f"the peer's directory cannot be read: {error}",
-                "unlink and link again; report this with both versions",
-                cluster_id=request.key.cluster_id,
-            ) from error
+            raise corrupt_directory(operation, request.key.cluster_id, error) from error
         return version, found
 
     def _check_marks(self, request: Request, link: Link, attempt: _Attempt) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._engine.memory.fault_marks import NOT_ACCESSIBLE, REPAIR, described
 from llm_datadist._errors import Fault, LLMException, LLMStatusCode, fail, finalized
 from llm_datadist._plan import Plan
+
+if TYPE_CHECKING:
+    from llm_datadist._registry import CorruptDirectory
 
 _NOTHING = np.empty(0, np.uint64)
 NO_PLAN = Plan(_NOTHING, _NOTHING, _NOTHING, 0)
@@ -47,6 +51,17 @@ class Failure:
     faults: tuple[Fault, ...] = ()
     device_trouble: str = ""
     link_end: str = ""
+
+
+def corrupt_directory(operation: str, cluster_id: int, error: CorruptDirectory) -> LLMException:
+    """Return the exception of a call that cannot read a peer's directory."""
+    return fail(
+        LLMStatusCode.LLM_FAILED,
+        operation,
+        f"the peer's directory cannot be read: {error}",
+        "unlink and link again; report this with both versions",
+        cluster_id=cluster_id,
+    )
 
 
 def complete(outcome: Outcome, plan: Plan) -> Outcome:
