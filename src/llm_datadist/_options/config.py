@@ -157,17 +157,20 @@ class LLMConfig:
     def tls_cert(self) -> str | None:
         """PEM file with this instance's certificate, for clients and servers alike, and its chain
         up to the authority *(extension)*. Set with tls_key and tls_ca it puts links under mutual
-        TLS. Unset: no TLS.
+        TLS. Unset, all three: environment variables LLM_DATADIST_TLS_CERT, LLM_DATADIST_TLS_KEY and
+        LLM_DATADIST_TLS_CA, else no TLS.
         """
 
     @Str(keys.TLS_KEY)
     def tls_key(self) -> str | None:
-        """PEM file with the private key of tls_cert, not encrypted *(extension)*. Unset: no TLS."""
+        """PEM file with the private key of tls_cert, not encrypted *(extension)*. Unset: as
+        tls_cert.
+        """
 
     @Str(keys.TLS_CA)
     def tls_ca(self) -> str | None:
         """PEM file with the authorities one of which must have issued a peer's certificate
-        *(extension)*. Unset: no TLS.
+        *(extension)*. Unset: as tls_cert.
         """
 
     @Bool(keys.TLS_LANES)

@@ -12,6 +12,11 @@ from support.authority import Authority
 
 CERT, KEY, CA, LANES = "llm.TlsCert", "llm.TlsKey", "llm.TlsCa", "llm.TlsLanes"
 PROPERTIES = {CERT: "tls_cert", KEY: "tls_key", CA: "tls_ca"}
+VARIABLES = {
+    CERT: "LLM_DATADIST_TLS_CERT",
+    KEY: "LLM_DATADIST_TLS_KEY",
+    CA: "LLM_DATADIST_TLS_CA",
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +31,13 @@ def files(authority):
     return {key: issued[name] for key, name in PROPERTIES.items()}
 
 
-def parse(options):
-    return parse_options({"llm.EnableCacheManager": "1"} | options, {})
+def parse(options, environ=()):
+    return parse_options({"llm.EnableCacheManager": "1"} | options, dict(environ))
 
 
-def refused(options, key, *texts):
+def refused(options, key, *texts, environ=()):
     with pytest.raises(LLMException) as caught:
-        parse(options)
+        parse(options, environ)
     error = caught.value
     assert error.status_code is LLMStatusCode.LLM_PARAM_INVALID
     assert error.operation == "init"
@@ -114,3 +119,29 @@ def test_a_config_s_properties_are_these_options(files):
     config.tls_lanes = True
     assert config.generate_options() == files | {LANES: "1", "llm.EnableCacheManager": "1"}
     assert parse(config.generate_options()).tls.lanes
+
+
+@pytest.fixture(scope="module")
+def environ(files):
+    """The same files, named by environment variables."""
+    return {VARIABLES[key]: name for key, name in files.items()}
+
+
+@pytest.mark.parametrize("lanes", ["0", "1"])
+def test_the_environment_names_the_files_that_no_option_names(environ, lanes):
+    assert parse({LANES: lanes}, environ).tls.lanes is (lanes == "1")
+    assert parse({}, dict.fromkeys(environ, "")).tls is None
+
+
+def test_one_option_keeps_the_whole_environment_out(files, environ):
+    refused({CERT: files[CERT]}, KEY, "is missing", environ=environ)
+    nowhere = dict.fromkeys(environ, "/none/at/all")
+    assert parse(files, nowhere).tls is not None
+
+
+@pytest.mark.parametrize("key", [CERT, KEY, CA])
+def test_what_is_wrong_with_the_environment_names_the_variable(environ, key):
+    variable = VARIABLES[key]
+    text = f"{key} (environment variable {variable})"
+    refused({}, key, text, "cannot be read", environ=environ | {variable: "/none/at/all"})
+    refused({}, key, text, "is missing", environ=environ | {variable: ""})
