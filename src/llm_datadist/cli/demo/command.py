@@ -1,24 +1,10 @@
-"""Command `llm-datadist demo`: options and exit status."""
+"""Command `llm-datadist demo`: its options."""
 
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-
-from llm_datadist.cli.demo.model import ModelShape
-from llm_datadist.cli.demo.plot import check_can_plot, plot
-from llm_datadist.cli.demo.progress import ProgressView
-from llm_datadist.cli.demo.report import print_report, to_json
-from llm_datadist.cli.demo.results import DemoResult
-from llm_datadist.cli.demo.router import Router
-from llm_datadist.cli.demo.settings import DemoError, DemoSettings
-from llm_datadist.cli.demo.tokenizer import VOCABULARY, cut_prompts, read_text
-
-_USAGE = 2
-_INTERRUPTED = 130
 
 
 class ModeChoice(str, Enum):
@@ -103,58 +89,23 @@ def demo(
 
     Exit status: 0 all tokens equal, 1 some differ, 2 the demo could not be run.
     """
-    console = Console(stderr=json)
-    try:
-        if plot_file is not None:
-            check_can_plot(plot_file)
-        prompts = _prompts(prompt_file, requests, prompt_tokens, seed)
-        settings = DemoSettings(
-            prompts=prompts,
-            mode=mode.value,
-            backend=backend.value,
-            shape=ModelShape(layers=layers, vocabulary=VOCABULARY),
-            seed=seed,
-            block_size=block_size,
-            max_new_tokens=max_new_tokens,
-            corrupt_block=corrupt_block,
-            inject_fault=inject_fault,
-        )
-        settings.check()
-        result = _run(console, settings, verbose=verbose)
-        if json:
-            typer.echo(to_json(result))
-        else:
-            print_report(console, result, verbose=verbose)
-        if plot_file is not None:
-            plot(result, plot_file)
-            console.print(f"Timeline drawn in {escape(str(plot_file))}.", highlight=False)
-    except DemoError as problem:
-        text = f"[bold red]error:[/] {escape(str(problem))}"
-        Console(stderr=True).print(text, highlight=False, soft_wrap=True)
-        raise typer.Exit(_USAGE) from None
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; the processes of the demo have ended")
-        raise typer.Exit(_INTERRUPTED) from None
-    if not (result.tokens_equal and result.residents_intact):
-        raise typer.Exit(1)
+    from llm_datadist.cli.demo.run import run_demo  # noqa: PLC0415 - slow imports
 
-
-def _run(console: Console, settings: DemoSettings, *, verbose: bool) -> DemoResult:
-    shape = settings.shape
-    console.print(
-        f"{len(settings.prompts)} requests, {sum(map(len, settings.prompts)):,} prompt tokens, a "
-        f"model of {shape.parameters / 1e6:.1f} million weights, "
-        f"{shape.kv_bytes_per_token // 1024} KiB of KV cache per token",
-        highlight=False,
+    status = run_demo(
+        mode=mode.value,
+        requests=requests,
+        max_new_tokens=max_new_tokens,
+        prompt_tokens=prompt_tokens,
+        prompt_file=prompt_file,
+        block_size=block_size,
+        backend=backend.value,
+        layers=layers,
+        seed=seed,
+        plot_file=plot_file,
+        inject_fault=inject_fault,
+        json=json,
+        verbose=verbose,
+        corrupt_block=corrupt_block,
     )
-    with ProgressView(console, settings, verbose=verbose) as view:
-        return Router(settings, view).run()
-
-
-def _prompts(path: Path | None, count: int, longest: int, seed: int) -> list[list[int]]:
-    try:
-        text = read_text(path)
-    except (OSError, ValueError) as problem:
-        reason = problem.strerror if isinstance(problem, OSError) else problem
-        raise DemoError(f"--prompt-file {path}: {reason}") from problem
-    return cut_prompts(text, count, longest, seed)
+    if status:
+        raise typer.Exit(status)
