@@ -64,3 +64,14 @@ def test_the_package_does_not_import_what_only_an_instance_needs(modules, name):
 
 def test_the_version_is_that_of_the_distribution():
     assert llm_datadist.__version__ == metadata.version("llm-datadist")
+
+
+@pytest.mark.parametrize("name", ["asyncio", "matplotlib", "msgspec", "ssl", *OF_INSTANCES])
+def test_the_command_line_does_not_import_what_only_a_command_needs(command_line, name):
+    names = (name, f"llm_datadist.{name}")
+    assert [module for module in command_line if module.startswith(names)] == []
+
+
+@pytest.fixture(scope="module")
+def command_line():
+    return imported_by("import llm_datadist.cli.app")

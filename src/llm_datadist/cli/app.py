@@ -1,12 +1,12 @@
-"""Commands of `llm-datadist`."""
+"""Commands of `llm-datadist`. Each imports what it needs when it runs: `--help` must be quick."""
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
 
+import llm_datadist
 from llm_datadist.cli.demo.command import demo
-from llm_datadist.cli.doctor import doctor
+from llm_datadist.cli.doctor.command import doctor
 
 app = typer.Typer(
     name="llm-datadist",
@@ -23,10 +23,7 @@ app.command()(doctor)
 def _print_version(wanted: bool) -> None:
     if not wanted:
         return
-    try:
-        typer.echo(f"llm-datadist {version('llm-datadist')}")
-    except PackageNotFoundError:
-        typer.echo("llm-datadist (not installed)")
+    typer.echo(f"llm-datadist {llm_datadist.__version__}")
     raise typer.Exit
 
 

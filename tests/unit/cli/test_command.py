@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 
 import pytest
 from typer.testing import CliRunner
@@ -74,12 +73,6 @@ def test_an_empty_prompt_file(tmp_path):
     assert "the file is empty" in " ".join(outcome.output.split())
 
 
-def test_doctor_shows_versions():
-    outcome = invoke("doctor")
-    assert outcome.exit_code == 0
-    assert "numpy" in outcome.output
-
-
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
@@ -93,29 +86,3 @@ def test_what_does_not_go_with_a_fault(options, problem):
     outcome = invoke("demo", "--inject-fault", *options)
     assert outcome.exit_code == 2
     assert problem in " ".join(outcome.output.split())
-
-
-@pytest.mark.slow
-def test_doctor_tries_two_processes_out():
-    outcome = invoke("doctor")
-    assert outcome.exit_code == 0
-    text = " ".join(outcome.output.split())
-    assert "blocks move over backend host" in text or "blocks move over backend tcp" in text
-    assert "GB/s" in text
-
-
-@pytest.mark.slow
-@pytest.mark.expects_log("LLM_LINK_FAILED")
-def test_doctor_says_why_blocks_do_not_move(monkeypatch):
-    monkeypatch.setenv("LLM_DATADIST_SECRET", "of the peer only")
-    start = subprocess.Popen
-
-    def start_and_forget(*args, **kwargs):
-        process = start(*args, **kwargs)
-        monkeypatch.delenv("LLM_DATADIST_SECRET")
-        return process
-
-    monkeypatch.setattr(subprocess, "Popen", start_and_forget)
-    outcome = invoke("doctor")
-    assert outcome.exit_code == 1
-    assert "LLM_LINK_FAILED" in outcome.output
