@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_datadist.cli.doctor import (
+    gpu,
+    nixl,
+    rdma,
     system,
     transfers,
 )
@@ -36,6 +39,9 @@ def all_checks(
         system.versions,
         system.kernel,
         system.cores,
+        rdma.rdma,
+        nixl.nixl,
+        gpu.gpus,
         transfers.transfers,
     ]
 
