@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 STARTS = re.compile(r"(?:Thread|Workers|ThreadPoolExecutor|ControlLoop|_RelayThread)\(")
-NAME = re.compile(r'"((?:llm[-_]datadist-|demo-|peer-|reader-)[^"]+)"')
+NAME = re.compile(r'"((?:llm[-_]datadist-|demo-|doctor-|peer-|reader-)[^"]+)"')
 THREADS = (ROOT / "docs" / "design" / "threads.md").read_text()
 
 

@@ -6,8 +6,13 @@ from typing import TYPE_CHECKING
 
 from llm_datadist.cli.doctor import (
     gpu,
+    limits,
+    loopback,
+    names,
     nixl,
     rdma,
+    same_host,
+    shared_memory,
     system,
     transfers,
 )
@@ -39,9 +44,18 @@ def all_checks(
         system.versions,
         system.kernel,
         system.cores,
+        same_host.same_host_reads,
+        same_host.pid_namespace,
+        loopback.tcp_rate,
+        limits.descriptors,
+        limits.locked_memory,
+        limits.stack,
+        limits.sizes,
+        shared_memory.shared_memory,
         rdma.rdma,
         nixl.nixl,
         gpu.gpus,
+        names.own_name,
         transfers.transfers,
     ]
 
