@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from llm_datadist.cli.doctor import (
+    credentials,
     gpu,
     limits,
     loopback,
     names,
     nixl,
+    peer,
+    ports,
     rdma,
     same_host,
     shared_memory,
@@ -56,7 +60,14 @@ def all_checks(
         nixl.nixl,
         gpu.gpus,
         names.own_name,
+        partial(ports.listen_ports, listen),
+        ports.domain_port,
+        credentials.credentials,
         transfers.transfers,
+        *(
+            partial(peer.peer, each, timeout_s=timeout_s, first_generation=first_generation)
+            for each in peers
+        ),
     ]
 
 
