@@ -7,6 +7,8 @@ import typer
 import llm_datadist
 from llm_datadist.cli.demo.command import demo
 from llm_datadist.cli.doctor.command import doctor
+from llm_datadist.cli.inspect_command import inspect
+from llm_datadist.cli.ping_command import ping
 
 app = typer.Typer(
     name="llm-datadist",
@@ -18,6 +20,8 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(doctor)
+app.command()(ping)
+app.command()(inspect)
 
 
 def _print_version(wanted: bool) -> None:
