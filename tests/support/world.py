@@ -95,6 +95,7 @@ class World:
             "unlink_peer": {"cluster_id": 7, "timeout": 3000, "force": False},
             "describe_links": {},
             "describe_remote_caches": {"cluster_id": 2},
+            "stats": {},
             "caches": {},
             "register_tensors": {
                 "tensors": [self.memory[1, 0]],
