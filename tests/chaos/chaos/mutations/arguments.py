@@ -35,8 +35,8 @@ MUTATIONS = (
         "negative-block-alone",
         "a single negative block index is refused",
         f"{_SRC}/_plan/indices.py",
-        "        if 0 <= blocks[0] <= most:\n",
-        "        if blocks[0] <= most:\n",
+        "        if 0 <= block <= most:\n",
+        "        if block <= most:\n",
         tests="tests/unit/_plan/test_indices.py",
     ),
     Mutation(

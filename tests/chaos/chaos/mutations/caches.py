@@ -305,8 +305,8 @@ MUTATIONS = (
         "misses-are-final",
         "an unknown key is looked up again in the peer's directory",
         _READER,
-        "if resolved is None and not fresh and self.refresh(operation, deadline_ns):",
-        "if resolved is None and fresh and self.refresh(operation, deadline_ns):",
+        "if resolved is None and not fresh:",
+        "if resolved is None and fresh:",
         tests=_DIRECTORY,
     ),
     Mutation(

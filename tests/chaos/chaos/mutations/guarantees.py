@@ -262,8 +262,8 @@ MUTATIONS = (
         "absent-pages-waited-for",
         "pages that are absent are not read from another process",
         "native/host/read.cc",
-        "peer_.proof_present() &&\n                       peer_.presence_.all_present({own.stretches.data(), joined.stretches});",
-        "peer_.presence_.all_present({own.stretches.data(), joined.stretches}) || true;",
+        "peer_.proof_present() && peer_.presence_.all_present(stretches.remote());",
+        "peer_.presence_.all_present(stretches.remote()) || true;",
         tests="tests/native/host/test_host_read.py -k absent_pages",
     ),
     Mutation(

@@ -4,6 +4,7 @@ from chaos.mutation import Mutation
 
 _READ = "native/host/read.cc"
 _PEER = "native/host/peer.cc"
+_STRETCHES = "native/host/stretches.cc"
 _HOST_READ = "tests/native/host/test_host_read.py"
 
 MUTATIONS = (
@@ -115,24 +116,32 @@ MUTATIONS = (
         "gaps-counted-as-progress",
         "how far a read with gaps came is not told by its bytes",
         _READ,
-        "joined.gap_bytes == 0 ? done : 0);",
+        "gap_bytes == 0 ? done : 0);",
         "done);",
         tests="tests/native/host/test_gaps.py",
     ),
     Mutation(
         "gaps-land",
         "what lies between the ranges lands nowhere",
-        _READ,
-        "own.destinations[joined.destinations++] = {own.scratch.data(), gap};",
-        "own.destinations[joined.destinations++] = {own.local[i].iov_base, gap};",
+        _STRETCHES,
+        "local_[num_local_++] = {scratch_.data(), gap};",
+        "local_[num_local_++] = {local[i].iov_base, gap};",
         tests="tests/native/host/test_gaps.py",
     ),
     Mutation(
         "more-gaps-than-room",
         "a batch has no more pieces than one system call takes",
-        _READ,
-        " || (gap != 0 && gaps_left == 0)) {",
-        ") {",
+        _STRETCHES,
+        "gaps_left != 0 && ",
+        "",
         tests="tests/native/host/test_gaps.py",
+    ),
+    Mutation(
+        "gaps-between-registrations",
+        "no byte between two registered ranges is read",
+        _STRETCHES,
+        " && finder.finds(end, begin)",
+        "",
+        program="test_stretches",
     ),
 )

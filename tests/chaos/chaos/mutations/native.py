@@ -440,4 +440,20 @@ MUTATIONS = (
         "",
         tests=_FAILURES,
     ),
+    Mutation(
+        "turns-end-before-the-work",
+        "a target whose turns ended between a request and its work goes on by itself",
+        _SERVED,
+        "    case State::kPush:\n    case State::kChecksum:\n    case State::kProbe:\n      return true;\n",
+        "      return true;\n",
+        tests="tests/native/lanes/test_hostile.py -k wait_in_a_lane",
+    ),
+    Mutation(
+        "answers-lost-with-the-link",
+        "an answer that is in the socket counts although the link ends",
+        "native/lanes/initiator/driver.cc",
+        "    if (plan_.target_acts) {\n      step_all();",
+        "    if (false) {\n      step_all();",
+        program="test_driver",
+    ),
 )
