@@ -168,7 +168,7 @@ class DataPlane:
         index, value = self.peer.link_ref
         return self._host.guard(index) == value
 
-    def count(self, num_bytes: int, *, write: bool) -> None:
+    def count(self, num_bytes: int, write: bool) -> None:
         """Count a transfer; unlocked, so that totals may miss a few under contention."""
         if write:
             self._writes += 1

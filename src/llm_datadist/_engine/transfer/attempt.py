@@ -7,7 +7,7 @@ failed because of an outdated view of the peer's directory; other failures are r
 from __future__ import annotations
 
 import logging
-import math
+import sys
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias, final
@@ -78,18 +78,19 @@ class Request:
         key: Names the peer's cache.
         local: The local cache.
         plan: Makes the descriptors from what the key names.
-        deadline_ns: When the call must end: sync_kv_timeout after it began.
+        pulled_layers: What a pull takes, to decide whether it consumes its CacheKey; None for
+            transfers that consume none.
         write: Whether the peer's cache is the destination.
-        pulled_layers: What a pull takes, to decide whether it consumes its CacheKey.
+        deadline_ns: When it must end; 0 = sync_kv_timeout after it has begun.
     """
 
     operation: str
     key: AnyKey
     local: LocalCache
     plan: MakePlan
-    deadline_ns: int
-    write: bool
     pulled_layers: Layers | None = None
+    write: bool = False
+    deadline_ns: int = 0
 
     def consumes(self, found: Resolved) -> bool:
         """Whether success ends the key: it is a CacheKey, and every layer is pulled."""
@@ -134,7 +135,7 @@ class Attempts:
         self._timeout_ms = instance.config.sync_timeout_ms
         self._timeout_ns = instance.config.sync_timeout_ms * 1_000_000
         slow_ms = instance.config.slow_transfer_ms
-        self._slow_ns = math.inf if slow_ms is None else slow_ms * 1_000_000
+        self._slow_ns = sys.maxsize if slow_ms is None else slow_ms * 1_000_000
         self._fault_marks = fault_marks
         self._checksums = checksums
         self._counters = counters
@@ -150,6 +151,9 @@ class Attempts:
         Raises:
             LLMException: As CacheManager.pull_cache.
         """
+        began_ns = time.monotonic_ns()
+        if not request.deadline_ns:
+            request.deadline_ns = began_ns + self._timeout_ns
         link = None
         try:
             link = self._links.get(request.key.cluster_id, request.operation)
@@ -158,12 +162,12 @@ class Attempts:
             else:
                 attempt = self._run_by_addresses(request, link, plan)
         except LLMException as error:
-            self._count_failure(request, link, error)
+            self._count_failure(request, link, error, began_ns)
             raise
-        duration_ns = time.monotonic_ns() - request.deadline_ns + self._timeout_ns
+        duration_ns = time.monotonic_ns() - began_ns
         data: DataPlane = link.data
         num_bytes = attempt.plan.total_bytes
-        data.count(num_bytes, write=request.write)
+        data.count(num_bytes, request.write)
         path = data.device_path if attempt.transfer.on_device else data.path
         self._counters.add(request.operation, path, num_bytes, duration_ns)
         if duration_ns > self._slow_ns:
@@ -175,13 +179,13 @@ class Attempts:
         Raises:
             LLMException: As CacheManager.pull_cache for a key that cannot be used.
         """
-        request = Request(operation, key, local, lambda _: NO_PLAN, deadline_ns, write=False)
-        link = None
+        request = Request(operation, key, local, lambda _: NO_PLAN, deadline_ns=deadline_ns)
+        began_ns, link = time.monotonic_ns(), None
         try:
             link = self._links.get(key.cluster_id, operation)
             return self._look_up(request, link, fresh=True)[1]
         except LLMException as error:
-            self._count_failure(request, link, error)
+            self._count_failure(request, link, error, began_ns)
             raise
 
     def _run_by_key(self, request: Request, link: Link) -> _Attempt:
@@ -225,7 +229,9 @@ class Attempts:
             raise self._error(request, link, outcome, attempt, faults)
         return attempt
 
-    def _count_failure(self, request: Request, link: Link | None, error: LLMException) -> None:
+    def _count_failure(
+        self, request: Request, link: Link | None, error: LLMException, began_ns: int
+    ) -> None:
         """Give a failure the status that callers of this generation see, and count it."""
         restate(error, self._statuses)
         path = NO_LINK
@@ -234,7 +240,7 @@ class Attempts:
             data: DataPlane = link.data
             path = data.path if request.local.device is None else data.device_path
         self._counters.add_failure(request.operation, path, error.status_code)
-        duration_ns = time.monotonic_ns() - request.deadline_ns + self._timeout_ns
+        duration_ns = time.monotonic_ns() - began_ns
         if link is not None and duration_ns > self._slow_ns:
             ended = f"failed over {path} with {error.status_code.name}"
             self._log_slow(request, link, ended, duration_ns)

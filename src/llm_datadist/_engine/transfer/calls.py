@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, final
 
 from llm_datadist._engine.transfer.attempt import Request
@@ -40,7 +39,6 @@ class Transfers:
 
     def __init__(self, instance: Instance, attempts: Attempts) -> None:
         self._registry = instance.registry
-        self._timeout_ns = instance.config.sync_timeout_ms * 1_000_000
         self._attempts = attempts
 
     def pull_slot(
@@ -76,7 +74,7 @@ class Transfers:
                 remote_offset_bytes=src_offset,
             )
 
-        self._run(operation, key, local, plan, write=False, layers=layers)
+        self._attempts.run(Request(operation, key, local, plan, layers))
 
     def pull_blocks(
         self,
@@ -120,7 +118,7 @@ class Transfers:
                 check_pieces(operation, remote_layout, layout, len(local_ids), names.dst_blocks)
                 return plan_slot_to_blocks(remote_layout, found.slot, src, layout, local_ids, dst)
 
-        self._run(operation, key, local, plan, write=False, layers=layers)
+        self._attempts.run(Request(operation, key, local, plan, layers))
 
     def push_blocks(
         self,
@@ -144,7 +142,7 @@ class Transfers:
             src, dst = layer_tensors(operation, layers, layout, remote_layout)
             return plan_blocks(layout, local_ids, src, remote_layout, remote_ids, dst, push=True)
 
-        self._run(operation, key, local, plan, write=True)
+        self._attempts.run(Request(operation, key, local, plan, write=True))
 
     def push_slot(
         self,
@@ -167,28 +165,13 @@ class Transfers:
             src, dst = layer_tensors(operation, layers, layout, remote_layout)
             return plan_slots(layout, slot, src, remote_layout, found.slot, dst, num_bytes)
 
-        self._run(operation, key, local, plan, write=True)
+        self._attempts.run(Request(operation, key, local, plan, write=True))
 
     def push_planned(self, operation: str, key: AnyKey, local: LocalCache, plan: MakePlan) -> None:
         """Push by a plan of the caller's (layer-wise transfers)."""
-        self._run(operation, key, local, plan, write=True)
+        self._attempts.run(Request(operation, key, local, plan, write=True))
 
     def push_raw(self, operation: str, cluster_id: int, local: LocalCache, plan: Plan) -> None:
         """Push to bare addresses of the peer, which checks them against its accessible regions."""
-        deadline_ns = time.monotonic_ns() + self._timeout_ns
         key = BlocksCacheKey(cluster_id)
-        request = Request(operation, key, local, lambda _: plan, deadline_ns, write=True)
-        self._attempts.run(request, plan)
-
-    def _run(
-        self,
-        operation: str,
-        key: AnyKey,
-        local: LocalCache,
-        plan: MakePlan,
-        *,
-        write: bool,
-        layers: Layers | None = None,
-    ) -> None:
-        deadline_ns = time.monotonic_ns() + self._timeout_ns
-        self._attempts.run(Request(operation, key, local, plan, deadline_ns, write, layers))
+        self._attempts.run(Request(operation, key, local, lambda _: plan, write=True), plan)

@@ -58,8 +58,8 @@ class Resharding:
                 call.keys[rank],
                 local.cache,
                 lambda now: job.plan(rank, now),
-                deadline_ns,
-                call.write,
+                write=call.write,
+                deadline_ns=deadline_ns,
             )
 
         errors = self._errors([request(rank) for rank in job.parts])

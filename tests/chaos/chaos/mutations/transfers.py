@@ -196,12 +196,12 @@ MUTATIONS = (
         tests=f"{_TESTS}/transfer/test_calls.py",
     ),
     Mutation(
-        "deadline-of-raw-pushes",
-        "a push by addresses ends by sync_kv_timeout",
-        f"{_ENGINE}/transfer/calls.py",
-        "deadline_ns = time.monotonic_ns() + self._timeout_ns\n        key = ",
-        "deadline_ns = time.monotonic_ns() + 10 * self._timeout_ns\n        key = ",
-        tests=f"{_TESTS}/transfer/test_calls.py",
+        "deadline-of-transfers",
+        "a transfer ends by sync_kv_timeout",
+        _ATTEMPT,
+        "request.deadline_ns = began_ns + self._timeout_ns",
+        "request.deadline_ns = began_ns + 10 * self._timeout_ns",
+        tests=f"{_TESTS}/transfer/test_attempt.py",
     ),
     Mutation(
         "checksums-of-a-part",

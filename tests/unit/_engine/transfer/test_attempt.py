@@ -1,7 +1,6 @@
 """Transfers over a made-up link: lookups, retries, consumption, memory faults, errors."""
 
 import re
-import time
 from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from llm_datadist import BlocksCacheKey, CacheDesc, CacheKey, DataType, LLMException
 from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._engine.instance import Lifetime
+from llm_datadist._engine.transfer import attempt
 from llm_datadist._engine.transfer.attempt import Attempts, Request
 from llm_datadist._engine.transfer.counters import TransferCounters
 from llm_datadist._errors import FIRST_GENERATION_STATUSES, LLMStatusCode, fail, invalid
@@ -112,7 +112,7 @@ class Link:
     def peer_end_is_open(self):
         return self.is_open
 
-    def count(self, num_bytes, *, write):
+    def count(self, num_bytes, write):
         self.counted.append((num_bytes, write))
 
 
@@ -175,11 +175,10 @@ class World:
         def plan(found):
             return a_plan(indices, found.cache)
 
-        deadline_ns = time.monotonic_ns() + 10**10
-        self.attempts.run(Request("pull_blocks", key, self.local, plan, deadline_ns, write, layers))
+        self.attempts.run(Request("pull_blocks", key, self.local, plan, layers, write))
 
     def push_raw(self):
-        request = Request("transfer_cache_async", KEY, self.local, None, 10**18, write=True)
+        request = Request("transfer_cache_async", KEY, self.local, None, write=True)
         self.attempts.run(request, a_plan(np.arange(BLOCKS), REMOTE))
 
     def fails(self, status, *texts, **more):
@@ -418,25 +417,60 @@ def test_within_a_process_nothing_is_copied_onto_a_part_of_itself(write):
     assert world.link.transfers == []
 
 
-def took(world, ms):
-    """Carry out a transfer that began so long ago."""
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self):
+        self.now_ns = 10**12
+
+    def monotonic_ns(self):
+        return self.now_ns
+
+    def run(self, world, ms):
+        """Carry out a transfer each of whose attempts takes so long."""
+
+        def plan(found):
+            self.now_ns += ms * 1_000_000
+            return a_plan(np.arange(BLOCKS), found.cache)
+
+        world.attempts.run(Request("pull_blocks", KEY, world.local, plan))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    monkeypatch.setattr(attempt, "time", made)
+    return made
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_transfer_has_the_time_of_sync_kv_timeout(clock, way):
+    world = World(Link(Directory(known=FOUND)))
+    WAYS[way](world)
+    (transfer,) = world.link.transfers
+    assert transfer.deadline_ns == clock.now_ns + 1_000_000_000
+
+
+def test_a_transfer_that_is_part_of_a_call_has_the_deadline_of_that(clock):
+    world, deadline_ns = World(Link(Directory(known=FOUND))), 5 * 10**12
 
     def plan(found):
-        return a_plan(np.arange(BLOCKS), found.cache)
+        return a_plan(np.arange(1), found.cache)
 
-    deadline_ns = time.monotonic_ns() + (1000 - ms) * 1_000_000
-    world.attempts.run(Request("pull_blocks", KEY, world.local, plan, deadline_ns, write=False))
+    request = Request("pull_resharded", KEY, LOCAL, plan, deadline_ns=deadline_ns)
+    world.attempts.run(request)
+    assert world.link.transfers[0].deadline_ns == deadline_ns
 
 
-def test_a_transfer_is_counted_once_with_its_bytes_and_its_duration():
+def test_a_transfer_is_counted_once_with_its_bytes_and_its_duration(clock):
     """Also one that is repeated; its duration is that of the call."""
     changed = Resolved(REPLACED, 0, NO_REF)
     world = World(Link(Directory(changed, known=FOUND), Outcome(Code.STALE)))
-    took(world, 70)
+    clock.run(world, 70)
     assert world.counted() == ("pull_blocks", "of host memory", TENSORS * BLOCKS * UNIT, {})
     (entry,) = world.counters.stats()
     assert entry.completed == 1
-    assert entry.seconds.sum >= 0.07
+    assert entry.seconds.sum == pytest.approx(0.14)
 
 
 def test_a_transfer_of_device_memory_is_counted_for_the_path_of_that():
@@ -492,27 +526,27 @@ def test_a_failure_has_the_status_of_its_generation():
 
 
 @pytest.mark.expects_log("slow transfer")
-def test_a_slow_transfer_is_logged_once(caplog):
-    took(World(Link(Directory(known=FOUND)), slow_ms=200), 201)
+def test_a_slow_transfer_is_logged_once(clock, caplog):
+    clock.run(World(Link(Directory(known=FOUND)), slow_ms=200), 201)
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert re.fullmatch(
         r"slow transfer: pull_blocks, peer cluster 2 at 192\.0\.2\.1:5, 512 bytes over of host "
-        r"memory, 20\d\.\d ms, llm\.SlowTransferMs is 200",
+        r"memory, 201\.0 ms, llm\.SlowTransferMs is 200",
         record.getMessage(),
     )
 
 
 @pytest.mark.expects_log("slow transfer")
-def test_a_slow_transfer_that_fails_is_logged_with_its_status(caplog):
+def test_a_slow_transfer_that_fails_is_logged_with_its_status(clock, caplog):
     world = World(Link(Directory(known=FOUND), Outcome(Code.TIMEOUT)), slow_ms=200)
     with pytest.raises(LLMException):
-        took(world, 400)
+        clock.run(world, 400)
     (record,) = caplog.records
     assert "failed over of host memory with LLM_TIMEOUT" in record.getMessage()
 
 
-@pytest.mark.parametrize("slow_ms", [None, 900])
-def test_a_quick_transfer_is_not_logged(caplog, slow_ms):
-    took(World(Link(Directory(known=FOUND)), slow_ms=slow_ms), 500)
+@pytest.mark.parametrize("slow_ms", [None, 500])
+def test_a_quick_transfer_is_not_logged(clock, caplog, slow_ms):
+    clock.run(World(Link(Directory(known=FOUND)), slow_ms=slow_ms), 500)
     assert caplog.records == []
