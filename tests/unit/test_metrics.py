@@ -40,8 +40,8 @@ class Instance(LLMDataDist):
 
 def an_instance(cluster_id=7):
     counters = TransferCounters()
-    counters.add("pull_blocks", "host", 4096, 20_000)
-    counters.add("pull_blocks", "host", 8192, 30_000)
+    counters.add("pull_blocks", "host", 4096, 10_000)
+    counters.add("pull_blocks", "host", 8192, 20_000)
     counters.add("push_cache", "tcp", 100, 99_000_000_000)
     counters.add_failure("push_cache", "tcp", LLMStatusCode.LLM_TIMEOUT)
     instance = Instance(LLMRole.MIX, cluster_id)
@@ -88,7 +88,7 @@ class Scrape:
         ("transfer_bytes_total", PUSHES, 100),
         ("transfer_errors_total", PUSHES | {"status": "LLM_TIMEOUT"}, 1),
         ("transfer_duration_seconds_count", PULLS, 2),
-        ("transfer_duration_seconds_sum", PULLS, 5e-5),
+        ("transfer_duration_seconds_sum", PULLS, 3e-5),
         ("links", {"state": "connecting"}, 1),
         ("links", {"state": "linked"}, 2),
         ("links", {"state": "unlinking"}, 3),

@@ -79,3 +79,24 @@ def test_no_count_of_any_thread_is_lost():
     total = number * times
     assert (entry.completed, entry.num_bytes) == (total, 3 * total)
     assert entry.errors == {"LLM_TIMEOUT": total}
+
+
+def test_counts_of_threads_that_have_ended_are_kept_in_one_place():
+    counters = TransferCounters()
+    for _ in range(20):
+        thread = threading.Thread(target=counters.add, args=("pull_blocks", "host", 1, 1000))
+        thread.start()
+        thread.join()
+    assert len(counters._of_threads) <= 2  # of this thread and the last one
+    (entry,) = counters.stats()
+    assert entry.completed == entry.num_bytes == 20
+    counters.add("pull_blocks", "host", 1, 1000)
+    assert counters.stats()[0].completed == 21
+
+
+@pytest.mark.parametrize("duration_ns", [0, -5, 1, 10**15])
+def test_no_duration_is_outside_the_buckets(duration_ns):
+    counters = TransferCounters()
+    counters.add("pull_blocks", "host", 1, duration_ns)
+    (entry,) = counters.stats()
+    assert entry.seconds.counts[0 if duration_ns < 10**15 else -1] == 1
