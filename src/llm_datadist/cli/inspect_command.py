@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+from time import sleep
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -75,7 +75,7 @@ def _looks(
 ) -> Iterator[dict[str, Any]]:
     """Yield link and caches; once without an interval. Raises as `linked`."""
     with linked(address, timeout_s=timeout_s, first_generation=first_generation) as made:
-        instance, cluster_id = made
+        instance, cluster_id, _ = made
         while True:
             yield {
                 "link": instance.describe_link(cluster_id),
@@ -83,15 +83,21 @@ def _looks(
             }
             if interval_s is None:
                 return
-            time.sleep(interval_s)
+            sleep(interval_s)
 
 
 def _show(looks: Iterator[dict[str, Any]]) -> None:
-    """Draw each look in the place of the one before."""
-    from rich.live import Live  # noqa: PLC0415 - slow import
+    """Print the looks; on a terminal, each in the place of the one before."""
+    from rich.console import Console  # noqa: PLC0415 - slow import
+    from rich.live import Live  # noqa: PLC0415
 
     from llm_datadist.cli.inspect_view import view  # noqa: PLC0415
 
-    with Live(auto_refresh=False) as live:
+    console = Console()
+    if not console.is_terminal:
+        for look in looks:
+            console.print(view(look), highlight=False)
+        return
+    with Live(console=console, auto_refresh=False) as live:
         for look in looks:
             live.update(view(look), refresh=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -24,6 +25,7 @@ __all__ = [
     "CertOption",
     "FirstGenerationOption",
     "KeyOption",
+    "Linked",
     "SecretFileOption",
     "TimeoutOption",
     "credentials_in_environment",
@@ -109,18 +111,29 @@ def new_instance(
     return instance
 
 
-@contextmanager
-def linked(
-    address: str, *, timeout_s: float, first_generation: bool
-) -> Iterator[tuple[LLMDataDist, int]]:
-    """Link a new instance to a peer; give the instance and the peer's cluster id.
+class Linked(NamedTuple):
+    """A link of a command.
 
-    The link and the instance end with the block.
+    Attributes:
+        instance: The local instance.
+        cluster_id: The peer's id.
+        link_ms: How long it took to link.
+    """
+
+    instance: LLMDataDist
+    cluster_id: int
+    link_ms: float
+
+
+@contextmanager
+def linked(address: str, *, timeout_s: float, first_generation: bool) -> Iterator[Linked]:
+    """Link a new instance to a peer. The link and the instance end with the block.
 
     Raises:
         LLMException: As `LLMDataDist.init` and `link_peer`.
         ValueError: The port of the address is outside its width.
     """
     with new_instance(timeout_s=timeout_s, first_generation=first_generation) as instance:
+        started = time.monotonic()
         cluster_id = instance.link_peer(address, timeout=max(1, round(timeout_s * 1000)))
-        yield instance, cluster_id
+        yield Linked(instance, cluster_id, (time.monotonic() - started) * 1000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import time
+from time import monotonic, sleep
 from typing import Annotated, Any
 
 import typer
@@ -60,20 +60,20 @@ def _pinged(
     """Return the facts of the link, and of its pings."""
     result: dict[str, Any] = {"peer": address, "cluster_id": None, "sent": 0, "lost": 0}
     times_ms: list[float] = []
-    started, failed = time.monotonic(), ""
+    failed = ""
     try:
         with linked(address, timeout_s=timeout_s, first_generation=first_generation) as made:
-            instance, cluster_id = made
-            result |= {"cluster_id": cluster_id, "link_ms": _ms_since(started)}
+            instance, cluster_id, link_ms = made
+            result |= {"cluster_id": cluster_id, "link_ms": round(link_ms, 3)}
             link = instance.describe_link(cluster_id)
             result |= {name: link[name] for name in ("backend", "why", "encrypted")}
             for number in range(count):
-                time.sleep(interval_s if number else 0.0)
+                sleep(interval_s if number else 0.0)
                 result["sent"] += 1
-                started = time.monotonic()
+                started = monotonic()
                 try:
                     instance.check_link_status(cluster_id)
-                    times_ms.append(_ms_since(started))
+                    times_ms.append((monotonic() - started) * 1000)
                 except LLMException as error:
                     result["lost"] += 1
                     failed = str(error)
@@ -82,10 +82,6 @@ def _pinged(
     except (LLMException, ValueError) as error:
         failed = str(error)
     return result | {"rtt_ms": _summary(times_ms), "problem": failed}
-
-
-def _ms_since(started: float) -> float:
-    return (time.monotonic() - started) * 1000
 
 
 def _summary(times_ms: list[float]) -> dict[str, float] | None:

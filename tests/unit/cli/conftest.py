@@ -9,8 +9,12 @@ from support.setup import started
 
 @pytest.fixture
 def invoke():
-    """Run `llm-datadist` with arguments."""
-    return lambda *arguments: CliRunner().invoke(app, list(map(str, arguments)))
+    """Run `llm-datadist` with a command that links to a peer; a busy machine has time."""
+
+    def run(command, *arguments):
+        return CliRunner().invoke(app, [command, "--timeout", "30", *map(str, arguments)])
+
+    return run
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_watch_shows_what_changes_until_the_link_ends(invoke, owner, monkeypatch
     steps = iter(
         [lambda: manager.unregister_cache(manager.caches()[0].cache_id), instance.finalize]
     )
-    monkeypatch.setattr("llm_datadist.cli.inspect_command.time.sleep", lambda _: next(steps)())
+    monkeypatch.setattr("llm_datadist.cli.inspect_command.sleep", lambda _: next(steps)())
     outcome = invoke("inspect", address, "--watch", "--json")
     looks = [json.loads(line) for line in outcome.output.splitlines() if line.startswith("{")]
     assert [len(look["caches"]) for look in looks] == [2, 1]
@@ -84,7 +84,7 @@ def test_an_interrupt_ends_watch_well(invoke, owner, monkeypatch):
     def interrupted(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("llm_datadist.cli.inspect_command.time.sleep", interrupted)
+    monkeypatch.setattr("llm_datadist.cli.inspect_command.sleep", interrupted)
     for more in ([], ["--json"]):
         assert invoke("inspect", address, "--watch", *more).exit_code == 0
 
@@ -98,3 +98,12 @@ def test_very_many_caches_are_counted(invoke, owner):
     text = console.file.getvalue()
     assert "100 caches" in text
     assert "and 60 more (--json shows all)" in text
+
+
+def test_a_terminal_shows_the_looks_in_one_place(invoke, owner, monkeypatch):
+    _, address = owner
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    output = invoke("inspect", address).output
+    assert "LINKED" in output
+    assert "\x1b[?25l" in output  # the cursor is hidden meanwhile

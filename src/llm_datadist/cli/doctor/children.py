@@ -11,7 +11,7 @@ from typing import Any
 
 __all__ = ["ChildFailed", "python", "run_json"]
 
-_SECONDS = 20.0
+_SECONDS = 60.0
 
 
 class ChildFailed(Exception):

@@ -21,11 +21,15 @@ from llm_datadist.cli.instances import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from rich.table import Table
+
     from llm_datadist.cli.doctor.finding import Finding
 
 __all__ = ["doctor"]
 
 _COLORS = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+_STATE_WIDTH = 7
+_SUBJECT_WIDTH = 18
 
 
 def doctor(
@@ -73,18 +77,26 @@ def _print_all(found: Iterable[Finding], *, as_json: bool) -> list[Finding]:
         typer.echo(json.dumps({"findings": [asdict(finding) for finding in complete]}))
         return complete
     from rich.console import Console  # noqa: PLC0415 - slow import
-    from rich.padding import Padding  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
 
     console, shown = Console(), []
     for finding in found:
         shown.append(finding)
-        state = finding.state.value
-        line = Text.assemble((f"{state:<8}", _COLORS[state]), (finding.subject, "bold"))
-        line.append(f"  {finding.seen}")
-        console.print(line, highlight=False)
-        if finding.remedy:
-            console.print(Padding(Text(f"-> {finding.remedy}"), (0, 0, 0, 8)), highlight=False)
+        console.print(_rows(finding))
     counts = {name: sum(each.state == name for each in shown) for name in _COLORS}
-    console.print(Text(", ".join(f"{count} {name}" for name, count in counts.items())))
+    console.print(", ".join(f"{count} {name}" for name, count in counts.items()), highlight=False)
     return shown
+
+
+def _rows(finding: Finding) -> Table:
+    """Return the rows of one finding; columns are as wide for every finding."""
+    from rich.table import Table  # noqa: PLC0415 - slow import
+    from rich.text import Text  # noqa: PLC0415
+
+    state = finding.state.value
+    rows = Table.grid(padding=(0, 2, 0, 0))
+    for width in (_STATE_WIDTH, _SUBJECT_WIDTH, None):
+        rows.add_column(width=width)
+    rows.add_row(Text(state, _COLORS[state]), Text(finding.subject, "bold"), Text(finding.seen))
+    if finding.remedy:
+        rows.add_row("", "", Text(f"-> {finding.remedy}"))
+    return rows

@@ -29,7 +29,7 @@ __all__ = ["credentials"]
 
 _SUBJECT = "secret and TLS"
 _SHORTEST_SECRET = 16
-_CREATE = "python -c 'import secrets; print(secrets.token_hex(32))' > FILE; chmod 600 FILE"
+_CREATE = "(umask 077; python3 -c 'import secrets; print(secrets.token_hex(32))' > FILE)"
 
 
 def credentials() -> Iterator[Finding]:

@@ -26,7 +26,7 @@ def gpus(devices: Path = Path("/dev")) -> Iterator[Finding]:
     """
     subject = "GPUs"
     try:
-        found = run_json(python("gpu_probe"), seconds=60)
+        found = run_json(python("gpu_probe"), seconds=120)
     except ChildFailed as error:
         yield warning(subject, f"the process that asks the driver: {error}", _UPDATE)
         return

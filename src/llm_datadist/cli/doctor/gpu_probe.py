@@ -16,7 +16,7 @@ from typing import Any
 _HANDLE_BYTES = 64
 _SIZE = 1 << 20
 _LAZY_PEER_ACCESS = 1
-_SECONDS = 15
+_SECONDS = 30
 _NO_DEVICE = 100
 _NAME_BYTES = 128
 

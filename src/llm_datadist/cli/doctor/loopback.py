@@ -19,7 +19,7 @@ __all__ = ["tcp_rate"]
 
 _SECONDS = 0.2
 _PIECE = 1 << 20
-_LEAST_GB_PER_S = 0.3
+_LEAST_GB_PER_S = 0.1
 
 
 def tcp_rate(least_gb_per_s: float = _LEAST_GB_PER_S) -> Iterator[Finding]:

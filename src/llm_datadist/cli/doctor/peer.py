@@ -45,7 +45,7 @@ def peer(
         return
     try:
         with linked(address, timeout_s=timeout_s, first_generation=first_generation) as made:
-            instance, cluster_id = made
+            instance, cluster_id, _ = made
             yield _path(instance.describe_link(cluster_id), is_local=any(map(_is_local, found)))
             started = time.monotonic()
             instance.check_link_status(cluster_id)

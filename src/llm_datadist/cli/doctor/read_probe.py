@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 _WORD = 0x6B766361636865
-_SECONDS = 10
+_SECONDS = 30
 
 
 class _Range(ctypes.Structure):

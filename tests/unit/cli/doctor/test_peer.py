@@ -30,7 +30,7 @@ def instance(monkeypatch):
 
 def judged(address, **options):
     """The findings, the last one first."""
-    return list(peer(address, timeout_s=5.0, **options))[::-1]
+    return list(peer(address, timeout_s=30.0, **options))[::-1]
 
 
 def test_a_good_peer(instance):
