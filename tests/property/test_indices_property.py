@@ -125,13 +125,14 @@ def taken(world, call, argument):
 @pytest.mark.parametrize("name", CALLS)
 def test_an_index_that_there_is_is_taken(world, name):
     """Otherwise a call that refuses everything would pass the next test."""
-    only_one = {"pull_blocks model": 2, "pull_cache id": 2}
+    only_one = {"pull_blocks model": 0, "pull_cache id": 2}
     assert taken(world, CALLS[name], only_one.get(name, 4))
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_first_layer_is_taken(world, name):
-    assert taken(world, LAYERS[name], range(1))
+def test_layers_that_there_are_are_taken(world, name):
+    as_many_as_the_other_side = {"pull_cache": range(2), "pull_blocks": range(2)}
+    assert taken(world, LAYERS[name], as_many_as_the_other_side.get(name, range(1)))
 
 
 @pytest.mark.parametrize("name", CALLS)

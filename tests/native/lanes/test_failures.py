@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import struct
 import threading
 import time
@@ -146,6 +147,22 @@ def test_a_key_consumed_mid_stream_ends_its_read(link, code):
     assert result().code == code.GONE
     assert one.ping() == code.OK
     assert one.lanes.count() == 2
+
+
+def test_a_key_consumed_during_its_only_request_ends_the_read(link, raw_lane, wire, code):
+    """The request was checked before; what was sent since then does not count."""
+    size = 64 << 20  # far more than two sockets hold
+    one = link(size=size)
+    key = one.target.open_key()
+    frame = wire.request(wire.READ, [(one.remote_address, size)], entry=one.entry)
+    lane = raw_lane(one)
+    lane.sendall(frame[:56] + struct.pack("<QQ", *key) + frame[72:])
+    lane.settimeout(None)  # so that MSG_WAITALL does wait
+    lane.sock.recv(1, socket.MSG_PEEK)
+    one.target.close_key(*key)
+    while (part := lane.recv(1 << 30))[5] == wire.CHUNK:
+        pass
+    assert wire.parse_outcome(part).code == code.GONE
 
 
 @pytest.mark.parametrize("operation", KINDS)

@@ -446,7 +446,7 @@ MUTATIONS = (
         _SERVED,
         "    case State::kPush:\n    case State::kChecksum:\n    case State::kProbe:\n      return true;\n",
         "      return true;\n",
-        tests="tests/native/lanes/test_hostile.py -k wait_in_a_lane",
+        tests="tests/native/lanes/test_hostile.py -k many_pieces",
     ),
     Mutation(
         "answers-lost-with-the-link",
