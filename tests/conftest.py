@@ -112,7 +112,9 @@ def leaked_resources(request):
     yield
     if request.node.stash.get(CALL_FAILED, True):
         return  # its traceback keeps things alive
-    leaks = [leak for leak in _without_workers(leaks_since(before)) if not _is_foreign(leak)]
+    leaks = [
+        leak for leak in _without_workers(leaks_since(before, within_s=10)) if not _is_foreign(leak)
+    ]
     if leaks:
         pytest.fail("left behind:\n" + "\n".join(leaks), pytrace=False)
 

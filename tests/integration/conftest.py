@@ -44,7 +44,7 @@ def linked(backend):
     with pytest.MonkeyPatch.context() as patch:
         if backend == "nixl":  # small transfers as well, whose slowness costs time
             patch.setattr("llm_datadist._backends.nixl.backend.SMALL_BYTES", 0)
-            options["sync_kv_timeout"] = 5000
+            options["sync_kv_timeout"] = 20_000
         sides = linked_sides(backend, pool=_POOL, **options)
     warm_up(*sides)
     yield sides

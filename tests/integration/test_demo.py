@@ -19,7 +19,7 @@ LONG = ["--layers", "2", "--requests", "2", "--prompt-tokens", "60", "--max-new-
 pytestmark = pytest.mark.slow
 
 
-def run_demo(*options, timeout=60):
+def run_demo(*options, timeout=110):
     return subprocess.run(
         [*COMMAND, *QUICK, *options], capture_output=True, text=True, timeout=timeout, check=False
     )

@@ -11,7 +11,7 @@ from support.station import OK, TENSORS, digest, pattern
 BLOCKS, WORDS = 16, 16384  # 2 MiB a tensor: more than what goes over lanes
 EVERY = list(range(BLOCKS))
 MOVED_BYTES = TENSORS * BLOCKS * WORDS * 8
-TIMEOUT_MS = 1000
+TIMEOUT_MS = 2000
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow, NEEDS_NIXL]
 
