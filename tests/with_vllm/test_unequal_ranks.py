@@ -21,7 +21,7 @@ def pair(request, tmp_path_factory):
     """In push mode, in which requests without a transfer are pulled."""
     kv_heads, sizes = PAIRS[request.param]
     model = make_model(tmp_path_factory.mktemp("model"), kv_heads=kv_heads)
-    with pair_of(model, mode="push", hold_ms=20_000, **sizes) as pair:
+    with pair_of(model, mode="push", hold_ms=10_000, **sizes) as pair:
         yield pair
 
 
