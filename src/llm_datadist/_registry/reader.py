@@ -141,7 +141,8 @@ class DirectoryReader:
                 "register it there with remote_accessible=True",
                 cluster_id=self._cluster_id,
             )
-        resolved.cache.check()
+        if not resolved.cache.checked:
+            resolved.cache.check()
         return resolved
 
     def caches(self) -> list[RemoteCache]:

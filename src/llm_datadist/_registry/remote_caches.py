@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, final
+from typing import TYPE_CHECKING, NamedTuple, final
 
 import numpy as np
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from llm_datadist._types import AnyKey
     from llm_datadist._types.refs import Ref
 
-    _Described: TypeAlias = tuple[CacheDesc, Layout, KvLayout | None]
-
 _KEY_FIELDS = ("req_id", "model_id", "prefix_id")
 
 
@@ -52,24 +50,36 @@ class RemoteCache:
         blocks_key: The model_id of its BlocksCacheKey, if it has one.
         keys: Its CacheKeys by their guards.
         on_device: Whether its memory is an accelerator's.
+        checked: Whether `check` has returned. Only then there are the following ones.
+        desc: Its description.
+        layout: Where its tensors lie in the peer's address space, in slots or blocks; without
+            tensors when the cache is not accessible.
+        kv_layout: What its blocks hold, which fits `desc`; None if the owner has not said so.
     """
 
     __slots__ = (
-        "_described",
         "_record",
         "accessible",
         "blocks_key",
         "cache_id",
+        "checked",
+        "desc",
         "is_blocks",
         "keys",
+        "kv_layout",
+        "layout",
         "named",
         "on_device",
         "ref",
     )
 
+    desc: CacheDesc
+    layout: Layout
+    kv_layout: KvLayout | None
+
     def __init__(self, record: Added) -> None:
         self._record = record
-        self._described: _Described | None = None
+        self.checked = False
         self.cache_id: int = record.cache_id
         self.ref: Ref = record.entry
         self.is_blocks = record.is_blocks
@@ -82,36 +92,17 @@ class RemoteCache:
         self.on_device = record.on_device
 
     def check(self) -> None:
-        """Check the description that the peer published, once.
+        """Check the description that the peer published.
 
         Raises:
             CorruptDirectory: No cache can be like that.
         """
-        self._describe()
-
-    @property
-    def desc(self) -> CacheDesc:
-        """Its description. Raises as `check`."""
-        return self._describe()[0]
-
-    @property
-    def layout(self) -> Layout:
-        """Where its tensors lie in the peer's address space, in slots or blocks.
-
-        Without tensors when the cache is not accessible. Raises as `check`.
-        """
-        return self._describe()[1]
-
-    @property
-    def kv_layout(self) -> KvLayout | None:
-        """What its blocks hold, which fits `desc`; None if the owner has not said so.
-
-        Raises as `check`.
-        """
-        return self._describe()[2]
+        self.desc, self.layout, self.kv_layout = _described(self._record)
+        self.checked = True
 
     def describe(self) -> dict[str, object]:
         """Return the facts for describe_remote_caches, as plain values. Raises as `check`."""
+        self.check()
         desc = self.desc
         return {
             "cache_id": self.cache_id,
@@ -128,11 +119,6 @@ class RemoteCache:
             "keys": [dict(zip(_KEY_FIELDS, name, strict=True)) for name in self.keys.values()],
             "layout": None if self.kv_layout is None else str(self.kv_layout),
         }
-
-    def _describe(self) -> _Described:
-        if self._described is None:
-            self._described = _described(self._record)
-        return self._described
 
 
 class Resolved(NamedTuple):
@@ -225,7 +211,7 @@ class RemoteTables:
         return absent(key, self.endings, [id_ for id_, c in list(self.caches.items()) if c.named])
 
 
-def _described(record: Added) -> _Described:
+def _described(record: Added) -> tuple[CacheDesc, Layout, KvLayout | None]:
     addrs = np.frombuffer(record.addrs, np.dtype("<u8")) if len(record.addrs) % 8 == 0 else None
     if addrs is None or len(addrs) != (record.num_tensors if record.accessible else 0):
         raise CorruptDirectory(f"cache {record.cache_id} has {len(record.addrs)} address bytes")

@@ -126,6 +126,7 @@ def test_a_registered_cache_is_published(owner):
     remote = owner.seen(BlocksCacheKey(OWN, 3)).cache
     local = owner.registry.find("pull_blocks", cache)
     assert remote.ref == local.ref
+    remote.check()
     assert remote.layout.starts == tuple(addresses())
     assert owner.node.ranges(*local.ref) == [(addr, 1024) for addr in addresses()]
     assert local.layout.unit_bytes == 256

@@ -123,7 +123,9 @@ def test_a_cache_that_is_kept_local_is_named_in_the_refusal(peer):
     with pytest.raises(LLMException, match=r"cache 6, named by .* not remote-accessible") as error:
         peer.resolve(BlocksCacheKey(PEER, 1))
     assert error.value.status_code is LLMStatusCode.LLM_PARAM_INVALID
-    assert peer.reader.caches()[0].layout.starts == ()
+    (cache,) = peer.reader.caches()
+    cache.check()
+    assert cache.layout.starts == ()
 
 
 def test_a_long_log_is_compacted_and_read_again():

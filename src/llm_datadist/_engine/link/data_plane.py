@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from llm_datadist._backends.host import HostChannel
 from llm_datadist._backends.outcomes import Code, Outcome
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from llm_datadist._backends.transfer import PeerEndpoint, Transfer
     from llm_datadist._types.refs import Ref
 
-
-_T = TypeVar("_T")
 
 CHECKSUM = "crc32c"
 """Feature of an endpoint: the instance's native threads can compute CRC-32C."""
@@ -56,16 +54,20 @@ class _HostDirectory:
         self._channel = channel
 
     def version(self, _deadline_ns: int) -> int:
-        return _unless_closed(self._channel.version())
+        version = self._channel.version()
+        if version is None:
+            raise _closed()
+        return version
 
     def read_log(self, offset: int, size: int, _deadline_ns: int) -> bytes:
-        return _unless_closed(self._channel.read_log(offset, size))
+        data = self._channel.read_log(offset, size)
+        if data is None:
+            raise _closed()
+        return data
 
 
-def _unless_closed(found: _T | None) -> _T:
-    if found is None:
-        raise LookupFailedError(Outcome(Code.CANCELLED))
-    return found
+def _closed() -> LookupFailedError:
+    return LookupFailedError(Outcome(Code.CANCELLED))
 
 
 class DataPlane:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from llm_datadist._registry import LocalCache, Resolved
     from llm_datadist._types import AnyKey, CacheDesc
 
+_FEW = 16
+"""Blocks for which a loop takes less time than a call of numpy."""
+
 
 def as_slots(operation: str, local: LocalCache) -> Layout:
     """Return a local cache as slots; refuse one whose slots are not contiguous."""
@@ -96,7 +99,8 @@ def remote_blocks(
             "use caches of equal block shape and type",
             cluster_id=key.cluster_id,
         )
-    highest = int(blocks.max(initial=-1))
+    few = blocks.size <= _FEW
+    highest = max(blocks.tolist(), default=-1) if few else int(blocks.max())
     if highest >= layout.num_units:
         raise invalid(
             operation,
