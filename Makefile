@@ -26,7 +26,7 @@ demo: $(VENV)/.installed
 	$(BIN)/llm-datadist demo $(ARGS)
 
 test: $(VENV)/.installed $(VENV)/.test
-	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(ARGS)
 
 # After an edit of the native sources; Python edits are live (editable install).
 native: $(VENV)/.tools

@@ -164,6 +164,7 @@ def directory(data):
     reader.refresh("test", 1 << 62)
     for cache in reader.caches():
         assert all(0 <= word <= U64 for word in cache.ref)
+        cache.check()
         assert all(0 <= int(addr) <= U64 for addr in cache.layout.addrs)
 
 
