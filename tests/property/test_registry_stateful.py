@@ -282,6 +282,7 @@ class RegistryMachine(RuleBasedStateMachine):
             assert self.node.guard(remote.ref[0]) == remote.ref[1]
             assert remote.ref == self.registry.get(remote.cache_id).ref
             addrs = tuple(model.cache.tensor_addrs) if model.accessible else ()
+            remote.check()
             assert remote.layout.starts == addrs
 
     @invariant()
