@@ -54,11 +54,11 @@ class _Cell:
 
 
 _Cells: TypeAlias = dict[str, dict[str, _Cell]]
-"""By path and operation."""
+"""Counts by path, then by operation."""
 
 
 class _Token:
-    """Lives as long as a thread."""
+    """An object of each counting thread; its weak reference tells when the thread has ended."""
 
     __slots__ = ("__weakref__",)
 

@@ -1,4 +1,4 @@
-"""What peers offer: the caches in their directories, for people who look for a reason."""
+"""Describes the caches in the directories of peers, for `describe_remote_caches`."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Names(NamedTuple):
     local_blocks: str
 
 
-#: By the public name of the call.
+#: Argument names of each call, by its public name.
 NAMES: Final = {
     "pull_resharded": Names("src_cache_keys", "dst_cache", "src_blocks", "dst_blocks"),
     "push_resharded": Names("dst_cache_keys", "src_cache", "dst_blocks", "src_blocks"),

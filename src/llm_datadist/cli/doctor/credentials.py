@@ -33,7 +33,7 @@ _CREATE = "(umask 077; python3 -c 'import secrets; print(secrets.token_hex(32))'
 
 
 def credentials() -> Iterator[Finding]:
-    """Make an instance with the environment's secret and TLS; judge what it says and they are."""
+    """Check the secret and TLS of the environment, by an instance that is made with them."""
     with _logged() as lines:
         try:
             new_instance().finalize()

@@ -108,7 +108,7 @@ class PushProgress:
 
     @property
     def job_id(self) -> str:
-        """Name of it among all requests and workers."""
+        """Name of this progress, unique among all requests and workers."""
         request_id = self.order.request_id
         return f"{request_id}\0{self.slot}" if self.slot else request_id
 

@@ -35,7 +35,7 @@ class Source:
 
 
 Sources: TypeAlias = "Sequence[tuple[RankAddress, Source]]"
-"""Those of one producer, with their addresses."""
+"""Sources of one producer: each with the address of its worker."""
 
 
 class SourceFinder:
