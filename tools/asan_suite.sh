@@ -1,6 +1,6 @@
 #!/bin/bash
 # Run a part of the Python suite over a module built with ASan and UBSan.
-# Usage: asan_suite.sh VENV [PYTEST ARGUMENTS]       (default: the native, conformance and link tests)
+# Usage: asan_suite.sh VENV [PYTEST ARGUMENTS]       (default: native tests, conformance without NIXL, pushes)
 set -euo pipefail
 venv=$(realpath "$1")
 shift

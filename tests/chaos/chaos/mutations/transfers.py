@@ -201,7 +201,7 @@ MUTATIONS = (
         _ATTEMPT,
         "request.deadline_ns = began_ns + self._timeout_ns",
         "request.deadline_ns = began_ns + 10 * self._timeout_ns",
-        tests=f"{_TESTS}/transfer/test_attempt.py",
+        tests=f"{_TESTS}/transfer/test_attempt_times.py",
     ),
     Mutation(
         "checksums-of-a-part",

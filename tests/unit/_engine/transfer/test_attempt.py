@@ -1,201 +1,34 @@
 """Transfers over a made-up link: lookups, retries, consumption, memory faults, errors."""
 
-import re
-from types import MappingProxyType, SimpleNamespace
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
-from llm_datadist import BlocksCacheKey, CacheDesc, CacheKey, DataType, LLMException
+from llm_datadist import CacheKey, LLMException
 from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._engine.instance import Lifetime
-from llm_datadist._engine.transfer import attempt
-from llm_datadist._engine.transfer.attempt import Attempts, Request
-from llm_datadist._engine.transfer.counters import TransferCounters
-from llm_datadist._errors import FIRST_GENERATION_STATUSES, LLMStatusCode, fail, invalid
-from llm_datadist._plan import Layout, plan_blocks
+from llm_datadist._errors import invalid
 from llm_datadist._registry import CorruptDirectory, Resolved
 from llm_datadist._types.refs import NO_REF
-
-S = LLMStatusCode
-OWN, PEER = 1, 2
-TENSORS, BLOCKS, UNIT = 2, 4, 64
-KEY = BlocksCacheKey(PEER)
-KEY_REF = (9, 91)
-
-
-def a_cache(cache_id, start, ref):
-    addrs = [start + 0x10000 * tensor for tensor in range(TENSORS)]
-    return SimpleNamespace(
-        cache_id=cache_id,
-        ref=ref,
-        desc=CacheDesc(TENSORS, [BLOCKS, UNIT], DataType.DT_INT8),
-        layout=Layout.of(addrs, BLOCKS * UNIT, BLOCKS),
-        is_blocks=True,
-        device=None,
-        on_device=False,
-        faulted=(),
-    )
-
-
-def a_range(cache, tensor, block):
-    return int(cache.layout.starts[tensor]) + block * UNIT, UNIT
-
-
-class Directory:
-    """A peer's directory: `known` is what the reader has read, `published` what is new."""
-
-    version = 40
-
-    def __init__(self, *published, known=None):
-        self.published = list(published)
-        self.known = known
-        self.refreshed = 0
-
-    def refresh(self, operation, deadline_ns):
-        self.refreshed += 1
-        if self.published:
-            self.known = self.published.pop(0)
-
-    def resolve(self, operation, key, deadline_ns, *, fresh):
-        if isinstance(self.known, Exception):
-            raise self.known
-        return self.known
-
-
-class Link:
-    """A link and its data plane. The memory of `bad` cannot be accessed; `outcomes` come first."""
-
-    lost = SimpleNamespace(is_set=lambda: False, wait=lambda seconds: False)
-    reason = ""
-    address = ("192.0.2.1", 5)
-
-    def __init__(self, directory, *outcomes, bad=(), published=False):
-        self.data = self
-        self.path, self.device_path = "of host memory", "of device memory"
-        self.directory = directory
-        self.outcomes = list(outcomes)
-        self.bad = bad
-        self.published = published
-        self.checked = self.in_process = False
-        self.marks = ()
-        self.device_trouble = ""
-        self.failures = self.mismatches = 0
-        self.counted = []
-        self.transfers = []
-        self.consumed = []
-        self.consume_outcome = Outcome(Code.OK)
-        self.is_open = True
-        self.lanes = self
-
-    def run(self, transfer):
-        self.transfers.append(transfer)
-        if self.outcomes:
-            return self.outcomes.pop(0)
-        moved = 0
-        for index, (local, remote, size) in enumerate(
-            zip(transfer.local, transfer.remote, transfer.length, strict=True)
-        ):
-            for code, begin in ((Code.LOCAL_FAULT, local), (Code.REMOTE_FAULT, remote)):
-                if any(begin < addr + length and addr < begin + size for addr, length in self.bad):
-                    return Outcome(code, 14, index, moved)
-            moved += int(size)
-        return Outcome(Code.OK, moved_bytes=moved)
-
-    def consume(self, key_ref, deadline_ns):
-        self.consumed.append(key_ref)
-        return self.consume_outcome
-
-    def required_version(self):
-        return self.directory.version
-
-    def peer_end_is_open(self):
-        return self.is_open
-
-    def count(self, num_bytes, write):
-        self.counted.append((num_bytes, write))
-
-
-class Marks:
-    """Fault marks of the local instance, and what peers are notified of."""
-
-    def __init__(self):
-        self.marked = []
-        self.of_entry = []
-        self.reported = []
-        self.refused_by = []
-
-    def check_local(self, operation, cache, plan, peer, *, local):
-        assert cache.faulted, "the cache has no marks"
-        assert local
-        raise LLMException("marked", status_code=S.LLM_DEVICE_MEM_ERROR)
-
-    def check_peer(self, operation, link, remote, plan):
-        if remote.ref in self.refused_by:
-            raise LLMException("marked", status_code=S.LLM_SUSPECT_REMOTE_ERROR)
-
-    def mark(self, cache, ref, faults):
-        self.marked += faults
-        self.of_entry += [ref] * len(faults)
-
-    def report_to_owner(self, link, entry, faults):
-        self.reported += [(entry, fault) for fault in faults]
-
-
-LOCAL = a_cache(1, 0x100000, (3, 31))
-REMOTE = a_cache(7, 0x900000, (5, 51))
-REPLACED = a_cache(8, 0xA00000, (6, 61))
-FOUND = Resolved(REMOTE, 0, NO_REF)
-
-
-def a_plan(indices, remote):
-    every = range(TENSORS)
-    return plan_blocks(LOCAL.layout, indices, every, remote.layout, indices, every)
-
-
-class World:
-    def __init__(
-        self, link, life=None, local=LOCAL, *, statuses=MappingProxyType({}), slow_ms=None
-    ):
-        self.link = link
-        self.local = local
-        self.marks = Marks()
-        self.life = life or Lifetime()
-        self.links = SimpleNamespace(get=lambda cluster_id, operation: link)
-        self.cluster_id = OWN
-        self.config = SimpleNamespace(
-            sync_timeout_ms=1000, statuses=statuses, slow_transfer_ms=slow_ms
-        )
-        self.counters = TransferCounters()
-        self.attempts = Attempts(self, self.marks, None, self.counters)
-
-    def run(self, key=KEY, *, write=False, layers=None, blocks=range(BLOCKS)):
-        indices = np.array(list(blocks), np.int64)
-
-        def plan(found):
-            return a_plan(indices, found.cache)
-
-        self.attempts.run(Request("pull_blocks", key, self.local, plan, layers, write))
-
-    def push_raw(self):
-        request = Request("transfer_cache_async", KEY, self.local, None, write=True)
-        self.attempts.run(request, a_plan(np.arange(BLOCKS), REMOTE))
-
-    def fails(self, status, *texts, **more):
-        with pytest.raises(LLMException) as raised:
-            self.run(**more)
-        assert raised.value.status_code is status
-        for text in texts:
-            assert text in str(raised.value)
-        assert self.link.failures == 1
-        assert self.link.counted == []
-        assert self.counted() == ("pull_blocks", "of host memory", 0, {status.name: 1})
-        return raised.value
-
-    def counted(self):
-        """What the only entry of the counters has."""
-        (entry,) = self.counters.stats()
-        return entry.operation, entry.path, entry.num_bytes, entry.errors
+from support.attempts import (
+    BLOCKS,
+    FOUND,
+    KEY_REF,
+    LOCAL,
+    OWN,
+    PEER,
+    REMOTE,
+    REPLACED,
+    TENSORS,
+    UNIT,
+    WAYS,
+    Directory,
+    Link,
+    S,
+    World,
+    a_cache,
+    a_range,
+)
 
 
 def test_a_known_key_needs_no_message_before_the_transfer():
@@ -341,13 +174,6 @@ def test_a_push_to_bare_addresses_looks_nothing_up():
     assert world.link.counted == [(TENSORS * BLOCKS * UNIT, True)]
 
 
-WAYS = {
-    "pull": World.run,
-    "push": lambda world: world.run(write=True),
-    "push to bare addresses": World.push_raw,
-}
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_local_memory_known_to_be_at_fault_is_not_touched(way):
     local = SimpleNamespace(**vars(LOCAL) | {"faulted": (a_range(LOCAL, 0, 1),)})
@@ -415,138 +241,3 @@ def test_within_a_process_nothing_is_copied_onto_a_part_of_itself(write):
     world.link.in_process = True
     world.fails(S.LLM_PARAM_INVALID, "overlaps the source", write=write)
     assert world.link.transfers == []
-
-
-class Clock:
-    """A clock that a test moves."""
-
-    def __init__(self):
-        self.now_ns = 10**12
-
-    def monotonic_ns(self):
-        return self.now_ns
-
-    def run(self, world, ms):
-        """Carry out a transfer each of whose attempts takes so long."""
-
-        def plan(found):
-            self.now_ns += ms * 1_000_000
-            return a_plan(np.arange(BLOCKS), found.cache)
-
-        world.attempts.run(Request("pull_blocks", KEY, world.local, plan))
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    made = Clock()
-    monkeypatch.setattr(attempt, "time", made)
-    return made
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_a_transfer_has_the_time_of_sync_kv_timeout(clock, way):
-    world = World(Link(Directory(known=FOUND)))
-    WAYS[way](world)
-    (transfer,) = world.link.transfers
-    assert transfer.deadline_ns == clock.now_ns + 1_000_000_000
-
-
-def test_a_transfer_that_is_part_of_a_call_has_the_deadline_of_that(clock):
-    world, deadline_ns = World(Link(Directory(known=FOUND))), 5 * 10**12
-
-    def plan(found):
-        return a_plan(np.arange(1), found.cache)
-
-    request = Request("pull_resharded", KEY, LOCAL, plan, deadline_ns=deadline_ns)
-    world.attempts.run(request)
-    assert world.link.transfers[0].deadline_ns == deadline_ns
-
-
-def test_a_transfer_is_counted_once_with_its_bytes_and_its_duration(clock):
-    """Also one that is repeated; its duration is that of the call."""
-    changed = Resolved(REPLACED, 0, NO_REF)
-    world = World(Link(Directory(changed, known=FOUND), Outcome(Code.STALE)))
-    clock.run(world, 70)
-    assert world.counted() == ("pull_blocks", "of host memory", TENSORS * BLOCKS * UNIT, {})
-    (entry,) = world.counters.stats()
-    assert entry.completed == 1
-    assert entry.seconds.sum == pytest.approx(0.14)
-
-
-def test_a_transfer_of_device_memory_is_counted_for_the_path_of_that():
-    remote = SimpleNamespace(**vars(REMOTE) | {"on_device": True})
-    world = World(Link(Directory(known=Resolved(remote, 0, NO_REF))))
-    world.run()
-    assert world.counted()[1] == "of device memory"
-
-
-def test_a_push_to_bare_addresses_is_counted():
-    world = World(Link(Directory()))
-    world.push_raw()
-    moved = TENSORS * BLOCKS * UNIT
-    assert world.counted() == ("transfer_cache_async", "of host memory", moved, {})
-
-
-def test_a_transfer_without_a_link_is_counted_as_a_failure():
-    world = World(Link(Directory(known=FOUND)))
-
-    def no_link(cluster_id, operation):
-        raise fail(S.LLM_NOT_YET_LINK, operation, "no link", "link")
-
-    world.links.get = no_link
-    calls = (
-        world.run,
-        world.push_raw,
-        lambda: world.attempts.look_up("pull_resharded", KEY, LOCAL, 0),
-    )
-    for call in calls:
-        with pytest.raises(LLMException):
-            call()
-    assert [(each.operation, each.path, each.errors) for each in world.counters.stats()] == [
-        (operation, "none", {"LLM_NOT_YET_LINK": 1})
-        for operation in ("pull_blocks", "pull_resharded", "transfer_cache_async")
-    ]
-
-
-def test_a_lookup_is_counted_only_when_it_fails():
-    world = World(Link(Directory(FOUND)))
-    world.attempts.look_up("pull_resharded", KEY, LOCAL, 10**18)
-    assert world.counters.stats() == ()
-    world.link.directory.known = invalid("x", "not accessible", "y")
-    with pytest.raises(LLMException):
-        world.attempts.look_up("pull_resharded", KEY, LOCAL, 10**18)
-    failed = {"LLM_PARAM_INVALID": 1}
-    assert world.counted() == ("pull_resharded", "of host memory", 0, failed)
-
-
-def test_a_failure_has_the_status_of_its_generation():
-    link = Link(Directory(known=FOUND), Outcome(Code.TIMEOUT))
-    world = World(link, statuses=FIRST_GENERATION_STATUSES)
-    world.fails(S.LLM_WAIT_PROCESS_TIMEOUT, "[LLM_WAIT_PROCESS_TIMEOUT]", "1000 ms")
-
-
-@pytest.mark.expects_log("slow transfer")
-def test_a_slow_transfer_is_logged_once(clock, caplog):
-    clock.run(World(Link(Directory(known=FOUND)), slow_ms=200), 201)
-    (record,) = caplog.records
-    assert record.levelname == "WARNING"
-    assert re.fullmatch(
-        r"slow transfer: pull_blocks, peer cluster 2 at 192\.0\.2\.1:5, 512 bytes over of host "
-        r"memory, 201\.0 ms, llm\.SlowTransferMs is 200",
-        record.getMessage(),
-    )
-
-
-@pytest.mark.expects_log("slow transfer")
-def test_a_slow_transfer_that_fails_is_logged_with_its_status(clock, caplog):
-    world = World(Link(Directory(known=FOUND), Outcome(Code.TIMEOUT)), slow_ms=200)
-    with pytest.raises(LLMException):
-        clock.run(world, 400)
-    (record,) = caplog.records
-    assert "failed over of host memory with LLM_TIMEOUT" in record.getMessage()
-
-
-@pytest.mark.parametrize("slow_ms", [None, 500])
-def test_a_quick_transfer_is_not_logged(clock, caplog, slow_ms):
-    clock.run(World(Link(Directory(known=FOUND)), slow_ms=slow_ms), 500)
-    assert caplog.records == []
