@@ -154,6 +154,40 @@ def test_the_decode_server_did_fetch(urls):
     assert sum(hits) >= 499
 
 
+def figures(url):
+    """The connector's samples in a server's metrics: name and labels of its own -> value."""
+    text = get(f"{url}/metrics")[1].decode()
+    found = {}
+    for line in text.splitlines():
+        if line.startswith("vllm:llm_datadist_"):
+            sample, value = line.removeprefix("vllm:llm_datadist_").rsplit(" ", 1)
+            name, _, labels = sample.rstrip("}").partition("{")
+            own = [each for each in labels.split(",") if not each.startswith(("engine", "model"))]
+            found[" ".join([name, *own])] = float(value)
+    return found
+
+
+def test_both_servers_show_what_was_transferred(urls):
+    """Requests, bytes and seconds of the consumer, releases of the producer, none recomputed."""
+    prefill, decode, router = urls
+    completion(router, prompt(969, 100))  # in push mode the first request is pulled
+    before = figures(decode)
+    for seed in (970, 971):
+        completion(router, prompt(seed, 500))
+    after = figures(decode)
+    grown = {name: value - before.get(name, 0) for name, value in after.items()}
+    assert grown['requests_fetched_total path="host"'] == 2
+    assert grown['fetch_seconds_count path="host"'] == 2
+    assert 0 < grown['fetch_seconds_sum path="host"'] < ASK_S
+    assert grown['fetched_bytes_total path="host"'] > 0
+    assert not [name for name in grown if name.startswith("requests_recomputed")]
+    completion(prefill, prompt(972, 3))  # vLLM takes the figures at the end of a step
+    producer = figures(prefill)
+    released = [value for name, value in producer.items() if "released_total" in name]
+    assert sum(released) >= 3
+    assert producer["requests_held"] == 0
+
+
 def test_a_wrong_request_gets_the_servers_answer(urls):
     with pytest.raises(urllib.error.HTTPError) as caught:
         completion(urls[2], prompt(1, 10), max_tokens=-1)

@@ -40,6 +40,14 @@ def test_many_requests_at_once(pair):
     producer.until(sent=names, within_s=2)
     assert (consumer.kv[:, 0::2] == producer.kv[:, 1::2]).all()
     assert (consumer.kv[:, 1::2] == producer.kv[:, 0::2]).all()
+    counted = consumer.worker.counts.take()
+    assert len(counted.pop("fetch_seconds")["host"]) == 12
+    assert counted == {
+        "requests_fetched": {"host": 12},
+        "fetched_bytes": {"host": 12 * producer.kv[:, :2].nbytes},
+        "leases_held": {"": 0},
+    }
+    assert producer.worker.counts.take()["requests_released"] == {"fetched": 12}
 
 
 def test_a_dismissed_offer_goes_back_at_once(pair):

@@ -74,6 +74,9 @@ class FakeWorker:
 
     # ---- the worker
 
+    def path_to(self, cluster_id):
+        return f"path{cluster_id}"
+
     def publish(self, key):
         self._call("publish")
         self.events.append(("published", key))

@@ -1,6 +1,7 @@
-"""`LLMDataDistConnector`: implements vLLM's connector interface; no other module imports vLLM.
+"""`LLMDataDistConnector`: implements vLLM's connector interface.
 
-It translates calls to the schedulers (in the scheduler process) and to `Worker` (in each worker).
+Only this module and `vllm_metrics` import vLLM. It translates calls to the schedulers (in the
+scheduler process) and to `Worker` (in each worker).
 Written for vLLM 0.32; differences between versions are handled here.
 """
 
@@ -23,11 +24,14 @@ from llm_datadist.integrations.vllm.options import parse_extra_config
 from llm_datadist.integrations.vllm.scheduler.pull import PullScheduler
 from llm_datadist.integrations.vllm.scheduler.push import PushScheduler
 from llm_datadist.integrations.vllm.step_orders import StepOrders
+from llm_datadist.integrations.vllm.vllm_metrics import ConnectorStats, metrics_for
 from llm_datadist.integrations.vllm.worker.worker import Worker, check_parallel
 
 if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.kv_transfer_params import RankAddress
     from llm_datadist.integrations.vllm.options import ConnectorOptions
+    from llm_datadist.integrations.vllm.transfer_counts import Payload
+    from llm_datadist.integrations.vllm.vllm_metrics import ConnectorMetrics
 
 logger = logging.getLogger("llm_datadist.vllm")
 
@@ -88,6 +92,23 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
                 "have it recomputed on this engine instead",
                 transfer.kv_load_failure_policy,
             )
+
+    # ---- both sides --------------------------------------------------------------------------
+
+    def get_kv_connector_stats(self) -> ConnectorStats | None:
+        stats = ConnectorStats()
+        for side in (self._pulls, self._pushes, self._worker):
+            if side is not None:
+                stats.aggregate(ConnectorStats(side.counts.take()))
+        return None if stats.is_empty() else stats
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: Payload | None = None) -> ConnectorStats:
+        return ConnectorStats(data)
+
+    @classmethod
+    def build_prom_metrics(cls, *arguments: Any, **named: Any) -> ConnectorMetrics | None:
+        return metrics_for(*arguments, **named)
 
     # ---- scheduler side ----------------------------------------------------------------------
 

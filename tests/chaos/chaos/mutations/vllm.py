@@ -22,11 +22,13 @@ MUTATIONS = (
         with self._lock:
             self._dispatcher.jobs.pop(order.request_id, None)
         if order.blocks:
+            self._count(wait)
             self._reports.add_loaded(order.request_id, order.blocks if wait.problem else ())
 """,
         """        with self._lock:
             self._dispatcher.jobs.pop(order.request_id, None)
         if order.blocks:
+            self._count(wait)
             self._reports.add_loaded(order.request_id, order.blocks if wait.problem else ())
         if wait.caches is not None:
             self._worker.withdraw(wait.caches)

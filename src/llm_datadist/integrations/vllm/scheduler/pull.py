@@ -20,6 +20,7 @@ from llm_datadist.integrations.vllm.kv_transfer_params import (
     wants_remote_decode,
 )
 from llm_datadist.integrations.vllm.step_orders import Load, StepOrders
+from llm_datadist.integrations.vllm.transfer_counts import TransferCounts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,6 +73,7 @@ class PullScheduler:
         self._is_producer = is_producer
         self._is_consumer = is_consumer
         self.ranks: list[RankAddress] = []
+        self.counts = TransferCounts()
         self._keys: dict[str, int] = {}
         self._offered: dict[str, _Offered] = {}
         self._decided: set[str] = set()
@@ -195,6 +197,7 @@ class PullScheduler:
         except ValueError as error:
             offer, problem = None, str(error)
         if problem:
+            self.counts.add("requests_recomputed", "offer")
             logger.warning(
                 "request %s: its prompt will be recomputed, because the offer that came with it "
                 "cannot be used: %s",

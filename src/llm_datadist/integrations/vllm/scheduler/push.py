@@ -20,6 +20,7 @@ from llm_datadist.integrations.vllm.kv_transfer_params import (
     remote_prefill_of,
 )
 from llm_datadist.integrations.vllm.step_orders import Receive, Send, StepProgress
+from llm_datadist.integrations.vllm.transfer_counts import TransferCounts
 
 if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.step_orders import StepOrders
@@ -64,6 +65,7 @@ class PushScheduler:
         self._is_producer = is_producer
         self._is_consumer = is_consumer
         self.ranks: list[RankAddress] = []
+        self.counts = TransferCounts()
         self._sending: dict[str, Send] = {}
         self._expected: dict[str, _Expected] = {}
         self._loading: set[str] = set()
@@ -78,6 +80,8 @@ class PushScheduler:
             if prefill is not None and (problem := self._problem(prefill, prompt)):
                 raise ValueError(problem)
         except ValueError as error:
+            if (request.kv_transfer_params or {}).get("do_remote_prefill"):
+                self.counts.add("requests_recomputed", "offer")
             logger.warning("request %s: it is not transferred: %s", request_id, str(error))
             return
         if prompt is None or request.num_prompt_tokens <= 1:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm_datadist import BlocksCacheKey, CacheDesc, DataType, LLMConfig, LLMDataDist, LLMRole
+from llm_datadist import (
+    BlocksCacheKey,
+    CacheDesc,
+    DataType,
+    LLMConfig,
+    LLMDataDist,
+    LLMException,
+    LLMRole,
+)
 from llm_datadist.integrations.vllm.worker.compatibility import (
     FACTS_BYTES,
     FACTS_MODEL_ID,
@@ -82,6 +90,14 @@ class WorkerInstance:
     def listen_address(self) -> tuple[str, int] | None:
         """Address (ip, port) on which this worker accepts links; None if it does not."""
         return self._instance.listen_address
+
+    def path_to(self, cluster_id: int) -> str:
+        """Return the data path to a peer, or "none" without a link."""
+        try:
+            backend: Any = self._instance.describe_link(cluster_id)["backend"]
+        except LLMException:
+            return "none"
+        return str(backend["host"])
 
     def publish(self, key: int) -> list[Cache]:
         """Publish all KV memory under `key`, part i under `key + i`, until `withdraw`.

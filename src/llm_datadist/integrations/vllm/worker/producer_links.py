@@ -29,6 +29,28 @@ class Unreachable(Exception):
     """The producer cannot be linked; the text says why."""
 
 
+class Late(Unreachable):
+    """The time limit of a request's transfer is over."""
+
+
+_REASONS = {
+    LLMStatusCode.LLM_TIMEOUT: "timeout",
+    LLMStatusCode.LLM_NOT_YET_LINK: "link_lost",
+    LLMStatusCode.LLM_LINK_FAILED: "link_lost",
+    LLMStatusCode.LLM_KV_CACHE_NOT_EXIST: "withdrawn",
+    LLMStatusCode.LLM_SUSPECT_REMOTE_ERROR: "memory_fault",
+    LLMStatusCode.LLM_DEVICE_MEM_ERROR: "memory_fault",
+}
+
+
+def reason_of(error: Exception) -> str:
+    """Return why a request is recomputed, for the label of a metric."""
+    if isinstance(error, LLMException):
+        return _REASONS.get(error.status_code, "error")
+    kinds = {Incompatible: "incompatible", Unreachable: "unreachable", Late: "timeout"}
+    return kinds.get(type(error), "error")
+
+
 class ProducerLinks:
     """Links to the producers that this worker has met. Thread-safe; one dial per producer."""
 

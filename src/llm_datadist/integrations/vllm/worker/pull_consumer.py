@@ -19,8 +19,10 @@ from llm_datadist import BlocksCacheKey, LLMException, LLMStatusCode
 from llm_datadist.integrations.vllm.worker.producer_links import (
     LINK_GONE,
     Incompatible,
+    Late,
     ProducerLinks,
     Unreachable,
+    reason_of,
 )
 from llm_datadist.integrations.vllm.worker.pull_progress import PullProgress
 from llm_datadist.integrations.vllm.worker.sources import SourceFinder
@@ -60,7 +62,7 @@ class PullConsumer:
         abandoned = threading.Event()
         with self._lock:
             self._pending[order.request_id] = abandoned
-        self._pool.submit(self._run, order, abandoned)
+        self._pool.submit(self._run, order, abandoned, time.monotonic())
         self._reports.note_change()
 
     def dismiss(self, offer: Offer) -> None:
@@ -83,22 +85,28 @@ class PullConsumer:
         """End all loads; idempotent. Close the instance first, so that they fail at once."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _run(self, order: Load, abandoned: threading.Event) -> None:
+    def _run(self, order: Load, abandoned: threading.Event, began: float) -> None:
         failed = {block for blocks in order.dst_blocks for block in blocks}
+        reason = "error"
         try:
-            failed = self._load(order, abandoned)
+            failed, reason = self._load(order, abandoned, began)
         except Exception:
             logger.exception("request %s: its load failed", order.request_id)
         finally:
-            self._report(order, abandoned, failed)
+            self._report(order, abandoned, failed, reason)
 
-    def _report(self, order: Load, abandoned: threading.Event, failed: Iterable[int]) -> None:
-        """Report how a load has ended; only the first report of a load counts."""
+    def _report(
+        self, order: Load, abandoned: threading.Event, failed: Iterable[int], reason: str = ""
+    ) -> None:
+        """Report how a load has ended, and count it; only the first report of a load counts."""
         with self._lock:
             if self._pending.get(order.request_id) is not abandoned:
                 return
             del self._pending[order.request_id]
-        self._reports.add_loaded(order.request_id, {*failed, *order.unavailable})
+        missing = {*failed, *order.unavailable}
+        if missing and not abandoned.is_set():
+            self._reports.counts.add("requests_recomputed", reason or "unavailable")
+        self._reports.add_loaded(order.request_id, missing)
 
     def _run_dismiss(self, offer: Offer) -> None:
         try:
@@ -118,13 +126,13 @@ class PullConsumer:
                 "dismissing request %s of the producer failed", offer.remote_request_id
             )
 
-    def _load(self, order: Load, abandoned: threading.Event) -> set[int]:
-        """Load a request, and return the local blocks that are not complete."""
-        progress = PullProgress(order, self._worker.layout)
-        started = time.perf_counter()
+    def _load(self, order: Load, abandoned: threading.Event, began: float) -> tuple[set[int], str]:
+        """Load a request, and return the local blocks that are not complete, and why."""
+        progress, reason = PullProgress(order, self._worker.layout, began), ""
         try:
             self._load_from(self._sources_of(order.offer), progress, abandoned)
         except (LLMException, Incompatible, Unreachable) as error:
+            reason = reason_of(error)
             logger.warning(
                 "request %s: %d of its blocks cannot be fetched and will be recomputed: %s",
                 order.request_id,
@@ -137,9 +145,9 @@ class PullConsumer:
                 "request %s: fetched %d bytes in %.1f ms",
                 order.request_id,
                 progress.total_bytes,
-                (time.perf_counter() - started) * 1e3,
+                (time.monotonic() - began) * 1e3,
             )
-        return missing
+        return missing, reason
 
     def _load_from(
         self, sources: Sources, progress: PullProgress, abandoned: threading.Event
@@ -154,6 +162,7 @@ class PullConsumer:
                 return
             except LLMException as error:
                 status = error.status_code
+                self._reports.counts.add("fetch_errors", self._path(sources), status.name)
                 for rank in _concerned(sources, error):
                     if not attempt and status in LINK_GONE:
                         self._links.drop(rank)
@@ -172,7 +181,7 @@ class PullConsumer:
         with self._leases(progress.order.offer, sources) as leases:
             while progress.pulls and not abandoned.is_set():
                 if time.monotonic() > deadline:
-                    raise Unreachable(
+                    raise Late(
                         f"transfer_timeout_ms {self._worker.options.transfer_timeout_ms} is over"
                     )
                 self._pull(progress, sources)
@@ -180,6 +189,7 @@ class PullConsumer:
                     for lease in leases:
                         lease.renew()
             if not progress.pulls:
+                self._count_fetched(progress, self._path(sources))
                 self._report(progress.order, abandoned, ())  # vLLM need not wait for the release
 
     def _pull(self, progress: PullProgress, sources: Sources) -> None:
@@ -210,6 +220,15 @@ class PullConsumer:
             raise
         progress.pulls.pop(0)
 
+    def _count_fetched(self, progress: PullProgress, path: str) -> None:
+        counts, seconds = self._reports.counts, time.monotonic() - progress.began
+        counts.add("requests_fetched", path)
+        counts.add("fetched_bytes", path, by=progress.total_bytes)
+        counts.observe("fetch_seconds", path, value=seconds)
+
+    def _path(self, sources: Sources) -> str:
+        return self._worker.path_to(sources[0][0].cluster_id)
+
     def _sources_of(self, offer: Offer) -> Sources:
         return self._sources.find(offer.ranks, offer.block_sizes)
 
@@ -218,13 +237,20 @@ class PullConsumer:
         with contextlib.ExitStack() as leases:
             yield [leases.enter_context(self._lease(offer, rank)) for rank, _ in sources]
 
-    def _lease(self, offer: Offer, rank: RankAddress) -> Lease:
+    @contextlib.contextmanager
+    def _lease(self, offer: Offer, rank: RankAddress) -> Iterator[Lease]:
         blocks = offer.blocks[self._worker.layout.parts[0].group]
-        return self._worker.cache_manager.lease(
+        lease = self._worker.cache_manager.lease(
             BlocksCacheKey(rank.cluster_id, offer.key),
             sorted(set(blocks)),
             ttl_ms=self._worker.options.lease_ms,
         )
+        with lease as held:
+            self._reports.counts.add("leases_held")
+            try:
+                yield held
+            finally:
+                self._reports.counts.add("leases_held", by=-1)
 
 
 def _concerned(sources: Sources, error: LLMException) -> list[RankAddress]:

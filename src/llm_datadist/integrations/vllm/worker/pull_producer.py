@@ -40,6 +40,7 @@ class _Published:
         released: Consumers' workers that have released their leases.
         is_counted: Whether `is_fetched` considers all of `released`.
         is_fetched: Whether all of them have come, or a lease was lost.
+        reason: Why vLLM gets the blocks back, for the label of a metric.
     """
 
     request_id: str
@@ -48,6 +49,7 @@ class _Published:
     released: set[int] = field(default_factory=set)
     is_counted: bool = True
     is_fetched: bool = False
+    reason: str = "expired"
 
 
 class PullProducer:
@@ -94,6 +96,7 @@ class PullProducer:
         if published is None:
             self._reports.add_sent(request_id)
         else:
+            self._reports.counts.add("requests_held")
             self._reports.note_change()
 
     def withdraw(self, request_id: str) -> None:
@@ -126,7 +129,7 @@ class PullProducer:
                 published.released.add(end.cluster_id)
                 published.is_counted = False
             else:
-                published.is_fetched = True
+                published.is_fetched, published.reason = True, "lease_lost"
                 logger.warning(
                     "request %s: the lease of cluster %d ended: %s; its blocks are taken back",
                     published.request_id,
@@ -175,7 +178,7 @@ class PullProducer:
         with self._wake:
             released, published.is_counted = set(published.released), True
         if released and len(released) >= max(map(self._readers.number, released)):
-            published.is_fetched = True
+            published.is_fetched, published.reason = True, "fetched"
 
     def _until_next(self) -> float | None:
         deadlines = [
@@ -204,4 +207,6 @@ class PullProducer:
         self._worker.withdraw(published.caches)
         with self._wake:
             self._published.pop(published.request_id, None)
+        self._reports.counts.add("requests_held", by=-1)
+        self._reports.counts.add("requests_released", published.reason)
         self._reports.add_sent(published.request_id)

@@ -42,10 +42,12 @@ class PullProgress:
         order: The load.
         pulls: What is left.
         total_bytes: Size of the whole load.
+        began: time.monotonic() at which vLLM has ordered it.
     """
 
-    def __init__(self, order: Load, layout: KVLayout) -> None:
+    def __init__(self, order: Load, layout: KVLayout, began: float = 0.0) -> None:
         self.order = order
+        self.began = began
         self.pulls: list[Pull] = []
         self.total_bytes = 0
         self._layout = layout

@@ -25,6 +25,7 @@ from llm_datadist.integrations.vllm.worker.producer_links import (
     Incompatible,
     ProducerLinks,
     Unreachable,
+    reason_of,
 )
 from llm_datadist.integrations.vllm.worker.sources import SourceFinder
 
@@ -58,6 +59,7 @@ class _Wait:
         mailboxes: One for the receipt of each source; made with `caches`.
         receipts: Sources whose receipts have arrived.
         problem: Why the wait failed; "" while it has not.
+        reason: The same for the label of a metric; "" if the request was aborted.
         is_over: Whether it has ended, so that the key is to be withdrawn.
         is_busy: Whether a thread works on it.
         due_at: When to send the ticket again, or to check the link.
@@ -73,6 +75,7 @@ class _Wait:
     mailboxes: list[Mailbox] = field(default_factory=list)
     receipts: set[int] = field(default_factory=set)
     problem: str = ""
+    reason: str = ""
     is_over: bool = False
     is_busy: bool = False
     due_at: float = 0.0
@@ -86,9 +89,10 @@ class _Wait:
         """Whether all sources have their tickets."""
         return bool(self.sources) and self.num_tickets == len(self.sources)
 
-    def end(self, problem: str) -> None:
+    def end(self, problem: str, reason: str = "") -> None:
         """End the wait; the first problem counts."""
-        self.problem = self.problem or problem
+        if not self.problem:
+            self.problem, self.reason = problem, reason if problem else ""
         self.is_over = True
 
 
@@ -141,7 +145,7 @@ class PushConsumer:
         """Check the deadline and the mailbox; return whether there is work; lock held."""
         now = time.monotonic()
         if not wait.is_over and now >= wait.deadline:
-            wait.end(f"hold_ms {self._worker.options.hold_ms} is over")
+            wait.end(f"hold_ms {self._worker.options.hold_ms} is over", "timeout")
         elif not wait.is_over:
             self._read_receipts(wait)
         return wait.is_over or now >= wait.due_at
@@ -156,23 +160,23 @@ class PushConsumer:
             fits = receipt.prompt == wait.order.prompt
             problem = receipt.problem or ("" if fits else "the receipt is of another prompt")
             if problem or len(wait.receipts) == len(wait.sources):
-                wait.end(problem)
+                wait.end(problem, "not_sent")
 
     def _work(self, wait: _Wait) -> None:
         """Send the ticket or check the link, and withdraw and report a wait that is over."""
         request_id = wait.order.request_id
-        problem = ""
+        problem = reason = ""
         try:
             if not wait.is_over:
                 self._check_links(wait) if wait.has_sent_tickets else self._send_tickets(wait)
         except (LLMException, Incompatible, Unreachable, ValueError) as error:
-            problem = str(error)
+            problem, reason = str(error), reason_of(error)
         except Exception:
             logger.exception("request %s: waiting for it failed", request_id)
-            problem = "an error of the consumer"
+            problem, reason = "an error of the consumer", "error"
         if problem:
             with self._lock:
-                wait.end(problem)
+                wait.end(problem, reason)
         try:
             if wait.is_over:
                 self._end(wait)
@@ -223,6 +227,11 @@ class PushConsumer:
         try:
             send_message(worker.cache_manager, BlocksCacheKey(rank.cluster_id, key), ticket)
         except LLMException as error:
+            if (
+                error.status_code != LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
+            ):  # the usual one: too early
+                path = self._worker.path_to(rank.cluster_id)
+                self._reports.counts.add("fetch_errors", path, error.status_code.name)
             if error.status_code in LINK_GONE:
                 self._links.drop(rank)  # the next attempt links again
             elif error.status_code == LLMStatusCode.LLM_TIMEOUT:
@@ -255,6 +264,7 @@ class PushConsumer:
         with self._lock:
             self._dispatcher.jobs.pop(order.request_id, None)
         if order.blocks:
+            self._count(wait)
             self._reports.add_loaded(order.request_id, order.blocks if wait.problem else ())
         if wait.problem:
             logger.warning(
@@ -263,3 +273,17 @@ class PushConsumer:
                 len(order.blocks),
                 wait.problem,
             )
+
+    def _count(self, wait: _Wait) -> None:
+        """Count a request that has been received, or is recomputed."""
+        counts, parts = self._reports.counts, self._worker.layout.parts
+        if wait.reason:
+            counts.add("requests_recomputed", wait.reason)
+        if wait.problem:
+            return
+        path = self._worker.path_to(wait.sources[0][0].cluster_id)
+        bytes_per_block = sum(len(part.addrs) * part.block_bytes for part in parts)
+        seconds = time.monotonic() - (wait.deadline - self._hold_s)
+        counts.add("requests_fetched", path)
+        counts.add("fetched_bytes", path, by=bytes_per_block * len(wait.order.blocks))
+        counts.observe("fetch_seconds", path, value=seconds)

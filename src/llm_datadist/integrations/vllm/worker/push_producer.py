@@ -108,6 +108,7 @@ class PushProducer:
             for progress in progresses:
                 progress.is_finished = True
                 progress.deadline = time.monotonic() + self._hold_s
+            self._reports.counts.add("requests_held")
             self._dispatcher.note_change()
         self._reports.note_change()
 
@@ -143,7 +144,7 @@ class PushProducer:
                         progress.order.request_id,
                         self._worker.options.hold_ms,
                     )
-                self._end(progress)
+                self._end(progress, "expired")
         return progress.is_due
 
     def _accept(self, progress: PushProgress, ticket: Ticket) -> None:
@@ -199,7 +200,7 @@ class PushProducer:
         if is_over:
             self._send_receipt(progress)
             with self._lock:
-                self._end(progress)
+                self._end(progress, "given_up" if progress.problem else "pushed")
 
     def _push_computed(self, progress: PushProgress) -> None:
         ticket = progress.ticket
@@ -253,8 +254,13 @@ class PushProducer:
                 str(error),
             )
 
-    def _end(self, progress: PushProgress) -> None:
-        """Forget a progress; report a request that has no other if vLLM waits for it; lock held."""
+    def _end(self, progress: PushProgress, reason: str) -> None:
+        """Forget a progress; report a request that has no other if vLLM waits for it; lock held.
+
+        Args:
+            progress: The progress.
+            reason: Why it ends, for the label of a metric.
+        """
         request_id = progress.order.request_id
         if self._dispatcher.jobs.get(progress.job_id) is progress:
             del self._dispatcher.jobs[progress.job_id]
@@ -263,6 +269,8 @@ class PushProducer:
             self._by_request[request_id] = others
         progress.mailbox.close()
         if progress.is_finished and not others:
+            self._reports.counts.add("requests_held", by=-1)
+            self._reports.counts.add("requests_released", reason)
             self._reports.add_sent(request_id)
 
 

@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from llm_datadist.integrations.vllm.transfer_counts import TransferCounts
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -36,9 +38,13 @@ class Reports:
     """Collects ended transfers, and lets a worker without a model step wait for them.
 
     Thread-safe.
+
+    Attributes:
+        counts: For vLLM's metrics.
     """
 
     def __init__(self) -> None:
+        self.counts = TransferCounts()
         self._changed = threading.Condition()
         self._ended = Ended()
         self._num_changes = 0

@@ -18,6 +18,7 @@ from llm_datadist.integrations.vllm.worker.reports import Reports
 if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.options import ConnectorOptions
     from llm_datadist.integrations.vllm.step_orders import StepOrders
+    from llm_datadist.integrations.vllm.transfer_counts import TransferCounts
 
 _PUSHABLE = {"FullAttentionSpec", "MLAAttentionSpec"}
 """KV cache groups that push mode supports, alone: their blocks stay as long as the request."""
@@ -94,6 +95,11 @@ class Worker:
         """Address on which this worker listens, or None if it does not."""
         listen = self._instance.listen_address
         return None if listen is None else RankAddress(*listen, self._instance.cluster_id)
+
+    @property
+    def counts(self) -> TransferCounts:
+        """What the transfers of this worker have come to."""
+        return self._reports.counts
 
     def carry_out(self, orders: StepOrders, *, is_idle: bool) -> None:
         """Start what the scheduler side has ordered for this step.

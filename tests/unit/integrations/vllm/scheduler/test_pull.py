@@ -189,6 +189,7 @@ def test_offers_that_do_not_fit_are_not_used(side, tokens, text, caplog):
     orders = side._orders.take()
     assert not orders.loads
     assert not orders.dismiss  # they may be another request's
+    assert side.counts.take() == {"requests_recomputed": {"offer": 1}}
 
 
 @pytest.mark.expects_log("will be recomputed")

@@ -167,6 +167,8 @@ def test_what_cannot_be_transferred_is_computed(params, text, caplog):
     assert side.pushes.finished(one, ()) == (False, None)
     orders = side.orders()
     assert (orders.send, orders.receive, orders.finish) == ([], [], [])
+    recomputed = {"requests_recomputed": {"offer": 1}} if "ranks" in params else {}
+    assert side.pushes.counts.take() == recomputed
 
 
 @pytest.mark.expects_log("this engine is a producer only")

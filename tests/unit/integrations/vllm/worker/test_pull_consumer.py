@@ -10,7 +10,7 @@ from llm_datadist import LLMException, LLMStatusCode
 from llm_datadist.integrations.vllm.kv_transfer_params import Offer, RankAddress
 from llm_datadist.integrations.vllm.step_orders import Load
 from llm_datadist.integrations.vllm.worker import pull_progress
-from llm_datadist.integrations.vllm.worker.producer_links import Incompatible, Unreachable
+from llm_datadist.integrations.vllm.worker.producer_links import Incompatible, Late, Unreachable
 from llm_datadist.integrations.vllm.worker.pull_consumer import PullConsumer
 from support.vllm.fake_worker import PEER, ConsumerSide, packed_layouts
 
@@ -242,3 +242,78 @@ def test_an_offer_of_more_ranks_is_given_back_to_all(unequal, eventually):
     side.consumer.dismiss(TWO_RANKS)
     eventually(lambda: side.what().count("released") == 2)
     assert side.what() == ["linked", "leased", "released"] * 2
+
+
+# What is counted for vLLM's metrics.
+
+
+def counted(side):
+    taken = side.worker.reports.counts.take()
+    assert all(seconds >= 0 for seconds in taken.pop("fetch_seconds", {}).get("path7", ()))
+    return taken
+
+
+def test_a_request_that_arrived_is_counted_with_its_bytes_and_path(make, eventually):
+    side = make()
+    side.consumer.load(dataclasses.replace(ORDER, unavailable=[]))
+    eventually(lambda: "released" in side.what())
+    assert counted(side) == {
+        "requests_fetched": {"path7": 1},
+        "fetched_bytes": {"path7": 2 * (2 * 64 + 32)},
+        "leases_held": {"": 0},
+    }
+
+
+def test_blocks_that_the_offer_lacks_are_recomputed(make, eventually):
+    side = make()
+    side.load()
+    eventually(side.failed)
+    assert counted(side)["requests_recomputed"] == {"unavailable": 1}
+
+
+@pytest.mark.expects_log("cannot be fetched", "its load failed")
+@pytest.mark.parametrize(
+    ("call", "failure", "reason", "status"),
+    [
+        ("pull", S.LLM_TIMEOUT, "timeout", "LLM_TIMEOUT"),
+        ("pull", S.LLM_SUSPECT_REMOTE_ERROR, "memory_fault", "LLM_SUSPECT_REMOTE_ERROR"),
+        ("lease", S.LLM_KV_CACHE_NOT_EXIST, "withdrawn", "LLM_KV_CACHE_NOT_EXIST"),
+        ("pull", S.LLM_PARAM_INVALID, "error", "LLM_PARAM_INVALID"),
+        ("pull", Late("it took too long"), "timeout", None),
+        ("link", Unreachable("no link"), "unreachable", None),
+        ("link", Incompatible("another model"), "incompatible", None),
+        ("pull", RuntimeError("it fails"), "error", None),
+    ],
+)
+def test_why_a_request_is_recomputed(make, eventually, call, failure, reason, status):
+    side = make({call: [failure]})
+    side.load()
+    eventually(side.failed)
+    found = counted(side)
+    assert found["requests_recomputed"] == {reason: 1}
+    assert found.get("fetch_errors") == (status and {f"path7/{status}": 1})
+    assert "requests_fetched" not in found
+
+
+def test_an_error_of_a_pull_that_was_repeated_counts_too(make, eventually):
+    side = make({"pull": [S.LLM_LINK_FAILED]})
+    side.load()
+    eventually(side.failed)
+    found = counted(side)
+    assert found["fetch_errors"] == {"path7/LLM_LINK_FAILED": 1}
+    assert found["requests_fetched"] == {"path7": 1}
+
+
+def test_an_aborted_request_is_not_recomputed(make, eventually, monkeypatch):
+    monkeypatch.setattr(pull_progress, "PULL_BYTES", 1)
+    side = make()
+    pull = side.worker.pull_blocks
+
+    def pull_and_abandon(*arguments):
+        pull(*arguments)
+        side.consumer.abandon("r")
+
+    side.worker.pull_blocks = pull_and_abandon
+    side.load()
+    eventually(side.failed)
+    assert "requests_recomputed" not in counted(side)

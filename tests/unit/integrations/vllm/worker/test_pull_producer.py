@@ -99,6 +99,7 @@ def test_blocks_come_back_when_the_key_is_withdrawn_at_last(producers, monkeypat
     assert worker.failing_withdrawals == 0
     assert worker.withdrawn == [256]
     assert reports.take().sent == {"r"}
+    assert reports.counts.take()["requests_released"] == {"expired": 1}
     assert not producer.is_waiting
 
 
@@ -108,6 +109,7 @@ def test_a_request_that_could_not_be_published_comes_back_at_once(producers):
     producer.publish("r", 256)
     producer.hold("r")
     assert reports.take().sent == {"r"}
+    assert not reports.counts.take(), "no block of it was kept"
 
 
 def ended(reason, cluster_id=9):
@@ -128,6 +130,8 @@ def test_blocks_come_back_after_the_key_is_withdrawn_when_the_lease_has_ended(
     eventually(lambda: not producer.is_waiting)
     assert at_withdrawal == [set()]
     assert reports.take().sent == {"r"}
+    counted = {"requests_held": {"": 0}, "requests_released": {"fetched": 1}}
+    assert reports.counts.take() == counted
 
 
 @pytest.mark.expects_log("the lease of cluster 9 ended: expired")
@@ -144,6 +148,7 @@ def test_leased_blocks_are_kept_beyond_the_hold_time(producers, eventually):
     eventually(lambda: not producer.is_waiting)
     assert worker.withdrawn == [256]
     assert reports.take().sent == {"r"}
+    assert reports.counts.take()["requests_released"] == {"lease_lost": 1}
 
 
 def offering(producers, **worker):

@@ -57,6 +57,12 @@ def test_a_request_is_reported_after_its_key_is_withdrawn(make, eventually):
     side.answer()
     eventually(side.reported)
     assert side.events[3:] == [("withdrawn", ticket["key"]), ("loaded", "r", set())]
+    counted = side.worker.reports.counts.take()
+    assert len(counted.pop("fetch_seconds")["path7"]) == 1
+    assert counted == {
+        "requests_fetched": {"path7": 1},
+        "fetched_bytes": {"path7": 2 * (2 * 64 + 32)},
+    }
     eventually(lambda: not side.consumer.is_waiting)
 
 
@@ -83,11 +89,19 @@ def test_no_block_counts_unless_the_receipt_says_so(make, eventually, receipt):
     eventually(side.reported)
     assert side.what()[-2:] == ["withdrawn", "loaded"]
     assert side.reported() == [("loaded", "r", set(BLOCKS))]
+    assert side.worker.reports.counts.take() == {"requests_recomputed": {"not_sent": 1}}
 
 
 @pytest.mark.expects_log("2 of its blocks were not received")
-@pytest.mark.parametrize("end", ["aborted", "out of time", "link lost"])
-def test_a_wait_that_ends_without_a_receipt(make, eventually, end):
+@pytest.mark.parametrize(
+    ("end", "counted"),
+    [
+        ("aborted", {}),
+        ("out of time", {"requests_recomputed": {"timeout": 1}}),
+        ("link lost", {"requests_recomputed": {"link_lost": 1}}),
+    ],
+)
+def test_a_wait_that_ends_without_a_receipt(make, eventually, end, counted):
     side = make(hold_ms=100 if end == "out of time" else 60_000)
     side.consumer.receive(an_order())
     eventually(lambda: side.worker.messages)
@@ -98,6 +112,7 @@ def test_a_wait_that_ends_without_a_receipt(make, eventually, end):
     eventually(side.reported)
     assert [each for each in side.what() if each != "dropped"][-2:] == ["withdrawn", "loaded"]
     assert side.reported() == [("loaded", "r", set(BLOCKS))]
+    assert side.worker.reports.counts.take() == counted
 
 
 def test_a_producer_that_does_not_know_the_request_yet_is_asked_again(make, eventually):
@@ -115,6 +130,7 @@ def test_a_ticket_that_cannot_be_sent_ends_the_wait(make, eventually, status):
     eventually(side.reported)
     assert ("silent" in side.what()) is (status is S.LLM_TIMEOUT)
     assert side.what()[-2:] == ["withdrawn", "loaded"]
+    assert side.worker.reports.counts.take()["fetch_errors"] == {f"path7/{status.name}": 1}
 
 
 def test_a_producer_whose_blocks_are_not_needed_is_told_and_nothing_is_reported(make, eventually):

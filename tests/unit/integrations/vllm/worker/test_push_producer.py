@@ -31,6 +31,9 @@ class Side:
     def close(self):
         self.producer.close()
 
+    def counted(self):
+        return self.worker.reports.counts.take()
+
     def compute(self, blocks, num_tokens, *layers):
         self.producer.begin_step([StepProgress("r", blocks, num_tokens)])
         for layer in layers:
@@ -59,6 +62,7 @@ def test_what_is_computed_is_pushed_and_blocks_come_back_after_the_receipt(make,
     eventually(lambda: "sent" in side.what())
     assert side.what() == ["pushed", "pushed", "message", "sent"]
     assert side.receipt() == [""]
+    assert side.counted() == {"requests_held": {"": 0}, "requests_released": {"pushed": 1}}
 
 
 def test_a_layer_is_pushed_as_soon_as_it_is_computed_and_no_other(make, eventually):
@@ -106,6 +110,7 @@ def test_a_push_that_fails_is_in_the_receipt(make, eventually):
     (problem,) = side.receipt()
     assert "could not push it" in problem
     assert side.what() == ["pushed", "message", "sent"]
+    assert side.counted()["requests_released"] == {"given_up": 1}
 
 
 @pytest.mark.parametrize("more", [{"prompt": "another"}, {"num_tokens": 9}, {"blocks": [31, 31]}])
@@ -135,6 +140,7 @@ def test_blocks_come_back_when_no_ticket_comes_in_time(make, eventually):
     assert side.producer.is_waiting
     eventually(lambda: "sent" in side.what())
     assert side.what() == ["sent"]
+    assert side.counted() == {"requests_held": {"": 0}, "requests_released": {"expired": 1}}
 
 
 def test_blocks_of_a_request_that_is_not_known_come_back_at_once(make):
