@@ -103,8 +103,8 @@ MUTATIONS = (
         "sent-before-the-receipt",
         "push mode: vLLM gets blocks back when nothing reads them any more",
         _PUSH_PRODUCER,
-        "        if is_over:\n            self._send_receipt(progress)\n            with self._lock:\n                self._end(progress)\n",
-        "        if is_over:\n            with self._lock:\n                self._end(progress)\n            self._send_receipt(progress)\n",
+        '        if is_over:\n            self._send_receipt(progress)\n            with self._lock:\n                self._end(progress, "given_up" if progress.problem else "pushed")\n',
+        '        if is_over:\n            with self._lock:\n                self._end(progress, "given_up" if progress.problem else "pushed")\n            self._send_receipt(progress)\n',
         tests=f"{_TESTS}/worker/test_push_producer.py",
     ),
     Mutation(
@@ -154,6 +154,8 @@ MUTATIONS = (
         """        self._worker.withdraw(published.caches)
         with self._wake:
             self._published.pop(published.request_id, None)
+        self._reports.counts.add("requests_held", by=-1)
+        self._reports.counts.add("requests_released", published.reason)
         self._reports.add_sent(published.request_id)
 """,
         """        self._reports.add_sent(published.request_id)
@@ -231,16 +233,16 @@ MUTATIONS = (
         "failed-loads-count",
         "pull mode: blocks that were not pulled are reported as failed",
         _PULL_CONSUMER,
-        "self._reports.add_loaded(order.request_id, {*failed, *order.unavailable})",
-        "self._reports.add_loaded(order.request_id, {*order.unavailable})",
+        "        missing = {*failed, *order.unavailable}\n",
+        "        missing = {*order.unavailable}\n",
         tests=f"{_TESTS}/worker/test_pull_consumer.py",
     ),
     Mutation(
         "unavailable-blocks-count",
         "pull mode: blocks that the offer does not have are reported as failed",
         _PULL_CONSUMER,
-        "self._reports.add_loaded(order.request_id, {*failed, *order.unavailable})",
-        "self._reports.add_loaded(order.request_id, {*failed})",
+        "        missing = {*failed, *order.unavailable}\n",
+        "        missing = {*failed}\n",
         tests=f"{_TESTS}/worker/test_pull_consumer.py",
     ),
     Mutation(
