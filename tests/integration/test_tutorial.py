@@ -35,7 +35,7 @@ def test_two_processes(tmp_path):
                 shown, errors = decode.communicate(timeout=60)
             assert (decode.returncode, errors) == (0, "")
             for line in shown.splitlines():
-                assert f"    {line}\n" in PAGE or line.startswith("the path was")
+                assert f"\n{line}\n" in PAGE or line.startswith("the path was")
             assert shown.count("\n") == 2
             shown, errors = prefill.communicate("\n", timeout=60)
             assert (prefill.returncode, errors) == (0, "")
@@ -76,7 +76,7 @@ def test_the_first_generation(tmp_path):
         for process in processes:
             shown, errors = process.communicate(timeout=60)
             assert (process.returncode, errors) == (0, "")
-            assert f"    {shown}" in FIRST_GENERATION
+            assert f"\n{shown}" in FIRST_GENERATION
     finally:
         for process in processes:
             process.kill()
