@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from bench import timing, work
-from bench.datadist import Datadist, DatadistPool, DatadistTcp
-from bench.timing import Goal, Row
+from bench import timing
+from bench.timing import Goal
+from llm_datadist.cli.bench import work
+from llm_datadist.cli.bench.datadist import Datadist, DatadistPool, DatadistTcp
+from llm_datadist.cli.bench.driver import prepare
+from llm_datadist.cli.bench.timing import Row, latencies, percentile
 
 if TYPE_CHECKING:
-    from bench.contender import Contender
+    from llm_datadist.cli.bench.contender import Contender
 
 MIB = work.MIB
 WANTED = 0.6
@@ -46,7 +47,7 @@ class Checksums:
         self.rounds, self.scale = rounds, scale
         self.rows: list[Row] = []
         self.goals: list[Goal] = []
-        self.local = work.buffer(int(256 * MIB * scale))
+        self.local = work.buffer(work.whole_mib(256 * MIB * scale))
         self._open: list[Contender] = []
 
     def run(self) -> None:
@@ -71,13 +72,7 @@ class Checksums:
     def _compare(self, path: str, operation: str, case: work.Case, pair: list[Any]) -> None:
         name = f"{path}: {operation} {case.name}"
         for contender in pair:
-            if operation == "pull":
-                contender.owner.ask("fill", 5)
-                contender.prepare(case)
-                self.local[: case.total_bytes] = 0
-                contender.read(case)
-                if not np.array_equal(self.local[: case.total_bytes], work.expected(case, 5)):
-                    raise RuntimeError(f"{name}: wrong bytes")
+            prepare(contender, case)
         calls = {
             label: (lambda c=contender: c.read(case) if operation == "pull" else c.write(case))
             for label, contender in zip(("unchecked", "checked"), pair, strict=True)
@@ -89,6 +84,6 @@ class Checksums:
         one = work.Case("one 4 KiB block", 4096, 4096)
         for label, contender in zip(("unchecked", "checked"), pair, strict=True):
             contender.prepare(one)
-            values = timing.latencies(lambda c=contender: c.read(one), 2000)
-            p50 = timing.percentile(values, 50)
+            values = latencies(lambda c=contender: c.read(one), 2000)
+            p50 = percentile(values, 50)
             self.rows.append(Row(f"{path}: one 4 KiB block, p50", label, "us", [p50]))

@@ -8,25 +8,20 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import work
-from bench.datadist import DatadistTcp, owner
-from bench.driver import (
-    Driver,
-    alternate,
-    busy_call_times,
-    call_times,
-    cpu_us_per_gib,
-    prepare,
-    start,
-)
 from bench.same_host import cases
 from bench.tcp import link_p50
-from bench.timing import Goal, Row
+from bench.turns import alternate, busy_call_times, cpu_us_per_gib
+from llm_datadist.cli.bench import work
+from llm_datadist.cli.bench.datadist import DatadistTcp, owner
+from llm_datadist.cli.bench.driver import Driver, call_times, prepare, start
+from llm_datadist.cli.bench.timing import Row
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     import numpy as np
+
+    from bench.timing import Goal
 
 _FILES = "LDD_BENCH_TLS"  # the environment reaches the owner processes
 _OPENSSL = (

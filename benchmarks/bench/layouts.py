@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench import timing, work
-from bench.contender import Owner, serve
-from bench.datadist import start
+from bench import timing
 from bench.timing import Goal
+from llm_datadist.cli.bench import work
+from llm_datadist.cli.bench.contender import Owner, serve
+from llm_datadist.cli.bench.datadist import start
+from llm_datadist.cli.bench.timing import Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.connection import Connection
 
-    from bench.timing import Row
     from llm_datadist import Cache, LLMDataDist
 
 LAYERS, HEADS, HEAD_SIZE, TOKENS = 16, 8, 128, 4096
@@ -185,7 +186,7 @@ class Layouts:
         self.local[:] = 0
         pull()
         self._check(name, sources, src, wanted, dst)
-        rows = [timing.Row(name, EQUAL, "GB/s"), timing.Row(name, RESHARDED, "GB/s")]
+        rows = [Row(name, EQUAL, "GB/s"), Row(name, RESHARDED, "GB/s")]
         equal = Shape("HND")
         local = equal.register(instance, self.local, None)
         same = partial(manager.pull_blocks, keys[0], local, equal.blocks(7), equal.blocks(8))

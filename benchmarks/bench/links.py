@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import datadist
-from bench.timing import Goal, Row
+from llm_datadist.cli.bench import datadist
+from llm_datadist.cli.bench.timing import Row
 
 if TYPE_CHECKING:
+    from bench.timing import Goal
     from llm_datadist import LLMDataDist
     from llm_datadist.testing import PeerGroup
     from llm_datadist.testing.member import Member

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench import work
-from bench.datadist import OWNER_ID, Datadist, owner, register
-from bench.driver import alternate, call_times, prepare, start
-from bench.rival_nixl import Nixl, make_agent, owner_that_listens
-from bench.timing import Goal, Row
+from bench.timing import Goal
+from bench.turns import alternate
+from llm_datadist.cli.bench import work
+from llm_datadist.cli.bench.contender import serve
+from llm_datadist.cli.bench.datadist import Datadist, owner, register
+from llm_datadist.cli.bench.driver import call_times, prepare, start
+from llm_datadist.cli.bench.rival_nixl import Nixl, make_agent
+from llm_datadist.cli.bench.rival_nixl import register as register_buffer
+from llm_datadist.cli.bench.timing import Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from multiprocessing.connection import Connection
 
-    from bench.contender import Contender
-    from bench.driver import Driver
+    from llm_datadist.cli.bench.contender import Contender
+    from llm_datadist.cli.bench.driver import Driver
 
 DATADIST, BARE = "llm-datadist (nixl)", "bare NIXL"
 TRANSPORTS = {"tcp": "tcp", "shm": "shm,cma,self,tcp"}
@@ -49,33 +54,19 @@ class DatadistNixl(Datadist):
         return owner_nixl
 
     def connect(self, total: int) -> None:
-        from llm_datadist import LLMStatusCode  # noqa: PLC0415
-
-        usable = total // _TENSORS // 4096 * 4096 * _TENSORS
-        self._made = register(
-            self.instance, work.address(self.local), usable, 4096, _TENSORS, key=False
-        )
-        status, _ = self.instance.link_clusters([self._owner_info()], 10_000)
-        if status != LLMStatusCode.LLM_SUCCESS:
-            raise RuntimeError("cannot link again")
+        usable = total // (_TENSORS * 4096) * (_TENSORS * 4096)
+        case = work.Case("many tensors", 4096, usable, tensors=_TENSORS)
+        self._made = register(self.instance, self.local, case)
+        self.link()
 
     def disconnect(self) -> None:
-        self.instance.unlink_clusters([self._owner_info()])
+        self.unlink()
         if self._made is not None:
             self.instance.cache_manager.unregister_cache(self._made.cache_id)
 
-    def _owner_info(self) -> Any:
-        from llm_datadist import LLMClusterInfo  # noqa: PLC0415
-
-        info = LLMClusterInfo()
-        info.remote_cluster_id = OWNER_ID
-        info.append_local_ip_info("127.0.0.1", 0)
-        info.append_remote_ip_info(*self.owner.hello["address"])
-        return info
-
 
 class BareNixl(Nixl):
-    """As `bench.rival_nixl`, over any transport."""
+    """As its base, over any transport."""
 
     name = BARE
     _registered: Any = None
@@ -96,6 +87,22 @@ class BareNixl(Nixl):
         return [(first + index * each, each, 0, "") for index in range(_TENSORS)]
 
 
+def owner_that_listens(pipe: Connection, memory: np.ndarray) -> None:
+    """Body of an owner whose agent peers ask for its metadata."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = int(server.getsockname()[1])
+    agent = make_agent("owner", enable_listen_thread=True, listen_port=port)
+    register_buffer(agent, memory)
+    pipe.send(
+        {
+            "metadata": agent.get_agent_metadata(),
+            "address": work.address(memory),
+            "listens": ("127.0.0.1", port),
+        }
+    )
+    serve(pipe, memory)
+
+
 class AskingNixl(BareNixl):
     """Given an address only: NIXL's own exchange of metadata, which has a thread at either end.
 
@@ -108,7 +115,7 @@ class AskingNixl(BareNixl):
 
     @classmethod
     def agent(cls) -> Any:
-        return make_agent("local", 0)
+        return make_agent("local", enable_listen_thread=True, listen_port=0)
 
     def connect(self, total: int) -> None:
         self._registered = self._agent.register_memory(self._tensors(total), "DRAM")

@@ -15,7 +15,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from bench.timing import Goal, Row
+    from bench.timing import Goal
+    from llm_datadist.cli.bench.timing import Row
 
 
 def settle(rows: list[Row], goals: list[Goal]) -> None:

@@ -6,23 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench import timing, work
-from bench.datadist import Datadist, DatadistPool, register
-from bench.driver import (
-    Driver,
-    alternate,
-    busy_call_times,
-    call_times,
-    prepare,
-    prepare_write,
-    start,
-)
-from bench.limits import BareReadv, BigMemcpy
-from bench.rival_nixl import PACKAGE, Nixl
-from bench.timing import Goal, Row
+from bench import timing
+from bench.timing import Goal
+from bench.turns import alternate, busy_call_times
+from llm_datadist.cli.bench import work
+from llm_datadist.cli.bench.datadist import Datadist, DatadistPool, register
+from llm_datadist.cli.bench.driver import Driver, call_times, prepare, prepare_write, start
+from llm_datadist.cli.bench.limits import BareReadv, BigMemcpy
+from llm_datadist.cli.bench.rival_nixl import PACKAGE, Nixl
+from llm_datadist.cli.bench.timing import Row
 
 if TYPE_CHECKING:
-    from bench.contender import Contender
+    from llm_datadist.cli.bench.contender import Contender
 
 MIB = work.MIB
 DATADIST, POOL, NIXL = Datadist.name, DatadistPool.name, Nixl.name
@@ -140,9 +135,10 @@ def local_copies(datadist: Datadist, rounds: int, scale: float) -> tuple[list[Ro
     total = work.whole_mib(256 * MIB * scale)
     block = 64 << 10
     manager = datadist.instance.cache_manager
-    first = register(datadist.instance, work.address(datadist.local), total, block)
+    case = work.Case("local copies", block, total)
+    first = register(datadist.instance, datadist.local, case)
     other = work.buffer(total)
-    second = register(datadist.instance, work.address(other), total, block)
+    second = register(datadist.instance, other, case)
     half = total // block // 2
     order = np.random.default_rng(3).permutation(half)
     copies = {int(src): [int(dst) + half] for src, dst in zip(range(half), order, strict=True)}

@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import socket
 import statistics
-import subprocess
 import time
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from bench import hosts
-from bench.datadist import OWNER_ID, DatadistTcp
-from bench.driver import (
-    Driver,
-    alternate,
-    busy_call_times,
-    call_times,
-    cpu_us_per_gib,
-    prepare,
-    prepare_write,
-    start,
-)
-from bench.rival_mooncake import Mooncake
-from bench.rival_nixl import PACKAGE, NixlTcp
 from bench.same_host import cases
-from bench.timing import Goal, Row
-from bench.work import MIB, Case, whole_mib
+from bench.timing import Goal
+from bench.turns import alternate, busy_call_times, cpu_us_per_gib
+from bench.veth import Veth
+from llm_datadist.cli.bench.datadist import DatadistTcp
+from llm_datadist.cli.bench.driver import Driver, call_times, prepare, prepare_write, start
+from llm_datadist.cli.bench.limits import IPERF, iperf3
+from llm_datadist.cli.bench.rival_mooncake import Mooncake
+from llm_datadist.cli.bench.rival_nixl import PACKAGE, NixlTcp
+from llm_datadist.cli.bench.timing import Row
+from llm_datadist.cli.bench.work import MIB, Case, whole_mib
 
 if TYPE_CHECKING:
-    from bench.contender import Contender
+    from llm_datadist.cli.bench.contender import Contender
 
 DATADIST, NIXL, MOONCAKE = DatadistTcp.name, NixlTcp.name, Mooncake.name
-IPERF = "iperf3 -P 2"
-_IPERF_SECONDS = 2
 _CALLS = 3000
 
 
@@ -47,7 +36,7 @@ class Tcp:
     """
 
     def __init__(self, rounds: int, scale: float, *, veth: bool = False) -> None:
-        self._veth = hosts.Veth() if veth else None
+        self._veth = Veth() if veth else None
         self.rounds, self.scale = rounds, scale
         self.rows: list[Row] = []
         self.goals: list[Goal] = []
@@ -133,46 +122,10 @@ class Tcp:
 
 def link_p50(contender: DatadistTcp) -> float:
     """Microseconds that linking the owner takes."""
-    from llm_datadist import LLMClusterInfo, LLMStatusCode  # noqa: PLC0415
-
-    info = LLMClusterInfo()
-    info.remote_cluster_id = OWNER_ID
-    info.append_local_ip_info(hosts.address(hosts.LOCAL), 0)
-    info.append_remote_ip_info(*contender.owner.hello["address"])
     values = []
     for _ in range(30):
-        contender.instance.unlink_clusters([info])
+        contender.unlink()
         begin = time.perf_counter_ns()
-        status, _ = contender.instance.link_clusters([info], 10_000)
+        contender.link()
         values.append((time.perf_counter_ns() - begin) / 1e3)
-        if status != LLMStatusCode.LLM_SUCCESS:
-            raise RuntimeError("cannot link again")
     return statistics.median(values)
-
-
-def iperf3() -> float:
-    """GB/s of two plain streams."""
-    ip, port = hosts.address(hosts.OWNER), _free_port()
-    server = subprocess.Popen(
-        [*hosts.prefix(hosts.OWNER), "iperf3", "-s", "-1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-    )
-    time.sleep(0.3)
-    client = f"iperf3 -c {ip} -p {port} -P 2 -J -t {_IPERF_SECONDS}"
-    try:
-        result = subprocess.run(
-            [*hosts.prefix(hosts.LOCAL), *client.split()],
-            capture_output=True,
-            check=True,
-            text=True,
-        )
-    finally:
-        server.kill()
-        server.wait()
-    return float(json.loads(result.stdout)["end"]["sum_received"]["bits_per_second"] / 8e9)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

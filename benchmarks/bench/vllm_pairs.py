@@ -13,8 +13,9 @@ import time
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from bench.timing import Goal, Row
+from bench.timing import Goal
 from bench.vllm_engine import LONGEST, make_model, serve
+from llm_datadist.cli.bench.timing import Row
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

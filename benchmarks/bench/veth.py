@@ -1,7 +1,4 @@
-"""Hosts of the two ends of a comparison: on one host, or on two that a veth pair joins.
-
-The processes inherit the hosts in an environment variable.
-"""
+"""Two network namespaces joined by a veth pair, as the two hosts of a comparison."""
 
 from __future__ import annotations
 
@@ -14,34 +11,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-LOCAL, OWNER = 0, 1
-"""The ends: the process that makes the calls, and the one that holds the other memory."""
+from llm_datadist.cli.bench.hosts import LOCAL, OWNER, VARIABLE
 
-_VARIABLE = "BENCH_HOSTS"
 _ADDRESSES = ("192.0.2.1", "192.0.2.2")
-
-
-def _inherited() -> list[dict[str, str]] | None:
-    text = os.environ.get(_VARIABLE)
-    return json.loads(text) if text else None
-
-
-def address(end: int) -> str:
-    """Return the IPv4 address of an end."""
-    hosts = _inherited()
-    return hosts[end]["address"] if hosts else "127.0.0.1"
-
-
-def executable(end: int) -> str:
-    """Return the command that starts Python on the host of an end."""
-    hosts = _inherited()
-    return hosts[end]["python"] if hosts else sys.executable
-
-
-def prefix(end: int) -> list[str]:
-    """Return the command prefix to run on the host of an end."""
-    hosts = _inherited()
-    return ["ip", "netns", "exec", hosts[end]["name"]] if hosts else []
 
 
 class Veth:
@@ -59,11 +31,11 @@ class Veth:
         except BaseException:
             self.close()
             raise
-        os.environ[_VARIABLE] = json.dumps(hosts)
+        os.environ[VARIABLE] = json.dumps(hosts)
 
     def close(self) -> None:
         """Remove the namespaces and their devices."""
-        os.environ.pop(_VARIABLE, None)
+        os.environ.pop(VARIABLE, None)
         for name in self._names:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
         self._directory.cleanup()
