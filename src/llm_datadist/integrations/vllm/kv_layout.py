@@ -104,7 +104,10 @@ def kv_layout_of(kv_caches: dict[str, Any], kv_cache_config: Any, rank: int) -> 
         for layer in group.layer_names:
             for run in _runs_of(layer, kv_caches[layer], num_blocks):
                 runs.setdefault(run.addr, run).layers.append(layer)
-        parts += _parts_of(index, _merged(list(runs.values())), num_blocks)
+        merged = _merged(list(runs.values()))
+        places = {layer: place for place, layer in enumerate(group.layer_names)}
+        merged.sort(key=lambda run: places[run.layers[0]])  # not by address, which is by chance
+        parts += _parts_of(index, merged, num_blocks)
     if not parts or len(parts) > MAX_PARTS:
         raise ValueError(f"the KV cache has {len(parts)} kinds of blocks, at most {MAX_PARTS} work")
     return KVLayout(

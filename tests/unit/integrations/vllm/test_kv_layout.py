@@ -57,6 +57,15 @@ def test_one_tensor_a_layer_in_the_plain_layout():
     assert part.layers == ("layer0", "layer1", "layer2")
 
 
+def test_tensors_are_in_the_order_of_their_layers_not_of_their_addresses():
+    _, tensors = layers(ORDERS["LBHNC"])
+    backwards = dict(zip(tensors, list(tensors.values())[::-1], strict=True))
+    (part,) = kv_layout_of(backwards, config(), rank=0).parts
+    assert part.layers == ("layer0", "layer1", "layer2")
+    assert part.addrs == tuple(tensor.data_ptr() for tensor in backwards.values())
+    assert list(part.addrs) == sorted(part.addrs, reverse=True)
+
+
 def test_kernel_blocks_that_are_smaller_than_blocks():
     _, tensors = layers(ORDERS["LBHNC"])
     (part,) = kv_layout_of(tensors, config(num_blocks=B // 2), rank=0).parts
