@@ -48,7 +48,7 @@ def check(consumer, model, blocks, count):
     """Every worker has its heads of the tokens, and nothing in other blocks."""
     for rank, side in enumerate(consumer.sides):
         got = consumer.tokens(rank, blocks, count)
-        assert (got == model[:, side.heads, :, :count]).all()
+        assert (got == model[side.layers, side.heads, :, :count]).all()
         rest = [block for block in range(BLOCKS) if block not in blocks]
         assert not side.kv[:, rest].any()
 
@@ -203,7 +203,7 @@ def refused(make, caplog, consumer, params, *texts, tokens=TOKENS):
         (
             {"backend": "NEW_ATTN"},
             {"backend": "NEW_ATTN"},
-            "the layout of the KV cache is not known (layer0 has the attention backend NEW_ATTN",
+            "not known (model.layers.0.self_attn.attn has the attention backend NEW_ATTN",
         ),
     ],
 )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from llm_datadist.integrations.vllm.kv_transfer_params import RemotePrefill
+from llm_datadist.integrations.vllm.kv_transfer_params import RankAddress, RemotePrefill
 from llm_datadist.integrations.vllm.step_orders import Receive, Send, StepOrders, StepProgress
-from support.vllm.rank_engines import BLOCKS, LAYERS, RankEngine, model_of
+from support.vllm.rank_engines import BLOCKS, WHOLE, RankEngine, model_of
 
 SRC, DST = [3, 7, 5, 11], [10, 9, 4, 6]
 TOKENS, BLOCK = 101, 32
 NAME = "a random name of a transfer"
+HALVES = {"stages": (range(2), range(2, 3)), "consumed": {"stages": WHOLE}}
 
 
 class Prefill:
@@ -40,8 +41,8 @@ class Prefill:
         self._order(self.producer, progress=[StepProgress("p", SRC[first:stop], num_tokens)])
         self.producer.put(self.model[:, :, :, :num_tokens], SRC)
         for side in self.producer.sides:
-            for layer in range(LAYERS):
-                side.worker.layer_saved(f"layer{layer}")
+            for layer in side.names:
+                side.worker.layer_saved(layer)
             side.worker.step_saved()
 
     def finish(self):
@@ -61,7 +62,7 @@ class Prefill:
         begin = first * BLOCK
         for rank, side in enumerate(self.consumer.sides):
             got = self.consumer.tokens(rank, DST, TOKENS - 1)[..., begin:, :]
-            assert (got == self.model[:, side.heads, :, begin : TOKENS - 1]).all()
+            assert (got == self.model[side.layers, side.heads, :, begin : TOKENS - 1]).all()
             rest = [block for block in range(BLOCKS) if block not in DST[first:]]
             assert not side.kv[:, rest].any()
 
@@ -96,6 +97,10 @@ def make():
         (2, 1, {"latent": True}),
         (1, 2, {"latent": True}),
         (2, 2, {}),
+        (1, 1, HALVES),
+        (1, 1, {"latent": True, "transfer_backend": "tcp"} | HALVES),
+        (2, 1, HALVES),
+        (1, 2, {"checksum": "crc32c"} | HALVES),
     ],
 )
 @pytest.mark.parametrize("first", ["producer", "consumer"])
@@ -114,9 +119,11 @@ def test_each_worker_gets_its_heads_and_every_producer_its_blocks_back(
     prefill.check()
 
 
-@pytest.mark.parametrize(("producers", "consumers"), [(2, 1), (1, 2)])
-def test_what_the_consumer_has_is_not_sent(make, producers, consumers):
-    prefill = make(producers, consumers)
+@pytest.mark.parametrize(
+    ("producers", "consumers", "options"), [(2, 1, {}), (1, 2, {}), (1, 1, HALVES)]
+)
+def test_what_the_consumer_has_is_not_sent(make, producers, consumers, options):
+    prefill = make(producers, consumers, **options)
     prefill.come()
     prefill.receive(first=1)
     prefill.compute(0, 4, TOKENS)
@@ -140,9 +147,11 @@ def test_a_worker_that_comes_late_gets_all(make):
 
 
 @pytest.mark.expects_log("will be recomputed: its blocks were taken away")
-@pytest.mark.parametrize(("producers", "consumers"), [(2, 1), (1, 2)])
-def test_a_prompt_that_is_given_up_is_computed_by_every_worker(make, producers, consumers):
-    prefill = make(producers, consumers)
+@pytest.mark.parametrize(
+    ("producers", "consumers", "options"), [(2, 1, {}), (1, 2, {}), (1, 1, HALVES)]
+)
+def test_a_prompt_that_is_given_up_is_computed_by_every_worker(make, producers, consumers, options):
+    prefill = make(producers, consumers, **options)
     prefill.come()
     prefill.receive()
     prefill.compute(0, 2, 64)
@@ -177,3 +186,19 @@ def test_swapped_ranks(make, caplog, eventually):
     prefill.receive()
     assert prefill.consumer.all_loaded() == [set(DST)]
     eventually(lambda: "tensor parallel rank: producer '1', expected '0'" in caplog.text)
+
+
+@pytest.mark.expects_log("will be recomputed")
+def test_swapped_stages(make, caplog, eventually):
+    prefill = make(1, 1, **HALVES)
+    first, second = prefill.remote.ranks
+    ranks = [
+        RankAddress(one.ip, one.port, one.cluster_id, place.stage, place.layers)
+        for one, place in ((second, first), (first, second))
+    ]
+    prefill.remote = RemotePrefill(transfer=NAME, ranks=ranks)
+    prefill.come()
+    prefill.receive()
+    assert prefill.consumer.all_loaded() == [set(DST)]
+    eventually(lambda: "pipeline parallel rank: producer '1', expected '0'" in caplog.text)
+    assert not prefill.consumer.sides[0].kv.any()

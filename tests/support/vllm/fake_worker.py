@@ -13,6 +13,7 @@ from llm_datadist import DataType, LLMException
 from llm_datadist.integrations.vllm.kv_layout import KVLayout, Part
 from llm_datadist.integrations.vllm.options import parse_extra_config
 from llm_datadist.integrations.vllm.rank_layouts import RankLayouts
+from llm_datadist.integrations.vllm.stages import ONE_STAGE
 from llm_datadist.integrations.vllm.worker import mailbox
 from llm_datadist.integrations.vllm.worker.reports import Reports
 from llm_datadist.layouts import dense, heads_of_rank
@@ -27,19 +28,21 @@ LAYOUT = KVLayout(
 UNKNOWN = RankLayouts((), (0, 0), 1, 0, LAYOUT.block_sizes, "", "what blocks hold is not known")
 
 
-def packed_layouts(*, kv_heads=2, tp_size=1, rank=0):
+def packed_layouts(*, kv_heads=2, tp_size=1, rank=0, stage=ONE_STAGE):
     """Layouts of the parts of LAYOUT, as if they held these heads of CPU attention."""
+    first = stage.layers.start if stage.layers else 0
     heads = heads_of_rank(kv_heads, tp_size, rank)
     parts = tuple(
         dense(
-            ("block", "head", "plane", "element"), layers=range(len(part.addrs)),
+            ("block", "head", "plane", "element"), layers=range(first, first + len(part.addrs)),
             kv_heads=kv_heads, heads=heads, head_size=part.block_bytes // (8 * len(heads)),
             data_type=DataType.DT_UINT8, block_tokens=4, interior="opaque heads",
             packing="CPU_ATTN vec",
         )
         for part in LAYOUT.parts
     )  # fmt: skip
-    return RankLayouts(parts, (0, 0), tp_size, rank, LAYOUT.block_sizes, "CPU_ATTN vec", "")
+    sizes = tp_size, rank, LAYOUT.block_sizes
+    return RankLayouts(parts, (0, 0), *sizes, "CPU_ATTN vec", "", stage)
 
 
 class FakeWorker:

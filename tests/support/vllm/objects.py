@@ -72,7 +72,9 @@ def attention_layer(backend, isa=None):
     return SimpleNamespace(attn_backend=SimpleNamespace(get_name=lambda: backend), **more)
 
 
-def vllm_config(*, layers=2, found_at="/a", tp_size=1, rank=0, kv_heads=4, attention=None, **model):
+def vllm_config(
+    *, layers=2, found_at="/a", tp_size=1, pp_size=1, rank=0, kv_heads=4, attention=None, **model
+):
     """VllmConfig of a model on one worker; `attention` has its attention layers by name."""
     hf_fields = {"num_hidden_layers": layers, "_name_or_path": found_at, "dtype": object()}
     hf_config = SimpleNamespace(architectures=["X"], to_dict=lambda: hf_fields)
@@ -82,6 +84,8 @@ def vllm_config(*, layers=2, found_at="/a", tp_size=1, rank=0, kv_heads=4, atten
             **{**fields, **model}, hf_config=hf_config, get_total_num_kv_heads=lambda: kv_heads
         ),
         cache_config=SimpleNamespace(cache_dtype="auto"),
-        parallel_config=SimpleNamespace(tensor_parallel_size=tp_size, rank=rank),
+        parallel_config=SimpleNamespace(
+            tensor_parallel_size=tp_size, pipeline_parallel_size=pp_size, rank=rank
+        ),
         compilation_config=SimpleNamespace(static_forward_context=attention or {}),
     )

@@ -23,6 +23,13 @@ from support.vllm.objects import (
 from support.vllm.worker_sides import WorkerSide
 
 LAYERS, BLOCKS, HEADS, HEAD_SIZE = 3, 24, 4, 8
+WHOLE = (range(LAYERS),)
+"""Stages of an engine without pipeline parallelism."""
+
+
+def layer_name(number):
+    """Name of a layer in vLLM."""
+    return f"model.layers.{number}.self_attn.attn"
 
 
 class RankSide(WorkerSide):
@@ -32,20 +39,25 @@ class RankSide(WorkerSide):
         kv: Its memory: (layer, block, head, K or V, token, element); a latent has one head and one
             plane.
         heads: Those of the model that it holds, a slice.
+        layers: The same.
     """
 
     def __init__(
         self, role, tp_size=1, rank=0, *, latent=False, kv_heads=HEADS, head_size=HEAD_SIZE,
-        block_size=32, dtype="torch.float32", backend=None, isa="vec", **extra,
+        block_size=32, dtype="torch.float32", backend=None, isa="vec", stages=WHOLE,
+        name=layer_name, **extra,
     ):  # fmt: skip
-        heads = range(1) if latent else heads_of_rank(kv_heads, tp_size, rank)
+        stage, tp_rank = divmod(rank, tp_size)
+        layers = stages[stage]
+        heads = range(1) if latent else heads_of_rank(kv_heads, tp_size, tp_rank)
         self.heads = slice(heads.start, heads.stop)
+        self.layers = slice(layers.start, layers.stop)
         held, planes = len(heads), 1 if latent else 2
-        shape = (LAYERS, BLOCKS, held, planes, block_size, head_size)
+        shape = (len(layers), BLOCKS, held, planes, block_size, head_size)
         self.memory = mmap.mmap(-1, 4 * int(np.prod(shape)))
         self.kv = np.frombuffer(self.memory, np.uint32).reshape(shape)
-        names = [f"layer{i}" for i in range(LAYERS)]
-        seen_by_vllm = (LAYERS, BLOCKS, held, block_size, planes * head_size)
+        self.names = names = [name(number) for number in layers]
+        seen_by_vllm = (len(layers), BLOCKS, held, block_size, planes * head_size)
         spec = {"num_kv_heads": held, "head_size": head_size, "dtype": dtype}
         kind = MLAAttentionSpec if latent else FullAttentionSpec
         backend = backend or ("CPU_MLA" if latent else "CPU_ATTN")
@@ -56,6 +68,7 @@ class RankSide(WorkerSide):
             kv_cache_config([names], BLOCKS, block_size, kind, **spec),
             vllm_config(
                 tp_size=tp_size,
+                pp_size=len(stages),
                 rank=rank,
                 kv_heads=kv_heads,
                 dtype=dtype,
@@ -70,11 +83,11 @@ class RankSide(WorkerSide):
 class RankEngine:
     """All workers of an engine, and the scheduler side of pull mode."""
 
-    def __init__(self, role, tp_size=1, *, block_size=32, **options):
+    def __init__(self, role, tp_size=1, *, block_size=32, stages=WHOLE, **options):
         self.block_size = block_size
         self.sides = [
-            RankSide(role, tp_size, rank, block_size=block_size, **options)
-            for rank in range(tp_size)
+            RankSide(role, tp_size, rank, block_size=block_size, stages=stages, **options)
+            for rank in range(len(stages) * tp_size)
         ]
         self._orders = StepOrders()
         self.last = StepOrders()
@@ -89,13 +102,13 @@ class RankEngine:
             side.close()
 
     def put(self, model, blocks):
-        """Write every worker's heads of a model's tokens into blocks."""
+        """Write every worker's layers and heads of a model's tokens into blocks."""
         for side in self.sides:
             for token in range(model.shape[3]):
-                self._at(side, blocks, token)[:] = model[:, side.heads, :, token]
+                self._at(side, blocks, token)[:] = model[side.layers, side.heads, :, token]
 
     def tokens(self, rank, blocks, count):
-        """What a worker has of the first `count` tokens in blocks, as a model's."""
+        """What a worker has of the first `count` tokens in blocks, as a model of its layers."""
         side = self.sides[rank]
         return np.stack([self._at(side, blocks, token) for token in range(count)], axis=3)
 

@@ -64,7 +64,10 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         transfer = vllm_config.kv_transfer_config
         self._options: ConnectorOptions = parse_extra_config(transfer.kv_connector_extra_config)
-        check_parallel(vllm_config.parallel_config)
+        check_parallel(
+            vllm_config.parallel_config,
+            receives=self._options.mode == "push" and transfer.is_kv_consumer,
+        )
         self._orders = StepOrders()
         self._pulls: PullScheduler | None = None
         self._pushes: PushScheduler | None = None
@@ -72,13 +75,13 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
         if role != KVConnectorRole.SCHEDULER:
             return
         block_sizes = [int(g.kv_cache_spec.block_size) for g in kv_cache_config.kv_cache_groups]
-        num_ranks = vllm_config.parallel_config.tensor_parallel_size
+        tp_size = vllm_config.parallel_config.tensor_parallel_size
         roles = {"is_producer": transfer.is_kv_producer, "is_consumer": transfer.is_kv_consumer}
         self._pulls = PullScheduler(
-            self._orders, str(transfer.engine_id), block_sizes, num_ranks, **roles
+            self._orders, str(transfer.engine_id), block_sizes, tp_size, **roles
         )
         if self._options.mode == "push":
-            self._pushes = PushScheduler(self._orders, block_sizes[0], num_ranks, **roles)
+            self._pushes = PushScheduler(self._orders, block_sizes[0], tp_size, **roles)
         if not str(vllm.__version__).startswith(f"{_SUPPORTED}."):
             logger.warning(
                 "LLMDataDistConnector is written for vLLM %s and not tested with %s",
@@ -160,6 +163,10 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
         return tuple(range(len(self._kv_cache_config.kv_cache_groups)))
 
     def set_xfer_handshake_metadata(self, metadata: dict[int, Any]) -> None:
+        self.set_xfer_handshake_metadata_pp_aware({(0, rank): metadata[rank] for rank in metadata})
+
+    def set_xfer_handshake_metadata_pp_aware(self, metadata: dict[tuple[int, int], Any]) -> None:
+        # The keys are pipeline and tensor-parallel rank: sorted, the workers are in their order.
         ranks = [metadata[rank].rank for rank in sorted(metadata)]
         for scheduler in (self._pulls, self._pushes):
             if scheduler is not None:

@@ -53,7 +53,7 @@ class KVLayout:
         parts: The memory.
         block_sizes: Tokens of a block, by KV cache group.
         groups: Kinds of the groups, for the compatibility check.
-        rank: Tensor-parallel rank of the worker.
+        rank: Index of the worker among those of its engine.
     """
 
     parts: tuple[Part, ...]
@@ -61,16 +61,16 @@ class KVLayout:
     groups: str
     rank: int
 
-    def describe(self, block_bytes: Sequence[int] | None = None) -> str:
+    def describe(self, sizes: Sequence[tuple[int, int]] | None = None) -> str:
         """Describe the shape of the memory, without addresses and block counts.
 
         Args:
-            block_bytes: Bytes of a block of each part; None = as they are.
+            sizes: Tensors of each part, and bytes of a block; None = as they are.
         """
-        sizes = block_bytes or [part.block_bytes for part in self.parts]
+        sizes = sizes or [(len(part.addrs), part.block_bytes) for part in self.parts]
         return "; ".join(
-            f"group {part.group}: {len(part.addrs)} tensors, {size} bytes a block"
-            for part, size in zip(self.parts, sizes, strict=True)
+            f"group {part.group}: {num_tensors} tensors, {block_bytes} bytes a block"
+            for part, (num_tensors, block_bytes) in zip(self.parts, sizes, strict=True)
         )
 
 
@@ -90,7 +90,7 @@ def kv_layout_of(kv_caches: dict[str, Any], kv_cache_config: Any, rank: int) -> 
     Args:
         kv_caches: Layer name -> tensor, as vLLM registers them.
         kv_cache_config: vLLM's KVCacheConfig: groups and number of blocks.
-        rank: Tensor-parallel rank.
+        rank: Index of the worker among those of its engine.
 
     Raises:
         ValueError: A layout or a kind of cache that cannot be moved block by block.

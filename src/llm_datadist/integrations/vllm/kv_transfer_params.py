@@ -12,25 +12,41 @@ answer of that producer in either mode.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from array import array
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from llm_datadist.integrations.vllm.kv_layout import MAX_KEY
 from llm_datadist.integrations.vllm.rank_layouts import MAX_RANKS
+from llm_datadist.integrations.vllm.stages import MAX_LAYERS, EngineShape, span_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _MAX_BLOCK_SIZE = 1 << 20
 _MIN_NAME, _MAX_NAME = 16, 256
+_MOST_LISTED = 32
 _PREFILLED = {"FINISHED_LENGTH_CAPPED", "FINISHED_STOPPED", "FINISHED_REPETITION"}
 
 
-class RankAddress(msgspec.Struct, frozen=True):
-    """Address on which a producer's worker of one tensor-parallel rank listens."""
+class RankAddress(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One of a producer's workers.
+
+    Attributes:
+        ip: Address on which it listens.
+        port: The port.
+        cluster_id: Its cluster id.
+        stage: Its pipeline-parallel rank.
+        layers: Layers of the model that it holds, as first and end; None if it does not know.
+    """
 
     ip: str
     port: int
     cluster_id: int
+    stage: int = 0
+    layers: tuple[int, int] | None = None
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +55,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         key: First BlocksCacheKey.model_id under which the workers publish the request's blocks;
             withdrawn before any of them is reused.
-        ranks: The producer's workers, by rank.
+        ranks: The producer's workers, stage by stage, by tensor-parallel rank.
         blocks: The producer's blocks, by KV cache group, in the order of the tokens.
         block_sizes: Tokens of a block, by KV cache group.
         num_tokens: Number of the prompt's tokens that they hold.
@@ -69,7 +85,7 @@ class RemotePrefill(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         transfer: Name of the transfer, which the producer's request has too.
-        ranks: The producer's workers, by rank.
+        ranks: The producer's workers, stage by stage, by tensor-parallel rank.
     """
 
     transfer: str
@@ -201,13 +217,62 @@ def is_prefilled(request: Any) -> bool:
     return request.status.name in _PREFILLED
 
 
-def producer_problem(ranks: list[RankAddress], num_ranks: int, *, is_consumer: bool) -> str:
+def shape_of(ranks: Sequence[RankAddress]) -> EngineShape:
+    """Return how a producer divides the model among its workers.
+
+    Raises:
+        ValueError: These are not all workers of an engine, in their order; the text says what
+            contradicts what.
+    """
+    tp_size = sum(rank.stage == 0 for rank in ranks)
+    stages = [rank.stage for rank in ranks]
+    if (
+        not tp_size
+        or stages != [index // tp_size for index in range(len(ranks))]
+        or (len(ranks) % tp_size)
+    ):
+        listed = ", ".join(map(str, stages[:_MOST_LISTED]))
+        raise ValueError(
+            f"the producer's {len(ranks)} workers have the pipeline-parallel ranks {listed}, not 0 "
+            'for the first ones, then 1 for as many, and so on; pass on its "ranks" unchanged'
+        )
+    return EngineShape(tp_size, _layers_of_stages(ranks, tp_size))
+
+
+def _layers_of_stages(ranks: Sequence[RankAddress], tp_size: int) -> tuple[range | None, ...]:
+    found: list[range | None] = []
+    for index, rank in enumerate(ranks):
+        first, end = rank.layers or (0, 1)
+        if not 0 <= first < end <= MAX_LAYERS:
+            raise ValueError(f"worker {index} of the producer has the layers {first} to {end - 1}")
+        layers = range(first, end) if rank.layers else None
+        if index % tp_size == 0:
+            found.append(layers)
+        elif layers != found[-1]:
+            raise ValueError(
+                f"workers of the producer's pipeline-parallel rank {rank.stage} have the layers "
+                f"{span_text(found[-1])} and {span_text(layers)}, which must be the same"
+            )
+    for stage, (one, following) in enumerate(itertools.pairwise(found)):
+        if one is not None and following is not None and one.stop != following.start:
+            raise ValueError(
+                f"the producer's pipeline-parallel rank {stage} has the layers {span_text(one)}, "
+                f"rank {stage + 1} {span_text(following)}: they must follow each other"
+            )
+    return tuple(found)
+
+
+def producer_problem(ranks: list[RankAddress], tp_size: int, *, is_consumer: bool) -> str:
     """Return why this engine cannot load from a producer with these ranks, or ""."""
     if not is_consumer:
         return "this engine is a producer only; give it kv_role kv_consumer or kv_both"
-    if max(len(ranks), num_ranks) % min(len(ranks), num_ranks):
+    try:
+        producers = shape_of(ranks).tp_size
+    except ValueError as error:
+        return str(error)
+    if max(producers, tp_size) % min(producers, tp_size):
         return (
-            f"the producer has tensor parallel size {len(ranks)}, this engine {num_ranks}; one "
+            f"the producer has tensor parallel size {producers}, this engine {tp_size}; one "
             "must be a multiple of the other"
         )
     return ""

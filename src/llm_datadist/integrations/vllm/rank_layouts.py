@@ -1,8 +1,8 @@
 """Layouts of a worker's KV memory, and those that the workers of an unequal engine must have.
 
-With them, producers and consumers of unequal tensor-parallel or block sizes transfer. They are
-known for attention backends whose blocks are understood, as far as needed to divide them: which
-bytes belong to a KV head, and for some, which bytes belong to a token.
+With them, producers and consumers of unequal parallel or block sizes transfer. They are known for
+attention backends whose blocks are understood, as far as needed to divide them: which bytes belong
+to a KV head, and for some, which bytes belong to a token.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llm_datadist import LLMException
+from llm_datadist.integrations.vllm.stages import ONE_STAGE, Stage, numbered_layers
 from llm_datadist.layouts import KvLayout, dense, heads_of_rank, of_vllm_spec
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Indivisible(Exception):
 
 
 def peers_of(tp_size: int, rank: int, peer_tp_size: int) -> range:
-    """Return the workers of another engine with which a worker transfers.
+    """Return the tensor-parallel ranks of another engine with which a worker transfers.
 
     Of unequal tensor-parallel sizes the larger is a multiple of the smaller. The ranks of the
     larger engine are divided evenly, in order, among those of the smaller. So are the KV heads of
@@ -82,10 +83,11 @@ class RankLayouts:
         parts: Layout of each part, in the order of `KVLayout.parts`; empty if they are not known.
         groups: KV cache group of each part.
         tp_size: Tensor-parallel ranks of the engine.
-        rank: The worker's.
+        rank: The worker's tensor-parallel rank.
         block_sizes: Tokens of a block, by KV cache group.
         backends: Attention backends, with the order in which they pack tokens.
         problem: Why the layouts are not known; "" if they are.
+        stage: Pipeline stage of the worker.
     """
 
     parts: tuple[KvLayout, ...]
@@ -95,9 +97,10 @@ class RankLayouts:
     block_sizes: tuple[int, ...]
     backends: str
     problem: str
+    stage: Stage = ONE_STAGE
 
     def describe(self) -> str:
-        """Describe what is the same for all tensor-parallel and block sizes."""
+        """Describe what is the same for all parallel and block sizes."""
         return self.problem or "; ".join(
             f"group {group}: {part.kv_heads} KV heads of {part.head_size} {part.data_type.name}, "
             f"{part.planes} planes, {part.packing or 'rows'}"
@@ -105,7 +108,7 @@ class RankLayouts:
         )
 
     def repeated(self, rank: int) -> set[int]:
-        """Return the parts of which another rank of this engine holds what this worker holds.
+        """Return the parts of which another rank of this stage holds what this worker holds.
 
         Raises:
             Indivisible: The layouts are not known.
@@ -118,13 +121,20 @@ class RankLayouts:
             if _heads(part, self.tp_size, rank) == part.heads
         }
 
-    def of_rank(self, tp_size: int, rank: int, block_sizes: Sequence[int]) -> tuple[KvLayout, ...]:
+    def of_rank(
+        self,
+        tp_size: int,
+        rank: int,
+        block_sizes: Sequence[int],
+        layers: range | None = None,
+    ) -> tuple[KvLayout, ...]:
         """Return the layouts of the parts of a worker of an engine with the same model.
 
         Args:
             tp_size: Tensor-parallel ranks of that engine.
             rank: The worker's, below `tp_size`.
             block_sizes: Tokens of a block, by KV cache group, as many as this engine has.
+            layers: Layers that it holds; None = those of this worker.
 
         Raises:
             Indivisible: There are none that fit these; the text names the values of both engines.
@@ -144,7 +154,7 @@ class RankLayouts:
                     "an order of its own; run both with the same --block-size"
                 )
             try:
-                layouts.append(_of_rank(part, tp_size, rank, block_size))
+                layouts.append(_of_rank(part, tp_size, rank, block_size, layers or part.layers))
             except LLMException as error:
                 raise Indivisible(f"{both}: {error}") from None
         return tuple(layouts)
@@ -167,7 +177,7 @@ def rank_layouts_of(
     backends = {
         name: _backend_of(context.get(name)) for part in memory.parts for name in part.layers
     }
-    worker = _Worker(kv_caches, kv_cache_config, vllm_config, backends)
+    worker = _Worker(memory, kv_caches, kv_cache_config, vllm_config, backends)
     parts: tuple[KvLayout, ...] = ()
     problem = ""
     try:
@@ -178,10 +188,11 @@ def rank_layouts_of(
         parts=parts,
         groups=tuple(part.group for part in memory.parts),
         tp_size=worker.tp_size,
-        rank=memory.rank,
+        rank=worker.rank,
         block_sizes=memory.block_sizes,
         backends=", ".join(sorted({each.strip() for each in map(" ".join, backends.values())})),
         problem=problem,
+        stage=worker.stage,
     )
 
 
@@ -189,12 +200,13 @@ class _Worker:
     """What the layouts of one worker are derived from.
 
     Args:
-        kv_caches, kv_cache_config, vllm_config: See `rank_layouts_of`.
+        memory, kv_caches, kv_cache_config, vllm_config: See `rank_layouts_of`.
         backends: Layer name -> attention backend, and the order in which it packs tokens.
     """
 
     def __init__(
         self,
+        memory: KVLayout,
         kv_caches: dict[str, Any],
         kv_cache_config: Any,
         vllm_config: Any,
@@ -205,8 +217,11 @@ class _Worker:
         self._model = vllm_config.model_config
         self._cache_dtype = str(vllm_config.cache_config.cache_dtype)
         self._backends = backends
-        self.tp_size = int(vllm_config.parallel_config.tensor_parallel_size)
-        self._rank = int(vllm_config.parallel_config.rank)
+        parallel = vllm_config.parallel_config
+        self.tp_size = int(parallel.tensor_parallel_size)
+        stage, self.rank = divmod(memory.rank, self.tp_size)
+        num_stages = int(getattr(parallel, "pipeline_parallel_size", 1))
+        self.stage = Stage(stage, num_stages, _layers_of(memory))
 
     def layout_of(self, part: Part) -> KvLayout:
         """Return the layout of a part.
@@ -238,9 +253,9 @@ class _Worker:
             raise Indivisible(f"{layer} has the attention backend {backend or 'unknown'} {packing}")
         layout = of_vllm_spec(
             spec,
-            layers=range(num_tensors),
+            layers=self.stage.layers or range(num_tensors),
             tp_size=self.tp_size,
-            tp_rank=self._rank,
+            tp_rank=self.rank,
             kv_heads=None if is_latent else int(self._model.get_total_num_kv_heads()),
             axes=_LATENT_AXES if is_latent else _PACKED_AXES,
             packing="" if is_latent else f"{backend} {packing}",
@@ -252,6 +267,13 @@ class _Worker:
                 f"{layer} has block size {layout.block_tokens}, its group {block_size}"
             )
         return layout
+
+
+def _layers_of(memory: KVLayout) -> range | None:
+    """Return the layers of a worker; None unless each tensor is that of one layer, in order."""
+    if any(len(part.layers) != len(part.addrs) for part in memory.parts):
+        return None
+    return numbered_layers(part.layers for part in memory.parts)
 
 
 def _backend_of(layer: Any) -> tuple[str, str]:
@@ -282,10 +304,10 @@ def _check_tensor(layer: str, tensor: Any, part: Part, layout: KvLayout) -> None
         )
 
 
-def _of_rank(part: KvLayout, tp_size: int, rank: int, block_size: int) -> KvLayout:
+def _of_rank(part: KvLayout, tp_size: int, rank: int, block_size: int, layers: range) -> KvLayout:
     return dense(
         _LATENT_AXES if part.is_latent else tuple(axis for axis in _PACKED_AXES if axis != "token"),
-        layers=part.layers,
+        layers=layers,
         kv_heads=part.kv_heads,
         heads=_heads(part, tp_size, rank),
         head_size=part.head_size,

@@ -15,8 +15,10 @@ from llm_datadist.integrations.vllm.kv_transfer_params import (
     offer_of,
     producer_problem,
     prompt_digest,
+    shape_of,
     wants_remote_decode,
 )
+from llm_datadist.integrations.vllm.stages import EngineShape
 from support.vllm.objects import request
 
 OFFER = Offer(
@@ -49,6 +51,8 @@ def test_no_offer(params):
         {"key": 2**63},
         {"ranks": []},
         {"ranks": [{"ip": "x"}]},
+        {"ranks": [{"ip": "x", "port": 1, "cluster_id": 1, "layers": [1, 2, 3]}]},
+        {"ranks": [{"ip": "x", "port": 1, "cluster_id": 1, "stage": "0"}]},
         {"blocks": []},
         {"blocks": [["a"]]},
         {"blocks": [[4, -1]]},
@@ -111,6 +115,60 @@ def test_tensor_parallel_sizes(producer, consumer, text):
     problem = producer_problem(OFFER.ranks * producer, consumer, is_consumer=True)
     assert text in problem
     assert bool(problem) is bool(text)
+
+
+def workers(*stages, tp_size=1):
+    """Workers of an engine whose stages have these layers."""
+    return [
+        RankAddress("a", 1, 10 * stage + rank, stage, layers)
+        for stage, layers in enumerate(stages)
+        for rank in range(tp_size)
+    ]
+
+
+@pytest.mark.parametrize("tp_size", [1, 2, 3])
+def test_the_shape_of_an_engine(tp_size):
+    halves = workers((0, 16), (16, 30), tp_size=tp_size)
+    assert shape_of(halves) == EngineShape(tp_size, (range(16), range(16, 30)))
+    assert shape_of(workers(None, None, tp_size=tp_size)) == EngineShape(tp_size, (None, None))
+    assert shape_of(OFFER.ranks * tp_size) == EngineShape(tp_size, (None,))
+
+
+HALVES = workers((0, 16), (16, 30), tp_size=2)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "text"),
+    [
+        (HALVES[:3], "3 workers have the pipeline-parallel ranks 0, 0, 1, not 0"),
+        (HALVES[1:], "ranks 0, 1, 1, not 0"),
+        (HALVES[2:], "ranks 1, 1, not 0"),
+        (HALVES[::-1], "ranks 1, 1, 0, 0, not 0"),
+        ([HALVES[0], HALVES[2], HALVES[1], HALVES[3]], "ranks 0, 1, 0, 1, not 0"),
+        (workers((0, 17), (16, 30)), "rank 0 has the layers 0 to 16, rank 1 16 to 29: they must"),
+        (workers((0, 15), (16, 30)), "rank 0 has the layers 0 to 14, rank 1 16 to 29: they must"),
+        (workers((16, 30), (0, 16)), "rank 0 has the layers 16 to 29, rank 1 0 to 15: they must"),
+        (
+            [*workers((0, 16)), *workers((0, 15))],
+            "of the producer's pipeline-parallel rank 0 have the layers 0 to 15 and 0 to 14",
+        ),
+        ([*workers((0, 16)), *workers(None)], "layers 0 to 15 and unknown, which must be the same"),
+        (workers((4, 4)), "worker 0 of the producer has the layers 4 to 3"),
+        (workers((-1, 4)), "layers -1 to 3"),
+        (workers((0, 1 << 40)), "worker 0 of the producer has the layers 0 to"),
+        ([RankAddress("a", 1, 1, 1 << 60)] * 4096, "4096 workers have"),
+        ([RankAddress("a", 1, 1, -1)], "ranks -1, not 0"),
+    ],
+)
+def test_workers_that_are_no_engine(ranks, text):
+    with pytest.raises(ValueError, match=text):
+        shape_of(ranks)
+    assert text in producer_problem(ranks, 1, is_consumer=True)
+
+
+def test_stages_do_not_count_for_the_tensor_parallel_size():
+    assert producer_problem(HALVES, 1, is_consumer=True) == ""
+    assert "size 2, this engine 3" in producer_problem(HALVES, 3, is_consumer=True)
 
 
 def test_mailboxes_of_several_workers_have_keys_of_their_own():

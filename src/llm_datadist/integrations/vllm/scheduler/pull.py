@@ -51,7 +51,7 @@ class PullScheduler:
         orders: Takes the orders to the workers.
         engine_id: vLLM's name of this engine, for logs.
         block_sizes: Tokens of a block, by KV cache group.
-        num_ranks: Workers of this engine.
+        tp_size: Tensor-parallel ranks of this engine.
         is_producer: Whether this engine prefills for others.
         is_consumer: Whether other engines prefill for this one.
     """
@@ -61,14 +61,14 @@ class PullScheduler:
         orders: StepOrders,
         engine_id: str,
         block_sizes: Sequence[int],
-        num_ranks: int,
+        tp_size: int,
         *,
         is_producer: bool,
         is_consumer: bool,
     ) -> None:
         self._orders = orders
         self._engine_id = engine_id
-        self._num_ranks = num_ranks
+        self._tp_size = tp_size
         self._block_sizes = tuple(block_sizes)
         self._is_producer = is_producer
         self._is_consumer = is_consumer
@@ -210,7 +210,7 @@ class PullScheduler:
 
     def _problem(self, request: Any, offer: Offer) -> str:
         """Return why an offer cannot be used, or ""."""
-        if problem := producer_problem(offer.ranks, self._num_ranks, is_consumer=self._is_consumer):
+        if problem := producer_problem(offer.ranks, self._tp_size, is_consumer=self._is_consumer):
             return problem
         digest = prompt_digest(request)
         if digest is None or digest != offer.prompt:

@@ -45,7 +45,7 @@ class PushScheduler:
     Args:
         orders: Takes the orders to the workers.
         block_size: Tokens of a block; there is one KV cache group.
-        num_ranks: Workers of this engine.
+        tp_size: Tensor-parallel ranks of this engine.
         is_producer: Whether this engine prefills for others.
         is_consumer: Whether other engines prefill for this one.
     """
@@ -54,14 +54,14 @@ class PushScheduler:
         self,
         orders: StepOrders,
         block_size: int,
-        num_ranks: int,
+        tp_size: int,
         *,
         is_producer: bool,
         is_consumer: bool,
     ) -> None:
         self._orders = orders
         self._block_size = block_size
-        self._num_ranks = num_ranks
+        self._tp_size = tp_size
         self._is_producer = is_producer
         self._is_consumer = is_consumer
         self.ranks: list[RankAddress] = []
@@ -168,7 +168,7 @@ class PushScheduler:
         """Return why a request cannot be received, or ""."""
         if prompt is None:
             return "its prompt does not consist of token ids alone"
-        return producer_problem(prefill.ranks, self._num_ranks, is_consumer=self._is_consumer)
+        return producer_problem(prefill.ranks, self._tp_size, is_consumer=self._is_consumer)
 
     def _receive(
         self, request_id: str, expected: _Expected, block_ids: list[int], num_external_tokens: int

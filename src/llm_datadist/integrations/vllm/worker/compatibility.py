@@ -8,25 +8,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+from llm_datadist.integrations.vllm.stages import name_pattern, span_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llm_datadist.integrations.vllm.kv_layout import KVLayout
     from llm_datadist.integrations.vllm.rank_layouts import RankLayouts
+    from llm_datadist.integrations.vllm.stages import EngineShape
     from llm_datadist.layouts import KvLayout
 
 FACTS_BYTES = 8192
 FACTS_MODEL_ID = 0
 """BlocksCacheKey.model_id of the page; keys of requests are greater."""
 
-_FORMAT = "2"
+_FORMAT = "3"
 _TP_SIZE = "tensor parallel size"
 _TP_RANK = "tensor parallel rank"
+_PP_SIZE = "pipeline parallel size"
+_PP_RANK = "pipeline parallel rank"
+_LAYERS = "layers"
 _BLOCK_SIZE = "block size"
 _KV_LAYOUT = "KV layout"
 
@@ -42,6 +49,21 @@ class Expected:
 
     facts: dict[str, str]
     by: str = "consumer"
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What part of the model a worker holds.
+
+    Attributes:
+        tp_size: Tensor-parallel ranks of its engine.
+        tp_rank: Its own.
+        layers: Its layers; None if they are not known.
+    """
+
+    tp_size: int
+    tp_rank: int
+    layers: range | None
 
 
 def facts_of(
@@ -61,8 +83,10 @@ def facts_of(
         version: vLLM's version.
     """
     model, cache = vllm_config.model_config, vllm_config.cache_config
-    parallel = vllm_config.parallel_config
-    layers = [name for part in layout.parts for name in part.layers]
+    stage = rank_layouts.stage
+    names = [name for part in layout.parts for name in part.layers]
+    if stage.layers is not None:  # the names of other layers are then known too
+        names = sorted(set(map(name_pattern, names)))
     return {
         "connector format": _FORMAT,
         "vLLM version": version,
@@ -76,11 +100,14 @@ def facts_of(
         "attention backends": rank_layouts.backends,
         _BLOCK_SIZE: _listed(layout.block_sizes),
         "KV cache groups": layout.groups,
-        "layers": f"{len(layers)}, digest {_digest(chr(10).join(layers))}",
+        "layer names": f"digest {_digest(chr(10).join(names))}",
+        _LAYERS: str(len(names)) if stage.layers is None else span_text(stage.layers),
         _KV_LAYOUT: layout.describe(),
         "KV heads": rank_layouts.describe(),
-        _TP_SIZE: str(parallel.tensor_parallel_size),
-        _TP_RANK: str(layout.rank),
+        _TP_SIZE: str(rank_layouts.tp_size),
+        _TP_RANK: str(rank_layouts.rank),
+        _PP_SIZE: str(stage.count),
+        _PP_RANK: str(stage.rank),
     }
 
 
@@ -88,8 +115,8 @@ def facts_of_rank(
     facts: dict[str, str],
     layout: KVLayout,
     parts: Sequence[KvLayout],
-    tp_size: int,
-    rank: int,
+    shape: EngineShape,
+    index: int,
     block_sizes: Sequence[int],
 ) -> dict[str, str]:
     """Return the facts of the worker of an unequal engine with which this one can transfer.
@@ -98,26 +125,33 @@ def facts_of_rank(
         facts: This worker's.
         layout: This worker's KV tensors.
         parts: The other worker's layouts.
-        tp_size: Tensor-parallel ranks of the other engine.
-        rank: The other worker's.
+        shape: Of the other engine.
+        index: The other worker's among those of its engine.
         block_sizes: Tokens of a block of the other engine, by KV cache group.
     """
+    pp_rank, tp_rank = divmod(index, shape.tp_size)
+    layers = shape.stages[pp_rank]
     return {
         **facts,
         _BLOCK_SIZE: _listed(block_sizes),
-        _KV_LAYOUT: layout.describe([part.strides.block for part in parts]),
-        _TP_SIZE: str(tp_size),
-        _TP_RANK: str(rank),
+        **({} if layers is None else {_LAYERS: span_text(layers)}),
+        _KV_LAYOUT: layout.describe([(part.num_tensors, part.strides.block) for part in parts]),
+        _TP_SIZE: str(shape.tp_size),
+        _TP_RANK: str(tp_rank),
+        _PP_SIZE: str(len(shape.stages)),
+        _PP_RANK: str(pp_rank),
     }
 
 
-def tp_size_of(facts: dict[str, str]) -> int:
-    """Return the tensor-parallel size of the engine whose facts these are.
+def share_of(facts: dict[str, str]) -> Share:
+    """Return what the worker whose facts these are holds.
 
     Raises:
         ValueError: They do not say.
     """
-    return int(facts.get(_TP_SIZE, ""))
+    span = re.fullmatch(r"(\d{1,9}) to (\d{1,9})", facts.get(_LAYERS, ""))
+    layers = None if span is None else range(int(span[1]), int(span[2]) + 1)
+    return Share(int(facts.get(_TP_SIZE, "")), int(facts.get(_TP_RANK, "")), layers)
 
 
 def mismatches(expected: Expected, remote: dict[str, str]) -> list[str]:

@@ -38,7 +38,8 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
         blocks: Its blocks from that one on; empty if it needs none.
         num_tokens: How many of the prompt's tokens it needs, including those before `first`.
         tp_size: Tensor-parallel ranks of the consumer.
-        rank: The consumer's worker.
+        rank: Tensor-parallel rank of the consumer's worker.
+        layers: Layers that it holds, as first and end; None if they are not known.
     """
 
     cluster_id: int
@@ -50,6 +51,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     num_tokens: int
     tp_size: int
     rank: int
+    layers: tuple[int, int] | None = None
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):

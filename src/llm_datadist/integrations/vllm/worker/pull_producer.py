@@ -1,10 +1,10 @@
 """Producer in pull mode: keeps the blocks of finished prompts until consumers have fetched them.
 
 Each request's blocks are published under a key of its own, which only its offer names. A consumer
-leases the key, pulls and releases; one with more tensor-parallel ranks does so with several of its
-workers. When all of them have, or a lease is lost, or not all have come within hold_ms, the key is
-withdrawn, and *after that* vLLM gets the blocks back. Withdrawing is final: a consumer that comes
-too late gets an error, never another request's bytes.
+leases the key, pulls and releases; one that divides heads or layers among more workers does so with
+several of them. When all of them have, or a lease is lost, or not all have come within hold_ms, the
+key is withdrawn, and *after that* vLLM gets the blocks back. Withdrawing is final: a consumer that
+comes too late gets an error, never another request's bytes.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class PullProducer:
         """Find out whether all workers that fetch a request have released it."""
         with self._wake:
             released, published.is_counted = set(published.released), True
-        if released and len(released) >= max(map(self._readers.number, released)):
+        if released and self._readers.have_all(released):
             published.is_fetched, published.reason = True, "fetched"
 
     def _until_next(self) -> float | None:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from llm_datadist import BlocksCacheKey, LLMException, LLMStatusCode
 from llm_datadist.integrations.vllm.kv_layout import MAX_PARTS, random_key
 from llm_datadist.integrations.vllm.kv_transfer_params import mailbox_key_of_slot
-from llm_datadist.integrations.vllm.rank_layouts import peers_of
 from llm_datadist.integrations.vllm.worker.dispatcher import Dispatcher
 from llm_datadist.integrations.vllm.worker.mailbox import Mailbox, Receipt, Ticket, send_message
 from llm_datadist.integrations.vllm.worker.producer_links import (
@@ -220,10 +219,9 @@ class PushConsumer:
             num_tokens=order.num_tokens,
             tp_size=own.tp_size,
             rank=own.rank,
+            layers=own.stage.span,
         )
-        readers = peers_of(len(order.prefill.ranks), source.index, own.tp_size)
-        slot = own.rank - readers.start
-        key = mailbox_key_of_slot(order.prefill.mailbox_key, slot)
+        key = mailbox_key_of_slot(order.prefill.mailbox_key, source.slot)
         try:
             send_message(worker.cache_manager, BlocksCacheKey(rank.cluster_id, key), ticket)
         except LLMException as error:

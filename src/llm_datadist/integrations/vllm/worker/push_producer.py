@@ -155,6 +155,8 @@ class PushProducer:
             readers = peers_of(own.tp_size, own.rank, ticket.tp_size)
             if ticket.rank != readers.start + progress.slot or len(readers) > _MOST_READERS:
                 raise Indivisible(f"its rank {ticket.rank} of {ticket.tp_size} loads from another")
+            if not self._is_equal(ticket) and own.problem:
+                raise Indivisible(own.problem)
             for rank in range(peers_of(ticket.tp_size, ticket.rank, own.tp_size).start, own.rank):
                 repeated |= own.repeated(rank)
         except (Indivisible, LLMException) as error:
@@ -220,7 +222,7 @@ class PushProducer:
         worker = self._worker
         key = BlocksCacheKey(ticket.cluster_id, ticket.key + run.part)
         local_cache = worker.local_caches[run.part]
-        if ticket.tp_size == worker.rank_layouts.tp_size:
+        if self._is_equal(ticket):
             worker.cache_manager.push_blocks(
                 key,
                 local_cache,
@@ -232,9 +234,16 @@ class PushProducer:
             )
         else:  # a layer has one tensor
             num_tokens = len(src_blocks) * worker.layout.block_sizes[0]
+            held = worker.rank_layouts.parts[run.part].layers
+            layers = held[run.tensors.start : run.tensors.stop]
             worker.cache_manager.push_resharded(
-                [key], local_cache, src_blocks, [dst_blocks], num_tokens, layers=run.tensors
+                [key], local_cache, src_blocks, [dst_blocks], num_tokens, layers=layers
             )
+
+    def _is_equal(self, ticket: Ticket) -> bool:
+        """Return whether the consumer's worker holds the same heads and layers as this one."""
+        own = self._worker.rank_layouts
+        return (ticket.tp_size, ticket.layers) == (own.tp_size, own.stage.span)
 
     def _send_receipt(self, progress: PushProgress) -> None:
         """Tell the consumer that nothing more is pushed, unless it waits for nothing."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from llm_datadist.integrations.vllm.kv_transfer_params import shape_of
 from llm_datadist.integrations.vllm.rank_layouts import Indivisible, peers_of
+from llm_datadist.integrations.vllm.stages import EngineShape, span_text
 from llm_datadist.integrations.vllm.worker.compatibility import Expected, facts_of_rank
 from llm_datadist.integrations.vllm.worker.producer_links import Incompatible
 
@@ -24,12 +26,14 @@ class Source:
     """One of a producer's workers.
 
     Attributes:
-        index: Its tensor-parallel rank, as the request says.
+        index: Its index among those of its engine, as the request says.
+        slot: Place of this worker among the tensor-parallel ranks that load from it.
         expected: Facts that it must have.
         layouts: Layout of each part of its KV memory; empty if they are those of this worker.
     """
 
     index: int
+    slot: int
     expected: Expected
     layouts: tuple[KvLayout, ...] = field(default=())
 
@@ -39,7 +43,7 @@ Sources: TypeAlias = "Sequence[tuple[RankAddress, Source]]"
 
 
 class SourceFinder:
-    """Finds the sources of producers, which it remembers by their sizes. Thread-safe.
+    """Finds the sources of producers, which it remembers by their shapes. Thread-safe.
 
     Args:
         worker: The worker's instance.
@@ -47,7 +51,7 @@ class SourceFinder:
 
     def __init__(self, worker: WorkerInstance) -> None:
         self._worker = worker
-        self._found: dict[tuple[int, tuple[int, ...]], tuple[Source, ...]] = {}
+        self._found: dict[tuple[EngineShape, tuple[int, ...]], tuple[Source, ...]] = {}
 
     def find(self, ranks: Sequence[RankAddress], block_sizes: Sequence[int]) -> Sources:
         """Return the sources of a producer.
@@ -59,25 +63,66 @@ class SourceFinder:
         Raises:
             Incompatible: This worker cannot load from such a producer.
         """
-        sizes = len(ranks), tuple(block_sizes)
-        found = self._found.get(sizes)
-        if found is None:
-            try:
+        try:
+            shape = shape_of(ranks)
+            sizes = shape, tuple(block_sizes)
+            found = self._found.get(sizes)
+            if found is None:
                 found = self._find(*sizes)
-            except Indivisible as error:
-                raise Incompatible(str(error)) from None
-            if len(self._found) >= _MOST_KEPT:  # routers may have changed what they pass on
-                self._found.clear()
-            self._found[sizes] = found
+                if len(self._found) >= _MOST_KEPT:  # routers may have changed what they pass on
+                    self._found.clear()
+                self._found[sizes] = found
+        except (Indivisible, ValueError) as error:
+            raise Incompatible(str(error)) from None
         return [(ranks[source.index], source) for source in found]
 
-    def _find(self, tp_size: int, block_sizes: tuple[int, ...]) -> tuple[Source, ...]:
+    def _find(self, shape: EngineShape, block_sizes: tuple[int, ...]) -> tuple[Source, ...]:
         worker, layouts = self._worker, self._worker.rank_layouts
-        if (tp_size, block_sizes) == (layouts.tp_size, layouts.block_sizes):
-            return (Source(layouts.rank, Expected(worker.facts)),)
+        if self._is_equal(shape, block_sizes):
+            return (Source(worker.layout.rank, 0, Expected(worker.facts)),)
         sources = []
-        for index in peers_of(layouts.tp_size, layouts.rank, tp_size):
-            parts = layouts.of_rank(tp_size, index, block_sizes)
-            facts = facts_of_rank(worker.facts, worker.layout, parts, tp_size, index, block_sizes)
-            sources.append(Source(index, Expected(facts, "expected"), parts))
+        for stage in self._stages(shape):
+            for rank in peers_of(layouts.tp_size, layouts.rank, shape.tp_size):
+                index = stage * shape.tp_size + rank
+                parts = layouts.of_rank(shape.tp_size, rank, block_sizes, shape.stages[stage])
+                facts = facts_of_rank(worker.facts, worker.layout, parts, shape, index, block_sizes)
+                slot = layouts.rank - peers_of(shape.tp_size, rank, layouts.tp_size).start
+                sources.append(Source(index, slot, Expected(facts, "expected"), parts))
         return tuple(sources)
+
+    def _is_equal(self, shape: EngineShape, block_sizes: tuple[int, ...]) -> bool:
+        """Return whether the producer's worker of the same index holds what this worker holds."""
+        own = self._worker.rank_layouts
+        sizes = own.tp_size, own.stage.count, own.block_sizes
+        if (shape.tp_size, len(shape.stages), block_sizes) != sizes:
+            return False
+        return shape.stages[own.stage.rank] in {None, own.stage.layers}
+
+    def _stages(self, shape: EngineShape) -> list[int]:
+        """Return the producer's stages that hold layers of this worker.
+
+        Raises:
+            Indivisible: They do not hold all of them, or it is not known.
+        """
+        own, stages = self._worker.rank_layouts.stage, shape.stages
+        if len(stages) == own.count == 1 and None in {own.layers, stages[0]}:
+            return [0]
+        known = [layers for layers in stages if layers is not None]
+        if own.layers is None or len(known) < len(stages):
+            raise Indivisible(
+                f"the producer has pipeline parallel size {len(stages)}, the consumer {own.count}, "
+                "and which worker holds which layers is not known, because the layers of a KV "
+                "cache group do not follow each other; run both with the same "
+                "--pipeline-parallel-size"
+            )
+        if known[0].start > own.layers.start or known[-1].stop < own.layers.stop:
+            raise Indivisible(
+                f"the producer has the layers {', '.join(map(span_text, known))}, this worker of "
+                f"the consumer {span_text(own.layers)}; every worker of the producer must be in "
+                "the request"
+            )
+        return [
+            index
+            for index, layers in enumerate(known)
+            if layers.start < own.layers.stop and own.layers.start < layers.stop
+        ]

@@ -24,23 +24,29 @@ _PUSHABLE = {"FullAttentionSpec", "MLAAttentionSpec"}
 """KV cache groups that push mode supports, alone: their blocks stay as long as the request."""
 
 
-def check_parallel(parallel_config: Any) -> None:
-    """Check that ranks differ in the KV heads they hold, and in nothing else.
+def check_parallel(parallel_config: Any, *, receives: bool = False) -> None:
+    """Check that workers differ in the KV heads and layers that they hold, and in nothing else.
+
+    Args:
+        parallel_config: vLLM's ParallelConfig.
+        receives: Whether other engines push to this one.
 
     Raises:
         ValueError: A kind of parallelism that is not supported; the text names it.
     """
-    for option in (
-        "pipeline_parallel_size",
-        "prefill_context_parallel_size",
-        "decode_context_parallel_size",
-    ):
+    for option in ("prefill_context_parallel_size", "decode_context_parallel_size"):
         size = getattr(parallel_config, option, 1)
         if size > 1:
             raise ValueError(
-                f"LLMDataDistConnector does not support {option} {size}; use 1 (tensor and data "
-                "parallelism are supported)"
+                f"LLMDataDistConnector does not support {option} {size}; use 1 (tensor, pipeline "
+                "and data parallelism are supported)"
             )
+    size = getattr(parallel_config, "pipeline_parallel_size", 1)
+    if receives and size > 1:
+        raise ValueError(
+            f'kv_connector_extra_config: "mode" is "push" and pipeline_parallel_size is {size}, '
+            'but only a consumer with one pipeline stage is pushed to: write "mode": "pull"'
+        )
 
 
 class Worker:
@@ -94,7 +100,10 @@ class Worker:
     def address(self) -> RankAddress | None:
         """Address on which this worker listens, or None if it does not."""
         listen = self._instance.listen_address
-        return None if listen is None else RankAddress(*listen, self._instance.cluster_id)
+        stage = self._instance.rank_layouts.stage
+        if listen is None:
+            return None
+        return RankAddress(*listen, self._instance.cluster_id, stage.rank, stage.span)
 
     @property
     def counts(self) -> TransferCounts:

@@ -8,14 +8,16 @@ import pytest
 
 from llm_datadist.integrations.vllm.kv_layout import KVLayout, Part
 from llm_datadist.integrations.vllm.rank_layouts import RankLayouts
+from llm_datadist.integrations.vllm.stages import EngineShape, Stage
 from llm_datadist.integrations.vllm.worker.compatibility import (
     FACTS_BYTES,
     Expected,
+    Share,
     facts_of,
     facts_of_rank,
     mismatches,
     read_facts,
-    tp_size_of,
+    share_of,
     write_facts,
 )
 from support.vllm.objects import vllm_config
@@ -30,9 +32,12 @@ LAYOUT = layout()
 
 
 def facts(
-    layout=LAYOUT, model_id=None, version="0.32.0", backends="CPU_ATTN vec", heads="?", **config
-):
-    known = RankLayouts((), (), 1, layout.rank, layout.block_sizes, backends, heads)
+    layout=LAYOUT, model_id=None, version="0.32.0", backends="CPU_ATTN vec", heads="?", stage=None,
+    **config,
+):  # fmt: skip
+    tp_size = config.get("tp_size", 1)
+    sizes = tp_size, layout.rank, layout.block_sizes
+    known = RankLayouts((), (), *sizes, backends, heads, stage or Stage())
     return facts_of(vllm_config(**config), layout, known, model_id, version)
 
 
@@ -60,7 +65,11 @@ def test_equal_facts_fit_whatever_the_addresses_and_block_counts():
         ({"layers": 3}, "model configuration: producer 'digest"),
         ({"dtype": "bfloat16"}, "dtype: producer 'bfloat16', consumer 'float32'"),
         ({"layout": layout(block_size=64)}, "block size: producer '64', consumer '32'"),
-        ({"layout": layout(layers=("a", "c"))}, "layers: producer"),
+        ({"layout": layout(layers=("a", "c"))}, "layer names: producer"),
+        ({"layout": layout(layers=("a", "b", "c"))}, "layers: producer '3', consumer '2'"),
+        ({"stage": Stage(1, 2)}, "pipeline parallel rank: producer '1', consumer '0'"),
+        ({"stage": Stage(0, 2)}, "pipeline parallel size: producer '2', consumer '1'"),
+        ({"stage": Stage(0, 1, range(4))}, "layers: producer '0 to 3', consumer '2'"),
         ({"layout": layout(rank=1)}, "tensor parallel rank: producer '1', consumer '0'"),
         ({"tp_size": 2}, "tensor parallel size: producer '2', consumer '1'"),
         ({"backends": "CPU_ATTN amx"}, "attention backends: producer 'CPU_ATTN amx', consumer"),
@@ -80,24 +89,49 @@ def test_a_fact_that_one_side_does_not_know():
 
 def test_what_the_worker_of_an_unequal_engine_has():
     """Everything but what depends on its rank and sizes."""
-    parts = [SimpleNamespace(strides=SimpleNamespace(block=2048))]
-    expected = facts_of_rank(facts(), LAYOUT, parts, 2, 1, [16])
+    parts = [SimpleNamespace(num_tensors=3, strides=SimpleNamespace(block=2048))]
+    shape = EngineShape(2, (range(3), range(3, 6)))
+    expected = facts_of_rank(facts(), LAYOUT, parts, shape, 3, [16])
     assert differences(expected) == [
         "block size: producer '16', consumer '32'",
+        "layers: producer '3 to 5', consumer '2'",
         (
-            "KV layout: producer 'group 0: 2 tensors, 2048 bytes a block', "
+            "KV layout: producer 'group 0: 3 tensors, 2048 bytes a block', "
             "consumer 'group 0: 2 tensors, 4096 bytes a block'"
         ),
         "tensor parallel size: producer '2', consumer '1'",
         "tensor parallel rank: producer '1', consumer '0'",
+        "pipeline parallel size: producer '2', consumer '1'",
+        "pipeline parallel rank: producer '1', consumer '0'",
     ]
-    assert tp_size_of(expected) == 2
+    assert share_of(expected) == Share(2, 1, range(3, 6))
+
+
+def test_names_of_layers_count_without_their_numbers():
+    """So that a worker of another stage can be told what its facts must be."""
+    first, second = (
+        facts(layout(layers=tuple(f"model.layers.{i}.attn" for i in layers)), stage=stage)
+        for layers, stage in (
+            (range(2), Stage(0, 2, range(2))),
+            (range(2, 4), Stage(1, 2, range(2, 4))),
+        )
+    )
+    assert differences(second, first) == [
+        "layers: producer '2 to 3', consumer '0 to 1'",
+        "pipeline parallel rank: producer '1', consumer '0'",
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "two", None])
 def test_facts_without_a_size(text):
     with pytest.raises(ValueError, match="invalid literal"):
-        tp_size_of({} if text is None else {"tensor parallel size": text})
+        share_of({} if text is None else {"tensor parallel size": text})
+
+
+@pytest.mark.parametrize("layers", ["", "7", "a to b", "1 to", "9" * 20 + " to 1"])
+def test_facts_without_layers(layers):
+    share = share_of({"tensor parallel size": "1", "tensor parallel rank": "0", "layers": layers})
+    assert share.layers is None
 
 
 def test_pages_that_hold_no_facts():

@@ -10,24 +10,34 @@ import pytest
 
 from llm_datadist import LLMException
 from llm_datadist.integrations.vllm.options import parse_extra_config
+from llm_datadist.integrations.vllm.stages import Stage
 from llm_datadist.integrations.vllm.worker import pull_producer as producer_module
 from llm_datadist.integrations.vllm.worker.compatibility import write_facts
 from llm_datadist.integrations.vllm.worker.pull_producer import PullProducer
 from llm_datadist.integrations.vllm.worker.reports import Reports
 from llm_datadist.leases import LeaseEnd
 
+ALL = ("1", "0", "0 to 3")
+
 
 class Worker:
     """A worker's instance whose calls fail a given number of times.
 
-    `consumers` has the tensor-parallel size of each worker's engine; others do not answer.
+    `consumers` has tensor-parallel size and rank, and layers of each worker, as its facts have
+    them; others do not answer.
     """
 
     def __init__(
-        self, *, failing_withdrawals=0, failing_publications=0, hold_ms=100, consumers=None
+        self,
+        *,
+        failing_withdrawals=0,
+        failing_publications=0,
+        hold_ms=100,
+        consumers=None,
+        layers=range(4),
     ):
-        self.rank_layouts = SimpleNamespace(tp_size=1, rank=0)
-        self.consumers = {9: 1} if consumers is None else consumers
+        self.rank_layouts = SimpleNamespace(tp_size=1, rank=0, stage=Stage(layers=layers))
+        self.consumers = {9: ALL} if consumers is None else consumers
         self.options = parse_extra_config({"hold_ms": hold_ms})
         self.leased = frozenset()
         self.asked = threading.Event()
@@ -52,8 +62,8 @@ class Worker:
     def pull_page(self, key, cache, src_blocks, dst_blocks):
         if key.cluster_id not in self.consumers:
             raise LLMException("no link")
-        size = self.consumers[key.cluster_id]
-        page = write_facts({"tensor parallel size": str(size)} if size else {})
+        names = ("tensor parallel size", "tensor parallel rank", "layers")
+        page = write_facts(dict(zip(names, self.consumers[key.cluster_id], strict=False)))
         ctypes.memmove(cache.address, page, len(page))
 
     def publish(self, key):
@@ -112,6 +122,10 @@ def test_a_request_that_could_not_be_published_comes_back_at_once(producers):
     assert not reports.counts.take(), "no block of it was kept"
 
 
+SPANS = ("0 to 1", "2 to 3")
+HALVES = {1: ("2", "0", "0 to 3"), 2: ("2", "1", "0 to 3")}
+
+
 def ended(reason, cluster_id=9):
     return LeaseEnd(cluster_id, 256, (1, 2), reason)
 
@@ -161,10 +175,39 @@ def offering(producers, **worker):
 
 
 def test_blocks_come_back_when_every_worker_of_a_larger_engine_has_fetched(producers, eventually):
-    worker, producer, reports = offering(producers, consumers={1: 2, 2: 2})
+    _check_two(producers, eventually, HALVES)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_blocks_come_back_when_every_layer_has_been_fetched(producers, eventually, first):
+    stages = [("1", "0", "0 to 1"), ("1", "0", "2 to 5")]
+    _check_two(producers, eventually, dict(enumerate(stages[first:] + stages[:first], 1)))
+
+
+def test_heads_and_layers_of_a_consumer_are_counted_together(producers, eventually):
+    parts = [(str(size), rank, layers) for size in (2,) for rank in "01" for layers in SPANS]
+    worker, producer, _ = offering(producers, consumers=dict(enumerate(parts)))
+    for cluster_id in (0, 3, 1):
+        worker.end_lease(ended("released", cluster_id))
+    eventually(lambda: producer._published["r"].is_counted)
+    assert producer.is_waiting, "of rank 1, layers 0 and 1 are missing"
+    worker.end_lease(ended("released", 2))
+    eventually(lambda: not producer.is_waiting)
+
+
+@pytest.mark.parametrize("layers", ["", "3"])
+def test_a_worker_that_does_not_know_its_layers_has_all(producers, eventually, layers):
+    _, producer, _ = offering(producers, consumers={9: ("1", "0", layers)})
+    producer._lease_ended(ended("released"))
+    eventually(lambda: not producer.is_waiting)
+
+
+def _check_two(producers, eventually, consumers):
+    """Blocks are kept until both workers 1 and 2 have released them."""
+    worker, producer, reports = offering(producers, consumers=consumers)
     counted = threading.Event()
-    number = producer._readers.number
-    producer._readers.number = lambda cluster_id: (number(cluster_id), counted.set())[0]
+    have_all = producer._readers.have_all
+    producer._readers.have_all = lambda workers: (have_all(workers), counted.set())[0]
     worker.end_lease(ended("released", 1))
     worker.end_lease(ended("released", 1))  # the same one again
     assert counted.wait(10)
@@ -175,7 +218,7 @@ def test_blocks_come_back_when_every_worker_of_a_larger_engine_has_fetched(produ
     assert reports.take().sent == {"r"}
 
 
-@pytest.mark.parametrize("consumers", [{9: 1}, {9: 0}, {}], ids=["equal", "no facts", "gone"])
+@pytest.mark.parametrize("consumers", [{9: ALL}, {9: ()}, {}], ids=["equal", "no facts", "gone"])
 def test_a_worker_that_fetches_alone_gives_the_blocks_back(producers, eventually, consumers):
     worker, producer, _ = offering(producers, consumers=consumers)
     worker.end_lease(ended("released"))
@@ -186,7 +229,7 @@ def test_a_worker_that_fetches_alone_gives_the_blocks_back(producers, eventually
 @pytest.mark.expects_log("the lease of cluster 1 ended: expired")
 def test_a_lost_worker_of_a_larger_engine_gives_the_blocks_back(producers, eventually):
     """The others fail then, and the whole engine computes."""
-    worker, producer, _ = offering(producers, consumers={1: 2, 2: 2})
+    worker, producer, _ = offering(producers, consumers=HALVES)
     worker.end_lease(ended("expired", 1))
     eventually(lambda: not producer.is_waiting)
     assert worker.withdrawn == [256]
@@ -194,7 +237,7 @@ def test_a_lost_worker_of_a_larger_engine_gives_the_blocks_back(producers, event
 
 @pytest.mark.expects_log("not every worker of its consumer has fetched its blocks within hold_ms")
 def test_workers_that_do_not_come_are_waited_for_until_the_hold_time_is_over(producers, eventually):
-    worker = Worker(consumers={1: 2})
+    worker = Worker(consumers=HALVES)
     producer, reports = producers(worker)
     producer.publish("r", 256)
     worker.end_lease(ended("released", 1))

@@ -3,6 +3,7 @@
 import pytest
 
 from llm_datadist import LLMStatusCode
+from llm_datadist.integrations.vllm.stages import Stage
 from llm_datadist.integrations.vllm.step_orders import Send, StepProgress
 from llm_datadist.integrations.vllm.worker.mailbox import Ticket
 from llm_datadist.integrations.vllm.worker.push_producer import PushProducer
@@ -196,6 +197,24 @@ def test_of_ranks_with_the_same_heads_one_pushes(make, eventually, rank):
     eventually(lambda: "sent" in side.what())
     assert len(side.worker.pushes) == (0 if rank else 2)
     assert side.receipt() == [""]
+
+
+@pytest.mark.parametrize("layers", [(0, 8), None])
+def test_a_consumer_with_other_layers_gets_layers_of_the_model(make, eventually, layers):
+    side = make(packed_layouts(stage=Stage(1, 2, range(4, 6))))
+    side.compute([11, 12], 8)
+    side.deliver(layers=layers)
+    eventually(lambda: len(side.worker.pushes) == 2)
+    assert side.worker.pushes[0] == (KEY, 0, [11, 12], [[31, 32]], 8, range(4, 6))
+
+
+def test_a_consumer_with_other_layers_and_what_is_not_known(make, eventually):
+    side = make()
+    side.compute([11, 12], 8)
+    side.deliver(layers=(0, 8))
+    eventually(side.receipt)
+    assert side.receipt() == ["the consumer does not fit: what blocks hold is not known"]
+    assert side.worker.pushes == []
 
 
 def test_a_prompt_that_is_given_up_is_given_up_for_all_workers(make, eventually):
