@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -24,6 +27,7 @@ from llm_datadist import (
 )
 from support.instances import PAGE, Pages, replace
 from support.nixl_backends import HAS_NIXL
+from support.pages import commands
 from support.setup import LOOPBACK, started
 
 BLOCKS = 128
@@ -46,6 +50,7 @@ class Pair:
             list(self.source), BlocksCacheKey(1)
         )
         self.cache = self.decode.cache_manager.register_tensors(list(self.target))
+        self.decode.cache_manager.pull_blocks(BlocksCacheKey(1), self.cache, [0], [0])
         self.names = {
             "prefill": self.prefill,
             "decode": self.decode,
@@ -83,6 +88,13 @@ def run_page(page, tmp_path, monkeypatch):
         page.run(made.names, count=None)
 
 
+def containers(page, tmp_path, monkeypatch):
+    monkeypatch.setenv("POD_IP", LOOPBACK)
+    config = LLMConfig()
+    page.run({"config": config, "os": os}, count=None)
+    assert config.listen_ip_info == f"{LOOPBACK}:26000"
+
+
 def diagnose(page, tmp_path, monkeypatch):
     with pair() as made:
         address = "{}:{}".format(*made.prefill.listen_address)
@@ -94,6 +106,12 @@ def diagnose(page, tmp_path, monkeypatch):
             "--count 100": "--count 3 --interval 0",
         }
         page.run({}, count=None)
+
+
+def from_ascend(page, tmp_path, monkeypatch):
+    with socket.create_server((LOOPBACK, 0)) as sock:
+        page.replaced = {"26000": str(sock.getsockname()[1])}
+    page.run({}, count=None)
 
 
 def layouts(page, tmp_path, monkeypatch):
@@ -215,9 +233,28 @@ def tensors(page, tmp_path, monkeypatch):
         page.run(names | {"block_table": np.arange(128)}, count=None)
 
 
-def options(page, tmp_path, monkeypatch):
-    import os
+def testing(page, tmp_path, monkeypatch):
+    page.save_programs(tmp_path)
+    (block,) = page.left()
+    (words,) = commands(block.text)
+    assert words[0] == "pytest"
+    run_program(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words[1:])
+    block.ran = True
 
+
+def run_program(folder, *arguments):
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def options(page, tmp_path, monkeypatch):
     monkeypatch.setenv("KV_SECRET", "a secret of this test")
     names = {"LLMConfig": LLMConfig, "os": os}
     page.run(names, count=None)
@@ -248,14 +285,17 @@ def asyncio_nodes(page, tmp_path, monkeypatch):
 
 
 RUNS = {
+    "docs/howto/containers.md": containers,
     "docs/howto/diagnose.md": diagnose,
     "docs/howto/troubleshooting.md": diagnose,
+    "docs/howto/from-ascend.md": from_ascend,
     "docs/howto/layouts.md": layouts,
     "docs/howto/leases.md": leases,
     "docs/howto/memory-faults.md": memory_faults,
     "docs/howto/metrics.md": metrics,
     "docs/howto/nixl.md": nixl,
     "docs/howto/tensors.md": tensors,
+    "docs/howto/testing.md": testing,
     "docs/reference/options.md": options,
     "docs/tutorial/asyncio.md": asyncio_nodes,
 }

@@ -2,7 +2,8 @@
 
 A block is a fence with a language. `python` and `sh` run, data is parsed, `text` is no code. The
 title "not tested: <why>" exempts a block, "output" makes a text what the block before it prints,
-and the comment `<!-- tested by <file> -->` above a block names the test that runs it.
+and the name of a file makes it a file of that name. The comment `<!-- tested by <file> -->` above
+a block names the test that runs it.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import json
 import linecache
 import re
 import shlex
+import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
@@ -122,6 +126,13 @@ class Page:
             asyncio.run(coroutine)
         self._compare(block, printed)
 
+    def save_programs(self, folder):
+        """Save the blocks whose title is the name of a file."""
+        for block in self.left():
+            if block.title.endswith(".py"):
+                (folder / block.title).write_text(block.text)
+                block.ran = True
+
     async def run_async(self, names):
         """Run the next block on the event loop of the caller."""
         block = self.left()[0]
@@ -223,14 +234,22 @@ def parse(block):
 
 
 def parse_unit(text):
-    """Lines of a systemd unit: sections, and options with values."""
+    """Lines of a systemd unit; systemd itself reads them where it is installed."""
     for line in text.splitlines():
         assert re.fullmatch(r"|#.*|\[\w+\]|[A-Za-z]+=.*", line), line
+    if shutil.which("systemd-analyze"):
+        with tempfile.TemporaryDirectory() as folder:
+            unit = Path(folder) / "page.service"
+            unit.write_text(
+                re.sub(r"^ExecStart=.*$", "ExecStart=/bin/true", text, flags=re.MULTILINE)
+            )
+            command = ["systemd-analyze", "verify", str(unit)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def parse_yaml(text):
-    import yaml
-
+    yaml = pytest.importorskip("yaml")
     list(yaml.safe_load_all(text))
 
 
