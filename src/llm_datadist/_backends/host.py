@@ -25,7 +25,7 @@ import numpy as np
 from llm_datadist import _native
 from llm_datadist._backends.base import Backend, Capabilities, Channel, Finished, Unavailable
 from llm_datadist._backends.node import is_of_this_process
-from llm_datadist._backends.outcomes import Code, Outcome
+from llm_datadist._backends.outcomes import Code, Outcome, as_outcome
 from llm_datadist._protocol.codec import DECODE_ERRORS
 from llm_datadist._protocol.messages import Uint64
 from llm_datadist._types.refs import NO_REF
@@ -35,11 +35,9 @@ if TYPE_CHECKING:
     from llm_datadist._backends.lanes import LinkLanes
     from llm_datadist._backends.node import Node
     from llm_datadist._backends.outcomes import Checksums
-    from llm_datadist._backends.transfer import PeerEndpoint, Transfer, U64Array
+    from llm_datadist._backends.transfer import PeerEndpoint, Transfer
     from llm_datadist._devices.cpu import PoolMemory
     from llm_datadist._types.refs import Ref
-
-    _Read: TypeAlias = tuple[U64Array, U64Array, U64Array, Ref, Ref, Ref, Ref, int]
 
 
 _NOT_READ = frozenset({Code.SYSTEM, Code.REMOTE_FAULT})
@@ -141,17 +139,7 @@ class HostChannel(Channel):
         reader = self._reader
         if reader is None:
             return Outcome(Code.CANCELLED), np.empty(0, np.uint32)
-        outcome, sums = reader.read_and_sum(*self._arguments(transfer))
-        return Outcome(*outcome), np.frombuffer(sums, np.uint32)
-
-    def _read(self, transfer: Transfer) -> Outcome:
-        reader = self._reader
-        if reader is None:
-            return Outcome(Code.CANCELLED)
-        return Outcome(*reader.read(*self._arguments(transfer)))
-
-    def _arguments(self, transfer: Transfer) -> _Read:
-        return (
+        outcome, sums = reader.read_and_sum(
             transfer.local,
             transfer.remote,
             transfer.length,
@@ -160,6 +148,24 @@ class HostChannel(Channel):
             transfer.cache_ref,
             transfer.key_ref,
             transfer.deadline_ns,
+        )
+        return as_outcome(outcome), np.frombuffer(sums, np.uint32)
+
+    def _read(self, transfer: Transfer) -> Outcome:
+        reader = self._reader
+        if reader is None:
+            return Outcome(Code.CANCELLED)
+        return as_outcome(
+            reader.read(
+                transfer.local,
+                transfer.remote,
+                transfer.length,
+                transfer.local_ref,
+                self._link_ref,
+                transfer.cache_ref,
+                transfer.key_ref,
+                transfer.deadline_ns,
+            )
         )
 
     def post(self, transfer: Transfer) -> Handle:
@@ -183,7 +189,8 @@ class HostChannel(Channel):
         return self._lanes.read(transfer)
 
     def _push(self, transfer: Transfer) -> Outcome:
-        if transfer.local_ref == NO_REF or transfer.local_ref in self._unreadable_local:
+        local_ref = transfer.local_ref
+        if local_ref == NO_REF or (self._unreadable_local and local_ref in self._unreadable_local):
             return self._lanes.write(transfer)
         outcome = self._lanes.push(transfer)
         if outcome.code in {Code.SYSTEM, Code.LOCAL_FAULT}:

@@ -20,19 +20,18 @@ import numpy as np
 
 from llm_datadist import _native
 from llm_datadist._backends.cancellation import check_canceled
-from llm_datadist._backends.outcomes import Code, Outcome
+from llm_datadist._backends.outcomes import Code, Outcome, as_outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from llm_datadist._backends.node import Node
-    from llm_datadist._backends.outcomes import Checksums
+    from llm_datadist._backends.outcomes import Checksums, RawOutcome
     from llm_datadist._backends.transfer import Transfer
     from llm_datadist._protocol.lane_auth import OpenLane
     from llm_datadist._types.refs import Ref
 
-    _Raw: TypeAlias = tuple[int, int, int, int]
-    _Operation: TypeAlias = Callable[..., _Raw]
+    _Operation: TypeAlias = Callable[..., RawOutcome]
 
 _T = TypeVar("_T")
 
@@ -42,7 +41,7 @@ _LOSSES = frozenset({Code.TIMEOUT, Code.PEER_DEAD, Code.PROTOCOL, Code.CANCELLED
 _LONGEST_WAIT_S = 0.05
 """For lanes, at a time: a canceled call ends within 100 ms."""
 
-_NO_LANE: _Raw = (Code.NO_LANE, 0, -1, 0)
+_NO_LANE: RawOutcome = (Code.NO_LANE, 0, -1, 0)
 
 
 class _ClosedLanes:
@@ -64,21 +63,21 @@ class _ClosedLanes:
     def add(self, _socket: _native.LaneSocket) -> None:
         raise OSError(errno.EBADF, "the link is closed")
 
-    def operation(self, *_arguments: object) -> _Raw:
+    def operation(self, *_arguments: object) -> RawOutcome:
         return _NO_LANE
 
     read = write = push = probe = consume = ping = operation
 
-    def version(self, _deadline_ns: int) -> tuple[_Raw, int]:
+    def version(self, _deadline_ns: int) -> tuple[RawOutcome, int]:
         return _NO_LANE, 0
 
-    def read_log(self, *_arguments: object) -> tuple[_Raw, bytes]:
+    def read_log(self, *_arguments: object) -> tuple[RawOutcome, bytes]:
         return _NO_LANE, b""
 
     def ask_checksum(self, *_arguments: object) -> _ClosedLanes:
         return self
 
-    def wait(self) -> tuple[_Raw, bytes]:
+    def wait(self) -> tuple[RawOutcome, bytes]:
         return _NO_LANE, b""
 
 
@@ -241,7 +240,7 @@ class LinkLanes:
         asked = [self._checksum_question(transfer)]
         sums = b""
 
-        def wait(_deadline_ns: int) -> _Raw:
+        def wait(_deadline_ns: int) -> RawOutcome:
             nonlocal sums
             question = asked.pop() if asked else self._checksum_question(transfer)
             outcome, sums = question.wait()
@@ -321,12 +320,12 @@ class LinkLanes:
         self,
         deadline_ns: int,
         answer: _T,
-        operation: Callable[..., tuple[_Raw, _T]],
+        operation: Callable[..., tuple[RawOutcome, _T]],
         *arguments: object,
     ) -> tuple[Outcome, _T]:
         """Run a native operation that also returns a value; `answer` stands for none."""
 
-        def ask(*arguments: object) -> _Raw:
+        def ask(*arguments: object) -> RawOutcome:
             nonlocal answer
             outcome, answer = operation(*arguments)
             return outcome
@@ -338,7 +337,7 @@ class LinkLanes:
         while True:
             check_canceled()
             try:
-                outcome = Outcome(*operation(*arguments, deadline_ns))
+                outcome = as_outcome(operation(*arguments, deadline_ns))
             except BaseException:  # raised by a signal handler, which ends it like a timeout
                 self._report_loss()
                 raise

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from llm_datadist import _native
-from llm_datadist._backends.outcomes import Outcome
+from llm_datadist._backends.outcomes import as_outcome
 from llm_datadist._errors import finalized
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
-    from llm_datadist._backends.outcomes import Checksums
+    from llm_datadist._backends.outcomes import Checksums, Outcome
     from llm_datadist._backends.transfer import U64Array
     from llm_datadist._types.refs import Ref
 
@@ -86,7 +86,7 @@ class Node:
     ) -> tuple[Outcome, Checksums]:
         """Compute the CRC-32C of each range of local memory, on the copy threads."""
         outcome, sums = _native.checksum(addresses, length, self.native, ref, deadline_ns)
-        return Outcome(*outcome), np.frombuffer(sums, np.uint32)
+        return as_outcome(outcome), np.frombuffer(sums, np.uint32)
 
     @staticmethod
     def probe(
@@ -108,7 +108,7 @@ class Node:
 
     def touch(self, addresses: U64Array, length: U64Array, ref: Ref, deadline_ns: int) -> Outcome:
         """Bring local pages of an entry into memory, or give up at the deadline."""
-        return Outcome(*self.native.touch(addresses, length, ref, deadline_ns))
+        return as_outcome(self.native.touch(addresses, length, ref, deadline_ns))
 
     def close(self) -> None:
         """Kill the instance's guard, end every operation, close every served lane. Idempotent."""

@@ -7,9 +7,12 @@ exceptions.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     import numpy.typing as npt
 
@@ -58,3 +61,10 @@ class Outcome(NamedTuple):
     sys_errno: int = 0
     descriptor: int = -1
     moved_bytes: int = 0
+
+
+RawOutcome: TypeAlias = tuple[int, int, int, int]
+"""The same as the native core returns it: code, errno, descriptor, moved bytes."""
+
+as_outcome: Final[Callable[[RawOutcome], Outcome]] = partial(tuple.__new__, Outcome)
+"""Make an Outcome of what the native core has returned, without a Python frame."""

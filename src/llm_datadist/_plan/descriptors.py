@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from array import array
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -233,7 +234,8 @@ def _plan_few(
             local_end = local_addr + length
             remote_end = remote_addr + length
     count = len(lengths)
-    joined = np.array(locals_ + remotes + lengths, _U64)  # one array costs less than three
+    # One buffer costs less than three arrays, and numpy takes long to convert Python integers.
+    joined = np.frombuffer(array("Q", locals_ + remotes + lengths), _U64)
     return Plan(
         joined[:count],
         joined[count : 2 * count],

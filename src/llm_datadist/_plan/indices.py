@@ -178,9 +178,9 @@ def tensor_ranges(
             `tensors_per_layer` that does not fit.
     """
     ranged = src_layers is not None or dst_layers is not None
-    fewest = min(src_num_tensors, dst_num_tensors)
-    fits = 0 < tensors_per_layer <= fewest
+    fits = 0 < tensors_per_layer <= src_num_tensors and tensors_per_layer <= dst_num_tensors
     if not fits and (ranged or tensors_per_layer != _DEFAULT_TENSORS_PER_LAYER):
+        fewest = min(src_num_tensors, dst_num_tensors)
         raise invalid(
             operation,
             f"tensor_num_per_layer is {tensors_per_layer}",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llm_datadist._backends.base import Backend, Channel, Handle
-from llm_datadist._backends.outcomes import Code, Outcome
+from llm_datadist._backends.outcomes import Code, Outcome, as_outcome
 from llm_datadist._devices.cpu import copy
 from llm_datadist._types.refs import NO_REF, Ref
 
@@ -228,7 +228,7 @@ class _CorruptedByte:
 
     def _copy(self, dst: U64Array, src: U64Array, dst_ref: Ref, src_ref: Ref) -> Outcome:
         length = np.ones(1, np.uint64)
-        return Outcome(*copy(self._node.native, dst, src, length, dst_ref, src_ref))
+        return as_outcome(copy(self._node.native, dst, src, length, dst_ref, src_ref))
 
 
 class FaultBackend(Backend):

@@ -89,6 +89,10 @@ class DataPlane:
     Attributes:
         path: Name of the channel for host memory.
         device_path: Name of the channel for memory of accelerators, "none" without one.
+        checked: Whether this side's transfers are checked end to end.
+        published: Whether the peer's directory is mapped, so that every lookup is up to date. Over
+            lanes the transfer itself carries the version (`required_version`), so that no round
+            trip is spent on asking whether a lookup is current.
     """
 
     def __init__(
@@ -118,27 +122,15 @@ class DataPlane:
         self.marks = PeerFaultMarks()
         self.failures = self.mismatches = 0
         self.checksum = checksum
+        self.checked = checksum == CHECKSUM
         self._reads = self._writes = 0
         self._read_bytes = self._written_bytes = 0
         self._keep_directory = keep_directory
         innermost = channel.innermost
         self._host = innermost if isinstance(innermost, HostChannel) else None
+        self.published = self._host is not None
         source = _LaneDirectory(lanes) if self._host is None else _HostDirectory(self._host)
         self.directory = DirectoryReader(source, peer.cluster_id)
-
-    @property
-    def checked(self) -> bool:
-        """Whether this side's transfers are checked end to end."""
-        return self.checksum == CHECKSUM
-
-    @property
-    def published(self) -> bool:
-        """Whether the peer's directory is mapped, so that every lookup is up to date.
-
-        Over lanes the transfer itself carries the version (`required_version`), so that no round
-        trip is spent on asking whether a lookup is current.
-        """
-        return self._host is not None
 
     @property
     def device_trouble(self) -> str:

@@ -99,8 +99,8 @@ def remote_blocks(
             "use caches of equal block shape and type",
             cluster_id=key.cluster_id,
         )
-    few = blocks.size <= _FEW
-    highest = max(blocks.tolist(), default=-1) if few else int(blocks.max())
+    count = len(blocks)
+    highest = int(blocks.max()) if count > _FEW else max(blocks.tolist()) if count else -1
     if highest >= layout.num_units:
         raise invalid(
             operation,
@@ -143,7 +143,9 @@ def slot_size(
 
 def layer_tensors(operation: str, layers: Layers, src: Layout, dst: Layout) -> tuple[range, range]:
     """Return the tensors of the layers on each side; see `tensor_ranges`."""
-    return tensor_ranges(operation, *layers, src.num_tensors, dst.num_tensors)
+    src_layers, dst_layers, per_layer = layers
+    num_src, num_dst = len(src.starts), len(dst.starts)
+    return tensor_ranges(operation, src_layers, dst_layers, per_layer, num_src, num_dst)
 
 
 def check_pieces(operation: str, source: Layout, local: Layout, count: int, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llm_datadist._backends.outcomes import Code, Outcome
+from llm_datadist._backends.outcomes import Code, as_outcome
 from llm_datadist._devices.cpu import copy
 from llm_datadist._engine.memory.containment import FAULTS, Containment
 from llm_datadist._engine.memory.fault_marks import (
@@ -27,6 +27,7 @@ from llm_datadist._plan import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from llm_datadist._backends.outcomes import Outcome
     from llm_datadist._engine.instance import Instance
     from llm_datadist._engine.memory.containment import Words
     from llm_datadist._engine.memory.fault_marks import FaultMarks
@@ -148,7 +149,7 @@ class LocalCopies:
             plan = cut_between(plan, dst.layout.starts, src.layout.starts)
 
         def move(local: Words, remote: Words, length: Words) -> Outcome:
-            return Outcome(*copy(node.native, local, remote, length, dst_ref, src_ref))
+            return as_outcome(copy(node.native, local, remote, length, dst_ref, src_ref))
 
         outcome = move(plan.local, plan.remote, plan.length)
         if outcome.code == Code.OK:

@@ -1,0 +1,50 @@
+"""Checks before a transfer: each index of the peer's blocks is in range, however many there are."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from llm_datadist._engine.transfer.cache_checks import layer_tensors, remote_blocks
+from llm_datadist._errors import LLMException
+from llm_datadist._plan import Layout
+from llm_datadist._types import BlocksCacheKey
+
+KEY = BlocksCacheKey(7)
+UNITS = 100
+
+
+def a_layout(num_tensors=2):
+    return Layout.of([4096 * (1 + tensor) for tensor in range(num_tensors)], 40 * UNITS, UNITS)
+
+
+def check(blocks):
+    found = SimpleNamespace(cache=SimpleNamespace(layout=a_layout()))
+    array = np.array(blocks, np.int64)
+    return remote_blocks("pull_blocks", found, KEY, a_layout(), array, "src_blocks")
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 16, 17, UNITS])
+def test_blocks_of_the_peer_may_be_its_last_ones(count):
+    assert check(range(UNITS - count, UNITS)).num_units == UNITS
+
+
+@pytest.mark.parametrize("count", [1, 2, 16, 17, UNITS])
+def test_a_block_beyond_the_peers_last_one_is_refused(count):
+    with pytest.raises(LLMException, match="src_blocks has index 100, the peer's cache has 100"):
+        check([UNITS, *range(count - 1)])
+
+
+def test_layers_become_tensors_of_both_sides():
+    assert layer_tensors("pull_blocks", (None, None, 2), a_layout(4), a_layout(4)) == (
+        range(4),
+        range(4),
+    )
+    src, dst = layer_tensors("pull_blocks", (range(1), range(1, 2), 2), a_layout(4), a_layout(8))
+    assert (src, dst) == (range(2), range(2, 4))
+    with pytest.raises(LLMException, match="the source has 2 tensors, the destination 4"):
+        layer_tensors("pull_blocks", (None, None, 2), a_layout(2), a_layout(4))
+    with pytest.raises(LLMException, match="give 1 to 2"):
+        layer_tensors("pull_blocks", (None, None, 3), a_layout(4), a_layout(2))
