@@ -1,4 +1,4 @@
-"""Command line: `llm-datadist demo` and `llm-datadist doctor`."""
+"""Command line `llm-datadist`."""
 
 
 def main() -> None:

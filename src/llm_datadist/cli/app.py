@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 import llm_datadist
+from llm_datadist.cli.bench.command import bench_app
 from llm_datadist.cli.demo.command import demo
 from llm_datadist.cli.doctor.command import doctor
 from llm_datadist.cli.inspect_command import inspect
@@ -22,6 +23,7 @@ app.command()(demo)
 app.command()(doctor)
 app.command()(ping)
 app.command()(inspect)
+app.add_typer(bench_app)
 
 
 def _print_version(wanted: bool) -> None:

@@ -20,7 +20,7 @@ def test_version():
     assert outcome.output.startswith("llm-datadist ")
 
 
-@pytest.mark.parametrize("command", ["demo", "doctor", "inspect", "ping"])
+@pytest.mark.parametrize("command", ["bench", "demo", "doctor", "inspect", "ping"])
 def test_help(command):
     outcome = invoke(command, "--help")
     assert outcome.exit_code == 0
