@@ -2,7 +2,7 @@
 
 Only this module and `vllm_metrics` import vLLM. It translates calls to the schedulers (in the
 scheduler process) and to `Worker` (in each worker).
-Written for vLLM 0.32; differences between versions are handled here.
+Written for vLLM 0.32 and 0.33; what an older one does not call stays unused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("llm_datadist.vllm")
 
-_SUPPORTED = "0.32"
+_SUPPORTED = ("0.32", "0.33")
 
 
 @dataclass
@@ -72,6 +72,8 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
         self._pulls: PullScheduler | None = None
         self._pushes: PushScheduler | None = None
         self._worker: Worker | None = None
+        self._kv_caches: dict[str, Any] = {}
+        self._is_asleep = False
         if role != KVConnectorRole.SCHEDULER:
             return
         block_sizes = [int(g.kv_cache_spec.block_size) for g in kv_cache_config.kv_cache_groups]
@@ -82,10 +84,10 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
         )
         if self._options.mode == "push":
             self._pushes = PushScheduler(self._orders, block_sizes[0], tp_size, **roles)
-        if not str(vllm.__version__).startswith(f"{_SUPPORTED}."):
+        if ".".join(str(vllm.__version__).split(".")[:2]) not in _SUPPORTED:
             logger.warning(
-                "LLMDataDistConnector is written for vLLM %s and not tested with %s",
-                _SUPPORTED,
+                "LLMDataDistConnector is written for vLLM %s, not for %s",
+                " and ".join(_SUPPORTED),
                 vllm.__version__,
             )
         if transfer.is_kv_consumer and transfer.kv_load_failure_policy != "recompute":
@@ -175,15 +177,36 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
     # ---- worker side -------------------------------------------------------------------------
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
+        self._kv_caches = kv_caches
+        self._worker = self._start_worker(None)
+
+    @classmethod
+    def supports_sleep_mode(cls, kv_transfer_config: Any) -> bool:
+        return True
+
+    def unregister_kv_caches(self) -> None:
+        """Withdraw the KV memory before an engine sleeps, so that no peer reads or writes it."""
+        if self._worker is not None and not self._is_asleep:
+            self._worker.close()
+            self._is_asleep = True
+
+    def restore_kv_caches(self) -> None:
+        """Serve the KV memory again, under a new address; vLLM asks the workers for theirs then."""
+        if self._is_asleep:
+            self._worker = self._start_worker(self._worker)
+            self._is_asleep = False
+
+    def _start_worker(self, before: Worker | None) -> Worker:
         transfer = self._vllm_config.kv_transfer_config
-        self._worker = Worker(
+        return Worker(
             self._options,
-            kv_caches,
+            self._kv_caches,
             self._kv_cache_config,
             self._vllm_config,
             version=str(vllm.__version__),
             is_producer=transfer.is_kv_producer,
             is_consumer=transfer.is_kv_consumer,
+            before=before,
         )
 
     def get_handshake_metadata(self) -> HandshakeMetadata | None:

@@ -182,6 +182,14 @@ MUTATIONS = (
         tests=f"{_TESTS}/worker/test_pull_producer.py",
     ),
     Mutation(
+        "held-blocks-are-forgotten-at-the-end",
+        "an engine that sleeps gets the blocks back that it holds for consumers",
+        _PULL_PRODUCER,
+        "            if published.deadline is not None:\n                self._reports",
+        "            if False:\n                self._reports",
+        tests=f"{_TESTS}/test_connector.py",
+    ),
+    Mutation(
         "one-worker-of-a-consumer-is-enough",
         "pull mode: blocks are kept until every worker of the consumer has fetched them",
         _PULL_PRODUCER,

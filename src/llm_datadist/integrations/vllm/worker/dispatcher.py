@@ -65,14 +65,16 @@ class Dispatcher(Generic[_AnyJob]):
         self._changed_at = time.monotonic()
         self.lock.notify_all()
 
-    def close(self) -> None:
-        """Wait for running work, and forget all jobs; idempotent."""
+    def close(self) -> list[_AnyJob]:
+        """Wait for running work, and forget all jobs; idempotent. Returns the jobs."""
         with self.lock:
             self.is_closed = True
             self.lock.notify_all()
         self._thread.join()
         self._pool.shutdown(wait=True, cancel_futures=True)
+        left = list(self.jobs.values())
         self.jobs.clear()
+        return left
 
     def _run(self) -> None:
         with self.lock:

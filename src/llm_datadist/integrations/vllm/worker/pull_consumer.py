@@ -82,8 +82,8 @@ class PullConsumer:
         return bool(self._pending)
 
     def close(self) -> None:
-        """End all loads; idempotent. Close the instance first, so that they fail at once."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """End and report all loads; idempotent. Close the instance first, so that they fail."""
+        self._pool.shutdown(wait=True)
 
     def _run(self, order: Load, abandoned: threading.Event, began: float) -> None:
         failed = {block for blocks in order.dst_blocks for block in blocks}

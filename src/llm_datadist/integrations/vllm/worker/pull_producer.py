@@ -114,11 +114,17 @@ class PullProducer:
         return any(each.deadline is not None for each in list(self._published.values()))
 
     def close(self) -> None:
-        """Stop; idempotent."""
+        """Stop, and report what is held; idempotent. Close the instance before vLLM takes it."""
         with self._wake:
             self._closed = True
             self._wake.notify_all()
         self._thread.join()
+        with self._wake:
+            left, self._published = self._published, {}
+            self._by_cache.clear()
+        for published in left.values():
+            if published.deadline is not None:
+                self._reports.add_sent(published.request_id)
 
     def _lease_ended(self, end: LeaseEnd) -> None:
         with self._wake:

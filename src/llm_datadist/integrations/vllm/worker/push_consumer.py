@@ -137,8 +137,13 @@ class PushConsumer:
         return any(wait.order.blocks for wait in list(self._dispatcher.jobs.values()))
 
     def close(self) -> None:
-        """Stop; idempotent. Close the instance first, so that nothing lands afterwards."""
-        self._dispatcher.close()
+        """Stop, and report all requests as failed; idempotent.
+
+        Close the instance first, so that nothing lands afterwards.
+        """
+        for wait in self._dispatcher.close():
+            if wait.order.blocks:
+                self._reports.add_loaded(wait.order.request_id, wait.order.blocks)
 
     def _poll(self, wait: _Wait) -> bool:
         """Check the deadline and the mailbox; return whether there is work; lock held."""

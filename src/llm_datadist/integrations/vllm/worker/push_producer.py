@@ -126,8 +126,14 @@ class PushProducer:
         return any(progress.is_finished for progress in list(self._dispatcher.jobs.values()))
 
     def close(self) -> None:
-        """Stop; idempotent. Close the instance first, so that running pushes fail at once."""
-        self._dispatcher.close()
+        """Stop, and report what is kept; idempotent.
+
+        Close the instance first, so that running pushes fail at once.
+        """
+        for progress in self._dispatcher.close():
+            if progress.is_finished:
+                self._reports.add_sent(progress.order.request_id)
+        self._by_request.clear()
         self._step = []
 
     def _poll(self, progress: PushProgress) -> bool:

@@ -60,6 +60,8 @@ class Worker:
         version: vLLM's version.
         is_producer: Whether this engine prefills for others.
         is_consumer: Whether other engines prefill for this one.
+        before: The closed worker whose place this one takes; what it has left to report is reported
+            by this one.
 
     Raises:
         ValueError: KV memory that cannot be moved block by block, or not in this mode.
@@ -76,6 +78,7 @@ class Worker:
         version: str,
         is_producer: bool,
         is_consumer: bool,
+        before: Worker | None = None,
     ) -> None:
         rank = int(vllm_config.parallel_config.rank)
         layout = kv_layout_of(kv_caches, kv_cache_config, rank)
@@ -86,7 +89,7 @@ class Worker:
         facts = facts_of(vllm_config, layout, rank_layouts, options.model_id, version)
         self._has_groups = len(layout.block_sizes) > 1
         self._instance = WorkerInstance(options, layout, rank_layouts, facts, listens=is_producer)
-        self._reports = Reports()
+        self._reports: Reports = Reports() if before is None else before._reports
         parts = self._instance, self._reports
         self._pull_producer = PullProducer(*parts) if is_producer else None
         self._pull_consumer = PullConsumer(*parts) if is_consumer else None
@@ -169,7 +172,7 @@ class Worker:
         return failed
 
     def close(self) -> None:
-        """End links and threads; idempotent."""
+        """End links and threads, and report all that vLLM waits for; idempotent."""
         if self._pull_producer is not None:
             self._pull_producer.close()
         self._instance.close()

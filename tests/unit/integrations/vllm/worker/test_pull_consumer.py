@@ -317,3 +317,17 @@ def test_an_aborted_request_is_not_recomputed(make, eventually, monkeypatch):
     side.load()
     eventually(side.failed)
     assert "requests_recomputed" not in counted(side)
+
+
+@pytest.mark.expects_log("2 of its blocks cannot be fetched and will be recomputed: closed")
+def test_a_load_that_has_not_begun_when_the_worker_closes_is_reported(make):
+    """A closed instance lets it fail at once."""
+    side = make(failing={"link": [None, Unreachable("closed")]}, concurrent_loads=1)
+    begun, go_on = threading.Event(), threading.Event()
+    side.consumer._pool.submit(lambda: (begun.set(), go_on.wait(10)))
+    assert begun.wait(10)
+    side.load()
+    side.consumer.load(dataclasses.replace(ORDER, request_id="later"))
+    go_on.set()
+    side.close()
+    assert side.failed() == [{9}, {1, 2, 9}]

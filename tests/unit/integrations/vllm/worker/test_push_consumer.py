@@ -236,3 +236,13 @@ def test_what_is_not_known_is_not_divided(make, eventually):
     side.consumer.receive(dataclasses.replace(an_order(), prefill=TWO_RANKS))
     eventually(side.reported)
     assert side.what() == ["loaded"]
+
+
+def test_a_request_that_waits_when_the_worker_closes_is_reported_as_failed(make, eventually):
+    side = make()
+    side.consumer.receive(an_order())
+    eventually(lambda: side.worker.messages)
+    side.close()
+    assert side.reported() == [("loaded", "r", set(BLOCKS))]
+    side.close()
+    assert len(side.reported()) == 1

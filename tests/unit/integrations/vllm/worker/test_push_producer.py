@@ -244,3 +244,14 @@ def test_a_worker_that_loads_from_another_rank_gets_nothing(make, eventually, mo
     eventually(side.receipt)
     assert "the consumer does not fit" in side.receipt()[0]
     assert side.worker.pushes == []
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_a_request_that_is_kept_when_the_worker_closes_comes_back(make, is_finished):
+    """One whose blocks vLLM has not left to the connector is not reported."""
+    side = make()
+    side.compute([11, 12], 8)
+    if is_finished:
+        side.producer.finish("r")
+    side.close()
+    assert side.events == [("sent", "r")] * is_finished
