@@ -78,6 +78,10 @@ def bench(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
     ] = None,
+    plot_file: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Also draw them as .png, .svg or .pdf."),
+    ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show what the processes print.")
     ] = False,
@@ -114,6 +118,6 @@ def bench(
     except ValueError as problem:
         typer.echo(f"error: {problem}", err=True)
         raise typer.Exit(2) from None
-    status = run_bench(given, json_file=json_file, verbose=verbose)
+    status = run_bench(given, json_file=json_file, plot_file=plot_file, verbose=verbose)
     if status:
         raise typer.Exit(status)

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llm_datadist.cli.bench.plan import size_text
+from llm_datadist.cli.bench.results import contenders_of
 from llm_datadist.cli.bench.work import MIB
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from llm_datadist.cli.bench.results import Result, Run
 
-__all__ = ["contenders_of", "report"]
+__all__ = ["report"]
 
 
 def report(run: Run) -> RenderableType:
@@ -39,12 +40,6 @@ def report(run: Run) -> RenderableType:
     ]
     parts += [Text(note, "yellow") for note in [*run.notes, *_problems(run.results)]]
     return Group(*parts)
-
-
-def contenders_of(rows: Iterable[Result]) -> list[str]:
-    """Return the contenders of rows, in their order; limits come last."""
-    ordered = sorted(rows, key=lambda row: row.is_limit)
-    return list(dict.fromkeys(row.contender for row in ordered))
 
 
 def _groups(rows: Iterable[Result]) -> list[tuple[str, str]]:

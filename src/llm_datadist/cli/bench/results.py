@@ -10,11 +10,14 @@ import platform
 import statistics
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 import llm_datadist
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = [
     "SCHEMA",
@@ -24,6 +27,7 @@ __all__ = [
     "Operation",
     "Result",
     "Run",
+    "contenders_of",
     "machine",
     "new_run",
     "read_run",
@@ -138,6 +142,12 @@ class Run(msgspec.Struct, kw_only=True):
     latencies: list[Latency] = []
     limits: list[Limit] = []
     notes: list[str] = []
+
+
+def contenders_of(rows: Iterable[Result]) -> list[str]:
+    """Return the contenders of rows, in their order; limits come last."""
+    ordered = sorted(rows, key=lambda row: row.is_limit)
+    return list(dict.fromkeys(row.contender for row in ordered))
 
 
 def machine() -> Machine:

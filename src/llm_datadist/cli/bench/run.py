@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,11 @@ from llm_datadist.cli.bench import processes
 from llm_datadist.cli.bench.comparison import Comparison, Settings
 from llm_datadist.cli.bench.paths import PATHS, check_installed
 from llm_datadist.cli.bench.plan import Clock, check_memory, model_jobs, sweep_jobs
+from llm_datadist.cli.bench.plot import plot
 from llm_datadist.cli.bench.progress import Progress
 from llm_datadist.cli.bench.report import report
 from llm_datadist.cli.bench.results import new_run, write_json
+from llm_datadist.cli.pictures import check_can_draw
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +57,9 @@ class Options:
     settings: Settings = field(default_factory=Settings)
 
 
-def run_bench(options: Options, *, json_file: Path | None, verbose: bool) -> int:
+def run_bench(
+    options: Options, *, json_file: Path | None, plot_file: Path | None, verbose: bool
+) -> int:
     """Run, print the report, and return the exit status."""
     errors = Console(stderr=True)
     try:
@@ -62,12 +67,15 @@ def run_bench(options: Options, *, json_file: Path | None, verbose: bool) -> int
             check_installed(rival)
         if json_file is not None:
             _check_writable("--json", json_file)
+        if plot_file is not None:
+            check_can_draw(plot_file)
         run = measured(options, errors, verbose=verbose)
         if json_file is not None:
             write_json(json_file, run)
-        console = Console()
-        width = None if console.is_terminal else _FILE_WIDTH
-        console.print(report(run), highlight=False, width=width)
+        if plot_file is not None:
+            plot(run, plot_file)
+        width = None if sys.stdout.isatty() else _FILE_WIDTH
+        Console(width=width).print(report(run), highlight=False)
     except ValueError as problem:
         return _error(errors, str(problem), _USAGE)
     except RuntimeError as problem:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING
 
 from llm_datadist.cli.demo.settings import DemoError
+from llm_datadist.cli.pictures import check_can_draw, new_figure, save
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from llm_datadist.cli.demo.results import DemoResult
 
-SUFFIXES = (".png", ".svg", ".pdf")
 _COLORS = ("#2a9db5", "#5a9e4b", "#4a6fb5", "#a05195")
 _TRANSFER = "#f28e2b"
 
@@ -23,14 +22,12 @@ def check_can_plot(path: Path) -> None:
     """Check that the picture can be drawn after the run.
 
     Raises:
-        DemoError: matplotlib is missing, the directory is, or the kind of file is unknown.
+        DemoError: As `check_can_draw`.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise DemoError("--plot needs matplotlib: pip install 'llm-datadist[plot]'")
-    if path.suffix.lower() not in SUFFIXES:
-        raise DemoError(f"--plot {path}: the name must end in one of {', '.join(SUFFIXES)}")
-    if not path.absolute().parent.is_dir():
-        raise DemoError(f"--plot {path}: there is no directory {path.absolute().parent}")
+    try:
+        check_can_draw(path)
+    except ValueError as problem:
+        raise DemoError(str(problem)) from None
 
 
 def plot(result: DemoResult, path: Path) -> None:
@@ -39,18 +36,14 @@ def plot(result: DemoResult, path: Path) -> None:
     Raises:
         DemoError: The file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  # an extra
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
     rows = result.model.layers + len(result.requests) + (result.mode == "pull")
-    figure = Figure(figsize=(11, 1.6 + 0.32 * rows), layout="constrained", dpi=130)
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 1.6 + 0.32 * rows)
     figure.suptitle(_title(result), fontsize=10, x=0.01, ha="left")
     _draw(figure.add_subplot(), result)
     try:
-        figure.savefig(path)
-    except OSError as problem:
-        raise DemoError(f"--plot {path}: {problem.strerror or problem}") from problem
+        save(figure, path)
+    except ValueError as problem:
+        raise DemoError(str(problem)) from problem
 
 
 def _draw(axes: Axes, result: DemoResult) -> None:

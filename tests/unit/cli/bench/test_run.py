@@ -97,6 +97,7 @@ def test_ctrl_c_leaves_no_process(eventually):
     [
         (("--path", "udp"), "--path udp: unknown"),
         (("--json", "/no-such-directory/x"), "there is no directory /no-such-directory"),
+        (("--plot", "/no-such-directory/x.svg"), "--plot"),
         (("--preset", "llama-3.1-405b", "--tp", "1", "--prompt", "1024k"), "give a shorter"),
     ],
 )
