@@ -40,6 +40,7 @@ __all__ = [
     "finalized",
     "inherited",
     "invalid",
+    "name_request",
     "restate",
 ]
 
@@ -144,16 +145,18 @@ class LLMException(RuntimeError):
     Attributes:
         status_code: An LLMStatusCode. The plain int of an unknown number, which no exception of
             this library has.
+        request_id: `request_id` of the transfer call that failed, if it had one.
 
     Raises:
         TypeError: status_code is not an integer.
-    Source: api.md 1.1; operation, cluster_id and faults are an extension.
+    Source: api.md 1.1; operation, cluster_id, faults and request_id are an extension.
     """
 
     status_code: LLMStatusCode
     operation: str | None
     cluster_id: int | None
     faults: tuple[Fault, ...]
+    request_id: str | None
 
     def __init__(
         self,
@@ -168,6 +171,7 @@ class LLMException(RuntimeError):
         self.operation = operation
         self.cluster_id = cluster_id
         self.faults = tuple(faults)
+        self.request_id = None
 
     def __repr__(self) -> str:
         text = ", ".join([*map(repr, self.args), f"status_code={self.status_code}"])
@@ -247,6 +251,13 @@ def restate(error: LLMException, statuses: Mapping[LLMStatusCode, LLMStatusCode]
         text = str(error).replace(f"[{error.status_code.name}]", f"[{status.name}]", 1)
         error.args = (text, *error.args[1:])
         error.status_code = status
+
+
+def name_request(error: LLMException, request_id: str) -> None:
+    """Add the caller's name of a request to the exception of its transfer, also to the text."""
+    if error.request_id is None:
+        error.args = (f"{error} (request {request_id})", *error.args[1:])
+        error.request_id = request_id
 
 
 def finalized(

@@ -20,6 +20,7 @@ SLOW = [
     "multiprocessing",
     "nixl_cu12",
     "nixl_cu13",
+    "opentelemetry",
     "pydantic",
     "rich",
     "socket",
