@@ -325,9 +325,9 @@ def test_a_cache_of_another_layout_that_takes_the_key_during_the_call(sides, mon
     attempts = own.instance._engine.resharding._attempts
     look_up = attempts.look_up
 
-    def then_replaced(operation, key, cache, deadline_ns):
-        found = look_up(operation, key, cache, deadline_ns)
-        if key.cluster_id == SECOND:
+    def then_replaced(request):
+        found = look_up(request)
+        if request.key.cluster_id == SECOND:
             second.manager.unregister_cache(made[1].id)
             KvCache(second, "HND", tp=2, rank=1)
         return found

@@ -169,13 +169,13 @@ class World:
         self.counters = TransferCounters()
         self.attempts = Attempts(self, self.marks, None, self.counters)
 
-    def run(self, key=KEY, *, write=False, layers=None, blocks=range(BLOCKS)):
+    def run(self, key=KEY, *, write=False, layers=None, blocks=range(BLOCKS), trace=None):
         indices = np.array(list(blocks), np.int64)
 
         def plan(found):
             return a_plan(indices, found.cache)
 
-        self.attempts.run(Request("pull_blocks", key, self.local, plan, layers, write))
+        self.attempts.run(Request("pull_blocks", key, self.local, plan, layers, trace, write))
 
     def push_raw(self):
         request = Request("transfer_cache_async", KEY, self.local, None, write=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from llm_datadist._cache_manager.call_group import Calls
 from llm_datadist._cache_manager.layout_arguments import check_layouts, check_tokens
+from llm_datadist._tracing import request_trace
 from llm_datadist._types import BlocksCacheKey, Cache
 from llm_datadist._types.checks import INT32_MAX, check_bool, check_instance, check_int, check_range
 
@@ -33,6 +34,7 @@ class ReshardedCalls(Calls):
         layers: range | None = None,
         prefer: int = 0,
         src_layouts: Sequence[KvLayout] | None = None,
+        request_id: str | None = None,
     ) -> None:
         """Pull tokens from the caches of several ranks, whatever their layouts *(extension)*.
 
@@ -53,6 +55,7 @@ class ReshardedCalls(Calls):
             prefer: Index of the rank to ask first among those that hold the same heads.
             src_layouts: List or tuple: the layout that the cache of each source must have, for
                 callers that know it; None = any layout with which the cache was registered.
+            request_id: As for `pull_blocks`; each rank is a transfer with a span.
 
         Raises:
             TypeError: A wrong type.
@@ -71,7 +74,7 @@ class ReshardedCalls(Calls):
         call = _checked_call(
             "pull_resharded", src_cache_keys, dst_cache, src_blocks, dst_blocks, layers,
             check_tokens(num_tokens, src_offset, dst_offset), prefer, write=False,
-            layouts=src_layouts,
+            layouts=src_layouts, request_id=request_id,
         )  # fmt: skip
         self._engine.resharding.move(call)
 
@@ -86,6 +89,7 @@ class ReshardedCalls(Calls):
         src_offset: int = 0,
         dst_offset: int = 0,
         layers: range | None = None,
+        request_id: str | None = None,
     ) -> None:
         """Push tokens to the caches of several ranks, whatever their layouts *(extension)*.
 
@@ -100,6 +104,7 @@ class ReshardedCalls(Calls):
             dst_blocks: Blocks of each destination in the order of the tokens, no duplicates.
             num_tokens, src_offset, dst_offset: As for `pull_resharded`.
             layers: Layers to send, numbered over the whole model; None = all of `src_cache`.
+            request_id: As for `pull_resharded`.
 
         Raises:
             TypeError, ValueError, LLMException: As `pull_resharded`.
@@ -109,7 +114,7 @@ class ReshardedCalls(Calls):
         self._engine.check_open("push_resharded")
         call = _checked_call(
             "push_resharded", dst_cache_keys, src_cache, dst_blocks, src_blocks, layers,
-            check_tokens(num_tokens, src_offset, dst_offset), write=True,
+            check_tokens(num_tokens, src_offset, dst_offset), write=True, request_id=request_id,
         )  # fmt: skip
         self._engine.resharding.move(call)
 
@@ -166,6 +171,7 @@ def _checked_call(
     *,
     write: bool,
     layouts: Sequence[KvLayout] | None = None,
+    request_id: str | None = None,
 ) -> ReshardCall:
     """Return the arguments of a call, with the types that its texts name."""
     # Not at the top: the engine would make the import of the package slow.
@@ -181,6 +187,7 @@ def _checked_call(
     return resharded_plans.ReshardCall(
         operation, checked, cache, remote_blocks, local_blocks, tokens, layers, write, preferred,
         None if layouts is None else check_layouts("src_layouts", layouts),
+        None if request_id is None else request_trace(operation, request_id, local_blocks),
     )  # fmt: skip
 
 

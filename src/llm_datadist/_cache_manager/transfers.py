@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_datadist._cache_manager.call_group import Calls
+from llm_datadist._tracing import request_trace
 from llm_datadist._types import (
     BlocksCacheKey,
     Cache,
@@ -34,6 +35,7 @@ class TransferCalls(Calls):
         src_layer_range: range | None = None,
         dst_layer_range: range | None = None,
         tensor_num_per_layer: int = 2,
+        request_id: str | None = None,
     ) -> None:
         """Pull one slot of a peer's contiguous cache into a slot of a local one.
 
@@ -45,6 +47,8 @@ class TransferCalls(Calls):
             src_layer_range: The peer's layers, step 1; None = all.
             dst_layer_range: Local layers, equally many; None = all.
             tensor_num_per_layer: Tensors of one layer.
+            request_id: The caller's name of the request, for logs and traces: 1 to 128 printable
+                characters *(extension)*.
 
         Raises:
             TypeError: A wrong type.
@@ -64,7 +68,8 @@ class TransferCalls(Calls):
         slot = check_uint32("batch_index", batch_index)
         num_bytes = check_int("size", size, INT64_MIN, INT64_MAX)
         layers = check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
-        self._transfers.pull_slot(operation, key, cache, slot, num_bytes, layers)
+        trace = None if request_id is None else request_trace(operation, request_id)
+        self._transfers.pull_slot(operation, key, cache, slot, num_bytes, layers, trace)
 
     def pull_blocks(
         self,
@@ -76,6 +81,7 @@ class TransferCalls(Calls):
         src_layer_range: range | None = None,
         dst_layer_range: range | None = None,
         tensor_num_per_layer: int = 2,
+        request_id: str | None = None,
     ) -> None:
         """Pull blocks of a peer's cache into blocks of a local one.
 
@@ -90,6 +96,8 @@ class TransferCalls(Calls):
             src_layer_range: The peer's layers, step 1; None = all.
             dst_layer_range: Local layers, equally many; None = all.
             tensor_num_per_layer: Tensors of one layer.
+            request_id: The caller's name of the request, for logs and traces: 1 to 128 printable
+                characters *(extension)*.
 
         Raises:
             TypeError: A wrong type (a float, str or bool among the blocks, say).
@@ -106,7 +114,10 @@ class TransferCalls(Calls):
         )
         check_instance("dst_cache", dst_cache, Cache)
         layers = check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
-        self._transfers.pull_blocks(operation, key, dst_cache, src_blocks, dst_blocks, layers)
+        trace = None if request_id is None else request_trace(operation, request_id, dst_blocks)
+        self._transfers.pull_blocks(
+            operation, key, dst_cache, src_blocks, dst_blocks, layers, trace
+        )
 
     def push_blocks(
         self,
@@ -117,6 +128,8 @@ class TransferCalls(Calls):
         src_layer_range: range | None = None,
         dst_layer_range: range | None = None,
         tensor_num_per_layer: int = 2,
+        *,
+        request_id: str | None = None,
     ) -> None:
         """Push blocks of a local cache into blocks of a peer's; visible there when it returns.
 
@@ -130,6 +143,8 @@ class TransferCalls(Calls):
             src_layer_range: Layers, step 1; None = all. Must equal dst_layer_range.
             dst_layer_range: Layers of the peer.
             tensor_num_per_layer: Tensors of one layer.
+            request_id: The caller's name of the request, for logs and traces: 1 to 128 printable
+                characters *(extension)*.
 
         Raises:
             TypeError: A wrong type.
@@ -143,7 +158,10 @@ class TransferCalls(Calls):
         key = check_instance("dst_cache_key", dst_cache_key, BlocksCacheKey)
         check_instance("src_cache", src_cache, Cache)
         layers = check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
-        self._transfers.push_blocks(operation, key, src_cache, src_blocks, dst_blocks, layers)
+        trace = None if request_id is None else request_trace(operation, request_id, dst_blocks)
+        self._transfers.push_blocks(
+            operation, key, src_cache, src_blocks, dst_blocks, layers, trace
+        )
 
     def push_cache(
         self,
@@ -154,6 +172,8 @@ class TransferCalls(Calls):
         dst_layer_range: range | None = None,
         size: int = -1,
         tensor_num_per_layer: int = 2,
+        *,
+        request_id: str | None = None,
     ) -> None:
         """Push one slot of a local contiguous cache into the peer's slot that the key names.
 
@@ -165,6 +185,8 @@ class TransferCalls(Calls):
             dst_layer_range: Layers of the peer.
             size: -1 = the whole local slot; > 0 = bytes per tensor *(extension)*.
             tensor_num_per_layer: Tensors of one layer.
+            request_id: The caller's name of the request, for logs and traces: 1 to 128 printable
+                characters *(extension)*.
 
         Raises:
             TypeError: A wrong type.
@@ -180,7 +202,8 @@ class TransferCalls(Calls):
         slot = check_uint32("src_batch_index", src_batch_index)
         num_bytes = check_int("size", size, INT64_MIN, INT64_MAX)
         layers = check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
-        self._transfers.push_slot(operation, key, src_cache, slot, num_bytes, layers)
+        trace = None if request_id is None else request_trace(operation, request_id)
+        self._transfers.push_slot(operation, key, src_cache, slot, num_bytes, layers, trace)
 
     def transfer_cache_async(
         self,
@@ -190,6 +213,8 @@ class TransferCalls(Calls):
         src_block_indices: BlockList | None = None,
         dst_block_indices: BlockList | None = None,
         dst_block_memory_size: int | None = None,
+        *,
+        request_id: str | None = None,
     ) -> CacheTask:
         """Push a cache layer by layer, each as soon as the synchronizer says that it is complete.
 
@@ -205,6 +230,8 @@ class TransferCalls(Calls):
                 neither list, with keys: every block onto itself. For a contiguous source: where the
                 consecutive pieces of its slot go.
             dst_block_memory_size: Bytes of a destination block, for a contiguous source.
+            request_id: The caller's name of the request, for logs and traces: 1 to 128 printable
+                characters *(extension)*.
 
         Returns:
             At once, a CacheTask with one result per config. Until it is complete, a layer must not
@@ -229,4 +256,5 @@ class TransferCalls(Calls):
             src_block_indices,
             dst_block_indices,
             dst_block_memory_size,
+            None if request_id is None else request_trace(operation, request_id, dst_block_indices),
         )

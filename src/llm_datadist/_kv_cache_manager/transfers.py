@@ -130,7 +130,7 @@ class TransferCalls(Calls):
         layers = check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
         self._roles.check_pulls(operation)
         self._engine.transfers.pull_blocks(
-            operation, key, decoder_kv_cache, prompt_blocks, decoder_blocks, layers, _NAMES
+            operation, key, decoder_kv_cache, prompt_blocks, decoder_blocks, layers, names=_NAMES
         )
 
     def transfer_cache_async(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, final
 
@@ -51,6 +52,7 @@ class Peer:
         *,
         into: str | Cache | None = None,
         layers: range | None = None,
+        request_id: str | None = None,
     ) -> None:
         """Pull blocks of the peer's cache into blocks of a local one.
 
@@ -67,14 +69,15 @@ class Peer:
             dst_blocks: Local blocks, as many, no duplicates.
             into: Name of the local cache, or the cache itself; None = of the same name.
             layers: Layers of two tensors to pull; None = all.
+            request_id: The caller's name of the request, for logs and traces: 1 to 128 printable
+                characters.
 
         Raises:
             KeyError: No local cache has that name.
             LLMException: as CacheManager.pull_blocks.
         """
-        await self._move(
-            self._instance.cache_manager.pull_blocks, name, into, src_blocks, dst_blocks, layers
-        )
+        pull = _with_request(self._instance.cache_manager.pull_blocks, request_id)
+        await self._move(pull, name, into, src_blocks, dst_blocks, layers)
 
     async def push(
         self,
@@ -84,6 +87,7 @@ class Peer:
         *,
         source: str | Cache | None = None,
         layers: range | None = None,
+        request_id: str | None = None,
     ) -> None:
         """Push blocks of a local cache into blocks of the peer's; visible there when it returns.
 
@@ -95,14 +99,14 @@ class Peer:
             dst_blocks: The peer's blocks, as many, no duplicates.
             source: Name of the local cache, or the cache itself; None = of the same name.
             layers: Layers of two tensors to push; None = all.
+            request_id: As for `pull`.
 
         Raises:
             KeyError: No local cache has that name.
             LLMException: as CacheManager.push_blocks.
         """
-        await self._move(
-            self._instance.cache_manager.push_blocks, name, source, src_blocks, dst_blocks, layers
-        )
+        push = _with_request(self._instance.cache_manager.push_blocks, request_id)
+        await self._move(push, name, source, src_blocks, dst_blocks, layers)
 
     @asynccontextmanager
     async def lease(
@@ -164,3 +168,10 @@ class Peer:
         await self._calls.finish(
             lambda: self._instance.unlink_peer(self.cluster_id), lambda _: None
         )
+
+
+def _with_request(call: Callable[..., None], request_id: str | None) -> Callable[..., None]:
+    """Return a transfer call for a request, in the trace of the task that makes it."""
+    if request_id is None:
+        return call
+    return partial(copy_context().run, call, request_id=request_id)

@@ -28,9 +28,10 @@ from llm_datadist._engine.transfer.errors import (
     corrupt_directory,
     failure,
 )
-from llm_datadist._errors import LLMException, LLMStatusCode, fail, restate
+from llm_datadist._errors import LLMException, LLMStatusCode, fail, name_request, restate
 from llm_datadist._plan import Plan, cut_between
 from llm_datadist._registry import CorruptDirectory, consumed
+from llm_datadist._tracing import EndedTransfer
 from llm_datadist._types.refs import NO_REF
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from llm_datadist._links import Link
     from llm_datadist._plan import Layers
     from llm_datadist._registry import LocalCache, Resolved
+    from llm_datadist._tracing import RequestTrace
     from llm_datadist._types import AnyKey
     from llm_datadist._types.refs import Ref
 
@@ -80,6 +82,7 @@ class Request:
         plan: Makes the descriptors from what the key names.
         pulled_layers: What a pull takes, to decide whether it consumes its CacheKey; None for
             transfers that consume none.
+        trace: The request for which the call was made; None if the caller has not named one.
         write: Whether the peer's cache is the destination.
         deadline_ns: When it must end; 0 = sync_kv_timeout after it has begun.
     """
@@ -89,8 +92,14 @@ class Request:
     local: LocalCache
     plan: MakePlan
     pulled_layers: Layers | None = None
+    trace: RequestTrace | None = None
     write: bool = False
     deadline_ns: int = 0
+
+    @property
+    def named(self) -> str:
+        """The operation, and the request if it has a name, for log lines."""
+        return self.operation if self.trace is None else self.trace.named(self.operation)
 
     def consumes(self, found: Resolved) -> bool:
         """Whether success ends the key: it is a CacheKey, and every layer is pulled."""
@@ -172,17 +181,19 @@ class Attempts:
         self._counters.add(request.operation, path, num_bytes, duration_ns)
         if duration_ns > self._slow_ns:
             self._log_slow(request, link, f"{num_bytes} bytes over {path}", duration_ns)
+        if request.trace is not None:
+            where = request.operation, request.key.cluster_id, link.address, path
+            request.trace.end(EndedTransfer(*where, num_bytes, duration_ns))
 
-    def look_up(self, operation: str, key: AnyKey, local: LocalCache, deadline_ns: int) -> Resolved:
+    def look_up(self, request: Request) -> Resolved:
         """Return what a key names at this moment, without moving anything; count a failure.
 
         Raises:
             LLMException: As CacheManager.pull_cache for a key that cannot be used.
         """
-        request = Request(operation, key, local, lambda _: NO_PLAN, deadline_ns=deadline_ns)
         began_ns, link = time.monotonic_ns(), None
         try:
-            link = self._links.get(key.cluster_id, operation)
+            link = self._links.get(request.key.cluster_id, request.operation)
             return self._look_up(request, link, fresh=True)[1]
         except LLMException as error:
             self._count_failure(request, link, error, began_ns)
@@ -205,6 +216,7 @@ class Attempts:
             except LLMException as error:
                 if fresh or error.status_code not in _RETRIED:
                     raise
+                logger.debug("%s is repeated: %s", request.named, str(error))
                 fresh = True
                 continue
             outcome = self._move(request, data, attempt)
@@ -215,6 +227,7 @@ class Attempts:
             outcome, faults = self._contain(request, link, attempt, outcome)
             if not self._may_retry(request, link, attempt, outcome):
                 raise self._error(request, link, outcome, attempt, faults)
+            logger.debug("%s is repeated: %s", request.named, Code(outcome.code).name)
             fresh = True
 
     def _run_by_addresses(self, request: Request, link: Link, plan: Plan) -> _Attempt:
@@ -234,6 +247,8 @@ class Attempts:
     ) -> None:
         """Give a failure the status that callers of this generation see, and count it."""
         restate(error, self._statuses)
+        if request.trace is not None:
+            name_request(error, request.trace.request_id)
         path = NO_LINK
         if link is not None:
             link.data.failures += 1
@@ -244,11 +259,15 @@ class Attempts:
         if link is not None and duration_ns > self._slow_ns:
             ended = f"failed over {path} with {error.status_code.name}"
             self._log_slow(request, link, ended, duration_ns)
+        if request.trace is not None:
+            address = None if link is None else link.address
+            where = request.operation, request.key.cluster_id, address, path
+            request.trace.end(EndedTransfer(*where, 0, duration_ns, error))
 
     def _log_slow(self, request: Request, link: Link, ended: str, duration_ns: int) -> None:
         logger.warning(
             "slow transfer: %s, peer cluster %d at %s, %s, %.1f ms, llm.SlowTransferMs is %d",
-            request.operation,
+            request.named,
             request.key.cluster_id,
             printed(link.address),
             ended,

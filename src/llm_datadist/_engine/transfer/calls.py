@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llm_datadist._engine.transfer.attempt import Attempts, MakePlan
     from llm_datadist._plan import Layers, Plan
     from llm_datadist._registry import LocalCache, Resolved
+    from llm_datadist._tracing import RequestTrace
     from llm_datadist._types import AnyKey, BlockList, Cache, CacheKeyByIdAndIndex
     from llm_datadist._types.block_list import PullNames
 
@@ -49,6 +50,7 @@ class Transfers:
         slot: int,
         size: int,
         layers: Layers,
+        trace: RequestTrace | None = None,
         *,
         src_offset: int = 0,
         dst_offset: int = 0,
@@ -74,7 +76,7 @@ class Transfers:
                 remote_offset_bytes=src_offset,
             )
 
-        self._attempts.run(Request(operation, key, local, plan, layers))
+        self._attempts.run(Request(operation, key, local, plan, layers, trace))
 
     def pull_blocks(
         self,
@@ -84,6 +86,7 @@ class Transfers:
         src_blocks: BlockList,
         dst_blocks: BlockList,
         layers: Layers,
+        trace: RequestTrace | None = None,
         names: PullNames = PULL_NAMES,
     ) -> None:
         """See CacheManager.pull_blocks."""
@@ -118,7 +121,7 @@ class Transfers:
                 check_pieces(operation, remote_layout, layout, len(local_ids), names.dst_blocks)
                 return plan_slot_to_blocks(remote_layout, found.slot, src, layout, local_ids, dst)
 
-        self._attempts.run(Request(operation, key, local, plan, layers))
+        self._attempts.run(Request(operation, key, local, plan, layers, trace))
 
     def push_blocks(
         self,
@@ -128,6 +131,7 @@ class Transfers:
         src_blocks: BlockList,
         dst_blocks: BlockList,
         layers: Layers,
+        trace: RequestTrace | None = None,
     ) -> None:
         """See CacheManager.push_blocks."""
         local = self._registry.find(operation, cache)
@@ -142,7 +146,7 @@ class Transfers:
             src, dst = layer_tensors(operation, layers, layout, remote_layout)
             return plan_blocks(layout, local_ids, src, remote_layout, remote_ids, dst, push=True)
 
-        self._attempts.run(Request(operation, key, local, plan, write=True))
+        self._attempts.run(Request(operation, key, local, plan, write=True, trace=trace))
 
     def push_slot(
         self,
@@ -152,6 +156,7 @@ class Transfers:
         slot: int,
         size: int,
         layers: Layers,
+        trace: RequestTrace | None = None,
     ) -> None:
         """See CacheManager.push_cache."""
         local = self._registry.find(operation, cache)
@@ -165,13 +170,28 @@ class Transfers:
             src, dst = layer_tensors(operation, layers, layout, remote_layout)
             return plan_slots(layout, slot, src, remote_layout, found.slot, dst, num_bytes)
 
-        self._attempts.run(Request(operation, key, local, plan, write=True))
+        self._attempts.run(Request(operation, key, local, plan, write=True, trace=trace))
 
-    def push_planned(self, operation: str, key: AnyKey, local: LocalCache, plan: MakePlan) -> None:
+    def push_planned(
+        self,
+        operation: str,
+        key: AnyKey,
+        local: LocalCache,
+        plan: MakePlan,
+        trace: RequestTrace | None,
+    ) -> None:
         """Push by a plan of the caller's (layer-wise transfers)."""
-        self._attempts.run(Request(operation, key, local, plan, write=True))
+        self._attempts.run(Request(operation, key, local, plan, write=True, trace=trace))
 
-    def push_raw(self, operation: str, cluster_id: int, local: LocalCache, plan: Plan) -> None:
+    def push_raw(
+        self,
+        operation: str,
+        cluster_id: int,
+        local: LocalCache,
+        plan: Plan,
+        trace: RequestTrace | None,
+    ) -> None:
         """Push to bare addresses of the peer, which checks them against its accessible regions."""
         key = BlocksCacheKey(cluster_id)
-        self._attempts.run(Request(operation, key, local, lambda _: plan, write=True), plan)
+        request = Request(operation, key, local, lambda _: plan, write=True, trace=trace)
+        self._attempts.run(request, plan)

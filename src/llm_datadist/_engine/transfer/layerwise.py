@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from llm_datadist._engine.instance import Instance
     from llm_datadist._engine.transfer.calls import Transfers
+    from llm_datadist._tracing import RequestTrace
     from llm_datadist._types import (
         BlockList,
         Cache,
@@ -63,6 +64,7 @@ class Layerwise:
         src_blocks: BlockList | None,
         dst_blocks: BlockList | None,
         dst_block_bytes: int | None,
+        trace: RequestTrace | None = None,
     ) -> CacheTask:
         """See CacheManager.transfer_cache_async. Every argument is checked before this returns."""
         instance = self._instance
@@ -75,6 +77,8 @@ class Layerwise:
             dst_block_bytes,
             all_blocks_allowed=by_key,
         )
+        source.trace = trace
+        name = OPERATION if trace is None else trace.named(OPERATION)
         targets = [make_destination(self._transfers, source, config) for config in configs]
         state = TaskState(len(targets))
         with self._lock:
@@ -82,7 +86,7 @@ class Layerwise:
             self._running.add(state)
         worker = threading.Thread(
             target=self._work,
-            args=(state, synchronizer, targets),
+            args=(name, state, synchronizer, targets),
             name="llm_datadist-layerwise",
             daemon=True,
         )
@@ -106,12 +110,16 @@ class Layerwise:
         self._senders.dismiss()
 
     def _work(
-        self, state: TaskState, synchronizer: LayerSynchronizer, targets: list[Destination]
+        self,
+        name: str,
+        state: TaskState,
+        synchronizer: LayerSynchronizer,
+        targets: list[Destination],
     ) -> None:
         try:
-            self._send_layers(state, synchronizer, targets)
+            self._send_layers(name, state, synchronizer, targets)
         except BaseException:  # SystemExit too: it would end this thread without a word
-            logger.exception("%s: the worker failed", OPERATION)
+            logger.exception("%s: the worker failed", name)
             for index in range(len(targets)):
                 state.set_result(index, LLMStatusCode.LLM_FAILED)
         finally:
@@ -120,7 +128,11 @@ class Layerwise:
                 self._running.discard(state)
 
     def _send_layers(
-        self, state: TaskState, synchronizer: LayerSynchronizer, targets: list[Destination]
+        self,
+        name: str,
+        state: TaskState,
+        synchronizer: LayerSynchronizer,
+        targets: list[Destination],
     ) -> None:
         failed: set[int] = set()
         for layer in sorted({layer for target in targets for layer in target.layers}):
@@ -133,14 +145,14 @@ class Layerwise:
                 continue
             if state.is_canceled:
                 return
-            if not _synchronized(synchronizer, layer):
+            if not _synchronized(name, synchronizer, layer):
                 for index in wanted:
                     state.set_result(index, LLMStatusCode.LLM_FAILED)
                 return
             if not state.begin_layer(wanted):
                 return
             try:
-                sent = self._send(targets, wanted, layer)
+                sent = self._send(name, targets, wanted, layer)
                 for index, (status, error) in zip(wanted, sent, strict=True):
                     last = layer == targets[index].layers[-1]
                     if status is not LLMStatusCode.LLM_SUCCESS:
@@ -151,40 +163,43 @@ class Layerwise:
             finally:
                 state.end_layer()
 
-    def _send(self, targets: list[Destination], wanted: list[int], layer: int) -> list[_Sent]:
+    def _send(
+        self, name: str, targets: list[Destination], wanted: list[int], layer: int
+    ) -> list[_Sent]:
         """Send one layer to all destinations at the same time, to the first on this thread."""
         first, *others = (targets[index] for index in wanted)
-        sending = [self._senders.submit(_send_one, target, layer) for target in others]
-        return [_send_one(first, layer), *map(_outcome, sending, others, repeat(layer))]
+        sending = [self._senders.submit(_send_one, name, target, layer) for target in others]
+        last = map(_outcome, sending, repeat(name), others, repeat(layer))
+        return [_send_one(name, first, layer), *last]
 
 
-def _synchronized(synchronizer: LayerSynchronizer, layer: int) -> bool:
+def _synchronized(name: str, synchronizer: LayerSynchronizer, layer: int) -> bool:
     try:
         done = synchronizer.synchronize_layer(layer, None)
     except BaseException:  # SystemExit too: it would end this thread without a word
-        logger.exception("%s: synchronize_layer(%d) raised", OPERATION, layer)
+        logger.exception("%s: synchronize_layer(%d) raised", name, layer)
         return False
     if not done:
-        logger.error("%s: synchronize_layer(%d) returned %r", OPERATION, layer, done)
+        logger.error("%s: synchronize_layer(%d) returned %r", name, layer, done)
     return bool(done)
 
 
-def _outcome(sending: Future[_Sent], target: Destination, layer: int) -> _Sent:
+def _outcome(sending: Future[_Sent], name: str, target: Destination, layer: int) -> _Sent:
     """Return the result of a sender; send on this thread if it got no thread."""
     try:
         return sending.result()
     except LLMException:
-        return _send_one(target, layer)
+        return _send_one(name, target, layer)
 
 
-def _send_one(target: Destination, layer: int) -> _Sent:
+def _send_one(name: str, target: Destination, layer: int) -> _Sent:
     try:
         target.send(layer)
     except LLMException as error:
         if error.status_code is not LLMStatusCode.LLM_ENGINE_FINALIZED:
-            logger.error("%s: layer %d: %s", OPERATION, layer, str(error))
+            logger.error("%s: layer %d: %s", name, layer, str(error))
         return error.status_code, error
     except Exception:
-        logger.exception("%s: layer %d failed", OPERATION, layer)
+        logger.exception("%s: layer %d failed", name, layer)
         return LLMStatusCode.LLM_FAILED, None
     return LLMStatusCode.LLM_SUCCESS, None

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from llm_datadist._engine.transfer.calls import Transfers
     from llm_datadist._plan.indices import Blocks
     from llm_datadist._registry import LocalCache, Resolved
+    from llm_datadist._tracing import RequestTrace
     from llm_datadist._types import BlockList
 
 _TENSORS_PER_LAYER = 2
@@ -46,6 +47,7 @@ class Source:
         blocks: Source blocks; None = all blocks, or a slot.
         dst_blocks: Destination blocks; None = the same blocks, or a slot.
         dst_block_bytes: Bytes of a destination block.
+        trace: The request for which the call was made; None if the caller has not named one.
     """
 
     operation: str
@@ -56,6 +58,7 @@ class Source:
     blocks: Blocks | None
     dst_blocks: Blocks | None
     dst_block_bytes: int
+    trace: RequestTrace | None = None
 
     def tensors(self, layer: int) -> range:
         """Return the tensors of a layer."""
@@ -130,7 +133,9 @@ class _RawDestination(Destination):
             np.concatenate([plan.length for plan in plans]),
             sum(plan.total_bytes for plan in plans),
         )
-        self._transfers.push_raw(source.operation, self._cluster_id, source.local, plan)
+        self._transfers.push_raw(
+            source.operation, self._cluster_id, source.local, plan, source.trace
+        )
 
 
 class _KeyDestination(Destination):
@@ -177,7 +182,7 @@ class _KeyDestination(Destination):
             src = source.tensors(layer)
             return source.plan(src, self._slot, remote.cache.layout, dst, remote.slot)
 
-        self._transfers.push_planned(source.operation, self._key, source.local, plan)
+        self._transfers.push_planned(source.operation, self._key, source.local, plan, source.trace)
 
     def _check_remote(self, remote: Resolved, dst: range) -> None:
         layout, source = remote.cache.layout, self._source

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, final
 
 from llm_datadist._control.workers import Workers, settle
 from llm_datadist._engine.transfer.attempt import Request
+from llm_datadist._engine.transfer.errors import NO_PLAN
 from llm_datadist._engine.transfer.resharded_plans import Job, checked_local, checked_ranks
 from llm_datadist._errors import LLMException, invalid
 from llm_datadist._plan.layouts import RankReport, reason_of, share_of_full_rate
@@ -60,6 +61,7 @@ class Resharding:
                 lambda now: job.plan(rank, now),
                 write=call.write,
                 deadline_ns=deadline_ns,
+                trace=call.trace,
             )
 
         errors = self._errors([request(rank) for rank in job.parts])
@@ -102,7 +104,16 @@ class Resharding:
         caches = []
         for rank, key in enumerate(ranks.keys):
             try:
-                found = self._attempts.look_up(call.operation, key, local.cache, deadline_ns)
+                found = self._attempts.look_up(
+                    Request(
+                        call.operation,
+                        key,
+                        local.cache,
+                        lambda _: NO_PLAN,
+                        deadline_ns=deadline_ns,
+                        trace=call.trace,
+                    )
+                )
                 layout = _layout_of(call, rank, found)
             except LLMException as error:
                 raise ranks.failure({rank: error}) from error

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from llm_datadist._plan.indices import Blocks
     from llm_datadist._plan.layouts import KvLayout, Part, Tokens
     from llm_datadist._registry import LocalCache, Resolved
+    from llm_datadist._tracing import RequestTrace
     from llm_datadist._types import BlockList, BlocksCacheKey, Cache
 
 __all__ = [
@@ -79,6 +80,7 @@ class ReshardCall:
         write: Whether the local side is the source.
         prefer: The rank to ask first.
         layouts: Layout that each peer's cache must have; None for any.
+        trace: The request for which the call was made; None if the caller has not named one.
     """
 
     operation: str
@@ -91,6 +93,7 @@ class ReshardCall:
     write: bool
     prefer: int = 0
     layouts: Sequence[KvLayout] | None = None
+    trace: RequestTrace | None = None
 
     @property
     def names(self) -> Names:
@@ -139,7 +142,7 @@ class Ranks:
         also = f"; {self.role} {', '.join(others)} failed as well" if others else ""
         problem = str(error).partition(": ")[2]
         cluster_id = self.keys[rank].cluster_id
-        return LLMException(
+        made = LLMException(
             f"{self.operation} failed [{error.status_code.name}], peer cluster {cluster_id}: "
             f"{self.role} {rank} of {len(self.keys)} with {len(blocks)} blocks ({shown}): "
             f"{problem}{also}",
@@ -148,6 +151,8 @@ class Ranks:
             cluster_id=cluster_id,
             faults=tuple(fault for each in failed.values() for fault in each.faults),
         )
+        made.request_id = error.request_id
+        return made
 
 
 class Local(NamedTuple):

@@ -50,6 +50,10 @@ class Clock:
         world.attempts.run(Request("pull_blocks", KEY, world.local, plan))
 
 
+def a_lookup(deadline_ns):
+    return Request("pull_resharded", KEY, LOCAL, None, deadline_ns=deadline_ns)
+
+
 @pytest.fixture
 def clock(monkeypatch):
     made = Clock()
@@ -111,7 +115,7 @@ def test_a_transfer_without_a_link_is_counted_as_a_failure():
     calls = (
         world.run,
         world.push_raw,
-        lambda: world.attempts.look_up("pull_resharded", KEY, LOCAL, 0),
+        lambda: world.attempts.look_up(a_lookup(0)),
     )
     for call in calls:
         with pytest.raises(LLMException):
@@ -124,11 +128,11 @@ def test_a_transfer_without_a_link_is_counted_as_a_failure():
 
 def test_a_lookup_is_counted_only_when_it_fails():
     world = World(Link(Directory(FOUND)))
-    world.attempts.look_up("pull_resharded", KEY, LOCAL, 10**18)
+    world.attempts.look_up(a_lookup(10**18))
     assert world.counters.stats() == ()
     world.link.directory.known = invalid("x", "not accessible", "y")
     with pytest.raises(LLMException):
-        world.attempts.look_up("pull_resharded", KEY, LOCAL, 10**18)
+        world.attempts.look_up(a_lookup(10**18))
     failed = {"LLM_PARAM_INVALID": 1}
     assert world.counted() == ("pull_resharded", "of host memory", 0, failed)
 

@@ -196,6 +196,6 @@ def test_slots_that_are_not_contiguous():
 
 def test_a_push_to_bare_addresses_has_the_callers_plan():
     caller, plan = Caller(a_remote()), object()
-    caller.transfers.push_raw("x", PEER, caller.registry.find("x", caller.blocks), plan)
+    caller.transfers.push_raw("x", PEER, caller.registry.find("x", caller.blocks), plan, None)
     assert caller.plan is plan
     assert (caller.request.key.cluster_id, caller.request.write) == (PEER, True)

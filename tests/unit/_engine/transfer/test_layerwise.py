@@ -20,6 +20,7 @@ from llm_datadist._engine.instance import Lifetime
 from llm_datadist._engine.transfer.layerwise import Layerwise
 from llm_datadist._errors import fail
 from llm_datadist._registry import CacheRegistry
+from llm_datadist._tracing import request_trace
 from llm_datadist.testing.in_memory_node import InMemoryNode
 
 S = LLMStatusCode
@@ -55,12 +56,12 @@ class Sender:
         self.blocks = self.registry.register_blocks_cache(desc, addrs)
         self.slots = self.registry.register_cache(desc, addrs)
 
-    def push_planned(self, operation, key, local, plan):
+    def push_planned(self, operation, key, local, plan, trace):
         self.pushes.append(key)
         if key in self.failing:
             raise fail(self.failing[key], operation, "it failed", "retry")
 
-    def push_raw(self, operation, cluster_id, local, plan):
+    def push_raw(self, operation, cluster_id, local, plan, trace):
         self.pushes.append((cluster_id, plan.remote.tolist(), plan.local.tolist()))
 
     def start(self, cache, configs, *indices, synchronizer=None):
@@ -263,3 +264,18 @@ def test_wrong_layers_and_slots(sender):
         (by_key(BLOCK_KEY, range(1)), ["dst_block_indices"]),
     ):
         sender.refuses(sender.slots, config, words=words)
+
+
+@pytest.mark.expects_log("request cmpl-1")
+@pytest.mark.parametrize("problem", ["the synchronizer", "a layer"])
+def test_log_lines_name_the_request(sender, caplog, problem):
+    if problem == "a layer":
+        sender.failing[BLOCK_KEY] = S.LLM_FAILED
+    synchronizer = Layers(lambda layer: problem == "a layer")
+    trace = request_trace(OPERATION, "cmpl-1")
+    task = sender.layerwise.start(
+        sender.blocks, synchronizer, [by_key(BLOCK_KEY, range(1))], None, None, None, trace
+    )
+    assert task.synchronize(10_000) is S.LLM_FAILED
+    (record,) = caplog.records
+    assert record.getMessage().startswith("transfer_cache_async, request cmpl-1: ")

@@ -45,11 +45,11 @@ class Pusher:
         self.local = registry.find("x", register(desc, starts(0x100000)))
         self.found = Resolved(remote, slot, NO_REF)
 
-    def push_raw(self, operation, cluster_id, local, plan):
+    def push_raw(self, operation, cluster_id, local, plan, trace):
         assert cluster_id == PEER
         self._note(plan)
 
-    def push_planned(self, operation, key, local, plan):
+    def push_planned(self, operation, key, local, plan, trace):
         self._note(plan(self.found))
 
     def _note(self, plan):
