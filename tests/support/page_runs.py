@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -223,6 +224,21 @@ def nixl(page, tmp_path, monkeypatch):
         assert made.names["facts"]["backend"] == {"host": "nixl", "device": "nixl"}
 
 
+def tracing(page, tmp_path, monkeypatch):
+    trace = pytest.importorskip("opentelemetry.trace")
+    sdk = pytest.importorskip("opentelemetry.sdk.trace")
+    exports = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
+    providers, exporter = [trace.NoOpTracerProvider()], exports.InMemorySpanExporter()
+    page.replaced = {"ConsoleSpanExporter()": "exporter"}
+    monkeypatch.setattr(sdk, "TracerProvider", partial(sdk.TracerProvider, shutdown_on_exit=False))
+    monkeypatch.setattr(trace, "set_tracer_provider", providers.append)
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: providers[-1])
+    with pair() as made:
+        page.run(made.names | {"exporter": exporter}, count=None)
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    assert spans["pull_blocks"].parent.span_id == spans["fetch the prompt"].context.span_id
+
+
 def tensors(page, tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     sizes = {"num_blocks": 128, "block_tokens": 16, "heads": 2, "head_dim": 16, "layers": 2}
@@ -296,6 +312,7 @@ RUNS = {
     "docs/howto/nixl.md": nixl,
     "docs/howto/tensors.md": tensors,
     "docs/howto/testing.md": testing,
+    "docs/howto/tracing.md": tracing,
     "docs/reference/options.md": options,
     "docs/tutorial/asyncio.md": asyncio_nodes,
 }
