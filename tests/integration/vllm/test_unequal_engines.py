@@ -114,6 +114,25 @@ def test_a_local_prefix_and_many_pulls(make, monkeypatch, src_size, dst_size, nu
     assert not got[..., :num_local, :].any()
 
 
+@pytest.mark.parametrize(("producers", "consumers"), [(1, 2), (2, 1)])
+def test_several_groups_of_which_one_has_left_a_block_behind(make, producers, consumers):
+    """As a sliding window does: nothing is read into it, and nothing from it."""
+    options = {"groups": 2}
+    producer, params, model = prefilled(make, producers, **options)
+    consumer = make("consumer", consumers, **options)
+    params["blocks"][1][0] = 0
+    lists = [DST[:4], [0, *DST[1:4]]]
+    consumer.load(TOKENS, params, lists=lists)
+    assert consumer.loaded() == [set()] * consumers
+    producer.sent()
+    for rank, side in enumerate(consumer.sides):
+        got = consumer.tokens(rank, DST[:4], TOKENS - 1)
+        held = model[:, side.heads, :, : TOKENS - 1]
+        assert (got[0::2] == held[0::2]).all()
+        assert (got[1::2, ..., 32:, :] == held[1::2, ..., 32:, :]).all()
+        assert not got[1::2, ..., :32, :].any()
+
+
 def test_the_blocks_decide_what_is_read(make):
     """Negative control: with the producer's blocks off by one, other bytes arrive."""
     producer, params, model = prefilled(make, 2)

@@ -34,6 +34,10 @@ class UniformTypeKVCacheSpecs(SimpleNamespace):
 
 
 class MambaSpec(SimpleNamespace):
+    """A running state."""
+
+
+class CrossAttentionSpec(SimpleNamespace):
     """Another kind."""
 
 

@@ -45,7 +45,7 @@ class RankSide(WorkerSide):
     def __init__(
         self, role, tp_size=1, rank=0, *, latent=False, kv_heads=HEADS, head_size=HEAD_SIZE,
         block_size=32, dtype="torch.float32", backend=None, isa="vec", stages=WHOLE,
-        name=layer_name, **extra,
+        name=layer_name, groups=1, **extra,
     ):  # fmt: skip
         stage, tp_rank = divmod(rank, tp_size)
         layers = stages[stage]
@@ -65,7 +65,9 @@ class RankSide(WorkerSide):
         self.worker = Worker(
             parse_extra_config({"transfer_timeout_ms": 2000, "lease_ms": 2500, **extra}),
             dict(zip(names, map(Tensor, self.kv.reshape(seen_by_vllm)), strict=True)),
-            kv_cache_config([names], BLOCKS, block_size, kind, **spec),
+            kv_cache_config(
+                [names[first::groups] for first in range(groups)], BLOCKS, block_size, kind, **spec
+            ),
             vllm_config(
                 tp_size=tp_size,
                 pp_size=len(stages),
@@ -81,18 +83,22 @@ class RankSide(WorkerSide):
 
 
 class RankEngine:
-    """All workers of an engine, and the scheduler side of pull mode."""
+    """All workers of an engine, and the scheduler side of pull mode.
 
-    def __init__(self, role, tp_size=1, *, block_size=32, stages=WHOLE, **options):
+    Several KV cache groups have equal block numbers.
+    """
+
+    def __init__(self, role, tp_size=1, *, block_size=32, stages=WHOLE, groups=1, **options):
         self.block_size = block_size
+        self.groups = groups
+        options |= {"block_size": block_size, "stages": stages, "groups": groups}
         self.sides = [
-            RankSide(role, tp_size, rank, block_size=block_size, stages=stages, **options)
-            for rank in range(len(stages) * tp_size)
+            RankSide(role, tp_size, rank, **options) for rank in range(len(stages) * tp_size)
         ]
         self._orders = StepOrders()
         self.last = StepOrders()
         self.scheduler = PullScheduler(
-            self._orders, "engine", [block_size], tp_size,
+            self._orders, "engine", [block_size] * groups, tp_size,
             is_producer=role == "producer", is_consumer=role == "consumer",
         )  # fmt: skip
         self.scheduler.ranks = [side.worker.address for side in self.sides]
@@ -118,19 +124,25 @@ class RankEngine:
     def offer(self, num_tokens, blocks):
         """Prefill a prompt into blocks; returns what the producer's answer has."""
         one = request("p", range(num_tokens), {"do_remote_decode": True})
-        self.scheduler.allocated(one, (list(blocks),), 0)
+        self.scheduler.allocated(one, self._lists(blocks), 0)
         self.carry_out()
-        _, params = self.scheduler.finished(one, (list(blocks),))
+        _, params = self.scheduler.finished(one, self._lists(blocks))
         self.carry_out()
         return params
 
-    def load(self, num_tokens, params, blocks, num_local_tokens=0):
-        """Order all workers to load a prompt into blocks, but for its last token."""
+    def load(self, num_tokens, params, blocks=(), num_local_tokens=0, lists=None):
+        """Order all workers to load a prompt into blocks, but for its last token.
+
+        `lists` has the blocks of each KV cache group if they are not equal.
+        """
         self._loading = request("d", range(num_tokens), params)
         num_external = self.scheduler.num_new_matched_tokens(self._loading, num_local_tokens)
-        self.scheduler.allocated(self._loading, (list(blocks),), num_external)
+        self.scheduler.allocated(self._loading, lists or self._lists(blocks), num_external)
         self.carry_out()
         return num_external
+
+    def _lists(self, blocks):
+        return tuple([list(blocks)] * self.groups)
 
     def carry_out(self):
         """Give the scheduler's orders to all workers; `last` has them afterwards."""

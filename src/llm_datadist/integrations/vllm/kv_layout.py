@@ -25,6 +25,9 @@ _TRANSFERABLE = {
 }
 """Kinds of KV cache spec whose blocks hold tokens that do not depend on later ones."""
 
+_STATES = {"MambaSpec"}
+"""Kinds whose blocks hold a running state."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -97,9 +100,9 @@ def kv_layout_of(kv_caches: dict[str, Any], kv_cache_config: Any, rank: int) -> 
     """
     groups = kv_cache_config.kv_cache_groups
     num_blocks = kv_cache_config.num_blocks
+    _check_kinds([group.kv_cache_spec for group in groups])
     parts: list[Part] = []
     for index, group in enumerate(groups):
-        _check_kind(index, group.kv_cache_spec)
         runs: dict[int, _Run] = {}
         for layer in group.layer_names:
             for run in _runs_of(layer, kv_caches[layer], num_blocks):
@@ -123,14 +126,27 @@ def random_key(num_keys: int = MAX_PARTS) -> int:
     return (secrets.randbelow(MAX_KEY // num_keys - 1) + 1) * num_keys
 
 
-def _check_kind(index: int, spec: Any) -> None:
-    for each in [spec, *getattr(spec, "kv_cache_specs", {}).values()]:
-        kind = type(each).__name__
-        if kind not in _TRANSFERABLE | {"UniformTypeKVCacheSpecs"}:
-            raise ValueError(
-                f"KV cache group {index} is a {kind}, whose state cannot be moved block by block; "
-                "serve this model without LLMDataDistConnector"
+def _check_kinds(specs: Sequence[Any]) -> None:
+    kinds = [
+        [type(each).__name__ for each in getattr(spec, "kv_cache_specs", {"": spec}).values()]
+        for spec in specs
+    ]
+    listed = "; ".join(
+        f"group {index}: {', '.join(dict.fromkeys(each))}" for index, each in enumerate(kinds)
+    )
+    for index, kind in ((index, kind) for index, each in enumerate(kinds) for kind in each):
+        if kind in _TRANSFERABLE:
+            continue
+        why = "its blocks hold something else than the KV of their tokens"
+        if kind in _STATES:
+            why = (
+                "its blocks hold the state after the prompt's last token, but a consumer computes "
+                "that token itself and needs the state before it"
             )
+        raise ValueError(
+            f"KV cache group {index} is a {kind}: {why} (the model has {listed}); serve this model "
+            "without LLMDataDistConnector"
+        )
 
 
 def _runs_of(layer: str, tensor: Any, num_blocks: int) -> list[_Run]:

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from llm_datadist.integrations.vllm.kv_layout import kv_layout_of
-from support.vllm.objects import MambaSpec, Tensor, kv_cache_config
+from support.vllm.objects import (
+    CrossAttentionSpec,
+    FullAttentionSpec,
+    MambaSpec,
+    Tensor,
+    UniformTypeKVCacheSpecs,
+    kv_cache_config,
+)
 
 L, B, H, N, C = 3, 6, 2, 4, 8
 
@@ -80,10 +87,28 @@ def test_groups_over_the_same_memory():
     assert layout.parts[0].addrs[0] == layout.parts[1].addrs[0]
 
 
+def test_a_state_is_refused_with_the_kinds_of_all_groups():
+    _, tensors = layers(ORDERS["LBHNC"])
+    mixed = config([["layer0", "layer2"], ["layer1"]])
+    mixed.kv_cache_groups[1].kv_cache_spec = MambaSpec(block_size=1024)
+    with pytest.raises(ValueError, match=r"group 1 is a MambaSpec.*the state before it") as error:
+        kv_layout_of(tensors, mixed, rank=0)
+    assert "(the model has group 0: FullAttentionSpec; group 1: MambaSpec)" in str(error.value)
+
+
+def test_kinds_inside_of_a_group_are_named():
+    _, tensors = layers(ORDERS["LBHNC"])
+    specs = {"layer0": FullAttentionSpec(), "layer1": CrossAttentionSpec(), "layer2": MambaSpec()}
+    inner = config()
+    inner.kv_cache_groups[0].kv_cache_spec = UniformTypeKVCacheSpecs(
+        block_size=4, kv_cache_specs=specs
+    )
+    with pytest.raises(ValueError, match="is a CrossAttentionSpec: its blocks hold something else"):
+        kv_layout_of(tensors, inner, rank=0)
+
+
 def test_what_cannot_be_moved_is_refused():
     _, tensors = layers(ORDERS["LBHNC"])
-    with pytest.raises(ValueError, match="MambaSpec"):
-        kv_layout_of(tensors, config(spec=MambaSpec), rank=0)
     with pytest.raises(ValueError, match="does not count its 7 blocks"):
         kv_layout_of(tensors, config(num_blocks=7), rank=0)
     with pytest.raises(ValueError, match="cuda:0"):
