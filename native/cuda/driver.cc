@@ -1,7 +1,9 @@
 #include "cuda/driver.h"
 
 #include <dlfcn.h>
+#include <link.h>
 
+#include <cstddef>
 #include <mutex>
 #include <utility>
 
@@ -85,6 +87,7 @@ struct Shared {
   std::mutex mutex;
   Driver driver;
   bool ready = false;
+  unsigned long long objects_without = 0;  // loaded when the library was not among them; 0: never
   ProcessMark mark;
 };
 
@@ -116,6 +119,17 @@ std::string initialize(const Driver& driver) {
   return count > 0 ? "" : "the driver finds no GPU";
 }
 
+// Shared objects that this process has loaded so far, also those that were unloaded since.
+unsigned long long objects_loaded() {
+  unsigned long long count = 0;
+  const auto note = [](dl_phdr_info* first, std::size_t, void* found) {
+    *static_cast<unsigned long long*>(found) = first->dlpi_adds;
+    return 1;  // it is the same for each object
+  };
+  ::dl_iterate_phdr(note, &count);
+  return count;
+}
+
 Loaded open(int flags) {
   Shared& state = shared();
   if (state.mark.inherited()) {  // before the lock, which a thread of the parent may hold
@@ -125,9 +139,16 @@ Loaded open(int flags) {
   if (state.ready) {
     return {&state.driver, ""};
   }
+  // Every registration asks, and dlopen searches the file system each time.
+  const bool is_loaded_only = (flags & RTLD_NOLOAD) != 0;
+  const unsigned long long objects = objects_loaded();
+  if (is_loaded_only && objects != 0 && objects == state.objects_without) {
+    return {nullptr, std::string(kLibrary) + " cannot be loaded (it is not loaded yet)"};
+  }
   void* const library = ::dlopen(kLibrary, flags);  // never closed: the driver has threads
   if (library == nullptr) {
     const char* const reason = ::dlerror();
+    state.objects_without = objects;
     return {nullptr, std::string(kLibrary) + " cannot be loaded (" +
                          (reason == nullptr ? "it is not loaded yet" : reason) + ")"};
   }

@@ -1,5 +1,6 @@
 // The driver is found and copies; what the caller has made current stays current; errors of memory
 // and of the driver are told apart.
+#include <dlfcn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -28,8 +29,12 @@ Outcome copy(const iovec& to, const iovec& from, int device = 0) {
   return ldd::cuda::copy_pairs(device, &to, &from, 1);
 }
 
+// Also if the program loads the driver after it was looked for.
 void check_present_only_when_loaded() {
   CHECK(ldd::cuda::present_driver().driver == nullptr);
+  CHECK(ldd::cuda::present_driver().problem.find("not loaded yet") != std::string::npos);
+  CHECK(::dlopen("libcuda.so.1", RTLD_NOW) != nullptr);
+  CHECK(ldd::cuda::present_driver().driver != nullptr);
   const ldd::cuda::Loaded loaded = ldd::cuda::load_driver();
   CHECK(loaded.driver != nullptr && loaded.problem.empty());
   CHECK(ldd::cuda::present_driver().driver == loaded.driver);
