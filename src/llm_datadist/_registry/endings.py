@@ -53,6 +53,9 @@ class Endings:
     def __init__(self) -> None:
         self._reasons: dict[Name, int] = {}
 
+    def __len__(self) -> int:
+        return len(self._reasons)
+
     def add(self, name: Name, reason: int) -> None:
         """Note why a name ended; forget the oldest one if there are too many."""
         self._reasons.pop(name, None)

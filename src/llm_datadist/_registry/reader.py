@@ -171,25 +171,30 @@ class DirectoryReader:
         return True
 
     def _apply(self, operation: str, log: bytes, deadline_ns: int) -> None:
-        """Apply the frames after the known ones; the version grows with each.
+        """Apply the frames after the known ones; then the version says how far that came.
 
         So a call that is out of time leaves what it has parsed to the next call.
         """
-        base, looked = self._version, 0
-        for count, (record, end) in enumerate(decode_frames_with_ends(log), 1):
-            self._tables.apply(record)
-            self._version = base + end
-            if count % _RECORDS_BETWEEN_LOOKS and end - looked < _BYTES_BETWEEN_LOOKS:
-                continue
-            looked = end
-            if time.monotonic_ns() >= deadline_ns:
-                raise fail(
-                    LLMStatusCode.LLM_TIMEOUT,
-                    operation,
-                    f"the deadline passed after {count} records of the peer's directory",
-                    "retry, which goes on from there, or raise sync_kv_timeout",
-                    cluster_id=self._cluster_id,
-                )
+        base, apply = self._version, self._tables.apply
+        count = applied = looked = 0
+        try:
+            for record, end in decode_frames_with_ends(log):
+                apply(record)
+                applied = end
+                count += 1
+                if count % _RECORDS_BETWEEN_LOOKS and end - looked < _BYTES_BETWEEN_LOOKS:
+                    continue
+                looked = end
+                if time.monotonic_ns() >= deadline_ns:
+                    raise fail(
+                        LLMStatusCode.LLM_TIMEOUT,
+                        operation,
+                        f"the deadline passed after {count} records of the peer's directory",
+                        "retry, which goes on from there, or raise sync_kv_timeout",
+                        cluster_id=self._cluster_id,
+                    )
+        finally:
+            self._version = base + applied
 
     def _pause(self, operation: str, deadline_ns: int) -> None:
         if time.monotonic_ns() >= deadline_ns:

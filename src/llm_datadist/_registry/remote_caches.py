@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, final
+from typing import TYPE_CHECKING, Any, Final, final
 
+import msgspec
 import numpy as np
 
-from llm_datadist._plan.layouts import check_fit, from_bytes
+from llm_datadist._plan import Layout
+from llm_datadist._plan.layouts import KvLayout, check_fit, from_bytes
 from llm_datadist._registry.endings import Endings, absent
 from llm_datadist._registry.layouts import cache_layout
 from llm_datadist._registry.records import (
@@ -22,74 +24,69 @@ from llm_datadist._registry.records import (
     Unnamed,
 )
 from llm_datadist._types import BlocksCacheKey, CacheDesc, CacheKey, DataType, Placement
-from llm_datadist._types.refs import NO_REF
+from llm_datadist._types.refs import NO_REF, Ref
 
 if TYPE_CHECKING:
-    from llm_datadist._plan import Layout
-    from llm_datadist._plan.layouts import KvLayout
     from llm_datadist._registry.records import Record
     from llm_datadist._types import AnyKey
-    from llm_datadist._types.refs import Ref
 
 _KEY_FIELDS = ("req_id", "model_id", "prefix_id")
+_NOT_CHECKED: Any = None
+_NO_KEYS: Final[dict[Ref, KeyName]] = {}  # of all caches without keys, which get none later
 
 
-@final
-class RemoteCache:
+class RemoteCache(msgspec.Struct, gc=False, eq=False):
     """A peer's cache.
 
     Its description is checked and its layout computed when a key first names it: most caches of a
-    large directory are never used, and parsing it must not take time for them.
+    large directory are never used, and parsing it must not take time for them. Nor must Python's
+    garbage collector, which does not look at these objects: they are part of no cycle.
 
     Attributes:
-        cache_id: Its id at the peer.
+        record: What the peer has published about it.
         ref: Its entry there; part of every request for it. A remap changes the value.
-        is_blocks: Whether it is a blocks cache.
         accessible: Whether peers may touch it.
         named: Whether its id can be used in keys.
-        blocks_key: The model_id of its BlocksCacheKey, if it has one.
         keys: Its CacheKeys by their guards.
+        checked: Whether `check` has returned. Only then the following ones are right.
         on_device: Whether its memory is an accelerator's.
-        checked: Whether `check` has returned. Only then there are the following ones.
         desc: Its description.
         layout: Where its tensors lie in the peer's address space, in slots or blocks; without
             tensors when the cache is not accessible.
         kv_layout: What its blocks hold, which fits `desc`; None if the owner has not said so.
     """
 
-    __slots__ = (
-        "_record",
-        "accessible",
-        "blocks_key",
-        "cache_id",
-        "checked",
-        "desc",
-        "is_blocks",
-        "keys",
-        "kv_layout",
-        "layout",
-        "named",
-        "on_device",
-        "ref",
-    )
+    record: Added
+    ref: Ref
+    accessible: bool
+    named: bool
+    keys: dict[Ref, KeyName]
+    checked: bool = False
+    on_device: bool = False
+    desc: CacheDesc = _NOT_CHECKED
+    layout: Layout = _NOT_CHECKED
+    kv_layout: KvLayout | None = None
 
-    desc: CacheDesc
-    layout: Layout
-    kv_layout: KvLayout | None
+    @classmethod
+    def of(cls, record: Added) -> RemoteCache:
+        """Return the cache of a record."""
+        keys = {key.guard: key.name for key in record.keys} if record.keys else _NO_KEYS
+        return cls(record, record.entry, record.accessible, record.named, keys)
 
-    def __init__(self, record: Added) -> None:
-        self._record = record
-        self.checked = False
-        self.cache_id: int = record.cache_id
-        self.ref: Ref = record.entry
-        self.is_blocks = record.is_blocks
-        self.accessible = record.accessible
-        self.named = record.named
-        self.blocks_key = record.blocks_key
-        self.keys: dict[Ref, KeyName] = (
-            {key.guard: key.name for key in record.keys} if record.keys else {}
-        )
-        self.on_device = record.on_device
+    @property
+    def cache_id(self) -> int:
+        """Its id at the peer."""
+        return self.record.cache_id
+
+    @property
+    def is_blocks(self) -> bool:
+        """Whether it is a blocks cache."""
+        return self.record.is_blocks
+
+    @property
+    def blocks_key(self) -> int | None:
+        """The model_id of its BlocksCacheKey, if it has one."""
+        return self.record.blocks_key
 
     def check(self) -> None:
         """Check the description that the peer published.
@@ -97,7 +94,8 @@ class RemoteCache:
         Raises:
             CorruptDirectory: No cache can be like that.
         """
-        self.desc, self.layout, self.kv_layout = _described(self._record)
+        self.desc, self.layout, self.kv_layout = _described(self.record)
+        self.on_device = self.record.on_device
         self.checked = True
 
     def describe(self) -> dict[str, object]:
@@ -121,8 +119,8 @@ class RemoteCache:
         }
 
 
-class Resolved(NamedTuple):
-    """What a key names.
+class Resolved(msgspec.Struct, gc=False, frozen=True):
+    """What a key names. Not seen by the garbage collector, as `RemoteCache`.
 
     Attributes:
         cache: The peer's cache.
@@ -152,7 +150,7 @@ class RemoteTables:
 
     def apply(self, record: Record) -> None:
         """Apply a record; CorruptDirectory when no owner writes it after the earlier ones."""
-        if isinstance(record, Added):
+        if type(record) is Added:
             self._add(record)
             return
         cache = self.caches.get(record.cache_id)
@@ -173,14 +171,15 @@ class RemoteTables:
             raise CorruptDirectory(f"cache {record.cache_id} is there twice")
         if len(self.caches) >= MAX_CACHES or self._num_keys + len(record.keys) > MAX_ALL_KEYS:
             raise CorruptDirectory(f"more than {MAX_CACHES} caches or {MAX_ALL_KEYS} keys")
-        cache = RemoteCache(record)
+        cache = RemoteCache.of(record)
         if len(cache.keys) != len(record.keys):  # the others would never be removed
             raise CorruptDirectory(f"cache {record.cache_id} has several keys of one guard")
         self._num_keys += len(cache.keys)
         self.caches[record.cache_id] = cache
         if record.blocks_key is not None:
             self.blocks_keys[record.blocks_key] = Resolved(cache, 0, NO_REF)
-            self.endings.forget(("blocks", record.blocks_key))
+            if self.endings:
+                self.endings.forget(("blocks", record.blocks_key))
         for key in record.keys:
             self.keys[key.name] = Resolved(cache, key.slot, key.guard)
             self.endings.forget(("key", key.name))

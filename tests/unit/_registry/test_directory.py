@@ -11,6 +11,7 @@ from llm_datadist._registry.records import (
     REMOVED,
     UNREGISTERED,
 )
+from llm_datadist._registry.remote_caches import Resolved
 from llm_datadist._registry.writer import DirectoryFull
 from llm_datadist._types import BlocksCacheKey, CacheKey, CacheKeyByIdAndIndex
 from llm_datadist._types.refs import NO_REF
@@ -19,23 +20,25 @@ from support.directories import PEER, Peer, added, by_id, key_record, layout, mi
 
 def test_resolves_a_blocks_cache(peer):
     peer.writer.add(added(1, blocks_key=3))
-    cache, slot, key_ref = peer.resolve(BlocksCacheKey(PEER, 3))
-    assert (cache.cache_id, cache.ref, slot, key_ref) == (1, (2, 5), 0, NO_REF)
+    found = peer.resolve(BlocksCacheKey(PEER, 3))
+    cache = found.cache
+    assert (cache.cache_id, cache.ref, found.slot, found.key_ref) == (1, (2, 5), 0, NO_REF)
     assert cache.layout.starts == (4096, 8192)
     assert (cache.layout.tensor_bytes, cache.layout.unit_bytes, cache.layout.num_units) == (
         80,
         20,
         4,
     )
-    assert peer.resolve(by_id(1, 2)) == (cache, 2, NO_REF)
+    assert peer.resolve(by_id(1, 2)) == Resolved(cache, 2, NO_REF)
     assert missing(peer, BlocksCacheKey(PEER, 4))
 
 
 def test_resolves_slots(peer):
     keys = (key_record(100, 0, (7, 1)), key_record(101, 2, (8, 1)))
     peer.writer.add(added(1, is_blocks=False, shape=(5, 4), batch_dim_index=1, keys=keys))
-    cache, slot, key_ref = peer.resolve(CacheKey(PEER, 101))
-    assert (slot, key_ref) == (2, (8, 1))
+    found = peer.resolve(CacheKey(PEER, 101))
+    cache = found.cache
+    assert (found.slot, found.key_ref) == (2, (8, 1))
     assert cache.layout.num_units == 1  # the batch is not outermost: no slot is one piece
     peer.writer.add(added(2, is_blocks=False, shape=(1, 4, 5), batch_dim_index=1))
     assert peer.resolve(by_id(2)).cache.layout.unit_bytes == 10

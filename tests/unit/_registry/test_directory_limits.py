@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from llm_datadist._plan.layouts import to_bytes
@@ -16,6 +18,7 @@ from llm_datadist._registry.records import (
     encode_frame,
 )
 from llm_datadist._registry.writer import DirectoryFull
+from llm_datadist._types import BlocksCacheKey
 from llm_datadist.testing.in_memory_node import InMemoryNode
 from support.directories import FAR, PEER, Source, added, by_id, key_record, layout
 
@@ -133,3 +136,26 @@ def test_a_cache_that_is_there_twice_is_refused(peer):
     peer.log.append(encode_frame(added(1)) * 2)
     with pytest.raises(CorruptDirectory, match="cache 1 is there twice"):
         peer.refresh()
+
+
+def test_what_stands_before_a_bad_record_counts_once(peer):
+    """Each further call finds the bad one again, and applies no record a second time."""
+    for cache_id in (1, 2):
+        peer.writer.add(added(cache_id))
+    good = peer.writer.tail
+    peer.log.append(encode_frame(added(2)) + encode_frame(added(3)))
+    for _ in range(2):
+        with pytest.raises(CorruptDirectory, match="cache 2 is there twice"):
+            peer.refresh()
+        assert [cache.cache_id for cache in peer.reader.caches()] == [1, 2]
+        assert peer.reader.version == good
+    assert peer.resolve(by_id(2)).cache.cache_id == 2
+
+
+def test_pythons_garbage_collector_does_not_look_at_each_cache_of_a_peer(peer):
+    """It would take longer than parsing, with tens of thousands of them."""
+    peer.writer.add(added(1, blocks_key=3))
+    found = peer.resolve(BlocksCacheKey(PEER, 3), fresh=True)
+    assert not gc.is_tracked(found)
+    assert not gc.is_tracked(found.cache)
+    assert not gc.is_tracked(found.cache.record)
