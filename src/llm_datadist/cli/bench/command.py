@@ -22,9 +22,13 @@ bench_app = typer.Typer(
 def bench(
     context: typer.Context,
     path: Annotated[
-        str,
-        typer.Option(metavar="LIST", help="same-host, pool (memory of a pool, same host), tcp."),
-    ] = "same-host,tcp",
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="same-host, pool (memory of a pool, same host), tcp.",
+            show_default="same-host,tcp; with --connect what the link chooses",
+        ),
+    ] = None,
     operation: Annotated[str, typer.Option(metavar="LIST", help="pull, push.")] = "pull,push",
     block_size: Annotated[
         str | None,
@@ -68,6 +72,19 @@ def bench(
         bool,
         typer.Option(help="Also measure process_vm_readv, memcpy, and iperf3 if it is installed."),
     ] = True,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IP:PORT", help="Be the other end of --connect on another host, until Ctrl-C."
+        ),
+    ] = None,
+    memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="With --listen: for reads, and for writes.")
+    ] = "512M",
+    connect: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Measure between this host and that of --listen."),
+    ] = None,
     seconds: Annotated[
         float | None,
         typer.Option(
@@ -100,6 +117,10 @@ def bench(
     from llm_datadist.cli.bench import options as parsed  # noqa: PLC0415 - slow imports
     from llm_datadist.cli.bench.run import run_bench  # noqa: PLC0415
 
+    if listen is not None:
+        from llm_datadist.cli.bench.listen import run_listen  # noqa: PLC0415
+
+        raise typer.Exit(run_listen(listen, memory))
     if preset == "list":
         typer.echo(parsed.preset_lines())
         return
@@ -113,6 +134,7 @@ def bench(
             tp=tp,
             vs=vs,
             limits=limits,
+            connect=connect,
             seconds=seconds or (_QUICK_S if quick else _USUAL_S),
         )
     except ValueError as problem:

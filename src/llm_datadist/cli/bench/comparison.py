@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llm_datadist.cli.bench import limits
-from llm_datadist.cli.bench.driver import Driver, call_times, prepare, prepare_write, start, turn
+from llm_datadist.cli.bench.driver import (
+    Driver,
+    call_times,
+    leave,
+    prepare,
+    prepare_write,
+    start,
+    turn,
+)
 from llm_datadist.cli.bench.plan import shortened
 from llm_datadist.cli.bench.results import Latency, Limit, Result
 from llm_datadist.cli.bench.work import MIB, Case
@@ -28,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Comparison", "Settings"]
 
 _METHODS: dict[Operation, str] = {"pull": "read", "push": "write"}
-_LONGEST_S = 60.0
+_LONGEST_S, _LEAVE_S = 60.0, 5.0
 _FEW_CALLS, _MANY_CALLS = 100, 2000
 _CEILING = Case("ceiling", MIB, 64 * MIB)
 
@@ -88,7 +96,10 @@ class Comparison:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._path.is_remote and kind is None:
+            with suppress(RuntimeError):
+                self._drivers[self._path.own.name].call(leave, seconds=_LEAVE_S)
         for driver in self._drivers.values():
             driver.close()
         self._drivers.clear()

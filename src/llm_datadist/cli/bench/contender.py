@@ -51,6 +51,37 @@ class Contender(ABC):
         """Transfer to the owner's buffer."""
         raise NotImplementedError
 
+    @property
+    def pids(self) -> list[int]:
+        """Ids of the processes that it has, beside the one that it is in."""
+        return [self.owner.pid]
+
+    def check_read(self, case: Case) -> None:
+        """Prepare the case, and make a read of which every byte is checked.
+
+        Raises:
+            RuntimeError: A byte is wrong.
+        """
+        seed = case.block_bytes + len(self.name)
+        self.owner.ask("fill", seed)  # first: an owner with a pool copies its buffer into it
+        self.prepare(case)
+        self.local[: case.total_bytes] = 0
+        self.read(case)
+        if not work.has_arrived(self.local, case, seed):
+            raise RuntimeError(f"pull {case.name}: wrong bytes")
+
+    def check_write(self, case: Case) -> None:
+        """Make a write of the case that was prepared; the owner checks every byte.
+
+        Raises:
+            RuntimeError: A byte is wrong.
+        """
+        seed = case.block_bytes + 1
+        work.fill(self.local[: case.total_bytes], seed)
+        self.write(case)
+        if not self.owner.ask("arrived", (case, seed)):
+            raise RuntimeError(f"push {case.name}: wrong bytes")
+
     def close(self) -> None:
         """End the owner process."""
         self.owner.close()

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llm_datadist.cli.bench import hosts, processes, timing
-from llm_datadist.cli.bench.work import Case, buffer, fill, has_arrived
+from llm_datadist.cli.bench.work import Case, buffer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from llm_datadist.cli.bench.contender import Contender
 
-__all__ = ["Driver", "call_times", "prepare", "prepare_write", "start", "turn"]
+__all__ = ["Driver", "call_times", "leave", "prepare", "prepare_write", "start", "turn"]
 
 
 class Driver:
@@ -95,7 +95,7 @@ def _drive(
     except Exception as error:
         pipe.send(RuntimeError(f"{kind.name}: {error}\n{traceback.format_exc()}"))
         return
-    pipe.send([contender.owner.pid])
+    pipe.send(contender.pids)
     while True:
         action, arguments = pipe.recv()
         try:
@@ -145,22 +145,17 @@ def turn(
 
 def prepare(contender: Contender, case: Case) -> None:
     """Do what users do once per cache, then a read of which every byte is checked."""
-    seed = case.block_bytes + len(contender.name)
-    contender.owner.ask("fill", seed)  # first: an owner with a pool copies its buffer into it
-    contender.prepare(case)
-    contender.local[: case.total_bytes] = 0
-    contender.read(case)
-    if not has_arrived(contender.local, case, seed):
-        raise RuntimeError(f"pull {case.name}: wrong bytes")
+    contender.check_read(case)
 
 
 def prepare_write(contender: Contender, case: Case) -> None:
-    """After `prepare`, make a write of which the owner checks every byte."""
-    seed = case.block_bytes + 1
-    fill(contender.local[: case.total_bytes], seed)
-    contender.write(case)
-    if not contender.owner.ask("arrived", (case, seed)):
-        raise RuntimeError(f"push {case.name}: wrong bytes")
+    """After `prepare`, make a write of which every byte is checked."""
+    contender.check_write(case)
+
+
+def leave(contender: Contender) -> None:
+    """End the contender; it can do nothing more."""
+    contender.close()
 
 
 def call_times(contender: Contender, count: int, percents: Sequence[float]) -> list[float]:

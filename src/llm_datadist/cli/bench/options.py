@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["options", "preset_lines", "presets_of"]
 
 _OPERATIONS: tuple[Operation, ...] = ("pull", "push")
+_USUAL_PATHS = "same-host,tcp"
 _USUAL_PRESET, _USUAL_PROMPT, _SHORT_PROMPT = "llama-3.1-8b", "2048", "512"
 _SHORT_S = 30.0
 _LONGEST_PROMPT = 1 << 20
@@ -29,7 +30,7 @@ _LARGEST_BLOCK = 256 * MIB
 
 def options(
     *,
-    paths: str,
+    paths: str | None,
     operations: str,
     block_sizes: str | None,
     presets: str | None,
@@ -38,6 +39,7 @@ def options(
     vs: str,
     limits: bool,
     seconds: float,
+    connect: str | None = None,
 ) -> Options:
     """Return the options of a run.
 
@@ -52,13 +54,14 @@ def options(
         block_sizes, models = "all", True
     usual = _USUAL_PROMPT if seconds >= _SHORT_S else _SHORT_PROMPT
     return Options(
-        paths=_chosen("--path", paths, PATHS),
+        paths=_paths(paths, connect),
         operations=[each for each in _OPERATIONS if each in _chosen_operations(operations)],
         block_sizes=_sizes(block_sizes or ""),
         presets=presets_of(presets or _USUAL_PRESET, tp) if models else [],
         prompts=_prompts(prompts or usual) if models else [],
         seconds=seconds,
-        settings=Settings(rivals=_chosen("--vs", vs, RIVALS) if vs else [], limits=limits),
+        settings=_settings(vs, connect, limits=limits),
+        connect=connect or "",
     )
 
 
@@ -84,6 +87,20 @@ def preset_lines() -> str:
             f"{each.token_bytes / 1024:.6g} KiB for each token of a rank"
         )
     return "\n".join(lines)
+
+
+def _paths(text: str | None, connect: str | None) -> list[str]:
+    if connect is None:
+        return _chosen("--path", text or _USUAL_PATHS, PATHS)
+    return _chosen("--path (with --connect, only one)", text or "auto", ("auto", "tcp"))[:1]
+
+
+def _settings(vs: str, connect: str | None, *, limits: bool) -> Settings:
+    if connect is not None:
+        if vs:
+            raise ValueError("--vs compares on one host; leave it out with --connect")
+        return Settings(limits=False)
+    return Settings(rivals=_chosen("--vs", vs, RIVALS) if vs else [], limits=limits)
 
 
 def _items(option: str, text: str) -> list[str]:

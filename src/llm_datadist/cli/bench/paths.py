@@ -32,6 +32,7 @@ class DataPath:
         has_iperf: Whether iperf3 measures a limit.
         pushes: Whether pushes are measured.
         environment: Variables of the processes.
+        is_remote: Whether the owner is on another host, and learns that a run has ended.
     """
 
     name: str
@@ -42,6 +43,7 @@ class DataPath:
     has_iperf: bool = False
     pushes: bool = True
     environment: Mapping[str, str] = field(default_factory=dict)
+    is_remote: bool = False
 
 
 PATHS = {

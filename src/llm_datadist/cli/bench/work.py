@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Memory: TypeAlias = NDArray[np.uint8]
     Blocks: TypeAlias = NDArray[np.int64]
 
-__all__ = ["MIB", "Case", "address", "buffer", "fill", "has_arrived", "whole_mib"]
+__all__ = ["MIB", "Case", "address", "buffer", "fill", "has_arrived", "is_filled", "whole_mib"]
 
 MIB = 1 << 20
 _STEP_BYTES = 8 * MIB
@@ -56,9 +56,18 @@ class Case:
         random = np.random.default_rng(self.seed)
         return random.permutation(self.count), random.permutation(self.count)
 
-    def addresses(self, base: int, blocks: Blocks) -> NDArray[np.uint64]:
-        """Return the addresses of these blocks in each tensor of a buffer, tensor by tensor."""
-        tensors = np.arange(self.tensors, dtype=np.uint64) * np.uint64(self.count)
+    def addresses(
+        self, base: int, blocks: Blocks, tensor_blocks: int | None = None
+    ) -> NDArray[np.uint64]:
+        """Return the addresses of these blocks in each tensor of a buffer, tensor by tensor.
+
+        Args:
+            base: Address of the buffer.
+            blocks: The blocks.
+            tensor_blocks: Blocks that each tensor of the buffer has, if not those of the case.
+        """
+        tensors = np.arange(self.tensors, dtype=np.uint64)
+        tensors *= np.uint64(tensor_blocks or self.count)
         places = tensors[:, None] + blocks.astype(np.uint64)[None, :]
         addresses: NDArray[np.uint64] = places.ravel() * np.uint64(self.block_bytes)
         addresses += np.uint64(base)
@@ -90,12 +99,31 @@ def fill(memory: Memory, seed: int) -> None:
         part[:] = _pattern(np.arange(start, start + len(part), dtype=np.uint64), seed)
 
 
-def has_arrived(memory: Memory, case: Case, seed: int) -> bool:
-    """Return whether every byte is that of the case, moved from a buffer filled with `seed`."""
+def is_filled(memory: Memory, seed: int) -> bool:
+    """Return whether every byte is as `fill` made it."""
+    words = memory.view(np.uint64)
+    for start in range(0, len(words), _STEP_BYTES // 8):
+        part = words[start : start + _STEP_BYTES // 8]
+        wanted = _pattern(np.arange(start, start + len(part), dtype=np.uint64), seed)
+        if not np.array_equal(part, wanted):
+            return False
+    return True
+
+
+def has_arrived(memory: Memory, case: Case, seed: int, source_blocks: int | None = None) -> bool:
+    """Return whether every byte is that of the case, moved from a buffer filled with `seed`.
+
+    Args:
+        memory: Where the case has moved to.
+        case: The case.
+        seed: Of the source.
+        source_blocks: Blocks that each tensor of the source has, if not those of the case.
+    """
     src, dst = case.blocks()
     block_words = case.block_bytes // 8
     rows = memory[: case.total_bytes].view(np.uint64).reshape(case.pieces, block_words)
-    words = case.addresses(0, src[np.argsort(dst)]) // np.uint64(8)  # of the sources, by row
+    sources = case.addresses(0, src[np.argsort(dst)], source_blocks)  # by row
+    words = sources // np.uint64(8)
     within = np.arange(block_words, dtype=np.uint64)
     step = max(1, _STEP_BYTES // case.block_bytes)
     for row in range(0, len(rows), step):
