@@ -9,6 +9,11 @@ from types import SimpleNamespace
 
 import msgspec
 
+try:
+    from opentelemetry import trace
+except ImportError:
+    trace = None
+
 from llm_datadist import DataType, LLMException
 from llm_datadist.integrations.vllm.kv_layout import KVLayout, Part
 from llm_datadist.integrations.vllm.options import parse_extra_config
@@ -19,6 +24,8 @@ from llm_datadist.integrations.vllm.worker.reports import Reports
 from llm_datadist.layouts import dense, heads_of_rank
 
 PEER = 7
+TRACE_HEADERS = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}
+TRACE_ID = 0x4BF92F3577B34DA6A3CE929D0E0E4736 if trace else None
 LAYOUT = KVLayout(
     parts=(Part(0, (1, 2), 100, 64, ("a", "b")), Part(0, (3,), 100, 32, ("c",))),
     block_sizes=(4,),
@@ -50,6 +57,7 @@ class FakeWorker:
 
     Attributes:
         messages: Sent to mailboxes of peers, as (key, fields).
+        traces: (request id, trace id) of each push and pull.
         pushes, pulls: (key, part, source blocks, destination blocks, layers).
         failing: Name of a call -> statuses (None: it succeeds) of its next calls.
     """
@@ -61,6 +69,7 @@ class FakeWorker:
         self.layout, self.rank_layouts, self.facts = LAYOUT, UNKNOWN, {}
         self.local_caches = [SimpleNamespace(part=part) for part in range(2)]
         self.events, self.messages, self.pushes, self.pulls = [], [], [], []
+        self.traces = []
         self.failing = {}
         self.reports = _WrittenReports(self.events)
         self.cache_manager = self.instance = self
@@ -107,25 +116,35 @@ class FakeWorker:
             self.messages.append((key.model_id, _message_at(cache.addr)))
             self.events.append(("message", key.model_id))
             return
+        self._trace(more.pop("request_id"))
         self.pushes.append((key.model_id, cache.part, src_blocks, dst_blocks, *more.values()))
         self.events.append(("pushed", cache.part))
 
-    def push_resharded(self, keys, cache, src_blocks, dst_blocks, num_tokens, *, layers):
+    def push_resharded(
+        self, keys, cache, src_blocks, dst_blocks, num_tokens, *, layers, request_id
+    ):
         self._call("push")
+        self._trace(request_id)
         (key,) = keys
         self.pushes.append((key.model_id, cache.part, src_blocks, dst_blocks, num_tokens, layers))
         self.events.append(("pushed", cache.part))
 
-    def pull_blocks(self, key, cache, src_blocks, dst_blocks):
+    def pull_blocks(self, key, cache, src_blocks, dst_blocks, *, request_id):
         self._call("pull")
+        self._trace(request_id)
         self.pulls.append((key.model_id, cache.part, src_blocks, dst_blocks))
         self.events.append(("pulled", cache.part))
 
     def pull_resharded(self, keys, cache, src_blocks, dst_blocks, num_tokens, **more):
         self._call("pull")
+        self._trace(more.pop("request_id"))
         clusters = [key.cluster_id for key in keys]
         self.pulls.append((clusters, cache.part, src_blocks, dst_blocks, num_tokens, more))
         self.events.append(("pulled", cache.part))
+
+    def _trace(self, request_id):
+        context = trace.get_current_span().get_span_context() if trace else None
+        self.traces.append((request_id, context and context.trace_id))
 
     @contextlib.contextmanager
     def lease(self, key, blocks, ttl_ms):

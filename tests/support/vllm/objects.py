@@ -16,6 +16,7 @@ def request(request_id="r", tokens=range(100), params=None, **more):
         "num_prompt_tokens": len(tokens),
         "num_computed_tokens": len(tokens),
         "kv_transfer_params": params,
+        "trace_headers": None,
         "status": SimpleNamespace(name="FINISHED_LENGTH_CAPPED"),
     }
     return SimpleNamespace(**{**fields, **more})

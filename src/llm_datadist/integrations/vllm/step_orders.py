@@ -22,6 +22,7 @@ class Load:
         src_offset: Unequal block sizes: tokens of `src_blocks` before the first one of
             `dst_blocks`.
         num_tokens: Unequal block sizes: tokens to fetch.
+        trace_headers: Of the request, for its trace.
     """
 
     request_id: str
@@ -31,6 +32,7 @@ class Load:
     unavailable: list[int]
     src_offset: int = 0
     num_tokens: int = 0
+    trace_headers: dict[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +44,14 @@ class Send:
         key: BlocksCacheKey.model_id of the mailbox for the consumer's ticket.
         prompt: Digest of the prompt.
         num_tokens: Length of the prompt.
+        trace_headers: Of the request, for its trace.
     """
 
     request_id: str
     key: int
     prompt: str
     num_tokens: int
+    trace_headers: dict[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from llm_datadist.integrations.vllm.kv_transfer_params import (
     prompt_digest,
     wants_remote_decode,
 )
+from llm_datadist.integrations.vllm.request_traces import trace_headers_of
 from llm_datadist.integrations.vllm.step_orders import Load, StepOrders
 from llm_datadist.integrations.vllm.transfer_counts import TransferCounts
 
@@ -108,7 +109,8 @@ class PullScheduler:
             return
         self._loading.add(request_id)
         end = offered.num_local_tokens + num_external_tokens
-        self._orders.loads.append(self._load(request_id, offered, block_ids, end))
+        load = self._load(request_id, offered, block_ids, end)
+        self._orders.loads.append(replace(load, trace_headers=trace_headers_of(request)))
 
     def loaded(self, request_ids: set[str]) -> None:
         """Note that these loads have ended on all workers."""

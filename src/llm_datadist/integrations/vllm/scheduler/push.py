@@ -19,6 +19,7 @@ from llm_datadist.integrations.vllm.kv_transfer_params import (
     prompt_digest,
     remote_prefill_of,
 )
+from llm_datadist.integrations.vllm.request_traces import trace_headers_of
 from llm_datadist.integrations.vllm.step_orders import Receive, Send, StepProgress
 from llm_datadist.integrations.vllm.transfer_counts import TransferCounts
 
@@ -87,7 +88,8 @@ class PushScheduler:
         if prompt is None or request.num_prompt_tokens <= 1:
             return
         if key is not None:
-            send = Send(request_id, key, prompt, request.num_prompt_tokens)
+            headers = trace_headers_of(request)
+            send = Send(request_id, key, prompt, request.num_prompt_tokens, headers)
             self._sending[request_id] = send
             self._orders.send.append(send)
         if prefill is not None:

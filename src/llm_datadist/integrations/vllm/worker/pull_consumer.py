@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from llm_datadist import BlocksCacheKey, LLMException, LLMStatusCode
+from llm_datadist.integrations.vllm.request_traces import trace_of, transfer_id
 from llm_datadist.integrations.vllm.worker.producer_links import (
     LINK_GONE,
     Incompatible,
@@ -89,7 +90,8 @@ class PullConsumer:
         failed = {block for blocks in order.dst_blocks for block in blocks}
         reason = "error"
         try:
-            failed, reason = self._load(order, abandoned, began)
+            with trace_of(order.trace_headers):
+                failed, reason = self._load(order, abandoned, began)
         except Exception:
             logger.exception("request %s: its load failed", order.request_id)
         finally:
@@ -198,10 +200,12 @@ class PullConsumer:
         local_cache = self._worker.local_caches[pull.part]
         cluster_ids = [rank.cluster_id for rank, _ in sources]
         keys = [BlocksCacheKey(cluster_id, key + pull.part) for cluster_id in cluster_ids]
-        manager = self._worker.cache_manager
+        manager, request_id = self._worker.cache_manager, transfer_id(progress.order.request_id)
         try:
             if not sources[0][1].layouts:
-                manager.pull_blocks(keys[0], local_cache, pull.src_blocks, pull.dst_blocks)
+                manager.pull_blocks(
+                    keys[0], local_cache, pull.src_blocks, pull.dst_blocks, request_id=request_id
+                )
             else:
                 manager.pull_resharded(
                     keys,
@@ -211,6 +215,7 @@ class PullConsumer:
                     pull.num_tokens,
                     src_offset=pull.src_offset,
                     src_layouts=[source.layouts[pull.part] for _, source in sources],
+                    request_id=request_id,
                 )
         except LLMException as error:
             num_good = progress.num_before_faults(cluster_ids, error)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from llm_datadist import BlocksCacheKey, LLMException
 from llm_datadist.integrations.vllm.kv_transfer_params import mailbox_key_of_slot
 from llm_datadist.integrations.vllm.rank_layouts import Indivisible, peers_of
+from llm_datadist.integrations.vllm.request_traces import trace_of, transfer_id
 from llm_datadist.integrations.vllm.worker.dispatcher import Dispatcher
 from llm_datadist.integrations.vllm.worker.mailbox import Mailbox, Receipt, Ticket, send_message
 from llm_datadist.integrations.vllm.worker.push_progress import PushProgress
@@ -220,12 +221,17 @@ class PushProducer:
                     return
                 src_blocks = progress.blocks[run.start : run.end]
             dst_blocks = ticket.blocks[run.start - ticket.first : run.end - ticket.first]
-            self._push(ticket, run, src_blocks, dst_blocks)
+            with trace_of(progress.order.trace_headers):
+                self._push(progress, run, src_blocks, dst_blocks)
             with self._lock:
                 progress.note_pushed(run)
 
-    def _push(self, ticket: Ticket, run: Run, src_blocks: list[int], dst_blocks: list[int]) -> None:
-        worker = self._worker
+    def _push(
+        self, progress: PushProgress, run: Run, src_blocks: list[int], dst_blocks: list[int]
+    ) -> None:
+        worker, ticket = self._worker, progress.ticket
+        assert ticket is not None
+        request_id = transfer_id(progress.order.request_id)
         key = BlocksCacheKey(ticket.cluster_id, ticket.key + run.part)
         local_cache = worker.local_caches[run.part]
         if self._is_equal(ticket):
@@ -237,13 +243,20 @@ class PushProducer:
                 src_layer_range=run.tensors,
                 dst_layer_range=run.tensors,
                 tensor_num_per_layer=1,
+                request_id=request_id,
             )
         else:  # a layer has one tensor
             num_tokens = len(src_blocks) * worker.layout.block_sizes[0]
             held = worker.rank_layouts.parts[run.part].layers
             layers = held[run.tensors.start : run.tensors.stop]
             worker.cache_manager.push_resharded(
-                [key], local_cache, src_blocks, [dst_blocks], num_tokens, layers=layers
+                [key],
+                local_cache,
+                src_blocks,
+                [dst_blocks],
+                num_tokens,
+                layers=layers,
+                request_id=request_id,
             )
 
     def _is_equal(self, ticket: Ticket) -> bool:

@@ -49,6 +49,16 @@ def test_a_finished_prompt_is_offered_and_held():
     assert (offer.num_tokens, offer.ranks, offer.remote_request_id) == (100, [RANK], "p")
 
 
+def test_a_load_has_the_trace_of_its_request():
+    _, params, _, _ = prefilled()
+    side, headers = scheduling(), {"traceparent": "00-1-2-01"}
+    one = request("d", range(100), params, trace_headers=headers)
+    side.num_new_matched_tokens(one, 0)
+    side.allocated(one, ([20, 21, 22, 23],), 99)
+    (load,) = side._orders.take().loads
+    assert load.trace_headers == headers
+
+
 def test_only_blocks_of_the_prompt_are_offered():
     blocks = (list(range(10, 20)),)
     _, params, _, _ = prefilled(blocks=blocks, num_computed_tokens=300)

@@ -78,6 +78,13 @@ def test_a_prefill_is_followed_step_by_step():
     assert side.step(cached=[("p", [8], 100, 1)]).progress == []
 
 
+def test_a_push_has_the_trace_of_its_request():
+    side, headers = Side(), {"traceparent": "00-1-2-01"}
+    side.arrived("p", range(100), SEND, trace_headers=headers)
+    (send,) = side.orders().send
+    assert send.trace_headers == headers
+
+
 @pytest.mark.parametrize("how", ["preempted", "resumed"])
 def test_a_preempted_prefill_is_given_up(how):
     side = Side()

@@ -12,7 +12,13 @@ from llm_datadist.integrations.vllm.step_orders import Load
 from llm_datadist.integrations.vllm.worker import pull_progress
 from llm_datadist.integrations.vllm.worker.producer_links import Incompatible, Late, Unreachable
 from llm_datadist.integrations.vllm.worker.pull_consumer import PullConsumer
-from support.vllm.fake_worker import PEER, ConsumerSide, packed_layouts
+from support.vllm.fake_worker import (
+    PEER,
+    TRACE_HEADERS,
+    TRACE_ID,
+    ConsumerSide,
+    packed_layouts,
+)
 
 S = LLMStatusCode
 KEY = 60
@@ -116,10 +122,10 @@ def test_an_abandoned_load_ends_between_two_pulls_and_is_reported(make, eventual
     reached, go = threading.Event(), threading.Event()
     pull = side.worker.pull_blocks
 
-    def slow_pull(*arguments):
+    def slow_pull(*arguments, **more):
         reached.set()
         go.wait(10)
-        pull(*arguments)
+        pull(*arguments, **more)
 
     side.worker.pull_blocks = slow_pull
     side.load()
@@ -136,9 +142,9 @@ def test_a_load_ends_by_its_time_limit(make, eventually):
     side = make(transfer_timeout_ms=100)
     pull = side.worker.pull_blocks
 
-    def slow_pull(*arguments):
+    def slow_pull(*arguments, **more):
         threading.Event().wait(0.11)
-        pull(*arguments)
+        pull(*arguments, **more)
 
     side.worker.pull_blocks = slow_pull
     side.load()
@@ -309,8 +315,8 @@ def test_an_aborted_request_is_not_recomputed(make, eventually, monkeypatch):
     side = make()
     pull = side.worker.pull_blocks
 
-    def pull_and_abandon(*arguments):
-        pull(*arguments)
+    def pull_and_abandon(*arguments, **more):
+        pull(*arguments, **more)
         side.consumer.abandon("r")
 
     side.worker.pull_blocks = pull_and_abandon
@@ -331,3 +337,13 @@ def test_a_load_that_has_not_begun_when_the_worker_closes_is_reported(make):
     go_on.set()
     side.close()
     assert side.failed() == [{9}, {1, 2, 9}]
+
+
+# What its transfers say of the request.
+
+
+def test_pulls_have_the_requests_id_and_are_part_of_its_trace(make, eventually):
+    side = make()
+    side.consumer.load(dataclasses.replace(ORDER, trace_headers=TRACE_HEADERS))
+    eventually(side.failed)
+    assert side.worker.traces == [("r", TRACE_ID)] * 2

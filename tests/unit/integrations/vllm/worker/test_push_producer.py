@@ -7,7 +7,13 @@ from llm_datadist.integrations.vllm.stages import Stage
 from llm_datadist.integrations.vllm.step_orders import Send, StepProgress
 from llm_datadist.integrations.vllm.worker.mailbox import Ticket
 from llm_datadist.integrations.vllm.worker.push_producer import PushProducer
-from support.vllm.fake_worker import PEER, FakeWorker, packed_layouts
+from support.vllm.fake_worker import (
+    PEER,
+    TRACE_HEADERS,
+    TRACE_ID,
+    FakeWorker,
+    packed_layouts,
+)
 
 S = LLMStatusCode
 MAILBOX, KEY, RECEIPT = 50, 60, 70
@@ -148,6 +154,16 @@ def test_blocks_of_a_request_that_is_not_known_come_back_at_once(make):
     side = make()
     side.producer.finish("unknown")
     assert side.events == [("sent", "unknown")]
+
+
+def test_pushes_have_the_requests_id_and_are_part_of_its_trace(make, eventually):
+    side = make()
+    side.producer.send(Send("q", MAILBOX, "the prompt", 8, TRACE_HEADERS))
+    side.producer.begin_step([StepProgress("q", [11, 12], 8)])
+    side.producer.end_step()
+    side.deliver()
+    eventually(lambda: len(side.worker.pushes) == 2)
+    assert side.worker.traces == [("q", TRACE_ID)] * 2
 
 
 # A consumer with more ranks, or fewer.
