@@ -40,6 +40,7 @@ __all__ = [
     "finalized",
     "inherited",
     "invalid",
+    "name_peer",
     "name_request",
     "restate",
 ]
@@ -272,6 +273,15 @@ def finalized(
         cluster_id=cluster_id,
         faults=faults,
     )
+
+
+def name_peer(error: LLMException, cluster_id: int) -> None:
+    """Say in an exception which peer it concerns, unless it has said so."""
+    if error.cluster_id is None:
+        status = f"[{error.status_code.name}]"
+        text = str(error).replace(status, f"{status}, peer cluster {cluster_id}", 1)
+        error.args = (text, *error.args[1:])
+        error.cluster_id = cluster_id
 
 
 @final

@@ -9,7 +9,7 @@ from llm_datadist._cache_manager.layout_arguments import check_layout
 from llm_datadist._errors import invalid
 from llm_datadist._types import BlocksCacheKey, CacheDesc, CacheKey, Placement
 from llm_datadist._types.arguments import check_keys, check_registration
-from llm_datadist._types.checks import check_bool, check_instance
+from llm_datadist._types.checks import check_bool, check_instance, wrong_type
 from llm_datadist._types.tensors import tensor_memory
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class TensorCalls(Calls):
         if keys is None:
             kv_layout = check_layout(operation, layout, desc)
             return self._registry.register_blocks_cache(
-                desc, addrs, blocks_key, remote_accessible, kv_layout, owners
+                desc, addrs, blocks_key, remote_accessible, kv_layout, owners, operation
             )
         if layout is not None:
             raise invalid(
@@ -79,7 +79,9 @@ class TensorCalls(Calls):
                 "layout is given with CacheKeys",
                 "give it with a BlocksCacheKey or without a key: it describes blocks",
             )
-        return self._registry.register_cache(desc, addrs, keys, remote_accessible, owners)
+        return self._registry.register_cache(
+            desc, addrs, keys, remote_accessible, owners, operation
+        )
 
 
 def _split_keys(
@@ -88,6 +90,8 @@ def _split_keys(
     """Return the key of a blocks cache, or the keys of a contiguous one."""
     if key is None or isinstance(key, BlocksCacheKey):
         return key, None
+    if not isinstance(key, CacheKey | list | tuple):
+        raise wrong_type("key", key, "BlocksCacheKey, CacheKey, or list or tuple of CacheKey")
     return None, check_keys([key] if isinstance(key, CacheKey) else key, "key")
 
 
@@ -100,6 +104,12 @@ def _equal_memories(operation: str, tensors: Sequence[object]) -> list[TensorMem
         for position, tensor in enumerate(tensors)
     ]
     first = memories[0]
+    if not (first.shape and all(first.shape)):
+        raise invalid(
+            operation,
+            f"tensors[0] has the shape {first.shape}",
+            "give tensors of one or more dimensions, each at least 1",
+        )
     for position, memory in enumerate(memories):
         for what, value, expected in (
             ("shape", memory.shape, first.shape),

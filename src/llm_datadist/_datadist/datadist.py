@@ -343,7 +343,7 @@ class LLMDataDist(PeerCalls):
                 raise fail(
                     LLMStatusCode.LLM_EXIST_LINK,
                     operation,
-                    f"{len(engine.links.links())} links are left",
+                    f"links are left ({engine.links.names()})",
                     "unlink_clusters them first",
                 )
             listens = load_parts().parse_switch_options(

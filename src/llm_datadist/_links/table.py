@@ -20,7 +20,7 @@ from llm_datadist._links.context import LinkContext
 from llm_datadist._links.delegate import Hooks
 from llm_datadist._links.domain_messages import DomainMessages
 from llm_datadist._links.engine_messages import EngineMessages
-from llm_datadist._links.failures import not_linked
+from llm_datadist._links.failures import linked_clusters, not_linked
 from llm_datadist._links.heartbeat import Heartbeat
 from llm_datadist._links.lane_repair import LaneRepair
 from llm_datadist._links.lane_setup import receive_lane
@@ -327,6 +327,10 @@ class LinkTable:
     def links(self) -> list[Link]:
         """Return the links that are up. Never blocks."""
         return list(self._context.index.links.values())
+
+    def names(self) -> str:
+        """Name the linked clusters, for a text."""
+        return linked_clusters(self._context.index)
 
     def describe(self, cluster_id: int) -> dict[str, object]:
         """Return the facts that `describe_link` shows; LLM_NOT_YET_LINK when there is no link."""

@@ -94,6 +94,7 @@ class CacheRegistry:
         cache_keys: Sequence[CacheKey] = (),
         remote_accessible: bool | None = None,
         memory: object = None,
+        operation: str = "register_cache",
     ) -> Cache:
         """Register a contiguous cache over memory of the caller.
 
@@ -103,12 +104,12 @@ class CacheRegistry:
             cache_keys: Key i names slot i; placeholders and duplicates as the API says.
             remote_accessible: None means: if it is device memory.
             memory: What owns the memory, kept alive until it is final; None if the caller does so.
+            operation: Call of the user, for errors.
 
         Raises:
             LLMException: LLM_PARAM_INVALID: too many addresses registered or keys given, or a key
                 that a live cache has; LLM_OUT_OF_MEMORY: the directory is full.
         """
-        operation = "register_cache"
         slots = key_slots(operation, desc, cache_keys)
         if slots:
             self.reap()
@@ -132,12 +133,12 @@ class CacheRegistry:
         remote_accessible: bool | None = None,
         kv_layout: KvLayout | None = None,
         memory: object = None,
+        operation: str = "register_blocks_cache",
     ) -> Cache:
         """Register a blocks cache over memory of the caller; see `register_cache`.
 
         A BlocksCacheKey that another cache has goes over to this one. `kv_layout` fits `desc`.
         """
-        operation = "register_blocks_cache"
         key = None if blocks_cache_key is None else blocks_cache_key.model_id
         return self._publish(
             Wanted(

@@ -12,6 +12,8 @@ import operator
 from reprlib import Repr
 from typing import SupportsIndex, TypeVar, cast, overload
 
+from llm_datadist._types.remedies import remedy_for
+
 __all__ = [
     "INT32_MAX",
     "INT64_MAX",
@@ -44,9 +46,18 @@ _short.maxstring = _short.maxother = 60
 
 
 def wrong_type(name: str, value: object, wanted: str) -> TypeError:
-    """Make the exception for a value of the wrong type: `<name> must be int, got str ('x')`."""
-    given = "None" if value is None else f"{type(value).__name__} ({_short.repr(value)})"
-    return TypeError(f"{name} must be {wanted}, got {given}")
+    """Make the exception for a value of the wrong type: `<name> must be int, got str ('x')`.
+
+    The text goes on with a remedy, where the type alone does not say what to give.
+    """
+    given = "None" if value is None else f"{type(value).__name__} ({_shown(value)})"
+    remedy = remedy_for(name)
+    return TypeError(f"{name} must be {wanted}, got {given}" + (f"; {remedy}" if remedy else ""))
+
+
+def _shown(value: object) -> str:
+    """Return the beginning and the end of a value's `repr`, on one line."""
+    return " ".join(_short.repr(value).split())
 
 
 def check_int(name: str, value: object, low: float = 0, high: float = UINT64_MAX) -> int:

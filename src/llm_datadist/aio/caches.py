@@ -11,9 +11,22 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llm_datadist._cache_manager import CacheManager
+    from llm_datadist._datadist import LLMDataDist
     from llm_datadist._types import BlocksCacheKey
 
-__all__ = ["NamedCaches"]
+__all__ = ["NamedCaches", "live_manager"]
+
+
+def live_manager(instance: LLMDataDist, operation: str) -> CacheManager:
+    """Return the cache manager of a node's instance.
+
+    Raises:
+        RuntimeError: The node is closed.
+    """
+    try:
+        return instance.cache_manager
+    except RuntimeError as error:
+        raise RuntimeError(f"{operation}: the node is closed; make another one") from error
 
 
 @final

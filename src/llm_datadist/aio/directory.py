@@ -66,7 +66,12 @@ class FileDirectory:
 
     @contextlib.contextmanager
     def _locked(self, kind: int) -> Iterator[TextIO]:
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            problem = f"{self}, the directory of nodes, cannot be opened: {error.strerror}"
+            remedy = "give the path of a file that this user can make or write"
+            raise OSError(error.errno, f"{problem}; {remedy}") from error
         try:
             self._check_owner(descriptor)
         except BaseException:

@@ -14,7 +14,8 @@ from llm_datadist._datadist import LLMDataDist
 from llm_datadist._errors import LLMException, LLMStatusCode, fail
 from llm_datadist._options import LLMConfig
 from llm_datadist._types import LLMRole
-from llm_datadist.aio.caches import NamedCaches
+from llm_datadist._types.checks import check_instance, check_str
+from llm_datadist.aio.caches import NamedCaches, live_manager
 from llm_datadist.aio.calls import Calls, until_done
 from llm_datadist.aio.directory import FileDirectory
 from llm_datadist.aio.names import block_cache_key, cluster_id_of, cut_address
@@ -64,7 +65,8 @@ class Node:
 
     Raises:
         TypeError, ValueError, LLMException: as LLMDataDist.init; ValueError also for a max_calls
-            below 1, and a file that is no directory of nodes.
+            below 1, a file that is no directory of nodes, an address that no peer can use, and a
+            directory that no peer could reach.
         OSError: The file of the directory cannot be written, or other users can write it.
     No instance is left then.
     Source: docs/tutorial/asyncio.md.
@@ -82,15 +84,22 @@ class Node:
         max_calls: int = 16,
     ) -> None:
         self._name = name
-        options = LLMConfig() if config is None else copy.copy(config)
+        given = LLMConfig() if config is None else check_instance("config", config, LLMConfig)
+        options = copy.copy(given)
         options.enable_cache_manager = True
         if listen is not None:
-            options.listen_ip_info = listen
+            options.listen_ip_info = check_str("listen", listen)
         if keeps_directory and directory is not None:
             raise ValueError("directory and keeps_directory exclude each other; give one of them")
-        has_directory = keeps_directory or directory is not None
-        if has_directory and advertise is None:
-            _check_reachable(options.listen_ip_info)
+        if keeps_directory and options.listen_ip_info is None:
+            raise ValueError(
+                "keeps_directory is set without listen, so that no node could read the directory; "
+                "give listen"
+            )
+        if advertise is not None:
+            _check_reachable("advertise", check_str("advertise", advertise))
+        elif keeps_directory or directory is not None:
+            _check_reachable("listen", options.listen_ip_info)
         self._caches = NamedCaches()
         self._calls = Calls(name, max_calls)
         self._connecting: dict[str, asyncio.Lock] = {}
@@ -140,7 +149,8 @@ class Node:
             TypeError, LLMException: as CacheManager.register_tensors.
         """
         key = block_cache_key(self._instance.cluster_id, name)
-        return self._caches.register(self._instance.cache_manager, key, name, tensors)
+        manager = live_manager(self._instance, "register")
+        return self._caches.register(manager, key, name, tensors)
 
     def unregister(self, name: str) -> None:
         """End a registration; when it returns, no peer touches the memory any more.
@@ -148,8 +158,8 @@ class Node:
         Raises:
             KeyError: No cache has that name.
         """
-        cache = self._caches.remove(name)
-        self._instance.cache_manager.unregister_cache(cache.cache_id)
+        manager = live_manager(self._instance, "unregister")
+        manager.unregister_cache(self._caches.remove(name).cache_id)
 
     def leased_blocks(self, name: str) -> frozenset[int]:
         """Return the blocks of a cache that some peer has leased now; does not wait.
@@ -157,7 +167,8 @@ class Node:
         Raises:
             KeyError: No cache has that name.
         """
-        return self._instance.cache_manager.leased_blocks(self._caches.find(name))
+        manager = live_manager(self._instance, "leased_blocks")
+        return manager.leased_blocks(self._caches.find(name))
 
     async def connect(self, peer: str, *, timeout: float = 10.0) -> Peer:
         """Link to a node, and return it; try again until the time is over.
@@ -170,10 +181,12 @@ class Node:
             timeout: Seconds.
 
         Raises:
+            TypeError: peer is no str.
             LLMException: LLM_LINK_FAILED, LLM_TIMEOUT, with the last failure; LLM_ALREADY_LINK,
                 LLM_PARAM_INVALID.
             OSError, ValueError: The file of the directory cannot be read, or is none.
         """
+        check_str("peer", peer)
         deadline = time.monotonic() + timeout
         backoff = Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         # One after the other for a peer: of two waits, one that is canceled undoes its own link.
@@ -281,9 +294,9 @@ def _joined(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
-def _check_reachable(listen: str | None) -> None:
-    if listen is not None and cut_address(listen)[0].strip("[]") in _WILDCARDS:
+def _check_reachable(name: str, address: str | None) -> None:
+    if address is not None and cut_address(address)[0].strip("[]") in _WILDCARDS:
         raise ValueError(
-            f"listen is {listen!r}, at which no peer can connect; give advertise, a host name "
-            "or an address of this machine"
+            f"{name} is {address!r}, at which no peer can connect; give advertise a host name or "
+            "an address of this machine"
         )

@@ -7,6 +7,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, final
 
+from llm_datadist.aio.caches import live_manager
 from llm_datadist.aio.names import block_cache_key
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class Peer:
             KeyError: No local cache has that name.
             LLMException: as CacheManager.pull_blocks.
         """
-        pull = _with_request(self._instance.cache_manager.pull_blocks, request_id)
+        manager = live_manager(self._instance, "pull")
+        pull = _with_request(manager.pull_blocks, request_id)
         await self._move(pull, name, into, src_blocks, dst_blocks, layers)
 
     async def push(
@@ -105,7 +107,8 @@ class Peer:
             KeyError: No local cache has that name.
             LLMException: as CacheManager.push_blocks.
         """
-        push = _with_request(self._instance.cache_manager.push_blocks, request_id)
+        manager = live_manager(self._instance, "push")
+        push = _with_request(manager.push_blocks, request_id)
         await self._move(push, name, source, src_blocks, dst_blocks, layers)
 
     @asynccontextmanager
@@ -125,7 +128,7 @@ class Peer:
             LLMException: as CacheManager.lease.
         """
         key = block_cache_key(self.cluster_id, name)
-        manager = self._instance.cache_manager
+        manager = live_manager(self._instance, "lease")
         lease = await self._calls.finish(
             lambda: manager.lease(key, blocks, ttl_ms=ttl_ms), lambda made: made.release()
         )

@@ -38,7 +38,10 @@ class BodyName(NamedTuple):
             return cls(module, "", qualname)
         qualname = body.__qualname__
         if "<" in qualname:
-            raise ValueError(f"{qualname} is not at the top level of its module")
+            raise ValueError(
+                f"{qualname} is not at the top level of its module, where a peer could find it; "
+                "give a function that is defined with def there"
+            )
         return cls(body.__module__, str(Path(inspect.getfile(body)).resolve()), qualname)
 
     def load(self) -> Callable[..., object]:

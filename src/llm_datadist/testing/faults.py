@@ -13,13 +13,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from llm_datadist._backends.fault_injection.decorator import FaultBackend, FaultChannel
+from llm_datadist._backends.fault_injection.policy import FaultPolicy
+from llm_datadist._datadist import LLMDataDist
 from llm_datadist._errors import LLMException
+from llm_datadist._types.checks import check_instance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from llm_datadist._backends.fault_injection.policy import FaultPolicy
-    from llm_datadist._datadist import LLMDataDist
     from llm_datadist._engine import Engine
 
 
@@ -36,7 +37,10 @@ def inject_faults(instance: LLMDataDist, policy: FaultPolicy) -> Iterator[FaultP
 
     Raises:
         RuntimeError: The instance is not initialized.
+        TypeError: A wrong type.
     """
+    check_instance("instance", instance, LLMDataDist)
+    check_instance("policy", policy, FaultPolicy)
     engine = instance._engine
     if engine is None:
         raise RuntimeError("inject_faults: the LLMDataDist instance is not initialized")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llm_datadist._backends.outcomes import Code
+from llm_datadist._types.checks import check_instance, wrong_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -92,10 +93,17 @@ class FaultPolicy:
     Args:
         rules: The first one that applies to a transfer decides; without one there is no fault.
         seed: Of every random choice.
+
+    Raises:
+        TypeError: rules has something else than FaultRules.
     """
 
     def __init__(self, rules: Iterable[FaultRule] = (), seed: int = 0) -> None:
+        if isinstance(rules, FaultRule):
+            raise wrong_type("rules", rules, "a list or tuple of FaultRule")
         self.rules = tuple(rules)
+        for position, rule in enumerate(self.rules):
+            check_instance(f"rules[{position}]", rule, FaultRule)
         self.seed = seed
         self._lock = threading.Lock()
         self._fitted: Counter[int] = Counter()

@@ -28,7 +28,14 @@ from llm_datadist._engine.transfer.errors import (
     corrupt_directory,
     failure,
 )
-from llm_datadist._errors import LLMException, LLMStatusCode, fail, name_request, restate
+from llm_datadist._errors import (
+    LLMException,
+    LLMStatusCode,
+    fail,
+    name_peer,
+    name_request,
+    restate,
+)
 from llm_datadist._plan import Plan, cut_between
 from llm_datadist._registry import CorruptDirectory, consumed
 from llm_datadist._tracing import EndedTransfer
@@ -171,6 +178,7 @@ class Attempts:
             else:
                 attempt = self._run_by_addresses(request, link, plan)
         except LLMException as error:
+            name_peer(error, request.key.cluster_id)
             self._count_failure(request, link, error, began_ns)
             raise
         duration_ns = time.monotonic_ns() - began_ns

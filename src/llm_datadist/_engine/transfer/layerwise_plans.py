@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llm_datadist._engine.transfer.cache_checks import as_blocks, as_slots
-from llm_datadist._errors import invalid
+from llm_datadist._errors import LLMException, invalid, name_peer
 from llm_datadist._plan import (
     Layout,
     Plan,
@@ -221,9 +221,16 @@ def make_destination(
     Raises:
         LLMException: LLM_PARAM_INVALID.
     """
-    if isinstance(config, TransferConfig):
-        return _RawDestination(transfers, source, config)
-    return _KeyDestination(transfers, source, config)
+    try:
+        if isinstance(config, TransferConfig):
+            return _RawDestination(transfers, source, config)
+        return _KeyDestination(transfers, source, config)
+    except LLMException as error:
+        if isinstance(config, TransferConfig):
+            name_peer(error, config.dst_cluster_id)
+        else:
+            name_peer(error, config.cache_key.cluster_id)
+        raise
 
 
 def check_configs(operation: str, configs: Sequence[object], *, keys_allowed: bool) -> bool:
