@@ -79,10 +79,12 @@ NO_TIMEOUT = [*NO_INT, *NONE, (P, 0), (P, -1), (P, -(2**64))]
 NO_BOOL = [(T, 1), (T, 0), (T, "1")]
 NO_COMM_ID = [*NO_INT, *NONE, (P, 7), (P, 0), (P, -1), (P, 2**64)]
 
+NO_REQUEST_ID = [(T, 1), (T, b"a"), (T, ["a"]), (P, ""), (P, "a" * 129), (P, "a\n")]
 LAYERS = {
     "src_layer_range": NO_RANGE,
     "dst_layer_range": NO_RANGE,
     "tensor_num_per_layer": NO_LAYER_SIZE,
+    "request_id": NO_REQUEST_ID,
 }
 NO_KEY_LIST = [*NONE, (T, 1), (T, BlocksCacheKey(2)), (T, [1]), (T, [CacheKey(2, 1)])]
 NO_BLOCK_LISTS = [*NONE, (T, 1), (T, "01"), (T, [1]), (T, [[0, "1"]]), (V, [[-1]])]
@@ -254,6 +256,7 @@ MISTAKES = {
             (P, []),
         ],
         "dst_block_memory_size": [*NO_INT, (V, -1), (P, 128)],
+        "request_id": NO_REQUEST_ID,
     },
     "copy_cache": {
         "dst": NO_CACHE,
@@ -323,6 +326,7 @@ MISTAKES = {
         "dst_blocks": WRONG_BLOCKS,
         "prefer": NO_TOKENS,
         "src_layouts": [(T, 1), (T, "a"), (T, [None]), (P, [])],
+        "request_id": NO_REQUEST_ID,
     }
     | TOKENS,
     "push_resharded": {
@@ -330,6 +334,7 @@ MISTAKES = {
         "src_cache": NO_CACHE,
         "src_blocks": WRONG_BLOCKS,
         "dst_blocks": NO_BLOCK_LISTS,
+        "request_id": NO_REQUEST_ID,
     }
     | TOKENS,
     "explain_resharded": {
