@@ -1,5 +1,7 @@
 """A consumer of the vLLM connector whose producer has two workers, of which one dies or freezes.
 
+They divide the heads or the layers of the model.
+
 It knows which blocks are right in bounded time; the other worker gets its blocks back.
 """
 
@@ -15,7 +17,7 @@ import pytest
 from llm_datadist.integrations.vllm.kv_transfer_params import Offer, RankAddress
 from llm_datadist.integrations.vllm.step_orders import StepOrders
 from llm_datadist.testing import PeerGroup
-from support.vllm.rank_engines import BLOCKS, RankSide
+from support.vllm.rank_engines import BLOCKS, LAYERS, RankSide
 from support.vllm.worker_sides import KEY, load_of
 
 HEAD_SIZE = 256
@@ -24,6 +26,11 @@ PER_REQUEST = BLOCKS // REQUESTS
 TIMES = {"hold_ms": 1500, "lease_ms": 1200, "transfer_timeout_ms": 800, "link_timeout_ms": 500}
 BOUND_S = 6.0
 NAMES = [f"r{number}" for number in range(REQUESTS)]
+HALVES = {
+    "heads": {"tp_size": 2},
+    "layers": {"stages": (range(1), range(1, LAYERS))},
+}
+AXES = {"heads": 2, "layers": 0}
 
 
 def pattern(rank, shape):
@@ -34,14 +41,15 @@ def blocks_of(number):
     return list(range(number * PER_REQUEST, (number + 1) * PER_REQUEST))
 
 
-def producing(member, backend, rank):
+def producing(member, backend, rank, divided):
     """Body: one of two workers, which offers everything it has until all of it was fetched."""
-    side = RankSide("producer", 2, rank, head_size=HEAD_SIZE, transfer_backend=backend, **TIMES)
+    options = {"head_size": HEAD_SIZE, "transfer_backend": backend, **HALVES[divided], **TIMES}
+    side = RankSide("producer", rank=rank, **options)
     side.kv[:] = pattern(rank, side.kv.shape)
     keys = {name: KEY * (number + 1) for number, name in enumerate(NAMES)}
     side.worker.carry_out(StepOrders(publish=keys), is_idle=False)
     side.worker.carry_out(StepOrders(hold=NAMES), is_idle=False)
-    member.send(msgspec.to_builtins(side.worker.address))
+    member.send((msgspec.to_builtins(side.worker.address), side.kv.shape))
     side.until(sent=NAMES, within_s=BOUND_S)
     member.send("sent")
     member.wait_end()
@@ -63,15 +71,23 @@ def loads(addresses):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("lost", "how", "backend"),
-    [(0, "kill", "tcp"), (1, "kill", "host"), (0, "freeze", "host"), (1, "freeze", "tcp")],
+    ("lost", "how", "backend", "divided"),
+    [
+        (0, "kill", "tcp", "heads"),
+        (1, "kill", "host", "heads"),
+        (0, "freeze", "host", "heads"),
+        (1, "freeze", "tcp", "heads"),
+        (0, "kill", "host", "layers"),
+        (1, "freeze", "tcp", "layers"),
+    ],
 )
 @pytest.mark.expects_log(".*")
-def test_a_consumer_knows_what_a_lost_rank_has_sent(lost, how, backend):
+def test_a_consumer_knows_what_a_lost_rank_has_sent(lost, how, backend, divided):
     consumer = RankSide("consumer", head_size=HEAD_SIZE, transfer_backend=backend, **TIMES)
     with PeerGroup() as group:
-        producers = [group.start(producing, backend, rank) for rank in (0, 1)]
-        orders = loads([producer.receive() for producer in producers])
+        producers = [group.start(producing, backend, rank, divided) for rank in (0, 1)]
+        addresses, shapes = zip(*(producer.receive() for producer in producers), strict=True)
+        orders = loads(addresses)
         consumer.worker.carry_out(orders, is_idle=True)
         time.sleep(random.Random(f"{how}{backend}{lost}").uniform(0, 0.01))
         producers[lost].kill() if how == "kill" else producers[lost].freeze()
@@ -79,8 +95,8 @@ def test_a_consumer_knows_what_a_lost_rank_has_sent(lost, how, backend):
         assert producers[1 - lost].receive() == "sent"
         if how == "freeze":
             producers[lost].thaw()
-        shape = (*consumer.kv.shape[:2], 2, *consumer.kv.shape[3:])
-        expected = np.concatenate([pattern(rank, shape) for rank in (0, 1)], axis=2)
+        parts = [pattern(rank, shapes[rank]) for rank in (0, 1)]
+        expected = np.concatenate(parts, axis=AXES[divided])
         for number in range(REQUESTS):
             src = blocks_of(number)
             for src_block, dst_block in zip(src, src[::-1], strict=True):
