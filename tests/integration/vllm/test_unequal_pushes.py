@@ -11,7 +11,9 @@ from support.vllm.rank_engines import BLOCKS, WHOLE, RankEngine, model_of
 SRC, DST = [3, 7, 5, 11], [10, 9, 4, 6]
 TOKENS, BLOCK = 101, 32
 NAME = "a random name of a transfer"
-HALVES = {"stages": (range(2), range(2, 3)), "consumed": {"stages": WHOLE}}
+HALVED = {"stages": (range(2), range(2, 3))}
+HALVES = HALVED | {"consumed": {"stages": WHOLE}}
+THIRDS = tuple(range(layer, layer + 1) for layer in range(3))
 
 
 class Prefill:
@@ -32,7 +34,8 @@ class Prefill:
         self._order(self.producer, send=[send])
 
     def receive(self, first=0, sides=None):
-        order = Receive("d", self.remote, "d", first, DST[first:], TOKENS - 1)
+        spans = self.consumer.spans
+        order = Receive("d", self.remote, "d", first, DST[first:], TOKENS - 1, spans)
         for side in sides or self.consumer.sides:
             side.worker.carry_out(StepOrders(receive=[order]), is_idle=False)
 
@@ -101,6 +104,12 @@ def make():
         (1, 1, {"latent": True, "transfer_backend": "tcp"} | HALVES),
         (2, 1, HALVES),
         (1, 2, {"checksum": "crc32c"} | HALVES),
+        (1, 1, {"consumed": HALVED}),
+        (1, 1, {"stages": THIRDS, "consumed": HALVED}),
+        (1, 1, HALVED),
+        (1, 1, HALVED | {"name": "layer{}".format}),
+        (2, 4, {"kv_heads": 2, "transfer_backend": "tcp", "consumed": HALVED}),
+        (2, 1, {"stages": THIRDS, "consumed": HALVED}),
     ],
 )
 @pytest.mark.parametrize("first", ["producer", "consumer"])
@@ -131,8 +140,9 @@ def test_what_the_consumer_has_is_not_sent(make, producers, consumers, options):
     prefill.check(first=1)
 
 
-def test_a_worker_that_comes_late_gets_all(make):
-    prefill = make(1, 2)
+@pytest.mark.parametrize("consumed", [2, HALVED])
+def test_a_worker_that_comes_late_gets_all(make, consumed):
+    prefill = make(1, 2) if consumed == 2 else make(1, 1, consumed=consumed)
     first, second = prefill.consumer.sides
     prefill.come()
     prefill.receive(sides=[first])

@@ -91,6 +91,7 @@ class RankEngine:
     def __init__(self, role, tp_size=1, *, block_size=32, stages=WHOLE, groups=1, **options):
         self.block_size = block_size
         self.groups = groups
+        self.spans = tuple((layers.start, layers.stop) for layers in stages)
         options |= {"block_size": block_size, "stages": stages, "groups": groups}
         self.sides = [
             RankSide(role, tp_size, rank, **options) for rank in range(len(stages) * tp_size)

@@ -47,9 +47,15 @@ class ConnectorMetadata(KVConnectorMetadata):  # type: ignore[misc, unused-ignor
 
 @dataclass
 class HandshakeMetadata(KVConnectorHandshakeMetadata):  # type: ignore[misc, unused-ignore]
-    """Address of a worker, sent to the scheduler side once; None if it does not listen."""
+    """What a worker tells the scheduler side once.
+
+    Attributes:
+        rank: Its address; None if it does not listen.
+        layers: Layers that it holds, as first and end; None if they are not known.
+    """
 
     rank: RankAddress | None
+    layers: tuple[int, int] | None = None
 
 
 class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc, unused-ignore]
@@ -64,10 +70,7 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         transfer = vllm_config.kv_transfer_config
         self._options: ConnectorOptions = parse_extra_config(transfer.kv_connector_extra_config)
-        check_parallel(
-            vllm_config.parallel_config,
-            receives=self._options.mode == "push" and transfer.is_kv_consumer,
-        )
+        check_parallel(vllm_config.parallel_config)
         self._orders = StepOrders()
         self._pulls: PullScheduler | None = None
         self._pushes: PushScheduler | None = None
@@ -173,6 +176,9 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
         for scheduler in (self._pulls, self._pushes):
             if scheduler is not None:
                 scheduler.ranks = [rank for rank in ranks if rank is not None]
+        if self._pushes is not None:
+            stages = {stage: metadata[stage, rank].layers for stage, rank in sorted(metadata)}
+            self._pushes.stages = tuple(stages.values())
 
     # ---- worker side -------------------------------------------------------------------------
 
@@ -210,7 +216,9 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[mis
         )
 
     def get_handshake_metadata(self) -> HandshakeMetadata | None:
-        return None if self._worker is None else HandshakeMetadata(self._worker.address)
+        if self._worker is None:
+            return None
+        return HandshakeMetadata(self._worker.address, self._worker.layers)
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         if self._worker is None or not self.has_connector_metadata():

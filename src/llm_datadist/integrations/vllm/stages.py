@@ -54,6 +54,24 @@ class EngineShape:
     stages: tuple[range | None, ...]
 
 
+def overlapping(layers: range | None, stages: Sequence[range | None], same: int) -> list[int]:
+    """Return the stages of another engine that hold some of these layers.
+
+    Args:
+        layers: Layers of a worker.
+        stages: Layers of each stage of the other engine.
+        same: The worker's stage, the only one if not all layers are known, because the stages of
+            both engines are equal then.
+    """
+    if layers is None or None in stages:
+        return [same]
+    return [
+        index
+        for index, each in enumerate(stages)
+        if each is not None and each.start < layers.stop and layers.start < each.stop
+    ]
+
+
 def span_text(layers: range | None) -> str:
     """Return layers as a text, such as "0 to 15"."""
     return "unknown" if layers is None else f"{layers.start} to {layers.stop - 1}"

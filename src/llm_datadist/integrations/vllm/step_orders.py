@@ -80,6 +80,8 @@ class Receive:
         first: Index of the first block of the prompt that is needed.
         blocks: Local blocks from that one on; empty if none is needed.
         num_tokens: How many tokens are needed, including those before `first`.
+        stages: Layers of each pipeline stage of this engine, as first and end; None where they are
+            not known.
     """
 
     request_id: str
@@ -88,6 +90,7 @@ class Receive:
     first: int
     blocks: list[int]
     num_tokens: int
+    stages: tuple[tuple[int, int] | None, ...] = (None,)
 
 
 @dataclass(slots=True)

@@ -181,15 +181,27 @@ def test_an_engine_with_both_roles_prefills_and_decodes(make):
 
 
 def test_workers_are_ordered_by_pipeline_rank_then_tensor_rank(make):
-    engine = make("kv_producer")
+    engine = make("kv_both", mode="push")
     metadata = type(engine.worker.get_handshake_metadata())
     engine.scheduler.set_xfer_handshake_metadata_pp_aware(
-        {(pp, tp): metadata(f"worker {pp}.{tp}") for tp in (1, 0) for pp in (1, 0)}
+        {
+            (pp, tp): metadata(f"worker {pp}.{tp}", (2 * pp, 2 * pp + 2))
+            for tp in (1, 0)
+            for pp in (1, 0)
+        }
     )
     names = ["worker 0.0", "worker 0.1", "worker 1.0", "worker 1.1"]
-    assert engine.scheduler._pulls.ranks == names
+    assert engine.scheduler._pulls.ranks == engine.scheduler._pushes.ranks == names
+    assert engine.scheduler._pushes.stages == ((0, 2), (2, 4))
     engine.scheduler.set_xfer_handshake_metadata({1: metadata("b"), 0: metadata("a")})
     assert engine.scheduler._pulls.ranks == ["a", "b"]
+
+
+def test_a_consumer_that_does_not_listen_knows_its_stages(make):
+    engine = make("kv_consumer", mode="push")
+    assert engine.worker.get_handshake_metadata().rank is None
+    assert engine.scheduler._pushes.ranks == []
+    assert engine.scheduler._pushes.stages == ((0, LAYERS),)
 
 
 @pytest.mark.expects_log("will be recomputed", "link_clusters")

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from llm_datadist.integrations.vllm.stages import name_pattern, numbered_layers, span_text
+from llm_datadist.integrations.vllm.stages import (
+    name_pattern,
+    numbered_layers,
+    overlapping,
+    span_text,
+)
 
 
 def names(*numbers, of="model.layers.{}.self_attn.attn"):
@@ -37,3 +42,21 @@ def test_texts():
     assert name_pattern("model.layers.12.self_attn.attn") == "model.layers.#.self_attn.attn"
     assert span_text(range(3, 9)) == "3 to 8"
     assert span_text(None) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("layers", "stages", "expected"),
+    [
+        (range(6), [range(3), range(3, 6)], [0, 1]),
+        (range(3), [range(3), range(3, 6)], [0]),
+        (range(3, 6), [range(3), range(3, 6)], [1]),
+        (range(2, 4), [range(2), range(2, 4), range(4, 6)], [1]),
+        (range(2, 4), [range(3), range(3, 6)], [0, 1]),
+        (range(8, 9), [range(3)], []),
+        (None, [None, None, None], [2]),
+        (range(6), [None], [2]),
+        (None, [range(3), range(3, 6)], [2]),
+    ],
+)
+def test_stages_that_hold_the_same_layers(layers, stages, expected):
+    assert overlapping(layers, stages, 2) == expected

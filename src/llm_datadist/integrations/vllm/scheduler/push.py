@@ -49,6 +49,10 @@ class PushScheduler:
         tp_size: Tensor-parallel ranks of this engine.
         is_producer: Whether this engine prefills for others.
         is_consumer: Whether other engines prefill for this one.
+
+    Attributes:
+        ranks: The workers of this engine, if they listen.
+        stages: Layers of each pipeline stage of this engine, as in `Receive`.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class PushScheduler:
         self._is_producer = is_producer
         self._is_consumer = is_consumer
         self.ranks: list[RankAddress] = []
+        self.stages: tuple[tuple[int, int] | None, ...] = (None,)
         self.counts = TransferCounts()
         self._sending: dict[str, Send] = {}
         self._expected: dict[str, _Expected] = {}
@@ -180,7 +185,15 @@ class PushScheduler:
         end = -(-num_tokens // self._block_size)
         blocks = list(block_ids[first:end]) if num_external_tokens else []
         self._orders.receive.append(
-            Receive(request_id, expected.prefill, expected.prompt, first, blocks, num_tokens)
+            Receive(
+                request_id,
+                expected.prefill,
+                expected.prompt,
+                first,
+                blocks,
+                num_tokens,
+                self.stages,
+            )
         )
 
     def _progress(

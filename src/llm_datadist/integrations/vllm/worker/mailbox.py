@@ -40,6 +40,8 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
         tp_size: Tensor-parallel ranks of the consumer.
         rank: Tensor-parallel rank of the consumer's worker.
         layers: Layers that it holds, as first and end; None if they are not known.
+        stage: Its pipeline stage.
+        stages: Layers of each pipeline stage of the consumer.
     """
 
     cluster_id: int
@@ -52,6 +54,8 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     tp_size: int
     rank: int
     layers: tuple[int, int] | None = None
+    stage: int = 0
+    stages: tuple[tuple[int, int] | None, ...] = (None,)
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):

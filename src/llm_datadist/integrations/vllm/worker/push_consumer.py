@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from llm_datadist import BlocksCacheKey, LLMException, LLMStatusCode
 from llm_datadist.integrations.vllm.kv_layout import MAX_PARTS, random_key
 from llm_datadist.integrations.vllm.kv_transfer_params import mailbox_key_of_slot
+from llm_datadist.integrations.vllm.stages import overlapping
 from llm_datadist.integrations.vllm.worker.dispatcher import Dispatcher
 from llm_datadist.integrations.vllm.worker.mailbox import Mailbox, Receipt, Ticket, send_message
 from llm_datadist.integrations.vllm.worker.producer_links import (
@@ -213,22 +214,11 @@ class PushConsumer:
 
     def _send_ticket(self, wait: _Wait, rank: RankAddress, source: Source) -> bool:
         """Send a ticket; returns False if the producer does not know the request yet."""
-        order, worker, own = wait.order, self._worker, self._worker.rank_layouts
-        ticket = Ticket(
-            cluster_id=worker.cluster_id,
-            key=wait.key,
-            receipt_key=wait.receipt_key + wait.num_tickets,
-            prompt=order.prompt,
-            first=order.first,
-            blocks=order.blocks,
-            num_tokens=order.num_tokens,
-            tp_size=own.tp_size,
-            rank=own.rank,
-            layers=own.stage.span,
-        )
-        key = mailbox_key_of_slot(order.prefill.mailbox_key, source.slot)
+        ticket = self._ticket(wait)
+        slot = self._slot(ticket, source)
+        key = mailbox_key_of_slot(wait.order.prefill.mailbox_key, slot)
         try:
-            send_message(worker.cache_manager, BlocksCacheKey(rank.cluster_id, key), ticket)
+            send_message(self._worker.cache_manager, BlocksCacheKey(rank.cluster_id, key), ticket)
         except LLMException as error:
             if (
                 error.status_code != LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
@@ -247,6 +237,29 @@ class PushConsumer:
             wait.due_at = now + max(0.002, min(0.05, waited_s / 16))
             return False
         return True
+
+    def _ticket(self, wait: _Wait) -> Ticket:
+        order, own = wait.order, self._worker.rank_layouts
+        return Ticket(
+            cluster_id=self._worker.cluster_id,
+            key=wait.key,
+            receipt_key=wait.receipt_key + wait.num_tickets,
+            prompt=order.prompt,
+            first=order.first,
+            blocks=order.blocks,
+            num_tokens=order.num_tokens,
+            tp_size=own.tp_size,
+            rank=own.rank,
+            layers=own.stage.span,
+            stage=own.stage.rank,
+            stages=order.stages if own.stage.count > 1 else (own.stage.span,),
+        )
+
+    def _slot(self, ticket: Ticket, source: Source) -> int:
+        """Return the place of this worker among those that load from a source, as it counts."""
+        stages = [None if each is None else range(*each) for each in ticket.stages]
+        stage = overlapping(source.stage, stages, ticket.stage).index(ticket.stage)
+        return stage * len(source.readers) + ticket.rank - source.readers.start
 
     def _check_links(self, wait: _Wait) -> None:
         wait.due_at = time.monotonic() + _LINK_CHECK_S

@@ -18,6 +18,7 @@ from llm_datadist import BlocksCacheKey, LLMException
 from llm_datadist.integrations.vllm.kv_transfer_params import mailbox_key_of_slot
 from llm_datadist.integrations.vllm.rank_layouts import Indivisible, peers_of
 from llm_datadist.integrations.vllm.request_traces import trace_of, transfer_id
+from llm_datadist.integrations.vllm.stages import overlapping
 from llm_datadist.integrations.vllm.worker.dispatcher import Dispatcher
 from llm_datadist.integrations.vllm.worker.mailbox import Mailbox, Receipt, Ticket, send_message
 from llm_datadist.integrations.vllm.worker.push_progress import PushProgress
@@ -159,9 +160,13 @@ class PushProducer:
         own = self._worker.rank_layouts
         repeated: set[int] = set()
         try:
-            readers = peers_of(own.tp_size, own.rank, ticket.tp_size)
-            if ticket.rank != readers.start + progress.slot or len(readers) > _MOST_READERS:
-                raise Indivisible(f"its rank {ticket.rank} of {ticket.tp_size} loads from another")
+            readers = self._readers_of(ticket)
+            is_here = readers[progress.slot : progress.slot + 1] == [(ticket.stage, ticket.rank)]
+            if not is_here or len(readers) > _MOST_READERS:
+                raise Indivisible(
+                    f"its rank {ticket.rank} of {ticket.tp_size} of stage {ticket.stage} of "
+                    f"{len(ticket.stages)} loads from another"
+                )
             if not self._is_equal(ticket) and own.problem:
                 raise Indivisible(own.problem)
             for rank in range(peers_of(ticket.tp_size, ticket.rank, own.tp_size).start, own.rank):
@@ -173,7 +178,19 @@ class PushProducer:
         if progress.slot == 0:
             for slot in range(1, len(readers)):
                 self._await_ticket(progress, slot)
-        progress.accept(ticket, repeated)
+        progress.accept(ticket, repeated, own.stage.layers)
+
+    def _readers_of(self, ticket: Ticket) -> list[tuple[int, int]]:
+        """Return stage and tensor-parallel rank of the consumer's workers that load from this one.
+
+        Raises:
+            Indivisible: The consumer's size does not fit.
+        """
+        own = self._worker.rank_layouts
+        ranks = peers_of(own.tp_size, own.rank, ticket.tp_size)
+        known = [None if each is None else range(*each) for each in ticket.stages]
+        stages = overlapping(own.stage.layers, known, own.stage.rank)
+        return [(stage, rank) for stage in stages for rank in ranks]
 
     def _await_ticket(self, first: PushProgress, slot: int) -> None:
         """Wait for the ticket of another worker of the consumer; lock held."""

@@ -77,12 +77,15 @@ class PushProgress:
         made.computed = [list(computed) for computed in self.computed]
         return made
 
-    def accept(self, ticket: Ticket, repeated: Container[int] = ()) -> None:
+    def accept(
+        self, ticket: Ticket, repeated: Container[int] = (), layers: range | None = None
+    ) -> None:
         """Store the consumer's ticket; one that does not match the request sets `problem`.
 
         Args:
             ticket: The ticket.
             repeated: Parts of which the worker gets the same from another rank.
+            layers: Layers of this worker, one for each tensor of a part; None if not known.
         """
         self.ticket = ticket
         if not ticket.blocks or self.problem:
@@ -102,7 +105,10 @@ class PushProgress:
             )
             return
         self.pushed = [
-            [last if index in repeated else ticket.first] * len(part.addrs)
+            [
+                last if index in repeated or not _wants(ticket, layers, tensor) else ticket.first
+                for tensor in range(len(part.addrs))
+            ]
             for index, part in enumerate(self.layout.parts)
         ]
 
@@ -156,3 +162,11 @@ class PushProgress:
         is_all = num_tokens >= min(self.ticket.num_tokens, self.order.num_tokens)
         end = -(-num_tokens // block_size) if is_all else num_tokens // block_size
         return min(end, self.ticket.first + len(self.ticket.blocks))
+
+
+def _wants(ticket: Ticket, layers: range | None, tensor: int) -> bool:
+    """Return whether the consumer's worker holds the layer of a tensor."""
+    if layers is None or ticket.layers is None:
+        return True
+    first, end = ticket.layers
+    return first <= layers[tensor] < end

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from llm_datadist.integrations.vllm.kv_transfer_params import shape_of
 from llm_datadist.integrations.vllm.rank_layouts import Indivisible, peers_of
-from llm_datadist.integrations.vllm.stages import EngineShape, span_text
+from llm_datadist.integrations.vllm.stages import EngineShape, overlapping, span_text
 from llm_datadist.integrations.vllm.worker.compatibility import Expected, facts_of_rank
 from llm_datadist.integrations.vllm.worker.producer_links import Incompatible
 
@@ -27,13 +27,15 @@ class Source:
 
     Attributes:
         index: Its index among those of its engine, as the request says.
-        slot: Place of this worker among the tensor-parallel ranks that load from it.
+        readers: Tensor-parallel ranks of this worker's engine that load from it.
+        stage: Layers of its pipeline stage; None if they are not known.
         expected: Facts that it must have.
         layouts: Layout of each part of its KV memory; empty if they are those of this worker.
     """
 
     index: int
-    slot: int
+    readers: range
+    stage: range | None
     expected: Expected
     layouts: tuple[KvLayout, ...] = field(default=())
 
@@ -79,15 +81,18 @@ class SourceFinder:
     def _find(self, shape: EngineShape, block_sizes: tuple[int, ...]) -> tuple[Source, ...]:
         worker, layouts = self._worker, self._worker.rank_layouts
         if self._is_equal(shape, block_sizes):
-            return (Source(worker.layout.rank, 0, Expected(worker.facts)),)
+            own = range(layouts.rank, layouts.rank + 1)
+            equal = Expected(worker.facts)
+            return (Source(worker.layout.rank, own, layouts.stage.layers, equal),)
         sources = []
         for stage in self._stages(shape):
             for rank in peers_of(layouts.tp_size, layouts.rank, shape.tp_size):
                 index = stage * shape.tp_size + rank
                 parts = layouts.of_rank(shape.tp_size, rank, block_sizes, shape.stages[stage])
                 facts = facts_of_rank(worker.facts, worker.layout, parts, shape, index, block_sizes)
-                slot = layouts.rank - peers_of(shape.tp_size, rank, layouts.tp_size).start
-                sources.append(Source(index, slot, Expected(facts, "expected"), parts))
+                readers = peers_of(shape.tp_size, rank, layouts.tp_size)
+                expected = Expected(facts, "expected")
+                sources.append(Source(index, readers, shape.stages[stage], expected, parts))
         return tuple(sources)
 
     def _is_equal(self, shape: EngineShape, block_sizes: tuple[int, ...]) -> bool:
@@ -121,8 +126,4 @@ class SourceFinder:
                 f"the consumer {span_text(own.layers)}; every worker of the producer must be in "
                 "the request"
             )
-        return [
-            index
-            for index, layers in enumerate(known)
-            if layers.start < own.layers.stop and own.layers.start < layers.stop
-        ]
+        return overlapping(own.layers, stages, own.rank)

@@ -24,12 +24,8 @@ _PUSHABLE = {"FullAttentionSpec", "MLAAttentionSpec"}
 """KV cache groups that push mode supports, alone: their blocks stay as long as the request."""
 
 
-def check_parallel(parallel_config: Any, *, receives: bool = False) -> None:
+def check_parallel(parallel_config: Any) -> None:
     """Check that workers differ in the KV heads and layers that they hold, and in nothing else.
-
-    Args:
-        parallel_config: vLLM's ParallelConfig.
-        receives: Whether other engines push to this one.
 
     Raises:
         ValueError: A kind of parallelism that is not supported; the text names it.
@@ -41,12 +37,6 @@ def check_parallel(parallel_config: Any, *, receives: bool = False) -> None:
                 f"LLMDataDistConnector does not support {option} {size}; use 1 (tensor, pipeline "
                 "and data parallelism are supported)"
             )
-    size = getattr(parallel_config, "pipeline_parallel_size", 1)
-    if receives and size > 1:
-        raise ValueError(
-            f'kv_connector_extra_config: "mode" is "push" and pipeline_parallel_size is {size}, '
-            'but only a consumer with one pipeline stage is pushed to: write "mode": "pull"'
-        )
 
 
 class Worker:
@@ -103,10 +93,15 @@ class Worker:
     def address(self) -> RankAddress | None:
         """Address on which this worker listens, or None if it does not."""
         listen = self._instance.listen_address
-        stage = self._instance.rank_layouts.stage
+        stage = self._instance.rank_layouts.stage.rank
         if listen is None:
             return None
-        return RankAddress(*listen, self._instance.cluster_id, stage.rank, stage.span)
+        return RankAddress(*listen, self._instance.cluster_id, stage, self.layers)
+
+    @property
+    def layers(self) -> tuple[int, int] | None:
+        """First of the layers that this worker holds, and the one after the last, if known."""
+        return self._instance.rank_layouts.stage.span
 
     @property
     def counts(self) -> TransferCounts:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import msgspec
 import pytest
 
 from llm_datadist import LLMStatusCode
@@ -10,6 +11,7 @@ from llm_datadist.integrations.vllm.kv_transfer_params import (
     RemotePrefill,
     mailbox_key_of_slot,
 )
+from llm_datadist.integrations.vllm.stages import Stage
 from llm_datadist.integrations.vllm.step_orders import Receive
 from llm_datadist.integrations.vllm.worker import push_consumer
 from llm_datadist.integrations.vllm.worker.mailbox import Receipt
@@ -228,6 +230,25 @@ def test_workers_that_load_from_the_same_rank_have_mailboxes_of_their_own(make, 
     assert [(each["tp_size"], each["rank"]) for each in (ticket, other)] == [(2, 0), (2, 1)]
     assert first == PREFILL.mailbox_key
     assert second == mailbox_key_of_slot(first, 1)
+
+
+def test_stages_that_load_from_the_same_rank_have_mailboxes_of_their_own(make, eventually):
+    ranks = [RankAddress("a", 1, PEER, 0, (0, 4))]
+    spans = ((0, 2), (2, 4))
+    order = dataclasses.replace(
+        an_order(), prefill=msgspec.structs.replace(PREFILL, ranks=ranks), stages=spans
+    )
+    sides = [make(), make()]
+    for index, side in enumerate(sides):
+        stage = Stage(index, 2, range(*spans[index]))
+        side.worker.rank_layouts = packed_layouts(stage=stage)
+        side.worker.facts = {"layers": "0 to 1"}
+        side.consumer.receive(order)
+    eventually(lambda: all(side.worker.messages for side in sides))
+    (first, ticket), (second, other) = (side.worker.messages[0] for side in sides)
+    assert [each["layers"] for each in (ticket, other)] == [[0, 2], [2, 4]]
+    assert [each["stage"] for each in (ticket, other)] == [0, 1]
+    assert (first, second) == (PREFILL.mailbox_key, mailbox_key_of_slot(first, 1))
 
 
 @pytest.mark.expects_log("2 of its blocks were not received and will be recomputed: the producer")

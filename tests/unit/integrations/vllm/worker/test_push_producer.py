@@ -219,7 +219,7 @@ def test_of_ranks_with_the_same_heads_one_pushes(make, eventually, rank):
 def test_a_consumer_with_other_layers_gets_layers_of_the_model(make, eventually, layers):
     side = make(packed_layouts(stage=Stage(1, 2, range(4, 6))))
     side.compute([11, 12], 8)
-    side.deliver(layers=layers)
+    side.deliver(layers=layers, stages=(layers,), stage=0 if layers else 1)
     eventually(lambda: len(side.worker.pushes) == 2)
     assert side.worker.pushes[0] == (KEY, 0, [11, 12], [[31, 32]], 8, range(4, 6))
 
@@ -251,6 +251,8 @@ def test_a_prompt_that_is_given_up_is_given_up_for_all_workers(make, eventually)
         {"tp_size": 0},
         {"tp_size": 1, "rank": 1},
         {"tp_size": 1024, "rank": 0},
+        {"stage": 1},
+        {"stage": 1, "stages": (None, None)},
     ],
 )
 def test_a_worker_that_loads_from_another_rank_gets_nothing(make, eventually, more):

@@ -20,7 +20,9 @@ LAYOUT = KVLayout(
 )
 
 
-def sending(num_tokens=100, first=0, wanted=99, blocks=None, prompt="d", repeated=()):
+def sending(
+    num_tokens=100, first=0, wanted=99, blocks=None, prompt="d", repeated=(), layers=None, held=None
+):
     made = PushProgress(Send("r", 1, "d", num_tokens), LAYOUT, mailbox=None)
     if blocks is None:
         blocks = list(range(50, 50 + -(-wanted // 32) - first))
@@ -34,8 +36,9 @@ def sending(num_tokens=100, first=0, wanted=99, blocks=None, prompt="d", repeate
         num_tokens=wanted,
         tp_size=1,
         rank=0,
+        layers=layers,
     )
-    made.accept(ticket, repeated)
+    made.accept(ticket, repeated, held)
     return made
 
 
@@ -142,3 +145,23 @@ def test_a_twin_goes_on_from_the_same_place_on_its_own():
     twin.blocks += [8]
     compute(twin, 0, [0], 64)
     assert (made.blocks, made.computed[0][0]) == ([7], 32)
+
+
+@pytest.mark.parametrize(
+    ("layers", "held", "sent"),
+    [
+        ((0, 9), range(4, 7), range(3)),
+        ((0, 6), range(4, 7), range(2)),
+        ((5, 7), range(4, 7), range(1, 3)),
+        ((7, 9), range(4, 7), None),
+        (None, range(4, 7), range(3)),
+        ((0, 1), None, range(3)),
+    ],
+)
+def test_layers_that_the_consumers_worker_does_not_hold_are_not_sent(layers, held, sent):
+    made = sending(layers=layers, held=held)
+    compute(made, 0, range(3), 100)
+    runs = [] if sent is None else [Run(0, sent, 0, 4)]
+    assert all_runs(made) == runs
+    made.is_finished = True
+    assert made.is_over

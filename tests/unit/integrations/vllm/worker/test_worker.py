@@ -10,29 +10,19 @@ from llm_datadist.integrations.vllm.worker.worker import check_parallel
 
 
 @pytest.mark.parametrize(
-    ("sizes", "receives"),
+    "sizes",
     [
-        ({}, True),
-        ({"tensor_parallel_size": 4, "data_parallel_size": 2}, True),
-        ({"tensor_parallel_size": 2, "pipeline_parallel_size": 2}, False),
+        {},
+        {"tensor_parallel_size": 4, "data_parallel_size": 2},
+        {"tensor_parallel_size": 2, "pipeline_parallel_size": 2},
     ],
 )
-def test_what_is_supported(sizes, receives):
-    check_parallel(SimpleNamespace(**sizes), receives=receives)
+def test_what_is_supported(sizes):
+    check_parallel(SimpleNamespace(**sizes))
 
 
-@pytest.mark.parametrize(
-    ("sizes", "receives", "text"),
-    [
-        ({"prefill_context_parallel_size": 2}, False, "prefill_context_parallel_size 2; use 1"),
-        ({"decode_context_parallel_size": 4}, False, "decode_context_parallel_size 4; use 1"),
-        (
-            {"pipeline_parallel_size": 2},
-            True,
-            '"mode" is "push" and pipeline_parallel_size is 2.*write "mode": "pull"',
-        ),
-    ],
-)
-def test_what_is_not_supported_is_named(sizes, receives, text):
-    with pytest.raises(ValueError, match=text):
-        check_parallel(SimpleNamespace(**sizes), receives=receives)
+@pytest.mark.parametrize("option", ["prefill", "decode"])
+def test_what_is_not_supported_is_named(option):
+    sizes = {f"{option}_context_parallel_size": 2}
+    with pytest.raises(ValueError, match=f"{option}_context_parallel_size 2; use 1"):
+        check_parallel(SimpleNamespace(**sizes))
