@@ -11,7 +11,7 @@ MUTATIONS = (
         "native/host/read.cc",
         "const Outcome after = guards();",
         "const Outcome after;",
-        tests="tests/native/host/test_host_read.py -k uses_the_memory_again",
+        tests="tests/native/host/test_running_reads.py -k uses_the_memory_again",
     ),
     Mutation(
         "guards-before-and-after-read",
@@ -43,7 +43,7 @@ MUTATIONS = (
         "native/memory/entries.cc",
         "while (entry->users_.load(std::memory_order_seq_cst) != 0) {",
         "while (false) {",
-        tests="tests/native/host/test_host_read.py -k once_its_close_has_returned",
+        tests="tests/native/host/test_running_reads.py -k once_its_close_has_returned",
     ),
     Mutation(
         "unregister-closes",
@@ -67,7 +67,7 @@ MUTATIONS = (
         "native/lanes/target/rights.cc",
         "if (now_ns() >= deadline_ns_) {",
         "if (false) {",
-        chaos={"disaster_s": 0.5, "processes": 3, "seconds": 120.0},
+        tests="tests/faults/test_kill_freeze.py -k 'target_is_frozen and not moment and (host or tcp)'",
         more=(
             Edit("native/lanes/target/rights.cc", "if (now_ns() >= deadline_ns) {", "if (false) {"),
             Edit(
