@@ -80,11 +80,12 @@ class Conversation:
         self._ids = itertools.count(1)
         self._violation: str | None = None
         self._waiting: dict[int, asyncio.Future[_Answer]] = {}
-        self._inbox: asyncio.Queue[Request | Notify] = asyncio.Queue(_INBOX)
+        # Made with the first engine message, which most links never get.
+        self._inbox: asyncio.Queue[Request | Notify] | None = None
+        self._handling: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
         """Receive messages until the connection is over."""
-        handling = asyncio.ensure_future(self._handle())
         reason = "closed at this end"
         try:
             while True:
@@ -94,7 +95,8 @@ class Conversation:
         except (PeerClosedError, ProtocolError) as error:
             reason = self._violation or str(error)
         finally:
-            handling.cancel()
+            if self._handling is not None:
+                self._handling.cancel()
             self.connection.abort()
             self._answer_none(reason)
             self._on_closed(reason)
@@ -171,7 +173,7 @@ class Conversation:
             if answer is not None and not answer.done():
                 answer.set_result(message)
         elif isinstance(message, (Request, Notify)):
-            await self._inbox.put(message)
+            await self._put(message)
         elif isinstance(message, (Unlink, Unlinked, Reopen, Leave)):
             self._on_signal(message)
         elif isinstance(message, Join):
@@ -183,9 +185,16 @@ class Conversation:
         else:
             raise ProtocolError(f"{type(message).__name__} on a link that is up")
 
-    async def _handle(self) -> None:
+    async def _put(self, message: Request | Notify) -> None:
+        """Have a message handled after those before it; wait while too many are."""
+        if self._inbox is None:
+            self._inbox = asyncio.Queue(_INBOX)
+            self._handling = asyncio.ensure_future(self._handle(self._inbox))
+        await self._inbox.put(message)
+
+    async def _handle(self, inbox: asyncio.Queue[Request | Notify]) -> None:
         while True:
-            message = await self._inbox.get()
+            message = await inbox.get()
             try:
                 reply = await self._on_message(message)
                 if reply is not None:

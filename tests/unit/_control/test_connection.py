@@ -179,3 +179,32 @@ def test_what_was_finished_is_delivered_though_the_peer_does_not_read():
 
     with pair() as (near, far):
         asyncio.run(run(near, far))
+
+
+def test_only_a_link_with_engine_messages_has_a_task_for_them():
+    async def run(near, far):
+        heard = Heard(await ControlConnection.open(near))
+        second = asyncio.Event()
+        heard.conversation._on_message = lambda message: take(message)
+
+        async def take(message):
+            heard.messages.append(message.body)
+            if len(heard.messages) == 2:
+                second.set()
+
+        running = asyncio.ensure_future(heard.conversation.run())
+        far.setblocking(False)
+        far.sendall(encode_frame(Ping(id=3)))
+        await asyncio.get_running_loop().sock_recv(far, 64)  # the Pong
+        idle = len(asyncio.all_tasks())
+        far.sendall(encode_frame(Notify(body=b"1")) + encode_frame(Notify(body=b"2")))
+        await asyncio.wait_for(second.wait(), 5)
+        handling = len(asyncio.all_tasks())
+        reset(far)
+        await asyncio.wait_for(running, 5)
+        await asyncio.sleep(0)
+        assert heard.messages == [b"1", b"2"]
+        return idle, handling, len(asyncio.all_tasks())
+
+    with pair() as (near, far):
+        assert asyncio.run(run(near, far)) == (2, 3, 1)

@@ -236,8 +236,11 @@ class DataPlanes:
 
     def _report_offences(self, links: Sequence[DataPlane]) -> None:
         """Log malformed frames and out-of-range pushes; the native core has refused them."""
+        offences = self._node.lane_server.take_offences()
+        if not offences:  # as almost always; there may be a thousand links
+            return
         names = {data.lanes.link_id: f"cluster {data.peer.cluster_id}" for data in links}
-        for link_id, malformed, strayed in self._node.lane_server.take_offences():
+        for link_id, malformed, strayed in offences:
             logger.warning(
                 "%s sent %d malformed frames, and %d pushes of bytes outside the cache that they "
                 "name; all were refused; run one version on both sides, and check who that is",
