@@ -185,13 +185,13 @@ def test_only_a_link_with_engine_messages_has_a_task_for_them():
     async def run(near, far):
         heard = Heard(await ControlConnection.open(near))
         second = asyncio.Event()
-        heard.conversation._on_message = lambda message: take(message)
 
         async def take(message):
             heard.messages.append(message.body)
             if len(heard.messages) == 2:
                 second.set()
 
+        heard.conversation._on_message = take
         running = asyncio.ensure_future(heard.conversation.run())
         far.setblocking(False)
         far.sendall(encode_frame(Ping(id=3)))
