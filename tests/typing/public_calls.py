@@ -228,7 +228,7 @@ def move(manager: CacheManager, cache: Cache) -> None:
     manager.pull_cache(CacheKey(2, req_id=7), cache, batch_index=1, size=64)
     manager.pull_cache(slot, cache, src_layer_range=range(1), dst_layer_range=range(1, 2))
     manager.pull_blocks(blocks, cache, [0, 1], (2, 3), tensor_num_per_layer=1)
-    manager.pull_blocks(slot, cache, dst_blocks=[2, 3])
+    manager.pull_blocks(slot, cache, dst_blocks=[2, 3], request_id="cmpl-1")
     manager.push_blocks(blocks, cache, [0], [1], range(1), range(1), 2)
     manager.push_cache(slot, cache, 0, range(1), range(1), size=-1, tensor_num_per_layer=2)
     manager.copy_cache(dst=cache, src=cache, src_batch_index=1, offset=8, size=8, req_id=3)
@@ -298,6 +298,7 @@ def move_layers(manager: CacheManager, cache: Cache) -> None:
 
 def errors(error: LLMException) -> LLMStatusCode:
     assert_type((error.operation, error.cluster_id), tuple[str | None, int | None])
+    assert_type(error.request_id, str | None)
     for fault in error.faults:
         assert_type((fault.cache_id, fault.tensor_index), tuple[int | None, int | None])
     raised = LLMException("text", status_code=LLMStatusCode.LLM_FAILED)
@@ -314,6 +315,7 @@ def with_arrays(manager: CacheManager, tensors: NDArray[np.float32]) -> Cache:
 def mistakes(manager: CacheManager, cache: Cache) -> None:
     LLMDataDist("prompt", 1)  # type: ignore[arg-type]
     manager.pull_blocks("key", cache)  # type: ignore[arg-type]
+    manager.pull_blocks(BlocksCacheKey(1), cache, request_id=7)  # type: ignore[arg-type]
     manager.pull_blocks(BlocksCacheKey(1), cache, [0.5], [1])  # type: ignore[list-item]
     manager.pull_cache(BlocksCacheKey(1), cache)  # type: ignore[arg-type]
     manager.push_cache(BlocksCacheKey(1), cache)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from chaos.mutations import (
     links,
     memory,
     native,
+    requests,
     transfers,
     vllm,
 )
@@ -34,6 +35,7 @@ _AREAS = (
     first_generation,
     host_reads,
     native,
+    requests,
     vllm,
 )
 MUTATIONS = tuple(mutation for area in _AREAS for mutation in area.MUTATIONS)
