@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from llm_datadist.cli.bench.trace.command import trace
+
 __all__ = ["bench_app"]
 
 _QUICK_S, _USUAL_S = 10.0, 60.0
@@ -16,6 +18,7 @@ bench_app = typer.Typer(
     rich_markup_mode="markdown",
     add_completion=False,
 )
+bench_app.command()(trace)
 
 
 @bench_app.callback()

@@ -56,13 +56,18 @@ class Contender(ABC):
         """Ids of the processes that it has, beside the one that it is in."""
         return [self.owner.pid]
 
-    def check_read(self, case: Case) -> None:
+    def check_read(self, case: Case, seed: int | None = None) -> None:
         """Prepare the case, and make a read of which every byte is checked.
+
+        Args:
+            case: The case.
+            seed: Of the pattern that the owner's buffer then has, if it matters.
 
         Raises:
             RuntimeError: A byte is wrong.
         """
-        seed = case.block_bytes + len(self.name)
+        if seed is None:
+            seed = case.block_bytes + len(self.name)
         self.owner.ask("fill", seed)  # first: an owner with a pool copies its buffer into it
         self.prepare(case)
         self.local[: case.total_bytes] = 0

@@ -180,10 +180,12 @@ class Datadist(Contender):
 
     def read(self, case: Case) -> None:
         """Pull the case that was prepared."""
-        src, dst = self._lists
-        self.instance.cache_manager.pull_blocks(
-            BlocksCacheKey(OWNER_ID), self._prepared(), src, dst
-        )
+        self.pull(*self._lists)
+
+    def pull(self, src: list[int], dst: list[int]) -> None:
+        """Pull blocks of the case that was prepared. Several threads may call this at once."""
+        manager = self.instance.cache_manager
+        manager.pull_blocks(BlocksCacheKey(OWNER_ID), self._prepared(), src, dst)
 
     def write(self, case: Case) -> None:
         """Push the case that was prepared."""

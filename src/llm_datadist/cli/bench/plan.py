@@ -90,10 +90,11 @@ class Clock:
 
     @property
     def expected_s(self) -> float:
-        """Seconds until the end as the things done so far suggest, at most `left_s`."""
+        """Seconds until the end as what is done suggests, at most `left_s` while there is any."""
         if not self.done:
             return self.left_s
-        return min(self.left_s, self.elapsed_s / self.done * (self.steps - self.done))
+        expected_s = self.elapsed_s / self.done * (self.steps - self.done)
+        return min(self.left_s, expected_s) if self.left_s else expected_s
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -188,8 +188,9 @@ class Remote(Contender):
         manager, (src, dst) = self.instance.cache_manager, self._lists
         manager.push_blocks(self._key(_WRITES, case), self._cache, src, dst)
 
-    def check_read(self, case: Case) -> None:
+    def check_read(self, case: Case, seed: int | None = None) -> None:
         """Prepare the case, and make a read of which every byte is checked."""
+        assert seed is None, "the pattern is that of the other end"
         self.prepare(case)
         self.local[: case.total_bytes] = 0
         self.read(case)

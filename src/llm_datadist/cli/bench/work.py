@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     Memory: TypeAlias = NDArray[np.uint8]
     Blocks: TypeAlias = NDArray[np.int64]
 
-__all__ = ["MIB", "Case", "address", "buffer", "fill", "has_arrived", "is_filled", "whole_mib"]
+__all__ = [
+    "MIB",
+    "Case",
+    "address",
+    "buffer",
+    "fill",
+    "has_arrived",
+    "holds",
+    "is_filled",
+    "whole_mib",
+]
 
 MIB = 1 << 20
 _STEP_BYTES = 8 * MIB
@@ -120,15 +130,37 @@ def has_arrived(memory: Memory, case: Case, seed: int, source_blocks: int | None
         source_blocks: Blocks that each tensor of the source has, if not those of the case.
     """
     src, dst = case.blocks()
+    order = np.argsort(dst)
+    return holds(memory, case, dst[order], src[order], seed, source_blocks)
+
+
+def holds(
+    memory: Memory,
+    case: Case,
+    blocks: Blocks,
+    sources: Blocks,
+    seed: int,
+    source_blocks: int | None = None,
+) -> bool:
+    """Return whether blocks have every byte of these blocks of a buffer filled with `seed`.
+
+    Args:
+        memory: The buffer that the blocks are in.
+        case: Its tensors.
+        blocks: The blocks, which are compared in all tensors.
+        sources: For each the block of the other buffer.
+        seed: Of the other buffer.
+        source_blocks: Blocks that each tensor of the other has, if not those of the case.
+    """
     block_words = case.block_bytes // 8
     rows = memory[: case.total_bytes].view(np.uint64).reshape(case.pieces, block_words)
-    sources = case.addresses(0, src[np.argsort(dst)], source_blocks)  # by row
-    words = sources // np.uint64(8)
+    held = case.addresses(0, blocks) // np.uint64(case.block_bytes)
+    words = case.addresses(0, sources, source_blocks) // np.uint64(8)
     within = np.arange(block_words, dtype=np.uint64)
     step = max(1, _STEP_BYTES // case.block_bytes)
-    for row in range(0, len(rows), step):
-        wanted = _pattern(words[row : row + step, None] + within, seed)
-        if not np.array_equal(rows[row : row + step], wanted):
+    for at in range(0, len(held), step):
+        wanted = _pattern(words[at : at + step, None] + within, seed)
+        if not np.array_equal(rows[held[at : at + step]], wanted):
             return False
     return True
 

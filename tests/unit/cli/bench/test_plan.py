@@ -102,7 +102,9 @@ def test_time_is_divided_among_what_is_left(now):
     assert clock.elapsed_s == 1.0
     now[0] += 20
     clock.step(3)
-    assert (clock.left_s, clock.expected_s, clock.share_s) == (0.0, 0.0, 0.0)
+    assert (clock.left_s, clock.share_s) == (0.0, 0.0)
+    clock.steps = 8
+    assert clock.expected_s == 21.0  # the time is over, and half is done
 
 
 def test_too_little_memory_is_an_error_with_the_remedy():
