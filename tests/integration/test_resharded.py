@@ -63,6 +63,14 @@ def test_a_pull_from_two_ranks(sides, axes, block_tokens):
     assert np.count_nonzero(local.rows) == model.size
 
 
+def test_no_tokens_move_nothing(sides):
+    sources(sides)
+    own = sides[2]
+    local = KvCache(own)
+    own.manager.pull_resharded(KEYS, local.cache, BLOCKS, [], 0)
+    assert not local.rows.any()
+
+
 def test_a_part_of_the_tokens_and_layers(sides):
     _, model = sources(sides, "HND")
     own = sides[2]

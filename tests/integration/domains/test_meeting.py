@@ -156,6 +156,15 @@ def test_a_place_that_members_share_is_left_to_the_lower_rank(member, base_port,
     assert members[20].describe(1)["listening"] == []
 
 
+@pytest.mark.expects_log("domain 'x' .* failed: cannot listen for members of higher rank")
+def test_a_member_in_the_middle_that_has_no_place_of_its_own_fails_at_once(member):
+    devices = [{"device_id": place, "rank_id": f"{rank}"} for rank, place in enumerate("001")]
+    middle = member(20)
+    made = middle.link("x", {10: 0, 20: 1, 30: 2}, rank_table(device=devices))
+    assert middle.query(made) is FAILED
+    assert "has no address for this member alone" in middle.describe(made)["reason"]
+
+
 @pytest.mark.expects_log("without a secret")
 def test_the_instances_own_listener_is_used_where_it_fits(member):
     base_port = free_base_port()

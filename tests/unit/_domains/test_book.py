@@ -34,3 +34,15 @@ def test_a_failed_domain_frees_its_name_before_it_is_unlinked(book, events):
     assert book.named("x") is second
     book.remove(second)
     assert book.named("x") is None
+
+
+def test_a_dialer_hears_in_which_domains_it_is_expected(book, events):
+    """Not those in which another peer is, and not those that this end dials itself."""
+    book.add(make_domain(10, PAIR, events))
+    book.add(make_domain(10, {10: 0, 30: 1}, events, name="of-30", comm_id=2))
+    book.add(make_domain(10, {20: 0, 10: 1}, events, name="dialed", comm_id=3))
+    assert book.instead_of("y", 20) == (
+        "has not called link for domain 'y'; "
+        f"it expects the peer in 'x' with cluster_rank_info {PAIR}"
+    )
+    assert book.instead_of("y", 40) == "has not called link for domain 'y'"

@@ -232,6 +232,36 @@ def test_a_link_that_the_peer_finds_and_this_end_does_not_is_tried_a_few_times(n
     net.run(work)
 
 
+def test_a_peer_that_is_busy_is_dialed_again_after_growing_pauses(net, end):
+    """Not a thousand times within the call's timeout."""
+
+    async def be_busy(stream):
+        await greeted(stream)
+        stream.give_up(S.LLM_PROCESSING_LINK, "another set-up goes first")
+
+    async def work():
+        outcome = await end(1).dial(SCRIPTED, 0.1)
+        assert failed(outcome, S.LLM_PROCESSING_LINK, "another set-up goes first")
+        assert 1 < len(net.connections) <= 4  # at 0, 10, 30 and 70 ms
+
+    net.scripts[SCRIPTED] = be_busy
+    net.run(work)
+
+
+@pytest.mark.parametrize("status", [S.LLM_NOT_YET_LINK, S.LLM_PROCESSING_LINK])
+def test_the_connection_of_a_dial_that_fails_is_closed(net, end, status):
+    async def refuse(stream):
+        await greeted(stream)
+        stream.give_up(status, "not now")
+
+    async def work():
+        await end(1).dial(SCRIPTED, 0.02)
+        assert all(dialed.is_closing for dialed, _ in net.connections)
+
+    net.scripts[SCRIPTED] = refuse
+    net.run(work)
+
+
 def test_encrypted_lanes_outside_tls_are_refused(net, end):
     async def accept(stream):
         await greeted(stream)

@@ -8,6 +8,22 @@ _DOMAIN_TESTS = "tests/unit/_domains"
 
 MUTATIONS = (
     Mutation(
+        "place-of-another-member",
+        "a member that must accept and has no place to listen fails its domain at once",
+        "src/llm_datadist/_domains/domains.py",
+        'domain.fail(f"cannot listen for members of higher rank: {problem}")',
+        "pass",
+        tests="tests/integration/domains/test_meeting.py -k middle",
+    ),
+    Mutation(
+        "expected-in-any-domain",
+        "a dialer hears of the domains in which it is expected, and of no others",
+        "src/llm_datadist/_domains/book.py",
+        "pair.peer_id == peer_id and not pair.dials",
+        "pair.peer_id == peer_id or not pair.dials",
+        tests="tests/unit/_domains/test_book.py",
+    ),
+    Mutation(
         "members-disagree",
         "members that call link unlike make no domain",
         _DOMAIN,

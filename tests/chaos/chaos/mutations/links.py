@@ -9,6 +9,22 @@ _TESTS = "tests/unit/_links"
 
 MUTATIONS = (
     Mutation(
+        "failed-dials-stay-open",
+        "the connection of a dial that fails is closed",
+        f"{_LINKS}/dialer.py",
+        "            if stream.link is None:\n                connection.close()",
+        "            pass",
+        tests=f"{_TESTS}/test_dialer.py -k dial_that_fails",
+    ),
+    Mutation(
+        "busy-peers-without-pause",
+        "a busy peer is dialed again after pauses",
+        f"{_LINKS}/dialer.py",
+        "await asyncio.sleep(self._pauses.next())",
+        "pass",
+        tests=f"{_TESTS}/test_dialer.py -k busy",
+    ),
+    Mutation(
         "frozen-itself",
         "a process that was frozen itself does not take its peers for dead",
         f"{_LINKS}/heartbeat.py",

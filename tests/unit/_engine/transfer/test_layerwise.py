@@ -240,6 +240,13 @@ def test_blocks_do_not_go_to_a_slot(sender):
     sender.refuses(sender.blocks, by_key(SLOT_KEY, range(2)), [0], [0], words=NO_BLOCKS_TO_CACHE)
 
 
+def test_indices_belong_to_destinations_of_blocks(sender):
+    """Item 47: a slot takes none, and a blocks cache needs them, whatever the source is."""
+    slot, blocks = by_key(SLOT_KEY, range(1)), by_key(BLOCK_KEY, range(1))
+    sender.refuses(sender.slots, slot, None, [0], 256, words=["slot", "leave the lists out"])
+    sender.refuses(sender.slots, blocks, words=["without dst_block_indices", "give"])
+
+
 def test_wrong_addresses(raw_sender):
     """Item 47: at use, before anything is sent."""
     four = [4096] * 4
