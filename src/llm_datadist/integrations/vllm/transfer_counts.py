@@ -1,6 +1,6 @@
 """Counts of transfers between two reports to vLLM, as plain values that travel between processes.
 
-A worker counts its part of each request, so with N tensor parallel ranks a request counts N times.
+A worker counts its part of each request, so with N workers a request counts N times.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def metrics_for(*arguments: Any, **named: Any) -> ConnectorMetrics | None:
     except Exception as error:
         logger.warning(
             "/metrics has no figures of the connector, because this vLLM offers metrics in another "
-            "way than 0.32: %s",
+            "way than those that the connector knows: %s",
             str(error) or type(error).__name__,
         )
         return None

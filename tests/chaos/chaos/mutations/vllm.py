@@ -154,8 +154,7 @@ MUTATIONS = (
         """        self._worker.withdraw(published.caches)
         with self._wake:
             self._published.pop(published.request_id, None)
-        self._reports.counts.add("requests_held", by=-1)
-        self._reports.counts.add("requests_released", published.reason)
+        self._reports.count_released(published.reason)
         self._reports.add_sent(published.request_id)
 """,
         """        self._reports.add_sent(published.request_id)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
+import prometheus_client
 import pytest
 
 from support.vllm.interface import (
@@ -180,6 +182,43 @@ def test_an_engine_with_both_roles_prefills_and_decodes(make):
         first.until(f"p{value}")
 
 
+def test_the_figures_of_both_sides_reach_vllm(make, connector):
+    producer, consumer = make("kv_producer"), make("kv_consumer")
+    assert consumer.worker.get_kv_connector_stats() is None
+    params = producer.offer("p", [3, 7, 5])
+    held = producer.worker.get_kv_connector_stats()
+    assert held.data == {"requests_held": {"": 1}}
+    consumer.load("d", params, [1, 2, 4])
+    producer.until("p")
+    stats = consumer.worker.get_kv_connector_stats()
+    assert stats.data["requests_fetched"] == {"host": 1}
+    assert stats.data["fetched_bytes"] == {"host": consumer.kv[:, :3].nbytes}
+    assert consumer.worker.get_kv_connector_stats() is None
+    released = {"requests_held": {"": -1}, "requests_released": {"fetched": 1}}
+    assert producer.worker.get_kv_connector_stats().data == released
+    assert connector.build_kv_connector_stats(stats.to_dict()).reduce()["Requests fetched"] == 1
+
+
+@pytest.mark.expects_log("will be recomputed")
+def test_the_scheduler_counts_offers_that_it_cannot_use(make):
+    consumer = make("kv_consumer")
+    one = request("d", range(TOKENS), {"do_remote_prefill": True})
+    consumer.scheduler.get_num_new_matched_tokens(one, 0)
+    stats = consumer.scheduler.get_kv_connector_stats()
+    assert stats.data == {"requests_recomputed": {"offer": 1}}
+
+
+def test_metrics_are_made_of_what_vllm_passes(connector):
+    registry = prometheus_client.CollectorRegistry()
+    kinds = (prometheus_client.Gauge, prometheus_client.Counter, prometheus_client.Histogram)
+    types = {kind: partial(kind, registry=registry) for kind in kinds}
+    config = SimpleNamespace(kv_transfer_config=None)
+    metrics = connector.build_prom_metrics(config, types, ["engine"], {0: ["0"]})
+    metrics.observe({"requests_fetched": {"host": 2}}, 0)
+    name = "vllm:llm_datadist_requests_fetched_total"
+    assert registry.get_sample_value(name, {"engine": "0", "path": "host"}) == 2
+
+
 def test_workers_are_ordered_by_pipeline_rank_then_tensor_rank(make):
     engine = make("kv_both", mode="push")
     metadata = type(engine.worker.get_handshake_metadata())
@@ -232,6 +271,8 @@ def test_an_engine_that_sleeps_withdraws_its_memory_and_reports_what_it_holds(ma
     producer.meet()
     assert producer.worker.get_handshake_metadata().rank.cluster_id != before.cluster_id
     assert producer.step().finished_sending == {"p"}
+    figures = producer.worker.get_kv_connector_stats().data
+    assert figures == {"requests_held": {"": 0}, "requests_released": {"closed": 1}}
     producer.kv[:, [3, 7, 5]] = 4.0
     _, failed = consumer.load("e", producer.offer("q", [3, 7, 5]), [1, 2, 4])
     assert failed == set()

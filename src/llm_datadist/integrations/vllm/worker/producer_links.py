@@ -40,6 +40,7 @@ _REASONS = {
     LLMStatusCode.LLM_KV_CACHE_NOT_EXIST: "withdrawn",
     LLMStatusCode.LLM_SUSPECT_REMOTE_ERROR: "memory_fault",
     LLMStatusCode.LLM_DEVICE_MEM_ERROR: "memory_fault",
+    LLMStatusCode.LLM_ENGINE_FINALIZED: "closed",
 }
 
 

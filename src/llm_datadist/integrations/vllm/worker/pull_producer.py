@@ -124,6 +124,7 @@ class PullProducer:
             self._by_cache.clear()
         for published in left.values():
             if published.deadline is not None:
+                self._reports.count_released("closed")
                 self._reports.add_sent(published.request_id)
 
     def _lease_ended(self, end: LeaseEnd) -> None:
@@ -213,6 +214,5 @@ class PullProducer:
         self._worker.withdraw(published.caches)
         with self._wake:
             self._published.pop(published.request_id, None)
-        self._reports.counts.add("requests_held", by=-1)
-        self._reports.counts.add("requests_released", published.reason)
+        self._reports.count_released(published.reason)
         self._reports.add_sent(published.request_id)

@@ -144,6 +144,7 @@ class PushConsumer:
         """
         for wait in self._dispatcher.close():
             if wait.order.blocks:
+                self._reports.counts.add("requests_recomputed", "closed")
                 self._reports.add_loaded(wait.order.request_id, wait.order.blocks)
 
     def _poll(self, wait: _Wait) -> bool:

@@ -132,9 +132,10 @@ class PushProducer:
 
         Close the instance first, so that running pushes fail at once.
         """
-        for progress in self._dispatcher.close():
-            if progress.is_finished:
-                self._reports.add_sent(progress.order.request_id)
+        left = self._dispatcher.close()
+        for request_id in {each.order.request_id for each in left if each.is_finished}:
+            self._reports.count_released("closed")
+            self._reports.add_sent(request_id)
         self._by_request.clear()
         self._step = []
 
@@ -314,8 +315,7 @@ class PushProducer:
             self._by_request[request_id] = others
         progress.mailbox.close()
         if progress.is_finished and not others:
-            self._reports.counts.add("requests_held", by=-1)
-            self._reports.counts.add("requests_released", reason)
+            self._reports.count_released(reason)
             self._reports.add_sent(request_id)
 
 

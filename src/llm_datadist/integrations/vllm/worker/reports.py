@@ -63,6 +63,11 @@ class Reports:
             self._ended.sent.add(request_id)
             self.note_change()
 
+    def count_released(self, reason: str) -> None:
+        """Count a request whose blocks were kept for a consumer, and are not any more."""
+        self.counts.add("requests_held", by=-1)
+        self.counts.add("requests_released", reason)
+
     def add_loaded(self, request_id: str, failed_blocks: Iterable[int]) -> None:
         """Report a request whose load has ended, with the local blocks that it lacks."""
         missing = set(failed_blocks)

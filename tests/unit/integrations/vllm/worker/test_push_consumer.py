@@ -267,3 +267,4 @@ def test_a_request_that_waits_when_the_worker_closes_is_reported_as_failed(make,
     assert side.reported() == [("loaded", "r", set(BLOCKS))]
     side.close()
     assert len(side.reported()) == 1
+    assert side.worker.reports.counts.take() == {"requests_recomputed": {"closed": 1}}

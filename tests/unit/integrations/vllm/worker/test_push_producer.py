@@ -273,3 +273,5 @@ def test_a_request_that_is_kept_when_the_worker_closes_comes_back(make, is_finis
         side.producer.finish("r")
     side.close()
     assert side.events == [("sent", "r")] * is_finished
+    closed = {"requests_held": {"": 0}, "requests_released": {"closed": 1}}
+    assert side.counted() == (closed if is_finished else {})
