@@ -82,8 +82,9 @@ def pair(**options):
 
 def run_page(page, tmp_path, monkeypatch):
     """Run all blocks of a page."""
-    if page.name in RUNS:
-        RUNS[page.name](page, tmp_path, monkeypatch)
+    name = page.name.replace(".zh-CN", "")
+    if name in RUNS:
+        RUNS[name](page, tmp_path, monkeypatch)
         return
     with pair() as made:
         page.run(made.names, count=None)
@@ -243,6 +244,7 @@ def tensors(page, tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     sizes = {"num_blocks": 128, "block_tokens": 16, "heads": 2, "head_dim": 16, "layers": 2}
     with pair() as made:
+        made.prefill.cache_manager.unregister_cache(made.kept.cache_id)
         for instance in (made.prefill, made.decode):
             names = made.names | sizes | {"torch": torch, "manager": instance.cache_manager}
             page.run_again(page.blocks[0], names)
@@ -275,6 +277,63 @@ def options(page, tmp_path, monkeypatch):
     names = {"LLMConfig": LLMConfig, "os": os}
     page.run(names, count=None)
     assert names["config"].generate_options()["llm.SyncKvCacheWaitTime"] == "2000"
+
+
+def pair_of_programs(page, tmp_path, monkeypatch):
+    """Two programs of a tutorial: the first one listens, the second one links and ends."""
+    if "import torch" in page.text:
+        pytest.importorskip("torch")
+    secret = tmp_path / "secret"
+    secret.write_text("a secret of this test alone")
+    secret.chmod(0o600)
+    monkeypatch.setenv("LLM_DATADIST_SECRET_FILE", str(secret))
+    page.save_programs(tmp_path)
+    (block,) = (block for block in page.left() if block.text.startswith("python "))
+    server, client = (words[1:] for words in commands(block.text))
+    address = server[-1]
+    own = address.replace("10.0.0.5:26000", f"{LOOPBACK}:0").replace("26000", "0")
+    with program(tmp_path, server[0], own) as serving:
+        listening = serving.stdout.readline().strip()
+        port = listening.rpartition(":")[2]
+        assert f" listens on {LOOPBACK}:" in listening
+        shown = []
+        where = address.replace("10.0.0.5", LOOPBACK).replace("26000", port)
+        with program(tmp_path, client[0], where) as linking:
+            shown += ended(linking)
+        block.ran = True
+        page.replaced = {
+            "--listen 10.0.0.5:26000": f"--listen {LOOPBACK}:0",
+            "10.0.0.5:26000": f"{LOOPBACK}:{port}",
+        }
+        page.run({}, count=None)
+        shown += ended(serving)
+    expected = "".join(each.text for each in page.blocks if each.language == "text")
+    assert shown
+    for line in shown:
+        assert line in expected or line in page.text or line.startswith("the path was"), line
+
+
+@contextlib.contextmanager
+def program(folder, name, argument):
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", str(folder / name), argument],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def ended(process):
+    """Press Enter, wait for the end of a program, and return the lines that it has printed."""
+    shown, _ = process.communicate("\n", timeout=60)
+    assert process.returncode == 0, shown
+    return shown.splitlines()
 
 
 def asyncio_nodes(page, tmp_path, monkeypatch):
@@ -315,6 +374,10 @@ RUNS = {
     "docs/howto/tracing.md": tracing,
     "docs/reference/options.md": options,
     "docs/tutorial/asyncio.md": asyncio_nodes,
+    "docs/tutorial/layer-by-layer.md": pair_of_programs,
+    "docs/tutorial/torch.md": pair_of_programs,
+    "docs/tutorial/two-hosts.md": pair_of_programs,
+    "docs/tutorial/two-processes.md": pair_of_programs,
 }
 #: Skipped where torch is not installed.
-NEED_TORCH = ["docs/howto/tensors.md"]
+NEED_TORCH = ["docs/howto/tensors.md", "docs/tutorial/torch.md"]

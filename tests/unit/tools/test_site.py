@@ -11,7 +11,7 @@ DOCS = ROOT / "docs"
 
 def test_every_page_is_in_the_navigation():
     listed = re.findall(
-        r"- (?:[\w -]+: )?([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE
+        r"- (?:[\w -]+: )?([\w./-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE
     )
     assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
 
