@@ -16,7 +16,7 @@ app = typer.Typer(
     help="Moves KV caches between the prefill and decode processes of large language models.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_show_locals=False,
 )
 app.command()(demo)
