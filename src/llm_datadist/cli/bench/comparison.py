@@ -10,12 +10,14 @@ from llm_datadist.cli.bench import limits
 from llm_datadist.cli.bench.driver import (
     Driver,
     call_times,
+    facts_of_link,
     leave,
     prepare,
     prepare_write,
     start,
     turn,
 )
+from llm_datadist.cli.bench.paths import remedy_of
 from llm_datadist.cli.bench.plan import shortened
 from llm_datadist.cli.bench.results import Latency, Limit, Result
 from llm_datadist.cli.bench.work import MIB, Case
@@ -70,7 +72,7 @@ class Comparison:
         report: Called with a sentence about each thing that is done.
 
     Raises:
-        RuntimeError: A contender cannot start.
+        RuntimeError: A contender cannot start; with the remedy.
     """
 
     def __init__(
@@ -85,13 +87,24 @@ class Comparison:
         self._path, self._settings, self._run = path, settings, run
         self._clock, self._report = clock, report
         self._size = max(size, _CEILING.total_bytes if settings.limits else 0)
-        kinds: list[type[Contender]] = [path.own]
-        kinds += [path.rivals[name] for name in settings.rivals if name in path.rivals]
+        self._kinds: dict[str, type[Contender]] = {path.own.name: path.own}
+        rivals = {path.rivals[name].name: name for name in settings.rivals if name in path.rivals}
+        self._kinds |= {path.rivals[name].name: path.rivals[name] for name in rivals.values()}
         if settings.limits and path.limit is not None:
-            kinds.append(path.limit)
-        self._kinds = {kind.name: kind for kind in kinds}
-        with clock.paused():
-            self._drivers = start(kinds, self._size, path.environment)
+            self._kinds[path.limit.name] = path.limit
+        self._prepared: set[str] = set()
+        try:
+            with clock.paused():
+                self._drivers = start(list(self._kinds.values()), self._size, path.environment)
+        except RuntimeError as error:
+            failed = next((rivals[name] for name in rivals if str(error).startswith(name)), None)
+            if failed is None:
+                raise
+            first, *more = str(error).splitlines()
+            text = f"--vs {failed}: {first}: {remedy_of(failed)}, or leave it out"
+            raise RuntimeError("\n".join([text, *more])) from None
+        if path.expects:
+            self._note_path()
 
     def __enter__(self) -> Self:
         return self
@@ -143,6 +156,7 @@ class Comparison:
             RuntimeError: This library failed, or moved wrong bytes.
         """
         ends = self._clock.elapsed_s + self._clock.share_s
+        self._prepared.clear()
         job = shortened(job, self._clock.share_s / len(self._kinds))
         for operation in job.operations:
             if operation == "push" and not self._path.pushes:
@@ -164,6 +178,14 @@ class Comparison:
             self._report(_sentence(job, operation, rows.values()))
         self._clock.step()
 
+    def _note_path(self) -> None:
+        """Note when this library moves the blocks by another path than is to be measured."""
+        link = self._drivers[self._path.own.name].call(facts_of_link)
+        backend = link["backend"]["host"]
+        if backend != self._path.expects:
+            why = link["why"].get("host", "")
+            self._run.notes.append(f"{self._path.name}: blocks move over {backend}, because {why}")
+
     def _is_limit(self, name: str) -> bool:
         return self._path.limit is not None and name == self._path.limit.name
 
@@ -179,7 +201,8 @@ class Comparison:
                 row.problem = "it could not be started again"
                 continue
             found = None
-            if operation == "pull" or job.operations[0] == "push":
+            if operation == "pull" or name not in self._prepared:
+                self._prepared.add(name)
                 found = self._attempt(name, prepare, job.case)
             if operation == "push" and not isinstance(found, str):
                 found = self._attempt(name, prepare_write, job.case)
@@ -192,6 +215,7 @@ class Comparison:
         found = self._attempt(row.contender, turn, _METHODS[operation], case, 1, seconds)
         if isinstance(found, str):
             row.problem = found
+            row.gbps.clear()
             return
         done, elapsed = found
         row.gbps.append(case.total_bytes * done / elapsed / 1e9)
@@ -208,6 +232,7 @@ class Comparison:
             if name == self._path.own.name:
                 raise
             problem = str(error).splitlines()[0]
+            self._prepared.discard(name)
             self._drivers.pop(name).close()
             with suppress(RuntimeError), self._clock.paused():  # `_ready` says so from now on
                 self._drivers |= start([self._kinds[name]], self._size, self._path.environment)

@@ -51,6 +51,10 @@ class Contender(ABC):
         """Transfer to the owner's buffer."""
         raise NotImplementedError
 
+    def describe(self) -> dict[str, Any]:
+        """Return the facts of its link, if it has one."""
+        return {}
+
     @property
     def pids(self) -> list[int]:
         """Ids of the processes that it has, beside the one that it is in."""

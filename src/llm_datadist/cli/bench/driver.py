@@ -23,7 +23,16 @@ if TYPE_CHECKING:
 
     from llm_datadist.cli.bench.contender import Contender
 
-__all__ = ["Driver", "call_times", "leave", "prepare", "prepare_write", "start", "turn"]
+__all__ = [
+    "Driver",
+    "call_times",
+    "facts_of_link",
+    "leave",
+    "prepare",
+    "prepare_write",
+    "start",
+    "turn",
+]
 
 
 class Driver:
@@ -101,7 +110,8 @@ def _drive(
         try:
             pipe.send(action(contender, *arguments))
         except Exception as error:
-            problem = f"{contender.name}: {action.__name__}: {error}\n{traceback.format_exc()}"
+            reason = str(error) or type(error).__name__
+            problem = f"{contender.name}: {action.__name__}: {reason}\n{traceback.format_exc()}"
             pipe.send(RuntimeError(problem))
 
 
@@ -151,6 +161,11 @@ def prepare(contender: Contender, case: Case) -> None:
 def prepare_write(contender: Contender, case: Case) -> None:
     """After `prepare`, make a write of which every byte is checked."""
     contender.check_write(case)
+
+
+def facts_of_link(contender: Contender) -> dict[str, Any]:
+    """Return the facts of the contender's link."""
+    return contender.describe()
 
 
 def leave(contender: Contender) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from llm_datadist.cli.bench.contender import Contender
 
-__all__ = ["PATHS", "RIVALS", "DataPath", "check_installed"]
+__all__ = ["PATHS", "RIVALS", "DataPath", "check_installed", "remedy_of"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class DataPath:
         has_iperf: Whether iperf3 measures a limit.
         pushes: Whether pushes are measured.
         environment: Variables of the processes.
+        expects: Backend that the link should have; empty for any.
         is_remote: Whether the owner is on another host, and learns that a run has ended.
     """
 
@@ -43,14 +44,17 @@ class DataPath:
     has_iperf: bool = False
     pushes: bool = True
     environment: Mapping[str, str] = field(default_factory=dict)
+    expects: str = ""
     is_remote: bool = False
 
 
 PATHS = {
     each.name: each
     for each in (
-        DataPath("same-host", Datadist, {"nixl": Nixl}, BareReadv, BigMemcpy),
-        DataPath("pool", DatadistPool, {"nixl": Nixl}, None, BigMemcpy, pushes=False),
+        DataPath("same-host", Datadist, {"nixl": Nixl}, BareReadv, BigMemcpy, expects="host"),
+        DataPath(
+            "pool", DatadistPool, {"nixl": Nixl}, None, BigMemcpy, pushes=False, expects="host"
+        ),
         DataPath(
             "tcp",
             DatadistTcp,
@@ -62,24 +66,27 @@ PATHS = {
 }
 """By name. The path "pool" is that of one host too, from memory that the owner's pool allocated."""
 
-RIVALS = ("nixl", "mooncake")
+_REMEDIES = {
+    "nixl": "pip install --no-deps nixl-cu12 (it needs no GPU)",
+    "mooncake": "pip install --no-deps mooncake-transfer-engine-non-cuda, which needs libraries "
+    "(Debian: apt install libibverbs1 librdmacm1 libnuma1 liburing2 libcurl4)",
+}
+RIVALS = tuple(_REMEDIES)
+
+
+def remedy_of(rival: str) -> str:
+    """Return the command that installs a rival."""
+    return _REMEDIES[rival]
 
 
 def check_installed(rival: str) -> None:
-    """Check that a rival of `--vs` can be used.
+    """Check that a rival of `--vs` is installed.
 
     Raises:
         ValueError: It is unknown, or not installed; with the command that installs it.
     """
     if rival not in RIVALS:
         raise ValueError(f"--vs {rival}: unknown; one of {', '.join(RIVALS)}")
-    if rival == "nixl" and PACKAGE is None:
-        raise ValueError(
-            "--vs nixl: NIXL is not installed: pip install --no-deps nixl-cu12 (it needs no GPU)"
-        )
-    if rival == "mooncake" and find_spec("mooncake") is None:
-        raise ValueError(
-            "--vs mooncake: Mooncake is not installed: pip install --no-deps "
-            "mooncake-transfer-engine-non-cuda (Debian: also apt install libibverbs1 librdmacm1 "
-            "libnuma1 liburing2 libcurl4)"
-        )
+    is_there = PACKAGE if rival == "nixl" else find_spec("mooncake")
+    if is_there is None:
+        raise ValueError(f"--vs {rival}: it is not installed: {remedy_of(rival)}")

@@ -11,7 +11,7 @@ import os
 import secrets
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llm_datadist import BlocksCacheKey, LLMConfig, LLMDataDist, LLMRole
 from llm_datadist.cli.bench import work
@@ -212,7 +212,7 @@ class Remote(Contender):
         """End the instance."""
         self._link.__exit__(None, None, None)
 
-    def describe(self) -> dict[str, object]:
+    def describe(self) -> dict[str, Any]:
         """Return the facts of the link."""
         return self.instance.describe_link(self._peer)
 

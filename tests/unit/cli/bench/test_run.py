@@ -92,6 +92,44 @@ def test_ctrl_c_leaves_no_process(eventually):
     eventually(lambda: not processes_of(run.pid))
 
 
+@pytest.mark.slow
+def test_a_path_that_cannot_be_used_is_said():
+    from support.setup import run_program
+
+    program = (
+        "from llm_datadist.cli import main\n"
+        "from support.restricted import deny_reads\n"
+        "deny_reads(1)\nmain()"
+    )
+    done = run_program(program, "bench", *TINY, "--limits", "--operation", "pull")
+    assert done.returncode == 0, done.stderr
+    words = " ".join(done.stdout.split())
+    assert "same-host: blocks move over tcp, because " in words
+    assert "process_vm_readv read too little: the process may not be read" in words
+
+
+class Absent(Broken):
+    """Cannot be made."""
+
+    name = "absent"
+
+    def __init__(self, _local):
+        raise OSError("libother.so: cannot open shared object file")
+
+
+@pytest.mark.slow
+def test_a_library_that_cannot_be_loaded_is_an_error_with_the_remedy(monkeypatch):
+    from llm_datadist.cli.bench.paths import PATHS
+
+    path = replace(PATHS["same-host"], rivals={"nixl": Absent})
+    monkeypatch.setitem(PATHS, "same-host", path)
+    monkeypatch.setattr("llm_datadist.cli.bench.run.check_installed", lambda _rival: None)
+    outcome = invoke(*TINY, "--vs", "nixl")
+    assert outcome.exit_code == 1
+    assert "--vs nixl: absent: libother.so: cannot open" in outcome.stderr
+    assert "pip install --no-deps nixl-cu12 (it needs no GPU), or leave it out" in outcome.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
