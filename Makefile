@@ -298,5 +298,10 @@ $(VENV)/.docs: $(VENV)/.tools
 bench: $(VENV)/.installed
 	cd benchmarks && ../$(BIN)/python -m bench $(or $(ARGS),same-host)
 
+# Instructions that small calls take, against a baseline; valgrind counts them. ARGS=--update makes another baseline.
+.PHONY: instructions
+instructions: $(VENV)/.installed
+	cd benchmarks && ../$(BIN)/python -m instructions $(ARGS)
+
 clean:
 	rm -rf build dist $(VENV) $(VLLM_VENV)

@@ -1,0 +1,1 @@
+"""Instructions that small calls take, counted by callgrind and compared with a baseline."""
