@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -88,6 +89,16 @@ def run_page(page, tmp_path, monkeypatch):
         return
     with pair() as made:
         page.run(made.names, count=None)
+
+
+def benchmark(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    row = {"path": "tcp", "operation": "pull", "preset": "", "block_bytes": 4096}
+    for name, rate in (("before", 2.0), ("after", 1.0)):
+        each = row | {"contender": "llm-datadist (tcp)", "gbps_median": rate}
+        rows = [each, row | {"contender": "NIXL", "gbps_median": None}]
+        (tmp_path / f"{name}.json").write_text(json.dumps({"results": rows}))
+    page.run({}, count=None)
 
 
 def containers(page, tmp_path, monkeypatch):
@@ -360,6 +371,7 @@ def asyncio_nodes(page, tmp_path, monkeypatch):
 
 
 RUNS = {
+    "docs/howto/benchmark.md": benchmark,
     "docs/howto/containers.md": containers,
     "docs/howto/diagnose.md": diagnose,
     "docs/howto/troubleshooting.md": diagnose,
