@@ -10,22 +10,27 @@ if TYPE_CHECKING:
 
 __all__ = ["remedy_for"]
 
+_CACHE: Final = "give the Cache that its registration has returned"
 _JSON: Final = "give JSON text, such as that of json.dumps"
 _LAYERS: Final = "give range(first, last + 1)"
 _MILLISECONDS: Final = "give whole milliseconds"
+_TEXT: Final = 'option values are text: give "1000" for 1000, "1" for True'
 
 #: Name of the argument, or of the property of LLMConfig -> remedy.
 _REMEDIES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "addrs": "give tensor.data_ptr() or array.ctypes.data, or use register_tensors",
         "buf_pool_cfg": _JSON,
+        "cache": _CACHE,
         "cache_id": "give cache.cache_id",
         "cache_keys": "give a list, of one key [key]",
         "cluster_id": "give the number of an instance; aio.cluster_id_of(name) makes one of a name",
         "clusters": "give a list, of one LLMClusterInfo [info]",
         "config": "make one with LLMConfig()",
         "data_type": "give a member of DataType, such as DataType.DT_FLOAT16",
+        "dst_cache": _CACHE,
         "dst_layer_range": _LAYERS,
+        "ge_options": _TEXT,
         "global_resource_config": _JSON,
         "host_mem_pool_cfg": _JSON,
         "layer_synchronizer": "give an object of a subclass of LayerSynchronizer",
@@ -41,6 +46,7 @@ _REMEDIES: Final[Mapping[str, str]] = MappingProxyType(
         "rank_table": _JSON,
         "role": "give LLMRole.PROMPT, LLMRole.DECODER or LLMRole.MIX",
         "rules": "give a list, of one FaultRule [rule]",
+        "src_cache": _CACHE,
         "src_layer_range": _LAYERS,
         "sync_kv_timeout": _MILLISECONDS,
         "tensors": "give a list, of one tensor [tensor]",
@@ -54,5 +60,5 @@ _REMEDIES: Final[Mapping[str, str]] = MappingProxyType(
 def remedy_for(name: str) -> str:
     """Return the remedy for an argument, "" if its type says all; `name` may have an index."""
     if name.startswith("option "):
-        return 'option values are text: give "1000" for 1000, "1" for True'
+        return _TEXT
     return _REMEDIES.get(name.partition("[")[0], "")

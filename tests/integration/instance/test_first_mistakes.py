@@ -66,6 +66,16 @@ MISTAKES = {
         TypeError,
         ["llm.SyncKvCacheWaitTime", 'give "1000"'],
     ),
+    "a number in ge_options": (
+        lambda w: configured(ge_options={"ge.flowGraphMemMaxSize": 1 << 20}),
+        TypeError,
+        ["ge.flowGraphMemMaxSize", 'give "1000"'],
+    ),
+    "a cache id as a cache": (
+        lambda w: w.manager.pull_blocks(BlocksCacheKey(2), w.blocks.cache_id, [0], [1]),
+        TypeError,
+        ["dst_cache", "the Cache that its registration has returned"],
+    ),
     "a pool as a dict": (
         lambda w: configured(mem_pool_cfg={"memory_size": 1 << 20}),
         TypeError,
@@ -201,7 +211,7 @@ def test_caches_of_unequal_tensors(world):
 
 
 def test_every_remedy_belongs_to_an_argument():
-    arguments = set(LLMConfig._properties) | {"instance"}
+    arguments = {*LLMConfig._properties, "ge_options"}
     for kind in (LLMDataDist, CacheManager, CacheDesc, FaultPolicy, aio.Node):
         for _, method in inspect.getmembers(kind, inspect.isfunction):
             arguments |= set(inspect.signature(method).parameters)
