@@ -245,6 +245,22 @@ MUTATIONS = (
         tests=f"{_TESTS}/worker/test_pull_producer.py",
     ),
     Mutation(
+        "layers-that-the-consumer-lacks-are-awaited",
+        "push mode: a worker sends the layers that the consumer's worker holds",
+        f"{_VLLM}/worker/push_progress.py",
+        "    return first <= layers[tensor] < end\n",
+        "    return True\n",
+        tests=f"{_TESTS}/worker/test_push_progress.py",
+    ),
+    Mutation(
+        "any-stage-takes-a-ticket",
+        "push mode: a ticket is of the worker that its mailbox is for",
+        f"{_VLLM}/worker/push_producer.py",
+        "            if not is_here or len(readers) > _MOST_READERS:\n",
+        "            if len(readers) > _MOST_READERS:\n",
+        tests=f"{_TESTS}/worker/test_push_producer.py",
+    ),
+    Mutation(
         "packed-tokens-are-divided",
         "blocks whose tokens are packed are not divided",
         f"{_VLLM}/rank_layouts.py",
