@@ -154,9 +154,13 @@ class RankEngine:
     def loaded(self):
         """Wait until all workers have loaded; returns the blocks that each lacks."""
         failed = self.all_loaded()
+        self.forget()
+        return failed
+
+    def forget(self):
+        """End the loaded request on the scheduler side, so that it can come again."""
         self.scheduler.loaded({"d"})
         self.scheduler.finished(self._loading, ([],))
-        return failed
 
     def all_loaded(self):
         """As `loaded`, for requests that the scheduler side does not know."""
