@@ -295,6 +295,12 @@ $(VENV)/.docs: $(VENV)/.tools
 	@$(BIN)/pip install -qq --group docs
 	@touch $@
 
+# The performance page from the runs of `llm-datadist bench` in benchmarks/runs; a test checks that it is.
+.PHONY: performance
+performance: $(VENV)/.installed
+	@$(BIN)/pip install -qq "matplotlib>=3.7"
+	$(BIN)/python tools/make_performance.py
+
 bench: $(VENV)/.installed
 	cd benchmarks && ../$(BIN)/python -m bench $(or $(ARGS),same-host)
 

@@ -39,13 +39,23 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path, source: str = "") -> None:
     """Write the file of a picture.
+
+    Args:
+        figure: The picture.
+        path: The file.
+        source: What an .svg file names as its source; it then has no date either, and is the same
+            each time.
 
     Raises:
         ValueError: It cannot be written.
     """
+    from matplotlib import rc_context  # noqa: PLC0415  # an extra
+
+    metadata = {"Source": source, "Date": None} if source else None
     try:
-        figure.savefig(path)
+        with rc_context({"svg.hashsalt": source} if source else {}):
+            figure.savefig(path, metadata=metadata)
     except OSError as problem:
         raise ValueError(f"--plot {path}: {problem.strerror or problem}") from problem

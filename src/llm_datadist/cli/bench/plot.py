@@ -25,13 +25,21 @@ _MARKERS = {"pull": "o", "push": "s"}
 _MOST_TICKS = 12
 
 
-def plot(run: Run, path: Path) -> None:
-    """Draw a panel for each path with blocks of one size, and one for each with models.
+def plot(run: Run, path: Path, *, only: str = "", source: str = "") -> None:
+    """Draw a panel for each data path with blocks of one size, and one for each with models.
+
+    Args:
+        run: The figures.
+        path: The file.
+        only: Draw this data path only.
+        source: What the file names as its source.
 
     Raises:
         ValueError: There is nothing to draw, or the file cannot be written.
     """
-    measured = [row for row in run.results if row.gbps_median is not None]
+    measured = [
+        row for row in run.results if row.gbps_median is not None and only in {"", row.path}
+    ]
     panels = list(dict.fromkeys((row.kind, row.path) for row in measured))
     if not panels:
         raise ValueError(f"--plot {path}: nothing was measured: give more --seconds")
@@ -52,7 +60,7 @@ def plot(run: Run, path: Path) -> None:
         else:
             _draw_models(axes, name, rows)
         axes.spines[["top", "right"]].set_visible(False)
-    save(figure, path)
+    save(figure, path, source)
 
 
 def _color(name: str, names: Sequence[str], rows: Sequence[Result]) -> str:
