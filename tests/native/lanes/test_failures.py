@@ -299,6 +299,20 @@ def test_close_ends_running_and_waiting_operations(link, code, operation):
     assert one.ping() == code.CANCELLED
 
 
+def test_nothing_lands_once_close_has_returned(link, code):
+    for _ in range(10):
+        one = link(size=1 << 18, lanes=1)
+        one.remote[:] = 7
+        one.local[:] = 0
+        result = run_aside(lambda one=one: one.read([(0, 0, 1 << 18)] * 6000))
+        while not one.local[0]:
+            time.sleep(0.0005)
+        one.lanes.close()
+        one.local[:] = 0
+        assert result().code == code.CANCELLED
+        assert not one.local.any()
+
+
 def test_operations_of_a_closed_instance_say_so(link, code):
     one = link()
     one.node.close()
