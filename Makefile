@@ -30,9 +30,9 @@ test: $(VENV)/.installed $(VENV)/.test
 
 # After an edit of the native sources; Python edits are live (editable install).
 native: $(VENV)/.tools
-	@echo "building the native core"
-	@$(BIN)/pip install -qq --no-build-isolation --no-deps -e .
-	@touch $(VENV)/.installed
+	@if ! test -e $(VENV)/.installed; then $(MAKE) $(VENV)/.installed; else \
+	  echo "building the native core" && \
+	  $(BIN)/pip install -qq --no-build-isolation --no-deps -e . && touch $(VENV)/.installed; fi
 
 # ---- installed tools and the package -------------------------------------------------------------
 
