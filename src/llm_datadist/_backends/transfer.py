@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+import msgspec
+
 from llm_datadist._types.refs import NO_REF, Ref
 
 if TYPE_CHECKING:
@@ -13,9 +15,7 @@ if TYPE_CHECKING:
 
     from llm_datadist._types import Placement
 
-    U64Array = npt.NDArray[np.uint64]
-
-
+U64Array: TypeAlias = "npt.NDArray[np.uint64]"
 MemoryKind: TypeAlias = Literal["DRAM", "VRAM"]
 
 
@@ -40,8 +40,7 @@ class Region:
     kind: MemoryKind = "DRAM"
 
 
-@dataclass(slots=True)
-class Transfer:
+class Transfer(msgspec.Struct):
     """One read or write: descriptor arrays, and the guards that must hold for it to count.
 
     Attributes:

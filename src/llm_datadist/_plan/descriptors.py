@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from array import array
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _U64 = np.dtype(np.uint64)
 _I64 = np.dtype(np.int64)
+
+_new_plan = partial(tuple.__new__, Plan)  # without a Python frame
 
 _FEW = 8
 """Up to this many descriptors plain Python is quicker than numpy's fixed costs."""
@@ -214,11 +217,18 @@ def _plan_few(
     length: int,
 ) -> Plan:
     """Plan pieces of equal length at (local, remote) offsets in every tensor, in plain Python."""
+    tensor_shift = remote_tensors.start - local_tensors.start
+    if len(offsets) == len(local_tensors) == 1:
+        tensor = local_tensors.start
+        local_offset, remote_offset = offsets[0]
+        local_addr = local.starts[tensor] + local_offset
+        remote_addr = remote.starts[tensor + tensor_shift] + remote_offset
+        local_array, remote_array = np.array((local_addr,), _U64), np.array((remote_addr,), _U64)
+        return _new_plan((local_array, remote_array, np.array((length,), _U64), length))
     locals_: list[int] = []
     remotes: list[int] = []
     lengths: list[int] = []
     local_end = remote_end = -1
-    tensor_shift = remote_tensors.start - local_tensors.start
     for tensor in local_tensors:
         local_start = local.starts[tensor]
         remote_start = remote.starts[tensor + tensor_shift]
@@ -236,12 +246,8 @@ def _plan_few(
     count = len(lengths)
     # One buffer costs less than three arrays, and numpy takes long to convert Python integers.
     joined = np.frombuffer(array("Q", locals_ + remotes + lengths), _U64)
-    return Plan(
-        joined[:count],
-        joined[count : 2 * count],
-        joined[2 * count :],
-        len(local_tensors) * len(offsets) * length,
-    )
+    total_bytes = len(local_tensors) * len(offsets) * length
+    return Plan(joined[:count], joined[count : 2 * count], joined[2 * count :], total_bytes)
 
 
 def _runs(local: Blocks, remote: Blocks, *, push: bool) -> tuple[U64, U64, U64]:

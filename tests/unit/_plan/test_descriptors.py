@@ -32,6 +32,19 @@ def test_one_block():
     assert plan.total_bytes == 100
 
 
+@pytest.mark.parametrize("tensors", [1, 2])
+@pytest.mark.parametrize("count", [0, 1, 2, 8, 9])
+def test_the_native_core_can_read_the_arrays_of_a_plan(count, tensors):
+    """However few there are, they are whole uint64 arrays of one length."""
+    many = Layout.of([1 << 40, 1 << 41], 4_000, 40)
+    listed = blocks(*range(0, 2 * count, 2))
+    plan = plan_blocks(many, listed, range(tensors), many, listed[::-1], range(tensors))
+    for column in plan[:3]:
+        assert (column.dtype, column.shape) == (np.uint64, (count * tensors,))
+        assert column.flags.c_contiguous
+        assert memoryview(column).format in {"L", "Q"}
+
+
 def test_blocks_that_touch_on_both_sides_are_one():
     plan = plan_blocks(LOCAL, blocks(1, 2, 4), BOTH, REMOTE, blocks(5, 6, 7), BOTH)
     assert rows(plan) == [

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec.structs import replace
 
 from llm_datadist._backends.base import Backend, Channel, Handle
 from llm_datadist._backends.outcomes import Code, Outcome, as_outcome

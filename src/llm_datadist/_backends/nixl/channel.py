@@ -8,8 +8,10 @@ moment. So when the engine fails the outcome is the lanes'.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from llm_datadist._backends.base import Channel, Finished
 from llm_datadist._backends.nixl.bindings import NUM_POSTING_THREADS

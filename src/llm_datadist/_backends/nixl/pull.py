@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
 import numpy as np
+from msgspec.structs import replace
 
 from llm_datadist._backends.nixl.pipeline import Direction
 from llm_datadist._backends.outcomes import Code

@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias, final
+
+import msgspec
+from msgspec.structs import replace
 
 from llm_datadist._backends.outcomes import ANY_ENTRY, Code, Outcome
 from llm_datadist._backends.transfer import Transfer
@@ -36,9 +38,10 @@ from llm_datadist._errors import (
     name_request,
     restate,
 )
-from llm_datadist._plan import Plan, cut_between
-from llm_datadist._registry import CorruptDirectory, consumed
-from llm_datadist._tracing import EndedTransfer
+from llm_datadist._plan import Layers, Plan, cut_between
+from llm_datadist._registry import CorruptDirectory, LocalCache, Resolved, consumed
+from llm_datadist._tracing import EndedTransfer, RequestTrace
+from llm_datadist._types import AnyKey
 from llm_datadist._types.refs import NO_REF
 
 if TYPE_CHECKING:
@@ -52,10 +55,6 @@ if TYPE_CHECKING:
     from llm_datadist._engine.transfer.counters import TransferCounters
     from llm_datadist._errors import Fault
     from llm_datadist._links import Link
-    from llm_datadist._plan import Layers
-    from llm_datadist._registry import LocalCache, Resolved
-    from llm_datadist._tracing import RequestTrace
-    from llm_datadist._types import AnyKey
     from llm_datadist._types.refs import Ref
 
     MakePlan: TypeAlias = Callable[[Resolved], Plan]
@@ -77,9 +76,7 @@ _LINK_ENDED = frozenset({Code.PEER_DEAD, Code.CANCELLED})
 _REASON_SECONDS = 0.1
 
 
-@final
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct):
     """One transfer call with checked arguments.
 
     Attributes:
@@ -116,8 +113,7 @@ class Request:
         return src is None or len(src) * tensors_per_layer == found.cache.layout.num_tensors
 
 
-@dataclass(slots=True)
-class _Attempt:
+class _Attempt(msgspec.Struct):
     """One attempt of a request, planned.
 
     Attributes:

@@ -7,11 +7,11 @@ the processors' caches; on the same host the checksums of a read are computed as
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias, final
 
 import numpy as np
+from msgspec.structs import replace
 
 from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._engine.memory.fault_marks import fault_of
