@@ -83,9 +83,8 @@ def pair(**options):
 
 def run_page(page, tmp_path, monkeypatch):
     """Run all blocks of a page."""
-    name = page.name.replace(".zh-CN", "")
-    if name in RUNS:
-        RUNS[name](page, tmp_path, monkeypatch)
+    if page.name in RUNS:
+        RUNS[page.name](page, tmp_path, monkeypatch)
         return
     with pair() as made:
         page.run(made.names, count=None)

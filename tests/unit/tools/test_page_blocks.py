@@ -8,7 +8,10 @@ from support.page_runs import run_page
 from support.pages import FENCE, INDENTED, ROOT, Page, pages, parse
 
 PAGES = {str(path.relative_to(ROOT)): path for path in pages()}
-WITH_CODE = [name for name, path in PAGES.items() if Page(path).left()]
+# The code of a page in Chinese is that of the English one, see test_readme.
+WITH_CODE = [
+    name for name, path in PAGES.items() if Page(path).left() and not name.endswith(".zh-CN.md")
+]
 
 
 @pytest.mark.slow
