@@ -26,6 +26,7 @@ HEALTH_EVERY_S = 2.0
 HEALTH_TIMEOUT = ClientTimeout(total=2)
 REQUEST_TIMEOUT = ClientTimeout(total=None, sock_connect=5)
 PATHS = ("/v1/completions", "/v1/chat/completions")
+PASSED_ON = {"authorization", "x-request-id", "traceparent", "tracestate"}  # headers
 BROKEN = (ClientError, asyncio.TimeoutError, OSError)
 
 logger = logging.getLogger("router")
@@ -99,9 +100,7 @@ class Router:
         """Prefill, then decode with what the prefill server returned; or both at once."""
         body = await request.json()
         headers = {
-            name: value
-            for name, value in request.headers.items()
-            if name.lower() in {"authorization", "x-request-id"}
+            name: value for name, value in request.headers.items() if name.lower() in PASSED_ON
         }
         if self.push:
             answer = await self.pushed(request.path, body, headers)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -15,12 +18,14 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from support.vllm.engines import BLOCK, MAX_MODEL_LEN, prompt, transfer_config
 from support.vllm.pairs import ENV
 
 ROUTER = Path(__file__).parents[2] / "examples" / "vllm_disaggregated" / "router.py"
 START_S = 300
+TRANSFERS = {"pull_blocks", "push_blocks"}
 ASK_S = 120
 
 
@@ -33,7 +38,8 @@ def free_port():
 @contextlib.contextmanager
 def process(*command):
     """A child that is ended, with its own children, however the test goes."""
-    child = subprocess.Popen(command, env={**os.environ, **ENV}, start_new_session=True)
+    env = {**os.environ, **ENV, "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"}
+    child = subprocess.Popen(command, env=env, start_new_session=True)
     try:
         yield child
     finally:
@@ -50,9 +56,9 @@ def get(url):
         return answer.status, answer.read()
 
 
-def post(url, body):
+def post(url, body, headers):
     request = urllib.request.Request(
-        url, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        url, json.dumps(body).encode(), {"Content-Type": "application/json", **headers}
     )
     with urllib.request.urlopen(request, timeout=ASK_S) as answer:
         return answer.read().decode()
@@ -69,7 +75,47 @@ def until_healthy(url, child, accept=lambda _: True):
     raise AssertionError(f"{url} is not healthy after {START_S} s")
 
 
-def server(model, port, role, mode):
+class SpanCollector(http.server.ThreadingHTTPServer):
+    """Receives the spans of servers, as a collector of OpenTelemetry does."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), SpanReceiver)
+        self.spans = []
+        self.endpoint = f"http://127.0.0.1:{self.server_port}/v1/traces"
+
+    def of_trace(self, trace_id):
+        """Spans of a trace that have arrived: (name, attributes)."""
+        return [
+            (span.name, {each.key: each.value.string_value for each in span.attributes})
+            for span in self.spans
+            if span.trace_id.hex() == trace_id
+        ]
+
+
+class SpanReceiver(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            for scope in resource.scope_spans:
+                self.server.spans += scope.spans
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *arguments):
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def collector():
+    with SpanCollector() as made:
+        thread = threading.Thread(target=made.serve_forever)
+        thread.start()
+        yield made
+        made.shutdown()
+        thread.join()
+
+
+def server(model, port, role, mode, collector):
     return process(
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", model, "--served-model-name", "tiny", "--host", "127.0.0.1"),
@@ -78,17 +124,18 @@ def server(model, port, role, mode):
         *("--enforce-eager", "--max-num-seqs", "16", "--num-gpu-blocks-override", "400"),
         *("--kv-cache-memory-bytes", str(256 << 20)),
         *("--kv-transfer-config", json.dumps(transfer_config(role, mode=mode))),
+        *("--otlp-traces-endpoint", collector.endpoint),
     )
 
 
 @pytest.fixture(scope="module", params=["pull", "push"])
-def urls(model, request):
+def urls(model, request, collector):
     """URLs of the prefill server, the decode server, and a router that knows a third, dead one."""
     ports = [free_port() for _ in range(4)]
     prefill, decode, router, dead = (f"http://127.0.0.1:{port}" for port in ports)
     with (
-        server(model, ports[0], "kv_producer", request.param) as one,
-        server(model, ports[1], "kv_consumer", request.param) as two,
+        server(model, ports[0], "kv_producer", request.param, collector) as one,
+        server(model, ports[1], "kv_consumer", request.param, collector) as two,
     ):
         until_healthy(prefill, one)
         until_healthy(decode, two)
@@ -103,7 +150,7 @@ def urls(model, request):
             yield prefill, decode, router
 
 
-def completion(url, tokens, **more):
+def completion(url, tokens, headers=None, **more):
     body = {
         "model": "tiny",
         "prompt": tokens,
@@ -113,7 +160,7 @@ def completion(url, tokens, **more):
         "return_token_ids": True,
         **more,
     }
-    return post(f"{url}/v1/completions", body)
+    return post(f"{url}/v1/completions", body, headers or {})
 
 
 def token_ids(answer):
@@ -186,6 +233,23 @@ def test_both_servers_show_what_was_transferred(urls):
     released = [value for name, value in producer.items() if "released_total" in name]
     assert sum(released) >= 3
     assert producer["requests_held"] == 0
+
+
+def test_the_transfer_is_in_the_trace_of_the_request(urls, collector):
+    """With the spans of both servers, and with the id that vLLM has made of the client's."""
+    trace_id = secrets.token_hex(16)
+    headers = {"traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-01", "X-Request-Id": "mine"}
+    completion(urls[2], prompt(980, 500), headers)
+    deadline = time.monotonic() + 60
+    while True:
+        spans = collector.of_trace(trace_id)
+        transfers = [attributes for name, attributes in spans if name in TRANSFERS]
+        if transfers and len(spans) - len(transfers) >= 2:
+            break
+        assert time.monotonic() < deadline, spans
+        time.sleep(0.2)
+    assert all("mine" in each["llm_datadist.request_id"] for each in transfers), transfers
+    assert {each["llm_datadist.status"] for each in transfers} == {"LLM_SUCCESS"}
 
 
 def test_a_wrong_request_gets_the_servers_answer(urls):
