@@ -333,4 +333,20 @@ MUTATIONS = (
         "",
         tests=f"{_DIRECTORY} --timeout 20",
     ),
+    Mutation(
+        "records-before-a-bad-one-again",
+        "what stands before a bad record, or before the deadline, is applied once",
+        _READER,
+        "        finally:\n            self._version = base + applied\n",
+        "        finally:\n            self._version = base + (applied if applied == len(log) else 0)\n",
+        tests=_DIRECTORY,
+    ),
+    Mutation(
+        "caches-for-the-collector",
+        "the caches of a peer cost the garbage collector nothing",
+        _REMOTE_CACHES,
+        "class RemoteCache(msgspec.Struct, gc=False, eq=False):",
+        "class RemoteCache(msgspec.Struct, eq=False):",
+        tests=_DIRECTORY,
+    ),
 )

@@ -456,4 +456,12 @@ MUTATIONS = (
         "    if (false) {\n      step_all();",
         program="test_driver",
     ),
+    Mutation(
+        "gpu-driver-never-found-again",
+        "the driver of a GPU is found also if the program loads it after a registration",
+        "native/cuda/driver.cc",
+        "objects != 0 && objects == state.objects_without",
+        "state.objects_without != 0",
+        program="test_device_copy",
+    ),
 )

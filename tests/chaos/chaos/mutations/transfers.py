@@ -347,4 +347,20 @@ MUTATIONS = (
         "",
         tests=f"{_TESTS}/transfer/test_resharded.py",
     ),
+    Mutation(
+        "only-the-first-of-few-blocks",
+        "each of a few blocks is inside the peer's cache",
+        f"{_ENGINE}/transfer/cache_checks.py",
+        "else max(blocks.tolist()) if count else -1",
+        "else blocks.tolist()[0] if count else -1",
+        tests=f"{_TESTS}/transfer/test_cache_checks.py",
+    ),
+    Mutation(
+        "few-descriptors-of-another-tensor",
+        "one block of one tensor is that tensor's, on both sides",
+        "src/llm_datadist/_plan/descriptors.py",
+        "        remote_addr = remote.starts[tensor + tensor_shift] + remote_offset\n        local_array",
+        "        remote_addr = remote.starts[tensor] + remote_offset\n        local_array",
+        tests="tests/unit/_plan/test_descriptors.py",
+    ),
 )

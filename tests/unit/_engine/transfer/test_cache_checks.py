@@ -32,9 +32,12 @@ def test_blocks_of_the_peer_may_be_its_last_ones(count):
 
 
 @pytest.mark.parametrize("count", [1, 2, 16, 17, UNITS])
-def test_a_block_beyond_the_peers_last_one_is_refused(count):
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_block_beyond_the_peers_last_one_is_refused(count, place):
+    blocks = list(range(count))
+    blocks[place] = UNITS
     with pytest.raises(LLMException, match="src_blocks has index 100, the peer's cache has 100"):
-        check([UNITS, *range(count - 1)])
+        check(blocks)
 
 
 def test_layers_become_tensors_of_both_sides():
