@@ -42,23 +42,39 @@ class Driver:
         kind: The contender; its name is the driver's.
         size: Bytes of the buffers at both ends.
         environment: Variables of the two processes, for libraries that read them when loaded.
+        wait: Whether to wait until the contender is made; if not, `wait_until_ready` must be called
+            before `call`.
 
     Raises:
         RuntimeError: The contender cannot be made.
     """
 
     def __init__(
-        self, kind: type[Contender], size: int, environment: Mapping[str, str] | None = None
+        self,
+        kind: type[Contender],
+        size: int,
+        environment: Mapping[str, str] | None = None,
+        *,
+        wait: bool = True,
     ) -> None:
         self.name = kind.name
         self._process, self._pipe = processes.start(
             hosts.executable(hosts.LOCAL), _drive, kind, size, environment or {}
         )
+        self._pids: list[int] = [int(self._process.pid or 0)]
+        if wait:
+            self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        """Wait until the contender is made, and let it sleep.
+
+        Raises:
+            RuntimeError: It cannot be made. Its processes have ended.
+        """
         try:
-            self._pids: list[int] = [int(self._process.pid or 0), *self._receive(None)]
+            self._pids += self._receive(None)
         except BaseException:
-            self._process.kill()  # its owner dies with it
-            self._process.join()
+            self.close()  # its owner dies with it
             raise
         self._signal(signal.SIGSTOP)
 
@@ -83,6 +99,7 @@ class Driver:
     def close(self) -> None:
         """End both processes; they are stopped, and the kernel frees what they hold."""
         self._signal(signal.SIGKILL)
+        self._pids.clear()  # the numbers may be those of others from now on
         self._process.join()
         self._pipe.close()
 
@@ -118,11 +135,13 @@ def _drive(
 def start(
     kinds: Sequence[type[Contender]], size: int, environment: Mapping[str, str] | None = None
 ) -> dict[str, Driver]:
-    """Start a driver for each contender, by name: all, or none."""
+    """Start a driver for each contender at once, by name: all, or none."""
     drivers: dict[str, Driver] = {}
     try:
         for kind in kinds:
-            drivers[kind.name] = Driver(kind, size, environment)
+            drivers[kind.name] = Driver(kind, size, environment, wait=False)
+        for driver in drivers.values():
+            driver.wait_until_ready()
     except BaseException:
         for driver in drivers.values():
             driver.close()
