@@ -125,6 +125,8 @@ def serve(member, model, transfer, overrides):
         **overrides,
     }
     llm = LLM(**settings, kv_transfer_config=transfer)
+    if settings.get("pipeline_parallel_size", 1) > 1:
+        llm.collective_rpc(_make_stage_inputs)
     engine = _Engine(llm.llm_engine)
     member.send("ready")
     while True:
@@ -135,6 +137,14 @@ def serve(member, model, transfer, overrides):
     llm.llm_engine.engine_core.shutdown()
     member.send("ended")
     member.wait_end()
+
+
+def _make_stage_inputs(worker):
+    """Make what a stage receives from the one before; vLLM does so only when it compiles."""
+    runner = worker.model_runner
+    runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
+        batch_size=runner.max_num_tokens, dtype=runner.model_config.dtype, device=runner.device
+    )
 
 
 class _Engine:
