@@ -166,7 +166,7 @@ def make_link(cluster_id=2, *, dialed=True, **named):
     """Return a link that is up, of the dialing or the accepting end."""
     address = ("127.0.0.1", 1000 + cluster_id)
     peer = Peer(cluster_id, 200 + cluster_id, address, dialed, is_self=False)
-    terms = LaneTerms(2, bytes([cluster_id]) * 16, b"key", ROUTE if dialed else None)
+    terms = LaneTerms(2, cluster_id.to_bytes(16, "little"), b"key", ROUTE if dialed else None)
     link = Link(peer, cluster_id, 1, f"data {cluster_id}", Conversation(), terms, [], **named)
     link.enter(LinkState.LINKED)
     return link

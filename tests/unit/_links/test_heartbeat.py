@@ -118,3 +118,16 @@ def test_a_peer_is_not_lost_while_its_pings_wait_for_a_worker(world):
     world.run([lambda world: None] * 30)
     assert not world.lost
     assert world.link.liveness.silence > TIMEOUT_S
+
+
+def test_very_many_links_are_checked_in_steps(world, make_link):
+    """Each link once a period, and never so many at once that the loop is long away."""
+    for cluster_id in range(3, 602):
+        link = make_link(cluster_id)
+        link.liveness.checked_at = world.now
+        world.context.index.add(link)
+    world.run([lambda world: None] * 3)
+    assert world.now == pytest.approx(100 + 600 / 400)
+    pinged = world.context.delegate.pinged[:3]
+    assert [len(links) for links in pinged] == [256, 256, 88]
+    assert len({link for links in pinged for link in links}) == 600
