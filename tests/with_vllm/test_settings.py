@@ -30,8 +30,10 @@ def test_both_roles_in_both_directions(model):
             pair.prefill, pair.decode = pair.decode, pair.prefill
 
 
-def test_sliding_windows_with_several_groups(tmp_path):
-    with pair_of(make_gemma(tmp_path / "gemma")) as pair:
+@pytest.mark.parametrize("tp_size", [1, 2])
+def test_sliding_windows_with_several_groups(tmp_path, tp_size):
+    producer = {"tensor_parallel_size": tp_size}
+    with pair_of(make_gemma(tmp_path / "gemma"), prefill=producer) as pair:
         prompts = {f"g{i}": prompt(60 + i, length) for i, length in enumerate((40, 200, 333, 700))}
         expected = pair.monolithic(prompts)
         outputs = pair.decoded(prompts, pair.offers(prompts))
