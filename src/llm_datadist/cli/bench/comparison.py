@@ -39,7 +39,7 @@ __all__ = ["Comparison", "Settings"]
 
 _METHODS: dict[Operation, str] = {"pull": "read", "push": "write"}
 _LONGEST_S, _LEAVE_S = 60.0, 5.0
-_FEW_CALLS, _MANY_CALLS = 100, 2000
+_CALLS = 2000
 _CEILING = Case("ceiling", MIB, 64 * MIB)
 
 
@@ -138,9 +138,10 @@ class Comparison:
 
     def measure_latency(self) -> None:
         """Time pulls of one block of 4 KiB."""
-        for name in [name for name in self._drivers if not self._is_limit(name)]:
-            count = _MANY_CALLS if self._clock.share_s > 1 else _FEW_CALLS
-            found = self._attempt(name, call_times, count, (50, 99))
+        names = [name for name in self._drivers if not self._is_limit(name)]
+        seconds = self._clock.share_s / len(names)
+        for name in names:
+            found = self._attempt(name, call_times, _CALLS, (50, 99), seconds)
             if isinstance(found, str):
                 self._run.notes.append(f"{self._path.name}: one block: {name}: {found}")
                 continue

@@ -192,9 +192,11 @@ def leave(contender: Contender) -> None:
     contender.close()
 
 
-def call_times(contender: Contender, count: int, percents: Sequence[float]) -> list[float]:
-    """Return percentiles, in us, of pulls of one 4 KiB block."""
+def call_times(
+    contender: Contender, count: int, percents: Sequence[float], seconds: float = float("inf")
+) -> list[float]:
+    """Return percentiles, in us, of `count` pulls of one 4 KiB block, or of those in this time."""
     one = Case("one 4 KiB block", 4096, 4096)
     contender.prepare(one)
-    values = timing.latencies(partial(contender.read, one), count)
+    values = timing.latencies(partial(contender.read, one), count, seconds)
     return [timing.percentile(values, percent) for percent in percents]

@@ -21,6 +21,7 @@ __all__ = [
     "SWEEP",
     "Clock",
     "Job",
+    "busy_note",
     "check_memory",
     "model_jobs",
     "parse_size",
@@ -38,6 +39,7 @@ _USUAL_BLOCK = 64 << 10
 _LEAST_TOTAL, _MOST_TOTAL = 2 * MIB, 256 * MIB
 _PREPARED_BYTES_PER_S = 100 * MIB  # filled, moved and checked
 _SPARE_BYTES = 512 * MIB
+_BUSY = 0.5
 _SUFFIXES = {"": 0, "K": 10, "M": 20, "G": 30}
 
 
@@ -175,6 +177,17 @@ def size_text(size: int) -> str:
         if size % (1 << shift) == 0 and size:
             return f"{size >> shift} {unit}"
     return f"{size} B"
+
+
+def busy_note() -> str:
+    """Return a sentence if other programs keep this machine busy, else an empty text."""
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    if load < _BUSY * cores:
+        return ""
+    return (
+        f"the machine was busy before the run (load {load:.1f} on {cores} cores): figures are "
+        "below those of a quiet one, and vary"
+    )
 
 
 def check_memory(needed: int, remedy: str) -> None:

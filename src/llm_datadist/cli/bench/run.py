@@ -10,7 +10,7 @@ from rich.console import Console
 from llm_datadist.cli.bench.comparison import Comparison, Settings
 from llm_datadist.cli.bench.ending import check_files, exit_status, print_result
 from llm_datadist.cli.bench.paths import PATHS, DataPath, check_installed
-from llm_datadist.cli.bench.plan import Clock, check_memory, model_jobs, sweep_jobs
+from llm_datadist.cli.bench.plan import Clock, busy_note, check_memory, model_jobs, sweep_jobs
 from llm_datadist.cli.bench.plot import plot
 from llm_datadist.cli.bench.progress import Progress
 from llm_datadist.cli.bench.remote import BACKEND, PEER, Remote, fitting, linked, offered
@@ -96,6 +96,8 @@ def measure(
         ValueError: The machine has too little memory.
         RuntimeError: A contender cannot start, or this library failed.
     """
+    if note := busy_note():
+        run.notes.append(note)
     settings = options.settings
     extra = settings.limits + settings.latency
     clock = Clock(options.seconds, sum(len(jobs) + extra for _, jobs in plan))

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Row", "latencies", "percentile"]
 
+_WARM_CALLS = 200
+
 
 @dataclass
 class Row:
@@ -35,15 +37,21 @@ class Row:
         return statistics.median(self.values)
 
 
-def latencies(run: Callable[[], object], count: int) -> list[float]:
-    """Microseconds of `count` single calls, sorted, after a warm-up."""
-    for _ in range(min(count, 200)):
+def latencies(run: Callable[[], object], count: int, seconds: float = float("inf")) -> list[float]:
+    """Return microseconds of `count` single calls, sorted, after a warm-up.
+
+    Fewer when `seconds` are over, a quarter of which are for the warm-up; one at least.
+    """
+    begin = time.perf_counter()
+    for _ in range(min(count, _WARM_CALLS)):
         run()
-    values = []
-    for _ in range(count):
-        begin = time.perf_counter_ns()
+        if time.perf_counter() - begin > seconds / 4:
+            break
+    values: list[float] = []
+    while len(values) < count and (not values or time.perf_counter() - begin < seconds):
+        started = time.perf_counter_ns()
         run()
-        values.append((time.perf_counter_ns() - begin) / 1e3)
+        values.append((time.perf_counter_ns() - started) / 1e3)
     return sorted(values)
 
 

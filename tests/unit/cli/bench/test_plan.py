@@ -5,6 +5,7 @@ import pytest
 from llm_datadist.cli.bench.plan import (
     SWEEP,
     Clock,
+    busy_note,
     check_memory,
     model_jobs,
     parse_size,
@@ -105,6 +106,16 @@ def test_time_is_divided_among_what_is_left(now):
     assert (clock.left_s, clock.share_s) == (0.0, 0.0)
     clock.steps = 8
     assert clock.expected_s == 21.0  # the time is over, and half is done
+
+
+@pytest.mark.parametrize(
+    ("load", "text"), [(0.9, ""), (13.94, "the machine was busy before the run (load 13.9 on 2 ")]
+)
+def test_a_busy_machine_is_noted(monkeypatch, load, text):
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 1})
+    assert busy_note().startswith(text)
+    assert bool(busy_note()) == bool(text)
 
 
 def test_too_little_memory_is_an_error_with_the_remedy():

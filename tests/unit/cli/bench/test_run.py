@@ -101,11 +101,10 @@ def test_a_path_that_cannot_be_used_is_said():
         "from support.restricted import deny_reads\n"
         "deny_reads(1)\nmain()"
     )
-    done = run_program(program, "bench", *TINY, "--limits", "--operation", "pull")
+    done = run_program(program, "bench", *TINY, "--operation", "pull")
     assert done.returncode == 0, done.stderr
     words = " ".join(done.stdout.split())
     assert "same-host: blocks move over tcp, because " in words
-    assert "process_vm_readv read too little: the process may not be read" in words
 
 
 class Absent(Broken):
