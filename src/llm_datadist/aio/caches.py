@@ -64,5 +64,6 @@ class NamedCaches:
         except KeyError:
             names = ", ".join(map(repr, list(self._caches))) or "none"
             raise KeyError(
-                f"no local cache is called {cache!r} (there are: {names}); Node.register makes one"
+                f"no local cache is called {cache!r} (there are: {names}); Node.register makes "
+                "one, and into (of pull) or source (of push) selects one of another name"
             ) from None

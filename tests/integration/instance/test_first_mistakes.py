@@ -257,6 +257,19 @@ def test_a_peer_that_is_no_text():
         asyncio.run(connect())
 
 
+def test_a_cache_of_another_name():
+    """The peer's cache has a name that no local one has."""
+
+    async def pull():
+        async with aio.Node("p", listen="127.0.0.1:0") as one, aio.Node("n") as node:
+            node.register("kv", ARRAYS)
+            peer = await node.connect(one.address)
+            await peer.pull("theirs", [0], [1])
+
+    with pytest.raises(KeyError, match=r"'theirs' \(there are: 'kv'\).*into \(of pull\)"):
+        asyncio.run(pull())
+
+
 def test_a_closed_node():
     node = aio.Node("n")
     asyncio.run(node.close())
