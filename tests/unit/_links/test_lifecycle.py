@@ -81,6 +81,20 @@ def test_a_lost_link_is_disconnected_and_announced_once(
     asyncio.run(run())
 
 
+@pytest.mark.expects_log("link to cluster 2 at .* lost: cut off")
+def test_no_lane_joins_a_link_that_has_ended(context, lifecycle, connection, make_link):
+    async def run():
+        like = make_link(2, dialed=False)
+        link = lifecycle.install(like.peer, 7, "data", connection, like.terms, "clusters")
+        assert link.terms.session in context.sessions
+        await lifecycle.drop(link, "cut off")
+        assert context.sessions == {}
+        assert link.terms.session in context.ended_sessions
+        assert 2 in context.index.dead
+
+    asyncio.run(run())
+
+
 def test_an_unlink_that_the_peer_does_not_answer(context, lifecycle, connection, install):
     async def run():
         link = install()
