@@ -47,7 +47,8 @@ def leaks_since(before: Snapshot, within_s: float = 2.0) -> list[str]:
     """Return one line per resource that is held now and was not before; empty means no leak.
 
     Waits for resources that are being released, such as a thread that is ending or a descriptor
-    that the garbage collector closes. Returns as soon as none is left.
+    that the garbage collector closes. Returns as soon as none is left. A file in /dev/shm that
+    other programs have mapped, and neither this process nor its children, does not count.
 
     Args:
         before: The earlier snapshot.
@@ -70,9 +71,9 @@ def _difference(before: Snapshot, after: Snapshot) -> list[str]:
         f"mapping of {name}, {count} more"
         for name, count in sorted((after.mappings - before.mappings).items())
     ]
-    lines += [
-        f"shared memory {name}" for name in sorted(after.shared_memory - before.shared_memory)
-    ]
+    new = after.shared_memory - before.shared_memory
+    others = _mapped_by_others() if new else set()
+    lines += [f"shared memory {name}" for name in sorted(new - others)]
     return lines
 
 
@@ -97,18 +98,45 @@ def _threads() -> frozenset[tuple[int, str]]:
 
 
 def _children() -> frozenset[tuple[int, str]]:
-    """Find children by parent id in /proc/<pid>/stat; works without CONFIG_PROC_CHILDREN."""
-    own = str(os.getpid())
-    found = set()
+    own = os.getpid()
+    return frozenset((pid, name) for pid, (parent, name) in _processes().items() if parent == own)
+
+
+def _processes() -> dict[int, tuple[int, str]]:
+    """Parent and name of each process; works without CONFIG_PROC_CHILDREN."""
+    found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             pid, _, rest = stat.read_text().partition(" ")
         except OSError:
             continue
         name, _, fields = rest.rpartition(") ")
-        if fields.split()[1] == own:
-            found.add((int(pid), name.lstrip("(")))
-    return frozenset(found)
+        found[int(pid)] = int(fields.split()[1]), name.lstrip("(")
+    return found
+
+
+def _mapped_by_others() -> set[str]:
+    """Return the files in /dev/shm that only processes not below this one have mapped."""
+    processes = _processes()
+    own, others = set(), set()
+    for pid in processes:
+        try:
+            lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        except OSError:  # it has ended, or is another user's
+            continue
+        paths = {line.split(None, 5)[-1] for line in lines if "/dev/shm/" in line}
+        names = {path.removeprefix("/dev/shm/").removesuffix(" (deleted)") for path in paths}
+        (own if _is_below(pid, processes) else others).update(names)
+    return others - own
+
+
+def _is_below(pid: int, processes: dict[int, tuple[int, str]]) -> bool:
+    """Whether a process is this one or one that it, or such a one, has started."""
+    for _ in processes:
+        if pid == os.getpid() or pid not in processes:
+            break
+        pid = processes[pid][0]
+    return pid == os.getpid()
 
 
 def _mappings() -> Counter[str]:

@@ -77,3 +77,33 @@ def test_a_shared_memory_file():
     assert f"shared memory {path.name}" in leaks_since(before, NO_TIME)
     path.unlink()
     assert leaks_since(before, NO_TIME) == []
+
+
+MAPS_A_FILE = """
+import mmap, sys
+with open(sys.argv[1], "xb+") as file:
+    file.truncate(4096)
+    memory = mmap.mmap(file.fileno(), 4096)
+print("mapped", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no /dev/shm")
+@pytest.mark.parametrize("is_child", [True, False])
+def test_a_shared_memory_file_of_another_program_does_not_count(is_child):
+    path = Path(f"/dev/shm/llm-datadist-test-{os.getpid()}-mapped")
+    command = [sys.executable, "-c", MAPS_A_FILE, str(path)]
+    if not is_child:  # its parent ends, so that it is not below this process
+        command = ["sh", "-c", 'exec 3<&0; "$@" <&3 &', "sh", *command]
+    before = snapshot()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.readline() == b"mapped\n"
+            if not is_child:
+                process.wait(10)
+            leaks = leaks_since(before, NO_TIME)
+            assert (f"shared memory {path.name}" in leaks) is is_child
+        finally:
+            process.stdin.close()
+            path.unlink()
