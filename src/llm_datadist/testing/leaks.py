@@ -118,7 +118,8 @@ def _processes() -> dict[int, tuple[int, str]]:
 def _mapped_by_others() -> set[str]:
     """Return the files in /dev/shm that only processes not below this one have mapped."""
     processes = _processes()
-    own, others = set(), set()
+    own: set[str] = set()
+    others: set[str] = set()
     for pid in processes:
         try:
             lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
