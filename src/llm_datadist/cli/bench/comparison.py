@@ -103,8 +103,12 @@ class Comparison:
             first, *more = str(error).splitlines()
             text = f"--vs {failed}: {first}: {remedy_of(failed)}, or leave it out"
             raise RuntimeError("\n".join([text, *more])) from None
-        if path.expects:
-            self._note_path()
+        try:
+            if path.expects:
+                self._note_path()
+        except BaseException:
+            self._close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -113,9 +117,7 @@ class Comparison:
         if self._path.is_remote and kind is None:
             with suppress(RuntimeError):
                 self._drivers[self._path.own.name].call(leave, seconds=_LEAVE_S)
-        for driver in self._drivers.values():
-            driver.close()
-        self._drivers.clear()
+        self._close()
 
     def measure_limits(self) -> None:
         """Measure what does not depend on the size of blocks."""
@@ -178,6 +180,11 @@ class Comparison:
                 self._run.results.append(row)
             self._report(_sentence(job, operation, rows.values()))
         self._clock.step()
+
+    def _close(self) -> None:
+        for driver in self._drivers.values():
+            driver.close()
+        self._drivers.clear()
 
     def _note_path(self) -> None:
         """Note when this library moves the blocks by another path than is to be measured."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import multiprocessing
 import os
 import signal
+import weakref
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ OUTPUT = "LLM_DATADIST_BENCH_OUTPUT"
 Started = tuple["BaseProcess", "Connection"]
 
 _PR_SET_PDEATHSIG = 1
+_started: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
 
 
 def start(
@@ -49,10 +52,19 @@ def start(
     try:
         process = spawn.Process(target=_main, args=(child_pipe, body, arguments), daemon=daemon)
         process.start()
+        _started.add(process)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     child_pipe.close()
     return process, pipe
+
+
+@atexit.register
+def _kill_those_left() -> None:
+    """Kill what was not ended: multiprocessing waits for it at exit, and it may be stopped."""
+    for process in _started:
+        if process.is_alive():
+            process.kill()
 
 
 def receive(process: BaseProcess, pipe: Connection, seconds: float | None = None) -> Any:  # noqa: ANN401

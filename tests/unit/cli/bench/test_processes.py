@@ -69,6 +69,19 @@ def test_failures_are_raised_and_ctrl_c_is_for_the_process_that_started_it(start
 
 
 @pytest.mark.slow
+def test_a_process_that_was_not_ended_does_not_keep_the_program_from_ending():
+    from support.setup import run_program
+
+    done = run_program(
+        "import operator, os, signal, sys\n"
+        "from llm_datadist.cli.bench.processes import start\n"
+        "process, pipe = start(sys.executable, operator.methodcaller('recv'))\n"
+        "os.kill(process.pid, signal.SIGSTOP)\n"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.slow
 def test_a_stopped_process_ends_with_the_one_that_started_it(started):
     process, pipe = started(start_a_stopped_one)
     child = os.pidfd_open(receive(process, pipe))
