@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import mmap
 import os
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from llm_datadist.cli.bench.work import Case, Memory
 
-__all__ = ["IPERF", "BareReadv", "BigMemcpy", "iperf3", "threads"]
+__all__ = ["IPERF", "BareReadv", "BigMemcpy", "iperf3", "shares", "threads"]
 
 IPERF = "iperf3 -P 2"
 
@@ -57,7 +58,7 @@ def _owner(pipe: Connection, memory: Memory) -> None:
 
 
 class BareReadv(Contender):
-    """process_vm_readv, 1,024 iovecs a call, iovecs prepared beforehand."""
+    """process_vm_readv, at most 1,024 iovecs a call, iovecs prepared beforehand."""
 
     name = "bare process_vm_readv"
 
@@ -83,18 +84,33 @@ class BareReadv(Contender):
         """Read the case that was prepared."""
         assert self._iovecs is not None
         local, remote = self._iovecs
-        starts = list(range(0, case.pieces, _IOVECS))
-        parts = [starts[index :: threads()] for index in range(threads())]
+        parts = shares(case.pieces, threads())
         jobs = [self._pool.submit(self._run, local, remote, part) for part in parts]
         if sum(job.result() for job in jobs) != case.total_bytes:
             raise RuntimeError("process_vm_readv read too little: the process may not be read")
 
-    def _run(self, local: NDArray[np.uint64], remote: NDArray[np.uint64], starts: list[int]) -> int:
+    def _run(
+        self,
+        local: NDArray[np.uint64],
+        remote: NDArray[np.uint64],
+        ranges: list[tuple[int, int]],
+    ) -> int:
         pid, moved = self.owner.hello["pid"], 0
-        for start in starts:
-            dst, src = local[start : start + _IOVECS], remote[start : start + _IOVECS]
+        for first, end in ranges:
+            dst, src = local[first:end], remote[first:end]
             moved += _readv(pid, dst.ctypes.data, len(dst), src.ctypes.data, len(src), 0)
         return moved
+
+
+def shares(pieces: int, num_threads: int) -> list[list[tuple[int, int]]]:
+    """Return the calls of each thread: first and end of the pieces of a call, at most 1,024.
+
+    Few large pieces are dealt to all threads, too.
+    """
+    num_calls = max(num_threads, -(-pieces // _IOVECS))
+    bounds = [pieces * index // num_calls for index in range(num_calls + 1)]
+    calls = list(itertools.pairwise(bounds))
+    return [calls[index::num_threads] for index in range(num_threads)]
 
 
 def _rows(addresses: NDArray[np.uint64], size: int) -> NDArray[np.uint64]:

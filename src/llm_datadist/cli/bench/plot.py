@@ -23,6 +23,7 @@ _LIMIT_COLOR = "#8a939c"
 _LINES = {"pull": "-", "push": "--"}
 _MARKERS = {"pull": "o", "push": "s"}
 _MOST_TICKS = 12
+_COLUMNS = 2
 
 
 def plot(run: Run, path: Path, *, only: str = "", source: str = "") -> None:
@@ -43,7 +44,9 @@ def plot(run: Run, path: Path, *, only: str = "", source: str = "") -> None:
     panels = list(dict.fromkeys((row.kind, row.path) for row in measured))
     if not panels:
         raise ValueError(f"--plot {path}: nothing was measured: give more --seconds")
-    figure = new_figure(6.2 * len(panels), 4.8)
+    columns = min(_COLUMNS, len(panels))
+    rows_of_panels = -(-len(panels) // columns)
+    figure = new_figure(6.2 * columns, 4.8 * rows_of_panels)
     machine = run.machine
     figure.suptitle(
         f"llm-datadist {run.version} on {machine.cpu}, {machine.cores} cores, {run.started[:10]}",
@@ -51,9 +54,10 @@ def plot(run: Run, path: Path, *, only: str = "", source: str = "") -> None:
         x=0.01,
         ha="left",
     )
-    for axes, (kind, name) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
-    ):
+    grid = figure.subplots(rows_of_panels, columns, squeeze=False).flatten()
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (kind, name) in zip(grid, panels, strict=False):
         rows = [row for row in measured if (row.kind, row.path) == (kind, name)]
         if kind == "blocks":
             _draw_blocks(axes, name, rows, [one for one in run.limits if one.path == name])
