@@ -6,7 +6,7 @@ Source: api.md 5.1.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from llm_datadist._errors import LLMException, invalid
 from llm_datadist._types.checks import (
@@ -285,7 +285,7 @@ class CacheDesc:
             return self._values() == other._values()
         return NotImplemented
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return (
