@@ -39,7 +39,7 @@ LlmConfig = LLMConfig
 
 #: Names of the cache-manager generation. The others are the first generation's: `KvCacheManager`,
 #: `Tensor`, `TensorDesc`, and `KvCache`, its name of `Cache`.
-v2_list = [
+v2_list: list[str] = [
     "BlocksCacheKey",
     "Cache",
     "CacheDesc",

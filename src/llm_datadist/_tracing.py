@@ -65,7 +65,7 @@ class RequestTrace:
     __slots__ = ("_blocks", "_parent", "request_id")
 
     def __init__(self, request_id: str, blocks: Sized | None) -> None:
-        self.request_id = request_id
+        self.request_id: str = request_id
         self._blocks = blocks
         self._parent = None if _api() is None else _context()
 

@@ -169,7 +169,7 @@ class MetricsServer:
         self._server = server
         self._thread = thread
         host, port = server.server_address[:2]
-        self.address = str(host), int(port)
+        self.address: tuple[str, int] = str(host), int(port)
 
     def close(self) -> None:
         """Stop serving and free the port, within about half a second. Idempotent."""

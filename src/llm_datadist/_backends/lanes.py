@@ -113,7 +113,7 @@ class LinkLanes:
         self.link_id = link_id
         self.host: _native.HostPeer | None = None
         """The reader of the peer's process, if it is on this host; its channel closes it."""
-        self.answers = 0
+        self.answers: int = 0
         """Number of successful operations; not locked, so it may miss a few."""
         self._num_client = len(client_lanes)
         self._num_server = len(server_lanes)

@@ -12,7 +12,7 @@ from llm_datadist._backends.outcomes import as_outcome
 from llm_datadist._errors import finalized
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import NoReturn
 
     from llm_datadist._backends.outcomes import Checksums, Outcome
@@ -38,23 +38,23 @@ class Node:
 
     def __init__(self, incarnation: int) -> None:
         self.incarnation = incarnation
-        self.native = _native.Node(incarnation)
-        self.lane_server = _native.LaneServer(self.native)
+        self.native: _native.Node = _native.Node(incarnation)
+        self.lane_server: _native.LaneServer = _native.LaneServer(self.native)
         _own[incarnation] = os.getpid()
         # The registry's hot calls go straight to the native object.
-        self.append = self.native.append
-        self.rewrite = self.native.rewrite
-        self.version = self.native.version
-        self.read_log = self.native.read_log
-        self.open_guard = self.native.open_guard
-        self.close_guard = self.native.close_guard
-        self.open_key = self.native.open_key
-        self.close_key = self.native.close_key
-        self.show_proof = self.native.show_proof
-        self.close_entry = self.native.close_entry
-        self.reopen_entry = self.native.reopen_entry
-        self.guard = self.native.guard
-        self.consumed = self.native.consumed
+        self.append: Callable[[bytes], None] = self.native.append
+        self.rewrite: Callable[[bytes], None] = self.native.rewrite
+        self.version: Callable[[], int] = self.native.version
+        self.read_log: Callable[[int, int], bytes] = self.native.read_log
+        self.open_guard: Callable[[], tuple[int, int]] = self.native.open_guard
+        self.close_guard: Callable[[int, int], bool] = self.native.close_guard
+        self.open_key: Callable[[], tuple[int, int]] = self.native.open_key
+        self.close_key: Callable[[int, int], bool] = self.native.close_key
+        self.show_proof: Callable[[tuple[int, int], bytes], None] = self.native.show_proof
+        self.close_entry: Callable[[int, int], bool] = self.native.close_entry
+        self.reopen_entry: Callable[[int, int], int] = self.native.reopen_entry
+        self.guard: Callable[[int], int] = self.native.guard
+        self.consumed: Callable[[], list[tuple[int, int]]] = self.native.consumed
 
     def __getattr__(self, name: str) -> NoReturn:
         if "native" in vars(self) or name.startswith("__"):

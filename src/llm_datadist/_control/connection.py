@@ -50,7 +50,7 @@ class _WholeStream(asyncio.StreamReaderProtocol):
         super().__init__(reader, loop=loop)
         self._whole = reader
         self._socket: socket.socket | None = None
-        self.end = "the peer closed the connection"
+        self.end: str = "the peer closed the connection"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)

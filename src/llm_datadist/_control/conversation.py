@@ -71,8 +71,8 @@ class Conversation:
         on_closed: Callable[[str], None],
     ) -> None:
         self.connection = connection
-        self.num_received = 0
-        self.ended = asyncio.Event()
+        self.num_received: int = 0
+        self.ended: asyncio.Event = asyncio.Event()
         connection.trust()
         self._on_message = on_message
         self._on_signal = on_signal

@@ -45,8 +45,12 @@ from llm_datadist._types import Placement
 from llm_datadist._types.stats import FaultStats, InstanceStats, LeaseStats
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llm_datadist._backends.base import Backend
     from llm_datadist._backends.select import Offer
     from llm_datadist._options.settings import Config
+    from llm_datadist._types import MemInfo
 
 _SHARED_POOL_OPTIONS = dict.fromkeys(Placement, keys.FLOW_GRAPH_MEM_MAX_SIZE)
 
@@ -74,18 +78,18 @@ class Engine:
         if config.transfer_threads is not None:
             set_threads(config.transfer_threads)
         self._life = Lifetime()
-        self.check_open = self._life.check_open
+        self.check_open: Callable[[str], None] = self._life.check_open
         self._pools = MemoryPools()
-        self.node = _published(incarnation)
+        self.node: Node = _published(incarnation)
         try:
             self._pools.add("mem_pool_cfg", config.device_pool, Placement.DEVICE)
             self._pools.add("host_mem_pool_cfg", config.host_pool, Placement.HOST)
             self._pools.add(keys.FLOW_GRAPH_MEM_MAX_SIZE, config.shared_pool, *Placement)
             offer = _backends(config, self.node, self._pools)
-            self.backends = list(offer.backends)
+            self.backends: list[Backend] = list(offer.backends)
             data_planes = DataPlanes(config, self.node, self.backends, offer.missing)
-            self.links = LinkTable(cluster_id, config, incarnation, data_planes)
-            self.registry = CacheRegistry(
+            self.links: LinkTable = LinkTable(cluster_id, config, incarnation, data_planes)
+            self.registry: CacheRegistry = CacheRegistry(
                 self.node,
                 max_registered_addrs=config.max_registered_addrs,
                 pools=self._pools.by_placement,
@@ -108,18 +112,18 @@ class Engine:
             self.backends,
             self._life,
         )
-        self.fault_marks = FaultMarks(instance)
+        self.fault_marks: FaultMarks = FaultMarks(instance)
         self._remap = Remap(instance, self.fault_marks)
-        self.remap = self._remap.run
-        self.lender = Lender(instance)
-        self.borrower = Borrower(instance)
+        self.remap: Callable[[tuple[MemInfo, ...]], None] = self._remap.run
+        self.lender: Lender = Lender(instance)
+        self.borrower: Borrower = Borrower(instance)
         self._counters = TransferCounters()
         attempts = Attempts(instance, self.fault_marks, Checksums(self.node), self._counters)
-        self.transfers = Transfers(instance, attempts)
-        self.layerwise = Layerwise(instance, self.transfers)
-        self.resharding = Resharding(instance, attempts)
-        self.remote_directories = RemoteDirectories(instance)
-        self.local_copies = LocalCopies(instance, self.fault_marks)
+        self.transfers: Transfers = Transfers(instance, attempts)
+        self.layerwise: Layerwise = Layerwise(instance, self.transfers)
+        self.resharding: Resharding = Resharding(instance, attempts)
+        self.remote_directories: RemoteDirectories = RemoteDirectories(instance)
+        self.local_copies: LocalCopies = LocalCopies(instance, self.fault_marks)
         data_planes.attach(self.links, self.fault_marks.for_peers, self.lender.link_ended)
         self.registry.on_gone = self.lender.cache_gone
         inbox = Inbox(

@@ -83,10 +83,12 @@ class Liveness:
     """
 
     def __init__(self) -> None:
-        self.num_received = (0, 0)
-        self.checked_at = time.monotonic()
-        self.silence = self.ping_after = 0.0
-        self.is_pinging = self.keepalive_sent = False
+        self.num_received: tuple[int, int] = (0, 0)
+        self.checked_at: float = time.monotonic()
+        self.silence: float = 0.0
+        self.ping_after: float = 0.0
+        self.is_pinging: bool = False
+        self.keepalive_sent: bool = False
 
     def reset(self) -> None:
         """Note that the peer has given a sign of life."""
@@ -133,19 +135,19 @@ class Link:
         self.generation = generation
         self.data = data
         self.terms = terms
-        self.state = LinkState.CONNECTING
+        self.state: LinkState = LinkState.CONNECTING
         self.holders: frozenset[str] = frozenset()
-        self.lost = threading.Event()
-        self.reason = ""
-        self.died = False
+        self.lost: threading.Event = threading.Event()
+        self.reason: str = ""
+        self.died: bool = False
         # Loop thread only below.
         self.conversation = conversation
-        self.addresses = {peer.address, *addresses}
+        self.addresses: set[Address] = {peer.address, *addresses}
         self.dialed_addresses: dict[Address, str | None] = {}
         self.unlink_received = self.unlinked_received = self.unlinked_sent = False
-        self.answered = asyncio.Event()
-        self.gone = asyncio.Event()
-        self.liveness = Liveness()
+        self.answered: asyncio.Event = asyncio.Event()
+        self.gone: asyncio.Event = asyncio.Event()
+        self.liveness: Liveness = Liveness()
 
     @property
     def cluster_id(self) -> int:

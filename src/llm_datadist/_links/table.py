@@ -75,7 +75,7 @@ class LinkTable:
     def __init__(
         self, cluster_id: int, config: Config, incarnation: int, delegate: LinkDelegate
     ) -> None:
-        self.hooks = Hooks()
+        self.hooks: Hooks = Hooks()
         self._control = ControlLoop(f"llm-datadist-control-{cluster_id}")
         self._context = LinkContext(
             cluster_id, config, incarnation, delegate, self.hooks, self._control

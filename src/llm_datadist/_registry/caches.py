@@ -81,7 +81,7 @@ class CacheRegistry:
         )
         self._caches = self._tables.caches
         self._closing = self._tables.closing
-        self.ranges = MemoryRanges(self._caches, self._lock)
+        self.ranges: MemoryRanges = MemoryRanges(self._caches, self._lock)
         self._is_closed = False
         self.on_gone: Callable[[int], None] | None = None
 

@@ -77,23 +77,23 @@ class LocalCache:
         kv_layout: KvLayout | None = None,
         memory: object = None,
     ) -> None:
-        self.cache = cache
-        self.cache_id = cache.cache_id
-        self.desc = desc
-        self.layout = layout
-        self.kv_layout = kv_layout
-        self.is_blocks = cache.is_blocks_cache
-        self.accessible = accessible
-        self.allocated = allocated
-        self.device = device
+        self.cache: Cache = cache
+        self.cache_id: int = cache.cache_id
+        self.desc: CacheDesc = desc
+        self.layout: Layout = layout
+        self.kv_layout: KvLayout | None = kv_layout
+        self.is_blocks: bool = cache.is_blocks_cache
+        self.accessible: bool = accessible
+        self.allocated: bool = allocated
+        self.device: int | None = device
         self.ref: Ref = NO_REF
-        self.named = True
+        self.named: bool = True
         self.blocks_key: int | None = None
         self.keys: dict[KeyName, tuple[int, Ref]] = {}
         self.faulted: tuple[Piece, ...] = ()
-        self.memory = memory
-        self.transition = threading.Lock()
-        self.closed = threading.Event()
+        self.memory: object = memory
+        self.transition: threading.Lock = threading.Lock()
+        self.closed: threading.Event = threading.Event()
 
     @classmethod
     def unregistered(cls, cache: Cache) -> LocalCache:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Node"]
 
-logger = logging.getLogger("llm_datadist")
+logger: logging.Logger = logging.getLogger("llm_datadist")
 
 _FIRST_PAUSE_S: Final = 0.02
 _LONGEST_PAUSE_S: Final = 0.5

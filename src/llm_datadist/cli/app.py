@@ -11,7 +11,7 @@ from llm_datadist.cli.doctor.command import doctor
 from llm_datadist.cli.inspect_command import inspect
 from llm_datadist.cli.ping_command import ping
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name="llm-datadist",
     help="Moves KV caches between the prefill and decode processes of large language models.",
     no_args_is_help=True,

@@ -41,8 +41,8 @@ class Member:
     """
 
     def __init__(self, connection: Connection, start: Start) -> None:
-        self.name = start.name
-        self.index = start.index
+        self.name: str = start.name
+        self.index: int = start.index
         self._timeout_s = start.timeout_s
         self._connection = connection
         self._board = Board()

@@ -74,8 +74,8 @@ class Peer:
         env: Mapping[str, str],
         command_prefix: Sequence[str] = (),
     ) -> None:
-        self.name = start.name
-        self.index = start.index
+        self.name: str = start.name
+        self.index: int = start.index
         self.exit: Exit | None = None
         self._group = group
         self._board = Board(self._failure)

@@ -101,7 +101,7 @@ class FaultPolicy:
     def __init__(self, rules: Iterable[FaultRule] = (), seed: int = 0) -> None:
         if isinstance(rules, FaultRule):
             raise wrong_type("rules", rules, "a list or tuple of FaultRule")
-        self.rules = tuple(rules)
+        self.rules: tuple[FaultRule, ...] = tuple(rules)
         for position, rule in enumerate(self.rules):
             check_instance(f"rules[{position}]", rule, FaultRule)
         self.seed = seed

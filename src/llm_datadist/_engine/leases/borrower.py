@@ -86,9 +86,9 @@ class Lease:
         self._ttl_ms = ttl_ms
         self._expires_ns = asked_ns + ttl_ms * 1_000_000
         self._released = False
-        self.cluster_id = cache_key.cluster_id
-        self.cache_key = cache_key
-        self.blocks = blocks
+        self.cluster_id: int = cache_key.cluster_id
+        self.cache_key: AnyKey = cache_key
+        self.blocks: tuple[int, ...] | None = blocks
 
     @property
     def active(self) -> bool:

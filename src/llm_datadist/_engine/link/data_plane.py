@@ -113,24 +113,24 @@ class DataPlane:
         self.lanes = lanes
         self.channel = channel
         self.device_channel = device_channel
-        self.path = channel.name
-        self.device_path = "none" if device_channel is None else device_channel.name
+        self.path: str = channel.name
+        self.device_path: str = "none" if device_channel is None else device_channel.name
         self._why_device = why_device
         self.reasons = reasons
         self.own_link_ref = own_link_ref
         self.in_process = in_process
-        self.marks = PeerFaultMarks()
+        self.marks: PeerFaultMarks = PeerFaultMarks()
         self.failures = self.mismatches = 0
         self.checksum = checksum
-        self.checked = checksum == CHECKSUM
+        self.checked: bool = checksum == CHECKSUM
         self._reads = self._writes = 0
         self._read_bytes = self._written_bytes = 0
         self._keep_directory = keep_directory
         innermost = channel.innermost
         self._host = innermost if isinstance(innermost, HostChannel) else None
-        self.published = self._host is not None
+        self.published: bool = self._host is not None
         source = _LaneDirectory(lanes) if self._host is None else _HostDirectory(self._host)
-        self.directory = DirectoryReader(source, peer.cluster_id)
+        self.directory: DirectoryReader = DirectoryReader(source, peer.cluster_id)
 
     @property
     def device_trouble(self) -> str:

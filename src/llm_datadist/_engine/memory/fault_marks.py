@@ -20,7 +20,7 @@ from llm_datadist._engine.memory.fault_notices import MAX_BYTES, FaultNotices
 from llm_datadist._errors import Fault, LLMException, LLMStatusCode, fail
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from llm_datadist._engine.instance import Instance
     from llm_datadist._engine.memory.containment import BadRange
@@ -86,8 +86,8 @@ class FaultMarks:
         self._ranges = instance.registry.ranges
         self._links = instance.links
         self._notices = FaultNotices(instance.registry, instance.node.probe, self._found)
-        self.on_notice = self._notices.receive
-        self.close = self._notices.close
+        self.on_notice: Callable[[Link, Faulted], None] = self._notices.receive
+        self.close: Callable[[], None] = self._notices.close
 
     def check_local(
         self, operation: str, cache: LocalCache, plan: Plan, peer: int | None, *, local: bool

@@ -11,7 +11,7 @@ __all__ = ["bench_app"]
 
 _QUICK_S, _USUAL_S = 10.0, 60.0
 
-bench_app = typer.Typer(
+bench_app: typer.Typer = typer.Typer(
     name="bench",
     invoke_without_command=True,
     no_args_is_help=False,

@@ -32,7 +32,7 @@ class Contender(ABC):
 
     def __init__(self, local: Memory) -> None:
         self.local = local
-        self.owner = Owner(self.owner_body(), len(local))
+        self.owner: Owner = Owner(self.owner_body(), len(local))
 
     @staticmethod
     @abstractmethod

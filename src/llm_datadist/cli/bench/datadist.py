@@ -140,7 +140,7 @@ class Datadist(Contender):
     def __init__(self, local: Memory) -> None:
         super().__init__(local)
         properties: dict[str, object] = {"checksum": self.checksum} | self.properties
-        self.instance = start(LOCAL_ID, self.backend, **properties)
+        self.instance: LLMDataDist = start(LOCAL_ID, self.backend, **properties)
         self._cache: Cache | None = None
         self._lists: tuple[list[int], list[int]] = ([], [])
         self.link()

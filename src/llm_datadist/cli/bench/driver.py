@@ -57,7 +57,7 @@ class Driver:
         *,
         wait: bool = True,
     ) -> None:
-        self.name = kind.name
+        self.name: str = kind.name
         self._process, self._pipe = processes.start(
             hosts.executable(hosts.LOCAL), _drive, kind, size, environment or {}
         )

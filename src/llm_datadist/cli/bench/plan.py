@@ -71,9 +71,10 @@ class Clock:
     """
 
     def __init__(self, seconds: float, steps: int) -> None:
-        self.started = time.monotonic()
+        self.started: float = time.monotonic()
         self._ends = self.started + seconds
-        self.steps, self.done = steps, 0
+        self.steps = steps
+        self.done: int = 0
 
     @property
     def elapsed_s(self) -> float:

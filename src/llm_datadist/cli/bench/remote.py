@@ -155,6 +155,7 @@ class Remote(Contender):
         # No owner process: the owner is on the other host.
         self.local = local
         self._link = linked(os.environ[PEER], os.environ.get(BACKEND, "auto"))
+        self.instance: LLMDataDist
         self.instance, self._peer = self._link.__enter__()
         self._offers = offered(self.instance, self._peer)
         self._cache: Cache | None = None

@@ -24,7 +24,7 @@ class Generation:
 
     def __init__(self, prompt_tokens: int, first_token: int, table: BlockTable) -> None:
         self.table = table
-        self.tokens = [first_token]
+        self.tokens: list[int] = [first_token]
         self._prompt_tokens = prompt_tokens
         self._digest = hashlib.blake2b(digest_size=16)
 

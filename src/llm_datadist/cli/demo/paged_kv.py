@@ -50,7 +50,7 @@ class PagedKvCache:
         own_pages: bool = False,
     ) -> None:
         self.block_size = block_size
-        self.shape = (num_blocks, block_size, kv_heads, head_dim)
+        self.shape: tuple[int, int, int, int] = (num_blocks, block_size, kv_heads, head_dim)
         # Written once, so that all pages are present as in a server's cache; transfers into absent
         # pages would measure the kernel's page faults.
         self.tensors: list[Floats] = [

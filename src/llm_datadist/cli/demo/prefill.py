@@ -88,7 +88,7 @@ class Push:
     """Waits for a layerwise transfer on a thread, to record its end during computation."""
 
     def __init__(self, task: CacheTask) -> None:
-        self.end_ns = 0
+        self.end_ns: int = 0
         self._task = task
         self._status: LLMStatusCode | None = None
         self._thread = threading.Thread(target=self._wait, name="demo-push", daemon=True)

@@ -47,7 +47,7 @@ class Worker:
         router_sock, worker_sock = socket.socketpair()
         with worker_sock:
             # In a new session, so that Ctrl-C reaches only the router, which ends the workers.
-            self.process = subprocess.Popen(
+            self.process: subprocess.Popen[bytes] = subprocess.Popen(
                 [sys.executable, "-m", "llm_datadist.cli.demo.worker", str(worker_sock.fileno())],
                 pass_fds=[worker_sock.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -58,7 +58,7 @@ class Worker:
             )
         # Only a stopped worker leaves a message half sent or half read for so long.
         router_sock.settimeout(_SILENCE_S)
-        self.channel = Channel(router_sock)
+        self.channel: Channel = Channel(router_sock)
         self.send(setup)
 
     def __enter__(self) -> Self:

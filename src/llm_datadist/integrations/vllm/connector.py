@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.transfer_counts import Payload
     from llm_datadist.integrations.vllm.vllm_metrics import ConnectorMetrics
 
-logger = logging.getLogger("llm_datadist.vllm")
+logger: logging.Logger = logging.getLogger("llm_datadist.vllm")
 
 _SUPPORTED = ("0.32", "0.33")
 

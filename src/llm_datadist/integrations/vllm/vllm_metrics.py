@@ -21,7 +21,7 @@ try:
 except ImportError:
     KVConnectorPromMetrics = KVConnectorStats = object
 
-logger = logging.getLogger("llm_datadist.vllm")
+logger: logging.Logger = logging.getLogger("llm_datadist.vllm")
 
 _PREFIX = "vllm:llm_datadist_"  # vLLM unregisters the metrics that begin with "vllm:"
 _BUCKETS_S = tuple(0.0005 * 2**power for power in range(16))  # 0.5 ms to 16.4 s

@@ -26,7 +26,7 @@ from llm_datadist.integrations.vllm.transfer_counts import TransferCounts
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-logger = logging.getLogger("llm_datadist.vllm")
+logger: logging.Logger = logging.getLogger("llm_datadist.vllm")
 
 _NULL_BLOCK = 0
 """vLLM's placeholder for blocks that a sliding window has left behind."""
@@ -74,7 +74,7 @@ class PullScheduler:
         self._is_producer = is_producer
         self._is_consumer = is_consumer
         self.ranks: list[RankAddress] = []
-        self.counts = TransferCounts()
+        self.counts: TransferCounts = TransferCounts()
         self._keys: dict[str, int] = {}
         self._offered: dict[str, _Offered] = {}
         self._decided: set[str] = set()

@@ -26,7 +26,7 @@ from llm_datadist.integrations.vllm.transfer_counts import TransferCounts
 if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.step_orders import StepOrders
 
-logger = logging.getLogger("llm_datadist.vllm")
+logger: logging.Logger = logging.getLogger("llm_datadist.vllm")
 
 _PREEMPTED = "its blocks were taken away during the prefill"
 
@@ -71,7 +71,7 @@ class PushScheduler:
         self._is_consumer = is_consumer
         self.ranks: list[RankAddress] = []
         self.stages: tuple[tuple[int, int] | None, ...] = (None,)
-        self.counts = TransferCounts()
+        self.counts: TransferCounts = TransferCounts()
         self._sending: dict[str, Send] = {}
         self._expected: dict[str, _Expected] = {}
         self._loading: set[str] = set()

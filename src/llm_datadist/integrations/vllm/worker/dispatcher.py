@@ -48,9 +48,9 @@ class Dispatcher(Generic[_AnyJob]):
         poll: Callable[[_AnyJob], bool],
         work: Callable[[_AnyJob], None],
     ) -> None:
-        self.lock = threading.Condition()
+        self.lock: threading.Condition = threading.Condition()
         self.jobs: dict[str, _AnyJob] = {}
-        self.is_closed = False
+        self.is_closed: bool = False
         self._poll = poll
         self._work = work
         self._changed_at = time.monotonic()

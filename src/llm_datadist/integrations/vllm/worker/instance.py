@@ -58,7 +58,7 @@ class WorkerInstance:
         self.layout = layout
         self.rank_layouts = rank_layouts
         self.facts = facts
-        self.cluster_id = secrets.randbits(63)
+        self.cluster_id: int = secrets.randbits(63)
         self._instance = LLMDataDist(LLMRole.MIX, self.cluster_id)
         self._instance.init(_llm_options(options, layout.rank, listens=listens))
         self._page = np.frombuffer(write_facts(facts), np.uint8).copy()
@@ -69,7 +69,7 @@ class WorkerInstance:
                 BlocksCacheKey(self.cluster_id, FACTS_MODEL_ID),
                 remote_accessible=True,
             )
-            self.local_caches = [
+            self.local_caches: list[Cache] = [
                 self._register(index, remote_accessible=False) for index in range(len(layout.parts))
             ]
         except BaseException:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.kv_transfer_params import RankAddress
     from llm_datadist.integrations.vllm.worker.instance import WorkerInstance
 
-logger = logging.getLogger("llm_datadist.vllm")
+logger: logging.Logger = logging.getLogger("llm_datadist.vllm")
 
 LINK_GONE = {LLMStatusCode.LLM_NOT_YET_LINK, LLMStatusCode.LLM_LINK_FAILED}
 """Codes after which the producer must be linked again."""

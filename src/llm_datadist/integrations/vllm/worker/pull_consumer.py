@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.worker.sources import Sources
     from llm_datadist.leases import Lease
 
-logger = logging.getLogger("llm_datadist.vllm")
+logger: logging.Logger = logging.getLogger("llm_datadist.vllm")
 
 
 class PullConsumer:

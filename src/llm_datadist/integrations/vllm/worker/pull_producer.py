@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.worker.reports import Reports
     from llm_datadist.leases import LeaseEnd
 
-logger = logging.getLogger("llm_datadist.vllm")
+logger: logging.Logger = logging.getLogger("llm_datadist.vllm")
 
 _RETRY_S = 1.0
 

@@ -49,7 +49,7 @@ class PullProgress:
         self.order = order
         self.began = began
         self.pulls: list[Pull] = []
-        self.total_bytes = 0
+        self.total_bytes: int = 0
         self._layout = layout
         for group, dst_blocks in enumerate(order.dst_blocks):
             parts = [

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.worker.reports import Reports
     from llm_datadist.integrations.vllm.worker.sources import Source, Sources
 
-logger = logging.getLogger("llm_datadist.vllm")
+logger: logging.Logger = logging.getLogger("llm_datadist.vllm")
 
 _MOST_SOURCES = 256
 _LINK_CHECK_S = 0.1

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.worker.push_progress import Run
     from llm_datadist.integrations.vllm.worker.reports import Reports
 
-logger = logging.getLogger("llm_datadist.vllm")
+logger: logging.Logger = logging.getLogger("llm_datadist.vllm")
 
 _MOST_READERS = 256
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.worker.compatibility import Share
     from llm_datadist.integrations.vllm.worker.instance import WorkerInstance
 
-logger = logging.getLogger("llm_datadist.vllm")
+logger: logging.Logger = logging.getLogger("llm_datadist.vllm")
 
 
 class Readers:

@@ -44,7 +44,7 @@ class Reports:
     """
 
     def __init__(self) -> None:
-        self.counts = TransferCounts()
+        self.counts: TransferCounts = TransferCounts()
         self._changed = threading.Condition()
         self._ended = Ended()
         self._num_changes = 0
