@@ -110,8 +110,8 @@ def test_a_run_between_two_programs(tmp_path):
         listen = other.stdout.readline().split()[-1]
         options = ["--connect", listen, "--path", "tcp", "--block-size", "4K", "--seconds", "1"]
         outcome = CliRunner().invoke(app, ["bench", *options, "--json", str(file)])
-        other.send_signal(signal.SIGINT)
-        _, errors = other.communicate()
+        other.send_signal(signal.SIGTERM)  # SIGINT may be ignored from the start
+        _, errors = other.communicate(timeout=20)
     assert (other.returncode, errors) == (0, "ended\n")
     assert outcome.exit_code == 0, outcome.output
     found = json.loads(file.read_text())
