@@ -106,12 +106,15 @@ def test_a_run_between_two_programs(tmp_path):
     with subprocess.Popen(
         [*command, "--memory", "64M"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as other:
-        assert other.stdout.readline().startswith("listening at 127.0.0.1:")
-        listen = other.stdout.readline().split()[-1]
-        options = ["--connect", listen, "--path", "tcp", "--block-size", "4K", "--seconds", "1"]
-        outcome = CliRunner().invoke(app, ["bench", *options, "--json", str(file)])
-        other.send_signal(signal.SIGTERM)  # SIGINT may be ignored from the start
-        _, errors = other.communicate(timeout=20)
+        try:
+            assert other.stdout.readline().startswith("listening at 127.0.0.1:")
+            listen = other.stdout.readline().split()[-1]
+            options = ["--connect", listen, "--path", "tcp", "--block-size", "4K", "--seconds", "1"]
+            outcome = CliRunner().invoke(app, ["bench", *options, "--json", str(file)])
+            other.send_signal(signal.SIGTERM)  # SIGINT may be ignored from the start
+            _, errors = other.communicate(timeout=20)
+        finally:
+            other.kill()
     assert (other.returncode, errors) == (0, "ended\n")
     assert outcome.exit_code == 0, outcome.output
     found = json.loads(file.read_text())
