@@ -250,5 +250,8 @@ def test_links_made_meanwhile_are_meant_too_and_only_meanwhile(scene):
 def test_an_instance_that_is_not_initialized():
     side = Side(1, "host")
     finalize(side)
-    with pytest.raises(RuntimeError, match="not initialized"), inject_faults(side.instance, None):
+    with (
+        pytest.raises(RuntimeError, match="not initialized"),
+        inject_faults(side.instance, FaultPolicy()),
+    ):
         pass

@@ -2,10 +2,10 @@
 
 import threading
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from llm_datadist import (
     BlocksCacheKey,

@@ -77,11 +77,20 @@ def processes_of(session):
     return found
 
 
+def _take_ctrl_c():
+    """Programs that are started in the background of a shell ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 def test_ctrl_c_leaves_no_process(eventually):
     command = [sys.executable, "-m", "llm_datadist.cli", "bench", *TINY]
     with subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=_take_ctrl_c,
     ) as run:
         assert b"s left] same-host" in run.stderr.readline()
         os.killpg(run.pid, signal.SIGINT)
