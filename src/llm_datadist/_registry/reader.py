@@ -63,6 +63,7 @@ class DirectoryReader:
         self._lock = threading.Lock()
         self._version = 0
         self._tables = RemoteTables(Endings())
+        self._is_torn = False  # whether the tables may have more than the version says
 
     @property
     def version(self) -> int:
@@ -153,7 +154,7 @@ class DirectoryReader:
         """Read and apply the log up to `version`; return False if it was rewritten meanwhile."""
         era, tail = version >> _TAIL_BITS, version & _TAIL_MASK
         known_era, known_tail = self._version >> _TAIL_BITS, self._version & _TAIL_MASK
-        same_era = era == known_era
+        same_era = era == known_era and not self._is_torn
         if same_era and tail <= known_tail:
             return True  # another thread got further
         if tail > MAX_LOG_BYTES:
@@ -173,12 +174,15 @@ class DirectoryReader:
     def _apply(self, operation: str, log: bytes, deadline_ns: int) -> None:
         """Apply the frames after the known ones; then the version says how far that came.
 
-        So a call that is out of time leaves what it has parsed to the next call.
+        So a call that is out of time leaves what it has parsed to the next call. After one in which
+        a signal handler raises, the next call reads the whole log.
         """
         base, apply = self._version, self._tables.apply
-        count = applied = looked = 0
+        count = begun = applied = looked = 0
+        self._is_torn = True
         try:
             for record, end in decode_frames_with_ends(log):
+                begun = end
                 apply(record)
                 applied = end
                 count += 1
@@ -193,8 +197,12 @@ class DirectoryReader:
                         "retry, which goes on from there, or raise sync_kv_timeout",
                         cluster_id=self._cluster_id,
                     )
+        except CorruptDirectory:
+            begun = applied  # of a record that is refused nothing is applied
+            raise
         finally:
             self._version = base + applied
+            self._is_torn = begun != applied
 
     def _pause(self, operation: str, deadline_ns: int) -> None:
         if time.monotonic_ns() >= deadline_ns:

@@ -152,6 +152,29 @@ def test_what_stands_before_a_bad_record_counts_once(peer):
     assert peer.resolve(by_id(2)).cache.cache_id == 2
 
 
+@pytest.mark.parametrize("is_applied", [True, False])
+def test_after_a_signal_handler_has_raised_the_whole_log_is_read(peer, monkeypatch, is_applied):
+    """Nothing is applied twice, or left out, if the handler ran between the two steps of it."""
+    peer.writer.add(added(1))
+    peer.refresh()
+    apply = remote_caches.RemoteTables.apply
+
+    def interrupted(tables, record):
+        if is_applied:
+            apply(tables, record)
+        raise KeyboardInterrupt
+
+    peer.writer.add(added(2))
+    monkeypatch.setattr(remote_caches.RemoteTables, "apply", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        peer.refresh()
+    monkeypatch.setattr(remote_caches.RemoteTables, "apply", apply)
+    peer.writer.add(added(3))
+    peer.refresh()
+    assert [cache.cache_id for cache in peer.reader.caches()] == [1, 2, 3]
+    assert peer.reader.version == peer.source.version(0)
+
+
 def test_pythons_garbage_collector_does_not_look_at_each_cache_of_a_peer(peer):
     """It would take longer than parsing, with tens of thousands of them."""
     peer.writer.add(added(1, blocks_key=3))
