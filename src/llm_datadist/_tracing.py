@@ -9,6 +9,7 @@ Source: an extension; docs/howto/tracing.md.
 from __future__ import annotations
 
 import logging
+import operator
 import time
 from typing import TYPE_CHECKING, NamedTuple, final
 
@@ -16,7 +17,6 @@ from llm_datadist._errors import invalid
 from llm_datadist._types.checks import check_str
 
 if TYPE_CHECKING:
-    from collections.abc import Sized
     from types import ModuleType
 
     from llm_datadist._errors import LLMException
@@ -62,11 +62,11 @@ class RequestTrace:
         request_id: The caller's name of the request.
     """
 
-    __slots__ = ("_blocks", "_parent", "request_id")
+    __slots__ = ("_num_blocks", "_parent", "request_id")
 
-    def __init__(self, request_id: str, blocks: Sized | None) -> None:
+    def __init__(self, request_id: str, num_blocks: int | None) -> None:
         self.request_id: str = request_id
-        self._blocks = blocks
+        self._num_blocks = num_blocks
         self._parent = None if _api() is None else _context()
 
     def named(self, operation: str) -> str:
@@ -105,8 +105,8 @@ class RequestTrace:
             "llm_datadist.bytes": transfer.num_bytes,
             "llm_datadist.status": "LLM_SUCCESS",
         }
-        if self._blocks is not None:
-            attributes["llm_datadist.blocks"] = len(self._blocks)
+        if self._num_blocks is not None:
+            attributes["llm_datadist.blocks"] = self._num_blocks
         if transfer.address is not None:
             address, port = transfer.address
             attributes |= {"network.peer.address": address, "network.peer.port": port}
@@ -116,14 +116,14 @@ class RequestTrace:
         return attributes
 
 
-def request_trace(operation: str, request_id: str, blocks: Sized | None = None) -> RequestTrace:
+def request_trace(operation: str, request_id: str, blocks: object = None) -> RequestTrace:
     """Check a request id, and remember the trace of the calling thread or task.
 
     Args:
         operation: Public name of the call.
         request_id: 1 to 128 printable characters.
-        blocks: The blocks that the call moves, whose number is read when a transfer has ended; None
-            if it moves none.
+        blocks: The blocks that the call moves, not yet checked; None if it moves none. Their number
+            is read at once: the caller may change a list while a layer-wise transfer runs.
 
     Raises:
         TypeError: request_id is no text.
@@ -136,7 +136,8 @@ def request_trace(operation: str, request_id: str, blocks: Sized | None = None) 
             f"request_id has {len(text)} characters: {text[:MAX_REQUEST_ID]!a}",
             f"give 1 to {MAX_REQUEST_ID} printable characters, or None",
         )
-    return RequestTrace(text, blocks)
+    # Not len: what has none is refused later, with a text that names the argument.
+    return RequestTrace(text, None if blocks is None else operator.length_hint(blocks))
 
 
 _found: list[ModuleType | None] = []
@@ -163,6 +164,9 @@ def _imported() -> ModuleType | None:
     try:
         from opentelemetry import trace  # noqa: PLC0415 - slow, and rarely wanted
     except ImportError:
+        return None
+    except Exception:  # it looks for plugins, and raises StopIteration where a program has none
+        logger.warning("there are no spans: opentelemetry cannot be imported", exc_info=True)
         return None
     return trace
 

@@ -67,6 +67,19 @@ def test_the_span_of_a_transfer_that_failed_without_a_link(spans):
     assert not left_out & set(span.attributes)
 
 
+def test_blocks_are_those_of_the_call_though_the_caller_changes_its_list(spans):
+    blocks = [3, 4]
+    made = request_trace("transfer_cache_async", "r", blocks)
+    blocks.clear()
+    made.end(OK)
+    (span,) = spans.ended()
+    assert span.attributes["llm_datadist.blocks"] == 2
+
+
+def test_blocks_of_a_wrong_type_are_left_to_the_check_that_names_them():
+    assert request_trace("pull_blocks", "r", 7).request_id == "r"
+
+
 def test_a_provider_that_comes_later_gets_the_spans_of_later_calls(spans, monkeypatch):
     provider = trace.get_tracer_provider
     monkeypatch.setattr(trace, "get_tracer_provider", trace.ProxyTracerProvider)
@@ -81,6 +94,22 @@ def test_without_opentelemetry_there_are_no_spans(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     request_trace("pull_blocks", "r").end(OK)
     assert _tracing._found == [None]
+
+
+@pytest.mark.expects_log("opentelemetry cannot be imported")
+def test_an_opentelemetry_that_cannot_be_imported_is_named_once(monkeypatch, caplog):
+    class Broken:
+        def find_spec(self, name, path, target=None):
+            if name == "opentelemetry.trace":
+                raise StopIteration  # as its search for plugins does in a frozen program
+
+    monkeypatch.setattr(_tracing, "_found", [])
+    monkeypatch.delitem(sys.modules, "opentelemetry.trace")
+    monkeypatch.delattr("opentelemetry.trace")
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    for _ in range(2):
+        request_trace("pull_blocks", "r").end(OK)
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.expects_log("no span of it")
