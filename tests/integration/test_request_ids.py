@@ -113,6 +113,16 @@ def test_an_error_names_the_request(sides, spans, operation):
     assert span.attributes["error.type"] == "LLM_KV_CACHE_NOT_EXIST"
 
 
+def test_an_error_that_no_transfer_has_raised_names_the_request(sides):
+    own, other = sides
+    local = KvCache(own, key=None)
+    KvCache(other, described=False)
+    with failing("LLM_PARAM_INVALID", "pull_resharded", "without a layout") as caught:
+        own.manager.pull_resharded([other.blocks_key()], local.cache, [[0]], [2], 4, **NAMED)
+    assert caught.value.request_id == "cmpl-7"
+    assert str(caught.value).endswith("(request cmpl-7)")
+
+
 @pytest.mark.parametrize("operation", CALLS)
 def test_a_request_id_that_cannot_be_printed_is_refused(sides, monkeypatch, operation):
     own, other = sides

@@ -16,7 +16,7 @@ from llm_datadist._control.workers import Workers, settle
 from llm_datadist._engine.transfer.attempt import Request
 from llm_datadist._engine.transfer.errors import NO_PLAN
 from llm_datadist._engine.transfer.resharded_plans import Job, checked_local, checked_ranks
-from llm_datadist._errors import LLMException, invalid
+from llm_datadist._errors import LLMException, invalid, name_request
 from llm_datadist._plan.layouts import RankReport, reason_of, share_of_full_rate
 
 if TYPE_CHECKING:
@@ -49,6 +49,14 @@ class Resharding:
 
     def move(self, call: ReshardCall) -> None:
         """See CacheManager.pull_resharded and push_resharded."""
+        try:
+            self._move(call)
+        except LLMException as error:
+            if call.trace is not None:  # what no rank's transfer has raised is not named yet
+                name_request(error, call.trace.request_id)
+            raise
+
+    def _move(self, call: ReshardCall) -> None:
         deadline_ns = time.monotonic_ns() + self._timeout_ns
         local, ranks, found = self._looked_up(call, deadline_ns)
         job = Job(call, local, ranks, [layout for _, layout in found])
