@@ -91,10 +91,15 @@ def _threads() -> frozenset[tuple[int, str]]:
     found = set()
     for task in (_PROCESS / "task").iterdir():
         try:
-            found.add((int(task.name), (task / "comm").read_text().strip()))
+            found.add((int(task.name), _text(task / "comm").strip()))
         except OSError:
             continue
     return frozenset(found)
+
+
+def _text(path: Path) -> str:
+    """Return a file of /proc; names in it may be any bytes, and the kernel cuts them anywhere."""
+    return os.fsdecode(path.read_bytes())
 
 
 def _children() -> frozenset[tuple[int, str]]:
@@ -107,7 +112,7 @@ def _processes() -> dict[int, tuple[int, str]]:
     found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            pid, _, rest = stat.read_text().partition(" ")
+            pid, _, rest = _text(stat).partition(" ")
         except OSError:
             continue
         name, _, fields = rest.rpartition(") ")
@@ -122,7 +127,7 @@ def _mapped_by_others() -> set[str]:
     others: set[str] = set()
     for pid in processes:
         try:
-            lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+            lines = _text(Path(f"/proc/{pid}/maps")).splitlines()
         except OSError:  # it has ended, or is another user's
             continue
         paths = {line.split(None, 5)[-1] for line in lines if "/dev/shm/" in line}
@@ -144,7 +149,7 @@ def _mappings() -> Counter[str]:
     """Count shared memory mappings by path and inode; a split mapping counts once."""
     found: Counter[str] = Counter()
     last = ""
-    for line in (_PROCESS / "maps").read_text().splitlines():
+    for line in _text(_PROCESS / "maps").splitlines():
         fields = line.split(None, 5)
         shared = len(fields) > 5 and fields[5].startswith(("/memfd:", "/dev/shm/"))
         name = f"{fields[5]} inode {fields[4]}" if shared else ""

@@ -48,6 +48,17 @@ def test_a_thread_that_is_ending_gets_time():
     assert leaks_since(before) == []
 
 
+def test_a_name_that_is_cut_within_a_letter():
+    """The kernel keeps 15 bytes of a process's name, which may end with half a letter."""
+    comm = Path("/proc/self/comm")
+    name = comm.read_bytes().strip()
+    comm.write_bytes(b"half a letter \xc3")
+    try:
+        assert leaks_since(snapshot(), NO_TIME) == []
+    finally:
+        comm.write_bytes(name)
+
+
 def test_a_child_process():
     before = snapshot()
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
