@@ -199,7 +199,7 @@ def _send_one(name: str, target: Destination, layer: int) -> _Sent:
         if error.status_code is not LLMStatusCode.LLM_ENGINE_FINALIZED:
             logger.error("%s: layer %d: %s", name, layer, str(error))
         return error.status_code, error
-    except Exception:
+    except Exception:  # no memory, or a defect; the other layers and destinations have results
         logger.exception("%s: layer %d failed", name, layer)
         return LLMStatusCode.LLM_FAILED, None
     return LLMStatusCode.LLM_SUCCESS, None
