@@ -180,6 +180,7 @@ MISTAKES = {
         ["policy", "FaultPolicy([rule, ...])"],
     ),
     "one rule as a list": (lambda w: FaultPolicy(RULE), TypeError, ["rules", "[rule]"]),
+    "no list of rules": (lambda w: FaultPolicy(None), TypeError, ["rules", "got None"]),
     "an action as a rule": (lambda w: FaultPolicy(["fail"]), TypeError, ["rules[0]", "FaultRule"]),
     "a lambda as a body": (
         lambda w: PeerGroup("thread").start(lambda member: 1),

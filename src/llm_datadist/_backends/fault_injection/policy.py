@@ -6,6 +6,7 @@ import logging
 import random
 import threading
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,6 @@ from llm_datadist._backends.outcomes import Code
 from llm_datadist._types.checks import check_instance, wrong_type
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from typing_extensions import Self
 
 logger = logging.getLogger("llm_datadist")
@@ -99,7 +98,7 @@ class FaultPolicy:
     """
 
     def __init__(self, rules: Iterable[FaultRule] = (), seed: int = 0) -> None:
-        if isinstance(rules, FaultRule):
+        if isinstance(rules, FaultRule) or not isinstance(rules, Iterable):
             raise wrong_type("rules", rules, "a list or tuple of FaultRule")
         self.rules: tuple[FaultRule, ...] = tuple(rules)
         for position, rule in enumerate(self.rules):
