@@ -81,7 +81,7 @@ class RequestTrace:
         try:
             self._make_span(api, transfer)
         except Exception:  # of the program's own samplers and processors
-            logger.warning("%s: no span of it", self.named(transfer.operation), exc_info=True)
+            logger.warning("%s: no span was made", self.named(transfer.operation), exc_info=True)
 
     def _make_span(self, api: ModuleType, transfer: EndedTransfer) -> None:
         end_ns = time.time_ns()

@@ -343,8 +343,8 @@ class HostBackend(Backend):
             raise Unavailable("the peer does not run in the process that it names")
         if not self._any_user and not _is_own_user(peer_metadata.pid):
             raise Unavailable(
-                "its process is another user's; run both as one, or give both sides a link_secret "
-                "or TLS, and the capabilities SYS_PTRACE and DAC_READ_SEARCH"
+                "its process is another user's; run both processes as one user, or give both sides "
+                "a link_secret or TLS, and the capabilities SYS_PTRACE and DAC_READ_SEARCH"
             )
         try:
             reader = _native.HostPeer(
