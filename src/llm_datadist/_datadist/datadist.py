@@ -469,7 +469,7 @@ def _finalize_all() -> None:
     for instance in list(_live_instances):
         try:
             instance.finalize()
-        except Exception:
+        except Exception:  # the other instances must end all the same
             logger.exception("finalizing cluster %d at exit", instance.cluster_id)
 
 

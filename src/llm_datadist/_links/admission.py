@@ -72,7 +72,7 @@ async def check_domain(context: LinkContext, hello: Hello) -> None:
     if hook is not None:
         try:
             answer = await context.workers.run(hook, hello.domain, hello.cluster_id)
-        except Exception as error:
+        except Exception as error:  # a defect of the hook: this link is refused, others go on
             logger.exception("the domain hello of cluster %d", hello.cluster_id)
             raise SetupError(_FAILED, f"the domain is refused: {error}") from error
     if isinstance(answer, str):

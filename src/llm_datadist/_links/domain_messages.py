@@ -63,7 +63,7 @@ class DomainMessages:
             return Refusal(LLMStatusCode.LLM_NOT_YET_LINK, "the link is being taken down")
         try:
             refusal = hook(domain, link)
-        except Exception as error:
+        except Exception as error:  # a defect of the hook: the peer gets an answer
             logger.exception("a domain of cluster %d", link.cluster_id)
             return Refusal(LLMStatusCode.LLM_FAILED, f"the domain is refused: {error}")
         if refusal is None:
@@ -74,7 +74,7 @@ class DomainMessages:
         hook = self._context.hooks.on_domain_leave
         try:
             return hook is not None and hook(message, link)
-        except Exception:
+        except Exception:  # a defect of the hook: the domain counts as gone
             logger.exception("a domain of cluster %d", link.cluster_id)
             return False
 

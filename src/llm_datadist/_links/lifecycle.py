@@ -250,7 +250,7 @@ class LinkLifecycle:
     async def _wait_disconnected(self, link: Link, call: Future[None], *, call_hook: bool) -> None:
         try:
             await self._context.workers.outcome(call)
-        except Exception:
+        except Exception:  # of a data path's library, say: the link must end all the same
             logger.exception("taking down link %d to cluster %d", link.link_id, link.cluster_id)
         link.enter(LinkState.GONE)
         self._index.leaving.discard(link)
@@ -313,7 +313,7 @@ class LinkLifecycle:
             )
         except ProtocolError:
             raise  # ends the link
-        except Exception as error:
+        except Exception as error:  # whatever it is: the peer waits for an answer
             logger.warning("message of cluster %d failed", link.cluster_id, exc_info=True)
             if isinstance(message, Notify):
                 return None

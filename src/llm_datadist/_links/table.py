@@ -181,7 +181,7 @@ class LinkTable:
         for link in links:  # on this thread: at interpreter exit none can be started
             try:
                 self._context.delegate.disconnect(link.data)
-            except Exception:
+            except Exception:  # the other links must end all the same
                 logger.exception("taking down link %d", link.link_id)
         self._context.index.clear()
         if not (is_quiet := self._context.workers.wait_idle(_CLOSE_SECONDS)):

@@ -118,7 +118,7 @@ class Layerwise:
     ) -> None:
         try:
             self._send_layers(name, state, synchronizer, targets)
-        except BaseException:  # SystemExit too: it would end this thread without a word
+        except BaseException:  # SystemExit too: it would end this thread without a log line
             logger.exception("%s: the worker failed", name)
             for index in range(len(targets)):
                 state.set_result(index, LLMStatusCode.LLM_FAILED)
@@ -176,7 +176,7 @@ class Layerwise:
 def _synchronized(name: str, synchronizer: LayerSynchronizer, layer: int) -> bool:
     try:
         done = synchronizer.synchronize_layer(layer, None)
-    except BaseException:  # SystemExit too: it would end this thread without a word
+    except BaseException:  # SystemExit too: it would end this thread without a log line
         logger.exception("%s: synchronize_layer(%d) raised", name, layer)
         return False
     if not done:
@@ -199,7 +199,7 @@ def _send_one(name: str, target: Destination, layer: int) -> _Sent:
         if error.status_code is not LLMStatusCode.LLM_ENGINE_FINALIZED:
             logger.error("%s: layer %d: %s", name, layer, str(error))
         return error.status_code, error
-    except Exception:  # no memory, or a defect; the other layers and destinations have results
+    except Exception:  # MemoryError, or a defect: each destination gets a result
         logger.exception("%s: layer %d failed", name, layer)
         return LLMStatusCode.LLM_FAILED, None
     return LLMStatusCode.LLM_SUCCESS, None
