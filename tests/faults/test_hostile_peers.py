@@ -115,13 +115,15 @@ def test_a_published_page_that_is_a_pipe_holds_nobody(served, intruder):
     os.close(writer)
     command = [sys.executable, "-c", "input()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[reader]) as owner:
-        began = time.monotonic()
-        intruder.complete(host_endpoint(pid=owner.pid, published_fd=reader))
-        refusal = intruder.hear()
-        assert time.monotonic() - began < 2
-        assert isinstance(refusal, Reject)
-        assert f"/proc/{owner.pid}/fd/{reader} is no sealed memory file" in refusal.reason
-        owner.kill()
+        try:
+            began = time.monotonic()
+            intruder.complete(host_endpoint(pid=owner.pid, published_fd=reader))
+            refusal = intruder.hear()
+            assert time.monotonic() - began < 2
+            assert isinstance(refusal, Reject)
+            assert f"/proc/{owner.pid}/fd/{reader} is no sealed memory file" in refusal.reason
+        finally:
+            owner.kill()
     os.close(reader)
 
 

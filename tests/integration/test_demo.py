@@ -135,22 +135,26 @@ def heed_interrupts():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def start_long(*options):
-    """Start a demo that runs for a while; wait until both of its workers are there."""
-    process = subprocess.Popen(
-        [*COMMAND, *LONG, *options],
+@pytest.fixture
+def long_demo():
+    """A demo that runs for a while, and both of its workers; killed with the test."""
+    with subprocess.Popen(
+        [*COMMAND, *LONG],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         preexec_fn=heed_interrupts,  # noqa: PLW1509 - it calls one function, and no thread forks
-    )
-    deadline = time.monotonic() + 30
-    while len(workers_of(process)) < 2:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return process, workers_of(process)
+    ) as process:
+        try:
+            deadline = time.monotonic() + 30
+            while len(workers_of(process)) < 2:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            yield process, workers_of(process)
+        finally:
+            process.kill()
 
 
 def workers_of(process):
@@ -177,8 +181,8 @@ def wait_gone(pids, seconds=10.0):
 
 
 @pytest.mark.parametrize(("index", "role"), [(0, "prefill"), (1, "decode")])
-def test_a_killed_worker_ends_the_demo(index, role):
-    process, workers = start_long()
+def test_a_killed_worker_ends_the_demo(index, role, long_demo):
+    process, workers = long_demo
     os.kill(workers[index], signal.SIGKILL)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 2
@@ -186,8 +190,8 @@ def test_a_killed_worker_ends_the_demo(index, role):
     wait_gone(workers)
 
 
-def test_ctrl_c_leaves_no_process():
-    process, workers = start_long()
+def test_ctrl_c_leaves_no_process(long_demo):
+    process, workers = long_demo
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
@@ -195,8 +199,8 @@ def test_ctrl_c_leaves_no_process():
     wait_gone(workers)
 
 
-def test_a_killed_demo_leaves_no_process():
-    process, workers = start_long()
+def test_a_killed_demo_leaves_no_process(long_demo):
+    process, workers = long_demo
     process.kill()
     process.communicate(timeout=20)
     wait_gone(workers)

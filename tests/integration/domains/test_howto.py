@@ -30,7 +30,12 @@ def test_the_two_processes(tmp_path, order):
         )
         for side in order
     }
-    printed = {side: process.communicate(timeout=60)[0] for side, process in running.items()}
+    try:
+        printed = {side: process.communicate(timeout=60)[0] for side, process in running.items()}
+    finally:
+        for process in running.values():
+            process.kill()
+            process.communicate()
     assert {side: process.returncode for side, process in running.items()} == {
         "prefill": 0,
         "decode": 0,

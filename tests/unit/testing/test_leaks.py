@@ -62,9 +62,11 @@ def test_a_name_that_is_cut_within_a_letter():
 def test_a_child_process():
     before = snapshot()
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    leaks = leaks_since(before, NO_TIME)
+    try:
+        leaks = leaks_since(before, NO_TIME)
+    finally:
+        child.communicate(timeout=10)
     assert any(leak.startswith(f"process {child.pid}: ") for leak in leaks)
-    child.communicate()
     assert leaks_since(before, NO_TIME) == []
 
 
@@ -117,4 +119,5 @@ def test_a_shared_memory_file_of_another_program_does_not_count(is_child):
             assert (f"shared memory {path.name}" in leaks) is is_child
         finally:
             process.stdin.close()
-            path.unlink()
+            process.kill()
+            path.unlink(missing_ok=True)

@@ -92,9 +92,12 @@ def test_ctrl_c_leaves_no_process(eventually):
         start_new_session=True,
         preexec_fn=_take_ctrl_c,  # noqa: PLW1509  # calls nothing that may be locked
     ) as run:
-        assert b"s left] same-host" in run.stderr.readline()
-        os.killpg(run.pid, signal.SIGINT)
-        _, errors = run.communicate()
+        try:
+            assert b"s left] same-host" in run.stderr.readline()
+            os.killpg(run.pid, signal.SIGINT)
+            _, errors = run.communicate(timeout=20)
+        finally:
+            run.kill()
     assert run.returncode == 130
     assert b"interrupted" in errors
     assert b"Traceback" not in errors
