@@ -66,9 +66,10 @@ class DatadistNixl(Datadist):
 
 
 class BareNixl(Nixl):
-    """As its base, over any transport."""
+    """As its base, over any transport. Descriptors are made for each transfer."""
 
     name = BARE
+    most_prepared = 0  # lists would not outlast `disconnect`
     _registered: Any = None
 
     def connect(self, total: int) -> None:
