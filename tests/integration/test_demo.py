@@ -190,9 +190,10 @@ def test_a_killed_worker_ends_the_demo(index, role, long_demo):
     wait_gone(workers)
 
 
-def test_ctrl_c_leaves_no_process(long_demo):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_no_process(number, long_demo):
     process, workers = long_demo
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "interrupted" in errors

@@ -18,6 +18,7 @@ from llm_datadist.cli.instances import (
     TimeoutOption,
     credentials_in_environment,
     linked,
+    sigterm_interrupts,
 )
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ __all__ = ["inspect"]
 def inspect(
     address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where the peer listens.")],
     watch: Annotated[
-        bool, typer.Option("--watch", help="Repeat until interrupted, or the link ends.")
+        bool, typer.Option("--watch", help="Repeat until Ctrl-C or SIGTERM, or the link ends.")
     ] = False,
     interval: Annotated[
         float, typer.Option(min=0.01, max=3600.0, help="Seconds between two looks of --watch.")
@@ -58,11 +59,12 @@ def inspect(
             first_generation=first_generation,
         )
         try:
-            if as_json:
-                for look in looks:
-                    typer.echo(json.dumps(look))
-            else:
-                _show(looks)
+            with sigterm_interrupts():
+                if as_json:
+                    for look in looks:
+                        typer.echo(json.dumps(look))
+                else:
+                    _show(looks)
         except (LLMException, ValueError) as error:
             typer.echo(str(error), err=True)
             raise typer.Exit(1) from None

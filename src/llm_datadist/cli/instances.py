@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
+import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -31,6 +33,7 @@ __all__ = [
     "credentials_in_environment",
     "linked",
     "new_instance",
+    "sigterm_interrupts",
 ]
 
 SECRET = "LLM_DATADIST_SECRET"
@@ -82,6 +85,23 @@ def credentials_in_environment(
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt during the block, as Ctrl-C does, in the main thread.
+
+    Commands then end their instances and processes in order. It is the only signal of the two for
+    a program that was started in the background of a shell, where SIGINT is ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def new_instance(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -87,6 +88,23 @@ def test_an_interrupt_ends_watch_well(invoke, owner, monkeypatch):
     monkeypatch.setattr("llm_datadist.cli.inspect_command.sleep", interrupted)
     for more in ([], ["--json"]):
         assert invoke("inspect", address, "--watch", *more).exit_code == 0
+
+
+def test_sigterm_ends_watch_well_and_later_does_what_it_did(invoke, owner, monkeypatch):
+    """The background of a shell ignores SIGINT from the start."""
+    _, address = owner
+    sleep = "llm_datadist.cli.inspect_command.sleep"
+    monkeypatch.setattr(sleep, lambda _: signal.raise_signal(signal.SIGTERM))
+
+    def unexpected(*_):
+        raise AssertionError("SIGTERM was not taken")
+
+    before = signal.signal(signal.SIGTERM, unexpected)
+    try:
+        assert invoke("inspect", address, "--watch", "--json").exit_code == 0
+        assert signal.getsignal(signal.SIGTERM) is unexpected
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_very_many_caches_are_counted(invoke, owner):

@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from llm_datadist import LLMException
 from llm_datadist.cli.bench import processes
+from llm_datadist.cli.instances import sigterm_interrupts
 from llm_datadist.cli.pictures import check_can_draw
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Outcome:
 
 @contextmanager
 def exit_status(*, verbose: bool) -> Iterator[Outcome]:
-    """Turn the errors of a run into a sentence and a status, and Ctrl-C too.
+    """Turn the errors of a run into a sentence and a status, and Ctrl-C and SIGTERM too.
 
     Args:
         verbose: Whether warnings of the library, the output of processes and tracebacks are shown.
@@ -53,7 +54,8 @@ def exit_status(*, verbose: bool) -> Iterator[Outcome]:
     if not verbose:
         logger.setLevel(logging.CRITICAL)
     try:
-        yield outcome
+        with sigterm_interrupts():
+            yield outcome
     except ValueError as problem:
         outcome.status = _say(str(problem), _USAGE)
     except LLMException as problem:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 
 import typer
@@ -20,7 +19,6 @@ _ANY = ("0.0.0.0", "::")
 
 def run_listen(listen: str, memory: str) -> int:
     """Offer buffers until Ctrl-C or SIGTERM, and return the exit status."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with exit_status(verbose=True) as outcome:  # warnings about strangers are of use here
         size = _memory(memory)
         check_memory(2 * size, "give a smaller --memory")

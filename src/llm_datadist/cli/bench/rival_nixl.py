@@ -58,7 +58,7 @@ class Nixl(Contender):
 
     name = "NIXL (UCX)"
     most_prepared: ClassVar[int] = 256
-    """Pieces of a case for which indices are faster; for one piece they took a fifth to a half."""
+    """Pieces of a case for which indices are faster; for one piece a half of the time or less."""
 
     def __init__(self, local: Memory) -> None:
         super().__init__(local)

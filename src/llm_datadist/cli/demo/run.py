@@ -15,6 +15,7 @@ from llm_datadist.cli.demo.report import print_report, to_json
 from llm_datadist.cli.demo.router import Router
 from llm_datadist.cli.demo.settings import DemoError, DemoSettings
 from llm_datadist.cli.demo.tokenizer import VOCABULARY, cut_prompts, read_text
+from llm_datadist.cli.instances import sigterm_interrupts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +50,8 @@ def run_demo(
             **settings,
         )
         demo.check()
-        result = _run(console, demo, verbose=verbose)
+        with sigterm_interrupts():
+            result = _run(console, demo, verbose=verbose)
         if json:
             typer.echo(to_json(result))
         else:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 
 import pytest
 
@@ -33,6 +34,21 @@ def test_errors_become_a_sentence_and_a_status(capsys, error, status, text):
             raise error
     assert outcome.status == status
     assert capsys.readouterr().err.startswith(text)
+
+
+def test_sigterm_is_as_ctrl_c_until_the_run_ends(capsys):
+    def unexpected(*_):
+        raise AssertionError("SIGTERM was not taken")
+
+    before = signal.signal(signal.SIGTERM, unexpected)
+    try:
+        with exit_status(verbose=False) as outcome:
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is unexpected
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert outcome.status == 130
+    assert capsys.readouterr().err.startswith("error: interrupted")
 
 
 def test_all_of_a_failure_is_shown_on_request(capsys):
