@@ -45,6 +45,7 @@ _readv.argtypes = [
 ]
 _IOVECS = 1024
 _IPERF_TRIES = 30
+_IPERF_SPARE_S = 10.0
 
 
 def threads() -> int:
@@ -169,7 +170,7 @@ def iperf3(seconds: float = 2.0) -> float:
     """GB/s of two plain streams of the program iperf3 between the hosts of the two ends.
 
     Raises:
-        RuntimeError: It is not installed, or failed.
+        RuntimeError: It is not installed, failed, or did not end.
     """
     if shutil.which("iperf3") is None:
         raise RuntimeError("iperf3 is not installed (Debian: apt install iperf3)")
@@ -179,7 +180,8 @@ def iperf3(seconds: float = 2.0) -> float:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    client = f"iperf3 -c {ip} -p {port} -P 2 -J -t {max(1, round(seconds))}"
+    whole_s = max(1, round(seconds))
+    client = f"iperf3 -c {ip} -p {port} -P 2 -J -t {whole_s}"
     try:
         for _ in range(_IPERF_TRIES):  # until the server listens
             time.sleep(0.1)
@@ -188,11 +190,14 @@ def iperf3(seconds: float = 2.0) -> float:
                 capture_output=True,
                 check=False,
                 text=True,
+                timeout=whole_s + _IPERF_SPARE_S,
             )
             if done.returncode == 0:
                 break
         else:
             raise RuntimeError(f"{client}: {done.stdout.strip()[-200:]}")
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"{client}: it did not end within {error.timeout:.0f} s") from None
     finally:
         server.kill()
         server.wait()

@@ -2,7 +2,8 @@
 
 import pytest
 
-from llm_datadist.cli.bench.limits import shares
+from llm_datadist.cli.bench import limits
+from llm_datadist.cli.bench.limits import iperf3, shares
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 3, 1024, 2048, 5000, 100_000])
@@ -15,3 +16,13 @@ def test_pieces_are_dealt_evenly_in_calls_that_the_kernel_takes(pieces, num_thre
     assert max(end - first for first, end in calls) <= 1024
     loads = [sum(end - first for first, end in part) for part in dealt]
     assert max(loads) - min(loads) <= 1024 * (pieces > 1024 * num_threads) + 1
+
+
+def test_a_program_that_does_not_end_is_given_up(tmp_path, monkeypatch):
+    program = tmp_path / "iperf3"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(limits, "_IPERF_SPARE_S", -0.9)
+    with pytest.raises(RuntimeError, match="iperf3 -c .*: it did not end within"):
+        iperf3()
