@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llm_datadist.cli.bench.trace.command import trace
+from llm_datadist.cli.bench.trace.command import JsonOption, TpOption, VerboseOption, trace
 
 __all__ = ["bench_app"]
 
@@ -57,14 +57,7 @@ def bench(
             show_default="2048; below 30 seconds 512",
         ),
     ] = None,
-    tp: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Tensor parallel size; one rank's part moves.",
-            show_default="of the preset",
-        ),
-    ] = None,
+    tp: TpOption = None,
     vs: Annotated[
         str,
         typer.Option(
@@ -78,7 +71,8 @@ def bench(
     listen: Annotated[
         str | None,
         typer.Option(
-            metavar="IP:PORT", help="Be the other end of --connect on another host, until Ctrl-C."
+            metavar="IP:PORT",
+            help="Be the other end of --connect on another host, until Ctrl-C or SIGTERM.",
         ),
     ] = None,
     memory: Annotated[
@@ -95,16 +89,12 @@ def bench(
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="The same as --seconds 10.")] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
-    ] = None,
+    json_file: JsonOption = None,
     plot_file: Annotated[
         Path | None,
         typer.Option("--plot", metavar="FILE", help="Also draw them as .png, .svg or .pdf."),
     ] = None,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show what the processes print.")
-    ] = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Measure how fast KV caches move on this machine.
 

@@ -5,7 +5,20 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["trace"]
+__all__ = ["JsonOption", "TpOption", "VerboseOption", "trace"]
+
+TpOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Tensor parallel size; one rank's part moves.", show_default="of the preset"
+    ),
+]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
+]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Show what the processes print.")
+]
 
 
 def trace(
@@ -28,14 +41,7 @@ def trace(
         int | None,
         typer.Option(min=1, help="Only so many layers move: less memory.", show_default="all"),
     ] = None,
-    tp: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Tensor parallel size; one rank's part moves.",
-            show_default="of the preset",
-        ),
-    ] = None,
+    tp: TpOption = None,
     path: Annotated[
         str, typer.Option(metavar="NAME", help="same-host, pool or tcp.")
     ] = "same-host",
@@ -51,12 +57,8 @@ def trace(
     late_ms: Annotated[
         float, typer.Option(min=0, help="A request is late if its blocks take longer, in ms.")
     ] = 200.0,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
-    ] = None,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show what the processes print.")
-    ] = False,
+    json_file: JsonOption = None,
+    verbose: VerboseOption = False,
 ) -> None:
     """Replay the requests of a trace between a prefill and a decode process on this machine.
 
