@@ -7,26 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from llm_datadist.cli.bench.results import Latency, Limit, Machine, Result, Run, write_json
+from llm_datadist.cli.bench.results import Latency, Limit, Machine, Run, write_json
+from support.bench_results import result
 
 ROOT = Path(__file__).parents[3]
-
-
-def result(**changes):
-    usual = {
-        "path": "tcp",
-        "operation": "pull",
-        "kind": "blocks",
-        "contender": "llm-datadist (tcp)",
-        "block_bytes": 4096,
-        "num_blocks": 256,
-        "num_tensors": 1,
-        "total_bytes": 1 << 20,
-        "gbps": [2.0],
-    }
-    made = Result(**(usual | changes))
-    made.settle()
-    return made
 
 
 def a_run(day, *results):

@@ -2,24 +2,8 @@
 
 import pytest
 
-from llm_datadist.cli.bench.results import Latency, Limit, Machine, Result, Run
-
-
-def result(**changes):
-    usual = {
-        "path": "tcp",
-        "operation": "pull",
-        "kind": "blocks",
-        "contender": "llm-datadist (tcp)",
-        "block_bytes": 4096,
-        "num_blocks": 256,
-        "num_tensors": 1,
-        "total_bytes": 1 << 20,
-        "gbps": [2.0, 3.0, 1.0],
-    }
-    made = Result(**(usual | changes))
-    made.settle()
-    return made
+from llm_datadist.cli.bench.results import Latency, Limit, Machine, Run
+from support.bench_results import result
 
 
 @pytest.fixture
@@ -31,7 +15,7 @@ def run():
         machine=Machine("a processor", 2, 1 << 34, "6.1", "3.12.0"),
         results=[
             result(contender="bare", is_limit=True, gbps=[9.0]),
-            result(),
+            result(gbps=[2.0, 3.0, 1.0]),
             result(block_bytes=256, gbps=[0.5]),
             result(operation="push", gbps=[4.0]),
             result(contender="NIXL", gbps=[], problem="NIXL: ERR"),
