@@ -24,5 +24,5 @@ def test_a_program_that_does_not_end_is_given_up(tmp_path, monkeypatch):
     program.chmod(0o700)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(limits, "_IPERF_SPARE_S", -0.9)
-    with pytest.raises(RuntimeError, match="iperf3 -c .*: it did not end within"):
+    with pytest.raises(RuntimeError, match=r"iperf3 -c .*: it did not end within"):
         iperf3()
