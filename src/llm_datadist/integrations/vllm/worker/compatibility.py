@@ -185,7 +185,7 @@ def read_facts(page: bytes) -> dict[str, str]:
     """
     try:
         return msgspec.json.decode(page, type=dict[str, str])
-    except msgspec.DecodeError as error:
+    except ValueError as error:  # no JSON, no UTF-8, no texts
         raise ValueError(f"the peer's facts cannot be read: {error}") from None
 
 

@@ -84,7 +84,10 @@ class Mailbox:
         )
 
     def read(self, kind: type[_Message]) -> _Message | None:
-        """Return the message, or None until it has arrived completely."""
+        """Return the message, or None until one of this kind has arrived completely.
+
+        Never raises, whatever a peer has written.
+        """
         size, digest = _HEADER.unpack(self._memory[: _HEADER.size].tobytes())
         if not 0 < size <= PAGE_BYTES - _HEADER.size:
             return None
@@ -93,7 +96,7 @@ class Mailbox:
             return None
         try:
             return msgspec.json.decode(body, type=kind)
-        except msgspec.MsgspecError:
+        except (ValueError, RecursionError):  # no JSON, no UTF-8, another kind, too deep
             return None
 
     def close(self) -> None:

@@ -135,7 +135,7 @@ def test_facts_without_layers(layers):
 
 
 def test_pages_that_hold_no_facts():
-    for page in (b"\0" * FACTS_BYTES, b"[1]", b'{"a": 1}'):
+    for page in (b"\0" * FACTS_BYTES, b"[1]", b'{"a": 1}', b'{"a": "\xff"}'):
         with pytest.raises(ValueError, match="cannot be read"):
             read_facts(page)
     with pytest.raises(ValueError, match="bytes"):

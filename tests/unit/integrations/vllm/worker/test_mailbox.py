@@ -1,6 +1,7 @@
 """Mailboxes: a message counts when all of it has arrived."""
 
 import ctypes
+import hashlib
 
 import numpy as np
 import pytest
@@ -46,6 +47,19 @@ def test_a_message_with_another_byte_is_none(box, at):
 
 def test_a_size_beyond_the_page_is_none(box):
     page = np.full(mailbox.PAGE_BYTES, 0x7F, np.uint8)
+    write(box, page, page.nbytes)
+    assert box.read(Receipt) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"{", b'{"prompt":"\xff"}', b'{"other":' + b"[" * 50_000 + b"]" * 50_000 + b"}"],
+    ids=["no JSON", "no UTF-8", "too deep"],
+)
+def test_a_body_that_cannot_be_decoded_is_none(box, body):
+    """The thread that reads it serves all other requests, too."""
+    header = mailbox._HEADER.pack(len(body), hashlib.sha256(body).digest())
+    page = np.frombuffer(header + body, np.uint8)
     write(box, page, page.nbytes)
     assert box.read(Receipt) is None
 
