@@ -162,8 +162,7 @@ class PushProducer:
         repeated: set[int] = set()
         try:
             readers = self._readers_of(ticket)
-            is_here = readers[progress.slot : progress.slot + 1] == [(ticket.stage, ticket.rank)]
-            if not is_here or len(readers) > _MOST_READERS:
+            if readers[progress.slot : progress.slot + 1] != [(ticket.stage, ticket.rank)]:
                 raise Indivisible(
                     f"its rank {ticket.rank} of {ticket.tp_size} of stage {ticket.stage} of "
                     f"{len(ticket.stages)} loads from another"
@@ -185,12 +184,17 @@ class PushProducer:
         """Return stage and tensor-parallel rank of the consumer's workers that load from this one.
 
         Raises:
-            Indivisible: The consumer's size does not fit.
+            Indivisible: The consumer's size does not fit, or there are too many.
         """
         own = self._worker.rank_layouts
         ranks = peers_of(own.tp_size, own.rank, ticket.tp_size)
         known = [None if each is None else range(*each) for each in ticket.stages]
         stages = overlapping(own.stage.layers, known, own.stage.rank)
+        if len(stages) * len(ranks) > _MOST_READERS:
+            raise Indivisible(
+                f"{len(stages) * len(ranks)} of its workers load from this one, at most "
+                f"{_MOST_READERS} can"
+            )
         return [(stage, rank) for stage in stages for rank in ranks]
 
     def _await_ticket(self, first: PushProgress, slot: int) -> None:
@@ -289,10 +293,10 @@ class PushProducer:
         if not ticket.blocks:
             return
         receipt = Receipt(prompt=progress.order.prompt, problem=progress.problem)
-        key = BlocksCacheKey(ticket.cluster_id, ticket.receipt_key)
         try:
+            key = BlocksCacheKey(ticket.cluster_id, ticket.receipt_key)
             send_message(self._worker.cache_manager, key, receipt)
-        except LLMException as error:
+        except (LLMException, ValueError) as error:  # ValueError: the ticket's key is none
             logger.info(
                 "request %s: the receipt (%s) did not reach the consumer: %s",
                 progress.order.request_id,

@@ -1,8 +1,11 @@
 """The producer of push mode: what it pushes when, its receipts, and when blocks come back."""
 
+import tracemalloc
+
 import pytest
 
 from llm_datadist import LLMStatusCode
+from llm_datadist.integrations.vllm.rank_layouts import Indivisible
 from llm_datadist.integrations.vllm.stages import Stage
 from llm_datadist.integrations.vllm.step_orders import Send, StepProgress
 from llm_datadist.integrations.vllm.worker.mailbox import Ticket
@@ -128,6 +131,17 @@ def test_a_ticket_of_another_request_gets_nothing(make, eventually, more):
     eventually(side.receipt)
     assert "another one" in side.receipt()[0]
     assert side.worker.pushes == []
+
+
+@pytest.mark.parametrize("more", [{"cluster_id": -1}, {"receipt_key": -1}])
+def test_blocks_come_back_when_the_receipt_can_go_nowhere(make, eventually, more):
+    side = make()
+    side.compute([11, 12], 8)
+    side.deliver(prompt="another", **more)
+    side.producer.finish("r")
+    eventually(lambda: "sent" in side.what())
+    assert side.what() == ["sent"]
+    assert not side.producer._dispatcher.jobs
 
 
 def test_a_consumer_that_needs_nothing_gets_nothing_and_no_receipt(make, eventually):
@@ -262,6 +276,18 @@ def test_a_worker_that_loads_from_another_rank_gets_nothing(make, eventually, mo
     eventually(side.receipt)
     assert "the consumer does not fit" in side.receipt()[0]
     assert side.worker.pushes == []
+
+
+def test_a_ticket_of_too_many_workers_is_refused_before_they_are_listed(make):
+    side = make(packed_layouts(stage=Stage(0, 1, range(4, 6))))
+    ticket = a_ticket(tp_size=4096, stages=((4, 6),) * 100)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Indivisible, match="409600 of its workers load from this one, at most"):
+            side.producer._readers_of(ticket)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("is_finished", [True, False])
