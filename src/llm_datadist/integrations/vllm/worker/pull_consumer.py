@@ -191,7 +191,8 @@ class PullConsumer:
                     for lease in leases:
                         lease.renew()
             if not progress.pulls:
-                self._count_fetched(progress, self._path(sources))
+                if progress.total_bytes:  # the offer had some of what is needed
+                    self._count_fetched(progress, self._path(sources))
                 self._report(progress.order, abandoned, ())  # vLLM need not wait for the release
 
     def _pull(self, progress: PullProgress, sources: Sources) -> None:

@@ -274,7 +274,16 @@ def test_blocks_that_the_offer_lacks_are_recomputed(make, eventually):
     side = make()
     side.load()
     eventually(side.failed)
-    assert counted(side)["requests_recomputed"] == {"unavailable": 1}
+    found = counted(side)
+    assert found["requests_recomputed"] == {"unavailable": 1}
+    assert found["requests_fetched"] == {"path7": 1}
+
+
+def test_a_request_of_which_the_offer_has_nothing_is_not_fetched(make, eventually):
+    side = make()
+    side.consumer.load(dataclasses.replace(ORDER, src_blocks=[[]], dst_blocks=[[]]))
+    eventually(lambda: "released" in side.what())
+    assert counted(side) == {"requests_recomputed": {"unavailable": 1}, "leases_held": {"": 0}}
 
 
 @pytest.mark.expects_log("cannot be fetched", "its load failed")
