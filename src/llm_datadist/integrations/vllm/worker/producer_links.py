@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -12,10 +13,15 @@ from llm_datadist.integrations.vllm.worker.compatibility import Expected, mismat
 from llm_datadist.integrations.vllm.worker.facts_page import pull_facts
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from llm_datadist.integrations.vllm.kv_transfer_params import RankAddress
     from llm_datadist.integrations.vllm.worker.instance import WorkerInstance
 
 logger: logging.Logger = logging.getLogger("llm_datadist.vllm")
+
+_MOST_KEPT = 1024
+"""Producers that are remembered: clients choose which ones an offer names."""
 
 LINK_GONE = {LLMStatusCode.LLM_NOT_YET_LINK, LLMStatusCode.LLM_LINK_FAILED}
 """Codes after which the producer must be linked again."""
@@ -58,7 +64,7 @@ class ProducerLinks:
     def __init__(self, worker: WorkerInstance) -> None:
         self._worker = worker
         self._lock = threading.Lock()
-        self._dial_locks: dict[int, threading.Lock] = {}
+        self._dial_locks: dict[int, tuple[threading.Lock, int]] = {}
         self._linked: set[int] = set()
         self._facts: dict[int, dict[str, str]] = {}
         self._silent: dict[int, tuple[float, str]] = {}
@@ -74,9 +80,7 @@ class ProducerLinks:
             Incompatible: The producer does not fit.
             Unreachable: There is no link.
         """
-        with self._lock:
-            dial_lock = self._dial_locks.setdefault(rank.cluster_id, threading.Lock())
-        with dial_lock:
+        with self._dial_lock(rank.cluster_id):
             is_new = self._link_once(rank, expected or Expected(self._worker.facts))
         if is_new:
             logger.info("linked to the producer at %s:%d", rank.ip, rank.port)
@@ -88,7 +92,24 @@ class ProducerLinks:
     def mark_silent(self, rank: RankAddress, reason: str) -> None:
         """Fail calls of `link` at once for link_timeout_ms, because the producer did not answer."""
         until = time.monotonic() + self._worker.options.link_timeout_ms / 1000
+        if len(self._silent) >= _MOST_KEPT:
+            self._silent.clear()
         self._silent[rank.cluster_id] = until, reason
+
+    @contextlib.contextmanager
+    def _dial_lock(self, cluster_id: int) -> Iterator[None]:
+        """Hold the lock of a producer, which exists while a thread holds it or waits for it."""
+        with self._lock:
+            dial_lock, users = self._dial_locks.get(cluster_id, (threading.Lock(), 0))
+            self._dial_locks[cluster_id] = dial_lock, users + 1
+        try:
+            with dial_lock:
+                yield
+        finally:
+            with self._lock:
+                _, users = self._dial_locks.pop(cluster_id)
+                if users > 1:
+                    self._dial_locks[cluster_id] = dial_lock, users - 1
 
     def _link_once(self, rank: RankAddress, expected: Expected) -> bool:
         """Make the link unless there is one; return whether it was made. Under its dial lock."""
@@ -98,10 +119,14 @@ class ProducerLinks:
         until, reason = self._silent.get(rank.cluster_id, (0.0, ""))
         if time.monotonic() < until:
             raise Unreachable(f"not tried, as it did not answer a moment ago: {reason}")
-        if rank.cluster_id in self._linked:
+        if facts is not None and rank.cluster_id in self._linked:
             return False
         self._dial(rank)
-        facts = self._facts[rank.cluster_id] = self._pull_facts(rank)
+        facts = self._pull_facts(rank)
+        if len(self._facts) >= _MOST_KEPT:  # their next `link` asks them again
+            self._facts.clear()
+            self._linked.clear()
+        self._facts[rank.cluster_id] = facts
         try:
             _check(rank, expected, facts)
         except Incompatible:

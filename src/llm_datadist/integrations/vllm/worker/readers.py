@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from llm_datadist.integrations.vllm.worker.compatibility import Share
     from llm_datadist.integrations.vllm.worker.instance import WorkerInstance
 
+_MOST_KEPT = 1024
+"""A consumer that restarts has other workers."""
+
 logger: logging.Logger = logging.getLogger("llm_datadist.vllm")
 
 
@@ -60,6 +63,8 @@ class Readers:
             except (Indivisible, LLMException, ValueError) as error:
                 logger.info("the consumer %d does not tell its size: %s", cluster_id, error)
                 return None
+            if len(self._shares) >= _MOST_KEPT:
+                self._shares.clear()
             self._shares[cluster_id] = share
         return share
 

@@ -7,6 +7,7 @@ import pytest
 
 from llm_datadist import LLMException, LLMStatusCode
 from llm_datadist.integrations.vllm.kv_transfer_params import RankAddress
+from llm_datadist.integrations.vllm.worker import producer_links
 from llm_datadist.integrations.vllm.worker.compatibility import Expected, write_facts
 from llm_datadist.integrations.vllm.worker.producer_links import (
     Incompatible,
@@ -118,3 +119,24 @@ def test_a_producer_that_did_not_answer_is_not_tried_again_at_once(worker, links
         links.link(RANK)
     links.link(RankAddress("192.0.2.8", 7000, 8))
     assert [cluster_id for cluster_id, _ in worker.dialed] == [7, 7, 8]
+
+
+def test_producers_of_long_ago_are_forgotten_and_asked_again(worker, links, monkeypatch):
+    monkeypatch.setattr(producer_links, "_MOST_KEPT", 3)
+    for cluster_id in range(1, 20):
+        links.link(RankAddress("192.0.2.7", 7000, cluster_id))
+        links.mark_silent(RankAddress("192.0.2.7", 7000, 100 + cluster_id), "a pull timed out")
+    for kept in (links._facts, links._linked, links._silent):
+        assert 0 < len(kept) <= 3
+    assert not links._dial_locks
+    worker.page = write_facts(FACTS | {"block size": "32"})
+    with pytest.raises(Incompatible, match="block size: producer '32'"):
+        links.link(RankAddress("192.0.2.7", 7000, 1))
+
+
+def test_a_producer_whose_facts_are_forgotten_is_not_taken_as_checked(worker, links):
+    links.link(RANK)
+    links._facts.clear()
+    worker.page = write_facts(FACTS | {"block size": "32"})
+    with pytest.raises(Incompatible, match="block size: producer '32'"):
+        links.link(RANK)

@@ -12,8 +12,10 @@ from llm_datadist import LLMException
 from llm_datadist.integrations.vllm.options import parse_extra_config
 from llm_datadist.integrations.vllm.stages import Stage
 from llm_datadist.integrations.vllm.worker import pull_producer as producer_module
+from llm_datadist.integrations.vllm.worker import readers as readers_module
 from llm_datadist.integrations.vllm.worker.compatibility import write_facts
 from llm_datadist.integrations.vllm.worker.pull_producer import PullProducer
+from llm_datadist.integrations.vllm.worker.readers import Readers
 from llm_datadist.integrations.vllm.worker.reports import Reports
 from llm_datadist.leases import LeaseEnd
 
@@ -255,3 +257,12 @@ def test_a_request_that_is_not_offered_is_withdrawn_and_not_reported(producers):
     assert worker.withdrawn == [256]
     assert reports.take().sent == set()
     worker.end_lease(ended("cache gone"))
+
+
+def test_consumers_of_long_ago_are_forgotten(monkeypatch):
+    monkeypatch.setattr(readers_module, "_MOST_KEPT", 3)
+    cluster_ids = range(1, 20)
+    readers = Readers(Worker(consumers=dict.fromkeys(cluster_ids, ALL)))
+    for cluster_id in cluster_ids:
+        assert readers.have_all([cluster_id])
+        assert 0 < len(readers._shares) <= 3
