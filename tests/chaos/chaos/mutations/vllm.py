@@ -256,8 +256,8 @@ MUTATIONS = (
         "any-stage-takes-a-ticket",
         "push mode: a ticket is of the worker that its mailbox is for",
         f"{_VLLM}/worker/push_producer.py",
-        "            if not is_here or len(readers) > _MOST_READERS:\n",
-        "            if len(readers) > _MOST_READERS:\n",
+        "            if readers[progress.slot : progress.slot + 1] != [(ticket.stage, ticket.rank)]:\n",
+        "            if not readers:\n",
         tests=f"{_TESTS}/worker/test_push_producer.py",
     ),
     Mutation(
