@@ -11,7 +11,7 @@ import statistics
 import time
 from typing import Any
 
-from support.vllm import rank_engines  # type: ignore[import-not-found]
+from support.vllm import rank_engines
 
 LAYERS, BLOCKS, BLOCK_SIZE = 16, 24, 32
 ROUNDS, WARM_UP = 12, 2

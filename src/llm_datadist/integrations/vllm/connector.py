@@ -39,14 +39,14 @@ _SUPPORTED = ("0.32", "0.33")
 
 
 @dataclass
-class ConnectorMetadata(KVConnectorMetadata):  # type: ignore[misc, unused-ignore]
+class ConnectorMetadata(KVConnectorMetadata):
     """Orders of the scheduler side to the workers, for one step."""
 
     orders: StepOrders = field(default_factory=StepOrders)
 
 
 @dataclass
-class HandshakeMetadata(KVConnectorHandshakeMetadata):  # type: ignore[misc, unused-ignore]
+class HandshakeMetadata(KVConnectorHandshakeMetadata):
     """What a worker tells the scheduler side once.
 
     Attributes:
@@ -58,7 +58,7 @@ class HandshakeMetadata(KVConnectorHandshakeMetadata):  # type: ignore[misc, unu
     layers: tuple[int, int] | None = None
 
 
-class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc, unused-ignore]
+class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):
     """Moves the KV blocks of prompts from producers to consumers over llm_datadist.
 
     Raises:

@@ -27,7 +27,7 @@ _PREFIX = "vllm:llm_datadist_"  # vLLM unregisters the metrics that begin with "
 _BUCKETS_S = tuple(0.0005 * 2**power for power in range(16))  # 0.5 ms to 16.4 s
 
 
-class ConnectorStats(KVConnectorStats):  # type: ignore[misc, unused-ignore]
+class ConnectorStats(KVConnectorStats):
     """Counts of one interval, of one worker or of several together.
 
     Attributes:
@@ -59,7 +59,7 @@ class ConnectorStats(KVConnectorStats):  # type: ignore[misc, unused-ignore]
         return not self.data
 
 
-class ConnectorMetrics(KVConnectorPromMetrics):  # type: ignore[misc, unused-ignore]
+class ConnectorMetrics(KVConnectorPromMetrics):
     """Prometheus metrics of the connector, in the process that serves `/metrics`.
 
     Args:
