@@ -23,6 +23,7 @@ from llm_datadist import (
 )
 from llm_datadist.testing import PeerGroup
 from support.setup import LOOPBACK, info_of, options_of
+from support.world import World
 
 
 class Tensors(NamedTuple):
@@ -96,6 +97,14 @@ def options():
 @pytest.fixture(scope="session")
 def info():
     return info_of
+
+
+@pytest.fixture(scope="module")
+def world(options, info):
+    """Two linked instances with caches, and good arguments of every method."""
+    made = World(options, info)
+    yield made
+    made.close()
 
 
 @pytest.fixture

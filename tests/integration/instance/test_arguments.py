@@ -16,14 +16,6 @@ from llm_datadist import (
 from support.mistakes import MISTAKES, A, T, V
 from support.world import World
 
-
-@pytest.fixture(scope="module")
-def world(options, info):
-    made = World(options, info)
-    yield made
-    made.close()
-
-
 METHODS = [
     (kind, name)
     for kind in (LLMDataDist, CacheManager)

@@ -26,14 +26,7 @@ from llm_datadist import (
 )
 from llm_datadist._types.remedies import _REMEDIES
 from llm_datadist.testing import FaultPolicy, FaultRule, PeerGroup, inject_faults
-from support.world import Ready, World
-
-
-@pytest.fixture(scope="module")
-def world(options, info):
-    made = World(options, info)
-    yield made
-    made.close()
+from support.world import Ready
 
 
 def configured(**options):

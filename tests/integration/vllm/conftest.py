@@ -8,7 +8,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from support.vllm.rank_engines import RankEngine
 from support.vllm.worker_sides import Side
+
+
+@pytest.fixture
+def make():
+    """Makes engines, and closes them."""
+    made = []
+
+    def make(*arguments, **options):
+        made.append(RankEngine(*arguments, **options))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.close()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from support.vllm.rank_engines import BLOCKS, LAYERS, RankEngine, model_of
+from support.vllm.rank_engines import BLOCKS, LAYERS, model_of
 
 SRC = [3, 7, 5, 11]
 DST = [10, 9, 4, 6]
@@ -16,20 +16,6 @@ ONE = (range(LAYERS),)
 HALVES = (range(2), range(2, 3))
 OTHER_HALVES = (range(1), range(1, 3))
 THIRDS = tuple(range(layer, layer + 1) for layer in range(3))
-
-
-@pytest.fixture
-def make():
-    """Makes engines, and closes them."""
-    made = []
-
-    def make(*arguments, **options):
-        made.append(RankEngine(*arguments, **options))
-        return made[-1]
-
-    yield make
-    for engine in made:
-        engine.close()
 
 
 def prefilled(make, tp_size=1, **options):

@@ -13,26 +13,12 @@ import numpy as np
 import pytest
 
 from llm_datadist.integrations.vllm.worker import pull_progress
-from support.vllm.rank_engines import BLOCKS, RankEngine, model_of
+from support.vllm.rank_engines import BLOCKS, model_of
 
 SRC = [3, 7, 5, 11, 2, 9, 1, 13]
 DST = [10, 9, 4, 6, 21, 15, 2, 8]
 TOKENS = 101
 libc = ctypes.CDLL(None, use_errno=True)
-
-
-@pytest.fixture
-def make():
-    """Makes engines, and closes them."""
-    made = []
-
-    def make(*arguments, **options):
-        made.append(RankEngine(*arguments, **options))
-        return made[-1]
-
-    yield make
-    for engine in made:
-        engine.close()
 
 
 def prefilled(make, tp_size=1, *, src=SRC, tokens=TOKENS, latent=False, kv_heads=4, **options):

@@ -6,7 +6,7 @@ import pytest
 
 from llm_datadist.integrations.vllm.kv_transfer_params import RankAddress, RemotePrefill
 from llm_datadist.integrations.vllm.step_orders import Receive, Send, StepOrders, StepProgress
-from support.vllm.rank_engines import BLOCKS, WHOLE, RankEngine, model_of
+from support.vllm.rank_engines import BLOCKS, WHOLE, model_of
 
 SRC, DST = [3, 7, 5, 11], [10, 9, 4, 6]
 TOKENS, BLOCK = 101, 32
@@ -71,20 +71,16 @@ class Prefill:
 
 
 @pytest.fixture
-def make():
-    """Makes a prefill of engines of these sizes, and closes them."""
-    engines = []
+def make(make):
+    """Makes a prefill of engines of these sizes."""
 
-    def make(producers, consumers, *, consumed=None, latent=False, kv_heads=4, **options):
+    def prefill(producers, consumers, *, consumed=None, latent=False, kv_heads=4, **options):
         options |= {"latent": latent, "kv_heads": kv_heads, "mode": "push"}
-        engines.append(RankEngine("producer", producers, **options))
-        engines.append(RankEngine("consumer", consumers, **options | (consumed or {})))
-        model = model_of(TOKENS, latent=latent, kv_heads=kv_heads)
-        return Prefill(*engines[-2:], model)
+        producer = make("producer", producers, **options)
+        consumer = make("consumer", consumers, **options | (consumed or {}))
+        return Prefill(producer, consumer, model_of(TOKENS, latent=latent, kv_heads=kv_heads))
 
-    yield make
-    for engine in engines:
-        engine.close()
+    return prefill
 
 
 @pytest.mark.parametrize(
