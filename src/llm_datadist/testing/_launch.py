@@ -120,5 +120,6 @@ class LaunchedProcess(Launched):
         states = []
         for stat in Path(f"/proc/{self.pid}/task").glob("*/stat"):
             with contextlib.suppress(OSError):  # a thread that ended meanwhile
-                states.append(stat.read_text().rpartition(")")[2].split()[0])
+                state = stat.read_bytes().rpartition(b")")[2]  # the name before may be any bytes
+                states.append(state.split()[0].decode())
         return bool(states) and all(state in "TtZX" for state in states)

@@ -1,5 +1,6 @@
 """leaks: each kind of holding is seen, named, and forgiven once it is gone."""
 
+import ctypes
 import mmap
 import os
 import subprocess
@@ -68,6 +69,49 @@ def test_a_child_process():
         child.communicate(timeout=10)
     assert any(leak.startswith(f"process {child.pid}: ") for leak in leaks)
     assert leaks_since(before, NO_TIME) == []
+
+
+NAMES_ITSELF = """
+import ctypes
+ctypes.CDLL(None).prctl(15, b"\\xff")
+print("named", flush=True)
+input()
+"""
+
+
+def test_names_of_processes_need_not_be_text():
+    """The kernel cuts a name after 15 bytes, even within a character."""
+    command = [sys.executable, "-c", NAMES_ITSELF]
+    before = snapshot()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout.readline() == b"named\n"
+        leaks = leaks_since(before, NO_TIME)
+        assert any(leak.startswith(f"process {child.pid}: ") for leak in leaks)
+        child.communicate(b"\n")
+
+
+def test_names_of_threads_and_mapped_files_need_not_be_text():
+    before = snapshot()
+    named, go_on = threading.Event(), threading.Event()
+
+    def run():
+        ctypes.CDLL(None).prctl(15, b"\xff")
+        named.set()
+        go_on.wait()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert named.wait(10)
+    fd = os.memfd_create(b"\xff")
+    os.ftruncate(fd, 4096)
+    mapping = mmap.mmap(fd, 4096)
+    os.close(fd)
+    leaks = leaks_since(before, NO_TIME)
+    assert any(leak.startswith(f"thread {thread.native_id}: ") for leak in leaks)
+    assert any(leak.startswith("mapping of /memfd:") for leak in leaks)
+    mapping.close()
+    go_on.set()
+    thread.join()
 
 
 def test_a_mapping_outlives_its_descriptor():

@@ -1,5 +1,6 @@
 """PeerGroup: bodies as processes and as threads, their messages, and how they end."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -32,6 +33,12 @@ def add(member, left, right):
 
 def identify(member):
     return [member.name, member.index, os.getpid()]
+
+
+def name_itself(member):
+    ctypes.CDLL(None).prctl(15, b"\xff")
+    member.send("named")
+    member.receive()
 
 
 def echo_twice(member):
@@ -260,6 +267,16 @@ def test_freeze_and_thaw():
         peer.freeze()
         peer.kill()
         assert peer.wait() == Killed(signal.SIGKILL)
+
+
+def test_a_process_whose_name_is_no_text_can_be_frozen():
+    with PeerGroup() as group:
+        peer = group.start(name_itself)
+        peer.receive()
+        peer.freeze()
+        peer.thaw()
+        peer.send("end")
+        assert peer.wait(10) == Finished(None)
 
 
 def test_threads_take_no_signals():
