@@ -46,7 +46,7 @@ def plot(run: Run, path: Path, *, only: str = "", source: str = "") -> None:
         raise ValueError(f"--plot {path}: nothing was measured: give more --seconds")
     columns = min(_COLUMNS, len(panels))
     rows_of_panels = -(-len(panels) // columns)
-    figure = new_figure(6.2 * columns, 4.8 * rows_of_panels)
+    figure = new_figure(5.2 * columns, 4.2 * rows_of_panels)
     machine = run.machine
     figure.suptitle(
         f"llm-datadist {run.version} on {machine.cpu}, {machine.cores} cores, {run.started[:10]}",
