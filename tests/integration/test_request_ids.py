@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from llm_datadist import (
@@ -11,7 +12,7 @@ from llm_datadist import (
     TransferConfig,
 )
 from llm_datadist.aio import Node
-from support.instances import failing, pattern
+from support.instances import eventually, failing, finalize, linked_sides, pattern
 from support.kv_caches import KvCache
 from support.setup import ANY_PORT
 from support.spans import spans
@@ -67,6 +68,54 @@ def test_each_transfer_of_a_call_has_a_span_in_the_callers_trace(sides, backend,
     assert span.attributes["llm_datadist.peer.cluster_id"] == "2"
     moved = 2 * local.data[0, 0].nbytes * (4 if operation.endswith("blocks") else 1)
     assert span.attributes["llm_datadist.bytes"] == moved
+
+
+@pytest.mark.parametrize("operation", ["pull_blocks", "push_cache"])
+def test_both_ends_have_a_span_in_one_trace(sides, spans, operation, caplog):
+    caplog.set_level("DEBUG", "llm_datadist")
+    own, other = sides
+    if operation.endswith("blocks"):
+        local, remote = own.blocks(1), other.blocks(2, key=0)
+    else:
+        local, remote = own.slots(1, tensors=2), other.slots(2, tensors=2)
+    with spans.current() as parent:
+        CALLS[operation](own.manager, local, remote)
+    trace_id = parent.get_span_context().trace_id
+
+    def served():
+        return [span for span in spans.served() if span.context.trace_id == trace_id]
+
+    eventually(served)
+    (span,), (served,) = spans.ended(), served()
+    assert served.name == operation
+    assert served.parent.span_id == span.context.span_id
+    same = ("request_id", "path", "bytes", "status")
+    for name in [f"llm_datadist.{each}" for each in same]:
+        assert served.attributes[name] == span.attributes[name]
+    assert served.attributes["llm_datadist.peer.cluster_id"] == "1"
+    assert f"{operation}, request cmpl-7, by peer cluster 1 at" in caplog.text
+
+
+def test_the_owner_learns_of_the_last_transfer_before_an_unlink(spans):
+    """Also of what the initiator has queued for a later message."""
+    sides = own, other = linked_sides("tcp")
+    local, remote = own.blocks(1), other.blocks(2, key=0)
+    for _ in range(3):
+        CALLS["pull_blocks"](own.manager, local, remote)
+    finalize(own)
+    eventually(lambda: len(spans.served()) == 3)
+    finalize(*sides[1:])
+
+
+@pytest.mark.expects_log("malformed message", "closed the connection")
+def test_a_peer_with_a_hostile_notice_loses_its_link():
+    sides = own, other = linked_sides("tcp")
+    engine = own.instance._engine
+    odd = ["two\nlines", None, "pull_blocks", "tcp", 0, 0, 0, 0]
+    body = msgspec.msgpack.encode(["ended", [odd]])
+    engine.links.notify(engine.links.get(other.id, "test"), body)
+    eventually(lambda: not other.instance.describe_links())
+    finalize(*sides)
 
 
 @pytest.mark.parametrize("operation", ["pull_resharded", "push_resharded"])

@@ -10,6 +10,7 @@ import pytest
 from llm_datadist import BlocksCacheKey, CacheDesc, DataType, LLMException
 from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._engine.instance import Lifetime
+from llm_datadist._engine.link.ended_notices import EndedNotices
 from llm_datadist._engine.transfer.attempt import Attempts, Request
 from llm_datadist._engine.transfer.counters import TransferCounters
 from llm_datadist._errors import LLMStatusCode
@@ -86,6 +87,7 @@ class Link:
         self.consumed = []
         self.consume_outcome = Outcome(Code.OK)
         self.is_open = True
+        self.takes_ended = False
         self.lanes = self
 
     def run(self, transfer):
@@ -167,7 +169,9 @@ class World:
             sync_timeout_ms=1000, statuses=statuses, slow_transfer_ms=slow_ms
         )
         self.counters = TransferCounters()
-        self.attempts = Attempts(self, self.marks, None, self.counters)
+        self.links.hooks, self.links.post = SimpleNamespace(), lambda call: call()
+        notices = EndedNotices(self.links)
+        self.attempts = Attempts(self, self.marks, None, self.counters, notices)
 
     def run(self, key=KEY, *, write=False, layers=None, blocks=range(BLOCKS), trace=None):
         indices = np.array(list(blocks), np.int64)

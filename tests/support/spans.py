@@ -27,9 +27,23 @@ class Spans:
         return trace.get_tracer("program").start_as_current_span(name)
 
     def ended(self):
-        """The spans of the library that have ended, oldest first."""
+        """The spans of this library's calls that have ended, oldest first."""
+        return self._of_kind(trace.SpanKind.CLIENT)
+
+    def served(self):
+        """The spans of transfers that peers have made, as they say."""
+        return self._of_kind(trace.SpanKind.SERVER)
+
+    def _of_kind(self, kind):
         spans = self._exporter.get_finished_spans()
-        return [span for span in spans if span.instrumentation_scope.name == "llm_datadist"]
+        library = [span for span in spans if span.instrumentation_scope.name == "llm_datadist"]
+        return [span for span in library if span.kind is kind]
+
+
+def traceparent_of(span):
+    """A span's context, by W3C Trace Context."""
+    made = span.context
+    return f"00-{made.trace_id:032x}-{made.span_id:016x}-{made.trace_flags:02x}"
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 
 from llm_datadist import LLMException, LLMStatusCode, _tracing
 from llm_datadist._errors import fail
-from llm_datadist._tracing import EndedTransfer, request_trace
-from support.spans import sdk, spans, trace
+from llm_datadist._tracing import EndedTransfer, has_tracer, make_peer_span, request_trace
+from support.spans import sdk, spans, trace, traceparent_of
 
 __all__ = ["spans"]
 
@@ -34,8 +34,9 @@ def test_longest_and_other_letters():
 def test_the_span_of_a_transfer(spans):
     with spans.current() as parent:
         made = request_trace("pull_blocks", "cmpl-1", [3, 4])
-    made.end(OK)
+    traceparent = made.end(OK)
     (span,) = spans.ended()
+    assert traceparent == traceparent_of(span)
     assert (span.name, span.kind) == ("pull_blocks", trace.SpanKind.CLIENT)
     assert span.end_time - span.start_time == 5_000_000
     assert span.parent.span_id == parent.get_span_context().span_id
@@ -92,7 +93,9 @@ def test_a_provider_that_comes_later_gets_the_spans_of_later_calls(spans, monkey
 def test_without_opentelemetry_there_are_no_spans(monkeypatch):
     monkeypatch.setattr(_tracing, "_found", [])
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
-    request_trace("pull_blocks", "r").end(OK)
+    assert request_trace("pull_blocks", "r").end(OK) is None
+    assert not has_tracer()
+    make_peer_span(OK, "r", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", 0)
     assert _tracing._found == [None]
 
 
@@ -119,7 +122,8 @@ def test_a_program_whose_span_processor_fails_gets_its_bytes_all_the_same(spans)
             raise RuntimeError("the program's")
 
     spans.provider.add_span_processor(Failing())
-    request_trace("pull_blocks", "r").end(OK)
+    assert request_trace("pull_blocks", "r").end(OK) is None
+    make_peer_span(OK, "r", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", 0)
 
 
 @pytest.mark.expects_log("no tracer provider")

@@ -31,6 +31,7 @@ __all__ = ["ControlConnection", "PeerClosedError"]
 
 _RECORDS_BYTES: Final = 64 << 10
 _MAX_REST_READS: Final = 64  # of _RECORDS_BYTES; more than a socket buffers by default
+_CONGESTED_BYTES: Final = 64 << 10
 
 
 class PeerClosedError(ConnectionError):
@@ -134,6 +135,11 @@ class ControlConnection:
     def is_closing(self) -> bool:
         """Whether no further message can be sent."""
         return self._finished or self._writer.transport.is_closing()
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether much is queued, because the peer does not read as fast as this end sends."""
+        return self._writer.transport.get_write_buffer_size() > _CONGESTED_BYTES
 
     def send(self, message: Message) -> None:
         """Queue a message; never blocks.

@@ -15,7 +15,9 @@ from llm_datadist._engine.instance import Instance, Lifetime
 from llm_datadist._engine.leases.borrower import Borrower
 from llm_datadist._engine.leases.lender import Lender
 from llm_datadist._engine.link.delegate import DataPlanes
+from llm_datadist._engine.link.ended_notices import EndedNotices
 from llm_datadist._engine.link.messages import (
+    Ended,
     Faulted,
     Inbox,
     Lend,
@@ -24,6 +26,7 @@ from llm_datadist._engine.link.messages import (
     Remapped,
     Renew,
 )
+from llm_datadist._engine.link.peer_transfers import PeerTransfers
 from llm_datadist._engine.memory.accelerators import check_cuda, check_reaches_devices
 from llm_datadist._engine.memory.fault_marks import FaultMarks
 from llm_datadist._engine.memory.pools import MemoryPools
@@ -118,7 +121,13 @@ class Engine:
         self.lender: Lender = Lender(instance)
         self.borrower: Borrower = Borrower(instance)
         self._counters = TransferCounters()
-        attempts = Attempts(instance, self.fault_marks, Checksums(self.node), self._counters)
+        attempts = Attempts(
+            instance,
+            self.fault_marks,
+            Checksums(self.node),
+            self._counters,
+            EndedNotices(self.links),
+        )
         self.transfers: Transfers = Transfers(instance, attempts)
         self.layerwise: Layerwise = Layerwise(instance, self.transfers)
         self.resharding: Resharding = Resharding(instance, attempts)
@@ -132,6 +141,7 @@ class Engine:
                 Faulted: self.fault_marks.on_notice,
                 Marked: self.fault_marks.on_peer_marks,
                 Release: self.lender.release,
+                Ended: PeerTransfers(self.config.slow_transfer_ms).receive,
             },
         )
         self.links.hooks.on_request = inbox.on_request

@@ -120,6 +120,8 @@ class Hooks:
             called again for the same domain. Called on the control thread: must not block.
         on_domain_leave: Called when the peer's part of a domain has ended; returns whether this end
             still needs the link for that domain. Called on the control thread: must not block.
+        on_unlink: Called before this end unlinks a link, or all of them: the last moment to send
+            something. Called on the control thread: must not block.
         on_lost: Called once for each link that was lost or that the peer ended, after its data was
             disconnected.
     """
@@ -129,4 +131,5 @@ class Hooks:
     on_domain_hello: Callable[[DomainHello, int], str | Refusal | None] | None = None
     on_domain_join: Callable[[DomainHello, Link], Refusal | None] | None = None
     on_domain_leave: Callable[[Leave, Link], bool] | None = None
+    on_unlink: Callable[[], None] | None = None
     on_lost: Callable[[Link], None] | None = None

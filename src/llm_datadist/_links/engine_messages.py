@@ -48,6 +48,17 @@ class EngineMessages:
         except PeerClosedError as error:
             raise self._link_ended("notify", link, error) from error
 
+    def try_notify(self, link: Link, body: bytes) -> bool:
+        """Send a message to the peer's `on_notify`; see `LinkTable.try_notify`."""
+        connection = link.conversation.connection
+        if connection.is_congested:
+            return False
+        try:
+            connection.send(Notify(body=body))
+        except PeerClosedError:
+            return False
+        return True
+
     async def request(self, link: Link, body: bytes, timeout_ms: float, operation: str) -> bytes:
         """Send a message to the peer's `on_request`; see `LinkTable.request`."""
         try:

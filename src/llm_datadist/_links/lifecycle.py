@@ -162,6 +162,7 @@ class LinkLifecycle:
         if not link.alive:
             await link.gone.wait()
             return LinkResult(LLMStatusCode.LLM_SUCCESS)
+        self._call_before_unlink()
         self._leave(link, LinkState.UNLINKING, "unlinked at this end")
         connection = link.conversation.connection
         with contextlib.suppress(PeerClosedError):
@@ -200,6 +201,7 @@ class LinkLifecycle:
         Returns:
             The ended links; the caller must disconnect their data. See `wait_delivered`.
         """
+        self._call_before_unlink()
         links = [*self._index.links.values(), *self._index.mirrors]
         for link in links:
             self._index.remove(link)
@@ -209,6 +211,10 @@ class LinkLifecycle:
                 link.conversation.connection.send(Unlink(reason="the peer was finalized"))
             link.conversation.finish(reason, _FAREWELL_SECONDS)
         return links
+
+    def _call_before_unlink(self) -> None:
+        if self._context.hooks.on_unlink is not None:
+            self._context.hooks.on_unlink()
 
     @staticmethod
     async def wait_delivered(links: Iterable[Link]) -> None:

@@ -309,6 +309,17 @@ class LinkTable:
     def _call_later(self, seconds: float, call: Callable[[], object]) -> None:
         asyncio.get_running_loop().call_later(seconds, self._context.workers.submit, call)
 
+    def post(self, call: Callable[[], object], seconds: float = 0.0) -> None:
+        """Call `call` on the control thread after some time, if it runs then. Never blocks.
+
+        The call must not block.
+        """
+        self._control.post(self._post, call, seconds) if seconds else self._control.post(call)
+
+    @staticmethod
+    def _post(call: Callable[[], object], seconds: float) -> None:
+        asyncio.get_running_loop().call_later(seconds, call)
+
     # Queries
 
     def get(self, cluster_id: int, operation: str = "get") -> Link:
@@ -365,6 +376,14 @@ class LinkTable:
             ValueError: The body is larger than a message may be.
         """
         self._control.run(self._messages.notify(link, body), "notify")
+
+    def try_notify(self, link: Link, body: bytes) -> bool:
+        """Send a message that may be lost to the peer's `on_notify`. Control thread only.
+
+        Returns:
+            Whether it was queued: not if the link is gone, or the peer does not read.
+        """
+        return self._messages.try_notify(link, body)
 
     def request(
         self, link: Link, body: bytes, timeout_ms: float, operation: str = "request"

@@ -8,7 +8,15 @@ import time
 
 import msgspec
 
-from llm_datadist._engine.link.messages import Faulted, Lend, Marked, Release, Remapped
+from llm_datadist._engine.link.messages import (
+    Ended,
+    EndedTransfer,
+    Faulted,
+    Lend,
+    Marked,
+    Release,
+    Remapped,
+)
 from llm_datadist._protocol.codec import ProtocolError
 from llm_datadist._protocol.messages import Notify, Request
 from llm_datadist._registry.records import CorruptDirectory
@@ -160,6 +168,7 @@ class Mischief:
                     Release(chance.randrange(9)),
                     Remapped(ranges),
                     Lend(chance.randrange(9), (1,), None, 1000),
+                    Ended((EndedTransfer("r", None, "pull", "tcp", 1, 0, 1 << 62, 0),) * 128),
                 ]
             )
         )

@@ -181,6 +181,20 @@ def test_what_was_finished_is_delivered_though_the_peer_does_not_read():
         asyncio.run(run(near, far))
 
 
+def test_a_connection_whose_peer_does_not_read_is_congested():
+    async def run(near):
+        connection = await ControlConnection.open(near)
+        assert not connection.is_congested
+        for _ in range(64):  # more than the sockets of both ends hold
+            connection.send(Notify(body=bytes(256 << 10)))
+        assert connection.is_congested
+        connection.abort()
+        await asyncio.sleep(0)
+
+    with pair() as (near, _):
+        asyncio.run(run(near))
+
+
 def test_only_a_link_with_engine_messages_has_a_task_for_them():
     async def run(near, far):
         heard = Heard(await ControlConnection.open(near))

@@ -84,7 +84,7 @@ class Delegate(EmptyPlane):
 class Connection:
     """A control connection; `arriving` has what its peer sends, and how it ends."""
 
-    is_encrypted = False
+    is_encrypted = is_congested = False
 
     def __init__(self):
         self.sent, self.is_open = [], True

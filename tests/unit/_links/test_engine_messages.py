@@ -8,6 +8,7 @@ from llm_datadist._control.connection import PeerClosedError
 from llm_datadist._control.conversation import RemoteError
 from llm_datadist._errors import LLMException, LLMStatusCode
 from llm_datadist._links.engine_messages import EngineMessages
+from llm_datadist._protocol.messages import Notify
 
 S = LLMStatusCode
 
@@ -41,6 +42,22 @@ def test_a_request_without_an_answer(context, make_link, answer, status, text):
     assert (error.status_code, error.operation, error.cluster_id) == (status, "renew", 2)
     (failure,) = asyncio.run(messages.request_all([link], b"", 10))
     assert failure.status_code is status
+
+
+@pytest.mark.parametrize("state", ["open", "congested", "closed"])
+def test_a_notice_that_may_be_lost_waits_for_nothing(context, make_link, state, monkeypatch):
+    connection = make_link(2).conversation.connection
+    link = make_link(2)
+    link.conversation.connection = connection
+    connection.is_congested = state == "congested"
+    if state == "closed":
+
+        def send(message):
+            raise PeerClosedError("it broke")
+
+        monkeypatch.setattr(connection, "send", send)
+    assert EngineMessages(context).try_notify(link, b"body") is (state == "open")
+    assert connection.sent == ([Notify(body=b"body")] if state == "open" else [])
 
 
 def test_of_a_table_that_was_closed(context, make_link):

@@ -122,6 +122,25 @@ def test_the_data_of_ended_links_is_the_callers(context, lifecycle, connection, 
     assert connection.sent == [Unlink(reason="the peer was finalized")]
 
 
+@pytest.mark.parametrize("how", ["unlink", "finalize"])
+def test_what_may_still_be_sent_is_sent_before_the_unlink(
+    context, lifecycle, connection, install, how
+):
+    sent = []
+    context.hooks.on_unlink = lambda: sent.append(list(connection.sent))
+
+    async def run():
+        link = install()
+        if how == "unlink":
+            await lifecycle.unlink(link, Deadline(60), wait_for_peer=False)
+        else:
+            lifecycle.end_all("the instance was finalized")
+
+    asyncio.run(run())
+    assert sent == [[]]
+    assert len(connection.sent) == 1
+
+
 @pytest.fixture
 def disconnecting(context):
     """Let `disconnect` run until the event is set, as if a transfer still touched memory."""

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 CHECKSUM = "crc32c"
 """Feature of an endpoint: the instance's native threads can compute CRC-32C."""
 
+REQUEST_IDS = "request-ids"
+"""Feature of an endpoint: the instance takes notices of transfers for requests."""
+
 
 class LookupFailedError(Exception):
     """The peer's directory could not be read; `outcome` says why."""
@@ -85,6 +88,7 @@ class DataPlane:
         checksum: How this side's transfers are checked: "crc32c", "off", or "off: " and why.
         keep_directory: Read the directory again only when a key is unknown
             (enable_remote_cache_accessible).
+        takes_ended: Whether the peer takes notices of ended transfers.
 
     Attributes:
         path: Name of the channel for host memory.
@@ -108,6 +112,7 @@ class DataPlane:
         in_process: bool = False,
         checksum: str,
         keep_directory: bool,
+        takes_ended: bool = False,
     ) -> None:
         self.peer = peer
         self.lanes = lanes
@@ -120,7 +125,8 @@ class DataPlane:
         self.own_link_ref = own_link_ref
         self.in_process = in_process
         self.marks: PeerFaultMarks = PeerFaultMarks()
-        self.failures = self.mismatches = 0
+        self.failures = self.mismatches = self.lost_notices = 0
+        self.takes_ended = takes_ended
         self.checksum = checksum
         self.checked: bool = checksum == CHECKSUM
         self._reads = self._writes = 0
@@ -190,6 +196,7 @@ class DataPlane:
                 "pushed_bytes": self._written_bytes,
                 "failures": self.failures,
                 "checksum_mismatches": self.mismatches,
+                "lost_request_notices": self.lost_notices,
             },
         }
 

@@ -17,7 +17,7 @@ from llm_datadist._backends.node import is_of_this_process
 from llm_datadist._backends.select import select_channel, select_device_channel
 from llm_datadist._backends.transfer import PeerEndpoint
 from llm_datadist._control.limits import limit_of
-from llm_datadist._engine.link.data_plane import CHECKSUM, DataPlane
+from llm_datadist._engine.link.data_plane import CHECKSUM, REQUEST_IDS, DataPlane
 from llm_datadist._engine.link.messages import MAX_RANGES, Guard, Marked
 from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._protocol.codec import DECODE_ERRORS
@@ -40,6 +40,7 @@ __all__ = ["DataPlanes", "Endpoint"]
 
 logger = logging.getLogger("llm_datadist")
 
+_FEATURES = (CHECKSUM, REQUEST_IDS)
 _OFFER_S = 600.0
 """A link that was not made this long after its endpoint was requested is given up."""
 
@@ -54,7 +55,7 @@ class Endpoint(msgspec.Struct, array_like=True, frozen=True):
     link_ref: Guard
     backends: Annotated[dict[Name, Metadata], msgspec.Meta(max_length=16)]
     features: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)] = ()
-    """Extensions of the wire format that its native threads support."""
+    """Optional parts of the wire format that it supports."""
     marks: Annotated[tuple[Marked, ...], msgspec.Meta(max_length=MAX_RANGES)] = ()
     """Fault marks on its memory."""
     rdma: bool = False
@@ -108,7 +109,7 @@ class DataPlanes:
                     self._node.close_guard(*old_ref)
             self._offered[link_id] = ref, now
         backends = {backend.name: backend.describe(link_id) for backend in self._backends}
-        local_end = Endpoint(ref, backends, (CHECKSUM,), tuple(self._marks()), has_rdma())
+        local_end = Endpoint(ref, backends, _FEATURES, tuple(self._marks()), has_rdma())
         return msgspec.msgpack.encode(local_end)
 
     def show_proof(self, link_id: int, proof: bytes) -> None:
@@ -175,6 +176,7 @@ class DataPlanes:
             in_process=is_of_this_process(peer.incarnation),
             checksum=self._checksum(peer, remote.features),
             keep_directory=self._config.remote_accessible,
+            takes_ended=REQUEST_IDS in remote.features,
         )
         for marked in remote.marks:
             data.marks.replace(marked.entry, marked.ranges)

@@ -15,6 +15,7 @@ from msgspec.structs import force_setattr
 from llm_datadist._protocol.codec import DECODE_ERRORS, ProtocolError
 from llm_datadist._protocol.messages import Status, Text, Uint64
 from llm_datadist._protocol.texts import shown
+from llm_datadist._tracing import MAX_REQUEST_ID
 
 if TYPE_CHECKING:
     from llm_datadist._links import Link
@@ -23,12 +24,23 @@ MAX_RANGES: Final = 1024
 """Per message."""
 MAX_LEASED_BLOCKS: Final = 200_000
 """Per lease that lists them, so that it fits one message."""
+MAX_ENDED: Final = 128
+"""Ended transfers per message."""
 
 Guard: TypeAlias = tuple[Uint64, Uint64]
 Ranges = Annotated[tuple[tuple[Uint64, Uint64], ...], msgspec.Meta(max_length=MAX_RANGES)]
 Numbers = Annotated[tuple[Uint64, ...], msgspec.Meta(min_length=1, max_length=3)]
 Blocks = Annotated[bytes, msgspec.Meta(max_length=4 * MAX_LEASED_BLOCKS)]
 Milliseconds = Annotated[int, msgspec.Meta(ge=1, le=(1 << 32) - 1)]
+Nanoseconds = Annotated[int, msgspec.Meta(ge=0, le=(1 << 62))]
+RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_REQUEST_ID)]
+Word = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[ -~]*\Z")]
+TraceParent = Annotated[
+    str,
+    msgspec.Meta(
+        max_length=55, pattern=r"^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z"
+    ),
+]
 
 
 class Remapped(msgspec.Struct, array_like=True, frozen=True, tag="remapped"):
@@ -101,8 +113,42 @@ class Release(msgspec.Struct, array_like=True, frozen=True, tag="release"):
     lease_id: Uint64
 
 
+class EndedTransfer(msgspec.Struct, array_like=True, frozen=True):
+    """A transfer that the sender has made for a request, in memory of the receiver.
+
+    Attributes:
+        request_id: The caller's name of the request: 1 to 128 printable characters.
+        traceparent: The sender's span of it, by W3C Trace Context; None if it has none.
+        operation: Public name of the call.
+        path: The data path.
+        num_bytes: Bytes that were moved; 0 if it failed.
+        status: An LLMStatusCode.
+        duration_ns: How long it took.
+        age_ns: How long before this message it ended.
+    """
+
+    request_id: RequestId
+    traceparent: TraceParent | None
+    operation: Word
+    path: Word
+    num_bytes: Uint64
+    status: Status
+    duration_ns: Nanoseconds
+    age_ns: Nanoseconds
+
+    def __post_init__(self) -> None:
+        if not self.request_id.isprintable():
+            raise ValueError("a request id is not printable")
+
+
+class Ended(msgspec.Struct, array_like=True, frozen=True, tag="ended"):
+    """Notice: these transfers for requests have ended. Sent to receivers with REQUEST_IDS only."""
+
+    transfers: Annotated[tuple[EndedTransfer, ...], msgspec.Meta(max_length=MAX_ENDED)]
+
+
 Answer: TypeAlias = Granted | Refused
-Message: TypeAlias = Remapped | Lend | Renew | Faulted | Marked | Release
+Message: TypeAlias = Remapped | Lend | Renew | Faulted | Marked | Release | Ended
 Handlers: TypeAlias = Mapping[type, Callable[["Link", Any], Any]]
 
 encode = msgspec.msgpack.Encoder().encode

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
     from llm_datadist._engine.instance import Instance
     from llm_datadist._engine.link.data_plane import DataPlane
+    from llm_datadist._engine.link.ended_notices import EndedNotices
     from llm_datadist._engine.memory.containment import Words
     from llm_datadist._engine.memory.fault_marks import FaultMarks
     from llm_datadist._engine.transfer.checksums import Checksums
@@ -139,6 +140,7 @@ class Attempts:
         fault_marks: FaultMarks,
         checksums: Checksums,
         counters: TransferCounters,
+        notices: EndedNotices,
     ) -> None:
         self._cluster_id = instance.cluster_id
         self._life = instance.life
@@ -151,6 +153,7 @@ class Attempts:
         self._fault_marks = fault_marks
         self._checksums = checksums
         self._counters = counters
+        self._notices = notices
 
     def run(self, request: Request, plan: Plan | None = None) -> None:
         """Carry out a transfer, and count how it has ended.
@@ -187,7 +190,8 @@ class Attempts:
             self._log_slow(request, link, f"{num_bytes} bytes over {path}", duration_ns)
         if request.trace is not None:
             where = request.operation, request.key.cluster_id, link.address, path
-            request.trace.end(EndedTransfer(*where, num_bytes, duration_ns))
+            transfer = EndedTransfer(*where, num_bytes, duration_ns)
+            self._notices.end(request.trace, link, transfer)
 
     def look_up(self, request: Request) -> Resolved:
         """Return what a key names at this moment, without moving anything; count a failure.
@@ -266,7 +270,8 @@ class Attempts:
         if request.trace is not None:
             address = None if link is None else link.address
             where = request.operation, request.key.cluster_id, address, path
-            request.trace.end(EndedTransfer(*where, 0, duration_ns, error))
+            transfer = EndedTransfer(*where, 0, duration_ns, error)
+            self._notices.end(request.trace, link, transfer)
 
     def _log_slow(self, request: Request, link: Link, ended: str, duration_ns: int) -> None:
         logger.warning(

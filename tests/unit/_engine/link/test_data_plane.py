@@ -127,6 +127,7 @@ def test_what_describe_link_shows():
         "pushed_bytes": 7,
         "failures": 1,
         "checksum_mismatches": 0,
+        "lost_request_notices": 0,
     }
     plane, _ = a_plane(checksum="off: the peer does not know crc32c", reasons={"host": "too far"})
     assert not plane.checked

@@ -161,6 +161,12 @@ def test_checksums_need_a_peer_that_can_compute_them(make_end):
     assert end.connect_to().checksum == "off: the peer does not know crc32c"
 
 
+def test_notices_of_transfers_need_a_peer_that_takes_them(make_end):
+    end = make_end(Backend("tcp"))
+    assert end.connect_to(features=end.offer().features).takes_ended
+    assert not end.connect_to(features=("crc32c",)).takes_ended
+
+
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.expects_log("slower than it could: both hosts have an RDMA device")
 def test_a_pair_with_rdma_that_does_not_use_it(make_end, monkeypatch, strict):
