@@ -17,7 +17,7 @@ LINKS = 1000 if LONG else 100
 PROCESSES = 4 if LONG else 2
 LANES = 4  # in each direction
 HUB = 1
-FDS_PER_LINK = 2 * LANES + 2  # a control connection, and an event that wakes waiting calls
+FDS_PER_LINK = 2 * LANES + 1  # and a control connection
 THREADS = 64 + 24  # workers that wait for another call, and those of the native core
 IDLE_SECONDS = 10.0 if LONG else 1.0
 

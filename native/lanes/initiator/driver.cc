@@ -24,7 +24,7 @@ constexpr std::int64_t kReserveShare = 10;
 constexpr std::int64_t kReserveNs = 40'000'000;
 constexpr std::int64_t kLateNs = 40'000'000;
 constexpr int kLongestPollMs = 60'000;
-constexpr int kHelperPollMs = 50;
+constexpr int kLookMs = 50;
 // A round trip takes less time than a core needs to wake up.
 constexpr std::int64_t kSpinNs = 100'000;
 
@@ -143,6 +143,7 @@ Outcome OperationDriver::finish() {
   while (!active_.empty() && wait()) {
     step_all();
   }
+  sleep_.reset();
   abandon();
   failure_.moved_bytes = moved_bytes_;
   return failure_;
@@ -201,10 +202,15 @@ bool OperationDriver::wait() {
   for (const Active& each : active_) {
     polled_.push_back({each.exchange->fd(), each.exchange->events(), 0});
   }
-  polled_.push_back({lanes_.wake_fd(), POLLIN, 0});
   bool signaled = false;
-  if (busy_ || !spin()) {
-    signaled = ::poll(polled_.data(), polled_.size(), busy_ ? 0 : longest_wait_ms()) < 0;
+  if (busy_) {
+    signaled = ::poll(polled_.data(), polled_.size(), 0) < 0;
+  } else if (!spin()) {
+    if (!sleep_) {
+      sleep_.emplace(lanes_);
+    }
+    polled_.push_back({sleep_->alarm.fd(), POLLIN, 0});
+    signaled = ::poll(polled_.data(), polled_.size(), longest_wait_ms()) < 0;
   }
   if (interrupted(signaled)) {
     fail(Outcome::failure(Code::kCancelled));
@@ -245,8 +251,8 @@ bool OperationDriver::spin() {
 }
 
 int OperationDriver::longest_wait_ms() const {
-  const bool helped = plan_.interrupted != nullptr;
-  return remaining_ms(Interruptible::wake_ns(end_ns_), helped ? kHelperPollMs : kLongestPollMs);
+  const bool looks = plan_.interrupted != nullptr || sleep_->alarm.fd() < 0;
+  return remaining_ms(Interruptible::wake_ns(end_ns_), looks ? kLookMs : kLongestPollMs);
 }
 
 // Whether the caller has interrupted the operation, on whichever of its threads this is.

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "base/outcome.h"
@@ -81,12 +82,20 @@ class OperationDriver {
   bool interrupted(bool signaled);
   void abandon();
 
+  // What wakes this thread while it sleeps.
+  struct Sleep {
+    explicit Sleep(LaneSet& lanes) : watch(lanes, alarm) {}
+    LaneSet::Alarm alarm;
+    LaneSet::Watch watch;
+  };
+
   LaneSet& lanes_;
   RequestSource& requests_;
   OperationPlan plan_;
   std::int64_t end_ns_;
   std::vector<Active> active_;
   std::vector<pollfd> polled_;
+  std::optional<Sleep> sleep_;  // from the first time that polling for a moment was not enough
   Outcome failure_;
   bool busy_ = false;  // some lane can go on without waiting
   std::int64_t spin_until_ns_ = 0;

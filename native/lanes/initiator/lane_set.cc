@@ -13,12 +13,7 @@
 
 namespace ldd {
 
-LaneSet::LaneSet(std::shared_ptr<Node> node)
-    : node_(std::move(node)), wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
-  if (!wake_.valid()) {
-    throw std::system_error(errno, std::generic_category(), "eventfd");
-  }
-}
+LaneSet::LaneSet(std::shared_ptr<Node> node) : node_(std::move(node)) {}
 
 void LaneSet::add(Lane lane) {
   const std::lock_guard lock(mutex_);
@@ -75,6 +70,31 @@ LaneSet::Pause::Pause(LaneSet& lanes) : lanes_(lanes) {
 LaneSet::Pause::~Pause() {
   const std::lock_guard lock(lanes_.mutex_);
   ++lanes_.operations_;
+}
+
+LaneSet::Alarm::Alarm() : fd_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
+
+void LaneSet::Alarm::ring() const {
+  const std::uint64_t one = 1;
+  [[maybe_unused]] const auto written = ::write(fd_.get(), &one, sizeof one);
+}
+
+bool LaneSet::Alarm::take() const {
+  std::uint64_t count = 0;
+  return ::read(fd_.get(), &count, sizeof count) > 0;
+}
+
+LaneSet::Watch::Watch(LaneSet& lanes, const Alarm& alarm) : lanes_(lanes), alarm_(alarm) {
+  const std::lock_guard lock(lanes_.mutex_);
+  lanes_.alarms_.push_back(&alarm_);
+  if (lanes_.closing_.load()) {
+    alarm_.ring();
+  }
+}
+
+LaneSet::Watch::~Watch() {
+  const std::lock_guard lock(lanes_.mutex_);
+  std::erase(lanes_.alarms_, &alarm_);
 }
 
 bool LaneSet::interrupted() {
@@ -148,15 +168,13 @@ void LaneSet::close() {
   }
   closing_.store(true);
   std::unique_lock lock(mutex_);
-  if (wake_.valid()) {
-    const std::uint64_t one = 1;
-    [[maybe_unused]] const auto written = ::write(wake_.get(), &one, sizeof one);
+  for (const Alarm* alarm : alarms_) {
+    alarm->ring();
   }
   changed_.notify_all();
   changed_.wait(lock, [this] { return operations_ == 0; });
   open_ -= free_.size();
   free_.clear();
-  wake_.reset();  // later operations fail before they would wait on it
 }
 
 }  // namespace ldd

@@ -59,6 +59,38 @@ class LaneSet {
     LaneSet& lanes_;
   };
 
+  // Wakes a thread that polls for an operation, once operations must stop. It has a descriptor only
+  // while it exists, so that links on which nothing waits need none.
+  class Alarm {
+   public:
+    Alarm();
+    Alarm(const Alarm&) = delete;
+    Alarm& operator=(const Alarm&) = delete;
+
+    // Readable once operations must stop; -1, which poll(2) passes over, if the process has no
+    // descriptor left. Then the thread must look from time to time.
+    [[nodiscard]] int fd() const { return fd_.get(); }
+    void ring() const;
+    // Whether it was rung since the last call.
+    [[nodiscard]] bool take() const;
+
+   private:
+    LaneFd fd_;
+  };
+
+  // Has a lane set ring an alarm, which must outlive it. Within an operation.
+  class Watch {
+   public:
+    Watch(LaneSet& lanes, const Alarm& alarm);
+    ~Watch();
+    Watch(const Watch&) = delete;
+    Watch& operator=(const Watch&) = delete;
+
+   private:
+    LaneSet& lanes_;
+    const Alarm& alarm_;
+  };
+
   // Asks whether to end the operation of the calling thread, which pauses meanwhile.
   bool interrupted();
 
@@ -71,8 +103,6 @@ class LaneSet {
 
   // Not ok when operations must stop: kClosed or kCancelled.
   [[nodiscard]] Outcome open() const;
-  // Readable once operations must stop. Valid within an operation.
-  [[nodiscard]] int wake_fd() const { return wake_.get(); }
   [[nodiscard]] const std::shared_ptr<Node>& node() const { return node_; }
 
   // Stops running operations, waits for them, closes the lanes. Idempotent.
@@ -81,10 +111,10 @@ class LaneSet {
  private:
   std::shared_ptr<Node> node_;
   ProcessMark mark_;
-  LaneFd wake_;
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<Lane> free_;
+  std::vector<const Alarm*> alarms_;
   std::shared_ptr<TargetClock> clock_;  // of the first lane
   std::size_t open_ = 0;                // free or in use
   std::size_t operations_ = 0;

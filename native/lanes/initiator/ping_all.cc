@@ -14,6 +14,7 @@ namespace ldd {
 namespace {
 
 constexpr int kLongestPollMs = 60'000;
+constexpr int kLookMs = 50;
 constexpr std::int64_t kAtOnce = 0;
 
 class NoMemory : public BatchGuard {
@@ -26,6 +27,7 @@ struct Ping {
   std::size_t place;
   LaneSet* link;
   std::unique_ptr<LaneSet::Operation> operation;
+  std::unique_ptr<LaneSet::Watch> watch;
   LaneSet::Lane lane;
   std::unique_ptr<Exchange> exchange;
 };
@@ -44,11 +46,11 @@ class PingRound {
     while (!pings_.empty()) {
       wait();
       const bool over = now_ns() >= deadline_ns_;
+      // The alarm does not say which link it is; without one, each wait is short.
+      const bool looks = alarm_.fd() < 0 || alarm_.take();
       std::vector<Ping> left;
       for (std::size_t i = 0; i < pings_.size(); ++i) {
-        const bool ready = polled_[2 * i].revents != 0;
-        const bool woken = polled_[2 * i + 1].revents != 0;
-        if (!ended(pings_[i], ready, woken, over)) {
+        if (!ended(pings_[i], polled_[i].revents != 0, looks, over)) {
           left.push_back(std::move(pings_[i]));
         }
       }
@@ -59,12 +61,13 @@ class PingRound {
 
  private:
   void start(std::size_t place, LaneSet& link) {
-    Ping ping{place, &link, std::make_unique<LaneSet::Operation>(link), nullptr, nullptr};
+    Ping ping{place, &link, std::make_unique<LaneSet::Operation>(link), nullptr, nullptr, nullptr};
     std::vector<LaneSet::Lane> taken;
     outcomes_[place] = link.take(1, kAtOnce, taken);
     if (!outcomes_[place].ok()) {
       return;
     }
+    ping.watch = std::make_unique<LaneSet::Watch>(link, alarm_);
     ping.lane = std::move(taken.front());
     ping.exchange = std::make_unique<Exchange>(
         *ping.lane, LaneRequest{wire::Kind::kPing, {}, {}, 0, deadline_ns_}, Cursor{}, no_memory_);
@@ -77,16 +80,17 @@ class PingRound {
     polled_.clear();
     for (const Ping& ping : pings_) {
       polled_.push_back({ping.exchange->fd(), ping.exchange->events(), 0});
-      polled_.push_back({ping.link->wake_fd(), POLLIN, 0});
     }
-    ::poll(polled_.data(), polled_.size(), remaining_ms(deadline_ns_, kLongestPollMs));
+    polled_.push_back({alarm_.fd(), POLLIN, 0});
+    const int longest_ms = alarm_.fd() < 0 ? kLookMs : kLongestPollMs;
+    ::poll(polled_.data(), polled_.size(), remaining_ms(deadline_ns_, longest_ms));
   }
 
-  bool ended(Ping& ping, bool ready, bool woken, bool over) {
+  bool ended(Ping& ping, bool ready, bool looks, bool over) {
     if (ready && stepped(ping)) {
       return true;
     }
-    const Outcome state = woken ? ping.link->open() : Outcome{};
+    const Outcome state = looks ? ping.link->open() : Outcome{};
     if (!state.ok() || over) {
       finish(ping, state.ok() ? Outcome::failure(Code::kTimeout) : state, false);
       return true;
@@ -117,12 +121,14 @@ class PingRound {
     } else {
       ping.link->discard(std::move(ping.lane));
     }
+    ping.watch.reset();
     ping.operation.reset();
   }
 
   std::int64_t deadline_ns_;
   std::vector<Outcome> outcomes_;
   NoMemory no_memory_;
+  const LaneSet::Alarm alarm_;  // of all links
   std::vector<Ping> pings_;
   std::vector<pollfd> polled_;
 };

@@ -82,6 +82,28 @@ def test_who_waits_for_a_lane_gives_up_when_the_link_ends(node):
     lanes.close()
 
 
+def test_a_link_that_ends_is_not_kept_by_a_round_of_pings(node):
+    """Its end waits for no answer; the other links of the round get their time."""
+    (ends, gone), (lasts, silent) = sockets(1), sockets(1)
+    links = [LinkLanes(node, number, each, []) for number, each in enumerate((ends, lasts), 1)]
+    answers = []
+
+    def ping():
+        answers.append(LinkLanes.ping_all(links, time.monotonic_ns() + 60 * 10**9))
+
+    thread = threading.Thread(target=ping)
+    thread.start()
+    for end in (*gone, *silent):
+        assert end.recv(1)  # both pings are under way
+    links[0].close()
+    assert not answers  # the round goes on
+    links[1].close()
+    thread.join(10)
+    assert answers == [[False, False]]
+    for end in (*gone, *silent):
+        end.close()
+
+
 class Interrupted(Exception):
     """Raised by a signal handler."""
 
