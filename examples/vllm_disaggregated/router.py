@@ -27,6 +27,7 @@ HEALTH_TIMEOUT = ClientTimeout(total=2)
 REQUEST_TIMEOUT = ClientTimeout(total=None, sock_connect=5)
 PATHS = ("/v1/completions", "/v1/chat/completions")
 PASSED_ON = {"authorization", "x-request-id", "traceparent", "tracestate"}  # headers
+PUSHED = {"ranks", "block_sizes"}  # of an answer, for push mode
 BROKEN = (ClientError, asyncio.TimeoutError, OSError)
 
 logger = logging.getLogger("router")
@@ -70,7 +71,7 @@ class Router:
         self.prefill = Servers("prefill", prefill)
         self.decode = Servers("decode", decode)
         self.push = push
-        self.ranks = {}  # prefill server -> where its workers listen
+        self.workers = {}  # prefill server -> what its answers say of its workers
 
     async def run(self, app):
         """Keep a session and check the servers' health, for as long as the application runs."""
@@ -124,10 +125,10 @@ class Router:
     async def pushed(self, path, body, headers):
         """Return the decode server's answer, or None if the request must be pulled."""
         prefill, decode = self.prefill.in_turn(), self.decode.in_turn()
-        if not prefill or not decode or prefill[0] not in self.ranks:
+        if not prefill or not decode or prefill[0] not in self.workers:
             return None
         transfer = {"transfer": uuid.uuid4().hex}
-        meeting = {**transfer, "do_remote_prefill": True, "ranks": self.ranks[prefill[0]]}
+        meeting = {**transfer, "do_remote_prefill": True, **self.workers[prefill[0]]}
         full = {**body, "kv_transfer_params": meeting}
         sending = asyncio.create_task(self.ask_prefill(prefill[0], path, body, headers, transfer))
         answering = asyncio.create_task(
@@ -180,7 +181,7 @@ class Router:
             self.prefill.note(url, is_healthy=False)
             return None
         if "ranks" in given:
-            self.ranks[url] = given["ranks"]
+            self.workers[url] = {name: given[name] for name in PUSHED if name in given}
         return given
 
     async def passed_on(self, request, answer):

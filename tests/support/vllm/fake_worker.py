@@ -59,6 +59,7 @@ class FakeWorker:
         messages: Sent to mailboxes of peers, as (key, fields).
         traces: (request id, trace id) of each push and pull.
         pushes, pulls: (key, part, source blocks, destination blocks, layers).
+        offsets: (source, destination) of pushes between unequal layouts.
         failing: Name of a call -> statuses (None: it succeeds) of its next calls.
     """
 
@@ -69,7 +70,7 @@ class FakeWorker:
         self.layout, self.rank_layouts, self.facts = LAYOUT, UNKNOWN, {}
         self.local_caches = [SimpleNamespace(part=part) for part in range(2)]
         self.events, self.messages, self.pushes, self.pulls = [], [], [], []
-        self.traces = []
+        self.traces, self.offsets = [], []
         self.failing = {}
         self.reports = _WrittenReports(self.events)
         self.cache_manager = self.instance = self
@@ -121,12 +122,14 @@ class FakeWorker:
         self.events.append(("pushed", cache.part))
 
     def push_resharded(
-        self, keys, cache, src_blocks, dst_blocks, num_tokens, *, layers, request_id
-    ):
+        self, keys, cache, src_blocks, dst_blocks, num_tokens, *, src_offset, dst_offset, layers,
+        request_id,
+    ):  # fmt: skip
         self._call("push")
         self._trace(request_id)
         (key,) = keys
         self.pushes.append((key.model_id, cache.part, src_blocks, dst_blocks, num_tokens, layers))
+        self.offsets.append((src_offset, dst_offset))
         self.events.append(("pushed", cache.part))
 
     def pull_blocks(self, key, cache, src_blocks, dst_blocks, *, request_id):

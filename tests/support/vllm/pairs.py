@@ -54,7 +54,7 @@ class Pair:
     def __init__(self, prefill, decode):
         self.prefill = prefill
         self.decode = decode
-        self._ranks = None
+        self._workers = None
 
     def offers(self, prompts, tag=""):
         """Prefill prompts {id: tokens} on the producer; what it offers of each."""
@@ -75,17 +75,22 @@ class Pair:
 
     def ranks(self):
         """Addresses of the producer's workers, from any of its answers."""
-        if self._ranks is None:
-            self._ranks = self.offers({"first": prompt(1, 40)}, "ranks-")["first"]["ranks"]
+        return self.workers()["ranks"]
+
+    def workers(self):
+        """Addresses and block sizes of the producer's workers, from any of its answers."""
+        if self._workers is None:
+            offer = self.offers({"first": prompt(1, 40)}, "ranks-")["first"]
+            self._workers = {name: offer[name] for name in ("ranks", "block_sizes")}
             assert self.prefill.ask("settle", 15)
-        return self._ranks
+        return self._workers
 
     def pushes(self, prompts, num_tokens=12, tag=""):
         """Requests of both engines for these prompts, in push mode."""
         sends, awaits = [], []
         for name, tokens in prompts.items():
             transfer = {"transfer": f"transfer {tag}{name}".ljust(20, ".")}
-            meeting = {**transfer, "do_remote_prefill": True, "ranks": self.ranks()}
+            meeting = {**transfer, "do_remote_prefill": True, **self.workers()}
             sends.append([tag + name, tokens, 1, {**transfer, **OFFER}])
             awaits.append([tag + name, tokens, num_tokens, meeting])
         return sends, awaits

@@ -5,8 +5,8 @@ Pull mode: a request to the producer has `{"do_remote_decode": true}`. The produ
 
 Push mode: both get the request at the same time, with the same `transfer`, a random name. The
 producer's has `{"do_remote_decode": true, "transfer": "..."}`, the consumer's, a `RemotePrefill`,
-`{"do_remote_prefill": true, "transfer": "...", "ranks": [...]}`, with the `ranks` of any earlier
-answer of that producer in either mode.
+`{"do_remote_prefill": true, "transfer": "...", "ranks": [...], "block_sizes": [...]}`, with the
+`ranks` and `block_sizes` of any earlier answer of that producer in either mode.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from llm_datadist.integrations.vllm.stages import MAX_LAYERS, EngineShape, span_
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_MAX_BLOCK_SIZE = 1 << 20
+MAX_BLOCK_SIZE = 1 << 20
 _MIN_NAME, _MAX_NAME = 16, 256
 _MOST_LISTED = 32
 _PREFILLED = {"FINISHED_LENGTH_CAPPED", "FINISHED_STOPPED", "FINISHED_REPETITION"}
@@ -86,10 +86,12 @@ class RemotePrefill(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         transfer: Name of the transfer, which the producer's request has too.
         ranks: The producer's workers, stage by stage, by tensor-parallel rank.
+        block_sizes: Tokens of its blocks, by KV cache group; None = those of this engine.
     """
 
     transfer: str
     ranks: list[RankAddress]
+    block_sizes: list[int] | None = None
 
     @property
     def mailbox_key(self) -> int:
@@ -135,13 +137,19 @@ def remote_prefill_of(params: dict[str, Any] | None) -> RemotePrefill | None:
         prefill = msgspec.convert(params, RemotePrefill)
     except msgspec.ValidationError as error:
         raise ValueError(
-            f'kv_transfer_params with a "transfer" is malformed: {error}; copy "ranks" from any '
-            "answer of the producer"
+            f'kv_transfer_params with a "transfer" is malformed: {error}; copy "ranks" and '
+            '"block_sizes" from any answer of the producer'
         ) from None
     _checked(prefill.transfer)
     if not 0 < len(prefill.ranks) <= MAX_RANKS:
         raise ValueError(f'kv_transfer_params has {len(prefill.ranks)} "ranks"')
+    if not _are_sizes(prefill.block_sizes or ()):
+        raise ValueError('kv_transfer_params has "block_sizes" out of range')
     return prefill
+
+
+def _are_sizes(block_sizes: Sequence[int]) -> bool:
+    return all(0 < block_size <= MAX_BLOCK_SIZE for block_size in block_sizes)
 
 
 def _checked(transfer: object) -> str:
@@ -184,7 +192,7 @@ def offer_of(params: dict[str, Any] | None) -> Offer | None:
         and offer.blocks
         and all(block >= 0 for blocks in offer.blocks for block in blocks)
         and len(offer.block_sizes) == len(offer.blocks)
-        and all(0 < block_size <= _MAX_BLOCK_SIZE for block_size in offer.block_sizes)
+        and _are_sizes(offer.block_sizes)
         and offer.num_tokens > 0
     ):
         raise ValueError("kv_transfer_params is an offer with values out of range")

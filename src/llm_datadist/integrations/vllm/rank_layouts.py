@@ -121,6 +121,16 @@ class RankLayouts:
             if _heads(part, self.tp_size, rank) == part.heads
         }
 
+    def check_rows(self, block_size: int) -> None:
+        """Check that tokens can be moved one by one, to or from blocks of this size.
+
+        Raises:
+            Indivisible: They cannot; the text names both sizes.
+        """
+        for part in self.parts:
+            if problem := _packing_problem(part, block_size):
+                raise Indivisible(f"block sizes {part.block_tokens} and {block_size}: {problem}")
+
     def of_rank(
         self,
         tp_size: int,
@@ -148,11 +158,8 @@ class RankLayouts:
         layouts = []
         for group, part in zip(self.groups, self.parts, strict=True):
             block_size = block_sizes[group]
-            if part.packing and block_size != part.block_tokens:
-                raise Indivisible(
-                    f"{both}: {part.packing} packs the tokens of a block of {part.block_tokens} in "
-                    "an order of its own; run both with the same --block-size"
-                )
+            if problem := _packing_problem(part, block_size):
+                raise Indivisible(f"{both}: {problem}")
             try:
                 layouts.append(_of_rank(part, tp_size, rank, block_size, layers or part.layers))
             except LLMException as error:
@@ -316,6 +323,16 @@ def _of_rank(part: KvLayout, tp_size: int, rank: int, block_size: int, layers: r
         planes=part.planes,
         interior=part.interior,
         packing=part.packing,
+    )
+
+
+def _packing_problem(part: KvLayout, block_size: int) -> str:
+    """Return why tokens cannot move to or from blocks of this size one by one, or ""."""
+    if not part.packing or block_size == part.block_tokens:
+        return ""
+    return (
+        f"{part.packing} packs the tokens of a block of {part.block_tokens} in an order of its "
+        "own; run both with the same --block-size"
     )
 
 

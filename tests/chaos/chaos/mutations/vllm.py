@@ -264,8 +264,8 @@ MUTATIONS = (
         "packed-tokens-are-divided",
         "blocks whose tokens are packed are not divided",
         f"{_VLLM}/rank_layouts.py",
-        "            if part.packing and block_size != part.block_tokens:\n",
-        "            if False:\n",
+        "    if not part.packing or block_size == part.block_tokens:\n",
+        "    if True:\n",
         tests=f"{_TESTS}/test_rank_layouts.py",
     ),
     Mutation(

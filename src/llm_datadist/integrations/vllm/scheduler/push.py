@@ -169,12 +169,16 @@ class PushScheduler:
         del self._sending[request_id]
         self._orders.finish.append(request_id)
         transfer = request.kv_transfer_params["transfer"]
-        return True, RemotePrefill(transfer=transfer, ranks=self.ranks).to_params()
+        answer = RemotePrefill(transfer=transfer, ranks=self.ranks, block_sizes=[self._block_size])
+        return True, answer.to_params()
 
     def _problem(self, prefill: RemotePrefill, prompt: str | None) -> str:
         """Return why a request cannot be received, or ""."""
         if prompt is None:
             return "its prompt does not consist of token ids alone"
+        groups = 1 if prefill.block_sizes is None else len(prefill.block_sizes)
+        if groups != 1:
+            return f"the producer has {groups} KV cache groups, this engine 1"
         return producer_problem(prefill.ranks, self._tp_size, is_consumer=self._is_consumer)
 
     def _receive(

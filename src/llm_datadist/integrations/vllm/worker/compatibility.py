@@ -28,7 +28,7 @@ FACTS_BYTES = 8192
 FACTS_MODEL_ID = 0
 """BlocksCacheKey.model_id of the page; keys of requests are greater."""
 
-_FORMAT = "3"
+_FORMAT = "4"
 _TP_SIZE = "tensor parallel size"
 _TP_RANK = "tensor parallel rank"
 _PP_SIZE = "pipeline parallel size"

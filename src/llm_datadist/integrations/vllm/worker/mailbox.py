@@ -37,6 +37,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
         first: Index of the first block of the prompt that it needs.
         blocks: Its blocks from that one on; empty if it needs none.
         num_tokens: How many of the prompt's tokens it needs, including those before `first`.
+        block_size: Tokens of its blocks.
         tp_size: Tensor-parallel ranks of the consumer.
         rank: Tensor-parallel rank of the consumer's worker.
         layers: Layers that it holds, as first and end; None if they are not known.
@@ -51,6 +52,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     first: int
     blocks: list[int]
     num_tokens: int
+    block_size: int
     tp_size: int
     rank: int
     layers: tuple[int, int] | None = None

@@ -195,7 +195,8 @@ class PushConsumer:
         """Publish the blocks and send the tickets that the sources do not have yet."""
         order, worker = wait.order, self._worker
         if not wait.sources:
-            sources = self._sources.find(order.prefill.ranks, worker.layout.block_sizes)
+            block_sizes = order.prefill.block_sizes or worker.layout.block_sizes
+            sources = self._sources.find(order.prefill.ranks, block_sizes)
             if len(sources) > _MOST_SOURCES:
                 raise Incompatible(f"{len(sources)} ranks of the producer hold this worker's part")
             wait.sources = sources
@@ -249,6 +250,7 @@ class PushConsumer:
             first=order.first,
             blocks=order.blocks,
             num_tokens=order.num_tokens,
+            block_size=self._worker.layout.block_sizes[0],
             tp_size=own.tp_size,
             rank=own.rank,
             layers=own.stage.span,

@@ -167,8 +167,10 @@ class PushProducer:
                     f"its rank {ticket.rank} of {ticket.tp_size} of stage {ticket.stage} of "
                     f"{len(ticket.stages)} loads from another"
                 )
-            if not self._is_equal(ticket) and own.problem:
-                raise Indivisible(own.problem)
+            if not self._is_equal(ticket):
+                if own.problem:
+                    raise Indivisible(own.problem)
+                own.check_rows(ticket.block_size)
             for rank in range(peers_of(ticket.tp_size, ticket.rank, own.tp_size).start, own.rank):
                 repeated |= own.repeated(rank)
         except (Indivisible, LLMException) as error:
@@ -242,49 +244,48 @@ class PushProducer:
                 if run is None:
                     return
                 src_blocks = progress.blocks[run.start : run.end]
-            dst_blocks = ticket.blocks[run.start - ticket.first : run.end - ticket.first]
             with trace_of(progress.order.trace_headers):
-                self._push(progress, run, src_blocks, dst_blocks)
+                self._push(progress, run, src_blocks)
             with self._lock:
                 progress.note_pushed(run)
 
-    def _push(
-        self, progress: PushProgress, run: Run, src_blocks: list[int], dst_blocks: list[int]
-    ) -> None:
+    def _push(self, progress: PushProgress, run: Run, src_blocks: list[int]) -> None:
         worker, ticket = self._worker, progress.ticket
         assert ticket is not None
         request_id = transfer_id(progress.order.request_id)
         key = BlocksCacheKey(ticket.cluster_id, ticket.key + run.part)
-        local_cache = worker.local_caches[run.part]
+        local_cache, span = worker.local_caches[run.part], progress.span_of(run)
         if self._is_equal(ticket):
             worker.cache_manager.push_blocks(
                 key,
                 local_cache,
                 src_blocks,
-                dst_blocks,
+                span.dst_blocks,
                 src_layer_range=run.tensors,
                 dst_layer_range=run.tensors,
                 tensor_num_per_layer=1,
                 request_id=request_id,
             )
         else:  # a layer has one tensor
-            num_tokens = len(src_blocks) * worker.layout.block_sizes[0]
             held = worker.rank_layouts.parts[run.part].layers
             layers = held[run.tensors.start : run.tensors.stop]
             worker.cache_manager.push_resharded(
                 [key],
                 local_cache,
                 src_blocks,
-                [dst_blocks],
-                num_tokens,
+                [span.dst_blocks],
+                span.num_tokens,
+                src_offset=span.src_offset,
+                dst_offset=span.dst_offset,
                 layers=layers,
                 request_id=request_id,
             )
 
     def _is_equal(self, ticket: Ticket) -> bool:
-        """Return whether the consumer's worker holds the same heads and layers as this one."""
+        """Return whether the consumer's worker has the same heads, layers and block size."""
         own = self._worker.rank_layouts
-        return (ticket.tp_size, ticket.layers) == (own.tp_size, own.stage.span)
+        equal = own.tp_size, own.stage.span, self._worker.layout.block_sizes[0]
+        return (ticket.tp_size, ticket.layers, ticket.block_size) == equal
 
     def _send_receipt(self, progress: PushProgress) -> None:
         """Tell the consumer that nothing more is pushed, unless it waits for nothing."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from llm_datadist.integrations.vllm.kv_transfer_params import MAX_BLOCK_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -28,6 +30,22 @@ class Run:
     tensors: range
     start: int
     end: int
+
+
+class Span(NamedTuple):
+    """Tokens of a run, and where the consumer wants them.
+
+    Attributes:
+        src_offset: Tokens of the run's blocks before the first one that is pushed.
+        dst_blocks: The consumer's blocks that get them.
+        dst_offset: Tokens of these before the first one.
+        num_tokens: How many are pushed.
+    """
+
+    src_offset: int
+    dst_blocks: list[int]
+    dst_offset: int
+    num_tokens: int
 
 
 @dataclass(slots=True)
@@ -90,23 +108,23 @@ class PushProgress:
         self.ticket = ticket
         if not ticket.blocks or self.problem:
             return
-        last = -(-ticket.num_tokens // self.layout.block_sizes[0])
         fits = (
             ticket.prompt == self.order.prompt
-            and 0 <= ticket.first < last
-            and len(ticket.blocks) == last - ticket.first
+            and 0 < ticket.block_size <= MAX_BLOCK_SIZE
+            and 0 <= ticket.first * ticket.block_size < ticket.num_tokens <= self.order.num_tokens
+            and len(ticket.blocks) == -(-ticket.num_tokens // ticket.block_size) - ticket.first
             and len(set(ticket.blocks)) == len(ticket.blocks)
-            and ticket.num_tokens <= self.order.num_tokens
         )
         if not fits:
             self.problem = (
-                "the consumer's request is another one; send both with a transfer of their own, "
-                "and run both engines with the same --block-size"
+                "the consumer's request is another one; send both with a transfer of their own"
             )
             return
+        first = ticket.first * ticket.block_size // self.layout.block_sizes[0]
+        last = self._num_wanted(ticket)
         self.pushed = [
             [
-                last if index in repeated or not _wants(ticket, layers, tensor) else ticket.first
+                last if index in repeated or not _wants(ticket, layers, tensor) else first
                 for tensor in range(len(part.addrs))
             ]
             for index, part in enumerate(self.layout.parts)
@@ -150,6 +168,23 @@ class PushProgress:
                 return Run(part, range(first, last), start, end)
         return None
 
+    def span_of(self, run: Run) -> Span:
+        """Return the tokens of a run that the consumer wants, and its blocks for them.
+
+        Of equal blocks all tokens are pushed, because a packed block is moved as a whole.
+        """
+        ticket, src_size = self.ticket, self.layout.block_sizes[0]
+        assert ticket is not None
+        dst_size = ticket.block_size
+        begin = max(run.start * src_size, ticket.first * dst_size)
+        end = run.end * src_size
+        if dst_size != src_size:
+            end = min(end, ticket.num_tokens)
+        dst_blocks = ticket.blocks[
+            begin // dst_size - ticket.first : -(-end // dst_size) - ticket.first
+        ]
+        return Span(begin - run.start * src_size, dst_blocks, begin % dst_size, end - begin)
+
     def note_pushed(self, run: Run) -> None:
         """Record that a run has been pushed."""
         for tensor in run.tensors:
@@ -161,7 +196,11 @@ class PushProgress:
         block_size = self.layout.block_sizes[0]
         is_all = num_tokens >= min(self.ticket.num_tokens, self.order.num_tokens)
         end = -(-num_tokens // block_size) if is_all else num_tokens // block_size
-        return min(end, self.ticket.first + len(self.ticket.blocks))
+        return min(end, self._num_wanted(self.ticket))
+
+    def _num_wanted(self, ticket: Ticket) -> int:
+        """Return how many blocks have the tokens that the consumer needs, from the first on."""
+        return -(-ticket.num_tokens // self.layout.block_sizes[0])
 
 
 def _wants(ticket: Ticket, layers: range | None, tensor: int) -> bool:

@@ -73,7 +73,7 @@ def test_a_prefill_is_followed_step_by_step():
     is_kept, params = side.pushes.finished(one, ())
     assert is_kept
     assert params["ranks"] == [{"ip": "192.0.2.7", "port": 7000, "cluster_id": 1}]
-    assert params["transfer"] == NAME
+    assert (params["transfer"], params["block_sizes"]) == (NAME, [32])
     assert side.orders().finish == ["p"]
     assert side.step(cached=[("p", [8], 100, 1)]).progress == []
 
@@ -162,6 +162,11 @@ def test_an_abort_ends_a_wait_that_has_not_ended(is_loaded):
         ({**AWAIT, "ranks": []}, 'has 0 "ranks"'),
         ({**AWAIT, "ranks": [1]}, "malformed"),
         ({**AWAIT, "ranks": AWAIT["ranks"] * 3}, "tensor parallel size 3, this engine 2"),
+        ({**AWAIT, "block_sizes": [32, 32]}, "the producer has 2 KV cache groups, this engine 1"),
+        ({**AWAIT, "block_sizes": []}, "the producer has 0 KV cache groups"),
+        ({**AWAIT, "block_sizes": [0]}, '"block_sizes" out of range'),
+        ({**AWAIT, "block_sizes": [1 << 21]}, '"block_sizes" out of range'),
+        ({**AWAIT, "block_sizes": ["32"]}, "malformed"),
     ],
 )
 @pytest.mark.expects_log("it is not transferred")

@@ -24,6 +24,7 @@ MAILBOX, KEY, RECEIPT = 50, 60, 70
 
 def a_ticket(**more):
     fields = {"prompt": "the prompt", "first": 0, "blocks": [31, 32], "num_tokens": 7}
+    fields |= {"block_size": 4}
     fields |= {"cluster_id": PEER, "key": KEY, "receipt_key": RECEIPT, "tp_size": 1, "rank": 0}
     return Ticket(**fields | more)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import random
+
 import pytest
 
 from llm_datadist.integrations.vllm.kv_layout import KVLayout, Part
@@ -21,11 +24,12 @@ LAYOUT = KVLayout(
 
 
 def sending(
-    num_tokens=100, first=0, wanted=99, blocks=None, prompt="d", repeated=(), layers=None, held=None
-):
-    made = PushProgress(Send("r", 1, "d", num_tokens), LAYOUT, mailbox=None)
+    num_tokens=100, first=0, wanted=99, blocks=None, prompt="d", repeated=(), layers=None,
+    held=None, size=32, layout=LAYOUT,
+):  # fmt: skip
+    made = PushProgress(Send("r", 1, "d", num_tokens), layout, mailbox=None)
     if blocks is None:
-        blocks = list(range(50, 50 + -(-wanted // 32) - first))
+        blocks = list(range(50, 50 + -(-wanted // size) - first))
     ticket = Ticket(
         cluster_id=1,
         key=2,
@@ -34,6 +38,7 @@ def sending(
         first=first,
         blocks=blocks,
         num_tokens=wanted,
+        block_size=size,
         tp_size=1,
         rank=0,
         layers=layers,
@@ -106,6 +111,13 @@ def test_only_what_is_wanted_is_sent():
         {"wanted": 101},
         {"first": 4, "blocks": [1]},
         {"first": -1, "blocks": [1, 2, 3, 4, 5]},
+        {"size": 64, "blocks": [1, 2, 3, 4]},
+        {"size": 16, "blocks": [1, 2, 3, 4]},
+        {"size": 64, "first": 2, "blocks": [1]},
+        {"wanted": 0, "blocks": [1]},
+        {"size": 0, "blocks": [1]},
+        {"size": -32, "blocks": [1]},
+        {"size": (1 << 20) + 1, "blocks": [1]},
     ],
 )
 def test_a_ticket_that_does_not_fit(ticket):
@@ -165,3 +177,32 @@ def test_layers_that_the_consumers_worker_does_not_hold_are_not_sent(layers, hel
     assert all_runs(made) == runs
     made.is_finished = True
     assert made.is_over
+
+
+@pytest.mark.parametrize("src_size", [16, 24, 32, 64])
+@pytest.mark.parametrize("dst_size", [16, 32, 48, 64])
+def test_every_token_that_is_wanted_goes_once_to_its_place(src_size, dst_size):
+    """Token t is in block t // size, at t % size; equal blocks are sent whole."""
+    layout = dataclasses.replace(LAYOUT, parts=LAYOUT.parts[1:], block_sizes=(src_size,))
+    for num_tokens in (1, 47, 64, 65, 200):
+        for first in range(-(-num_tokens // dst_size)):
+            made = sending(num_tokens + 1, first, num_tokens, size=dst_size, layout=layout)
+            assert not made.problem
+            places = {}
+            for computed in (*sorted(random.Random(num_tokens).choices(range(200), k=3)), 201):
+                compute(made, 0, [0], min(computed, num_tokens + 1))
+                for run in all_runs(made):
+                    span = made.span_of(run)
+                    begin = run.start * src_size + span.src_offset
+                    assert span.num_tokens > 0
+                    assert begin + span.num_tokens <= run.end * src_size
+                    for step in range(span.num_tokens):
+                        place = span.dst_offset + step
+                        block = span.dst_blocks[place // dst_size], place % dst_size
+                        assert begin + step not in places
+                        places[begin + step] = block
+            end = -(-num_tokens // dst_size) * dst_size if src_size == dst_size else num_tokens
+            assert places == {
+                token: (50 + token // dst_size - first, token % dst_size)
+                for token in range(first * dst_size, end)
+            }
