@@ -112,11 +112,14 @@ def leaked_resources(request):
     yield
     if request.node.stash.get(CALL_FAILED, True):
         return  # its traceback keeps things alive
-    leaks = [
-        leak for leak in _without_workers(leaks_since(before, within_s=10)) if not _is_foreign(leak)
-    ]
-    if leaks:
+    if leaks := _leaks_since(before, within_s=0.5) and _leaks_since(before, within_s=10):
         pytest.fail("left behind:\n" + "\n".join(leaks), pytrace=False)
+
+
+def _leaks_since(before, within_s):
+    """Leaks that count. A wait for them also waits for workers, which stay and do not count."""
+    leaks = _without_workers(leaks_since(before, within_s))
+    return [leak for leak in leaks if not _is_foreign(leak)]
 
 
 def _without_workers(leaks):
