@@ -1,6 +1,8 @@
 #include "copy/local_copy.h"
 
+#include <cerrno>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "base/clock.h"
@@ -37,30 +39,16 @@ class LocalCopy {
         source_(checks.node, checks.source) {}
 
   Outcome batch(const Batch& batch) const {
-    if (checks_.node != nullptr && checks_.node->closed()) {
-      return Outcome::failure(Code::kClosed);
-    }
-    if (now_ns() >= checks_.deadline_ns) {
-      return Outcome::failure(Code::kTimeout);
-    }
-    const Use writing = destination_.use();
-    if (checks_.destination.named() && !writing) {
-      return Outcome::failure(Code::kLocalGone);
-    }
-    const Use reading = source_.use();
-    if (checks_.source.named() && !reading) {
-      return Outcome::failure(Code::kGone);
+    Held held;
+    const Outcome taken = take(held);
+    if (!taken.ok()) {
+      return taken;
     }
     // On the heap: the caller's thread may have a small stack.
     thread_local std::vector<iovec> room(2 * kMaxIovecs);
     iovec* const to = room.data();
     iovec* const from = to + kMaxIovecs;
     const std::size_t count = fill_iovecs(work_, batch, to, from);
-    const int device =
-        destination_.device() != kHostMemory ? destination_.device() : source_.device();
-    if (device != kHostMemory) {
-      return cuda::copy_pairs(device, to, from, count);
-    }
     const CopyFault fault = guarded_copy(to, from, count, kind_);
     if (!fault.none()) {
       const Code code =
@@ -71,7 +59,77 @@ class LocalCopy {
     return {Code::kOk, 0, -1, batch.bytes};
   }
 
+  // The GPU that must copy, or kHostMemory.
+  [[nodiscard]] int device() const {
+    return destination_.device() != kHostMemory ? destination_.device() : source_.device();
+  }
+
+  // All of it, through a GPU, several chunks at a time.
+  [[nodiscard]] Outcome through_gpu() const {
+    const cuda::Loaded loaded = cuda::present_driver();
+    std::string problem;
+    cuda::Device* const gpu =
+        loaded.driver == nullptr ? nullptr : cuda::Device::find(*loaded.driver, device(), problem);
+    if (gpu == nullptr) {
+      return Outcome::failure(Code::kSystem, ENODEV);
+    }
+    const cuda::Current current(*loaded.driver, gpu->context());
+    if (current.result() != cuda::Result::kSuccess) {
+      return cuda::outcome_of(current.result());
+    }
+    cuda::StreamCopies copies(*gpu,
+                              checks_.node == nullptr ? CopyWay::kAuto : checks_.node->copy_way());
+    std::uint64_t bytes = 0;
+    for (const Batch& chunk : divide(work_, cuda::kChunkBytes, cuda::kChunkPieces)) {
+      const Outcome begun = begin_chunk(copies, chunk);
+      if (!begun.ok()) {
+        return begun;  // the destructor waits for the chunks in flight
+      }
+      bytes += chunk.bytes;
+    }
+    Outcome outcome = cuda::outcome_of(copies.finish());
+    outcome.moved_bytes = outcome.ok() ? bytes : 0;
+    return outcome;
+  }
+
  private:
+  // What a batch needs until its copies have ended.
+  struct Held {
+    Use writing;
+    Use reading;
+  };
+
+  [[nodiscard]] Outcome take(Held& held) const {
+    if (checks_.node != nullptr && checks_.node->closed()) {
+      return Outcome::failure(Code::kClosed);
+    }
+    if (now_ns() >= checks_.deadline_ns) {
+      return Outcome::failure(Code::kTimeout);
+    }
+    held = {destination_.use(), source_.use()};
+    if (checks_.destination.named() && !held.writing) {
+      return Outcome::failure(Code::kLocalGone);
+    }
+    const bool gone = checks_.source.named() && !held.reading;
+    return gone ? Outcome::failure(Code::kGone) : Outcome{};
+  }
+
+  Outcome begin_chunk(cuda::StreamCopies& copies, const Batch& chunk) const {
+    const auto held = std::make_shared<Held>();
+    const Outcome taken = take(*held);
+    if (!taken.ok()) {
+      return taken;
+    }
+    std::vector<iovec> to(kMaxIovecs);
+    std::vector<iovec> from(kMaxIovecs);
+    const std::size_t count = fill_iovecs(work_, chunk, to.data(), from.data());
+    const auto side = [&](const Side& each) {
+      return each.device() == device() ? cuda::Side::kOnGpu : cuda::Side::kElsewhere;
+    };
+    return cuda::outcome_of(
+        copies.begin({to.data(), from.data(), count, side(destination_), side(source_)}, held));
+  }
+
   const Descriptors& work_;
   const CopyChecks& checks_;
   CopyKind kind_;
@@ -89,6 +147,9 @@ Outcome copy_batches(const Descriptors& work, const CopyChecks& checks) {
   const Extent extent = measure(work);
   prepare_guarded_copies();
   const LocalCopy copy(work, checks, copy_kind(extent.bytes));
+  if (copy.device() != kHostMemory) {
+    return copy.through_gpu();
+  }
   CopyPool& pool = CopyPool::instance();
   const Division division = division_for(extent, pool.threads(), kMaxIovecs);
   if (division.single) {

@@ -49,23 +49,76 @@ Device* Device::find(const Driver& driver, int ordinal, std::string& problem) {
   return all.known.emplace(ordinal, std::move(made)).first->second.get();
 }
 
+const Kernels* Device::kernels() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (kernels_ != nullptr) {
+      return kernels_->loaded() ? kernels_.get() : nullptr;
+    }
+  }
+  // Without the lock: a driver may not return.
+  std::string problem;
+  Kernels made = Kernels::load(driver_, problem);
+  const std::lock_guard lock(mutex_);
+  if (kernels_ == nullptr) {
+    kernels_ = std::make_unique<const Kernels>(made);
+    kernels_problem_ = problem;
+  } else if (made.loaded()) {  // another thread was faster
+    made.unload(driver_);
+  }
+  return kernels_->loaded() ? kernels_.get() : nullptr;
+}
+
+std::string Device::kernels_problem() {
+  const std::lock_guard lock(mutex_);
+  return kernels_problem_;
+}
+
 StreamLease::StreamLease(Device& device) : device_(device) {
   {
     const std::lock_guard lock(device.mutex_);
     if (!device.idle_.empty()) {
-      stream_ = device.idle_.back();
+      leased_ = std::move(device.idle_.back());
       device.idle_.pop_back();
       return;
     }
   }
-  result_ = device.driver().stream_create(&stream_, kNonBlocking);
+  leased_ = std::make_unique<CopyStream>();
+  const Driver& driver = device.driver();
+  result_ = driver.stream_create(&leased_->stream, kNonBlocking);
+  for (std::size_t i = 0; result_ == Result::kSuccess && i < kMostInFlight; ++i) {
+    result_ = driver.event_create(&leased_->events.at(i), kNoTiming);
+  }
+  if (result_ == Result::kSuccess) {
+    return;
+  }
+  for (EventHandle event : leased_->events) {
+    if (event != nullptr) {
+      driver.event_destroy(event);
+    }
+  }
+  if (leased_->stream != nullptr) {
+    driver.stream_destroy(leased_->stream);
+  }
 }
 
 StreamLease::~StreamLease() {
   if (result_ == Result::kSuccess) {
     const std::lock_guard lock(device_.mutex_);
-    device_.idle_.push_back(stream_);
+    device_.idle_.push_back(std::move(leased_));
   }
+}
+
+CopyItem* StreamLease::list(std::size_t i) {
+  if (leased_->lists == nullptr) {
+    void* memory = nullptr;
+    const std::size_t size = kMostInFlight * kMostItems * sizeof(CopyItem);
+    if (device_.driver().mem_host_alloc(&memory, size, kPortable) != Result::kSuccess) {
+      return nullptr;
+    }
+    leased_->lists = static_cast<CopyItem*>(memory);
+  }
+  return leased_->lists + i * kMostItems;
 }
 
 std::optional<int> device_of(const Driver& driver, Address address) {

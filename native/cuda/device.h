@@ -2,6 +2,8 @@
 // library's own streams on it.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -9,8 +11,21 @@
 #include <vector>
 
 #include "cuda/driver.h"
+#include "cuda/kernels.h"
 
 namespace ldd::cuda {
+
+// The most chunks of copies in one stream at a time, and the most items of the list of a chunk.
+inline constexpr std::size_t kMostInFlight = 4;
+inline constexpr std::size_t kMostItems = 1536;
+
+// A stream, an event for each chunk of copies that may be in flight, and pinned memory for their
+// lists. It is used again by other threads, and never destroyed.
+struct CopyStream {
+  StreamHandle stream = nullptr;
+  std::array<EventHandle, kMostInFlight> events{};
+  CopyItem* lists = nullptr;  // kMostInFlight of them; null until the first kernel
+};
 
 // Makes a context current on the calling thread; the destructor restores what was current before.
 class Current {
@@ -44,6 +59,11 @@ class Device {
   [[nodiscard]] ContextHandle context() const { return context_; }
   // The same for this GPU in each process, whatever its ordinal there.
   [[nodiscard]] const Uuid& uuid() const { return uuid_; }
+  // The library's kernels, which the first call loads; null if the driver refuses them. The
+  // device's context must be current.
+  const Kernels* kernels();
+  // Why it has refused them, or "".
+  [[nodiscard]] std::string kernels_problem();
 
  private:
   friend class StreamLease;
@@ -53,7 +73,9 @@ class Device {
   ContextHandle context_;
   Uuid uuid_;
   std::mutex mutex_;
-  std::vector<StreamHandle> idle_;
+  std::vector<std::unique_ptr<CopyStream>> idle_;
+  std::unique_ptr<const Kernels> kernels_;  // once they are loaded, or refused
+  std::string kernels_problem_;
 };
 
 // A stream of a device for one thread, which must give it back idle: it waits for its work before.
@@ -68,11 +90,14 @@ class StreamLease {
 
   // Not kSuccess: the driver made no stream.
   [[nodiscard]] Result result() const { return result_; }
-  [[nodiscard]] StreamHandle stream() const { return stream_; }
+  [[nodiscard]] StreamHandle stream() const { return leased_->stream; }
+  [[nodiscard]] EventHandle event(std::size_t i) const { return leased_->events.at(i); }
+  // The list of chunk `i`, kMostItems long; null if the driver has no pinned memory.
+  CopyItem* list(std::size_t i);
 
  private:
   Device& device_;
-  StreamHandle stream_ = nullptr;
+  std::unique_ptr<CopyStream> leased_;
   Result result_ = Result::kSuccess;
 };
 

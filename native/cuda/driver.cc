@@ -24,6 +24,15 @@ class Finder {
 
   template <typename F>
   void find(F*& target, const char* name, int version) {
+    find_if_any(target, name, version);
+    if (target == nullptr) {
+      missing_ = missing_.empty() ? name : missing_;
+    }
+  }
+
+  // Leaves `target` as it is if this driver has no such function.
+  template <typename F>
+  void find_if_any(F*& target, const char* name, int version) {
     void* found = nullptr;
     Result result = Result::kInvalidValue;
     if (with_status_ != nullptr) {
@@ -32,11 +41,9 @@ class Finder {
     } else if (without_status_ != nullptr) {
       result = without_status_(name, &found, version, 0);
     }
-    if (result != Result::kSuccess || found == nullptr) {
-      missing_ = missing_.empty() ? name : missing_;
-      return;
+    if (result == Result::kSuccess && found != nullptr) {
+      target = reinterpret_cast<F*>(found);
     }
-    target = reinterpret_cast<F*>(found);
   }
 
   [[nodiscard]] bool usable() const {
@@ -76,7 +83,17 @@ void find_all(Finder& finder, Driver& driver) {
   finder.find(driver.stream_create, "cuStreamCreate", 2000);
   finder.find(driver.stream_destroy, "cuStreamDestroy", 4000);
   finder.find(driver.stream_query, "cuStreamQuery", 2000);
+  finder.find(driver.stream_get_ctx, "cuStreamGetCtx", 9020);
   finder.find(driver.memcpy_async, "cuMemcpyAsync", 4000);
+  finder.find_if_any(driver.memcpy_batch_async, "cuMemcpyBatchAsync", 12080);
+  finder.find(driver.event_create, "cuEventCreate", 2000);
+  finder.find(driver.event_destroy, "cuEventDestroy", 4000);
+  finder.find(driver.event_record, "cuEventRecord", 2000);
+  finder.find(driver.event_query, "cuEventQuery", 2000);
+  finder.find(driver.module_load_data, "cuModuleLoadData", 2000);
+  finder.find(driver.module_unload, "cuModuleUnload", 2000);
+  finder.find(driver.module_get_function, "cuModuleGetFunction", 2000);
+  finder.find(driver.launch_kernel, "cuLaunchKernel", 4000);
   finder.find(driver.ipc_get_mem_handle, "cuIpcGetMemHandle", 4010);
   finder.find(driver.ipc_open_mem_handle, "cuIpcOpenMemHandle", 11000);
   finder.find(driver.ipc_close_mem_handle, "cuIpcCloseMemHandle", 4010);

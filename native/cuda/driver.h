@@ -32,7 +32,27 @@ struct Driver {
   Result (*stream_create)(StreamHandle* stream, unsigned flags) = nullptr;
   Result (*stream_destroy)(StreamHandle stream) = nullptr;
   Result (*stream_query)(StreamHandle stream) = nullptr;
+  Result (*stream_get_ctx)(StreamHandle stream, ContextHandle* context) = nullptr;
   Result (*memcpy_async)(Address to, Address from, std::size_t size, StreamHandle stream) = nullptr;
+  // As of CUDA 12.8; null: this driver is older. Its copies run in any order.
+  Result (*memcpy_batch_async)(Address* to, Address* from, std::size_t* sizes, std::size_t count,
+                               CopyAttributes* attributes, std::size_t* first_copies,
+                               std::size_t attribute_count, std::size_t* failed,
+                               StreamHandle stream) = nullptr;
+
+  Result (*event_create)(EventHandle* event, unsigned flags) = nullptr;
+  Result (*event_destroy)(EventHandle event) = nullptr;
+  Result (*event_record)(EventHandle event, StreamHandle stream) = nullptr;
+  Result (*event_query)(EventHandle event) = nullptr;
+
+  Result (*module_load_data)(ModuleHandle* module, const void* image) = nullptr;
+  Result (*module_unload)(ModuleHandle module) = nullptr;
+  Result (*module_get_function)(FunctionHandle* function, ModuleHandle module,
+                                const char* name) = nullptr;
+  Result (*launch_kernel)(FunctionHandle function, unsigned grid_x, unsigned grid_y,
+                          unsigned grid_z, unsigned block_x, unsigned block_y, unsigned block_z,
+                          unsigned shared_bytes, StreamHandle stream, void** arguments,
+                          void** extra) = nullptr;
 
   Result (*ipc_get_mem_handle)(IpcHandle* handle, Address address) = nullptr;
   Result (*ipc_open_mem_handle)(Address* address, IpcHandle handle, unsigned flags) = nullptr;

@@ -2,39 +2,28 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
-#include <optional>
+#include <cstddef>
 #include <span>
 #include <string>
 #include <utility>
 
 #include "base/clock.h"
+#include "cuda/pinned.h"
 #include "host/read.h"
 
 namespace ldd {
 
 namespace {
 
-// Pinned host memory for one chunk. The device's context must be current.
-class Staging {
- public:
-  explicit Staging(const cuda::Driver& driver) : driver_(driver) {
-    result_ = driver.mem_host_alloc(&memory_, kStagedChunkBytes, cuda::kPortable);
-  }
-  Staging(const Staging&) = delete;
-  Staging& operator=(const Staging&) = delete;
-  ~Staging() {
-    if (result_ == cuda::Result::kSuccess) {
-      driver_.mem_free_host(memory_);
-    }
-  }
-  [[nodiscard]] cuda::Result result() const { return result_; }
-  [[nodiscard]] std::uint64_t address() const { return reinterpret_cast<std::uint64_t>(memory_); }
+// The peer's host memory is read into one block of pinned memory while the GPU copies from another.
+constexpr std::size_t kStagedInFlight = 2;
 
- private:
-  const cuda::Driver& driver_;
-  void* memory_ = nullptr;
-  cuda::Result result_;
+// What a chunk needs until its copies have ended.
+struct Held {
+  Use writing;
+  std::shared_ptr<std::byte> staging;
 };
 
 std::vector<std::uint64_t> copied(std::span<const std::uint64_t> words) {
@@ -153,66 +142,63 @@ Outcome GpuRead::resolve() {
   if (device_ == kHostMemory && last != nullptr) {
     device_ = last->device;
   }
+  on_one_gpu_ = std::all_of(mappings_.begin(), mappings_.end(),
+                            [&](const auto& each) { return each->device == device_; });
   return {};
 }
 
 Outcome GpuRead::copy_all(cuda::Device& device) {
-  const cuda::Driver& driver = device.driver();
-  const cuda::Current current(driver, device.context());
+  const cuda::Current current(device.driver(), device.context());
   if (current.result() != cuda::Result::kSuccess) {
     return cuda::outcome_of(current.result());
   }
-  const cuda::StreamLease lease(device);
-  if (lease.result() != cuda::Result::kSuccess) {
-    return cuda::outcome_of(lease.result());
-  }
-  Outcome sum;
-  const std::uint64_t chunk_bytes = staged_ ? kStagedChunkBytes : kGpuChunkBytes;
-  for (const Batch& chunk : divide(work(), chunk_bytes, kGpuChunkPieces)) {
+  cuda::StreamCopies copies(device, peer_->node_->copy_way(),
+                            staged_ ? kStagedInFlight : cuda::kMostInFlight);
+  std::uint64_t bytes = 0;
+  const std::uint64_t chunk_bytes = staged_ ? cuda::PinnedPool::kBlockBytes : cuda::kChunkBytes;
+  for (const Batch& chunk : divide(work(), chunk_bytes, cuda::kChunkPieces)) {
     const Outcome before = before_chunk();
-    const Outcome outcome = before.ok() ? copy_chunk(driver, lease.stream(), chunk) : before;
-    if (!outcome.ok()) {
-      sum.code = outcome.code;
-      sum.sys_errno = outcome.sys_errno;
-      sum.index = outcome.index;
-      return sum;
+    const Outcome begun = before.ok() ? begin_chunk(copies, chunk) : before;
+    if (!begun.ok()) {
+      return begun;  // the destructor waits for the chunks in flight
     }
-    sum.moved_bytes += outcome.moved_bytes;
+    bytes += chunk.bytes;
   }
-  return sum;
+  Outcome outcome = cuda::outcome_of(copies.finish());
+  outcome.moved_bytes = outcome.ok() ? bytes : 0;
+  return outcome;
 }
 
-Outcome GpuRead::copy_chunk(const cuda::Driver& driver, cuda::StreamHandle stream,
-                            const Batch& chunk) {
-  const Use writing(local_entry_, checks_.local.value);  // until the stream is idle
-  if (checks_.local.named() && !writing) {
+Outcome GpuRead::begin_chunk(cuda::StreamCopies& copies, const Batch& chunk) {
+  const auto held = std::make_shared<Held>();
+  held->writing = Use(local_entry_, checks_.local.value);
+  if (checks_.local.named() && !held->writing) {
     return Outcome::failure(Code::kLocalGone);
   }
   std::vector<iovec> to(kMaxIovecs);
   std::vector<iovec> from(kMaxIovecs);
   const std::size_t count = fill_iovecs({local_, source_, length_}, chunk, to.data(), from.data());
-  std::optional<Staging> staging;
+  const bool local_on_gpu = local_entry_ != nullptr && local_entry_->device() == device_;
+  cuda::Side from_side = on_one_gpu_ ? cuda::Side::kOnGpu : cuda::Side::kElsewhere;
   if (staged_) {
-    staging.emplace(driver);
-    if (staging->result() != cuda::Result::kSuccess) {
-      return cuda::outcome_of(staging->result());
+    held->staging = cuda::PinnedPool::instance().take(copies.driver());
+    if (held->staging == nullptr) {
+      return Outcome::failure(Code::kSystem, ENOMEM);
     }
-    const Outcome fetched = fetch_to(staging->address(), chunk);
+    const auto staging = reinterpret_cast<std::uint64_t>(held->staging.get());
+    const Outcome fetched = fetch_to(staging, chunk);
     if (!fetched.ok()) {
       return fetched;
     }
-    std::uint64_t at = staging->address();
+    std::uint64_t at = staging;
     for (std::size_t i = 0; i < count; ++i) {
       from[i].iov_base = reinterpret_cast<void*>(at);
       at += from[i].iov_len;
     }
+    from_side = cuda::Side::kPinned;
   }
-  std::uint64_t moved = 0;
-  const cuda::Result submitted = cuda::submit(driver, stream, to.data(), from.data(), count, moved);
-  const cuda::Result waited = cuda::wait(driver, stream);
-  Outcome outcome = cuda::outcome_of(submitted != cuda::Result::kSuccess ? submitted : waited);
-  outcome.moved_bytes = outcome.ok() ? moved : 0;
-  return outcome;
+  const cuda::Side to_side = local_on_gpu ? cuda::Side::kOnGpu : cuda::Side::kElsewhere;
+  return cuda::outcome_of(copies.begin({to.data(), from.data(), count, to_side, from_side}, held));
 }
 
 // Reads a chunk of the peer's host memory into `staging`, one range after the other.

@@ -15,12 +15,6 @@
 
 namespace ldd {
 
-// What is copied between two checks of the guards and the deadline.
-inline constexpr std::uint64_t kGpuChunkBytes = std::uint64_t{16} << 20;
-inline constexpr std::size_t kGpuChunkPieces = 256;
-// The same, when the bytes come from the peer's host memory, through pinned memory of the library.
-inline constexpr std::uint64_t kStagedChunkBytes = std::uint64_t{8} << 20;
-
 class GpuRead final : public cuda::Job {
  public:
   // Copies the descriptors, and ignores `checks.more`, which the thread of the caller asks.
@@ -38,8 +32,8 @@ class GpuRead final : public cuda::Job {
   // Finds the GPU whose stream copies, and the peer's allocations.
   [[nodiscard]] Outcome resolve();
   [[nodiscard]] Outcome copy_all(cuda::Device& device);
-  [[nodiscard]] Outcome copy_chunk(const cuda::Driver& driver, cuda::StreamHandle stream,
-                                   const Batch& chunk);
+  // Submits one chunk. The guards and the deadline are checked before.
+  [[nodiscard]] Outcome begin_chunk(cuda::StreamCopies& copies, const Batch& chunk);
   [[nodiscard]] Outcome fetch_to(std::uint64_t staging, const Batch& chunk);
 
   std::shared_ptr<HostPeer> peer_;
@@ -50,7 +44,8 @@ class GpuRead final : public cuda::Job {
   ReadChecks checks_;
   std::shared_ptr<Entry> local_entry_;
   std::vector<std::shared_ptr<const GpuMapping>> mappings_;
-  bool staged_ = false;  // the peer's memory is its host's
+  bool staged_ = false;      // the peer's memory is its host's
+  bool on_one_gpu_ = false;  // all memory of the peer is of the GPU that copies
   int device_ = kHostMemory;
 };
 

@@ -8,6 +8,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "base/copy_way.h"
 #include "base/unique_fd.h"
 #include "memory/entries.h"
 #include "memory/published.h"
@@ -39,6 +40,10 @@ class Node : public std::enable_shared_from_this<Node> {
   // Idempotent.
   void close();
 
+  // How the instance copies memory of GPUs.
+  [[nodiscard]] CopyWay copy_way() const { return copy_way_.load(std::memory_order_relaxed); }
+  void set_copy_way(CopyWay way) { copy_way_.store(way, std::memory_order_relaxed); }
+
   // Guards of links and pools, which peers can read and cannot consume.
   Ref open_guard();
   // Kills and frees the guard. False if it was not live at that value, or is of another kind.
@@ -63,6 +68,7 @@ class Node : public std::enable_shared_from_this<Node> {
   Ref self_;
   Proof own_proof_;
   std::atomic<bool> closed_{false};
+  std::atomic<CopyWay> copy_way_{CopyWay::kAuto};
   std::mutex guards_mutex_;
   std::unordered_set<std::uint64_t> guards_;  // of links and pools
   std::mutex keys_mutex_;

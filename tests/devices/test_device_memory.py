@@ -180,7 +180,7 @@ def test_a_driver_that_fails(make, gpu, stand_in):
     owner, user = make()
     OnGpu(owner, gpu, seed=3, key=0)
     target = OnGpu(user, gpu)
-    stand_in.fail("cuMemcpyAsync:*:1")
+    stand_in.fail_copies(1)
     with failing("LLM_FAILED", "pull_blocks", "SYSTEM", peer=1):
         user.manager.pull_blocks(owner.blocks_key(), target.cache, EVERY, ORDER)
     stand_in.reset()

@@ -119,7 +119,7 @@ def test_an_uncorrectable_error(owner, user, gpu, stand_in, local):
     if local == "gpu":
         stand_in.poison(target.addresses[0] + 100, 8)
     else:
-        stand_in.fail("cuStreamQuery:1:214")
+        stand_in.fail("cuEventQuery:1:214")
     with failing("LLM_DEVICE_MEM_ERROR", "pull_blocks", peer=1):
         user.manager.pull_blocks(KEY, target.cache, EVERY, EVERY)
     stand_in.reset()
@@ -162,7 +162,7 @@ def test_a_device_that_hangs(owner, user, gpu, stand_in):
 def test_a_call_of_the_driver_that_hangs(owner, user, gpu, stand_in):
     owner.ask("register", "gpu", 3)
     target = OnGpu(user, gpu)
-    stand_in.block("cuMemcpyAsync:1")
+    stand_in.block_copies()
     with failing("LLM_TIMEOUT", "pull_blocks", peer=1):
         user.manager.pull_blocks(KEY, target.cache, EVERY, EVERY)
     user.manager.pull_blocks(KEY, target.cache, EVERY, EVERY)  # the next call has its own thread
@@ -179,7 +179,7 @@ def test_a_peer_that_dies_during_a_pull(driver, gpu, stand_in):
         link(user.instance, dying.address)
         dying.ask("register", "gpu", 3)
         target = OnGpu(user, gpu)
-        stand_in.delay(5000)
+        stand_in.delay(200_000)
         threading.Timer(0.1, dying.process.kill).start()
         with failing("LLM_LINK_FAILED", "pull_blocks", peer=1):
             user.manager.pull_blocks(KEY, target.cache, EVERY, ORDER)
@@ -193,7 +193,7 @@ def test_the_owner_unregisters_during_a_pull(owner, user, gpu, stand_in):
     """The mapping goes before the call of the owner returns."""
     owner.ask("register", "gpu", 3)
     target = OnGpu(user, gpu)
-    stand_in.delay(5000)
+    stand_in.delay(200_000)
     ended = threading.Timer(0.1, owner.ask, ["unregister"])
     ended.start()
     with failing("LLM_KV_CACHE_NOT_EXIST", "pull_blocks", peer=1):

@@ -187,17 +187,21 @@ int cuMemcpyDtoH_v2(void* to, std::uint64_t from, std::size_t size) {
   return fake::at_once(fake::value(to), from, size);
 }
 
+// The signature of CUDA 12.8. Copies of a batch run in any order: the last first.
 int cuMemcpyBatchAsync(std::uint64_t* to, std::uint64_t* from, std::size_t* sizes,
-                       std::size_t count, const void* attributes, const std::size_t* first,
+                       std::size_t count, const int* attributes, const std::size_t* first,
                        std::size_t attribute_count, std::size_t* failed, void* stream) {
   FAKE_CUDA_CALL(true);
-  if (stream == nullptr || attributes == nullptr || attribute_count == 0 ||
-      attribute_count > count || first[0] != 0) {
+  constexpr std::uintptr_t kDefaultStreams = 2;  // 0, 1 (legacy), 2 (of the thread)
+  if (reinterpret_cast<std::uintptr_t>(stream) <= kDefaultStreams || count == 0 ||
+      attributes == nullptr || attribute_count != 1 || first[0] != 0 || attributes[0] < 1 ||
+      attributes[0] > 3) {
     return fake::kInvalidValue;
   }
-  for (std::size_t i = 0; i < count; ++i) {
-    if (const int result = fake::in_stream(stream, to[i], from[i], sizes[i]);
-        result != fake::kSuccess) {
+  for (std::size_t i = count; i-- > 0;) {
+    const int result = sizes[i] == 0 ? static_cast<int>(fake::kInvalidValue)
+                                     : fake::in_stream(stream, to[i], from[i], sizes[i]);
+    if (result != fake::kSuccess) {
       *failed = i;
       return result;
     }

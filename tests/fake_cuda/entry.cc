@@ -1,6 +1,7 @@
 // cuGetProcAddress: finds the functions of this library by name and version, as the driver does.
 #include <dlfcn.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <string>
 
@@ -39,6 +40,10 @@ int cuGetProcAddress_v2(const char* name, void** function, int version, std::uin
       symbol += version >= each.version ? "_v2" : "_v1";
       break;
     }
+  }
+  const char* const without = std::getenv("FAKE_CUDA_WITHOUT");
+  if (without != nullptr && std::string(without) == name) {
+    symbol += "_of_no_driver";
   }
   // The library may be loaded without its names being visible to others.
   Dl_info self{};

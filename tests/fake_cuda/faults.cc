@@ -11,6 +11,7 @@
 //   FAKE_CUDA_NO_PEER=1              no device may access another's memory
 //   FAKE_CUDA_NO_IPC=get | open      handles cannot be made, or not be opened, as in containers
 //   FAKE_CUDA_DELAY_US=200           each operation of a stream waits that long before it acts
+//   FAKE_CUDA_WITHOUT=cuMemcpyBatchAsync  a driver that has no such function
 //   FAKE_CUDA_READABLE=1             device memory is readable where it is, for engines that would
 //                                    otherwise need a real GPU
 //

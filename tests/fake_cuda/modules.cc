@@ -26,26 +26,38 @@ const std::set<std::string>& names() {
   return *all;
 }
 
-// A kernel runs on a device: memory of the host must be pinned.
-bool reachable(Address address, std::size_t size) {
-  return size == 0 || in_arena(address) || is_pinned(address, size);
+// A kernel runs on a device: memory of the host must be pinned, and another device's must be open
+// to it (cuCtxEnablePeerAccess).
+bool reachable(const Context& context, Address address, std::size_t size) {
+  if (size == 0 || !in_arena(address)) {
+    return size == 0 || is_pinned(address, size);
+  }
+  const std::lock_guard lock(memory_mutex());
+  const auto found = piece_of(address);
+  if (found == pieces().end()) {
+    return false;
+  }
+  const int owner = found->second.backing->device;
+  return owner == context.device || (context.peers & (1U << owner)) != 0;
 }
 
 template <typename T>
-int read_list(Address list, std::uint32_t count, std::vector<T>& items) {
+int read_list(const Context& context, Address list, std::uint32_t count, std::vector<T>& items) {
   items.resize(count);
   const std::size_t size = count * sizeof(T);
-  return reachable(list, size) ? copy_now(reinterpret_cast<Address>(items.data()), list, size)
-                               : kIllegalAddress;
+  return reachable(context, list, size)
+             ? copy_now(reinterpret_cast<Address>(items.data()), list, size)
+             : kIllegalAddress;
 }
 
-int copy_list(Address list, std::uint32_t count) {
+// Blocks of a kernel run in any order: the last item first.
+int copy_list(const Context& context, Address list, std::uint32_t count) {
   std::vector<CopyItem> items;
-  int result = read_list(list, count, items);
-  for (std::size_t i = 0; result == kSuccess && i < items.size(); ++i) {
+  int result = read_list(context, list, count, items);
+  for (auto item = items.rbegin(); result == kSuccess && item != items.rend(); ++item) {
     const bool both =
-        reachable(items[i].to, items[i].size) && reachable(items[i].from, items[i].size);
-    result = both ? copy_now(items[i].to, items[i].from, items[i].size) : kIllegalAddress;
+        reachable(context, item->to, item->size) && reachable(context, item->from, item->size);
+    result = both ? copy_now(item->to, item->from, item->size) : kIllegalAddress;
   }
   return result;
 }
@@ -61,15 +73,15 @@ std::uint32_t crc32c(const std::vector<std::byte>& bytes) {
   return ~sum;
 }
 
-int crc32c_list(Address list, std::uint32_t count, Address sums) {
+int crc32c_list(const Context& context, Address list, std::uint32_t count, Address sums) {
   std::vector<Segment> items;
-  int result = read_list(list, count, items);
-  if (!reachable(sums, count * sizeof(std::uint32_t))) {
+  int result = read_list(context, list, count, items);
+  if (!reachable(context, sums, count * sizeof(std::uint32_t))) {
     return kIllegalAddress;
   }
   for (std::size_t i = 0; result == kSuccess && i < items.size(); ++i) {
     std::vector<std::byte> bytes(items[i].size);
-    result = reachable(items[i].address, items[i].size)
+    result = reachable(context, items[i].address, items[i].size)
                  ? copy_now(reinterpret_cast<Address>(bytes.data()), items[i].address, bytes.size())
                  : kIllegalAddress;
     const std::uint32_t sum = crc32c(bytes);
@@ -139,8 +151,8 @@ int cuLaunchKernel(void* function, unsigned grid_x, unsigned, unsigned, unsigned
     if (context.error != fake::kSuccess) {
       return context.error.load();
     }
-    return name == "ldd_copy_list" ? fake::copy_list(list, count)
-                                   : fake::crc32c_list(list, count, sums);
+    return name == "ldd_copy_list" ? fake::copy_list(context, list, count)
+                                   : fake::crc32c_list(context, list, count, sums);
   });
   return fake::kSuccess;
 }

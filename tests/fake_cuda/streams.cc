@@ -67,7 +67,8 @@ std::shared_ptr<Stream> stream_of(void* handle, int& result) {
   Context& context = *current();
   const std::lock_guard lock(context.mutex);
   result = kSuccess;
-  if (handle == nullptr) {
+  constexpr std::uintptr_t kDefaultStreams = 2;  // 0, 1 (legacy), 2 (of the thread)
+  if (reinterpret_cast<std::uintptr_t>(handle) <= kDefaultStreams) {
     if (context.default_stream == nullptr) {
       context.default_stream = std::make_shared<Stream>(context, true);
     }
@@ -124,6 +125,24 @@ int cuStreamDestroy_v2(void* stream) {
     context.streams.erase(found);
   }
   return fake::kSuccess;
+}
+
+// Of a default stream: the current context. Any other names its own.
+int cuStreamGetCtx(void* handle, void** context) {
+  FAKE_CUDA_CALL(false);
+  if (reinterpret_cast<std::uintptr_t>(handle) <= 2) {
+    *context = fake::current();
+    return *context == nullptr ? fake::kInvalidContext : fake::kSuccess;
+  }
+  for (int device = 0; device < fake::device_count(); ++device) {
+    fake::Context& each = fake::context_of(device);
+    const std::lock_guard lock(each.mutex);
+    if (each.streams.contains(handle)) {
+      *context = &each;
+      return fake::kSuccess;
+    }
+  }
+  return fake::kInvalidHandle;
 }
 
 int cuStreamQuery(void* handle) {

@@ -73,7 +73,7 @@ def test_many_copies_in_one_call(cuda):
     targets, stream = [cuda.allocate(SIZE) for _ in sources], cuda.stream()
     words = ctypes.c_uint64 * 2
     failed, first = ctypes.c_size_t(), (ctypes.c_size_t * 1)(0)
-    attributes = ctypes.create_string_buffer(32)
+    attributes = (ctypes.c_int * 6)(1)  # sources are read in the order of the stream
     arguments = words(*targets), words(*sources), (ctypes.c_size_t * 2)(SIZE, SIZE)
     tail = ctypes.c_size_t(2), attributes, first, ctypes.c_size_t(1), ctypes.byref(failed)
     cuda.call("cuMemcpyBatchAsync", *arguments, *tail, None, expected=1)  # no default stream

@@ -15,6 +15,7 @@ import pytest
 TESTS = Path(__file__).parents[1]
 SOURCES = TESTS / "fake_cuda"
 BUILT = TESTS.parent / "build" / "fake_cuda"
+COPIES = ("cuMemcpyAsync", "cuMemcpyBatchAsync", "cuLaunchKernel")
 FLAGS = ("-std=c++20", "-O1", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1")
 
 
@@ -70,6 +71,18 @@ class FakeCuda:
 
     def fail(self, text):
         self.raw("fake_cuda_fail", text.encode())
+
+    def fail_copies(self, result):
+        """Let every copy fail, whatever makes it."""
+        self.fail(",".join(f"{name}:*:{result}" for name in COPIES))
+
+    def block_copies(self):
+        """Let the next copy not return, whatever makes it."""
+        self.block(",".join(f"{name}:1" for name in COPIES))
+
+    def count_copies(self):
+        """Return how many calls have made copies, whatever makes them."""
+        return sum(map(self.calls, COPIES))
 
     def block(self, text):
         self.raw("fake_cuda_block", text.encode())

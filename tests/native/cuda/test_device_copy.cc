@@ -102,7 +102,7 @@ void check_nothing_lands_after_a_failure(const FakeDriver& fake) {
   const std::uint64_t memory = fake.allocate(0, kSize, 3);
   std::vector<unsigned char> bytes(2);
   fake.call("fake_cuda_delay", std::uint64_t{20'000});
-  fake.call("fake_cuda_fail", "cuMemcpyAsync:2:2");
+  fake.call("fake_cuda_fail", "cuMemcpyBatchAsync:*:801,cuMemcpyAsync:2:2");
   const std::vector<iovec> to{{bytes.data(), 1}, {&bytes[1], 1}};
   const std::vector<iovec> from{range(memory, 1), range(memory, 1)};
   CHECK(!ldd::cuda::copy_pairs(0, to.data(), from.data(), 2).ok());
