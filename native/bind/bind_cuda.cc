@@ -89,13 +89,13 @@ void bind_cuda(nb::module_& module) {
   nb::class_<GpuExports>(module, "GpuExports",
                          "Allocations of GPUs that peers on this host may map. Thread-safe.")
       .def(nb::init<std::shared_ptr<ldd::Node>>(), "node"_a)
-      .def("add", &GpuExports::add, "address"_a, nb::call_guard<ReleasedGil>(),
-           "Publish the allocation that has an address, or count it once more.\n\n"
-           "Returns why that is not possible, or \"\". Without handles of the driver it succeeds, "
-           "and "
-           "peers\nfind that they cannot map it.")
-      .def("remove", &GpuExports::remove, "address"_a, nb::call_guard<ReleasedGil>(),
-           "Undo one add() of that address.")
+      .def(
+          "add", &GpuExports::add, "address"_a, "size"_a, nb::call_guard<ReleasedGil>(),
+          "Publish the allocations of a range of addresses, unless that is done already.\n\n"
+          "Returns why that is not possible, or \"\". It succeeds for memory that no other process "
+          "can map;\npeers find the reason then.")
+      .def("remove", &GpuExports::remove, "address"_a, "size"_a, nb::call_guard<ReleasedGil>(),
+           "Undo one add() of that range.")
       .def("renew", &GpuExports::renew, "address"_a, "size"_a, nb::call_guard<ReleasedGil>(),
-           "Make new handles for the allocations in a range whose memory was replaced.");
+           "Publish the allocations of a range again, whose memory was replaced.");
 }

@@ -73,13 +73,17 @@ void find_all(Finder& finder, Driver& driver) {
   finder.find(driver.device_get_count, "cuDeviceGetCount", 2000);
   finder.find(driver.device_get_uuid, "cuDeviceGetUuid", 11040);
   finder.find(driver.device_primary_ctx_retain, "cuDevicePrimaryCtxRetain", 7000);
+  finder.find(driver.device_get_attribute, "cuDeviceGetAttribute", 2000);
   finder.find(driver.device_can_access_peer, "cuDeviceCanAccessPeer", 4000);
   finder.find(driver.ctx_push_current, "cuCtxPushCurrent", 4000);
   finder.find(driver.ctx_pop_current, "cuCtxPopCurrent", 4000);
   finder.find(driver.pointer_get_attribute, "cuPointerGetAttribute", 4000);
   finder.find(driver.mem_get_address_range, "cuMemGetAddressRange", 3020);
+  finder.find(driver.mem_get_info, "cuMemGetInfo", 3020);
   finder.find(driver.mem_host_alloc, "cuMemHostAlloc", 2020);
   finder.find(driver.mem_free_host, "cuMemFreeHost", 2000);
+  finder.find(driver.mem_host_register, "cuMemHostRegister", 6050);
+  finder.find(driver.mem_host_unregister, "cuMemHostUnregister", 4000);
   finder.find(driver.stream_create, "cuStreamCreate", 2000);
   finder.find(driver.stream_destroy, "cuStreamDestroy", 4000);
   finder.find(driver.stream_query, "cuStreamQuery", 2000);
@@ -97,6 +101,20 @@ void find_all(Finder& finder, Driver& driver) {
   finder.find(driver.ipc_get_mem_handle, "cuIpcGetMemHandle", 4010);
   finder.find(driver.ipc_open_mem_handle, "cuIpcOpenMemHandle", 11000);
   finder.find(driver.ipc_close_mem_handle, "cuIpcCloseMemHandle", 4010);
+}
+
+void find_virtual_memory(Finder& finder, Driver& driver) {
+  finder.find(driver.mem_get_granularity, "cuMemGetAllocationGranularity", 10020);
+  finder.find(driver.mem_address_reserve, "cuMemAddressReserve", 10020);
+  finder.find(driver.mem_address_free, "cuMemAddressFree", 10020);
+  finder.find(driver.mem_create, "cuMemCreate", 10020);
+  finder.find(driver.mem_release, "cuMemRelease", 10020);
+  finder.find(driver.mem_map, "cuMemMap", 10020);
+  finder.find(driver.mem_unmap, "cuMemUnmap", 10020);
+  finder.find(driver.mem_set_access, "cuMemSetAccess", 10020);
+  finder.find(driver.mem_retain_handle, "cuMemRetainAllocationHandle", 11000);
+  finder.find(driver.mem_export, "cuMemExportToShareableHandle", 10020);
+  finder.find(driver.mem_import, "cuMemImportFromShareableHandle", 10020);
 }
 
 // Never destroyed: threads may outlive static destructors, and the library stays loaded.
@@ -119,6 +137,7 @@ std::string find_functions(void* library, Driver& driver) {
     return std::string(kLibrary) + " is older than CUDA 11.3: update the driver";
   }
   find_all(finder, driver);
+  find_virtual_memory(finder, driver);
   if (!finder.missing().empty()) {
     return std::string(kLibrary) + " has no " + finder.missing() + ": update the driver";
   }

@@ -20,14 +20,18 @@ struct Driver {
   Result (*device_get_count)(int* count) = nullptr;
   Result (*device_get_uuid)(Uuid* uuid, int device) = nullptr;
   Result (*device_primary_ctx_retain)(ContextHandle* context, int device) = nullptr;
+  Result (*device_get_attribute)(int* value, DeviceFact fact, int device) = nullptr;
   Result (*device_can_access_peer)(int* can, int device, int peer) = nullptr;
   Result (*ctx_push_current)(ContextHandle context) = nullptr;
   Result (*ctx_pop_current)(ContextHandle* context) = nullptr;
 
   Result (*pointer_get_attribute)(void* value, PointerFact fact, Address address) = nullptr;
   Result (*mem_get_address_range)(Address* begin, std::size_t* size, Address address) = nullptr;
+  Result (*mem_get_info)(std::size_t* free, std::size_t* total) = nullptr;
   Result (*mem_host_alloc)(void** memory, std::size_t size, unsigned flags) = nullptr;
   Result (*mem_free_host)(void* memory) = nullptr;
+  Result (*mem_host_register)(void* memory, std::size_t size, unsigned flags) = nullptr;
+  Result (*mem_host_unregister)(void* memory) = nullptr;
 
   Result (*stream_create)(StreamHandle* stream, unsigned flags) = nullptr;
   Result (*stream_destroy)(StreamHandle stream) = nullptr;
@@ -57,6 +61,24 @@ struct Driver {
   Result (*ipc_get_mem_handle)(IpcHandle* handle, Address address) = nullptr;
   Result (*ipc_open_mem_handle)(Address* address, IpcHandle handle, unsigned flags) = nullptr;
   Result (*ipc_close_mem_handle)(Address address) = nullptr;
+
+  Result (*mem_get_granularity)(std::size_t* size, const Properties* properties,
+                                int option) = nullptr;
+  Result (*mem_address_reserve)(Address* address, std::size_t size, std::size_t alignment,
+                                Address wanted, std::uint64_t flags) = nullptr;
+  Result (*mem_address_free)(Address address, std::size_t size) = nullptr;
+  Result (*mem_create)(MemoryHandle* handle, std::size_t size, const Properties* properties,
+                       std::uint64_t flags) = nullptr;
+  Result (*mem_release)(MemoryHandle handle) = nullptr;
+  Result (*mem_map)(Address address, std::size_t size, std::size_t offset, MemoryHandle handle,
+                    std::uint64_t flags) = nullptr;
+  Result (*mem_unmap)(Address address, std::size_t size) = nullptr;
+  Result (*mem_set_access)(Address address, std::size_t size, const Access* access,
+                           std::size_t count) = nullptr;
+  Result (*mem_retain_handle)(MemoryHandle* handle, void* address) = nullptr;
+  Result (*mem_export)(void* shareable, MemoryHandle handle, int type,
+                       std::uint64_t flags) = nullptr;
+  Result (*mem_import)(MemoryHandle* handle, void* shareable, int type) = nullptr;
 };
 
 struct Loaded {

@@ -13,6 +13,7 @@ using StreamHandle = void*;
 using EventHandle = void*;
 using ModuleHandle = void*;
 using FunctionHandle = void*;
+using MemoryHandle = std::uint64_t;  // of memory that cuMemCreate has made
 
 enum class Result : int {
   kSuccess = 0,
@@ -32,6 +33,9 @@ enum class PointerFact : int {
   kMemoryType = 2,
   kIsManaged = 8,
   kDevice = 9,
+  kHasIpcHandle = 10,  // of an allocation, and not of virtual memory or a stream's pool
+  kMappingSize = 18,   // of virtual memory
+  kMappingBegin = 19,
 };
 inline constexpr unsigned kOnDevice = 2;  // a memory type
 
@@ -48,6 +52,38 @@ struct CopyAttributes {
   std::array<int, 2> destination_hint{};
   unsigned flags = 0;
 };
+
+// Attributes of a device.
+enum class DeviceFact : int {
+  kVirtualMemory = 102,
+  kDescriptors = 103,      // of virtual memory
+  kVirtualOverRdma = 110,  // network cards can reach virtual memory
+};
+
+struct Location {
+  int type = 1;  // a device
+  int id = 0;
+};
+
+// How memory is made.
+struct Properties {
+  int type = 1;          // pinned, the only one there is
+  int handle_types = 0;  // bit set
+  Location location;
+  void* windows_data = nullptr;
+  unsigned char compression = 0;
+  unsigned char over_rdma = 0;
+  std::array<unsigned char, 6> reserved{};
+};
+static_assert(sizeof(Properties) == 32);
+inline constexpr int kDescriptorHandle = 1;  // a handle type
+
+struct Access {
+  Location location;
+  int flags = 0;
+};
+inline constexpr int kReadOnly = 1;
+inline constexpr int kReadWrite = 3;
 
 struct IpcHandle {
   std::array<std::byte, 64> bytes{};

@@ -1,13 +1,17 @@
 #include "host/gpu_imports.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
+#include <cstring>
 #include <optional>
 #include <thread>
 #include <utility>
 
 #include "base/clock.h"
+#include "base/unique_fd.h"
 #include "cuda/job.h"
+#include "host/remote_descriptor.h"
 
 namespace ldd {
 
@@ -42,10 +46,58 @@ void close_all(Mappings mappings) {
   }
 }
 
+std::shared_ptr<cuda::Mapping> map_descriptor(const cuda::Driver& driver, const PublishedView& view,
+                                              const GpuOwner& owner,
+                                              const std::pair<Export, Ref>& listed,
+                                              Outcome& outcome, std::string& problem) {
+  const auto& [exported, row] = listed;
+  int number = -1;
+  std::memcpy(&number, exported.handle.data(), sizeof number);
+  UniqueFd descriptor;
+  const Outcome taken = take_descriptor(owner.pid, number, owner.prove, descriptor, problem);
+  if (!taken.ok()) {
+    outcome = taken;
+    return nullptr;
+  }
+  // The owner ends the row before it closes the descriptor, whose number may then be another
+  // file's.
+  if (!view.export_live(row)) {
+    outcome = Outcome::failure(Code::kGone);
+    return nullptr;
+  }
+  return cuda::Mapping::open(driver, cuda::Uuid{exported.gpu}, descriptor.get(),
+                             exported.range.end - exported.range.begin, problem);
+}
+
+// Maps what another process has published. Null with a reason.
+std::shared_ptr<cuda::Mapping> map(const cuda::Driver& driver, const PublishedView& view,
+                                   const GpuOwner& owner, const std::pair<Export, Ref>& listed,
+                                   Outcome& outcome, std::string& problem) {
+  const Export& exported = listed.first;
+  switch (static_cast<cuda::Sharing>(exported.sharing)) {
+    case cuda::Sharing::kIpc:
+      return cuda::Mapping::open(driver, cuda::Uuid{exported.gpu}, {exported.handle},
+                                 exported.range.end - exported.range.begin, problem);
+    case cuda::Sharing::kDescriptor:
+      return map_descriptor(driver, view, owner, listed, outcome, problem);
+    case cuda::Sharing::kUnshareable:
+      problem =
+          "the peer's memory was made so that no other process can map it: with PyTorch set "
+          "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:False,backend:native, or "
+          "TORCH_CUDA_EXPANDABLE_SEGMENTS_IPC=1; with cuMemCreate ask for descriptors as handles";
+      return nullptr;
+    default:
+      problem =
+          "the peer's driver makes no handle of that memory: a container must share the host's IPC "
+          "namespace";
+      return nullptr;
+  }
+}
+
 }  // namespace
 
 std::shared_ptr<const GpuMapping> GpuImports::known(const PublishedView& view,
-                                                    std::uint64_t address, std::uint64_t length) {
+                                                    std::uint64_t address) {
   Mappings ended;  // unmapped after the lock is released
   const std::lock_guard lock(mutex_);
   std::shared_ptr<const GpuMapping> found;
@@ -54,21 +106,22 @@ std::shared_ptr<const GpuMapping> GpuImports::known(const PublishedView& view,
       ended.push_back(each);
       return true;
     }
-    found = each->contains(address, length) ? each : found;
+    found = each->contains(address, 1) ? each : found;
     return false;
   });
   return found;
 }
 
-std::shared_ptr<const GpuMapping> GpuImports::find(const PublishedView& view, Ref cache,
-                                                   std::uint64_t address, std::uint64_t length,
-                                                   bool in_process) {
-  if (auto found = known(view, address, length); found != nullptr) {
+std::shared_ptr<const GpuMapping> GpuImports::find(const PublishedView& view, const GpuOwner& owner,
+                                                   Ref cache, std::uint64_t address,
+                                                   Outcome& outcome) {
+  if (auto found = known(view, address); found != nullptr) {
     return found;
   }
   // Without the lock: a driver may not return.
   std::string problem;
-  auto made = open(view, address, length, in_process, problem);
+  outcome = Outcome::failure(Code::kSystem, EOPNOTSUPP);
+  auto made = open(view, owner, address, outcome, problem);
   Mappings ended;  // unmapped after the lock is released
   const std::lock_guard lock(mutex_);
   if (made == nullptr) {
@@ -81,7 +134,7 @@ std::shared_ptr<const GpuMapping> GpuImports::find(const PublishedView& view, Re
     return each->row.index == made->row.index;
   });
   const bool kept = same != mappings_.end() && (*same)->row.value == made->row.value &&
-                    (*same)->contains(address, length);
+                    (*same)->contains(address, 1);
   if (kept) {
     ended.push_back(std::exchange(made, *same));
     return made;
@@ -98,34 +151,26 @@ std::shared_ptr<const GpuMapping> GpuImports::find(const PublishedView& view, Re
   return made;
 }
 
-std::shared_ptr<const GpuMapping> GpuImports::open(const PublishedView& view, std::uint64_t address,
-                                                   std::uint64_t length, bool in_process,
+std::shared_ptr<const GpuMapping> GpuImports::open(const PublishedView& view, const GpuOwner& owner,
+                                                   std::uint64_t address, Outcome& outcome,
                                                    std::string& problem) {
-  const auto listed = view.find_export(address, length);
+  const auto listed = view.find_export(address, 1);
   if (!listed) {
-    problem = "the range is not within one allocation that the peer exports";
+    problem = "the peer exports no such memory";
     return nullptr;
   }
   const auto& [exported, row] = *listed;
-  if (!in_process && exported.handle == decltype(exported.handle){}) {
-    problem =
-        "the peer's driver makes no handle of that memory: it has none for virtual memory, and a "
-        "container must share the host's IPC namespace";
-    return nullptr;
-  }
-  GpuMapping made{exported.range, row, nullptr, exported.range.begin, 0};
   const cuda::Loaded loaded = cuda::present_driver();
   if (loaded.driver == nullptr) {
     problem = loaded.problem;
     return nullptr;
   }
-  const cuda::Uuid gpu{exported.gpu};
-  if (in_process) {  // a process cannot open its own handles, and need not
-    made.device = cuda::ordinal_of(*loaded.driver, gpu).value_or(0);
+  GpuMapping made{exported.range, row, nullptr, exported.range.begin, 0};
+  if (owner.in_process) {  // a process cannot open its own handles, and need not
+    made.device = cuda::ordinal_of(*loaded.driver, cuda::Uuid{exported.gpu}).value_or(0);
     return std::make_shared<const GpuMapping>(std::move(made));
   }
-  made.mapping = cuda::Mapping::open(*loaded.driver, gpu, {exported.handle},
-                                     exported.range.end - exported.range.begin, problem);
+  made.mapping = map(*loaded.driver, view, owner, *listed, outcome, problem);
   if (made.mapping == nullptr) {
     return nullptr;
   }

@@ -1,13 +1,16 @@
-// A peer's allocations of GPUs, mapped into this process: one mapping for each, which ends with the
-// owner's row for it, with a remap, or with the link.
+// A peer's allocations of GPUs, mapped into this process: one mapping for each, or for each mapping
+// of the peer's virtual memory. It ends with the owner's row for it, with a remap, or with the
+// link.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
 
+#include "base/outcome.h"
 #include "cuda/sharing.h"
 #include "memory/published.h"
 
@@ -25,15 +28,21 @@ struct GpuMapping {
   }
 };
 
+// The process that a link's peer is.
+struct GpuOwner {
+  int pid = 0;
+  bool in_process = false;
+  std::function<Outcome()> prove;  // that it still is
+};
+
 // Thread-safe. A mapping that is in use ends with its last user.
 class GpuImports {
  public:
-  // The mapping that contains a range of memory of the peer's entry `cache`; it is made at first
-  // use, and kept while the entry is live. Null, and problem() says why, if the peer exports no
-  // such memory or it cannot be mapped.
-  std::shared_ptr<const GpuMapping> find(const PublishedView& view, Ref cache,
-                                         std::uint64_t address, std::uint64_t length,
-                                         bool in_process);
+  // The mapping that has an address of the peer's entry `cache`; it is made at first use, and kept
+  // while the entry is live. Null with an outcome, kSystem with EOPNOTSUPP if the peer exports no
+  // such memory or it cannot be mapped: problem() says why.
+  std::shared_ptr<const GpuMapping> find(const PublishedView& view, const GpuOwner& owner,
+                                         Ref cache, std::uint64_t address, Outcome& outcome);
   // Drops what is mapped of a range; waits a moment for reads that use it.
   void forget(std::uint64_t address, std::uint64_t size);
   // Drops everything, and keeps nothing from now on.
@@ -44,11 +53,11 @@ class GpuImports {
  private:
   // Drops mappings whose rows have ended.
   [[nodiscard]] std::shared_ptr<const GpuMapping> known(const PublishedView& view,
-                                                        std::uint64_t address,
-                                                        std::uint64_t length);
+                                                        std::uint64_t address);
   [[nodiscard]] static std::shared_ptr<const GpuMapping> open(const PublishedView& view,
+                                                              const GpuOwner& owner,
                                                               std::uint64_t address,
-                                                              std::uint64_t length, bool in_process,
+                                                              Outcome& outcome,
                                                               std::string& problem);
 
   std::mutex mutex_;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstddef>
+#include <iterator>
 #include <span>
 #include <string>
 #include <utility>
@@ -26,6 +27,13 @@ struct Held {
   std::shared_ptr<std::byte> staging;
 };
 
+// Ranges as this process copies them.
+struct Pieces {
+  std::vector<std::uint64_t> local;
+  std::vector<std::uint64_t> source;
+  std::vector<std::uint64_t> length;
+};
+
 std::vector<std::uint64_t> copied(std::span<const std::uint64_t> words) {
   return {words.begin(), words.end()};
 }
@@ -37,7 +45,6 @@ GpuRead::GpuRead(std::shared_ptr<HostPeer> peer, const Descriptors& work, const 
       local_(copied(work.local)),
       remote_(copied(work.remote)),
       length_(copied(work.length)),
-      source_(remote_),
       checks_(checks) {
   checks_.more = nullptr;  // what it refers to may end before this does
   if (checks_.local.named()) {
@@ -52,7 +59,7 @@ bool GpuRead::concerns(const HostPeer& peer, const Descriptors& work, const Read
   if (!peer.uses_gpus_.load(std::memory_order_acquire)) {
     return false;
   }
-  if (peer.view_.exports_any() && peer.view_.find_export(work.remote[0], work.length[0])) {
+  if (peer.view_.exports_any() && peer.view_.find_export(work.remote[0], 1)) {
     return true;
   }
   if (!checks.local.named() || peer.address_.pid == ::getpid()) {
@@ -119,31 +126,60 @@ Outcome GpuRead::resolve() {
   const PublishedView& view = peer_->view_;
   const bool in_process = peer_->address_.pid == ::getpid();
   device_ = local_entry_ == nullptr ? kHostMemory : local_entry_->device();
-  if (!view.find_export(remote_[0], length_[0])) {
+  if (!view.find_export(remote_[0], 1)) {
     staged_ = true;
     return {};
   }
+  const GpuOwner owner{peer_->address_.pid, in_process, [this] { return peer_->prove(); }};
+  Pieces pieces;
   std::shared_ptr<const GpuMapping> last;
   for (std::size_t i = 0; i < remote_.size(); ++i) {
-    if (last == nullptr || !last->contains(remote_[i], length_[i])) {
-      const Outcome before = before_chunk();  // the peer decides how many allocations there are
-      if (!before.ok()) {
-        return before;
+    // Adjacent mappings of the peer's virtual memory are mapped apart, so a range may have parts.
+    for (std::uint64_t done = 0; done < length_[i];) {
+      const std::uint64_t remote = remote_[i] + done;
+      if (last == nullptr || !last->contains(remote, 1)) {
+        const Outcome found = find(owner, remote, last);
+        if (!found.ok()) {
+          return found;
+        }
       }
-      last = peer_->gpu_imports_.find(view, checks_.cache, remote_[i], length_[i], in_process);
-      if (last == nullptr) {
-        return view.live(checks_.cache) ? Outcome::failure(Code::kSystem, EOPNOTSUPP)
-                                        : Outcome::failure(Code::kGone);
-      }
-      mappings_.push_back(last);
+      const std::uint64_t length = std::min(length_[i] - done, last->range.end - remote);
+      pieces.local.push_back(local_[i] + done);
+      pieces.source.push_back(last->local_begin + (remote - last->range.begin));
+      pieces.length.push_back(length);
+      done += length;
     }
-    source_[i] = last->local_begin + (remote_[i] - last->range.begin);
   }
+  local_ = std::move(pieces.local);
+  remote_ = std::move(pieces.source);
+  length_ = std::move(pieces.length);
   if (device_ == kHostMemory && last != nullptr) {
     device_ = last->device;
   }
   on_one_gpu_ = std::all_of(mappings_.begin(), mappings_.end(),
-                            [&](const auto& each) { return each->device == device_; });
+                            [&](const auto& each) { return each.second->device == device_; });
+  return {};
+}
+
+// Finds the mapping that has an address of the peer.
+Outcome GpuRead::find(const GpuOwner& owner, std::uint64_t remote,
+                      std::shared_ptr<const GpuMapping>& found) {
+  const auto used = mappings_.upper_bound(remote);
+  if (used != mappings_.begin() && std::prev(used)->second->contains(remote, 1)) {
+    found = std::prev(used)->second;
+    return {};
+  }
+  const Outcome before = before_chunk();  // the peer decides how many allocations there are
+  if (!before.ok()) {
+    return before;
+  }
+  const PublishedView& view = peer_->view_;
+  Outcome outcome;
+  found = peer_->gpu_imports_.find(view, owner, checks_.cache, remote, outcome);
+  if (found == nullptr) {
+    return view.live(checks_.cache) ? outcome : Outcome::failure(Code::kGone);
+  }
+  mappings_[found->range.begin] = found;
   return {};
 }
 
@@ -177,7 +213,7 @@ Outcome GpuRead::begin_chunk(cuda::StreamCopies& copies, const Batch& chunk) {
   }
   std::vector<iovec> to(kMaxIovecs);
   std::vector<iovec> from(kMaxIovecs);
-  const std::size_t count = fill_iovecs({local_, source_, length_}, chunk, to.data(), from.data());
+  const std::size_t count = fill_iovecs(work(), chunk, to.data(), from.data());
   const bool local_on_gpu = local_entry_ != nullptr && local_entry_->device() == device_;
   cuda::Side from_side = on_one_gpu_ ? cuda::Side::kOnGpu : cuda::Side::kElsewhere;
   if (staged_) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -29,8 +30,10 @@ class GpuRead final : public cuda::Job {
   [[nodiscard]] Descriptors work() const { return {local_, remote_, length_}; }
   [[nodiscard]] Outcome before_chunk() const;
   [[nodiscard]] Outcome after_all() const;
-  // Finds the GPU whose stream copies, and the peer's allocations.
+  // Finds the GPU whose stream copies, and the peer's allocations; cuts the ranges at their ends.
   [[nodiscard]] Outcome resolve();
+  [[nodiscard]] Outcome find(const GpuOwner& owner, std::uint64_t remote,
+                             std::shared_ptr<const GpuMapping>& found);
   [[nodiscard]] Outcome copy_all(cuda::Device& device);
   // Submits one chunk. The guards and the deadline are checked before.
   [[nodiscard]] Outcome begin_chunk(cuda::StreamCopies& copies, const Batch& chunk);
@@ -38,12 +41,11 @@ class GpuRead final : public cuda::Job {
 
   std::shared_ptr<HostPeer> peer_;
   std::vector<std::uint64_t> local_;
-  std::vector<std::uint64_t> remote_;
+  std::vector<std::uint64_t> remote_;  // once resolved, as this process addresses it
   std::vector<std::uint64_t> length_;
-  std::vector<std::uint64_t> source_;  // the remote ranges as this process addresses them
   ReadChecks checks_;
   std::shared_ptr<Entry> local_entry_;
-  std::vector<std::shared_ptr<const GpuMapping>> mappings_;
+  std::map<std::uint64_t, std::shared_ptr<const GpuMapping>> mappings_;  // by the first byte
   bool staged_ = false;      // the peer's memory is its host's
   bool on_one_gpu_ = false;  // all memory of the peer is of the GPU that copies
   int device_ = kHostMemory;

@@ -16,11 +16,12 @@ namespace {
 
 using Word = std::atomic<std::uint64_t>;
 
-// An Export without padding: 12 words.
+// An Export without padding: 13 words.
 struct Row {
   std::uint64_t begin = 0;
   std::uint64_t end = 0;
   std::array<std::byte, 16> gpu{};
+  std::uint64_t sharing = 0;
   std::array<std::byte, 64> handle{};
 };
 using RowWords = std::array<std::uint64_t, sizeof(Row) / sizeof(std::uint64_t)>;
@@ -53,7 +54,8 @@ std::optional<std::pair<Export, Ref>> PublishedView::find_export(std::uint64_t a
     const bool inside =
         address >= found.begin && address <= found.end && length <= found.end - address;
     if (inside && export_live(row)) {
-      return std::pair{Export{{found.begin, found.end}, found.gpu, found.handle}, row};
+      return std::pair{Export{{found.begin, found.end}, found.gpu, found.sharing, found.handle},
+                       row};
     }
   }
   return std::nullopt;
@@ -70,7 +72,8 @@ Ref Published::open_export(const Export& exported) {
   } else if (index == kExportCapacity) {
     throw std::length_error("all exports of the instance are in use");
   }
-  const Row row{exported.range.begin, exported.range.end, exported.gpu, exported.handle};
+  const Row row{exported.range.begin, exported.range.end, exported.gpu, exported.sharing,
+                exported.handle};
   const auto copied = std::bit_cast<RowWords>(row);
   Word* const words = export_words() + index * kExportWords;
   for (std::size_t i = 0; i < copied.size(); ++i) {

@@ -52,14 +52,17 @@ inline constexpr std::uint64_t kAnyEntry =
 // none, and features that need the list do without.
 inline constexpr std::uint64_t kMostRanges = std::uint64_t{1} << 16;
 
-// The most allocations of GPUs that an instance exports at once.
-inline constexpr std::uint64_t kExportCapacity = 1024;
+// The most allocations of GPUs, and mappings of their virtual memory, that an instance exports at
+// once.
+inline constexpr std::uint64_t kExportCapacity = 4096;
 
-// One allocation of a GPU, as its owner publishes it. Peers trust none of it.
+// One allocation of a GPU, or one mapping of its virtual memory, as its owner publishes it. Peers
+// trust none of it.
 struct Export {
   Range range;                         // in the owner's address space
   std::array<std::byte, 16> gpu{};     // identity of the GPU
-  std::array<std::byte, 64> handle{};  // of the driver, to map the allocation; zero: it makes none
+  std::uint64_t sharing = 0;           // what `handle` is (cuda::Sharing)
+  std::array<std::byte, 64> handle{};  // of the driver, or the number of the owner's descriptor
 };
 
 // Shown on the page of an instance. It proves to the peer of a link that the page, and the process
@@ -79,7 +82,7 @@ struct PublishedHeader {
 static_assert(sizeof(PublishedHeader) == 64);
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
 
-inline constexpr std::uint64_t kPublishedMagic = 0x33304745444c'4c4dULL;
+inline constexpr std::uint64_t kPublishedMagic = 0x34304745444c'4c4dULL;
 inline constexpr unsigned kTailBits = 40;
 inline constexpr std::uint64_t kTailMask = (std::uint64_t{1} << kTailBits) - 1;
 

@@ -269,21 +269,19 @@ class GpuExports:
     """Allocations of GPUs that peers on this host may map. Thread-safe."""
 
     def __init__(self, node: Node) -> None: ...
-    def add(self, address: int) -> str:
+    def add(self, address: int, size: int) -> str:
         """
-        Publish the allocation that has an address, or count it once more.
+        Publish the allocations of a range of addresses, unless that is done already.
 
-        Returns why that is not possible, or "". Without handles of the driver it succeeds, and peers
-        find that they cannot map it.
+        Returns why that is not possible, or "". It succeeds for memory that no other process can map;
+        peers find the reason then.
         """
 
-    def remove(self, address: int) -> None:
-        """Undo one add() of that address."""
+    def remove(self, address: int, size: int) -> None:
+        """Undo one add() of that range."""
 
     def renew(self, address: int, size: int) -> None:
-        """
-        Make new handles for the allocations in a range whose memory was replaced.
-        """
+        """Publish the allocations of a range again, whose memory was replaced."""
 
 class HostPeer:
     """

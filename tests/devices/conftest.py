@@ -7,7 +7,8 @@ import pytest
 from llm_datadist._backends.nixl.agent import Agent
 from support.fake_cuda import FakeCuda
 from support.gpu import STAND_IN, Gpu, load
-from support.instances import finalize, linked_sides
+from support.instances import Side, finalize, link, linked_sides
+from support.owner_process import TIMEOUT_MS, OwnerProcess
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +59,24 @@ def make(gpu):  # the memory goes after the instances
 
     yield make_sides
     finalize(*made)
+
+
+@pytest.fixture(scope="module")
+def process(driver):
+    one = OwnerProcess()
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def owner(process):
+    yield process
+    process.ask("clean")
+
+
+@pytest.fixture
+def user(gpu, owner):
+    side = Side(2, "host", device="cuda", sync_kv_timeout=TIMEOUT_MS)
+    link(side.instance, owner.address)
+    yield side
+    finalize(side)

@@ -2,8 +2,10 @@
 
 import json
 import sys
+from pathlib import Path
 
-from support.gpu import Gpu, load
+from llm_datadist import MemInfo, Memtype
+from support.gpu import Gpu, VirtualGpu, load
 from support.gpu_caches import SHAPE, cache_on
 from support.instances import Side, pattern
 
@@ -12,12 +14,18 @@ class Owner:
     """Its commands are its methods."""
 
     def __init__(self, backend):
-        self.gpu = Gpu(load())
+        driver = load()
+        self.gpus = {
+            "gpu": Gpu(driver),
+            "virtual": VirtualGpu(driver),
+            "unshareable": VirtualGpu(driver, exportable=False),
+        }
         self.side = Side(1, backend, device="cuda")
         self.cache = None
 
     def register(self, where, seed):
-        self.cache = cache_on(where, self.side, self.gpu, seed=seed, key=0)
+        kind = "host" if where == "host" else "gpu"
+        self.cache = cache_on(kind, self.side, self.gpus.get(where), seed=seed, key=0)
         return self.cache.cache.cache_id
 
     def unregister(self):
@@ -27,7 +35,20 @@ class Owner:
     def clean(self):
         """Unregister and free, so that the driver gives the same addresses again."""
         self.side.clean()
-        self.gpu.close()
+        for gpu in self.gpus.values():
+            gpu.close()
+
+    def replace(self, seed):
+        """Put other memory and bytes behind the addresses of the cache, and remap it."""
+        for address in self.cache.addresses:
+            self.gpus["virtual"].replace(address)
+        self.cache.data = pattern(SHAPE, seed)
+        sizes = [(address, self.cache.tensor_bytes) for address in self.cache.addresses]
+        device = Memtype.MEM_TYPE_DEVICE
+        self.side.manager.remap_registered_memory([MemInfo(device, *each) for each in sizes])
+
+    def descriptors(self):
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
     def holds(self, seed, order):
         return bool((self.cache.data == pattern(SHAPE, seed)[:, order]).all())

@@ -1,73 +1,16 @@
 """Memory of a GPU between two processes of one host."""
 
-import json
-import os
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 
-from llm_datadist import BlocksCacheKey
-from support.gpu import HERE
 from support.gpu_caches import EVERY, ORDER, SHAPE, OnGpu, cache_on
 from support.instances import Side, failing, finalize, link, pattern
+from support.owner_process import KEY, TIMEOUT_MS, OwnerProcess, device_facts
 
 pytestmark = pytest.mark.gpu
 WHERE = [("gpu", "gpu"), ("gpu", "host"), ("host", "gpu")]
-TIMEOUT_MS = 2000
-KEY = BlocksCacheKey(1, 0)
-
-
-class OwnerProcess:
-    def __init__(self):
-        environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
-        self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "owner_process.py"), "host"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        self.address = tuple(self._answer())
-
-    def ask(self, *command):
-        self.process.stdin.write(json.dumps(command) + "\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def _answer(self):
-        return json.loads(self.process.stdout.readline())
-
-    def close(self):
-        self.process.kill()
-        self.process.communicate()
-
-
-@pytest.fixture(scope="module")
-def process(driver):
-    one = OwnerProcess()
-    yield one
-    one.close()
-
-
-@pytest.fixture
-def owner(process):
-    yield process
-    process.ask("clean")
-
-
-@pytest.fixture
-def user(gpu, owner):
-    side = Side(2, "host", device="cuda", sync_kv_timeout=TIMEOUT_MS)
-    link(side.instance, owner.address)
-    yield side
-    finalize(side)
-
-
-def device_facts(side):
-    return side.instance.describe_link(1)["device_channel"]
 
 
 @pytest.mark.parametrize(("remote", "local"), WHERE)

@@ -94,6 +94,9 @@ int cuDeviceGetUuid_v2(void* uuid, int device) {
 int cuDeviceGetAttribute(int* value, int which, int device) {
   FAKE_CUDA_CALL(false);
   *value = which == 75 ? 8 : which == 76 ? 0 : 1;  // compute capability 8.0; else yes, or one
+  if (which == 102 || which == 103) {              // virtual memory, and descriptors of it
+    *value = fake::virtual_denied() ? 0 : 1;
+  }
   return fake::known(device) ? fake::kSuccess : fake::kInvalidDevice;
 }
 
@@ -185,6 +188,9 @@ int cuGetErrorName(int result, const char** name) {
   switch (result) {
     case fake::kInvalidValue:
       *name = "CUDA_ERROR_INVALID_VALUE";
+      return fake::kSuccess;
+    case fake::kOutOfMemory:
+      *name = "CUDA_ERROR_OUT_OF_MEMORY";
       return fake::kSuccess;
     case fake::kEccUncorrectable:
       *name = "CUDA_ERROR_ECC_UNCORRECTABLE";

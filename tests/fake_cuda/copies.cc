@@ -20,9 +20,14 @@ struct Part {
   std::size_t size;
 };
 
+bool permitted(const Piece& piece, bool writes) {
+  const unsigned devices = writes ? piece.rights.writers : piece.rights.readers;
+  return acting_device() < 0 || (devices & (1U << acting_device())) != 0;
+}
+
 // The bytes behind device addresses. What was allocated ends a range; adjacent mappings of one
 // reservation may be crossed.
-int parts_of(Address address, std::size_t size, std::vector<Part>& parts,
+int parts_of(Address address, std::size_t size, bool writes, std::vector<Part>& parts,
              std::vector<std::shared_ptr<Backing>>& held) {
   const std::lock_guard lock(memory_mutex());
   Address reservation = 0;
@@ -33,7 +38,7 @@ int parts_of(Address address, std::size_t size, std::vector<Part>& parts,
       return kInvalidValue;
     }
     const Piece& piece = found->second;
-    if (!piece.accessible) {
+    if (!permitted(piece, writes)) {
       return kIllegalAddress;
     }
     reservation = piece.reservation;
@@ -68,7 +73,7 @@ int visit(Address address, std::size_t size,
           const std::function<void(std::byte*, std::size_t)>& visitor) {
   std::vector<Part> parts;
   std::vector<std::shared_ptr<Backing>> held;
-  const int result = parts_of(address, size, parts, held);
+  const int result = parts_of(address, size, true, parts, held);
   for (std::size_t i = 0; result == kSuccess && i < parts.size(); ++i) {
     visitor(parts[i].data, parts[i].size);
   }
@@ -80,8 +85,8 @@ int check_copy(Address to, Address from, std::size_t size) {
     std::vector<Part> parts;
     std::vector<std::shared_ptr<Backing>> held;
     if (in_arena(each)) {
-      if (const int result = parts_of(each, size, parts, held); result != kSuccess) {
-        return result == kIllegalAddress ? kSuccess : result;  // found out by the device, later
+      if (const int result = parts_of(each, size, false, parts, held); result != kSuccess) {
+        return result;
       }
     }
   }
@@ -102,7 +107,8 @@ int copy_now(Address to, Address from, std::size_t size) {
     if (const int bad = fault_in(address, size); bad != kSuccess) {
       return bad;
     }
-    if (const int result = parts_of(address, size, *parts, held); result != kSuccess) {
+    const bool writes = parts == &into;
+    if (const int result = parts_of(address, size, writes, *parts, held); result != kSuccess) {
       return kIllegalAddress;
     }
   }
@@ -135,6 +141,11 @@ int copy_now(Address to, Address from, std::size_t size) {
 }
 
 std::uint64_t copied_bytes() { return moved_bytes; }
+
+int& acting_device() {
+  thread_local int device = -1;
+  return device;
+}
 
 namespace {
 

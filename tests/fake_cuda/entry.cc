@@ -25,6 +25,7 @@ constexpr Since kVersioned[] = {
     {"cuStreamDestroy", 4000},      {"cuEventDestroy", 4000},
     {"cuMemHostRegister", 6050},    {"cuDevicePrimaryCtxRelease", 11000},
     {"cuIpcOpenMemHandle", 11000},  {"cuDeviceGetUuid", 11040},
+    {"cuMemGetInfo", 3020},
 };
 
 }  // namespace

@@ -9,6 +9,8 @@
 //                                    error: offset and size
 //   FAKE_CUDA_HANG=1                 operations of that device never end
 //   FAKE_CUDA_NO_PEER=1              no device may access another's memory
+//   FAKE_CUDA_NO_VIRTUAL=1           no device has virtual memory, as of old cards
+//   FAKE_CUDA_MEMORY=bytes           of each device; more is out of memory
 //   FAKE_CUDA_NO_IPC=get | open      handles cannot be made, or not be opened, as in containers
 //   FAKE_CUDA_DELAY_US=200           each operation of a stream waits that long before it acts
 //   FAKE_CUDA_WITHOUT=cuMemcpyBatchAsync  a driver that has no such function
@@ -44,6 +46,8 @@ struct Faults {
   unsigned hung = 0;  // bit set of devices
   bool blocking = true;
   std::atomic<bool> no_peer{false};
+  std::atomic<bool> no_virtual{false};
+  std::atomic<std::size_t> memory{std::size_t{32} << 30};
   std::string no_ipc;
   std::atomic<std::uint64_t> delay_us{0};
   bool readable = false;
@@ -89,6 +93,10 @@ Faults* read_environment() {
     made->delay_us = std::stoull(delay);
   }
   made->no_peer = !variable("FAKE_CUDA_NO_PEER").empty();
+  made->no_virtual = !variable("FAKE_CUDA_NO_VIRTUAL").empty();
+  if (const std::string memory = variable("FAKE_CUDA_MEMORY"); !memory.empty()) {
+    made->memory = std::stoull(memory);
+  }
   made->no_ipc = variable("FAKE_CUDA_NO_IPC");
   made->readable = !variable("FAKE_CUDA_READABLE").empty();
   return made;
@@ -159,6 +167,8 @@ void wait_while_hung(int device) {
 }
 
 bool peer_denied() { return faults().no_peer; }
+bool virtual_denied() { return faults().no_virtual; }
+std::size_t capacity() { return faults().memory; }
 bool ipc_denied(const char* side) {
   const std::lock_guard lock(faults().mutex);
   return faults().no_ipc == side;
@@ -219,6 +229,13 @@ void fake_cuda_poison(std::uint64_t address, std::size_t size) {
 }
 
 void fake_cuda_deny_peer(int denied) { fake::faults().no_peer = denied != 0; }
+
+void fake_cuda_deny_virtual(int denied) { fake::faults().no_virtual = denied != 0; }
+
+// Bytes of each device; 0: as at the start.
+void fake_cuda_memory(std::size_t bytes) {
+  fake::faults().memory = bytes == 0 ? std::size_t{32} << 30 : bytes;
+}
 
 // "get", "open" or "".
 void fake_cuda_deny_ipc(const char* side) {

@@ -95,7 +95,7 @@ int cuIpcOpenMemHandle_v2(std::uint64_t* address, fake::RawHandle raw, unsigned 
       return fake::kInvalidValue;
     }
     known.address = fake::reserve_addresses(handle.size, fake::kPage);
-    fake::pieces()[known.address] = {handle.size, std::move(backing),  0,    true,
+    fake::pieces()[known.address] = {handle.size, std::move(backing),  0,    {},
                                      0,           fake::next_number(), true, 0};
   }
   ++known.count;

@@ -16,6 +16,7 @@ namespace {
 
 constexpr std::size_t kArena = std::size_t{64} << 30;
 constexpr unsigned char kFreed = 0xDB;
+constexpr const char* kName = "fake-cuda-";  // and the device
 
 struct Memory {
   std::recursive_mutex mutex;
@@ -24,6 +25,7 @@ struct Memory {
   std::map<Address, Piece> pieces;
   std::map<Address, std::size_t> pinned;
   std::map<Address, std::size_t> allocated_on_host;
+  std::array<std::atomic<std::size_t>, kMostDevices> taken{};
   std::uint64_t number = 0;
 };
 
@@ -63,25 +65,47 @@ void read_ecc(Memory& memory) {
 }  // namespace
 
 std::shared_ptr<Backing> Backing::make(std::size_t size, int device) {
-  const int fd = ::memfd_create("fake-cuda", MFD_CLOEXEC);
   const std::size_t whole = (size + kPage - 1) / kPage * kPage;
+  if (taken(device) + whole > capacity()) {
+    return nullptr;
+  }
+  const int fd = ::memfd_create((kName + std::to_string(device)).c_str(), MFD_CLOEXEC);
   if (fd < 0 || ::ftruncate(fd, static_cast<off_t>(whole)) != 0) {
     ::close(fd);
     return nullptr;
   }
-  return of_file(fd, whole, device);
+  return of_file(fd, whole, device, true);
 }
 
-std::shared_ptr<Backing> Backing::of_file(int fd, std::size_t size, int device) {
+std::shared_ptr<Backing> Backing::of_file(int fd, std::size_t size, int device, bool own) {
   void* const data = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (data == MAP_FAILED) {
     ::close(fd);
     return nullptr;
   }
-  return std::make_shared<Backing>(fd, static_cast<std::byte*>(data), size, device);
+  if (own) {
+    memory().taken.at(static_cast<std::size_t>(device)) += size;
+  }
+  return std::make_shared<Backing>(fd, static_cast<std::byte*>(data), size, device, own);
 }
 
+int device_of_file(int fd) {
+  std::array<char, 64> target{};
+  const std::string link = "/proc/self/fd/" + std::to_string(fd);
+  const std::string mark = std::string("/memfd:") + kName;
+  if (::readlink(link.c_str(), target.data(), target.size() - 1) < 0) {
+    return -1;
+  }
+  const std::string found(target.data());
+  return found.starts_with(mark) ? std::stoi(found.substr(mark.size())) : -1;
+}
+
+std::size_t taken(int device) { return memory().taken.at(static_cast<std::size_t>(device)); }
+
 Backing::~Backing() {
+  if (own) {
+    memory().taken.at(static_cast<std::size_t>(device)) -= size;
+  }
   ::munmap(data, size);
   ::close(fd);
 }
@@ -156,7 +180,7 @@ int cuMemAlloc_v2(std::uint64_t* address, std::size_t size) {
   if (backing == nullptr || begin == 0) {
     return fake::kOutOfMemory;
   }
-  fake::Piece piece{size, std::move(backing), 0, true, 0, fake::next_number(), false, 0};
+  fake::Piece piece{size, std::move(backing), 0, {}, 0, fake::next_number(), false, 0};
   fake::show(begin, piece);
   fake::pieces()[begin] = std::move(piece);
   *address = begin;
@@ -226,8 +250,13 @@ int cuMemHostRegister_v2(void* memory, std::size_t size, unsigned) {
   FAKE_CUDA_CALL(true);
   const std::lock_guard lock(fake::memory_mutex());
   const auto begin = reinterpret_cast<fake::Address>(memory);
-  if (size == 0 || fake::in_arena(begin) || fake::is_pinned(begin, 1)) {
+  if (size == 0 || fake::in_arena(begin)) {
     return fake::kInvalidValue;
+  }
+  const auto after = fake::memory().pinned.lower_bound(begin);
+  if (fake::is_pinned(begin, 1) ||
+      (after != fake::memory().pinned.end() && after->first < begin + size)) {
+    return fake::kHostAlreadyRegistered;
   }
   fake::memory().pinned[begin] = size;
   return fake::kSuccess;
@@ -238,15 +267,25 @@ int cuMemHostUnregister(void* memory) {
   const std::lock_guard lock(fake::memory_mutex());
   return fake::memory().pinned.erase(reinterpret_cast<fake::Address>(memory)) == 1
              ? fake::kSuccess
-             : fake::kInvalidValue;
+             : fake::kHostNotRegistered;
+}
+
+// Of the current device, as far as this process has taken it.
+int cuMemGetInfo_v2(std::size_t* free, std::size_t* total) {
+  FAKE_CUDA_CALL(true);
+  const std::size_t all = fake::capacity();
+  const std::size_t taken = fake::taken(fake::current()->device);
+  *free = taken < all ? all - taken : 0;
+  *total = all;
+  return fake::kSuccess;
 }
 
 int cuMemGetAddressRange_v2(std::uint64_t* begin, std::size_t* size, std::uint64_t address) {
   FAKE_CUDA_CALL(true);
   const std::lock_guard lock(fake::memory_mutex());
   const auto found = fake::piece_of(address);
-  if (found == fake::pieces().end()) {
-    return fake::kNotFound;
+  if (found == fake::pieces().end() || found->second.reservation != 0) {
+    return fake::kNotFound;  // documented for what was allocated
   }
   if (begin != nullptr) {
     *begin = found->first;
@@ -260,7 +299,8 @@ int cuMemGetAddressRange_v2(std::uint64_t* begin, std::size_t* size, std::uint64
 int cuPointerGetAttribute(void* value, int which, std::uint64_t address) {
   FAKE_CUDA_CALL(false);  // needs no context
   enum { kContext = 1, kType = 2, kNumber = 7, kManaged = 8, kOrdinal = 9, kLegacyIpc = 10 };
-  enum { kBegin = 11, kSize = 12, kHandleTypes = 14 };
+  enum { kBegin = 11, kSize = 12, kMapped = 13, kHandleTypes = 14 };
+  enum { kMappingSize = 18, kMappingBegin = 19 };
   const std::lock_guard lock(fake::memory_mutex());
   const auto found = fake::piece_of(address);
   const bool on_device = found != fake::pieces().end();
@@ -281,15 +321,29 @@ int cuPointerGetAttribute(void* value, int which, std::uint64_t address) {
     *static_cast<std::uint64_t*>(value) = found->second.number;
   } else if (which == kLegacyIpc) {
     *static_cast<int*>(value) = found->second.reservation == 0 && !found->second.imported ? 1 : 0;
-  } else if (which == kBegin) {
+  } else if (which == kBegin || which == kSize) {
+    // Of virtual memory: the reserved addresses.
+    const auto [begin, size] = found->second.reservation != 0
+                                   ? fake::reservation_of(address)
+                                   : std::pair{found->first, found->second.size};
+    *static_cast<std::uint64_t*>(value) = which == kBegin ? begin : size;
+  } else if (which == kMappingBegin) {
     *static_cast<std::uint64_t*>(value) = found->first;
-  } else if (which == kSize) {
+  } else if (which == kMappingSize) {
     *static_cast<std::size_t*>(value) = found->second.size;
+  } else if (which == kMapped) {
+    *static_cast<int*>(value) = 1;
   } else if (which == kHandleTypes) {
     *static_cast<std::uint64_t*>(value) = found->second.handle_types;
   } else {
     return fake::kInvalidValue;
   }
   return fake::kSuccess;
+}
+
+// Ranges of host memory that are registered.
+std::size_t fake_cuda_registered() {
+  const std::lock_guard lock(fake::memory_mutex());
+  return fake::memory().pinned.size() - fake::memory().allocated_on_host.size();
 }
 }

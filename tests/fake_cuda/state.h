@@ -35,24 +35,27 @@ enum Result : int {
   kInvalidContext = 201,
   kEccUncorrectable = 214,
   kPeerAccessUnsupported = 217,
+  kOperatingSystem = 304,
   kInvalidHandle = 400,
   kNotFound = 500,
   kNotReady = 600,
   kIllegalAddress = 700,
   kPeerAccessAlreadyEnabled = 704,
+  kHostAlreadyRegistered = 712,
+  kHostNotRegistered = 713,
   kNotSupported = 801,
 };
 
-// One memory file, mapped readable and writable where only this library knows. Its address at the
-// device is elsewhere. Pages are shared with the processes that open it.
+// One memory file, which names its device, mapped readable and writable where only this library
+// knows. Its address at the device is elsewhere. Pages are shared with the processes that open it.
 class Backing {
  public:
-  // Null if the memory cannot be had. `device` is its ordinal.
+  // Null if the memory cannot be had, also beyond what FAKE_CUDA_MEMORY leaves of the device.
   static std::shared_ptr<Backing> make(std::size_t size, int device);
   // Of a file that another process has made; the descriptor passes to it.
-  static std::shared_ptr<Backing> of_file(int fd, std::size_t size, int device);
-  Backing(int fd, std::byte* data, std::size_t size, int device)
-      : fd(fd), data(data), size(size), device(device) {}
+  static std::shared_ptr<Backing> of_file(int fd, std::size_t size, int device, bool own = false);
+  Backing(int fd, std::byte* data, std::size_t size, int device, bool own)
+      : fd(fd), data(data), size(size), device(device), own(own) {}
   Backing(const Backing&) = delete;
   Backing& operator=(const Backing&) = delete;
   ~Backing();
@@ -61,6 +64,17 @@ class Backing {
   std::byte* const data;
   const std::size_t size;
   const int device;
+  const bool own;  // takes memory of the device for this process
+};
+
+// The device that a memory file of a stand-in belongs to, or -1.
+int device_of_file(int fd);
+
+// Which devices may read and write a mapping of virtual memory, a bit for each; all of them what
+// was allocated, as a driver copies between devices by itself.
+struct Rights {
+  unsigned readers = ~0U;
+  unsigned writers = ~0U;
 };
 
 // A range of device addresses. What was allocated is one piece; reserved addresses have a piece for
@@ -69,7 +83,7 @@ struct Piece {
   std::size_t size = 0;
   std::shared_ptr<Backing> backing;
   std::size_t offset = 0;    // in the backing
-  bool accessible = true;    // false: mapped, and no access was set
+  Rights rights;             // of the devices
   Address reservation = 0;   // of virtual memory, else 0
   std::uint64_t number = 0;  // unique in the process
   bool imported = false;
@@ -134,11 +148,16 @@ std::recursive_mutex& memory_mutex();
 std::map<Address, Piece>& pieces();  // with the mutex held
 Address reserve_addresses(std::size_t size, std::size_t alignment);
 bool in_arena(Address address);
+// Of a device: what a process has taken, and how much there is.
+std::size_t taken(int device);
+std::size_t capacity();
 std::uint64_t next_number();
 // The piece that contains the address, or none. With the mutex held.
 std::map<Address, Piece>::iterator piece_of(Address address);
 // Memory of the host that devices can access.
 bool is_pinned(Address address, std::size_t size);
+// The range of reserved addresses that contains an address; of size 0 if there is none.
+std::pair<Address, std::size_t> reservation_of(Address address);
 // Makes FAKE_CUDA_READABLE effective for a piece.
 void show(Address address, const Piece& piece);
 void hide(Address address, std::size_t size);
@@ -151,6 +170,8 @@ int check_copy(Address to, Address from, std::size_t size);
 int visit(Address address, std::size_t size,
           const std::function<void(std::byte*, std::size_t)>& visitor);
 std::uint64_t copied_bytes();
+// The device whose stream the calling thread runs; -1: none, and no rights are checked.
+int& acting_device();
 
 // streams.cc
 std::shared_ptr<Stream> stream_of(void* handle, int& result);
@@ -162,6 +183,7 @@ int before_call(const char* function, bool needs_context = true);
 int fault_in(Address address, std::size_t size);  // an uncorrectable error in that range
 void wait_while_hung(int device);
 bool peer_denied();
+bool virtual_denied();
 bool ipc_denied(const char* side);
 bool readable();
 std::uint64_t delay_us();

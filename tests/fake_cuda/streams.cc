@@ -36,6 +36,7 @@ void Stream::drain() {
 }
 
 void Stream::run() {
+  acting_device() = context.device;
   std::unique_lock lock(mutex_);
   while (true) {
     changed_.wait(lock, [&] { return ending_ || !waiting_.empty(); });

@@ -140,3 +140,66 @@ def test_virtual_memory_passes_as_a_descriptor(cuda, peer):
     mapped = peer.ask("import", os.getpid(), descriptor.value, GRANULE)
     assert peer.ask("read", mapped, 6) == [0, b"shared".hex()]
     os.close(descriptor.value)
+    unmap(cuda, handle, address)
+
+
+def test_access_is_of_each_device(cuda):
+    """And a mapping that is to be read only is not written."""
+    handle, address = virtual(cuda, exportable=False)
+    access = (ctypes.c_int * 3)(1, 0, 1)
+    cuda.call("cuMemSetAccess", address, ctypes.c_size_t(GRANULE), access, ctypes.c_size_t(1))
+    assert cuda.read(address.value, 1) == b"\0"
+    cuda.write(address.value, b"no", expected=700)
+    cuda.reset()
+    cuda.call("cuCtxSetCurrent", cuda.context(1))
+    cuda.read(address.value, 1, expected=700)
+    cuda.reset()
+    unmap(cuda, handle, address)
+
+
+def test_handles_are_released_once(cuda):
+    handle, address = virtual(cuda, exportable=False)
+    cuda.call("cuMemRelease", handle)
+    cuda.call("cuMemRelease", handle, expected=1)
+    begin = ctypes.c_uint64(address.value + GRANULE)
+    cuda.call("cuMemMap", begin, ctypes.c_size_t(GRANULE), 0, handle, 0, expected=1)
+    cuda.call("cuMemUnmap", address, ctypes.c_size_t(GRANULE))
+    cuda.call("cuMemAddressFree", address, ctypes.c_size_t(2 * GRANULE))
+    assert cuda.num_virtual() == 0
+
+
+def test_only_its_own_memory_can_be_imported(cuda):
+    handle = ctypes.c_uint64()
+    foreign = os.memfd_create("foreign")
+    os.truncate(foreign, GRANULE)
+    descriptor = ctypes.c_void_p(foreign)
+    cuda.call("cuMemImportFromShareableHandle", ctypes.byref(handle), descriptor, 1, expected=1)
+    os.close(foreign)
+
+
+def test_a_device_has_so_much_memory(cuda):
+    free, total, before = ctypes.c_size_t(), ctypes.c_size_t(), ctypes.c_size_t()
+    handle, size = ctypes.c_uint64(), ctypes.c_size_t(2 * GRANULE)
+    properties = (ctypes.c_int * 8)(1, 0, 1, 0)
+    cuda.limit_memory(size.value)
+    cuda.call("cuMemGetInfo_v2", ctypes.byref(before), ctypes.byref(total))
+    cuda.allocate(4096)  # of which less than the whole is left now
+    cuda.call("cuMemCreate", ctypes.byref(handle), size, properties, 0, expected=2)
+    cuda.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+    assert (before.value - free.value, total.value) == (4096, size.value)
+
+
+def test_cards_without_virtual_memory(cuda):
+    cuda.deny_virtual(denied=True)
+    has = ctypes.c_int()
+    cuda.call("cuDeviceGetAttribute", ctypes.byref(has), 102, 0)
+    assert has.value == 0
+    properties = (ctypes.c_int * 8)(1, 0, 1, 0)
+    size = ctypes.c_size_t(GRANULE)
+    cuda.call("cuMemCreate", ctypes.byref(ctypes.c_uint64()), size, properties, 0, expected=801)
+
+
+def unmap(cuda, handle, address):
+    cuda.call("cuMemRelease", handle)
+    cuda.call("cuMemUnmap", address, ctypes.c_size_t(GRANULE))
+    cuda.call("cuMemAddressFree", address, ctypes.c_size_t(2 * GRANULE))

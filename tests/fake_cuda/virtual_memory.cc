@@ -20,7 +20,9 @@ struct Location {
 struct Created {
   std::shared_ptr<Backing> backing;
   unsigned handle_types = 0;
-  int references = 1;
+  bool imported = false;
+  int users = 1;     // handles that were not released
+  int mappings = 0;  // keep the memory as well
 };
 
 struct Virtual {
@@ -34,10 +36,17 @@ Virtual& virtual_memory() {  // with the mutex of memory
   return *one;
 }
 
-void release(std::uint64_t handle) {
+// Null: no such handle, or it was released.
+Created* usable(std::uint64_t handle) {
   auto& all = virtual_memory().created;
   const auto found = all.find(handle);
-  if (found != all.end() && --found->second.references == 0) {
+  return found == all.end() || found->second.users == 0 ? nullptr : &found->second;
+}
+
+void drop_unused(std::uint64_t handle) {
+  auto& all = virtual_memory().created;
+  const auto found = all.find(handle);
+  if (found != all.end() && found->second.users + found->second.mappings == 0) {
     all.erase(found);
   }
 }
@@ -52,6 +61,16 @@ std::uint64_t handle_of(const std::shared_ptr<Backing>& backing) {
 }
 
 }  // namespace
+
+std::pair<Address, std::size_t> reservation_of(Address address) {
+  const auto& all = virtual_memory().reservations;
+  auto found = all.upper_bound(address);
+  if (found == all.begin()) {
+    return {0, 0};
+  }
+  --found;
+  return address < found->first + found->second ? *found : std::pair<const Address, std::size_t>{};
+}
 
 struct Properties {
   int type;
@@ -108,26 +127,32 @@ int cuMemCreate(std::uint64_t* handle, std::size_t size, const fake::Properties*
   FAKE_CUDA_CALL(true);
   const std::lock_guard lock(fake::memory_mutex());
   if (size == 0 || size % fake::kGranularity != 0 || properties->location.type != 1 ||
-      properties->location.id < 0 || properties->location.id >= fake::device_count()) {
+      properties->location.id < 0 || properties->location.id >= fake::device_count() ||
+      properties->type != 1) {
     return fake::kInvalidValue;
+  }
+  if (fake::virtual_denied()) {
+    return fake::kNotSupported;
   }
   auto backing = fake::Backing::make(size, properties->location.id);
   if (backing == nullptr) {
     return fake::kOutOfMemory;
   }
   *handle = ++fake::virtual_memory().next;
-  fake::virtual_memory().created[*handle] = {std::move(backing),
-                                             static_cast<unsigned>(properties->handle_types), 1};
+  fake::virtual_memory().created[*handle] = {
+      std::move(backing), static_cast<unsigned>(properties->handle_types), false};
   return fake::kSuccess;
 }
 
 int cuMemRelease(std::uint64_t handle) {
   FAKE_CUDA_CALL(true);
   const std::lock_guard lock(fake::memory_mutex());
-  if (!fake::virtual_memory().created.contains(handle)) {
+  fake::Created* const created = fake::usable(handle);
+  if (created == nullptr) {
     return fake::kInvalidValue;
   }
-  fake::release(handle);
+  --created->users;
+  fake::drop_unused(handle);
   return fake::kSuccess;
 }
 
@@ -136,10 +161,10 @@ int cuMemMap(std::uint64_t address, std::size_t size, std::size_t offset, std::u
   FAKE_CUDA_CALL(true);
   const std::lock_guard lock(fake::memory_mutex());
   auto& all = fake::virtual_memory();
-  const auto created = all.created.find(handle);
+  fake::Created* const created = fake::usable(handle);
   auto reserved = all.reservations.upper_bound(address);
-  if (created == all.created.end() || reserved == all.reservations.begin() || offset != 0 ||
-      size != created->second.backing->size) {
+  if (created == nullptr || reserved == all.reservations.begin() || offset != 0 ||
+      size != created->backing->size) {
     return fake::kInvalidValue;
   }
   --reserved;
@@ -148,10 +173,15 @@ int cuMemMap(std::uint64_t address, std::size_t size, std::size_t offset, std::u
       (next != fake::pieces().end() && next->first < address + size)) {
     return fake::kInvalidValue;
   }
-  ++created->second.references;  // memory stays while it is mapped
-  fake::pieces()[address] = {
-      size,  created->second.backing,     0, false, reserved->first, fake::next_number(),
-      false, created->second.handle_types};
+  ++created->mappings;  // memory stays while it is mapped
+  fake::pieces()[address] = {size,
+                             created->backing,
+                             0,
+                             {0, 0},
+                             reserved->first,
+                             fake::next_number(),
+                             created->imported,
+                             created->handle_types};
   return fake::kSuccess;
 }
 
@@ -166,7 +196,8 @@ int cuMemUnmap(std::uint64_t address, std::size_t size) {
   const std::uint64_t handle = fake::handle_of(found->second.backing);
   fake::hide(address, size);
   fake::pieces().erase(found);
-  fake::release(handle);
+  --fake::virtual_memory().created[handle].mappings;
+  fake::drop_unused(handle);
   return fake::kSuccess;
 }
 
@@ -180,10 +211,17 @@ int cuMemSetAccess(std::uint64_t address, std::size_t size, const fake::Access* 
       return fake::kInvalidValue;
     }
     for (std::size_t i = 0; i < count; ++i) {
-      if (access[i].location.id != found->second.backing->device && fake::peer_denied()) {
+      const int device = access[i].location.id;
+      if (access[i].location.type != 1 || device < 0 || device >= fake::device_count()) {
+        return fake::kInvalidDevice;
+      }
+      if (device != found->second.backing->device && fake::peer_denied()) {
         return fake::kPeerAccessUnsupported;
       }
-      found->second.accessible = access[i].flags == 3;
+      const unsigned bit = 1U << device;
+      fake::Rights& rights = found->second.rights;
+      rights.readers = (access[i].flags & 1) != 0 ? rights.readers | bit : rights.readers & ~bit;
+      rights.writers = access[i].flags == 3 ? rights.writers | bit : rights.writers & ~bit;
     }
     fake::show(at, found->second);
     at += found->second.size;
@@ -199,34 +237,35 @@ int cuMemRetainAllocationHandle(std::uint64_t* handle, void* address) {
     return fake::kInvalidValue;
   }
   *handle = fake::handle_of(found->second.backing);
-  ++fake::virtual_memory().created[*handle].references;
+  ++fake::virtual_memory().created[*handle].users;
   return fake::kSuccess;
 }
 
 int cuMemGetAllocationPropertiesFromHandle(fake::Properties* properties, std::uint64_t handle) {
   FAKE_CUDA_CALL(true);
   const std::lock_guard lock(fake::memory_mutex());
-  const auto found = fake::virtual_memory().created.find(handle);
-  if (found == fake::virtual_memory().created.end()) {
+  const fake::Created* const found = fake::usable(handle);
+  if (found == nullptr) {
     return fake::kInvalidValue;
   }
-  *properties = {1,
-                 static_cast<int>(found->second.handle_types),
-                 {1, found->second.backing->device},
-                 nullptr,
-                 {}};
+  *properties = {
+      1, static_cast<int>(found->handle_types), {1, found->backing->device}, nullptr, {}};
   return fake::kSuccess;
 }
 
 int cuMemExportToShareableHandle(void* descriptor, std::uint64_t handle, int type, std::uint64_t) {
   FAKE_CUDA_CALL(true);
   const std::lock_guard lock(fake::memory_mutex());
-  const auto found = fake::virtual_memory().created.find(handle);
-  if (found == fake::virtual_memory().created.end() || type != fake::kPosixDescriptor ||
-      (found->second.handle_types & fake::kPosixDescriptor) == 0) {
+  const fake::Created* const found = fake::usable(handle);
+  if (found == nullptr || type != fake::kPosixDescriptor ||
+      (found->handle_types & fake::kPosixDescriptor) == 0) {
     return fake::kInvalidValue;
   }
-  *static_cast<int*>(descriptor) = ::fcntl(found->second.backing->fd, F_DUPFD_CLOEXEC, 0);
+  const int made = ::fcntl(found->backing->fd, F_DUPFD_CLOEXEC, 0);
+  if (made < 0) {
+    return fake::kOperatingSystem;  // too many open files
+  }
+  *static_cast<int*>(descriptor) = made;
   return fake::kSuccess;
 }
 
@@ -235,19 +274,36 @@ int cuMemImportFromShareableHandle(std::uint64_t* handle, void* descriptor, int 
   struct stat status{};
   const int fd =
       ::fcntl(static_cast<int>(reinterpret_cast<std::intptr_t>(descriptor)), F_DUPFD_CLOEXEC, 0);
-  if (type != fake::kPosixDescriptor || fd < 0 || ::fstat(fd, &status) != 0 ||
-      status.st_size == 0) {
+  const int device = fd < 0 ? -1 : fake::device_of_file(fd);
+  if (type != fake::kPosixDescriptor || device < 0 || device >= fake::device_count() ||
+      ::fstat(fd, &status) != 0 || status.st_size == 0) {
     ::close(fd);
     return fake::kInvalidValue;
   }
   const std::lock_guard lock(fake::memory_mutex());
-  auto backing =
-      fake::Backing::of_file(fd, static_cast<std::size_t>(status.st_size), fake::current()->device);
+  auto backing = fake::Backing::of_file(fd, static_cast<std::size_t>(status.st_size), device);
   if (backing == nullptr) {
     return fake::kInvalidValue;
   }
   *handle = ++fake::virtual_memory().next;
-  fake::virtual_memory().created[*handle] = {std::move(backing), 0, 1};
+  fake::virtual_memory().created[*handle] = {std::move(backing), fake::kPosixDescriptor, true};
   return fake::kSuccess;
+}
+
+// Handles of created or imported memory, mappings and reservations that have not ended.
+std::size_t fake_cuda_virtual() {
+  const std::lock_guard lock(fake::memory_mutex());
+  const auto& all = fake::virtual_memory();
+  return all.created.size() + all.reservations.size();
+}
+
+// Mappings of other processes' memory that a device of this one may write.
+std::size_t fake_cuda_writable_imports() {
+  const std::lock_guard lock(fake::memory_mutex());
+  std::size_t count = 0;
+  for (const auto& [address, piece] : fake::pieces()) {
+    count += piece.imported && piece.reservation != 0 && piece.rights.writers != 0 ? 1 : 0;
+  }
+  return count;
 }
 }

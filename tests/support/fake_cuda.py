@@ -105,6 +105,28 @@ class FakeCuda:
     def deny_peer(self, *, denied):
         self.raw("fake_cuda_deny_peer", int(denied))
 
+    def deny_virtual(self, *, denied):
+        self.raw("fake_cuda_deny_virtual", int(denied))
+
+    def limit_memory(self, size):
+        """Bytes of each device; 0 = as at the start."""
+        self.raw("fake_cuda_memory", ctypes.c_size_t(size))
+
+    def num_virtual(self):
+        """Reservations, and handles of virtual memory, that have not ended."""
+        self.library.fake_cuda_virtual.restype = ctypes.c_size_t
+        return self.library.fake_cuda_virtual()
+
+    def num_writable_imports(self):
+        """Mappings of another process's virtual memory that a device may write."""
+        self.library.fake_cuda_writable_imports.restype = ctypes.c_size_t
+        return self.library.fake_cuda_writable_imports()
+
+    def num_registered(self):
+        """Ranges of host memory that are registered."""
+        self.library.fake_cuda_registered.restype = ctypes.c_size_t
+        return self.library.fake_cuda_registered()
+
     def calls(self, function):
         self.library.fake_cuda_calls.restype = ctypes.c_uint64
         return self.library.fake_cuda_calls(function.encode())
@@ -121,6 +143,8 @@ class FakeCuda:
         self.poison(0, 0)
         self.deny_ipc("")
         self.deny_peer(denied=False)
+        self.deny_virtual(denied=False)
+        self.limit_memory(0)
         for device in range(2):
             self.hang(device, hangs=False)
         self.raw("fake_cuda_revive")

@@ -65,6 +65,62 @@ class Gpu:
         assert status == 0, f"{name}: {status}"
 
 
+class VirtualGpu(Gpu):
+    """One GPU, whose memory is virtual: a range of addresses over several allocations.
+
+    Args:
+        driver, ordinal: As for Gpu.
+        exportable: Whether other processes can map it.
+    """
+
+    GRANULE = 2 << 20
+    OFFSET = 1 << 15  # of what is returned, so that blocks lie in two allocations
+
+    def __init__(self, driver, ordinal=0, *, exportable=True):
+        super().__init__(driver, ordinal)
+        self._properties = (ctypes.c_int * 8)(1, int(exportable), 1, ordinal)
+        self._access = (ctypes.c_int * 3)(1, ordinal, 3)
+        self._reserved = {}
+
+    def allocate(self, size):
+        whole = -(-(size + self.OFFSET) // self.GRANULE) * self.GRANULE
+        address = ctypes.c_uint64()
+        self._call("cuCtxSetCurrent", self._context)
+        self._call("cuMemAddressReserve", ctypes.byref(address), ctypes.c_size_t(whole), 0, 0, 0)
+        self._reserved[address.value] = whole
+        self._map(address.value, whole)
+        return address.value + self.OFFSET
+
+    def replace(self, address):
+        """Put other memory behind what was allocated there; zeroed."""
+        self._call("cuCtxSetCurrent", self._context)
+        self._unmap(address - self.OFFSET)
+        self._map(address - self.OFFSET, self._reserved[address - self.OFFSET])
+
+    def close(self):
+        self._call("cuCtxSetCurrent", self._context)
+        for address, size in self._reserved.items():
+            self._unmap(address)
+            self._call("cuMemAddressFree", ctypes.c_uint64(address), ctypes.c_size_t(size))
+        self._reserved.clear()
+
+    def _map(self, address, size):
+        granule = ctypes.c_size_t(self.GRANULE)
+        for begin in range(address, address + size, self.GRANULE):
+            handle = ctypes.c_uint64()
+            self._call("cuMemCreate", ctypes.byref(handle), granule, self._properties, 0)
+            self._call("cuMemMap", ctypes.c_uint64(begin), granule, 0, handle, 0)
+            self._call("cuMemRelease", handle)
+        one = ctypes.c_size_t(1)
+        whole = ctypes.c_uint64(address), ctypes.c_size_t(size)
+        self._call("cuMemSetAccess", *whole, self._access, one)
+        self.write(address, np.zeros(size, np.uint8))
+
+    def _unmap(self, address):
+        for begin in range(address, address + self._reserved[address], self.GRANULE):
+            self._call("cuMemUnmap", ctypes.c_uint64(begin), ctypes.c_size_t(self.GRANULE))
+
+
 def _at(data):
     return ctypes.c_void_p(data.ctypes.data)
 

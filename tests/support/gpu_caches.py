@@ -18,7 +18,7 @@ class OnGpu:
 
     def __init__(self, side, gpu, seed=0, key=None, placement=Placement.DEVICE):
         self._gpu = gpu
-        size = UNITS * WORDS * 8
+        size = self.tensor_bytes = UNITS * WORDS * 8
         self.addresses = [gpu.allocate(size) for _ in range(TENSORS)]
         self.data = pattern(SHAPE, seed) if seed else zeros(*SHAPE)
         desc = CacheDesc(TENSORS, [UNITS, WORDS], DataType.DT_UINT64, placement)

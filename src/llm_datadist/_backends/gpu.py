@@ -157,19 +157,19 @@ class GpuBackend(Backend):
     def register(self, region: Region) -> None:
         if region.kind != "VRAM":
             return
-        added: list[int] = []
-        for address in region.addresses.tolist():
-            problem = self._exports.add(address)
+        added: list[tuple[int, int]] = []
+        for address, size in _ranges(region):
+            problem = self._exports.add(address, size)
             if problem:
                 for each in added:
-                    self._exports.remove(each)
+                    self._exports.remove(*each)
                 raise Unavailable(f"the GPU's memory cannot be shared with peers: {problem}")
-            added.append(address)
+            added.append((address, size))
 
     def deregister(self, region: Region) -> None:
         if region.kind == "VRAM":
-            for address in region.addresses.tolist():
-                self._exports.remove(address)
+            for address, size in _ranges(region):
+                self._exports.remove(address, size)
 
     def remapped(self, address: int, size: int) -> None:
         self._exports.renew(address, size)
@@ -199,3 +199,7 @@ class GpuBackend(Backend):
             )
         facts: dict[str, object] = {"gpus": len(self._gpus), "peer_gpus": len(gpus)}
         return GpuChannel(lanes.host, lanes, peer.link_ref, facts)
+
+
+def _ranges(region: Region) -> zip[tuple[int, int]]:
+    return zip(region.addresses.tolist(), region.sizes.tolist(), strict=True)

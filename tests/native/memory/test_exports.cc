@@ -13,7 +13,8 @@ using ldd::Node;
 using ldd::Ref;
 
 Export of(std::uint64_t begin, std::uint64_t end, std::uint8_t byte) {
-  Export made{{begin, end}, {}, {}};
+  Export made{.range = {begin, end}};
+  made.sharing = byte;
   made.gpu.fill(std::byte{byte});
   made.handle.fill(std::byte{byte});
   return made;
@@ -27,6 +28,7 @@ void check_rows() {
   CHECK(node.view().exports_any());
   const auto found = node.view().find_export(0x2000, 0x1000);
   CHECK(found && found->first.range.begin == 0x1000 && found->first.handle[63] == std::byte{1});
+  CHECK(found->first.sharing == 1);
   CHECK(found->second.index == first.index && found->second.value == first.value);
   CHECK(!node.view().find_export(0x2000, 0x1001));  // in two
   CHECK(!node.view().find_export(0x2000, ~std::uint64_t{0}));
