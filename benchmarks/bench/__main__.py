@@ -14,13 +14,15 @@ from bench.checksums import Checksums
 from bench.encrypted import Encrypted
 from bench.layouts import Layouts
 from bench.links import Links
+from bench.networks import Networks
 from bench.nixl import NixlComparison
 from bench.same_host import SameHost
 from bench.tcp import Tcp
 from bench.vllm_pairs import VllmPairs
+from bench.wan import Network
 
 Comparison: TypeAlias = (
-    SameHost | Tcp | Links | Checksums | Encrypted | Layouts | NixlComparison | VllmPairs
+    SameHost | Tcp | Links | Checksums | Encrypted | Layouts | Networks | NixlComparison | VllmPairs
 )
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
@@ -81,6 +83,19 @@ def layouts(
 ) -> None:
     """Pulls between unequal layouts beside pulls of whole blocks."""
     _run(Layouts(rounds, only), json_file)
+
+
+@app.command("networks")
+def networks(
+    rtt: Annotated[float, typer.Option(help="Round trip in ms.")] = 10.0,
+    loss: Annotated[float, typer.Option(help="Packets lost in each direction, %.")] = 0.0,
+    rate: Annotated[float, typer.Option(help="Gbit/s in each direction; 0: no limit.")] = 1.0,
+    rounds: Annotated[int, typer.Option(help="Rounds; each contender runs once in each.")] = 3,
+    scale: Annotated[float, typer.Option(help="Shrinks the total (256 MiB).")] = 1.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
+) -> None:
+    """Lanes over an emulated network with delay and loss; needs root and /dev/net/tun."""
+    _run(Networks(rounds, scale, Network(rtt, loss, rate)), json_file)
 
 
 @app.command("nixl")
