@@ -168,7 +168,7 @@ class LLMException(RuntimeError):
         faults: Iterable[Fault] = (),
     ) -> None:
         super().__init__(*args)
-        self.status_code = _status_code("status_code", status_code)
+        self.status_code = _status_code("LLMException: status_code", status_code)
         self.operation = operation
         self.cluster_id = cluster_id
         self.faults = tuple(faults)
@@ -299,7 +299,7 @@ class Status:
     __slots__ = ("_status_code",)
 
     def __init__(self, status: LLMStatusCode | int) -> None:
-        self._status_code = _status_code("status", status)
+        self._status_code = _status_code("Status: status", status)
 
     @property
     def status_code(self) -> LLMStatusCode:

@@ -3,6 +3,8 @@
 Source: docs/design/layouts.md.
 """
 
+from inspect import isfunction
+
 from llm_datadist._plan.layouts import (
     Interior,
     KvLayout,
@@ -23,6 +25,7 @@ from llm_datadist._plan.layouts import (
     to_bytes,
     to_json,
 )
+from llm_datadist._types.named_calls import names_call
 
 __all__ = [
     "Interior",
@@ -47,5 +50,8 @@ __all__ = [
 
 for _name in __all__:
     if _name != "Interior":
-        globals()[_name].__module__ = __name__  # as tracebacks, help and pickles name them
-del _name
+        _public = globals()[_name]
+        _public.__module__ = __name__  # as tracebacks, help and pickles name them
+        if isfunction(_public):
+            globals()[_name] = names_call(_public)
+del _name, _public

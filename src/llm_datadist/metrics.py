@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, final
 from llm_datadist._datadist import LLMDataDist
 from llm_datadist._errors import LLMStatusCode, fail, invalid
 from llm_datadist._types.checks import check_instance, check_int, check_str
+from llm_datadist._types.named_calls import names_call, names_calls
 from llm_datadist._types.stats import Histogram
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def _samples(stats: InstanceStats) -> Iterator[tuple[str, tuple[str, ...], float
     yield "remaps", (), stats.faults.remaps
 
 
+@names_calls
 @final
 class Collector:
     """Reads `LLMDataDist.stats` of instances whenever a registry of prometheus-client is scraped.
@@ -192,6 +194,7 @@ class MetricsServer:
         return f"MetricsServer(address={self.address})"
 
 
+@names_call
 def serve_metrics(instance: LLMDataDist, port: int, host: str = "127.0.0.1") -> MetricsServer:
     """Serve the metrics of an instance over HTTP, at any path, until the server is closed.
 

@@ -12,10 +12,12 @@ from llm_datadist._cache_manager.memory import MemoryCalls
 from llm_datadist._cache_manager.resharded import ReshardedCalls
 from llm_datadist._cache_manager.tensors import TensorCalls
 from llm_datadist._cache_manager.transfers import TransferCalls
+from llm_datadist._types.named_calls import names_calls
 
 __all__ = ["CacheManager"]
 
 
+@names_calls
 class CacheManager(
     CacheCalls, TransferCalls, LocalCalls, MemoryCalls, LeaseCalls, ReshardedCalls, TensorCalls
 ):
@@ -28,10 +30,3 @@ class CacheManager(
 
     def __repr__(self) -> str:
         return f"CacheManager(cluster_id={self._engine.cluster_id})"
-
-
-# Errors about a call's arguments, and help, name the class that callers know.
-for _group in CacheManager.__bases__:
-    for _name, _call in vars(_group).items():
-        if not _name.startswith("_"):
-            _call.__qualname__ = f"{CacheManager.__name__}.{_name}"

@@ -30,6 +30,7 @@ from llm_datadist._types.checks import (
     check_instance,
     check_uint64,
 )
+from llm_datadist._types.named_calls import names_calls
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("llm_datadist")
 
 
+@names_calls
 class LLMDataDist(PeerCalls):
     """One instance: joins other instances by links and owns caches that move over them.
 

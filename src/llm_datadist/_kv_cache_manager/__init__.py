@@ -10,10 +10,12 @@ from llm_datadist._kv_cache_manager.caches import CacheCalls
 from llm_datadist._kv_cache_manager.local import LocalCalls
 from llm_datadist._kv_cache_manager.roles import RoleRules
 from llm_datadist._kv_cache_manager.transfers import TransferCalls
+from llm_datadist._types.named_calls import names_calls
 
 __all__ = ["KvCacheManager", "RoleRules"]
 
 
+@names_calls
 class KvCacheManager(CacheCalls, TransferCalls, LocalCalls):
     """Allocates and moves caches of one instance. Got from LLMDataDist.kv_cache_manager.
 
@@ -25,10 +27,3 @@ class KvCacheManager(CacheCalls, TransferCalls, LocalCalls):
 
     def __repr__(self) -> str:
         return f"KvCacheManager(cluster_id={self._engine.cluster_id}, role={self._roles.role})"
-
-
-# Errors about a call's arguments, and help, name the class that callers know.
-for _group in KvCacheManager.__bases__:
-    for _name, _call in vars(_group).items():
-        if not _name.startswith("_"):
-            _call.__qualname__ = f"{KvCacheManager.__name__}.{_name}"

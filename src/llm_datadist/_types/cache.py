@@ -14,6 +14,7 @@ from llm_datadist._types.addresses import check_addrs
 from llm_datadist._types.checks import check_instance, check_int
 from llm_datadist._types.desc import CacheDesc
 from llm_datadist._types.enums import DataType
+from llm_datadist._types.named_calls import names_calls
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,6 +42,7 @@ NUMPY_TYPES: dict[DataType, np.dtype[Any]] = {
 }
 
 
+@names_calls
 @final
 class Cache:
     """A set of equally shaped tensors: registered, allocated, or wrapped for `swap_blocks`.

@@ -1,6 +1,6 @@
 """Checks of arguments: each returns the plain value or raises TypeError or ValueError.
 
-The texts name the argument and what was given, never the operation: that is on the caller's stack.
+The texts name the argument, what was given and the remedy; `named_calls` puts the operation before.
 
 Source: api.md 1.1 (integers are anything with `__index__` except bool).
 """

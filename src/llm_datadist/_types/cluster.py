@@ -17,6 +17,7 @@ from llm_datadist._types.checks import (
     wrong_type,
 )
 from llm_datadist._types.enums import LLMRole
+from llm_datadist._types.named_calls import names_calls
 
 __all__ = ["LLMClusterInfo"]
 
@@ -26,6 +27,7 @@ _LABEL = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z)({_LABEL}\.)*(?![0-9]+\.?\Z){_LABEL}\.?\Z")
 
 
+@names_calls
 @final
 class LLMClusterInfo:
     """A peer to link with or to unlink from: its id and the addresses of both ends.

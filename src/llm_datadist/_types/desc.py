@@ -19,6 +19,7 @@ from llm_datadist._types.checks import (
     check_uint32,
 )
 from llm_datadist._types.enums import DataType, Placement
+from llm_datadist._types.named_calls import names_calls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +40,7 @@ class _Shape(list[int]):
         return not self == other
 
 
+@names_calls
 @final
 class CacheDesc:
     """Description of a cache: `num_tensors` tensors of one shape and type.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, final
 
 from llm_datadist._errors import LLMException, LLMStatusCode
 from llm_datadist._types.checks import UINT64_MAX, check_int
+from llm_datadist._types.named_calls import names_calls
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -127,6 +128,7 @@ class TaskState:
             return True
 
 
+@names_calls
 @final
 class CacheTask:
     """A transfer that `transfer_cache_async` has started; made by it only.

@@ -19,6 +19,7 @@ from llm_datadist._types.checks import (
     wrong_type,
 )
 from llm_datadist._types.enums import DataType
+from llm_datadist._types.named_calls import names_calls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +36,7 @@ _DATA_TYPES = {
 }
 
 
+@names_calls
 @final
 class TensorDesc:
     """Element type and shape of a Tensor.
@@ -77,6 +79,7 @@ class TensorDesc:
         return f"TensorDesc(dtype={self._dtype}, shape={list(self._shape)})"
 
 
+@names_calls
 @final
 class Tensor:
     """Numbers of one type and shape.

@@ -21,6 +21,7 @@ from llm_datadist._types.checks import (
 )
 from llm_datadist._types.enums import Memtype
 from llm_datadist._types.keys import BlocksCacheKey, CacheKeyByIdAndIndex
+from llm_datadist._types.named_calls import names_calls
 
 __all__ = ["LayerSynchronizer", "MemInfo", "TransferConfig", "TransferWithCacheKeyConfig"]
 
@@ -39,6 +40,7 @@ def _layers(operation: str, name: str, value: object) -> range | None:
     return layers
 
 
+@names_calls
 @final
 class TransferConfig:
     """Destination of `transfer_cache_async` by raw addresses; the peer checks each of them.
@@ -117,6 +119,7 @@ class TransferConfig:
         )
 
 
+@names_calls
 @final
 class TransferWithCacheKeyConfig:
     """Destination of `transfer_cache_async` by key.
@@ -241,6 +244,7 @@ class LayerSynchronizer(ABC):
         """
 
 
+@names_calls
 @final
 class MemInfo:
     """A range of memory for `remap_registered_memory`, which checks it.

@@ -9,15 +9,18 @@ import hashlib
 
 from llm_datadist._types import BlocksCacheKey
 from llm_datadist._types.checks import check_str
+from llm_datadist._types.named_calls import names_call
 
 __all__ = ["block_cache_key", "cluster_id_of", "cut_address"]
 
 
+@names_call
 def cluster_id_of(name: str) -> int:
     """Return the cluster id of the node with a name: 64 bits of its BLAKE2b hash."""
     return _hash("node", name)
 
 
+@names_call
 def block_cache_key(node: str | int, name: str) -> BlocksCacheKey:
     """Return the key of the cache with a name.
 

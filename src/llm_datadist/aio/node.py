@@ -15,6 +15,7 @@ from llm_datadist._errors import LLMException, LLMStatusCode, fail
 from llm_datadist._options import LLMConfig
 from llm_datadist._types import LLMRole
 from llm_datadist._types.checks import check_instance, check_str
+from llm_datadist._types.named_calls import names_calls
 from llm_datadist.aio.caches import NamedCaches, live_manager
 from llm_datadist.aio.calls import Calls, until_done
 from llm_datadist.aio.directory import FileDirectory
@@ -44,6 +45,7 @@ _RETRIED: Final = {
 _WILDCARDS: Final = {"0.0.0.0", "::"}
 
 
+@names_calls
 @final
 class Node:
     """An instance with a name, its caches, and its links to peers; an async context manager.

@@ -7,6 +7,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, final
 
+from llm_datadist._types.named_calls import names_calls
 from llm_datadist.aio.caches import live_manager
 from llm_datadist.aio.names import block_cache_key
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Peer"]
 
 
+@names_calls
 @final
 class Peer:
     """A node that this one is linked to; made by `Node.connect`.

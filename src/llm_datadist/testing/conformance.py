@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llm_datadist._types.named_calls import names_call
 from llm_datadist.testing import _checks_data, _checks_failure, _checks_rights
 from llm_datadist.testing._backend_pair import backend_pair
 from llm_datadist.testing._bodies import BodyName
@@ -40,6 +41,7 @@ NEEDS_PROCESS = frozenset({"frozen_target", "killed_target", "busy_target"})
 """Checks that kill, freeze or block the target, so that it must be a process."""
 
 
+@names_call
 def run_check(
     name: str, make_backend: BackendMaker, kind: Literal["process", "thread"] = "process"
 ) -> None:
@@ -61,6 +63,7 @@ def run_check(
         CHECKS[name](pair)
 
 
+@names_call
 def check_backend(
     make_backend: BackendMaker, kind: Literal["process", "thread"] = "process"
 ) -> None:

@@ -8,7 +8,7 @@ assert [each.post for each in policy.decisions] == [3]
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from llm_datadist._backends.fault_injection.policy import FaultPolicy
 from llm_datadist._datadist import LLMDataDist
 from llm_datadist._errors import LLMException
 from llm_datadist._types.checks import check_instance
+from llm_datadist._types.named_calls import names_call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
     from llm_datadist._engine import Engine
 
 
-@contextmanager
-def inject_faults(instance: LLMDataDist, policy: FaultPolicy) -> Iterator[FaultPolicy]:
+@names_call
+def inject_faults(
+    instance: LLMDataDist, policy: FaultPolicy
+) -> AbstractContextManager[FaultPolicy]:
     """Make the transfers that an instance initiates fail according to a policy, in this context.
 
     Existing and new links are affected; transfers that peers initiate are not. Lookups of keys and
@@ -44,6 +47,11 @@ def inject_faults(instance: LLMDataDist, policy: FaultPolicy) -> Iterator[FaultP
     engine = instance._engine
     if engine is None:
         raise RuntimeError("inject_faults: the LLMDataDist instance is not initialized")
+    return _injected(engine, policy)
+
+
+@contextmanager
+def _injected(engine: Engine, policy: FaultPolicy) -> Iterator[FaultPolicy]:
     drop_link = partial(_drop_link, engine)
     backends = tuple(engine.backends)
     engine.backends[:] = [

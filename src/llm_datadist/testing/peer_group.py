@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
+from llm_datadist._types.named_calls import names_calls
 from llm_datadist.testing._board import Board
 from llm_datadist.testing._bodies import Body, BodyName
 from llm_datadist.testing._launch import Launched, LaunchedProcess, LaunchedThread
@@ -179,6 +180,7 @@ class Peer:
         return isinstance(self.exit, Killed | Exited)
 
 
+@names_calls
 class PeerGroup:
     """Peers that run at the same time; a context manager that ends them all.
 

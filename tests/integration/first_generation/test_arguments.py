@@ -202,17 +202,18 @@ def test_mistakes(world, name, argument):
         else:
             assert type(caught.value) is raised, found
             assert argument in str(caught.value), found
+            assert str(caught.value).startswith(f"{name}: "), found
         assert world.state() == before, found
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_unknown_and_missing_arguments(world, name):
     method = getattr(world.manager, name)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=rf"\bKvCacheManager\.{name}\(\)"):
         method(**world.good[name], no_such_argument=1)
     parameters = inspect.signature(method).parameters.values()
     if any(parameter.default is inspect.Parameter.empty for parameter in parameters):
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match=rf"\bKvCacheManager\.{name}\(\)"):
             method()
 
 

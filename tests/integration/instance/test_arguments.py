@@ -61,6 +61,7 @@ def test_mistakes(world, name, argument, mistakes):
         else:
             assert type(caught.value) is raised, found
             assert argument in str(caught.value), found
+            assert str(caught.value).startswith(f"{name}: "), found
         assert world.state() == before, found
 
 
@@ -68,11 +69,11 @@ def test_mistakes(world, name, argument, mistakes):
 def test_unknown_and_missing_arguments(world, kind, name):
     """api.md checklist 5."""
     method = world.method(name)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=rf"\b{kind.__name__}\.{name}\(\)"):
         method(**world.good[name], no_such_argument=1)
     parameters = inspect.signature(method).parameters.values()
     if any(parameter.default is inspect.Parameter.empty for parameter in parameters):
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match=rf"\b{kind.__name__}\.{name}\(\)"):
             method()
 
 

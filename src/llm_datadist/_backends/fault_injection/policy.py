@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from llm_datadist._backends.outcomes import Code
 from llm_datadist._types.checks import check_instance, wrong_type
+from llm_datadist._types.named_calls import names_calls
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -21,6 +22,7 @@ logger = logging.getLogger("llm_datadist")
 ACTIONS = ("refuse", "fail", "delay", "short", "corrupt", "drop")
 
 
+@names_calls
 @dataclass(frozen=True, slots=True)
 class FaultRule:
     """A fault, and the transfers that it applies to.
@@ -82,6 +84,7 @@ class Decision:
     place: float
 
 
+@names_calls
 class FaultPolicy:
     """Decides for each transfer whether it gets a fault. Thread-safe.
 

@@ -26,6 +26,7 @@ from llm_datadist._protocol.codec import DECODE_ERRORS
 from llm_datadist._protocol.texts import shown
 from llm_datadist._types import BlocksCacheKey, CacheKey
 from llm_datadist._types.checks import UINT32_MAX, check_uint32
+from llm_datadist._types.named_calls import names_calls
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -44,6 +45,7 @@ _STATUSES = frozenset(
 """Statuses with which an owner may refuse a lease."""
 
 
+@names_calls
 @final
 class Lease:
     """Blocks of a peer's cache that its owner was asked not to reuse; made by `CacheManager.lease`.

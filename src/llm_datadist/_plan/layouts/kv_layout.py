@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, final
 from llm_datadist._errors import LLMException, invalid
 from llm_datadist._types import DataType
 from llm_datadist._types.checks import check_instance, check_int, check_range, check_str
+from llm_datadist._types.named_calls import names_calls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,6 +71,7 @@ class Axis(NamedTuple):
     stride: int
 
 
+@names_calls
 @final
 @dataclass(frozen=True, slots=True)
 class KvLayout:

@@ -16,6 +16,7 @@ from llm_datadist._types.checks import (
     check_int,
     check_list_of_ints,
 )
+from llm_datadist._types.named_calls import names_calls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,6 +43,7 @@ class Tokens(NamedTuple):
     dst_offset: int = 0
 
 
+@names_calls
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class PlacedLayout:
