@@ -73,6 +73,16 @@ void bind_node(nb::module_& module) {
            "log_capacity"_a = std::uint64_t{64} << 20,
            "Create the published page. OSError if the memory cannot be allocated.")
       .def_prop_ro("incarnation", &Node::incarnation, "Random 64-bit name of this instance.")
+      .def_prop_rw(
+          "copy_way", [](const Node& node) { return static_cast<int>(node.copy_way()); },
+          [](Node& node, int way) {
+            if (way < 0 || way > static_cast<int>(ldd::CopyWay::kEngine)) {
+              throw nb::value_error("copy_way is 0, 1 or 2");
+            }
+            node.set_copy_way(static_cast<ldd::CopyWay>(way));
+          },
+          "How memory of GPUs is copied: 0 by the size of the descriptors, 1 by a kernel where one "
+          "can,\n2 by copy engines.")
       .def_prop_ro(
           "published_fd", [](Node& node) { return node.published().fd(); },
           "The sealed memory file that peers on the same host map read-only.")

@@ -6,11 +6,12 @@
 
 namespace nb = nanobind;
 
-void bind_memory(nb::module_& module);  // Node, Segment
-void bind_copy(nb::module_& module);    // copy, threads
-void bind_cuda(nb::module_& module);    // GPUs
-void bind_host(nb::module_& module);    // HostPeer
-void bind_lanes(nb::module_& module);   // Lanes, serving
+void bind_memory(nb::module_& module);     // Node, Segment
+void bind_copy(nb::module_& module);       // copy, threads
+void bind_cuda(nb::module_& module);       // GPUs
+void bind_gpu_event(nb::module_& module);  // GPUs
+void bind_host(nb::module_& module);       // HostPeer
+void bind_lanes(nb::module_& module);      // Lanes, serving
 void bind_cancellation(nb::module_& module);
 
 namespace {
@@ -59,6 +60,7 @@ NB_MODULE(_native, module) {
   bind_memory(module);
   bind_copy(module);
   bind_cuda(module);
+  bind_gpu_event(module);
   bind_host(module);
   bind_lanes(module);
   bind_cancellation(module);

@@ -4,9 +4,11 @@
 #include <cerrno>
 #include <cstddef>
 #include <memory>
+#include <utility>
 
 #include "base/clock.h"
 #include "copy/descriptors.h"
+#include "copy/gpu_checksum.h"
 #include "copy/guarded_copy.h"
 #include "copy/pool.h"
 
@@ -96,7 +98,9 @@ Outcome checksum_entry(std::span<const std::uint64_t> addresses,
                        std::span<std::uint32_t> sums) {
   const std::shared_ptr<Entry> entry =
       checks.entry.named() ? checks.node->entries().find(checks.entry) : nullptr;
-  const auto take = [&](std::vector<Use>& uses) {
+  // By value, as checksums of a GPU's memory may outlive the caller.
+  const auto take = [entry, checks,
+                     node = checks.node->weak_from_this().lock()](std::vector<Use>& uses) {
     if (checks.node->closed()) {
       return Outcome::failure(Code::kClosed);
     }
@@ -108,6 +112,17 @@ Outcome checksum_entry(std::span<const std::uint64_t> addresses,
     }
     return Outcome{};
   };
+  if (entry != nullptr && !entry->on_host()) {
+    GpuRanges ranges{entry->device(),
+                     {addresses.begin(), addresses.end()},
+                     {lengths.begin(), lengths.end()},
+                     take,
+                     Code::kLocalFault};
+    const auto more = [&] {
+      return checks.node->closed() ? Outcome::failure(Code::kClosed) : Outcome{};
+    };
+    return checksum_on_gpu(std::move(ranges), checks.deadline_ns, more, sums);
+  }
   return checksum_ranges(addresses, lengths, take, Code::kLocalFault, sums);
 }
 

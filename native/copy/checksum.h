@@ -34,7 +34,8 @@ Outcome checksum_ranges(std::span<const std::uint64_t> addresses,
 void probe_each(std::span<const std::uint64_t> addresses, std::span<const std::uint64_t> lengths,
                 std::int64_t deadline_ns, std::vector<std::uint8_t>& readable);
 
-// Checksums of memory of one local entry. Fails with kLocalGone, kLocalFault, kTimeout or kClosed.
+// Checksums of memory of one local entry, which may be a GPU's (gpu_checksum.h). Fails with
+// kLocalGone, kLocalFault, kTimeout or kClosed.
 Outcome checksum_entry(std::span<const std::uint64_t> addresses,
                        std::span<const std::uint64_t> lengths, const SumChecks& checks,
                        std::span<std::uint32_t> sums);

@@ -178,39 +178,23 @@ bool StreamCopies::kernel_suits(const Chunk& chunk) const {
          (way_ == CopyWay::kKernel || bytes / chunk.count < kKernelBelowBytes);
 }
 
-std::uint32_t StreamCopies::fill_list(const Chunk& chunk, CopyItem* list) {
-  Range to_known;
-  Range from_known;
+std::uint32_t StreamCopies::fill_list(const Chunk& chunk, CopyItem* list) const {
+  AllocationCheck to_check(driver_);
+  AllocationCheck from_check(driver_);
   std::uint32_t count = 0;
   for (std::size_t i = 0; i < chunk.count; ++i) {
-    const iovec& to = chunk.to[i];
-    const iovec& from = chunk.from[i];
-    if (!confirmed(to_known, chunk.to_side, {to.iov_base, from.iov_len}) ||
-        !confirmed(from_known, chunk.from_side, from)) {
+    const Address to = address_of(chunk.to[i]);
+    const Address from = address_of(chunk.from[i]);
+    const std::size_t bytes = chunk.from[i].iov_len;
+    if ((chunk.to_side != Side::kPinned && !to_check.contains(to, bytes)) ||
+        (chunk.from_side != Side::kPinned && !from_check.contains(from, bytes))) {
       return 0;
     }
-    for (std::uint64_t at = 0; at < from.iov_len; at += kItemBytes) {
-      const std::uint64_t size = std::min(kItemBytes, from.iov_len - at);
-      list[count++] = {address_of(to) + at, address_of(from) + at, size};
+    for (std::uint64_t at = 0; at < bytes; at += kItemBytes) {
+      list[count++] = {to + at, from + at, std::min(kItemBytes, bytes - at)};
     }
   }
   return count;
-}
-
-// Whether a kernel may access a range: it lies within one allocation. Beyond its end an engine
-// refuses the copy, and a kernel would end the context, which is the program's as well.
-bool StreamCopies::confirmed(Range& known, Side side, const iovec& range) const {
-  const auto inside = [&] {
-    const Address at = address_of(range);
-    return at >= known.begin && at - known.begin <= known.size &&
-           range.iov_len <= known.size - (at - known.begin);
-  };
-  if (side == Side::kPinned || inside()) {
-    return true;
-  }
-  return driver_.mem_get_address_range(&known.begin, &known.size, address_of(range)) ==
-             Result::kSuccess &&
-         inside();
 }
 
 // A driver may have no batches for some kinds of memory: then the copies are submitted one by one.
@@ -225,7 +209,8 @@ Result StreamCopies::submit_to_engines(const Chunk& chunk) {
   return copy_one_by_one(driver_, lease_.stream(), chunk);
 }
 
-Outcome copy_pairs(int device, const iovec* destination, const iovec* source, std::size_t count) {
+Outcome copy_pairs(int device, const iovec* destination, const iovec* source, std::size_t count,
+                   Side to_side, Side from_side) {
   const Loaded loaded = present_driver();
   std::string problem;
   Device* const found =
@@ -237,8 +222,8 @@ Outcome copy_pairs(int device, const iovec* destination, const iovec* source, st
   if (current.result() != Result::kSuccess) {
     return outcome_of(current.result());
   }
-  StreamCopies copies(*found, CopyWay::kEngine);
-  const Chunk chunk{destination, source, count};
+  StreamCopies copies(*found, CopyWay::kAuto);
+  const Chunk chunk{destination, source, count, to_side, from_side};
   copies.begin(chunk);
   Outcome outcome = outcome_of(copies.finish());
   outcome.moved_bytes = outcome.ok() ? bytes_of(chunk) : 0;

@@ -67,10 +67,6 @@ class StreamCopies {
   Result finish();
 
  private:
-  struct Range {
-    Address begin = 0;
-    std::size_t size = 0;
-  };
   struct Slot {
     bool in_flight = false;
     std::shared_ptr<const void> held;
@@ -80,9 +76,8 @@ class StreamCopies {
   void fail(Result result);
   [[nodiscard]] Result submit(const Chunk& chunk, std::size_t slot);
   // The length of the list, 0 if the engines must copy the chunk.
-  [[nodiscard]] std::uint32_t fill_list(const Chunk& chunk, CopyItem* list);
+  [[nodiscard]] std::uint32_t fill_list(const Chunk& chunk, CopyItem* list) const;
   [[nodiscard]] bool kernel_suits(const Chunk& chunk) const;
-  [[nodiscard]] bool confirmed(Range& known, Side side, const iovec& range) const;
   [[nodiscard]] Result submit_to_engines(const Chunk& chunk);
 
   Device& device_;
@@ -95,9 +90,11 @@ class StreamCopies {
   std::array<Slot, kMostInFlight> slots_;
 };
 
-// Copies `count` pairs of equally long ranges through the GPU `device`, by its engines. When it
-// returns, the bytes are in place or, after a failure, no copy is in progress. kSystem with ENODEV
-// when there is no such GPU. Callable from any thread, whose current context it does not change.
-Outcome copy_pairs(int device, const iovec* destination, const iovec* source, std::size_t count);
+// Copies `count` pairs of equally long ranges through the GPU `device`, by its engines unless both
+// sides are said to be where a kernel reaches them. When it returns, the bytes are in place or,
+// after a failure, no copy is in progress. kSystem with ENODEV when there is no such GPU. Callable
+// from any thread, whose current context it does not change.
+Outcome copy_pairs(int device, const iovec* destination, const iovec* source, std::size_t count,
+                   Side to_side = Side::kElsewhere, Side from_side = Side::kElsewhere);
 
 }  // namespace ldd::cuda

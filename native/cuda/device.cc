@@ -130,6 +130,12 @@ std::optional<int> device_of(const Driver& driver, Address address) {
   return fact(driver, PointerFact::kDevice, address);
 }
 
+bool AllocationCheck::contains(Address address, std::uint64_t size) {
+  return known(address, size) ||
+         (driver_.mem_get_address_range(&begin_, &size_, address) == Result::kSuccess &&
+          known(address, size));
+}
+
 std::vector<Uuid> identities(const Driver& driver) {
   std::vector<Uuid> found;
   int count = 0;

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -104,6 +105,23 @@ class StreamLease {
 // The ordinal of the GPU that has the memory at `address`; none for host memory, also for managed
 // memory, which host threads can touch.
 std::optional<int> device_of(const Driver& driver, Address address);
+
+// Whether ranges lie within single allocations. Beyond the end of one a copy engine refuses, and a
+// kernel ends the context, which is the program's as well. The context must be current.
+class AllocationCheck {
+ public:
+  explicit AllocationCheck(const Driver& driver) : driver_(driver) {}
+  bool contains(Address address, std::uint64_t size);
+
+ private:
+  [[nodiscard]] bool known(Address address, std::uint64_t size) const {
+    return address >= begin_ && address - begin_ <= size_ && size <= size_ - (address - begin_);
+  }
+
+  const Driver& driver_;
+  Address begin_ = 0;
+  std::size_t size_ = 0;  // of the allocation that was found last
+};
 
 // The identities of the GPUs that this process sees, by ordinal.
 std::vector<Uuid> identities(const Driver& driver);

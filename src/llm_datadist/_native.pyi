@@ -25,6 +25,15 @@ class Node:
         """Random 64-bit name of this instance."""
 
     @property
+    def copy_way(self) -> int:
+        """
+        How memory of GPUs is copied: 0 by the size of the descriptors, 1 by a kernel where one can,
+        2 by copy engines.
+        """
+
+    @copy_way.setter
+    def copy_way(self, arg: int, /) -> None: ...
+    @property
     def published_fd(self) -> int:
         """The sealed memory file that peers on the same host map read-only."""
 
@@ -282,6 +291,47 @@ class GpuExports:
 
     def renew(self, address: int, size: int) -> None:
         """Publish the allocations of a range again, whose memory was replaced."""
+
+def gpu_copy(ordinal: int, dst: int, src: int, size: int) -> tuple[int, int, int, int]:
+    """
+    Copy one range through a GPU, with one call of its driver; for measurements.
+
+    Either address is of a GPU or of the host. Returns (code, errno, index, moved_bytes).
+    """
+
+def gpu_kernels_problem(ordinal: int) -> str:
+    """
+    Load the library's kernels into a GPU; return why its driver refuses them, or "".
+    """
+
+class GpuEvent:
+    """
+    A point in a stream of the program. Thread-safe. Needs a driver in this process:
+    RuntimeError with the reason if it has none, or refuses.
+    """
+
+    @staticmethod
+    def record(stream: int, device: int) -> GpuEvent:
+        """
+        Return a point behind all work that a stream has been given so far.
+
+        Of a default stream (0, 1, 2) the context of the calling thread decides whose it is; without
+        one it is the device's.
+        """
+
+    @staticmethod
+    def borrow(handle: int, device: int) -> GpuEvent:
+        """
+        Return an event of the program, which must live until the last wait has ended.
+        """
+
+    def wait(self, deadline_ns: int) -> tuple[int, int, int, int]:
+        """
+        Wait until the work before it has ended.
+
+        Returns (code, errno, index, moved_bytes): OK, TIMEOUT, CANCELLED, LOCAL_FAULT for an error of
+        the GPU's memory, SYSTEM for another one.
+        """
 
 class HostPeer:
     """

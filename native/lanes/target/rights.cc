@@ -35,10 +35,17 @@ Outcome Rights::check(Node& node, const wire::Request& request, std::int64_t dea
   const Ref cache{request.cache_index, request.cache_value};
   const Outcome outcome = cache.index == kAnyEntry ? check_any(addresses, lengths)
                                                    : check_named(cache, addresses, lengths);
-  if (outcome.ok() && access == Access::kLane && !addresses.empty() && on_device()) {
+  if (outcome.ok() && !reachable(access)) {
     return Outcome::failure(Code::kSystem, EOPNOTSUPP);
   }
   return outcome;
+}
+
+bool Rights::reachable(Access access) const {
+  const bool one_device = std::all_of(entries_.begin(), entries_.end(), [&](const auto& held) {
+    return held.first->device() == device();
+  });
+  return access == Access::kDoorbell || !on_device() || (access == Access::kChecksum && one_device);
 }
 
 Outcome Rights::check_named(Ref cache, std::span<const std::uint64_t> addresses,

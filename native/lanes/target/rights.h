@@ -16,7 +16,8 @@ namespace ldd {
 
 // How the bytes of a request are moved.
 enum class Access : std::uint8_t {
-  kLane,      // between memory and the socket; or only their checksums are sent
+  kLane,      // between memory and the socket
+  kChecksum,  // only their checksums are sent
   kDoorbell,  // copied by threads of this process; the key names an entry of the initiator
 };
 
@@ -24,8 +25,9 @@ class Rights {
  public:
   Rights() = default;
 
-  // Checks the deadline, version, key (kLane only) and every range. If all are right, the entries
-  // can be taken from now on. kSystem with EOPNOTSUPP for memory of an accelerator with kLane.
+  // Checks the deadline, version, key (not for kDoorbell) and every range. If all are right, the
+  // entries can be taken from now on. kSystem with EOPNOTSUPP for memory of an accelerator with
+  // kLane, and of several devices with kChecksum.
   Outcome check(Node& node, const wire::Request& request, std::int64_t deadline_ns, Access access,
                 std::span<const std::uint64_t> addresses, std::span<const std::uint64_t> lengths);
 
@@ -37,6 +39,10 @@ class Rights {
 
   // Whether some entry is on an accelerator.
   [[nodiscard]] bool on_device() const;
+  // The accelerator of the first entry, or kHostMemory.
+  [[nodiscard]] int device() const {
+    return entries_.empty() ? kHostMemory : entries_.front().first->device();
+  }
   // The entry that holds descriptor `i`.
   [[nodiscard]] Ref entry_of(std::size_t i) const {
     const auto& [entry, value] = entries_[holders_.empty() ? 0 : holders_[i]];
@@ -48,6 +54,7 @@ class Rights {
                       std::span<const std::uint64_t> lengths);
   Outcome check_any(std::span<const std::uint64_t> addresses,
                     std::span<const std::uint64_t> lengths);
+  [[nodiscard]] bool reachable(Access access) const;
 
   Node* node_ = nullptr;
   Ref key_;

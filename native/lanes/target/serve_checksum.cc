@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "copy/checksum.h"
+#include "copy/gpu_checksum.h"
 #include "lanes/target/served_lane.h"
 #include "lanes/target/threads.h"
 #include "lanes/target/touch.h"
@@ -19,11 +20,11 @@ constexpr std::uint64_t kShortChecksumBytes = 256 * 1024;
 }  // namespace
 
 ServedLane::Progress ServedLane::begin_checksum() {
-  const Outcome checked = check_rights(Access::kLane);
+  const Outcome checked = check_rights(Access::kChecksum);
   if (!checked.ok()) {
     return reply(checked);
   }
-  if (requested_bytes() <= kShortChecksumBytes) {
+  if (requested_bytes() <= kShortChecksumBytes && !rights_.on_device()) {
     return checksum();
   }
   state_ = State::kChecksum;
@@ -48,8 +49,28 @@ Outcome ServedLane::run_checksum(std::span<std::uint32_t> sums) {
     return cancelled_.load() || socket_.hung_up() ? Outcome::failure(Code::kCancelled)
                                                   : rights_.take(uses);
   };
-  const Outcome outcome = checksum_ranges(column(0), column(1), take, Code::kRemoteFault, sums);
+  const Outcome outcome =
+      rights_.on_device() ? run_checksum_on_gpu(sums)
+                          : checksum_ranges(column(0), column(1), take, Code::kRemoteFault, sums);
   return outcome.ok() && !rights_.key_live() ? Outcome::failure(Code::kGone) : outcome;
+}
+
+// The GPU may not answer. So its work has copies of everything, and may outlive the lane.
+Outcome ServedLane::run_checksum_on_gpu(std::span<std::uint32_t> sums) {
+  const auto addresses = column(0);
+  const auto lengths = column(1);
+  const auto take = [rights = rights_, self = shared_from_this()](std::vector<Use>& uses) {
+    return self->cancelled_.load() ? Outcome::failure(Code::kCancelled) : rights.take(uses);
+  };
+  const auto more = [this] {
+    return cancelled_.load() || socket_.hung_up() ? Outcome::failure(Code::kCancelled) : Outcome{};
+  };
+  GpuRanges ranges{rights_.device(),
+                   {addresses.begin(), addresses.end()},
+                   {lengths.begin(), lengths.end()},
+                   take,
+                   Code::kRemoteFault};
+  return checksum_on_gpu(std::move(ranges), deadline_ns_, more, sums);
 }
 
 ServedLane::Progress ServedLane::begin_probe() {

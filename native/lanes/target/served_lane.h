@@ -103,6 +103,7 @@ class ServedLane final : public Served,
   Progress begin_checksum();
   Progress checksum();
   [[nodiscard]] Outcome run_checksum(std::span<std::uint32_t> sums);
+  [[nodiscard]] Outcome run_checksum_on_gpu(std::span<std::uint32_t> sums);
   Progress begin_probe();
   Progress probe();
   void end_probe(const Outcome& outcome);
