@@ -37,10 +37,15 @@ def build():
 
 def run_tests(paths, timeout, **environment):
     """Run tests in a process whose driver is the stand-in; return (passed or not, output)."""
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *paths]
+    return run(command, timeout, **environment)
+
+
+def run(command, timeout, **environment):
+    """Run a Python program whose driver is the stand-in; return (status 0 or not, output)."""
     library = build()
     path = f"{library.parent}:{os.environ.get('LD_LIBRARY_PATH', '')}"
     found = {"LD_LIBRARY_PATH": path, "LLM_DATADIST_STAND_IN_DRIVER": str(library)}
-    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *paths]
     done = subprocess.run(
         [sys.executable, *command],
         cwd=TESTS.parent,

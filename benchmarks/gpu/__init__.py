@@ -1,0 +1,1 @@
+"""Figures of GPU memory: this library, bare NIXL, and single copies of the driver."""
