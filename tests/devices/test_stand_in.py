@@ -1,8 +1,10 @@
 """Runs the tests of a GPU's memory where there is no GPU, with a driver that stands in for one."""
 
+import json
+
 import pytest
 
-from support.fake_cuda import run_tests
+from support.fake_cuda import run, run_tests
 from support.gpu import HERE, STAND_IN, load
 from support.nixl_backends import NEEDS_NIXL
 
@@ -34,6 +36,30 @@ def test_links_of_one_host():
     passed, output = run_tests([str(each) for each in sorted(HERE.glob("test_gpu_*.py"))], 110)
     assert passed, output
     assert "skipped" not in output
+
+
+@pytest.mark.slow
+def test_order_and_ways_to_copy():
+    passed, output = run_tests([str(HERE / "test_streams.py"), str(HERE / "test_copies.py")], 110)
+    assert passed, output
+    assert "skipped" not in output
+
+
+@pytest.mark.slow
+def test_the_check_of_a_machine_with_a_gpu_runs_to_its_end(tmp_path):
+    """`make gpu-check`: with few bytes, and one test for all."""
+    one = str(HERE / "test_gpu_links.py::test_one_block")
+    check = str(HERE.parents[1] / "tools" / "gpu_check.py")
+    command = [check, "--quick", "--out", str(tmp_path), "--tests", one]
+    passed, output = run(command, 110)
+    assert passed, output
+    result = json.loads((tmp_path / "gpu-check.json").read_text())
+    assert result["tests"] == {"passed": 1, "failed": [], "skipped": {}, "status": 0}
+    left_out = {each["left_out"] for each in result["figures"] if "left_out" in each}
+    assert not [why for why in left_out if why.startswith("failed")], output
+    assert len([each for each in result["figures"] if each.get("value")]) >= 10
+    assert result["wrong_bytes"] == []
+    assert "| pull one 32 KiB block, p50 |" in (tmp_path / "gpu-check.md").read_text()
 
 
 @pytest.mark.slow

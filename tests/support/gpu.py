@@ -60,6 +60,11 @@ class Gpu:
             self._call("cuMemFree_v2", ctypes.c_uint64(address))
         self._allocated.clear()
 
+    def call(self, name, *arguments):
+        """Call the driver with the GPU's context."""
+        self._call("cuCtxSetCurrent", self._context)
+        self._call(name, *arguments)
+
     def _call(self, name, *arguments):
         status = getattr(self._driver, name)(*arguments)
         assert status == 0, f"{name}: {status}"
@@ -119,6 +124,35 @@ class VirtualGpu(Gpu):
     def _unmap(self, address):
         for begin in range(address, address + self._reserved[address], self.GRANULE):
             self._call("cuMemUnmap", ctypes.c_uint64(begin), ctypes.c_size_t(self.GRANULE))
+
+
+class ProgramStream:
+    """A stream as a program has it, with copies in it. `close` waits for them."""
+
+    def __init__(self, driver, gpu):
+        self._call, self._kept = gpu.call, []
+        self._handle = ctypes.c_void_p()
+        self._call("cuStreamCreate", ctypes.byref(self._handle), 1)
+        self.handle = self._handle.value
+
+    def write(self, address, data):
+        data = np.ascontiguousarray(data)
+        self._kept.append(data)
+        self.copy(address, data.ctypes.data, data.nbytes)
+
+    def copy(self, to, source, size):
+        addresses = ctypes.c_uint64(to), ctypes.c_uint64(source)
+        self._call("cuMemcpyAsync", *addresses, ctypes.c_size_t(size), self._handle)
+
+    def event(self):
+        """Return the handle of an event behind what the stream has been given."""
+        event = ctypes.c_void_p()
+        self._call("cuEventCreate", ctypes.byref(event), 2)
+        self._call("cuEventRecord", event, self._handle)
+        return event.value
+
+    def close(self):
+        self._call("cuStreamSynchronize", self._handle)
 
 
 def _at(data):

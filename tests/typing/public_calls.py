@@ -84,6 +84,7 @@ def options() -> dict[str, str]:
     config.lanes_per_link = 4
     config.slow_transfer_ms = 500
     config.checksum = "crc32c"
+    config.gpu_copy = "kernel"
     config.nixl_backend, config.nixl_params, config.strict_backend = "UCX", "{}", True
     assert_type(LlmConfig().gen_options(), dict[str, str])
     return assert_type(config.generate_options(), dict[str, str])

@@ -28,6 +28,7 @@ class Node:
 
     Args:
         incarnation: Random 64-bit number of this initialization of the instance.
+        gpu_copy: How memory of GPUs is copied: "auto", "kernel" or "engine".
 
     Raises:
         OSError: The published page cannot be created.
@@ -36,9 +37,10 @@ class Node:
     `release`.
     """
 
-    def __init__(self, incarnation: int) -> None:
+    def __init__(self, incarnation: int, gpu_copy: str = "auto") -> None:
         self.incarnation = incarnation
         self.native: _native.Node = _native.Node(incarnation)
+        self.native.copy_way = ("auto", "kernel", "engine").index(gpu_copy)
         self.lane_server: _native.LaneServer = _native.LaneServer(self.native)
         _own[incarnation] = os.getpid()
         # The registry's hot calls go straight to the native object.

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from llm_datadist._types import BlockList
+    from llm_datadist._types.streams import After
 
 
 class LocalCalls(Calls):
@@ -27,6 +28,8 @@ class LocalCalls(Calls):
         offset: int = 0,
         size: int = -1,
         req_id: int | None = None,
+        *,
+        after: After = None,
     ) -> None:
         """Copy one slot of every tensor between local contiguous caches.
 
@@ -38,22 +41,29 @@ class LocalCalls(Calls):
             offset: Bytes from the slot's start, on both sides.
             size: Bytes per tensor; -1 = the rest of the slot.
             req_id: Carried for the log only.
+            after: CUDA stream or event: nothing is copied before the work that it has been given
+                so far has ended *(extension)*; docs/howto/gpu-streams.md.
 
         Raises:
             TypeError: A wrong type.
             ValueError: A number outside its width.
-            LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST (freed), LLM_DEVICE_MEM_ERROR.
+            LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST (freed), LLM_DEVICE_MEM_ERROR;
+                with `after` LLM_TIMEOUT after sync_kv_timeout.
         Source: api.md 7.7.
         """
         self._engine.check_open("copy_cache")
         checked = check_slot_copy(dst, src, dst_batch_index, src_batch_index, offset, size, req_id)
-        self._engine.local_copies.copy_slot(*checked)
+        self._engine.local_copies.copy_slot(
+            *checked, self._engine.order.awaited("copy_cache", after)
+        )
 
-    def copy_blocks(self, cache: Cache, copy_block_info: Mapping[int, BlockList]) -> None:
+    def copy_blocks(
+        self, cache: Cache, copy_block_info: Mapping[int, BlockList], *, after: After = None
+    ) -> None:
         """Copy blocks within one local blocks cache: each key's block onto every listed block.
 
         As if made one after the other, in the order of the dictionary. The lists may be ranges and
-        arrays, too *(extension)*.
+        arrays, too *(extension)*. `after` is as for `copy_cache`.
 
         Raises:
             TypeError: A wrong type.
@@ -65,13 +75,21 @@ class LocalCalls(Calls):
         """
         self._engine.check_open("copy_blocks")
         check_block_copies("Cache", cache, copy_block_info)
-        self._engine.local_copies.copy_blocks(cache, copy_block_info)
+        awaited = self._engine.order.awaited("copy_blocks", after)
+        self._engine.local_copies.copy_blocks(cache, copy_block_info, awaited)
 
-    def swap_blocks(self, src_cache: Cache, dst_cache: Cache, src_to_dst: dict[int, int]) -> None:
+    def swap_blocks(
+        self,
+        src_cache: Cache,
+        dst_cache: Cache,
+        src_to_dst: dict[int, int],
+        *,
+        after: After = None,
+    ) -> None:
         """Copy blocks between two local caches: block key of the source onto block value.
 
         Meant for a DEVICE blocks cache and a HOST one (`Cache.create_cpu_cache`), either direction;
-        any placements work.
+        any placements work. `after` is as for `copy_cache`.
 
         Raises:
             AttributeError: An argument is None.
@@ -88,4 +106,5 @@ class LocalCalls(Calls):
         if src_to_dst is None:
             raise AttributeError("src_to_dst is None; give a dict of int to int")
         check_dict("src_to_dst", src_to_dst)
-        self._engine.local_copies.swap_blocks(src_cache, dst_cache, src_to_dst)
+        awaited = self._engine.order.awaited("swap_blocks", after)
+        self._engine.local_copies.swap_blocks(src_cache, dst_cache, src_to_dst, awaited)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llm_datadist._cache_manager.call_group import Calls
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from llm_datadist._engine.transfer.resharded_plans import ReshardCall
     from llm_datadist._plan.layouts import KvLayout, RankReport, Tokens
     from llm_datadist._types import BlockList
+    from llm_datadist._types.streams import After
 
 
 class ReshardedCalls(Calls):
@@ -35,6 +37,7 @@ class ReshardedCalls(Calls):
         prefer: int = 0,
         src_layouts: Sequence[KvLayout] | None = None,
         request_id: str | None = None,
+        after: After = None,
     ) -> None:
         """Pull tokens from the caches of several ranks, whatever their layouts *(extension)*.
 
@@ -56,6 +59,7 @@ class ReshardedCalls(Calls):
             src_layouts: List or tuple: the layout that the cache of each source must have, for
                 callers that know it; None = any layout with which the cache was registered.
             request_id: As for `pull_blocks`; each rank is a transfer with a span.
+            after: As for `pull_blocks`.
 
         Raises:
             TypeError: A wrong type.
@@ -76,7 +80,8 @@ class ReshardedCalls(Calls):
             check_tokens(num_tokens, src_offset, dst_offset), prefer, write=False,
             layouts=src_layouts, request_id=request_id,
         )  # fmt: skip
-        self._engine.resharding.move(call)
+        awaited = self._engine.order.awaited(call.operation, after)
+        self._engine.resharding.move(call if awaited is None else replace(call, after=awaited))
 
     def push_resharded(
         self,
@@ -90,6 +95,7 @@ class ReshardedCalls(Calls):
         dst_offset: int = 0,
         layers: range | None = None,
         request_id: str | None = None,
+        after: After = None,
     ) -> None:
         """Push tokens to the caches of several ranks, whatever their layouts *(extension)*.
 
@@ -105,6 +111,7 @@ class ReshardedCalls(Calls):
             num_tokens, src_offset, dst_offset: As for `pull_resharded`.
             layers: Layers to send, numbered over the whole model; None = all of `src_cache`.
             request_id: As for `pull_resharded`.
+            after: As for `pull_blocks`.
 
         Raises:
             TypeError, ValueError, LLMException: As `pull_resharded`.
@@ -116,7 +123,8 @@ class ReshardedCalls(Calls):
             "push_resharded", dst_cache_keys, src_cache, dst_blocks, src_blocks, layers,
             check_tokens(num_tokens, src_offset, dst_offset), write=True, request_id=request_id,
         )  # fmt: skip
-        self._engine.resharding.move(call)
+        awaited = self._engine.order.awaited(call.operation, after)
+        self._engine.resharding.move(call if awaited is None else replace(call, after=awaited))
 
     def explain_resharded(
         self,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llm_datadist._types import BlockList, CacheTask, TransferConfig, TransferWithCacheKeyConfig
+    from llm_datadist._types.streams import After
 
 
 class TransferCalls(Calls):
@@ -36,6 +37,7 @@ class TransferCalls(Calls):
         dst_layer_range: range | None = None,
         tensor_num_per_layer: int = 2,
         request_id: str | None = None,
+        after: After = None,
     ) -> None:
         """Pull one slot of a peer's contiguous cache into a slot of a local one.
 
@@ -49,6 +51,8 @@ class TransferCalls(Calls):
             tensor_num_per_layer: Tensors of one layer.
             request_id: The caller's name of the request, for logs and traces: 1 to 128 printable
                 characters *(extension)*.
+            after: CUDA stream or event: nothing moves before the work that it has been given so far
+                has ended *(extension)*; docs/howto/gpu-streams.md.
 
         Raises:
             TypeError: A wrong type.
@@ -69,7 +73,8 @@ class TransferCalls(Calls):
         num_bytes = check_int("size", size, INT64_MIN, INT64_MAX)
         layers = check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
         trace = None if request_id is None else request_trace(operation, request_id)
-        self._transfers.pull_slot(operation, key, cache, slot, num_bytes, layers, trace)
+        awaited = self._engine.order.awaited(operation, after)
+        self._transfers.pull_slot(operation, key, cache, slot, num_bytes, layers, trace, awaited)
 
     def pull_blocks(
         self,
@@ -82,6 +87,7 @@ class TransferCalls(Calls):
         dst_layer_range: range | None = None,
         tensor_num_per_layer: int = 2,
         request_id: str | None = None,
+        after: After = None,
     ) -> None:
         """Pull blocks of a peer's cache into blocks of a local one.
 
@@ -98,6 +104,8 @@ class TransferCalls(Calls):
             tensor_num_per_layer: Tensors of one layer.
             request_id: The caller's name of the request, for logs and traces: 1 to 128 printable
                 characters *(extension)*.
+            after: CUDA stream or event: nothing moves before the work that it has been given so far
+                has ended *(extension)*; docs/howto/gpu-streams.md.
 
         Raises:
             TypeError: A wrong type (a float, str or bool among the blocks, say).
@@ -115,8 +123,9 @@ class TransferCalls(Calls):
         check_instance("dst_cache", dst_cache, Cache)
         layers = check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
         trace = None if request_id is None else request_trace(operation, request_id, dst_blocks)
+        awaited = self._engine.order.awaited(operation, after)
         self._transfers.pull_blocks(
-            operation, key, dst_cache, src_blocks, dst_blocks, layers, trace
+            operation, key, dst_cache, src_blocks, dst_blocks, layers, trace, after=awaited
         )
 
     def push_blocks(
@@ -130,6 +139,7 @@ class TransferCalls(Calls):
         tensor_num_per_layer: int = 2,
         *,
         request_id: str | None = None,
+        after: After = None,
     ) -> None:
         """Push blocks of a local cache into blocks of a peer's; visible there when it returns.
 
@@ -145,6 +155,8 @@ class TransferCalls(Calls):
             tensor_num_per_layer: Tensors of one layer.
             request_id: The caller's name of the request, for logs and traces: 1 to 128 printable
                 characters *(extension)*.
+            after: CUDA stream or event: nothing moves before the work that it has been given so far
+                has ended *(extension)*; docs/howto/gpu-streams.md.
 
         Raises:
             TypeError: A wrong type.
@@ -159,8 +171,9 @@ class TransferCalls(Calls):
         check_instance("src_cache", src_cache, Cache)
         layers = check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
         trace = None if request_id is None else request_trace(operation, request_id, dst_blocks)
+        awaited = self._engine.order.awaited(operation, after)
         self._transfers.push_blocks(
-            operation, key, src_cache, src_blocks, dst_blocks, layers, trace
+            operation, key, src_cache, src_blocks, dst_blocks, layers, trace, awaited
         )
 
     def push_cache(
@@ -174,6 +187,7 @@ class TransferCalls(Calls):
         tensor_num_per_layer: int = 2,
         *,
         request_id: str | None = None,
+        after: After = None,
     ) -> None:
         """Push one slot of a local contiguous cache into the peer's slot that the key names.
 
@@ -187,6 +201,8 @@ class TransferCalls(Calls):
             tensor_num_per_layer: Tensors of one layer.
             request_id: The caller's name of the request, for logs and traces: 1 to 128 printable
                 characters *(extension)*.
+            after: CUDA stream or event: nothing moves before the work that it has been given so far
+                has ended *(extension)*; docs/howto/gpu-streams.md.
 
         Raises:
             TypeError: A wrong type.
@@ -203,7 +219,10 @@ class TransferCalls(Calls):
         num_bytes = check_int("size", size, INT64_MIN, INT64_MAX)
         layers = check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
         trace = None if request_id is None else request_trace(operation, request_id)
-        self._transfers.push_slot(operation, key, src_cache, slot, num_bytes, layers, trace)
+        awaited = self._engine.order.awaited(operation, after)
+        self._transfers.push_slot(
+            operation, key, src_cache, slot, num_bytes, layers, trace, awaited
+        )
 
     def transfer_cache_async(
         self,
@@ -215,6 +234,7 @@ class TransferCalls(Calls):
         dst_block_memory_size: int | None = None,
         *,
         request_id: str | None = None,
+        after: After = None,
     ) -> CacheTask:
         """Push a cache layer by layer, each as soon as the synchronizer says that it is complete.
 
@@ -232,6 +252,8 @@ class TransferCalls(Calls):
             dst_block_memory_size: Bytes of a destination block, for a contiguous source.
             request_id: The caller's name of the request, for logs and traces: 1 to 128 printable
                 characters *(extension)*.
+            after: CUDA stream or event: nothing moves before the work that it has been given so far
+                has ended *(extension)*; docs/howto/gpu-streams.md.
 
         Returns:
             At once, a CacheTask with one result per config. Until it is complete, a layer must not
@@ -257,4 +279,5 @@ class TransferCalls(Calls):
             dst_block_indices,
             dst_block_memory_size,
             None if request_id is None else request_trace(operation, request_id, dst_block_indices),
+            self._engine.order.awaited(operation, after),
         )

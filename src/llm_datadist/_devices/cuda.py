@@ -6,7 +6,8 @@ into a process that does not use a GPU.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -15,7 +16,14 @@ from llm_datadist import _native
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["DriverUnavailable", "device_of", "load_driver"]
+    from llm_datadist._types.streams import StreamPoint
+
+__all__ = ["DriverUnavailable", "StreamEvent", "device_of", "load_driver", "warn_without_kernels"]
+
+logger = logging.getLogger("llm_datadist")
+
+_warned: Final[set[int]] = set()
+"""GPUs whose driver refuses the library's kernels, as was logged."""
 
 
 class DriverUnavailable(Exception):
@@ -61,3 +69,46 @@ def device_of(addresses: Sequence[int]) -> int | None:
     if problem:
         raise DriverUnavailable(problem)
     return device
+
+
+def warn_without_kernels(device: int) -> None:
+    """Load the library's kernels into a GPU, and log once if its driver refuses them.
+
+    Copy engines then copy what a kernel would, and checksums are computed on the host.
+    """
+    if device in _warned:
+        return
+    problem = _native.gpu_kernels_problem(device)
+    if problem:
+        _warned.add(device)
+        logger.warning(
+            "GPU %d: its driver refuses the kernels of the library (%s): copy engines copy small "
+            "blocks, which is slower; update the driver, or set llm.GpuCopy to engine",
+            device,
+            problem,
+        )
+
+
+class StreamEvent:
+    """A point in a stream of the caller that can be waited for.
+
+    Args:
+        point: What the caller has named; for a stream, all work that it has been given so far.
+        device: GPU of a default stream, if neither the caller nor its thread names one.
+
+    Raises:
+        DriverUnavailable: This process has no driver of GPUs, or it refuses the handle.
+    """
+
+    def __init__(self, point: StreamPoint, device: int) -> None:
+        self._kept = point.owner
+        device = device if point.device is None else point.device
+        make = _native.GpuEvent.record if point.kind == "stream" else _native.GpuEvent.borrow
+        try:
+            self._native = make(point.handle, device)
+        except RuntimeError as error:
+            raise DriverUnavailable(str(error)) from error
+
+    def wait(self, deadline_ns: int) -> tuple[int, int, int, int]:
+        """Wait, GIL released; return (code, errno, index, moved_bytes)."""
+        return self._native.wait(deadline_ns)

@@ -38,6 +38,7 @@ from llm_datadist._engine.transfer.checksums import Checksums
 from llm_datadist._engine.transfer.counters import TransferCounters
 from llm_datadist._engine.transfer.layerwise import Layerwise
 from llm_datadist._engine.transfer.local_copies import LocalCopies
+from llm_datadist._engine.transfer.order import Order
 from llm_datadist._engine.transfer.remote_directories import RemoteDirectories
 from llm_datadist._engine.transfer.resharded import Resharding
 from llm_datadist._errors import LLMException, LLMStatusCode, fail, invalid
@@ -83,7 +84,7 @@ class Engine:
         self._life = Lifetime()
         self.check_open: Callable[[str], None] = self._life.check_open
         self._pools = MemoryPools()
-        self.node: Node = _published(incarnation)
+        self.node: Node = _published(incarnation, config)
         try:
             self._pools.add("mem_pool_cfg", config.device_pool, Placement.DEVICE)
             self._pools.add("host_mem_pool_cfg", config.host_pool, Placement.HOST)
@@ -128,6 +129,7 @@ class Engine:
             self._counters,
             EndedNotices(self.links),
         )
+        self.order: Order = Order(instance)
         self.transfers: Transfers = Transfers(instance, attempts)
         self.layerwise: Layerwise = Layerwise(instance, self.transfers)
         self.resharding: Resharding = Resharding(instance, attempts)
@@ -222,9 +224,9 @@ class Engine:
         self._pools.close()
 
 
-def _published(incarnation: int) -> Node:
+def _published(incarnation: int, config: Config) -> Node:
     try:
-        return Node(incarnation)
+        return Node(incarnation, config.gpu_copy)
     except OSError as error:
         is_memory = error.errno == errno.ENOMEM
         raise fail(

@@ -193,6 +193,13 @@ class LLMConfig:
         and with NIXL to other hosts) *(extension)*. Unset: auto.
         """
 
+    @Str(keys.GPU_COPY)
+    def gpu_copy(self) -> str | None:
+        """How memory of GPUs is copied: "kernel" (one launch for many blocks, where a kernel
+        reaches both sides), "engine" (the GPU's copy engines), "auto" (kernel for blocks below
+        1 MiB) *(extension)*. Unset: auto.
+        """
+
     @Int(keys.TRANSFER_THREADS, low=1, high=256)
     def transfer_threads(self) -> int | None:
         """Threads that move bytes, in [1, 256] *(extension)*. Unset: by the number of cores."""

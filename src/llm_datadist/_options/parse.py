@@ -20,7 +20,15 @@ from llm_datadist._options.json_options import (
 )
 from llm_datadist._options.private_files import check_private
 from llm_datadist._options.reader import OptionReader
-from llm_datadist._options.settings import Backend, Checksum, Config, Device, NixlEngine, Pool
+from llm_datadist._options.settings import (
+    Backend,
+    Checksum,
+    Config,
+    Device,
+    GpuCopy,
+    NixlEngine,
+    Pool,
+)
 from llm_datadist._options.tls_files import parse_tls
 from llm_datadist._options.unknown_keys import log_unknown_keys
 from llm_datadist._types.checks import INT32_MAX, INT64_MAX, UINT32_MAX, UINT64_MAX
@@ -103,6 +111,7 @@ def parse_options(options: dict[str, str], environ: Mapping[str, str] | None = N
         tls=parse_tls(reader),
         allow_anonymous=reader.switch(keys.ALLOW_ANONYMOUS),
         device=_choice(reader, keys.DEVICE, get_args(Device), "auto"),
+        gpu_copy=_choice(reader, keys.GPU_COPY, get_args(GpuCopy), "auto"),
         transfer_threads=reader.number(keys.TRANSFER_THREADS, 1, 256),
         lanes_per_link=_either(reader.number(keys.LANES_PER_LINK, 1, 64), 4),
         heartbeat_ms=heartbeat_ms,

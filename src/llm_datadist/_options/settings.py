@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
     from llm_datadist._errors import LLMStatusCode
 
-__all__ = ["Backend", "Checksum", "Config", "Device", "NixlEngine", "Pool", "Tls"]
+__all__ = ["Backend", "Checksum", "Config", "Device", "GpuCopy", "NixlEngine", "Pool", "Tls"]
 
 Backend: TypeAlias = Literal["auto", "host", "tcp", "nixl"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
+GpuCopy: TypeAlias = Literal["auto", "kernel", "engine"]
 Checksum: TypeAlias = Literal["off", "crc32c"]
 NixlEngine: TypeAlias = Literal["UCX", "LIBFABRIC"]
 
@@ -82,6 +83,7 @@ class Config:
         tls: Mutual TLS; None for none.
         allow_anonymous: Whether to listen without secret and TLS; None to warn then.
         device: Where device memory is.
+        gpu_copy: How memory of GPUs is copied.
         transfer_threads: Threads that move bytes; None for a number that depends on the cores.
         lanes_per_link: Data connections of a link in each direction.
         heartbeat_ms: Interval of the checks of idle links; 0 for none.
@@ -118,6 +120,7 @@ class Config:
     tls: Tls | None = field(default=None, repr=False)
     allow_anonymous: bool | None = None
     device: Device = "auto"
+    gpu_copy: GpuCopy = "auto"
     transfer_threads: int | None = None
     lanes_per_link: int = 4
     heartbeat_ms: int = 1000

@@ -24,6 +24,7 @@ STRINGS = {
     "output_max_size": "llm.OutputMaxSize",
     "link_secret": "llm.LinkSecret",
     "device": "llm.Device",
+    "gpu_copy": "llm.GpuCopy",
     "checksum": "llm.Checksum",
     "nixl_backend": "llm.NixlBackend",
     "nixl_params": "llm.NixlParams",

@@ -50,6 +50,7 @@ def test_nothing_set_means_the_documented_defaults():
         secret=None,
         tls=None,
         device="auto",
+        gpu_copy="auto",
         transfer_threads=None,
         lanes_per_link=4,
         heartbeat_ms=1000,
@@ -337,6 +338,12 @@ def test_another_backend_is_refused(text):
 def test_a_device_is_one_of_the_known(text):
     assert parse(Device=text).device == text
     refused(MANAGED | {"llm.Device": text + "x"}, "llm.Device")
+
+
+@pytest.mark.parametrize("text", ["auto", "kernel", "engine"])
+def test_a_way_to_copy_is_one_of_the_known(text):
+    assert parse(GpuCopy=text).gpu_copy == text
+    refused(MANAGED | {"llm.GpuCopy": text.upper()}, "llm.GpuCopy", "kernel")
 
 
 @pytest.mark.parametrize("text", ["off", "crc32c"])

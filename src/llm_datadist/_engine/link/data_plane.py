@@ -150,9 +150,13 @@ class DataPlane:
             return [self.channel]
         return [self.channel, device_channel]
 
+    def channel_for(self, transfer: Transfer) -> Channel | None:
+        """Return the channel that reaches the memory of a transfer."""
+        return self.device_channel if transfer.on_device else self.channel
+
     def run(self, transfer: Transfer) -> Outcome:
         """Carry out a transfer over the channel that reaches its memory."""
-        channel = self.device_channel if transfer.on_device else self.channel
+        channel = self.channel_for(transfer)
         return Outcome(Code.NO_PATH) if channel is None else channel.run(transfer)
 
     def required_version(self) -> int:

@@ -83,6 +83,8 @@ def device_memory(
         raise fail(
             _NOT_ENABLED, operation, f"addrs are a GPU's, but {error}", "see to the GPU's driver"
         ) from error
+    if device is not None and config.gpu_copy != "engine":
+        cuda.warn_without_kernels(device)
     if device is not None and placement is Placement.HOST:
         raise invalid(
             operation,

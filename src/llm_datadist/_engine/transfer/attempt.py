@@ -30,6 +30,7 @@ from llm_datadist._engine.transfer.errors import (
     corrupt_directory,
     failure,
 )
+from llm_datadist._engine.transfer.order import Awaited
 from llm_datadist._errors import (
     LLMException,
     LLMStatusCode,
@@ -90,6 +91,7 @@ class Request(msgspec.Struct):
         trace: The request for which the call was made; None if the caller has not named one.
         write: Whether the peer's cache is the destination.
         deadline_ns: When it must end; 0 = sync_kv_timeout after it has begun.
+        after: Work of the caller that must have ended before a byte moves; None for none.
     """
 
     operation: str
@@ -100,6 +102,7 @@ class Request(msgspec.Struct):
     trace: RequestTrace | None = None
     write: bool = False
     deadline_ns: int = 0
+    after: Awaited | None = None
 
     @property
     def named(self) -> str:
@@ -172,6 +175,8 @@ class Attempts:
         link = None
         try:
             link = self._links.get(request.key.cluster_id, request.operation)
+            if request.after is not None:
+                request.after.wait(request.operation, request.deadline_ns)
             if plan is None:
                 attempt = self._run_by_key(request, link)
             else:
@@ -322,14 +327,6 @@ class Attempts:
         transfer = attempt.transfer
         if not data.checked:
             return complete(data.run(transfer), attempt.plan)
-        if transfer.on_device:
-            raise fail(
-                LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
-                request.operation,
-                "checksums of an accelerator's memory are not supported",
-                'set llm.Checksum to "off"',
-                cluster_id=request.key.cluster_id,
-            )
         unit_bytes = request.local.layout.unit_bytes
         outcome, attempt.different = self._checksums.run(data, transfer, unit_bytes)
         data.mismatches += outcome.code == Code.CORRUPT

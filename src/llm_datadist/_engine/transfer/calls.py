@@ -25,6 +25,7 @@ from llm_datadist._types.block_list import PULL_NAMES
 if TYPE_CHECKING:
     from llm_datadist._engine.instance import Instance
     from llm_datadist._engine.transfer.attempt import Attempts, MakePlan
+    from llm_datadist._engine.transfer.order import Awaited
     from llm_datadist._plan import Layers, Plan
     from llm_datadist._registry import LocalCache, Resolved
     from llm_datadist._tracing import RequestTrace
@@ -51,6 +52,7 @@ class Transfers:
         size: int,
         layers: Layers,
         trace: RequestTrace | None = None,
+        after: Awaited | None = None,
         *,
         src_offset: int = 0,
         dst_offset: int = 0,
@@ -76,7 +78,7 @@ class Transfers:
                 remote_offset_bytes=src_offset,
             )
 
-        self._attempts.run(Request(operation, key, local, plan, layers, trace))
+        self._attempts.run(Request(operation, key, local, plan, layers, trace, after=after))
 
     def pull_blocks(
         self,
@@ -88,6 +90,7 @@ class Transfers:
         layers: Layers,
         trace: RequestTrace | None = None,
         names: PullNames = PULL_NAMES,
+        after: Awaited | None = None,
     ) -> None:
         """See CacheManager.pull_blocks."""
         local = self._registry.find(operation, cache)
@@ -121,7 +124,7 @@ class Transfers:
                 check_pieces(operation, remote_layout, layout, len(local_ids), names.dst_blocks)
                 return plan_slot_to_blocks(remote_layout, found.slot, src, layout, local_ids, dst)
 
-        self._attempts.run(Request(operation, key, local, plan, layers, trace))
+        self._attempts.run(Request(operation, key, local, plan, layers, trace, after=after))
 
     def push_blocks(
         self,
@@ -132,6 +135,7 @@ class Transfers:
         dst_blocks: BlockList,
         layers: Layers,
         trace: RequestTrace | None = None,
+        after: Awaited | None = None,
     ) -> None:
         """See CacheManager.push_blocks."""
         local = self._registry.find(operation, cache)
@@ -146,7 +150,9 @@ class Transfers:
             src, dst = layer_tensors(operation, layers, layout, remote_layout)
             return plan_blocks(layout, local_ids, src, remote_layout, remote_ids, dst, push=True)
 
-        self._attempts.run(Request(operation, key, local, plan, write=True, trace=trace))
+        self._attempts.run(
+            Request(operation, key, local, plan, write=True, trace=trace, after=after)
+        )
 
     def push_slot(
         self,
@@ -157,6 +163,7 @@ class Transfers:
         size: int,
         layers: Layers,
         trace: RequestTrace | None = None,
+        after: Awaited | None = None,
     ) -> None:
         """See CacheManager.push_cache."""
         local = self._registry.find(operation, cache)
@@ -170,7 +177,9 @@ class Transfers:
             src, dst = layer_tensors(operation, layers, layout, remote_layout)
             return plan_slots(layout, slot, src, remote_layout, found.slot, dst, num_bytes)
 
-        self._attempts.run(Request(operation, key, local, plan, write=True, trace=trace))
+        self._attempts.run(
+            Request(operation, key, local, plan, write=True, trace=trace, after=after)
+        )
 
     def push_planned(
         self,

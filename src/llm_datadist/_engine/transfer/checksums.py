@@ -89,7 +89,8 @@ class Checksums:
             The outcome, and the ranges that differ if its code is CORRUPT. The segments (windows)
             after the first that differs were not moved.
         """
-        at_one_go = not transfer.write and data.channel.reads_and_sums
+        channel = data.channel_for(transfer)
+        at_one_go = not transfer.write and channel is not None and channel.reads_and_sums
         check = self._read if at_one_go else self._move
         moved_bytes, version = 0, transfer.version
         for part in segments(transfer.length, WINDOW_BYTES if at_one_go else SEGMENT_BYTES):
@@ -110,7 +111,9 @@ class Checksums:
         units = _units(transfer, unit_bytes)
 
         def sum_local() -> tuple[Outcome, Sums]:
-            return data.channel.read_and_sum(units)
+            channel = data.channel_for(units)
+            assert channel is not None  # as it reads and sums
+            return channel.read_and_sum(units)
 
         outcome, different = _compare(data, transfer, units, sum_local)
         if outcome.code in {Code.SYSTEM, Code.REMOTE_FAULT}:
@@ -120,7 +123,7 @@ class Checksums:
 
     def _move(self, data: DataPlane, transfer: Transfer, unit_bytes: int) -> tuple[Outcome, Plan]:
         """Move a segment, then compare the checksums of both sides."""
-        moved = data.channel.run(transfer)
+        moved = data.run(transfer)
         if moved.code != Code.OK:
             return moved, NO_PLAN
         units = _units(transfer, unit_bytes)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from llm_datadist._engine.instance import Instance
     from llm_datadist._engine.transfer.calls import Transfers
+    from llm_datadist._engine.transfer.order import Awaited
     from llm_datadist._tracing import RequestTrace
     from llm_datadist._types import (
         BlockList,
@@ -65,6 +66,7 @@ class Layerwise:
         dst_blocks: BlockList | None,
         dst_block_bytes: int | None,
         trace: RequestTrace | None = None,
+        after: Awaited | None = None,
     ) -> CacheTask:
         """See CacheManager.transfer_cache_async. Every argument is checked before this returns."""
         instance = self._instance
@@ -86,7 +88,7 @@ class Layerwise:
             self._running.add(state)
         worker = threading.Thread(
             target=self._work,
-            args=(name, state, synchronizer, targets),
+            args=(name, state, synchronizer, targets, after),
             name="llm_datadist-layerwise",
             daemon=True,
         )
@@ -115,9 +117,11 @@ class Layerwise:
         state: TaskState,
         synchronizer: LayerSynchronizer,
         targets: list[Destination],
+        after: Awaited | None,
     ) -> None:
         try:
-            self._send_layers(name, state, synchronizer, targets)
+            if after is None or _awaited(name, state, after):
+                self._send_layers(name, state, synchronizer, targets)
         except BaseException:  # SystemExit too: it would end this thread without a log line
             logger.exception("%s: the worker failed", name)
             for index in range(len(targets)):
@@ -171,6 +175,18 @@ class Layerwise:
         sending = [self._senders.submit(_send_one, name, target, layer) for target in others]
         last = map(_outcome, sending, repeat(name), others, repeat(layer))
         return [_send_one(name, first, layer), *last]
+
+
+def _awaited(name: str, state: TaskState, after: Awaited) -> bool:
+    """Wait for the work that must have ended before; a failure is each destination's result."""
+    try:
+        after.wait(OPERATION)
+    except LLMException as error:
+        logger.error("%s: %s", name, str(error))
+        for index in range(len(state.results())):
+            state.set_result(index, error.status_code, error)
+        return False
+    return True
 
 
 def _synchronized(name: str, synchronizer: LayerSynchronizer, layer: int) -> bool:

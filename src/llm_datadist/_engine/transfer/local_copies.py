@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from llm_datadist._engine.instance import Instance
     from llm_datadist._engine.memory.containment import Words
     from llm_datadist._engine.memory.fault_marks import FaultMarks
+    from llm_datadist._engine.transfer.order import Awaited
     from llm_datadist._plan import Plan
     from llm_datadist._registry import LocalCache
     from llm_datadist._types import BlockList, Cache
@@ -45,7 +46,14 @@ class LocalCopies:
         self._fault_marks = fault_marks
 
     def copy_slot(
-        self, dst: Cache, src: Cache, dst_slot: int, src_slot: int, offset: int, size: int
+        self,
+        dst: Cache,
+        src: Cache,
+        dst_slot: int,
+        src_slot: int,
+        offset: int,
+        size: int,
+        after: Awaited | None = None,
     ) -> None:
         """See CacheManager.copy_cache."""
         operation = "copy_cache"
@@ -95,19 +103,29 @@ class LocalCopies:
             local_offset_bytes=offset,
             remote_offset_bytes=offset,
         )
+        _wait(operation, after)
         self._copy(operation, plan, target, source)
 
-    def copy_blocks(self, cache: Cache, copies: Mapping[int, BlockList]) -> None:
+    def copy_blocks(
+        self, cache: Cache, copies: Mapping[int, BlockList], after: Awaited | None = None
+    ) -> None:
         """See CacheManager.copy_blocks."""
         operation = "copy_blocks"
         local = self._registry.find(operation, cache)
         if not local.is_blocks:
             raise invalid(operation, "cache is a contiguous cache", "use copy_cache")
         src, dst = copy_pairs(operation, copies, local.layout.num_units)
+        _wait(operation, after)
         for plan in plan_block_copies(local.layout, src, dst):
             self._copy(operation, plan, local, local)
 
-    def swap_blocks(self, src_cache: Cache, dst_cache: Cache, pairs: dict[int, int]) -> None:
+    def swap_blocks(
+        self,
+        src_cache: Cache,
+        dst_cache: Cache,
+        pairs: dict[int, int],
+        after: Awaited | None = None,
+    ) -> None:
         """See CacheManager.swap_blocks."""
         operation = "swap_blocks"
         source = self._registry.find(operation, src_cache)
@@ -135,6 +153,7 @@ class LocalCopies:
         plan = plan_blocks(
             dst_layout, dst, dst_layout.all_tensors, src_layout, src, src_layout.all_tensors
         )
+        _wait(operation, after)
         self._copy(operation, plan, target, source)
 
     def _copy(self, operation: str, plan: Plan, dst: LocalCache, src: LocalCache) -> None:
@@ -192,3 +211,8 @@ class LocalCopies:
             )
         problem = f"the copy failed with {Code(code).name}"
         return fail(LLMStatusCode.LLM_FAILED, operation, problem, "see the log")
+
+
+def _wait(operation: str, after: Awaited | None) -> None:
+    if after is not None:
+        after.wait(operation)

@@ -60,6 +60,8 @@ class Resharding:
         deadline_ns = time.monotonic_ns() + self._timeout_ns
         local, ranks, found = self._looked_up(call, deadline_ns)
         job = Job(call, local, ranks, [layout for _, layout in found])
+        if call.after is not None:
+            call.after.wait(call.operation, deadline_ns)
 
         def request(rank: int) -> Request:
             return Request(

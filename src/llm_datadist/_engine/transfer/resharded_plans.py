@@ -20,6 +20,7 @@ from llm_datadist._plan.layouts import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from llm_datadist._engine.transfer.order import Awaited
     from llm_datadist._plan import Plan
     from llm_datadist._plan.indices import Blocks
     from llm_datadist._plan.layouts import KvLayout, Part, Tokens
@@ -81,6 +82,7 @@ class ReshardCall:
         prefer: The rank to ask first.
         layouts: Layout that each peer's cache must have; None for any.
         trace: The request for which the call was made; None if the caller has not named one.
+        after: Work of the caller that must have ended before a byte moves; None for none.
     """
 
     operation: str
@@ -94,6 +96,7 @@ class ReshardCall:
     prefer: int = 0
     layouts: Sequence[KvLayout] | None = None
     trace: RequestTrace | None = None
+    after: Awaited | None = None
 
     @property
     def names(self) -> Names:

@@ -154,15 +154,6 @@ def test_a_peer_that_dies_during_containment_ends_it():
     world.fails(S.LLM_LINK_FAILED)
 
 
-def test_checked_transfers_of_device_memory_are_refused():
-    remote = SimpleNamespace(**vars(REMOTE) | {"on_device": True})
-    world = World(Link(Directory(known=Resolved(remote, 0, NO_REF))))
-    world.link.checked = True
-    with pytest.raises(LLMException, match=r"llm\.Checksum") as raised:
-        world.run()
-    assert raised.value.status_code is S.LLM_FEATURE_NOT_ENABLED
-
-
 def test_a_push_to_bare_addresses_looks_nothing_up():
     world = World(Link(Directory(), bad=[(0x900000, 1)]))
     with pytest.raises(LLMException) as raised:

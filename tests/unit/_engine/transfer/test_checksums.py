@@ -33,6 +33,9 @@ class Peers:
         self.corrupted = ()
         self.failing = {}
 
+    def channel_for(self, _transfer):
+        return self
+
     def run(self, transfer):
         self.moved.append((transfer.local.tolist(), transfer.version))
         for local, remote, size in zip(

@@ -1,0 +1,98 @@
+"""`after` of a transfer: it begins when work that the caller has given to a GPU has ended."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, final
+
+from llm_datadist._backends.outcomes import Code, as_outcome
+from llm_datadist._devices import cuda
+from llm_datadist._errors import LLMStatusCode, fail, finalized
+from llm_datadist._types.streams import check_after
+
+if TYPE_CHECKING:
+    from llm_datadist._engine.instance import Instance
+    from llm_datadist._types.streams import After
+
+__all__ = ["Awaited", "Order"]
+
+
+@final
+class Awaited:
+    """A point in the caller's work that one call waits for.
+
+    Args:
+        event: The point.
+        timeout_ns: How long `wait` may take without a deadline of its own.
+    """
+
+    def __init__(self, event: cuda.StreamEvent, timeout_ns: int) -> None:
+        self._event = event
+        self._timeout_ns = timeout_ns
+
+    def wait(self, operation: str, deadline_ns: int = 0) -> None:
+        """Wait for it, until `deadline_ns` or, if that is 0, for sync_kv_timeout.
+
+        Raises:
+            LLMException: LLM_TIMEOUT; LLM_DEVICE_MEM_ERROR or LLM_FAILED for an error of the GPU.
+        """
+        until_ns = deadline_ns or time.monotonic_ns() + self._timeout_ns
+        outcome = as_outcome(self._event.wait(until_ns))
+        if outcome.code == Code.OK:
+            return
+        if outcome.code == Code.TIMEOUT:
+            raise fail(
+                LLMStatusCode.LLM_TIMEOUT,
+                operation,
+                "the work that after names has not ended in time, so nothing was moved",
+                "raise sync_kv_timeout, or call when the work is further",
+            )
+        if outcome.code == Code.CANCELLED:
+            raise finalized(operation)
+        is_memory = outcome.code == Code.LOCAL_FAULT
+        raise fail(
+            LLMStatusCode.LLM_DEVICE_MEM_ERROR if is_memory else LLMStatusCode.LLM_FAILED,
+            operation,
+            "the GPU's driver fails for what after names",
+            "give a live stream or event; after an error of the GPU, restart the process",
+        )
+
+
+@final
+class Order:
+    """Makes the points that the calls of one instance wait for. Thread-safe."""
+
+    def __init__(self, instance: Instance) -> None:
+        config = instance.config
+        self._uses_gpus = config.device != "cpu"
+        self._device = config.device_ids[0]
+        self._timeout_ns = config.sync_timeout_ms * 1_000_000
+
+    def awaited(self, operation: str, after: After) -> Awaited | None:
+        """Return the point that `after` names now; None for None.
+
+        Raises:
+            TypeError: It is neither a stream nor an event.
+            ValueError: An event that was never recorded.
+            LLMException: LLM_FEATURE_NOT_ENABLED: the instance uses no GPU, this process has no
+                driver of GPUs, or the driver refuses the handle.
+        """
+        point = check_after(after)
+        if point is None:
+            return None
+        if not self._uses_gpus:
+            raise self._not_enabled(operation, 'llm.Device is "cpu"')
+        try:
+            event = cuda.StreamEvent(point, self._device)
+        except cuda.DriverUnavailable as error:
+            raise self._not_enabled(operation, str(error)) from error
+        return Awaited(event, self._timeout_ns)
+
+    @staticmethod
+    def _not_enabled(operation: str, why: str) -> Exception:
+        return fail(
+            LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
+            operation,
+            f"after names a stream or event of a GPU, but {why}",
+            "leave after out for memory of the host",
+        )
