@@ -200,6 +200,8 @@ void bind_client(nb::module_& module) {
       .def("prune", &Lanes::prune, Release(),
            "Close idle lanes that the peer has closed. Returns the number of lanes that remain "
            "open.")
+      .def("wants_more", &Lanes::wants_more,
+           "Whether an operation had to wait for a lane, or could have used more than there were.")
       .def("read", read_ranges, "local"_a, "remote"_a, "length"_a, "local_ref"_a, "cache_ref"_a,
            "key_ref"_a, "version"_a, "deadline_ns"_a, "Read remote ranges into local ones.")
       .def("write", send_ranges<&Lanes::write>, "local"_a, "remote"_a, "length"_a, "local_ref"_a,

@@ -542,6 +542,11 @@ class Lanes:
         Close idle lanes that the peer has closed. Returns the number of lanes that remain open.
         """
 
+    def wants_more(self) -> bool:
+        """
+        Whether an operation had to wait for a lane, or could have used more than there were.
+        """
+
     def read(
         self,
         local: numpy.typing.NDArray[numpy.uint64],

@@ -4,6 +4,7 @@ import pytest
 
 from llm_datadist import LLMException
 from llm_datadist._protocol.codec import Kind
+from support.operations import LANES
 from support.proxy import Fault
 from support.rig import BLOCKS, EVERY, WORDS
 from support.station import OK
@@ -54,7 +55,7 @@ def test_a_changed_byte_is_found_and_its_block_named(make_rig, operation):
     counters = rig.local.describe(1)["counters"]
     assert counters["checksum_mismatches"] == 1
     # The lane is good: nothing but payload changed.
-    assert rig.local.describe(1)["lanes"] == 4
+    assert rig.local.describe(1)["lanes"] == LANES
     assert rig.transfer_works()
 
 

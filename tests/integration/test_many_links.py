@@ -15,7 +15,7 @@ from support.crowd import Member, serve
 LONG = bool(os.environ.get("LDD_LONG"))
 LINKS = 1000 if LONG else 100
 PROCESSES = 4 if LONG else 2
-LANES = 4  # in each direction
+LANES = 2  # in each direction, of a link with little to do
 HUB = 1
 FDS_PER_LINK = 2 * LANES + 1  # and a control connection
 THREADS = 64 + 24  # workers that wait for another call, and those of the native core

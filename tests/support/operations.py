@@ -5,7 +5,7 @@ import time
 from support.rig import BLOCKS, EVERY, WORDS
 from support.station import OK, digest, pattern
 
-LANES = 4  # on which one side asks, by default
+LANES = 2  # on which one side asks, at the start
 
 
 class Operation:

@@ -132,6 +132,7 @@ Outcome LaneSet::take(std::size_t wanted, std::int64_t deadline_ns, std::vector<
     if (open_ == 0) {
       return Outcome::failure(Code::kNoLane);
     }
+    want_more();
     const Moment wake{std::chrono::nanoseconds(Interruptible::wake_ns(deadline_ns))};
     if (changed_.wait_until(lock, wake) == std::cv_status::no_timeout || !free_.empty()) {
       continue;

@@ -98,6 +98,9 @@ class LaneSet {
   // at the deadline, kNoLane when no lane is left, kCancelled when interrupted, or as open() does.
   Outcome take(std::size_t wanted, std::int64_t deadline_ns, std::vector<Lane>& taken);
   void give_back(Lane lane);
+  // Notes that an operation could use more lanes than are open, as take() does when it has to wait.
+  void want_more() { wants_more_.store(true, std::memory_order_relaxed); }
+  [[nodiscard]] bool wants_more() const { return wants_more_.load(std::memory_order_relaxed); }
   // Closes a lane that has failed; it no longer counts.
   void discard(Lane lane);
 
@@ -119,6 +122,7 @@ class LaneSet {
   std::size_t open_ = 0;                // free or in use
   std::size_t operations_ = 0;
   std::atomic<bool> closing_{false};
+  std::atomic<bool> wants_more_{false};
 };
 
 }  // namespace ldd

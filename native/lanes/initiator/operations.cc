@@ -228,6 +228,7 @@ Outcome Lanes::transfer(wire::Kind kind, const Descriptors& work, const LaneChec
   std::size_t lanes = 1;
   std::uint64_t stripe_bytes = kMaxTransferBytes;
   if (!push && extent.bytes > kMinStripeBytes) {
+    lanes_.want_more();
     lanes = std::max<std::size_t>(lanes_.count(), 1);
     stripe_bytes =
         std::clamp(extent.bytes / (lanes * kStripesPerLane), kMinStripeBytes, kMaxStripeBytes);

@@ -35,6 +35,7 @@ class Lanes {
   void add(LaneSocket socket) { lanes_.add(std::make_unique<ClientLane>(std::move(socket))); }
   [[nodiscard]] std::size_t count() const { return lanes_.count(); }
   std::size_t prune() { return lanes_.prune(); }
+  [[nodiscard]] bool wants_more() const { return lanes_.wants_more(); }
   [[nodiscard]] std::uint64_t link_id() const { return link_id_; }
 
   // Throw std::invalid_argument when the arrays are inconsistent (see measure()).

@@ -54,6 +54,9 @@ class _ClosedLanes:
     def count(self) -> int:
         return 0
 
+    def wants_more(self) -> bool:
+        return False
+
     def prune(self) -> int:
         return 0
 
@@ -97,6 +100,8 @@ class LinkLanes:
         on_loss: Called, on the thread of the operation that finds it, when client lanes are
             missing. It must not block, and must lead to a call of `add`. None if nothing opens new
             lanes: a link without lanes is then dead.
+        most: Client lanes that the link may have, once operations could use them; 0 if it keeps
+            those of the start.
 
     Thread-safe.
     """
@@ -108,6 +113,7 @@ class LinkLanes:
         client_lanes: Sequence[OpenLane],
         server_lanes: Sequence[OpenLane],
         on_loss: Callable[[], None] | None = None,
+        most: int = 0,
     ) -> None:
         self.node = node
         self.link_id = link_id
@@ -117,6 +123,7 @@ class LinkLanes:
         """Number of successful operations; not locked, so it may miss a few."""
         self._num_client = len(client_lanes)
         self._num_server = len(server_lanes)
+        self._most_client = self._num_client if on_loss is None else most
         self._on_loss = on_loss
         self._changed = threading.Condition()  # guards `_closed`, and waits for lanes
         self._closed = False
@@ -150,9 +157,9 @@ class LinkLanes:
         return self._client.count()
 
     def missing(self) -> tuple[int, int]:
-        """Return how many client and server lanes are missing compared with the start.
+        """Return how many client and server lanes are missing.
 
-        Negative when there are more. Lanes that the peer has closed count as missing.
+        Negative when there are more than needed. Lanes that the peer has closed count as missing.
         """
         served = self.node.lane_server.link_lanes(self.link_id)
         return self._num_client - self._client.prune(), self._num_server - served
@@ -343,6 +350,8 @@ class LinkLanes:
                 raise
             if outcome.code not in _LOSSES:
                 self.answers += outcome.code == Code.OK
+                if self._num_client < self._most_client and self._client.wants_more():
+                    self._want_all()
                 return outcome
             if self._on_loss is None:
                 return Outcome(Code.PEER_DEAD) if outcome.code == Code.NO_LANE else outcome
@@ -358,6 +367,10 @@ class LinkLanes:
     def _report_loss(self) -> None:
         if self._on_loss is not None and self._client.count() < self._num_client:
             self._on_loss()
+
+    def _want_all(self) -> None:
+        self._num_client = self._most_client
+        self._report_loss()
 
     def _wait_for_lane(self, deadline_ns: int) -> None:
         """Wait briefly until there are lanes again, or the link ends."""

@@ -75,7 +75,7 @@ def explained(error: OSError) -> str:
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return (
             f"{os.strerror(errno.EMFILE)}: RLIMIT_NOFILE lets this process have {limit}; raise it "
-            "(ulimit -n, LimitNOFILE=), since each link needs some 2 x lanes_per_link + 4"
+            "(ulimit -n, LimitNOFILE=), since each link needs up to 2 x lanes_per_link + 2"
         )
     if error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)

@@ -16,7 +16,7 @@ from llm_datadist._links.admission import check_domain, check_hello, check_relin
 from llm_datadist._links.context import CLUSTERS, Connecting, SetupError
 from llm_datadist._links.handshake_stream import HandshakeStream
 from llm_datadist._links.lane_setup import LaneSession
-from llm_datadist._links.lane_terms import LaneTerms
+from llm_datadist._links.lane_terms import FIRST_LANES, LaneTerms
 from llm_datadist._links.link import Link, Peer
 from llm_datadist._links.state import Setup, WithdrawnError
 from llm_datadist._protocol.codec import ProtocolError
@@ -135,7 +135,7 @@ class _Inbound:
         context = self._context
         most = MAX_ARRIVING
         if context.secret is None and context.tls is None:
-            num_descriptors = 1 + 2 * min(context.num_lanes, hello.num_lanes)
+            num_descriptors = 1 + 2 * min(FIRST_LANES, context.num_lanes, hello.num_lanes)
             most = descriptor_share(2 * num_descriptors, MAX_ARRIVING)
         deadline = asyncio.get_running_loop().time() + _ROOM_SECONDS
         while context.num_arriving >= most and not self._index.withdraw_stalled():
@@ -250,13 +250,13 @@ class _Inbound:
         try:
             link_id = next(context.link_ids)
             endpoint = await context.endpoint(link_id)
-            num_lanes = min(context.num_lanes, hello.num_lanes)
+            most_lanes = min(context.num_lanes, hello.num_lanes)
             relays = context.relays if self._encrypts_lanes(hello) else None
-            session = self._accept(link_id, endpoint, num_lanes, relays)
+            session = self._accept(link_id, endpoint, most_lanes, relays)
             await self._wait_completed(setup, session)
-            peer = self._peer(hello)
+            peer = self._peer(hello, most_lanes)
             connecting = Connecting(context, peer, link_id, confirm.endpoint, session.take())
-            terms = LaneTerms(num_lanes, session.session, session.key, relays=relays)
+            terms = LaneTerms(most_lanes, session.session, session.key, relays=relays)
             stream = self._stream
             try:
                 data = await connecting.data()
@@ -288,13 +288,15 @@ class _Inbound:
         return tls is not None and (tls.lanes or hello.encrypt_lanes is True)
 
     def _accept(
-        self, link_id: int, endpoint: bytes, num_lanes: int, relays: Relays | None
+        self, link_id: int, endpoint: bytes, most_lanes: int, relays: Relays | None
     ) -> LaneSession:
         """Send Accept, and expect the lanes of the session that it names."""
+        num_lanes = min(FIRST_LANES, most_lanes)
         session = LaneSession(num_lanes, relays)
         accept = Accept(
             session=session.session,
             num_lanes=num_lanes,
+            most_lanes=most_lanes,
             endpoint=endpoint,
             encrypt_lanes=UNSET if relays is None else True,
         )
@@ -332,7 +334,7 @@ class _Inbound:
                 waiting.cancel()
             await asyncio.gather(filling, rejecting, return_exceptions=True)
 
-    def _peer(self, hello: Hello) -> Peer:
+    def _peer(self, hello: Hello, most_lanes: int) -> Peer:
         address = self._incoming.peer
         if hello.listen is not None:
             address = (address[0], hello.listen[1])
@@ -343,6 +345,7 @@ class _Inbound:
             dialed=False,
             is_self=hello.incarnation == self._context.incarnation,
             page_proof=self._page_proof,
+            most_lanes=most_lanes,
         )
 
 

@@ -60,9 +60,11 @@ class LinkDelegate(Protocol):
         ...
 
     def missing_lanes(self, data: LinkData) -> tuple[int, int]:
-        """Return how many lanes fewer than at `connect` there are: (client lanes, server lanes).
+        """Return how many lanes fewer than needed there are: (client lanes, server lanes).
 
-        Negative if there are more. Called on the control thread: must not block.
+        Needed are those of `connect`, and more client lanes, up to `Peer.most_lanes`, once an
+        operation could have used them. Negative if there are more. Called on the control
+        thread: must not block.
         """
         ...
 

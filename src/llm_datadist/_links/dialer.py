@@ -265,6 +265,7 @@ class _Dial:
                 dialed=True,
                 is_self=welcome.incarnation == self._context.incarnation,
                 page_proof=stream.handshake.page_proof(Side.ACCEPTOR),
+                most_lanes=min(self._context.num_lanes, max(answer.num_lanes, answer.most_lanes)),
             )
             self._context.delegate.show_proof(link_id, stream.handshake.page_proof(Side.DIALER))
             return await self._complete(stream, peer, link_id, answer)
@@ -386,8 +387,8 @@ class _Dial:
         self.step = "opening lanes"
         route, relays = self._opened.route, self._agreed_relays(accept)
         lane_key = stream.handshake.lane_key()
-        terms = LaneTerms(accept.num_lanes, accept.session, lane_key, route, relays)
-        lanes = await self._open_lanes(route, terms)
+        terms = LaneTerms(peer.most_lanes, accept.session, lane_key, route, relays)
+        lanes = await self._open_lanes(route, terms, accept.num_lanes)
         self.step = "waiting for the peer to complete the link"
         connecting = Connecting(self._context, peer, link_id, accept.endpoint, lanes)
         connection, holder = stream.connection, self._request.holder
@@ -416,9 +417,9 @@ class _Dial:
         return self._context.relays if encrypted else None
 
     @staticmethod
-    async def _open_lanes(route: LaneRoute, terms: LaneTerms) -> OpenLanes:
+    async def _open_lanes(route: LaneRoute, terms: LaneTerms, num_lanes: int) -> OpenLanes:
         try:
-            return await open_lanes(route, terms, all_places(terms.num_lanes))
+            return await open_lanes(route, terms, all_places(num_lanes))
         except (OSError, EOFError) as error:
             raise SetupError(
                 _FAILED,

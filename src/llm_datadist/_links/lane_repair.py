@@ -1,4 +1,4 @@
-"""Replace lost lanes of links that are up. Loop thread only.
+"""Replace lost lanes of links that are up, and open those that come to be needed. Loop thread only.
 
 An operation that ends badly costs its lane, and lanes also break by themselves. The end that dialed
 the link opens replacements in the background. They use the lane handshake and the terms of the link
@@ -69,7 +69,7 @@ class _LinkRepair:
 
 @final
 class LaneRepair:
-    """Keeps the number of lanes of every link constant."""
+    """Opens the lanes that links are missing."""
 
     def __init__(self, context: LinkContext) -> None:
         self._context = context
@@ -114,9 +114,9 @@ class LaneRepair:
 
         Raises:
             ProtocolError: This is the accepting end, or the peer requests more lanes than the link
-                had.
+                may have.
         """
-        if link.terms.route is None or num_lanes > link.terms.num_lanes:
+        if link.terms.route is None or num_lanes > link.terms.most_lanes:
             raise ProtocolError(f"Reopen of {num_lanes} lanes")
         repair = self._repairs.get(link)
         if repair is not None:
@@ -138,7 +138,7 @@ class LaneRepair:
                 raise PeerClosedError("no lane is missing on which this end asks")
             delegate.add_lanes(link.data, [lane.detach()], [])
         else:
-            if num_server <= (1 - _MAX_SERVED_FACTOR) * link.terms.num_lanes:
+            if num_server <= (1 - _MAX_SERVED_FACTOR) * link.terms.most_lanes:
                 raise PeerClosedError("too many lanes that this end serves")
             delegate.add_lanes(link.data, [], [lane.detach()])
         repair.lane_arrived.set()
@@ -186,7 +186,7 @@ class LaneRepair:
         self._context.delegate.add_lanes(link.data, *lanes)
         repair.num_requested = max(0, repair.num_requested - len(lanes[1]))
         logger.info(
-            "reopened %d lanes to cluster %d at %s",
+            "opened %d more lanes to cluster %d at %s",
             len(lanes[0]) + len(lanes[1]),
             link.cluster_id,
             printed(link.address),

@@ -51,7 +51,7 @@ class LaneSession:
     """The lanes of a link that is being set up, on the accepting end.
 
     Args:
-        num_lanes: In each direction.
+        num_lanes: In each direction, at the start.
         relays: Encrypt their bytes; None for lanes without TLS.
 
     Attributes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, final
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, final
 
 from llm_datadist._protocol.handshake import Side
 from llm_datadist._protocol.lane_auth import LaneKeys, OpenLane
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llm_datadist._control.relay import CarriedLane, Relays
 
 __all__ = [
+    "FIRST_LANES",
     "LanePlace",
     "LaneRoute",
     "LaneSink",
@@ -27,6 +28,10 @@ __all__ = [
 OpenLanes: TypeAlias = tuple[list[OpenLane], list[OpenLane]]
 #: (end that serves requests, index)
 LanePlace: TypeAlias = tuple[Side, int]
+#: In each direction of a new link, at most. Most links never need more, and each lane costs two
+#: descriptors; an end that could use more opens them later. The second lane is for operations that
+#: follow one that has cost its lane.
+FIRST_LANES: Final = 2
 #: (family, socket address, source ip or None)
 LaneRoute: TypeAlias = tuple[int, tuple[Any, ...], str | None]
 
@@ -61,14 +66,14 @@ class LaneTerms:
     """Terms of the lanes of one link, unchanged while it is up.
 
     Attributes:
-        num_lanes: In each direction.
+        most_lanes: In each direction, once an end could use that many.
         session: Session number that the lanes name.
         key: Key that they must prove.
         route: How the dialing end reaches the other; None on the accepting end.
         relays: Encrypt their bytes; None for lanes without TLS.
     """
 
-    num_lanes: int
+    most_lanes: int
     session: bytes
     key: bytes = field(repr=False)
     route: LaneRoute | None = None

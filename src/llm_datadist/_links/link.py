@@ -38,6 +38,7 @@ class Peer:
         dialed: Whether this end opened the link.
         is_self: Whether it is this same instance; both ends of the link are in this table then,
             each with its own data.
+        most_lanes: Lanes that the link may have in each direction.
         page_proof: Proof that its published page shows for this link if it runs on this host.
     """
 
@@ -47,6 +48,7 @@ class Peer:
     dialed: bool
     is_self: bool
     page_proof: bytes = b""
+    most_lanes: int = 1
 
 
 class LinkState(Enum):

@@ -85,7 +85,7 @@ class Config:
         device: Where device memory is.
         gpu_copy: How memory of GPUs is copied.
         transfer_threads: Threads that move bytes; None for a number that depends on the cores.
-        lanes_per_link: Data connections of a link in each direction.
+        lanes_per_link: Data connections that a link may have in each direction.
         heartbeat_ms: Interval of the checks of idle links; 0 for none.
         peer_timeout_ms: How long a peer may be silent; at least twice heartbeat_ms.
         auto_relink: Whether lost links that link_clusters made are re-established.

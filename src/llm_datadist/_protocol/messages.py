@@ -150,6 +150,7 @@ class Confirm(Message, frozen=True, kw_only=True):
 class Accept(Message, frozen=True, kw_only=True):
     """The acceptor accepts the link, with `num_lanes` lanes per direction that name `session`.
 
+    Either end may ask for more later, up to `most_lanes`, or `num_lanes` if that is more.
     The session lasts as long as the link, since replacements of lost lanes name it too. All lanes
     use TLS when `encrypt_lanes` is set, which it is when either end wants that.
     """
@@ -157,6 +158,7 @@ class Accept(Message, frozen=True, kw_only=True):
     session: Session
     num_lanes: Annotated[int, Meta(ge=1, le=MAX_LANES)]
     endpoint: Endpoint
+    most_lanes: Annotated[int, Meta(ge=1, le=MAX_LANES)] = 1
     mac: Mac = b""
     encrypt_lanes: bool | UnsetType = UNSET
 
@@ -200,7 +202,7 @@ class Pong(Message, frozen=True, kw_only=True):
 
 
 class Reopen(Message, frozen=True, kw_only=True):
-    """The acceptor has lost lanes on which it sends requests: the dialer must reopen that many."""
+    """The acceptor needs more lanes on which to send requests: the dialer must open that many."""
 
     num_lanes: Annotated[int, Meta(ge=1, le=MAX_LANES)]
 

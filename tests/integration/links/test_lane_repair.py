@@ -16,7 +16,7 @@ from support.instances import Side, eventually, finalize, link, linked_sides, pa
 
 BACKENDS = ["host", "tcp"]
 TIMEOUT = LLMStatusCode.LLM_TIMEOUT
-LANES = 4
+LANES = 2  # of a new link, in each direction
 ROUNDS = 10
 SHORT_MS = 60
 HEALED_S = 5.0
@@ -215,6 +215,23 @@ def test_broken_lanes_cost_the_next_transfer_nothing_but_time(both):
         near.manager.push_blocks(far.blocks_key(), held.cache, [3], [4])
     assert np.array_equal(held.data[:, 1], own.data[:, 0])
     assert np.array_equal(own.data[:, 4], held.data[:, 3])
+
+
+@pytest.mark.parametrize("backend", ["tcp"], indirect=True)
+@pytest.mark.parametrize("dials", [False, True])
+def test_a_large_transfer_has_the_other_lanes_opened(both, dials):
+    """By whichever end dialed, at the end that needs them; they are kept as the first ones are."""
+    sides = both(lanes_per_link=5)
+    asks, asked = sides[::-1] if dials else sides
+    held, own = asks.blocks(words=1 << 15), asked.blocks(1, key=0, words=1 << 15)
+    everything = list(range(8))
+    asks.manager.pull_blocks(asked.blocks_key(), held.cache, everything, everything)
+    eventually(lambda: lanes(asks, asked.id) == 5)
+    assert lanes(asked, asks.id) == LANES
+    broken(*sides)
+    asks.manager.pull_blocks(asked.blocks_key(), held.cache, everything, everything)
+    eventually(lambda: lanes(asks, asked.id) == 5)
+    assert np.array_equal(held.data, own.data)
 
 
 @pytest.mark.expects_log("lost")

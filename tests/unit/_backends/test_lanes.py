@@ -6,12 +6,15 @@ import socket
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from llm_datadist._backends.lanes import LinkLanes
 from llm_datadist._backends.node import Node
 from llm_datadist._backends.outcomes import Code
+from llm_datadist._backends.transfer import Transfer
 from llm_datadist._protocol.lane_auth import LaneKeys, OpenLane
+from llm_datadist._types.refs import NO_REF
 
 
 def sockets(count):
@@ -102,6 +105,30 @@ def test_a_link_that_ends_is_not_kept_by_a_round_of_pings(node):
     assert answers == [[False, False]]
     for end in (*gone, *silent):
         end.close()
+
+
+def test_an_operation_that_has_waited_for_a_lane_has_more_opened(node):
+    """As many as the link may have, once."""
+    owner = Node(8)
+    keys = LaneKeys(bytes(16), bytes(16))
+    client, serving = (OpenLane(end.detach(), keys, 0) for end in socket.socketpair())
+    losses = []
+    far = LinkLanes(owner, 1, [], [serving])
+    lanes = LinkLanes(node, 1, [client], [], lambda: losses.append(lanes.missing()[0]), most=4)
+    nothing = np.zeros(1, np.uint64)
+    soon = time.monotonic_ns() + 10**10
+    transfer = Transfer(False, nothing, nothing, nothing + 8, NO_REF, (9, 9), soon)
+    answer = lanes.ask_checksum(transfer)
+    assert lanes.ping(time.monotonic_ns() + 10**6).code == Code.TIMEOUT
+    assert losses == []
+    far.serve()
+    answer()  # which has had the only lane
+    for _ in range(2):
+        assert lanes.ping(time.monotonic_ns() + 10**10).code == Code.OK
+    assert losses == [3]
+    lanes.close()
+    far.close()
+    owner.close()
 
 
 class Interrupted(Exception):

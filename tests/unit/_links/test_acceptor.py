@@ -87,11 +87,11 @@ def test_a_link_is_up_when_the_dialer_has_the_ready(net, end):
         await greet(stream, num_lanes=3, listen=("::", 6000))
         accept = await complete(a, stream)
         await serving
-        assert accept.num_lanes == 3
+        assert (accept.num_lanes, accept.most_lanes) == (2, 3)
         link = a.links[2]
         assert (link.incarnation, link.address) == (200, ("10.9.9.9", 6000))
         ((peer, endpoint, clients, servers),) = a.context.delegate.connected
-        assert (endpoint, len(clients), len(servers)) == (b"memory", 3, 3)
+        assert (endpoint, len(clients), len(servers)) == (b"memory", 2, 2)
         assert not peer.dialed
         assert a.context.index.inbounds == {}
         assert a.context.num_arriving == 0

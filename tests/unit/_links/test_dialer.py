@@ -46,7 +46,8 @@ def test_both_ends_have_the_link_and_paired_lanes(net, end):
         for context, dialed in ((a.context, True), (b.context, False)):
             ((peer, _, clients, servers),) = context.delegate.connected
             assert (peer.dialed, peer.is_self) == (dialed, False)
-            assert len(clients) == len(servers) == 3
+            assert len(clients) == len(servers) == 2
+            assert peer.most_lanes == 3
         proofs = [at.context.delegate.connected[0][0].page_proof for at in (a, b)]
         assert len(set(proofs)) == 2
 

@@ -135,7 +135,9 @@ class DataPlanes:
         heal = partial(self._links.repair_lanes, link_id)
         with self._offered_lock:
             own_ref, _ = self._offered.pop(link_id, (NO_REF, 0.0))
-        lanes = LinkLanes(self._node, link_id, client_lanes, server_lanes, heal)
+        lanes = LinkLanes(
+            self._node, link_id, client_lanes, server_lanes, heal, most=peer.most_lanes
+        )
         try:
             remote = msgspec.msgpack.decode(endpoint, type=Endpoint)
             peer_endpoint = PeerEndpoint(
@@ -211,7 +213,7 @@ class DataPlanes:
         logger.warning("link to cluster %d is slower than it could: %s", peer.cluster_id, problem)
 
     def missing_lanes(self, data: DataPlane) -> tuple[int, int]:
-        """Return how many client lanes and server lanes were lost since `connect`."""
+        """Return how many client lanes and server lanes are missing."""
         return data.lanes.missing()
 
     def add_lanes(

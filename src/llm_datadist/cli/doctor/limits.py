@@ -19,7 +19,7 @@ __all__ = ["descriptors", "locked_memory", "sizes", "stack"]
 
 _FEWEST_DESCRIPTORS = 128
 _FEW_DESCRIPTORS = 1024
-_PER_LINK = 12
+_PER_LINK = 10
 _LEAST_STACK = 256 << 10
 _LEAST_MEMORY = 1 << 30
 _MIB = 1 << 20
@@ -36,7 +36,7 @@ def _size(num_bytes: int | None) -> str:
 
 
 def descriptors() -> Iterator[Finding]:
-    """Check the limit of open files: each link needs 2 x lanes_per_link + 4."""
+    """Check the limit of open files: each link needs up to 2 x lanes_per_link + 2."""
     subject, limit = "open files", _soft(resource.RLIMIT_NOFILE)
     if limit is None:
         yield ok(subject, "unlimited")
