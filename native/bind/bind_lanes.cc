@@ -21,6 +21,7 @@
 #include "bind/casters.h"
 #include "bind/interruptible.h"
 #include "bind/released_gil.h"
+#include "lanes/initiator/look_all.h"
 #include "lanes/initiator/operations.h"
 #include "lanes/socket.h"
 #include "lanes/target/server.h"
@@ -95,6 +96,16 @@ std::pair<Outcome, nb::bytes> read_log(Lanes& lanes, std::uint64_t offset, std::
   const std::pair<Outcome, std::vector<std::byte>> result =
       interruptible([&] { return lanes.read_log(offset, size, deadline_ns); });
   return {result.first, nb::bytes(result.second.data(), result.second.size())};
+}
+
+std::pair<nb::bytes, std::vector<std::size_t>> look_all(const std::vector<Lanes*>& links) {
+  ldd::Look found;
+  {
+    const ReleasedGil release;
+    found = ldd::look_all(links);
+  }
+  const std::vector<std::uint64_t>& traffic = found.traffic;
+  return {nb::bytes(traffic.data(), traffic.size() * sizeof(std::uint64_t)), found.incomplete};
 }
 
 ldd::wire::SipKey key_of(const nb::bytes& bytes, const char* name) {
@@ -200,6 +211,14 @@ void bind_client(nb::module_& module) {
       .def("prune", &Lanes::prune, Release(),
            "Close idle lanes that the peer has closed. Returns the number of lanes that remain "
            "open.")
+      .def(
+          "need",
+          [](Lanes& lanes, std::size_t client, std::size_t served, LaneServer& server) {
+            lanes.need(client, served, server.activity(lanes.link_id()));
+          },
+          "client"_a, "served"_a, "server"_a,
+          "Say how many lanes the link needs in each direction, and which server serves its peer,\n"
+          "for look_all.")
       .def("wants_more", &Lanes::wants_more,
            "Whether an operation had to wait for a lane, or could have used more than there were.")
       .def("read", read_ranges, "local"_a, "remote"_a, "length"_a, "local_ref"_a, "cache_ref"_a,
@@ -249,6 +268,11 @@ void bind_lanes(nb::module_& module) {
   bind_socket(module);
   bind_server(module);
   bind_client(module);
+  module.def(
+      "look_all", look_all, "links"_a.noconvert(),
+      "Look at the lanes of many links, without blocking; free lanes that the peer has closed are\n"
+      "closed. Returns (native uint64 of each link that changes with each answer and each request\n"
+      "of its peer, places of links with fewer lanes than they need).");
   module.def(
       "ping_all", ping_all, "links"_a, "deadline_ns"_a,
       "Ping the peers of many links at once, on one free lane each. Returns outcomes, in order.\n"

@@ -140,9 +140,7 @@ LaneSocket adopt_lane(int fd, const LaneTerms& terms) {
 }
 
 bool LaneSocket::hung_up() const {
-  // poll(2) passes over a negative descriptor.
-  std::array<pollfd, 2> both{
-      {{own_.get(), POLLRDHUP, 0}, {carrier_.valid() ? carrier_.get() : -1, POLLRDHUP, 0}}};
+  std::array<pollfd, 2> both = hang_up_polls();
   constexpr short kGone = POLLRDHUP | POLLHUP | POLLERR | POLLNVAL;
   return ::poll(both.data(), both.size(), 0) != 0 &&
          ((both[0].revents | both[1].revents) & kGone) != 0;

@@ -3,9 +3,11 @@
 // /dev/null, which keeps the numbers valid for the objects that it inherits.
 #pragma once
 
+#include <poll.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -71,6 +73,10 @@ class LaneSocket {
   [[nodiscard]] int get() const { return own_.get(); }
   [[nodiscard]] bool valid() const { return own_.valid(); }
   [[nodiscard]] std::int64_t clock_offset_ns() const { return clock_offset_ns_; }
+  // What poll(2) needs to see that; it passes over a carrier that is not there.
+  [[nodiscard]] std::array<pollfd, 2> hang_up_polls() const {
+    return {{{own_.get(), POLLRDHUP, 0}, {carrier_.get(), POLLRDHUP, 0}}};
+  }
   // Whether the other end has closed, or the connection has failed. One system call.
   [[nodiscard]] bool hung_up() const;
   // The same for a lane with a carrier, where reads of the socket do not show it; else false, at no

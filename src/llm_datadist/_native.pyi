@@ -542,6 +542,12 @@ class Lanes:
         Close idle lanes that the peer has closed. Returns the number of lanes that remain open.
         """
 
+    def need(self, client: int, served: int, server: LaneServer) -> None:
+        """
+        Say how many lanes the link needs in each direction, and which server serves its peer,
+        for look_all.
+        """
+
     def wants_more(self) -> bool:
         """
         Whether an operation had to wait for a lane, or could have used more than there were.
@@ -634,6 +640,13 @@ class Lanes:
         """
         End running operations (CANCELLED), wait for them, close the lanes. Idempotent.
         """
+
+def look_all(links: Sequence[Lanes]) -> tuple[bytes, list[int]]:
+    """
+    Look at the lanes of many links, without blocking; free lanes that the peer has closed are
+    closed. Returns (native uint64 of each link that changes with each answer and each request
+    of its peer, places of links with fewer lanes than they need).
+    """
 
 def ping_all(links: Sequence[Lanes], deadline_ns: int) -> list[tuple[int, int, int, int]]:
     """

@@ -182,6 +182,7 @@ void OperationDriver::step_all() {
     active_.erase(active_.begin() + static_cast<std::ptrdiff_t>(i));
     moved_bytes_ += done.exchange->moved_bytes();
     if (flow == Flow::kEnd) {
+      lanes_.answered();
       const Outcome outcome = done.exchange->outcome();
       value_ = done.exchange->value();
       if (!outcome.ok()) {

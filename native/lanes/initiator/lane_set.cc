@@ -50,6 +50,18 @@ std::size_t LaneSet::prune() {
   return open_;
 }
 
+void LaneSet::add_free(std::vector<pollfd>& polled) const {
+  if (mark_.inherited()) {
+    return;
+  }
+  const std::lock_guard lock(mutex_);
+  for (const Lane& lane : free_) {
+    for (const pollfd& each : lane->socket.hang_up_polls()) {
+      polled.push_back(each);
+    }
+  }
+}
+
 LaneSet::Operation::Operation(LaneSet& lanes) : lanes_(lanes) {
   const std::lock_guard lock(lanes_.mutex_);
   ++lanes_.operations_;

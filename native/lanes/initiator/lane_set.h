@@ -2,6 +2,9 @@
 // stopped when the link ends.
 #pragma once
 
+#include <poll.h>
+
+#include <atomic>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -33,6 +36,12 @@ class LaneSet {
   // Closes free lanes that the other end has closed. Returns how many remain open, including those
   // in use.
   std::size_t prune();
+
+  // Appends what poll(2) needs to see that the peer has closed a free lane.
+  void add_free(std::vector<pollfd>& polled) const;
+  // Notes a reply of the peer, and counts them.
+  void answered() { answers_.fetch_add(1, std::memory_order_relaxed); }
+  [[nodiscard]] std::uint64_t answers() const { return answers_.load(std::memory_order_relaxed); }
 
   // One operation, for as long as it uses lanes; close() waits for it.
   class Operation {
@@ -123,6 +132,7 @@ class LaneSet {
   std::size_t operations_ = 0;
   std::atomic<bool> closing_{false};
   std::atomic<bool> wants_more_{false};
+  std::atomic<std::uint64_t> answers_{0};
 };
 
 }  // namespace ldd

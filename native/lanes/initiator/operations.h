@@ -5,12 +5,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <utility>
 #include <vector>
 
 #include "base/outcome.h"
 #include "copy/descriptors.h"
+#include "lanes/activity.h"
 #include "lanes/initiator/lane_set.h"
 
 namespace ldd {
@@ -35,6 +37,24 @@ class Lanes {
   void add(LaneSocket socket) { lanes_.add(std::make_unique<ClientLane>(std::move(socket))); }
   [[nodiscard]] std::size_t count() const { return lanes_.count(); }
   std::size_t prune() { return lanes_.prune(); }
+  // How many lanes the link needs in each direction, and what its peer asks of this process. Before
+  // look_all().
+  void need(std::size_t client, std::size_t served, std::shared_ptr<const LinkActivity> activity) {
+    const std::lock_guard lock(needs_mutex_);
+    needs_ = {client, served, std::move(activity)};
+  }
+  [[nodiscard]] bool complete() const {
+    const std::lock_guard lock(needs_mutex_);
+    return count() >= needs_.client &&
+           (needs_.activity == nullptr || needs_.activity->lanes.load() >= needs_.served);
+  }
+  // Changes with each answer and each request of the peer.
+  [[nodiscard]] std::uint64_t traffic() const {
+    const std::lock_guard lock(needs_mutex_);
+    return lanes_.answers() + (needs_.activity == nullptr ? 0 : needs_.activity->requests.load());
+  }
+  // Appends what poll(2) needs to see that the peer has closed a free lane.
+  void add_free(std::vector<pollfd>& polled) const { lanes_.add_free(polled); }
   [[nodiscard]] bool wants_more() const { return lanes_.wants_more(); }
   [[nodiscard]] std::uint64_t link_id() const { return link_id_; }
 
@@ -67,6 +87,13 @@ class Lanes {
 
   LaneSet lanes_;
   std::uint64_t link_id_;
+  struct Needs {
+    std::size_t client = 0;
+    std::size_t served = 0;
+    std::shared_ptr<const LinkActivity> activity;
+  };
+  mutable std::mutex needs_mutex_;
+  Needs needs_;
 };
 
 // A request for the CRC-32C of ranges of the target's memory, which the target's threads compute

@@ -117,6 +117,7 @@ class PingRound {
     outcomes_[ping.place] = outcome;
     ping.exchange.reset();
     if (keeps_lane) {
+      ping.link->answered();
       ping.link->give_back(std::move(ping.lane));
     } else {
       ping.link->discard(std::move(ping.lane));

@@ -41,7 +41,11 @@ bool moves_bytes(wire::Kind kind) {
 
 ServedLane::ServedLane(std::shared_ptr<ServedLinks> links, std::uint64_t link_id, LaneSocket socket,
                        IoThread& thread)
-    : links_(std::move(links)), link_id_(link_id), socket_(std::move(socket)), thread_(thread) {}
+    : links_(std::move(links)),
+      link_id_(link_id),
+      activity_(links_->activity(link_id)),
+      socket_(std::move(socket)),
+      thread_(thread) {}
 
 void ServedLane::start() {
   thread_.post([self = shared_from_this()] {
@@ -219,6 +223,7 @@ ServedLane::Progress ServedLane::begin() {
     return Progress::kClose;
   }
   links_->counts().requests.fetch_add(1, std::memory_order_relaxed);
+  activity_->requests.fetch_add(1, std::memory_order_relaxed);
   deadline_ns_ = deadline_of(*header_, request_);
   switch (header_->kind) {
     case wire::Kind::kRead:

@@ -120,6 +120,7 @@ class ServedLane final : public Served,
 
   std::shared_ptr<ServedLinks> links_;
   std::uint64_t link_id_;
+  std::shared_ptr<LinkActivity> activity_;
   LaneSocket socket_;
   IoThread& thread_;
   State state_ = State::kPrefix;

@@ -12,7 +12,9 @@ bool ServedLinks::add(std::uint64_t link_id, std::shared_ptr<ServedLane> lane) {
   if (closed_) {
     return false;
   }
-  links_[link_id].lanes.push_back(std::move(lane));
+  Link& link = links_[link_id];
+  link.lanes.push_back(std::move(lane));
+  link.activity->lanes.fetch_add(1);
   return true;
 }
 
@@ -29,8 +31,14 @@ void ServedLinks::remove(std::uint64_t link_id, const ServedLane* lane) {
   if (found != lanes.end()) {
     last = std::move(*found);
     lanes.erase(found);
+    link->second.activity->lanes.fetch_sub(1);
     lane_removed_.notify_all();
   }
+}
+
+std::shared_ptr<LinkActivity> ServedLinks::activity(std::uint64_t link_id) {
+  const std::lock_guard lock(mutex_);
+  return closed_ ? std::make_shared<LinkActivity>() : links_[link_id].activity;
 }
 
 void ServedLinks::attach_host(std::uint64_t link_id, std::shared_ptr<HostPeer> host) {

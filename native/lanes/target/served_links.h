@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "host/peer.h"
+#include "lanes/activity.h"
 #include "memory/node.h"
 
 namespace ldd {
@@ -46,6 +47,8 @@ class ServedLinks {
   bool add(std::uint64_t link_id, std::shared_ptr<ServedLane> lane);
   // The lane must no longer access memory.
   void remove(std::uint64_t link_id, const ServedLane* lane);
+  // Of a link that is served, or will be.
+  std::shared_ptr<LinkActivity> activity(std::uint64_t link_id);
   // Sets the peer's process on this host.
   void attach_host(std::uint64_t link_id, std::shared_ptr<HostPeer> host);
   // Sets a reader that is restricted to this process's landing slots for that peer.
@@ -72,6 +75,7 @@ class ServedLinks {
     std::shared_ptr<HostPeer> host;
     std::shared_ptr<HostPeer> landing;
     Offences offences;
+    std::shared_ptr<LinkActivity> activity = std::make_shared<LinkActivity>();
   };
 
   std::shared_ptr<Node> node_;

@@ -30,6 +30,9 @@ class LaneServer {
   // Closes the link's lanes. When it returns, none of their operations accesses memory any more.
   void drop_link(std::uint64_t link_id);
   [[nodiscard]] std::size_t link_lanes(std::uint64_t link_id) const;
+  [[nodiscard]] std::shared_ptr<const LinkActivity> activity(std::uint64_t link_id) {
+    return links_->activity(link_id);
+  }
   [[nodiscard]] std::map<std::string, std::uint64_t> statistics() const;
   // Returns the requests since the last call that no correct peer sends.
   std::vector<Offences> take_offences() { return links_->take_offences(); }

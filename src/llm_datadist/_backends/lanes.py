@@ -57,6 +57,9 @@ class _ClosedLanes:
     def wants_more(self) -> bool:
         return False
 
+    def need(self, *_arguments: object) -> None:
+        pass
+
     def prune(self) -> int:
         return 0
 
@@ -119,8 +122,6 @@ class LinkLanes:
         self.link_id = link_id
         self.host: _native.HostPeer | None = None
         """The reader of the peer's process, if it is on this host; its channel closes it."""
-        self.answers: int = 0
-        """Number of successful operations; not locked, so it may miss a few."""
         self._num_client = len(client_lanes)
         self._num_server = len(server_lanes)
         self._most_client = self._num_client if on_loss is None else most
@@ -130,6 +131,7 @@ class LinkLanes:
         self._client: _native.Lanes | _ClosedLanes = _native.Lanes(node.native, link_id)
         self._unserved = list(server_lanes)
         waiting = list(client_lanes)
+        self._need()
         try:
             while waiting:
                 self._client.add(_socket(waiting.pop(0)))
@@ -150,6 +152,12 @@ class LinkLanes:
         except OSError:
             self.close()
             raise
+
+    @property
+    def native(self) -> _native.Lanes | None:
+        """The native lanes on which this side is the initiator; None once they are closed."""
+        client = self._client
+        return client if isinstance(client, _native.Lanes) else None
 
     @property
     def count(self) -> int:
@@ -294,9 +302,7 @@ class LinkLanes:
 
         Unlike `ping` it waits for no lane: a link without a free lane counts as unanswered.
         """
-        clients = [
-            (link, client) for link in links if isinstance(client := link._client, _native.Lanes)
-        ]
+        clients = [(link, client) for link in links if (client := link.native) is not None]
         found = _native.ping_all([client for _, client in clients], deadline_ns)
         for (link, client), raw in zip(clients, found, strict=True):
             lost = raw[0] in _LOSSES and client.count() < link._num_client
@@ -349,7 +355,6 @@ class LinkLanes:
                 self._report_loss()
                 raise
             if outcome.code not in _LOSSES:
-                self.answers += outcome.code == Code.OK
                 if self._num_client < self._most_client and self._client.wants_more():
                     self._want_all()
                 return outcome
@@ -368,8 +373,12 @@ class LinkLanes:
         if self._on_loss is not None and self._client.count() < self._num_client:
             self._on_loss()
 
+    def _need(self) -> None:
+        self._client.need(self._num_client, self._num_server, self.node.lane_server)
+
     def _want_all(self) -> None:
         self._num_client = self._most_client
+        self._need()
         self._report_loss()
 
     def _wait_for_lane(self, deadline_ns: int) -> None:

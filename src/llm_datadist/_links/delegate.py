@@ -12,12 +12,31 @@ from typing import TYPE_CHECKING, Protocol, final
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy as np
+    import numpy.typing as npt
+
     from llm_datadist._errors import LLMStatusCode
     from llm_datadist._links.link import Link, LinkData, Peer
     from llm_datadist._protocol.lane_auth import OpenLane
     from llm_datadist._protocol.messages import DomainHello, Leave
 
-__all__ = ["Hooks", "LinkDelegate", "Refusal"]
+__all__ = ["Hooks", "LinkDelegate", "LinkWatch", "Refusal"]
+
+
+class LinkWatch(Protocol):
+    """Looks at the data planes of many links at once, some of which may have ended."""
+
+    def look(self) -> tuple[npt.NDArray[np.uint64], list[int]]:
+        """Return signs of life of all links, and places of those that have lost lanes.
+
+        The number of a link changes with each answer of the peer's data plane, and with each
+        request of the peer to that of this end. Called on the control thread: must not block.
+        """
+        ...
+
+    def ping(self, places: Sequence[int], deadline_ns: int) -> list[bool]:
+        """Ping peers' data planes at the same time; return which of them answered."""
+        ...
 
 
 class LinkDelegate(Protocol):
@@ -77,8 +96,8 @@ class LinkDelegate(Protocol):
         """
         ...
 
-    def traffic(self, data: LinkData) -> int:
-        """Return a number that changes with each answer of the peer's data plane.
+    def watch(self, links: Sequence[LinkData]) -> LinkWatch:
+        """Return what looks at these links for signs of life.
 
         Called on the control thread: must not block.
         """

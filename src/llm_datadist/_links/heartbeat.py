@@ -1,11 +1,14 @@
 """Detect peers that are frozen or cut off while nothing is sent to them. Loop thread only.
 
-One task checks every link once per period. Links on which nothing has arrived since the last check
-are pinged together, on one lane each. Native threads answer these pings, so that a busy interpreter
-at either end does not make a peer look dead, and thousands of links cost next to nothing. A peer
-that does not answer on a lane is also sent a Ping on the control connection, since its lanes may be
-broken. Its lanes are pinged again only after half of the timeout, because each unanswered ping
-costs a lane. A peer that answers nowhere until the timeout loses its link.
+One task looks at every link once per period. Native code says from which peers anything has come
+since, an answer or a request, and for thousands of links that is one call and one comparison of
+arrays. Only peers that have been silent for a while are pinged, together, on one lane each. The end
+that dialed pings first; its pings are signs of life for the other end, which then need not ping.
+Native threads answer, so that a busy interpreter at either end does not make a peer look dead.
+
+A peer that does not answer on a lane is also sent a Ping on the control connection, since its lanes
+may be broken. Its lanes are pinged again only after half of the timeout, because each unanswered
+ping costs a lane. A peer that answers nowhere until the timeout loses its link.
 
 Only time in which this process ran counts as silence: a process that was frozen itself does not
 take all its peers for dead.
@@ -14,8 +17,11 @@ take all its peers for dead.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from typing import TYPE_CHECKING, Final, final
+
+import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,9 +38,49 @@ _LINKS_PER_STEP: Final = 256
 #: within its timeout.
 _LINKS_PER_SECOND: Final = 400
 _CHECKS_PER_TIMEOUT: Final = 4
+#: Part of the timeout after which the dialing end pings a silent peer.
+_PINGS_PER_TIMEOUT: Final = 4
 _PING_SECONDS: Final = 1.0
 #: Pending pings, each of which occupies a worker. Further ones wait, which counts as no answer.
 _MAX_PINGS: Final = 8
+
+
+@final
+class _Part:
+    """Links that are checked together. All arrays have one element for each link.
+
+    Attributes:
+        traffic: What `LinkWatch.look` has found at the last check.
+        checked_at: Time of the last check.
+        silence: Seconds without anything from the peer, counting only time in which this end ran.
+        ping_after: Seconds of silence after which the lanes are pinged.
+        is_pinging: Whether a ping on the lanes is pending.
+        suspects: Places whose peers have not answered on a lane, and how many messages had come on
+            their control connections before they were sent a Ping there.
+    """
+
+    def __init__(self, context: LinkContext, links: Sequence[Link]) -> None:
+        self.links = links
+        self.watch = context.delegate.watch([link.data for link in links])
+        self.traffic = np.zeros(len(links), np.uint64)
+        self.checked_at = time.monotonic()
+        self.silence = np.zeros(len(links))
+        self.ping_after = np.zeros(len(links))
+        self.is_pinging = np.zeros(len(links), bool)
+        self.suspects: dict[int, int] = {}
+
+    def count_time(self, longest: float) -> None:
+        """Count the time since the last check as silence, but no more than `longest` seconds."""
+        now = time.monotonic()
+        self.silence += min(now - self.checked_at, longest)
+        self.checked_at = now
+
+    def take_over(self, place: int, other: _Part, old: int) -> None:
+        """Keep what another part, whose time has been counted, knows of a link."""
+        for name in ("traffic", "silence", "ping_after", "is_pinging"):
+            getattr(self, name)[place] = getattr(other, name)[old]
+        if old in other.suspects:
+            self.suspects[place] = other.suspects[old]
 
 
 @final
@@ -58,71 +104,105 @@ class Heartbeat:
         self._lose = lose
         self._timeout = context.peer_timeout_seconds
         self._pings = asyncio.Semaphore(_MAX_PINGS)
+        self._version = -1
+        self._parts: list[_Part] = []
+        self._places: dict[Link, tuple[_Part, int]] = {}
 
     async def run(self) -> None:
         """Check the links until the task is canceled."""
+        index = self._context.index
         while True:
-            links = [link for link in self._context.index.links.values() if not link.peer.is_self]
-            period = self._period(len(links))
-            step = _LINKS_PER_STEP
-            parts = [links[at : at + step] for at in range(0, len(links), step)] or [[]]
-            for part in parts:
-                silent = [link for link in part if self._check(link, period)]
-                if silent:
-                    self._context.control.spawn(self._ping(silent))
-                await asyncio.sleep(period / len(parts))
+            if self._version != index.version:
+                self._version = index.version
+                self._divide([link for link in index.links.values() if not link.peer.is_self])
+            period = self._period(len(self._places))
+            for part in self._parts:
+                self._check(part, period)
+                await asyncio.sleep(period / len(self._parts))
+            if not self._parts:
+                await asyncio.sleep(period)
 
     def _period(self, num_links: int) -> float:
         busy = min(num_links / _LINKS_PER_SECOND, self._timeout / _CHECKS_PER_TIMEOUT)
         return max(self._context.heartbeat_seconds, busy)
 
-    def _check(self, link: Link, period: float) -> bool:
-        """Check a link; return whether its lanes must be pinged."""
-        if link.lost.is_set():
-            return False
-        delegate, liveness, now = self._context.delegate, link.liveness, time.monotonic()
-        elapsed = min(now - liveness.checked_at, 2 * period)
-        liveness.checked_at = now
-        if max(delegate.missing_lanes(link.data)) > 0:
-            self._repair_lanes(link)
-        num_received = (link.conversation.num_received, delegate.traffic(link.data))
-        if num_received != liveness.num_received:
-            liveness.num_received = num_received
-            liveness.reset()
-            return False
-        liveness.silence += elapsed
-        if liveness.silence >= self._timeout and liveness.keepalive_sent:
+    def _patience(self, link: Link, period: float) -> float:
+        """Return after how much silence a peer is pinged.
+
+        The accepting end first waits for a ping of the other end.
+        """
+        seconds = self._timeout / _PINGS_PER_TIMEOUT
+        return seconds if link.peer.dialed else min(seconds + 2 * period, self._timeout / 2)
+
+    def _divide(self, links: Sequence[Link]) -> None:
+        """Divide the links into parts again, after some have come or gone."""
+        period, known, self._places = self._period(len(links)), self._places, {}
+        for part in self._parts:
+            part.count_time(2 * period)
+        self._parts = []
+        for first in range(0, len(links), _LINKS_PER_STEP):
+            part = _Part(self._context, links[first : first + _LINKS_PER_STEP])
+            self._parts.append(part)
+            for place, link in enumerate(part.links):
+                self._places[link] = part, place
+                part.ping_after[place] = self._patience(link, period)
+                if link in known:
+                    part.take_over(place, *known[link])
+
+    def _check(self, part: _Part, period: float) -> None:
+        """Check links: repair their lanes, ping those that are silent, lose the dead."""
+        part.count_time(2 * period)
+        traffic, incomplete = part.watch.look()
+        for place in incomplete:
+            if not part.links[place].lost.is_set():
+                self._repair_lanes(part.links[place])
+        part.silence[traffic != part.traffic] = 0
+        part.traffic = traffic
+        for place in list(part.suspects):
+            self._judge(part, place, period)
+        due = np.flatnonzero((part.silence >= part.ping_after) & ~part.is_pinging)
+        if len(due):
+            part.is_pinging[due] = True
+            self._context.control.spawn(self._ping(part, due.tolist()))
+
+    def _judge(self, part: _Part, place: int, period: float) -> None:
+        """Decide about a peer that has not answered a ping on a lane."""
+        link = part.links[place]
+        if link.conversation.num_received != part.suspects[place]:
+            part.silence[place] = 0
+        silence = float(part.silence[place])
+        if silence == 0 or link.lost.is_set():
+            del part.suspects[place]
+            part.ping_after[place] = self._patience(link, period)
+        elif silence >= self._timeout:
+            del part.suspects[place]
+            part.ping_after[place] = math.inf
             self._lose(
                 link,
-                f"the peer was silent for {liveness.silence:.1f} s, neither its lanes nor its "
+                f"the peer was silent for {silence:.1f} s, neither its lanes nor its "
                 "control plane answered; it is frozen or cut off",
             )
-            return False
-        return not liveness.is_pinging and liveness.silence >= liveness.ping_after
 
-    async def _ping(self, links: Sequence[Link]) -> None:
+    async def _ping(self, part: _Part, places: Sequence[int]) -> None:
         """Ping the peers' native threads over lanes; an answer ends the silence."""
+        links = [part.links[place] for place in places]
         seconds = min(_PING_SECONDS, self._timeout / 4)
-        for link in links:
-            link.liveness.is_pinging = True
         answers = [False] * len(links)
         try:
             async with self._pings:
                 deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
-                answers = await self._context.workers.run(
-                    self._context.delegate.ping_all, [link.data for link in links], deadline_ns
-                )
+                answers = await self._context.workers.run(part.watch.ping, places, deadline_ns)
         finally:
             for link, answered in zip(links, answers, strict=True):
-                link.liveness.is_pinging = False
-                if answered:
-                    link.liveness.reset()
-                else:
-                    self._unanswered(link)
+                part, place = self._places.get(link, (part, -1))
+                if place >= 0:
+                    part.is_pinging[place] = False
+                    if not answered:
+                        self._unanswered(part, place)
 
-    def _unanswered(self, link: Link) -> None:
-        liveness = link.liveness
-        liveness.ping_after = self._timeout / 2
-        if not liveness.keepalive_sent:
-            liveness.keepalive_sent = True
+    def _unanswered(self, part: _Part, place: int) -> None:
+        part.ping_after[place] = self._timeout / 2
+        link = part.links[place]
+        if place not in part.suspects and not link.lost.is_set():
+            part.suspects[place] = link.conversation.num_received
             link.conversation.send_keepalive()

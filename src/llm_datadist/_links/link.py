@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import threading
-import time
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
@@ -72,33 +71,6 @@ TRANSITIONS: Final[Mapping[LinkState, frozenset[LinkState]]] = {
 
 
 @final
-class Liveness:
-    """Heartbeat state of one link.
-
-    Attributes:
-        num_received: Messages, and answers on lanes, that had arrived at the last check.
-        checked_at: Time of the last check.
-        silence: Seconds without anything received, counting only time in which this end ran.
-        ping_after: Seconds of silence after which the lanes are pinged.
-        is_pinging: Whether a ping on the lanes is pending.
-        keepalive_sent: Whether a Ping was also sent on the control connection since then.
-    """
-
-    def __init__(self) -> None:
-        self.num_received: tuple[int, int] = (0, 0)
-        self.checked_at: float = time.monotonic()
-        self.silence: float = 0.0
-        self.ping_after: float = 0.0
-        self.is_pinging: bool = False
-        self.keepalive_sent: bool = False
-
-    def reset(self) -> None:
-        """Note that the peer has given a sign of life."""
-        self.silence = self.ping_after = 0.0
-        self.keepalive_sent = False
-
-
-@final
 class Link:
     """This instance's end of a link. Readable from any thread; only the table changes it.
 
@@ -149,7 +121,6 @@ class Link:
         self.unlink_received = self.unlinked_received = self.unlinked_sent = False
         self.answered: asyncio.Event = asyncio.Event()
         self.gone: asyncio.Event = asyncio.Event()
-        self.liveness: Liveness = Liveness()
 
     @property
     def cluster_id(self) -> int:

@@ -152,6 +152,7 @@ class LinkIndex:
 
     Attributes:
         links: Links that are up, by the peer's cluster id.
+        version: Changes with `links`.
         ends: Ends of links that are up, including mirrors, by link id.
         leaving: Links being torn down.
         mirrors: The accepting ends of links of this instance with itself.
@@ -165,6 +166,7 @@ class LinkIndex:
 
     def __init__(self) -> None:
         self.links: dict[int, Link] = {}
+        self.version: int = 0
         self.ends: dict[int, Link] = {}
         self.leaving: set[Link] = set()
         self.mirrors: set[Link] = set()
@@ -214,6 +216,7 @@ class LinkIndex:
             self.mirrors.add(link)
         else:
             self.links[link.cluster_id] = link
+            self.version += 1
             self.dead.pop(link.cluster_id, None)
             self.ends_of.pop(link.cluster_id, None)
 
@@ -222,6 +225,7 @@ class LinkIndex:
         self.ends.pop(link.link_id, None)
         if self.links.get(link.cluster_id) is link:
             del self.links[link.cluster_id]
+            self.version += 1
         self.mirrors.discard(link)
         self.leaving.add(link)
 

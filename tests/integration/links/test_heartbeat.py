@@ -215,8 +215,6 @@ def test_idle_links_live_on(near, far):
     link(local.instance, remote.address)
     found = link_of(local)
     assert not found.lost.wait(3 * TIMEOUT_S)
-    assert time.monotonic() - found.liveness.checked_at < TIMEOUT_S
-    assert found.liveness.silence < TIMEOUT_S
     assert (
         found.conversation.num_received == 0
     )  # lanes answered, which is the peer's native threads

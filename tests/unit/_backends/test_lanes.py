@@ -9,12 +9,14 @@ import time
 import numpy as np
 import pytest
 
+from llm_datadist._backends.lane_watch import LaneWatch
 from llm_datadist._backends.lanes import LinkLanes
 from llm_datadist._backends.node import Node
 from llm_datadist._backends.outcomes import Code
 from llm_datadist._backends.transfer import Transfer
 from llm_datadist._protocol.lane_auth import LaneKeys, OpenLane
 from llm_datadist._types.refs import NO_REF
+from support.instances import eventually
 
 
 def sockets(count):
@@ -179,3 +181,32 @@ def test_lanes_that_arrive_after_the_end_of_the_link_are_closed(node):
     assert not any(map(is_open, (*client, *served)))
     for end in (*client_ends, *served_ends):
         end.close()
+
+
+def test_a_watch_sees_answers_requests_and_lost_lanes(node):
+    """Of both directions: what the peer answers, and what it asks of this end."""
+    far = Node(8)
+    keys = LaneKeys(bytes(16), bytes(16))
+    pairs = [socket.socketpair() for _ in range(3)]
+    near_ends, far_ends = (
+        [OpenLane(s.detach(), keys, 0) for s in ends] for ends in zip(*pairs, strict=True)
+    )
+    near = LinkLanes(node, 1, near_ends[:2], near_ends[2:])
+    peer = LinkLanes(far, 1, far_ends[2:], far_ends[:2])
+    for end in (near, peer):
+        end.serve()
+    silent, ends = sockets(1)
+    watch = LaneWatch([near, LinkLanes(node, 2, silent, [])], ping=None)
+    seen = [watch.look()[0].tolist()]
+    for asks in (near, peer):
+        assert asks.ping(time.monotonic_ns() + 10**10).code == Code.OK
+        seen.append(watch.look()[0].tolist())
+    assert seen == [[0, 0], [1, 0], [2, 0]]
+    assert watch.look()[1] == []
+    ends[0].close()
+    assert watch.look()[1] == [1]
+    peer.close()
+    eventually(lambda: watch.look()[1] == [0, 1])
+    near.close()
+    assert LaneWatch([near], ping=None).look()[0].tolist() == [0]
+    far.close()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import concurrent.futures
 
+import numpy as np
 import pytest
 
 from llm_datadist._links.context import LinkContext
@@ -48,11 +50,28 @@ class Control:
         return asyncio.ensure_future(work)
 
 
+class Watch:
+    """A LinkWatch with what the delegate says of all its links."""
+
+    def __init__(self, delegate, links):
+        self.delegate, self.links = delegate, links
+
+    def look(self):
+        lost = max(self.delegate.missing) > 0
+        places = list(range(len(self.links))) if lost else []
+        counts = [self.delegate.count + self.delegate.answered[link] for link in self.links]
+        return np.array(counts, np.uint64), places
+
+    def ping(self, places, deadline_ns):
+        return self.delegate.ping_all([self.links[place] for place in places], deadline_ns)
+
+
 class Delegate(EmptyPlane):
     """A data plane that records its calls; `missing` is (client lanes, server lanes)."""
 
     def __init__(self):
         self.missing, self.count, self.answers = (0, 0), 0, True
+        self.answered = collections.Counter()
         self.added, self.connected, self.disconnected, self.pinged = [], [], [], []
         self.refusal = None
 
@@ -70,11 +89,12 @@ class Delegate(EmptyPlane):
         clients, servers = self.missing
         self.missing = (clients - len(client_lanes), servers - len(server_lanes))
 
-    def traffic(self, data):
-        return self.count
+    def watch(self, links):
+        return Watch(self, links)
 
     def ping_all(self, links, deadline_ns):
         self.pinged.append(list(links))
+        self.answered.update(links if self.answers else ())
         return [self.answers] * len(links)
 
     def disconnect(self, data):

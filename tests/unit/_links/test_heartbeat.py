@@ -23,7 +23,6 @@ class World:
         monkeypatch.setattr(heartbeat, "time", clock)
         loop = SimpleNamespace(sleep=self.sleep, Semaphore=asyncio.Semaphore)
         monkeypatch.setattr(heartbeat, "asyncio", loop)
-        link.liveness.checked_at = self.now
         context.index.add(link)
 
     async def sleep(self, seconds):
@@ -36,11 +35,16 @@ class World:
         self.steps = iter(steps)
 
         async def run():
-            beat = Heartbeat(self.context, self.repaired.append, self.lose)
-            await beat.run()
+            self.beat = Heartbeat(self.context, self.repaired.append, self.lose)
+            await self.beat.run()
 
         with pytest.raises(RuntimeError, match="StopIteration"):
             asyncio.run(run())
+
+    @property
+    def silence(self):
+        part, place = self.beat._places[self.link]
+        return part.silence[place]
 
     def lose(self, link, reason):
         self.lost.append((self.now, reason))
@@ -63,7 +67,7 @@ def test_an_idle_peer_that_answers_lives(world):
     world.run([lambda world: None] * 40)
     assert not world.lost
     assert world.link.conversation.keepalives == 0
-    assert len(world.context.delegate.pinged) > 20
+    assert 40 / 4 <= len(world.context.delegate.pinged) <= 40 / 2
 
 
 def test_a_silent_peer_is_pinged_sparingly_and_lost_after_the_timeout(world):
@@ -84,7 +88,49 @@ def test_time_in_which_this_process_was_frozen_is_no_silence(world):
 
     world.run([lambda world: None, freeze, lambda world: None])
     assert not world.lost
-    assert world.link.liveness.silence <= 4 * PERIOD_S
+    assert world.silence <= 4 * PERIOD_S
+
+
+def test_the_end_that_dialed_pings_first(make_context, make_link, monkeypatch):
+    """Its pings are requests, which count as signs of life at the other end."""
+    context = make_context(heartbeat_ms=1000, peer_timeout_ms=10_000)
+    world = World(context, make_link(dialed=False), monkeypatch)
+
+    def ping(world):
+        world.context.delegate.count += 1
+
+    silent = [lambda world: None] * 3
+    world.run([*silent, ping] * 10)
+    assert world.context.delegate.pinged == []
+    world.run([lambda world: None] * 8)
+    assert world.context.delegate.pinged
+
+
+@pytest.mark.parametrize("heartbeat_ms", [50, 1000, 5000])
+@pytest.mark.parametrize("dialed", [True, False])
+def test_the_bound_holds_at_either_end_for_any_period(
+    make_context, make_link, monkeypatch, heartbeat_ms, dialed
+):
+    context = make_context(heartbeat_ms=heartbeat_ms, peer_timeout_ms=10_000)
+    context.delegate.answers = False
+    world = World(context, make_link(dialed=dialed), monkeypatch)
+    world.run([lambda world: None] * (20_000 // heartbeat_ms))
+    ((lost_at, _),) = world.lost
+    period = heartbeat_ms / 1000
+    assert 100 + TIMEOUT_S <= lost_at <= 100 + TIMEOUT_S + 2 * period
+
+
+def test_what_is_known_of_a_link_outlasts_changes_of_others(world, make_link):
+    """Otherwise no peer would be lost while others come and go."""
+    world.context.delegate.answers = False
+
+    def come(world):
+        other = make_link(3 + len(world.context.index.links))
+        other.lost.set()
+        world.context.index.add(other)
+
+    world.run([come] * 13)
+    assert [at for at, _ in world.lost][:1] == [pytest.approx(100 + TIMEOUT_S, abs=2)]
 
 
 def test_lost_lanes_are_repaired(world):
@@ -110,6 +156,17 @@ def test_any_sign_of_life_ends_the_silence(world):
     assert not world.lost
 
 
+def test_a_peer_whose_control_plane_answers_lives_without_lanes(world):
+    world.context.delegate.answers = False
+
+    def pong(world):
+        world.link.conversation.num_received = world.link.conversation.keepalives
+
+    world.run([pong] * 40)
+    assert world.link.conversation.keepalives > 2
+    assert not world.lost
+
+
 def test_a_peer_is_not_lost_while_its_pings_wait_for_a_worker(world):
     async def never(call, *arguments):
         await asyncio.Event().wait()
@@ -117,17 +174,16 @@ def test_a_peer_is_not_lost_while_its_pings_wait_for_a_worker(world):
     world.context.workers = SimpleNamespace(run=never)
     world.run([lambda world: None] * 30)
     assert not world.lost
-    assert world.link.liveness.silence > TIMEOUT_S
+    assert world.silence > TIMEOUT_S
 
 
 def test_very_many_links_are_checked_in_steps(world, make_link):
     """Each link once a period, and never so many at once that the loop is long away."""
     for cluster_id in range(3, 602):
         link = make_link(cluster_id)
-        link.liveness.checked_at = world.now
         world.context.index.add(link)
-    world.run([lambda world: None] * 3)
-    assert world.now == pytest.approx(100 + 600 / 400)
+    world.run([lambda world: None] * 12)
+    assert world.now == pytest.approx(100 + 4 * 600 / 400)
     pinged = world.context.delegate.pinged[:3]
-    assert [len(links) for links in pinged] == [256, 256, 88]
+    assert sorted(len(links) for links in pinged) == [88, 256, 256]
     assert len({link for links in pinged for link in links}) == 600

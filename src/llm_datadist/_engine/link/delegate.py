@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, final
 import msgspec
 
 from llm_datadist._backends.base import Unavailable
+from llm_datadist._backends.lane_watch import LaneWatch
 from llm_datadist._backends.lanes import LinkLanes
 from llm_datadist._backends.nixl.bindings import has_rdma
 from llm_datadist._backends.node import is_of_this_process
@@ -222,9 +223,13 @@ class DataPlanes:
         """Put new lanes of a link into use."""
         data.lanes.add(client_lanes, server_lanes)
 
-    def traffic(self, data: DataPlane) -> int:
-        """Return how many operations the peer's native threads have answered."""
-        return data.lanes.answers
+    def watch(self, links: Sequence[DataPlane]) -> LaneWatch:
+        """Return what looks at the lanes of these links, and pings them."""
+
+        def ping(places: Sequence[int], deadline_ns: int) -> list[bool]:
+            return self.ping_all([links[place] for place in places], deadline_ns)
+
+        return LaneWatch([data.lanes for data in links], ping)
 
     def ping_all(self, links: Sequence[DataPlane], deadline_ns: int) -> list[bool]:
         """Return whether the native threads of each peer answer."""
