@@ -39,7 +39,9 @@ def link_ended(operation: str, link: Link, reason: str) -> LLMException:
     )
 
 
-def not_linked(operation: str, index: LinkIndex, cluster_id: int) -> LLMException:
+def not_linked(
+    operation: str, index: LinkIndex, cluster_id: int, own_cluster_id: int
+) -> LLMException:
     """Return the exception of a call that needs a link to a cluster that has none."""
     remedy = "link_clusters again"
     if (relink := index.relinks.get(cluster_id)) is not None:
@@ -52,6 +54,11 @@ def not_linked(operation: str, index: LinkIndex, cluster_id: int) -> LLMExceptio
         problem = f"its link was lost: {dead.reason}"
     elif (end := index.ends_of.get(cluster_id)) is not None:
         problem = f"its link ended: {end}"
+    elif cluster_id == own_cluster_id:
+        problem = f"that is this instance itself; {linked_clusters(index)}"
+        remedy = (
+            "give the cluster id of the peer; copy_blocks and copy_cache copy within an instance"
+        )
     else:
         problem = f"there is no link to it; {linked_clusters(index)}"
         remedy = "link_clusters first, or correct the cluster id"

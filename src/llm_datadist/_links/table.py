@@ -333,7 +333,7 @@ class LinkTable:
             return link
         if self._context.is_closed:
             raise finalized(operation, cluster_id)
-        raise not_linked(operation, self._context.index, cluster_id)
+        raise not_linked(operation, self._context.index, cluster_id, self._context.cluster_id)
 
     def links(self) -> list[Link]:
         """Return the links that are up. Never blocks."""

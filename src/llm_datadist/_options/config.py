@@ -6,6 +6,7 @@ Source: api.md 3.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, ClassVar, Final
 
 from llm_datadist._options import keys
@@ -20,6 +21,7 @@ from llm_datadist._options.properties import (
     Utilization,
 )
 from llm_datadist._types.checks import INT64_MAX, check_str, wrong_type
+from llm_datadist._types.named_calls import names_call
 
 __all__ = ["LLMConfig"]
 
@@ -258,10 +260,12 @@ class LLMConfig:
     def __init__(self) -> None:
         self._ge_options: dict[str, str] = {}
 
+    @partial(names_call, name="LLMConfig")
     def __setattr__(self, name: str, value: object) -> None:
         """Set an option; refuse a name that is none, such as a misspelled one.
 
         Raises:
+            TypeError, ValueError: The value is none that the option may have.
             AttributeError: There is no option of that name; the text has the nearest one.
         """
         if not (name.startswith("_") or hasattr(type(self), name)):

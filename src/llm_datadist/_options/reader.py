@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from llm_datadist._errors import LLMException, LLMStatusCode, fail
+from llm_datadist._options.config import LLMConfig
 from llm_datadist._types.checks import UINT64_MAX, wrong_type
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ __all__ = ["OptionReader"]
 _DIGITS = re.compile(r"-?[0-9]{1,30}", re.ASCII)
 _ADDRESS = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<v4>[^:]+)):(?P<port>[0-9]{1,5})", re.ASCII)
 _PORT_MAX = 65535
+_ATTRIBUTES = {item.key: name for name, item in LLMConfig._properties.items()}
+"""Attributes of LLMConfig, by which most programs set an option, by its key."""
 
 
 class OptionReader:
@@ -50,7 +53,9 @@ class OptionReader:
 
     def _invalid(self, source: str, problem: str, remedy: str) -> LLMException:
         text = f"{source} {problem}"
-        return fail(LLMStatusCode.LLM_PARAM_INVALID, self.operation, text, remedy)
+        attribute = _ATTRIBUTES.get(source.removeprefix("option "))
+        where = "" if attribute is None else f" (LLMConfig.{attribute})"
+        return fail(LLMStatusCode.LLM_PARAM_INVALID, self.operation, text, remedy + where)
 
     def text(self, key: str) -> str | None:
         """Return the text of an option, or None if absent; TypeError when it is not a str."""

@@ -253,7 +253,7 @@ def _outside(
 ) -> Exception:
     """Return the exception for one index that is out of range."""
     if block < 0:
-        return ValueError(f"{name}[{place}] must not be negative, got {block}")
+        return ValueError(f"{name}[{place}] must not be negative, got {block}; the first is 0")
     if block > highest or num_blocks is None:
         return ValueError(f"{name}[{place}] must be in [0, {highest}], got {block}")
     return invalid(

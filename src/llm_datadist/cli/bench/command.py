@@ -131,7 +131,7 @@ def bench(
             seconds=seconds or (_QUICK_S if quick else _USUAL_S),
         )
     except ValueError as problem:
-        typer.echo(f"error: {problem}", err=True)
+        typer.echo(f"error: bench: {problem}", err=True)
         raise typer.Exit(2) from None
     status = run_bench(given, json_file=json_file, plot_file=plot_file, verbose=verbose)
     if status:

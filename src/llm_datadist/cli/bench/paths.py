@@ -86,7 +86,7 @@ def check_installed(rival: str) -> None:
         ValueError: It is unknown, or not installed; with the command that installs it.
     """
     if rival not in RIVALS:
-        raise ValueError(f"--vs {rival}: unknown; one of {', '.join(RIVALS)}")
+        raise ValueError(f"--vs {rival}: unknown; give one of {', '.join(RIVALS)}")
     is_there = PACKAGE if rival == "nixl" else find_spec("mooncake")
     if is_there is None:
         raise ValueError(f"--vs {rival}: it is not installed: {remedy_of(rival)}")

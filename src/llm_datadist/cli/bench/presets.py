@@ -119,4 +119,4 @@ def preset(name: str) -> Preset:
     try:
         return PRESETS[name]
     except KeyError:
-        raise ValueError(f"--preset {name}: unknown; one of {', '.join(PRESETS)}") from None
+        raise ValueError(f"--preset {name}: unknown; give one of {', '.join(PRESETS)}") from None

@@ -63,7 +63,7 @@ def test_lists_are_in_a_fixed_order_where_that_matters():
         ({"block_sizes": "1G"}, "--block-size 1G: give a multiple of 8 bytes"),
         ({"prompts": "0"}, "--prompt 0: give numbers of tokens from 1"),
         ({"prompts": "many"}, "--prompt many: give numbers of tokens"),
-        ({"presets": "gpt-0"}, "--preset gpt-0: unknown; one of"),
+        ({"presets": "gpt-0"}, "--preset gpt-0: unknown; give one of"),
     ],
     ids=str,
 )

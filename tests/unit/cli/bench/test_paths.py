@@ -10,7 +10,7 @@ from llm_datadist.cli.bench.paths import PATHS, RIVALS, check_installed
     [
         ("nixl", "--vs nixl: it is not installed: pip install --no-deps nixl-cu12"),
         ("mooncake", "not installed: pip install --no-deps mooncake-transfer-engine-non-cuda"),
-        ("gds", "--vs gds: unknown; one of nixl, mooncake"),
+        ("gds", "--vs gds: unknown; give one of nixl, mooncake"),
     ],
 )
 def test_a_library_that_is_not_there_is_named_with_the_remedy(monkeypatch, name, text):

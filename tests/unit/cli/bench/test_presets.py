@@ -36,7 +36,7 @@ def test_at_least_five_models_and_one_with_a_latent_cache():
 
 
 def test_what_cannot_be_is_named_with_the_remedy():
-    with pytest.raises(ValueError, match=r"--preset gpt-0: unknown; one of llama-3.1-8b"):
+    with pytest.raises(ValueError, match=r"--preset gpt-0: unknown; give one of llama-3.1-8b"):
         preset("gpt-0")
     with pytest.raises(ValueError, match=r"--tp 3: llama-3.1-8b has 8 KV heads; give a divisor"):
         preset("llama-3.1-8b").with_tp(3)

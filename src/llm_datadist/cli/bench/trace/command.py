@@ -86,7 +86,7 @@ def trace(
             late_ms=late_ms,
         )
     except ValueError as problem:
-        typer.echo(f"error: {problem}", err=True)
+        typer.echo(f"error: bench trace: {problem}", err=True)
         raise typer.Exit(2) from None
     status = run_trace(options, json_file=json_file, verbose=verbose)
     if status:

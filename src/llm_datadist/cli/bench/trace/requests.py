@@ -32,25 +32,32 @@ class Request(msgspec.Struct, frozen=True):
     hash_ids: list[int]
 
 
+_LINE = "a line is a JSON object with timestamp (ms), input_length, output_length and hash_ids"
+
+
 def read_requests(path: Path, most: int | None = None) -> list[Request]:
     """Return the requests of a trace in order of time, `most` of them at most.
 
     Raises:
-        OSError: The file cannot be read.
-        ValueError: It has no requests, or a line is none; with its number.
+        ValueError: The file cannot be read or has no requests, or a line is none; with its number.
     """
     decoder = msgspec.json.Decoder(Request)
     requests = []
-    with path.open("rb") as lines:
+    try:
+        lines = path.open("rb")
+    except OSError as problem:
+        raise ValueError(
+            f"trace {path} cannot be read: {problem.strerror}; give a file in which {_LINE}"
+        ) from None
+    with lines:
         filled = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
         for number, line in islice(filled, most):
             try:
                 requests.append(decoder.decode(line))
             except msgspec.MsgspecError as problem:
                 raise ValueError(
-                    f"{path}, line {number}: no request: {problem}; a line is a JSON object with "
-                    "timestamp (ms), input_length, output_length and hash_ids"
+                    f"trace {path}, line {number}: no request: {problem}; {_LINE}"
                 ) from None
     if not requests:
-        raise ValueError(f"{path} has no requests")
+        raise ValueError(f"trace {path} has no requests; give a file in which {_LINE}")
     return sorted(requests, key=lambda request: request.timestamp)

@@ -115,10 +115,10 @@ def test_a_replay_in_which_every_byte_is_checked(tmp_path):
 @pytest.mark.parametrize(
     ("options", "status", "text"),
     [
-        (["/no-such-file"], 1, "/no-such-file: No such file"),
+        (["/no-such-file"], 2, "trace /no-such-file cannot be read: No such file"),
         (["x", "--path", "udp"], 2, "--path udp: unknown; give one of same-host, pool, tcp"),
         (["x", "--memory", "big"], 2, "--memory: 'big' is no size"),
-        (["x", "--preset", "gpt-0"], 2, "--preset gpt-0: unknown; one of"),
+        (["x", "--preset", "gpt-0"], 2, "--preset gpt-0: unknown; give one of"),
     ],
 )
 def test_mistakes_are_named(options, status, text):
