@@ -6,6 +6,7 @@ gives by a likely misunderstanding.
 
 import asyncio
 import inspect
+import re
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from llm_datadist import (
 )
 from llm_datadist._types.remedies import _REMEDIES
 from llm_datadist.testing import FaultPolicy, FaultRule, PeerGroup, inject_faults
+from support.first_mistakes import FIRST_MISTAKES, CommandFailed
 from support.world import Ready
 
 
@@ -181,6 +183,29 @@ MISTAKES = {
         ["not at the top level", "defined with def"],
     ),
 }
+
+
+def test_there_are_many_mistakes():
+    """The list of a trial with new users had 63."""
+    assert len(FIRST_MISTAKES) + len(MISTAKES) + len(NODES) >= 63
+    assert not FIRST_MISTAKES.keys() & (MISTAKES.keys() | NODES.keys())
+
+
+@pytest.mark.expects_log(
+    "secret", "closed", "first-generation", "no llm-datadist", "without authentication"
+)
+@pytest.mark.leaves_resources("threads of the module's instances wait for more")
+@pytest.mark.parametrize("mistake", FIRST_MISTAKES)
+def test_the_text_names_operation_subject_and_remedy(world, mistake):
+    made = FIRST_MISTAKES[mistake]
+    with pytest.raises(Exception, match=re.escape(made.operation)) as caught:
+        made.do(world)
+    text = str(caught.value)
+    is_command = isinstance(caught.value, CommandFailed)
+    assert is_command or text.startswith(made.operation), text
+    assert made.subject in text, text
+    assert made.remedy in text, text
+    assert is_command or "\n" not in text
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
