@@ -91,6 +91,38 @@ def make_deepseek(folder):
     return str(folder)
 
 
+def make_granite(folder):
+    """Write a model with states (Mamba 2) and attention in turn: two KV cache groups."""
+    import torch
+    from transformers import GraniteMoeHybridConfig, GraniteMoeHybridForCausalLM
+
+    torch.manual_seed(8)
+    config = GraniteMoeHybridConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        shared_intermediate_size=128,
+        num_hidden_layers=4,
+        layer_types=["mamba", "attention"] * 2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        mamba_n_heads=8,
+        mamba_d_head=16,
+        mamba_d_state=16,
+        mamba_n_groups=1,
+        num_local_experts=0,
+        num_experts_per_tok=0,
+        position_embedding_type="rope",
+        vocab_size=997,
+        max_position_embeddings=4096,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=None,
+        tie_word_embeddings=False,
+    )
+    GraniteMoeHybridForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    return str(folder)
+
+
 def prompt(seed, length, vocab=997):
     """Token ids of a prompt."""
     return [random.Random(seed).randrange(1, vocab) for _ in range(length)]

@@ -13,6 +13,9 @@ def request(request_id="r", tokens=range(100), params=None, **more):
         "prompt_embeds": None,
         "lora_request": None,
         "mm_features": [],
+        "sampling_params": SimpleNamespace(prompt_logprobs=None),
+        "max_tokens": 1,
+        "_all_token_ids": list(tokens),
         "num_prompt_tokens": len(tokens),
         "num_computed_tokens": len(tokens),
         "kv_transfer_params": params,
@@ -35,7 +38,16 @@ class UniformTypeKVCacheSpecs(SimpleNamespace):
 
 
 class MambaSpec(SimpleNamespace):
-    """A running state."""
+    """A running state; `one` has usual attributes."""
+
+    @classmethod
+    def one(cls, **more):
+        fields = {
+            "block_size": 32, "shapes": ((3, 4), (2, 2)), "dtypes": ("float32", "float32"),
+            "mamba_type": "MAMBA2", "mamba_cache_mode": "align", "num_speculative_blocks": 0,
+            "page_size_bytes": 128,
+        }  # fmt: skip
+        return cls(**{**fields, **more})
 
 
 class CrossAttentionSpec(SimpleNamespace):
@@ -45,10 +57,14 @@ class CrossAttentionSpec(SimpleNamespace):
 class Tensor:
     """An array with torch's names."""
 
-    def __init__(self, array, device="cpu"):
+    def __init__(self, array, device="cpu", offset=0):
         self.array = array
         self.shape = array.shape
         self.device = device
+        self._offset = offset
+
+    def storage_offset(self):
+        return self._offset
 
     def stride(self):
         return tuple(stride // self.array.itemsize for stride in self.array.strides)

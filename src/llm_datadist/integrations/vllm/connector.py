@@ -23,6 +23,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from llm_datadist.integrations.vllm.options import parse_extra_config
 from llm_datadist.integrations.vllm.scheduler.pull import PullScheduler
 from llm_datadist.integrations.vllm.scheduler.push import PushScheduler
+from llm_datadist.integrations.vllm.states import state_groups_of
 from llm_datadist.integrations.vllm.step_orders import StepOrders
 from llm_datadist.integrations.vllm.vllm_metrics import ConnectorStats, metrics_for
 from llm_datadist.integrations.vllm.worker.worker import Worker, check_parallel
@@ -83,7 +84,12 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):
         tp_size = vllm_config.parallel_config.tensor_parallel_size
         roles = {"is_producer": transfer.is_kv_producer, "is_consumer": transfer.is_kv_consumer}
         self._pulls = PullScheduler(
-            self._orders, str(transfer.engine_id), block_sizes, tp_size, **roles
+            self._orders,
+            str(transfer.engine_id),
+            block_sizes,
+            tp_size,
+            **roles,
+            state_groups=state_groups_of(kv_cache_config),
         )
         if self._options.mode == "push":
             self._pushes = PushScheduler(self._orders, block_sizes[0], tp_size, **roles)
@@ -128,9 +134,7 @@ class LLMDataDistConnector(KVConnectorBase_V1, SupportsHMA):
         return scheduler
 
     def on_new_request(self, request: Any) -> None:
-        scheduler = self._scheduler_of(request)
-        if isinstance(scheduler, PushScheduler):
-            scheduler.arrived(request)
+        self._scheduler_of(request).arrived(request)
 
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int

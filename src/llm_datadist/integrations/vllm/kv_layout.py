@@ -2,7 +2,8 @@
 
 The interior of a block is opaque. A part is a set of equally shaped tensors, each a plain run of
 blocks, indexed by the blocks of one KV cache group. Part i of a request is registered as the cache
-`key + i`. Of tensors, only `data_ptr`, `shape`, `stride` and `element_size` are used.
+`key + i`. Of tensors, only `data_ptr`, `shape`, `stride` and `element_size` are used, and of those
+of states `storage_offset`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from llm_datadist.integrations.vllm.states import describe_state, is_state, specs_of, state_problem
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 MAX_KEY = 2**63 - 1
 MAX_PARTS = 256
@@ -24,9 +27,6 @@ _TRANSFERABLE = {
     "ChunkedLocalAttentionSpec",
 }
 """Kinds of KV cache spec whose blocks hold tokens that do not depend on later ones."""
-
-_STATES = {"MambaSpec"}
-"""Kinds whose blocks hold a running state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +57,14 @@ class KVLayout:
         block_sizes: Tokens of a block, by KV cache group.
         groups: Kinds of the groups, for the compatibility check.
         rank: Index of the worker among those of its engine.
+        has_states: Whether blocks of a group hold running states.
     """
 
     parts: tuple[Part, ...]
     block_sizes: tuple[int, ...]
     groups: str
     rank: int
+    has_states: bool = False
 
     def describe(self, sizes: Sequence[tuple[int, int]] | None = None) -> str:
         """Describe the shape of the memory, without addresses and block counts.
@@ -104,8 +106,10 @@ def kv_layout_of(kv_caches: dict[str, Any], kv_cache_config: Any, rank: int) -> 
     parts: list[Part] = []
     for index, group in enumerate(groups):
         runs: dict[int, _Run] = {}
+        specs = getattr(group.kv_cache_spec, "kv_cache_specs", {})
         for layer in group.layer_names:
-            for run in _runs_of(layer, kv_caches[layer], num_blocks):
+            spec = specs.get(layer, group.kv_cache_spec)
+            for run in _runs_of(layer, kv_caches[layer], num_blocks, spec):
                 runs.setdefault(run.addr, run).layers.append(layer)
         merged = _merged(list(runs.values()))
         places = {layer: place for place, layer in enumerate(group.layer_names)}
@@ -116,8 +120,9 @@ def kv_layout_of(kv_caches: dict[str, Any], kv_cache_config: Any, rank: int) -> 
     return KVLayout(
         parts=tuple(parts),
         block_sizes=tuple(int(group.kv_cache_spec.block_size) for group in groups),
-        groups=", ".join(type(group.kv_cache_spec).__name__ for group in groups),
+        groups=", ".join(_kind_of(group.kv_cache_spec) for group in groups),
         rank=rank,
+        has_states=any(is_state(spec) for each in groups for spec in specs_of(each.kv_cache_spec)),
     )
 
 
@@ -127,35 +132,72 @@ def random_key(num_keys: int = MAX_PARTS) -> int:
 
 
 def _check_kinds(specs: Sequence[Any]) -> None:
-    kinds = [
-        [type(each).__name__ for each in getattr(spec, "kv_cache_specs", {"": spec}).values()]
-        for spec in specs
-    ]
+    groups = [specs_of(spec) for spec in specs]
+    kinds = [[type(each).__name__ for each in group] for group in groups]
     listed = "; ".join(
         f"group {index}: {', '.join(dict.fromkeys(each))}" for index, each in enumerate(kinds)
     )
-    for index, kind in ((index, kind) for index, each in enumerate(kinds) for kind in each):
+    for index, spec in ((index, spec) for index, each in enumerate(groups) for spec in each):
+        kind = type(spec).__name__
         if kind in _TRANSFERABLE:
             continue
         why = "its blocks hold something else than the KV of their tokens"
-        if kind in _STATES:
-            why = (
-                "its blocks hold the state after the prompt's last token, but a consumer computes "
-                "that token itself and needs the state before it"
+        if is_state(spec):
+            why = state_problem(spec, groups[index])
+        if why:
+            raise ValueError(
+                f"KV cache group {index} is a {kind}: {why} (the model has {listed}); or serve "
+                "this model without LLMDataDistConnector"
             )
-        raise ValueError(
-            f"KV cache group {index} is a {kind}: {why} (the model has {listed}); serve this model "
-            "without LLMDataDistConnector"
-        )
 
 
-def _runs_of(layer: str, tensor: Any, num_blocks: int) -> list[_Run]:
+def _kind_of(group_spec: Any) -> str:
+    """Describe a group's kind for the compatibility check."""
+    states = dict.fromkeys(describe_state(spec) for spec in specs_of(group_spec) if is_state(spec))
+    return "; ".join(states) or type(group_spec).__name__
+
+
+def _runs_of(layer: str, tensor: Any, num_blocks: int, spec: Any) -> list[_Run]:
     """Return the runs of blocks of one layer: one, or several if its KV is not contiguous."""
-    if str(getattr(tensor, "device", "cpu")) != "cpu":
+    tensors = list(tensor) if isinstance(tensor, (list, tuple)) else [tensor]
+    for each in tensors:
+        if str(getattr(each, "device", "cpu")) != "cpu":
+            raise ValueError(
+                f"the KV cache of {layer} is on {each.device}; this version of llm_datadist moves "
+                "host memory only: run vLLM for CPU"
+            )
+    if is_state(spec):
+        return [_run_of_states(layer, tensors, num_blocks, int(spec.page_size_bytes))]
+    return _runs_of_tokens(layer, tensor, num_blocks)
+
+
+def _run_of_states(layer: str, tensors: list[Any], num_blocks: int, page_bytes: int) -> _Run:
+    """Return the run of a layer with states, whose blocks are pages with all states of it.
+
+    A page may be padded at its end; what is in other places would be of other blocks.
+    """
+    first = min(tensors, key=lambda tensor: int(tensor.data_ptr()))
+    addr, stride_bytes = int(first.data_ptr()), first.stride()[0] * first.element_size()
+    is_page = first.storage_offset() * first.element_size() % page_bytes == 0
+    for tensor in tensors:
+        inner = sum((size - 1) * step for size, step in _inner(tensor)) + 1
+        end = int(tensor.data_ptr()) - addr + inner * tensor.element_size()
+        is_page &= tensor.shape[0] == num_blocks and end <= page_bytes
+        is_page &= tensor.stride()[0] * tensor.element_size() == stride_bytes
+    if not is_page:
         raise ValueError(
-            f"the KV cache of {layer} is on {tensor.device}; this version of llm_datadist moves "
-            "host memory only: run vLLM for CPU"
+            f"the states of {layer} are not in pages of {page_bytes} bytes, one for each of the "
+            f"{num_blocks} blocks"
         )
+    return _Run(addr, page_bytes, stride_bytes)
+
+
+def _inner(tensor: Any) -> Iterable[tuple[int, int]]:
+    """Return size and stride of the dimensions of one block."""
+    return zip(tensor.shape[1:], tensor.stride()[1:], strict=True)
+
+
+def _runs_of_tokens(layer: str, tensor: Any, num_blocks: int) -> list[_Run]:
     shape, strides = tuple(tensor.shape), tuple(tensor.stride())
     item_bytes = tensor.element_size()
     # Where the attention kernel's blocks are smaller than vLLM's, a block is several in a row.

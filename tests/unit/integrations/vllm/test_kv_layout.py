@@ -16,6 +16,7 @@ from support.vllm.objects import (
 )
 
 L, B, H, N, C = 3, 6, 2, 4, 8
+PAGE = 128
 
 
 def config(groups=None, num_blocks=B, **more):
@@ -87,13 +88,87 @@ def test_groups_over_the_same_memory():
     assert layout.parts[0].addrs[0] == layout.parts[1].addrs[0]
 
 
-def test_a_state_is_refused_with_the_kinds_of_all_groups():
+def states_of(page=PAGE, offset=0):
+    """Pages of a layer with two states, and views of both; the pages are padded."""
+    raw = np.zeros((B, page // 4), np.float32)
+    first, second = raw[:, :12].reshape(B, 3, 4), raw[:, 12:16].reshape(B, 2, 2)
+    return raw, [Tensor(first, offset=offset), Tensor(second, offset=offset + 12)]
+
+
+def with_states(spec):
+    mixed = config([["layer0", "layer2"], ["state"]])
+    mixed.kv_cache_groups[1].kv_cache_spec = spec
+    return mixed
+
+
+@pytest.mark.parametrize("offset", [0, 3 * PAGE // 4])
+def test_a_block_of_states_is_a_page_with_all_of_them(offset):
     _, tensors = layers(ORDERS["LBHNC"])
-    mixed = config([["layer0", "layer2"], ["layer1"]])
-    mixed.kv_cache_groups[1].kv_cache_spec = MambaSpec(block_size=1024)
-    with pytest.raises(ValueError, match=r"group 1 is a MambaSpec.*the state before it") as error:
-        kv_layout_of(tensors, mixed, rank=0)
+    raw, states = states_of(offset=offset)
+    layout = kv_layout_of(tensors | {"state": states}, with_states(MambaSpec.one()), rank=0)
+    assert [part.group for part in layout.parts] == [0, 1]
+    part = layout.parts[1]
+    assert (part.addrs, part.num_blocks, part.block_bytes) == ((raw.ctypes.data,), B, PAGE)
+    assert layout.has_states
+
+
+def test_states_that_equal_pages_hide_are_compared():
+    """Their types and shapes are in the facts, as a page may be padded."""
+    _, tensors = layers(ORDERS["LBHNC"])
+    _, states = states_of()
+    texts = {
+        kv_layout_of(tensors | {"state": states}, with_states(MambaSpec.one(**more)), rank=0).groups
+        for more in (
+            {},
+            {"dtypes": ("float32", "float16")},
+            {"shapes": ((4, 3), (2, 2))},
+            {"mamba_cache_mode": "none"},
+            {"mamba_type": "GDN"},
+        )
+    }
+    assert len(texts) == 5
+
+
+@pytest.mark.parametrize(
+    ("page", "offset", "said"),
+    [(PAGE, 1, PAGE), (PAGE, 0, 2 * PAGE), (PAGE, 0, 32), (PAGE, 0, 60)],
+    ids=["not at its begin", "larger", "beside each other", "too small"],
+)
+def test_states_that_are_not_in_pages_are_refused(page, offset, said):
+    _, tensors = layers(ORDERS["LBHNC"])
+    _, states = states_of(page, offset)
+    with pytest.raises(ValueError, match=r"not in pages|between blocks"):
+        kv_layout_of(
+            tensors | {"state": states}, with_states(MambaSpec.one(page_size_bytes=said)), rank=0
+        )
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({"mamba_cache_mode": "all"}, 'mamba_cache_mode "all"; write --mamba-cache-mode "align"'),
+        ({"num_speculative_blocks": 2}, "run the engine without it"),
+    ],
+)
+def test_states_that_are_kept_in_another_way_are_refused_with_the_kinds_of_all_groups(more, text):
+    _, tensors = layers(ORDERS["LBHNC"])
+    tensors["state"] = states_of()[1]
+    with pytest.raises(ValueError, match=r"group 1 is a MambaSpec") as error:
+        kv_layout_of(tensors, with_states(MambaSpec.one(**more)), rank=0)
+    assert text in str(error.value)
     assert "(the model has group 0: FullAttentionSpec; group 1: MambaSpec)" in str(error.value)
+
+
+def test_states_and_tokens_in_one_group_are_refused():
+    _, tensors = layers(ORDERS["LBHNC"])
+    tensors["state"] = states_of()[1]
+    specs = {"layer0": FullAttentionSpec(), "state": MambaSpec.one()}
+    inner = config([list(specs)])
+    inner.kv_cache_groups[0].kv_cache_spec = UniformTypeKVCacheSpecs(
+        block_size=4, kv_cache_specs=specs
+    )
+    with pytest.raises(ValueError, match="other layers of its group hold no states"):
+        kv_layout_of(tensors, inner, rank=0)
 
 
 def test_kinds_inside_of_a_group_are_named():

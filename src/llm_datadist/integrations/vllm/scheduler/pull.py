@@ -20,16 +20,20 @@ from llm_datadist.integrations.vllm.kv_transfer_params import (
     wants_remote_decode,
 )
 from llm_datadist.integrations.vllm.request_traces import trace_headers_of
+from llm_datadist.integrations.vllm.states import shorten
 from llm_datadist.integrations.vllm.step_orders import Load, StepOrders
 from llm_datadist.integrations.vllm.transfer_counts import TransferCounts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 logger: logging.Logger = logging.getLogger("llm_datadist.vllm")
 
 _NULL_BLOCK = 0
-"""vLLM's placeholder for blocks that a sliding window has left behind."""
+"""vLLM's placeholder for blocks that a sliding window has left behind, and for replaced states."""
+
+_LEAST_PROMPT = 2
+"""Tokens of a prompt of which nothing is offered with states: one would be left to load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class PullScheduler:
         tp_size: Tensor-parallel ranks of this engine.
         is_producer: Whether this engine prefills for others.
         is_consumer: Whether other engines prefill for this one.
+        state_groups: KV cache groups whose blocks hold running states.
     """
 
     def __init__(
@@ -66,8 +71,11 @@ class PullScheduler:
         *,
         is_producer: bool,
         is_consumer: bool,
+        state_groups: Collection[int] = (),
     ) -> None:
         self._orders = orders
+        self._state_groups = state_groups
+        self._prompts: dict[str, str] = {}
         self._engine_id = engine_id
         self._tp_size = tp_size
         self._block_sizes = tuple(block_sizes)
@@ -79,6 +87,23 @@ class PullScheduler:
         self._offered: dict[str, _Offered] = {}
         self._decided: set[str] = set()
         self._loading: set[str] = set()
+
+    def arrived(self, request: Any) -> None:
+        """Accept a new request; a prompt that will be offered with its state is shortened."""
+        is_sent = self._is_producer and wants_remote_decode(request.kv_transfer_params)
+        if not self._state_groups or not is_sent or request.num_prompt_tokens <= _LEAST_PROMPT:
+            return
+        prompt = prompt_digest(request)  # of the whole prompt, as the consumer has it
+        problem = "its prompt does not consist of token ids alone" if prompt is None else ""
+        problem = problem or shorten(request)
+        if problem or prompt is None:
+            logger.warning(
+                "request %s: it will not be offered, because this model has states: %s",
+                request.request_id,
+                problem,
+            )
+            return
+        self._prompts[request.request_id] = prompt
 
     def num_new_matched_tokens(self, request: Any, num_local_tokens: int) -> int:
         """Return how many tokens after the first `num_local_tokens` to load; starts nothing.
@@ -130,13 +155,14 @@ class PullScheduler:
             del self._offered[request_id]
             self._orders.dismiss.append(unused.offer)
         self._decided.discard(request_id)
+        prompt = self._prompts.pop(request_id, None)
         if request_id in self._loading:
             self._loading.discard(request_id)
             self._orders.abandon.append(request_id)
         key = self._keys.pop(request_id, None)
         if key is None:
             return False, None
-        offer = self._offer(request, key, block_ids)
+        offer = self._offer(request, key, block_ids, prompt)
         if offer is None:
             self._orders.withdraw.append(request_id)
             return False, None
@@ -159,6 +185,8 @@ class PullScheduler:
             unavailable += [dst for src, dst in needed if src == _NULL_BLOCK]
             src_blocks.append([src for src, _ in needed if src != _NULL_BLOCK])
             dst_blocks.append([dst for src, dst in needed if src != _NULL_BLOCK])
+            if group in self._state_groups and _NULL_BLOCK in pairs[-1]:
+                unavailable += [_NULL_BLOCK]  # the last state: without it nothing is of use
         return Load(request_id, offered.offer, src_blocks, dst_blocks, unavailable)
 
     def _load_unequal(
@@ -230,6 +258,11 @@ class PullScheduler:
                     f"its {len(blocks)} blocks of {block_size} tokens do not hold "
                     f"{offer.num_tokens} tokens"
                 )
+        if self._state_groups and offer.num_tokens != request.num_prompt_tokens - 1:
+            return (
+                f"it has the state after {offer.num_tokens} tokens, of a prompt of "
+                f"{request.num_prompt_tokens}; needed is that before the last token"
+            )
         return "" if self._has_block_sizes_of(offer) else self._block_size_problem(offer)
 
     def _has_block_sizes_of(self, offer: Offer) -> bool:
@@ -238,7 +271,9 @@ class PullScheduler:
     def _block_size_problem(self, offer: Offer) -> str:
         """Return why blocks of another size cannot be used, or ""."""
         why = ""
-        if len(self._block_sizes) > 1:
+        if self._state_groups:
+            why = "which must be equal for models with states"
+        elif len(self._block_sizes) > 1:
             why = "which must be equal with several KV cache groups"
         elif _NULL_BLOCK in offer.blocks[0]:
             why = "which must be equal when a sliding window has left blocks behind"
@@ -249,10 +284,15 @@ class PullScheduler:
             f"{_listed(self._block_sizes)}, {why}; run both with the same --block-size"
         )
 
-    def _offer(self, request: Any, key: int, block_ids: tuple[list[int], ...]) -> Offer | None:
+    def _offer(
+        self, request: Any, key: int, block_ids: tuple[list[int], ...], prompt: str | None
+    ) -> Offer | None:
+        """Return the offer of a request, or None; `prompt` is the digest of a shortened one."""
         num_tokens = min(request.num_prompt_tokens, request.num_computed_tokens)
-        digest = prompt_digest(request)
+        digest = prompt if self._state_groups else prompt_digest(request)
         is_usable = is_prefilled(request) and num_tokens > 1
+        if self._state_groups:  # no token may have been computed after those of the prompt
+            is_usable &= request.num_computed_tokens == request.num_prompt_tokens
         if not is_usable or digest is None or not self.ranks:
             return None
         blocks = [

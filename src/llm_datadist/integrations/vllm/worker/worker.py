@@ -77,7 +77,7 @@ class Worker:
             _check_pushable(layout.groups)
         rank_layouts = rank_layouts_of(layout, kv_caches, kv_cache_config, vllm_config)
         facts = facts_of(vllm_config, layout, rank_layouts, options.model_id, version)
-        self._has_groups = len(layout.block_sizes) > 1
+        self._fails_whole = len(layout.block_sizes) > 1 or layout.has_states
         self._instance = WorkerInstance(options, layout, rank_layouts, facts, listens=is_producer)
         self._reports: Reports = Reports() if before is None else before._reports
         parts = self._instance, self._reports
@@ -154,8 +154,9 @@ class Worker:
             self._reports.wait_while_quiet()
             ended = self._reports.take()
         # With one KV cache group, vLLM takes block numbers and keeps the blocks before the first of
-        # them; with several it takes requests, and recomputes their whole prompts.
-        if self._has_groups:
+        # them; with several it takes requests, and recomputes their whole prompts. So it must with
+        # states: there is none for the blocks that would be kept.
+        if self._fails_whole:
             self.failed_request_ids = ended.failed
         else:
             self._failed_blocks |= ended.failed_blocks
@@ -200,6 +201,6 @@ def _check_pushable(groups: str) -> None:
     if groups not in _PUSHABLE:
         raise ValueError(
             f'kv_connector_extra_config: "mode" is "push", but the KV cache of this model has the '
-            f"groups {groups}; blocks of a sliding window may be gone before they are sent: "
-            'write "mode": "pull"'
+            f"groups {groups}; blocks of a sliding window may be gone, and states replaced, before "
+            'they are sent: write "mode": "pull"'
         )

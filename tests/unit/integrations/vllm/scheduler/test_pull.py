@@ -15,8 +15,10 @@ RANK = RankAddress("192.0.2.7", 7000, 1)
 BLOCK = 32
 
 
-def scheduling(*, is_producer=True, is_consumer=True, block_sizes=(BLOCK,), num_ranks=1):
-    roles = {"is_producer": is_producer, "is_consumer": is_consumer}
+def scheduling(
+    *, is_producer=True, is_consumer=True, block_sizes=(BLOCK,), num_ranks=1, state_groups=()
+):
+    roles = {"is_producer": is_producer, "is_consumer": is_consumer, "state_groups": state_groups}
     side = PullScheduler(StepOrders(), "engine", block_sizes, num_ranks, **roles)
     side.ranks = [RANK] * num_ranks
     return side
