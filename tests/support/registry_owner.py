@@ -47,7 +47,7 @@ class Listener:
     def __init__(self):
         self.memory = []
 
-    def locate(self, operation, addrs, placement):
+    def adopt(self, operation, layout, placement):
         return None
 
     def register(self, operation, layout, placement, device):

@@ -241,6 +241,13 @@ class LLMConfig:
         *(extension)*. Unset: off.
         """
 
+    @Str(keys.HUGE_PAGES)
+    def huge_pages(self) -> str | None:
+        """Whether registered host memory is to consist of huge pages, which transfers on the same
+        host read with less processor time: "off", "advise" (as the kernel gets to it), "collapse"
+        (during the registration) *(extension)*. Unset: off.
+        """
+
     @Str(keys.NIXL_BACKEND)
     def nixl_backend(self) -> str | None:
         """Engine of NIXL, "UCX" or "LIBFABRIC" *(extension)*. Unset: UCX."""

@@ -26,6 +26,7 @@ from llm_datadist._options.settings import (
     Config,
     Device,
     GpuCopy,
+    HugePages,
     NixlEngine,
     Pool,
 )
@@ -119,6 +120,7 @@ def parse_options(options: dict[str, str], environ: Mapping[str, str] | None = N
         auto_relink=reader.switch(keys.AUTO_RELINK) is not False,
         slow_transfer_ms=reader.number(keys.SLOW_TRANSFER, 1, UINT32_MAX),
         checksum=_choice(reader, keys.CHECKSUM, get_args(Checksum), "off"),
+        huge_pages=_choice(reader, keys.HUGE_PAGES, get_args(HugePages), "off"),
         nixl_backend=_choice(reader, keys.NIXL_BACKEND, get_args(NixlEngine), "UCX"),
         nixl_params=parse_params(reader, keys.NIXL_PARAMS),
         strict_backend=reader.switch(keys.STRICT_BACKEND) or False,

@@ -16,12 +16,23 @@ if TYPE_CHECKING:
 
     from llm_datadist._errors import LLMStatusCode
 
-__all__ = ["Backend", "Checksum", "Config", "Device", "GpuCopy", "NixlEngine", "Pool", "Tls"]
+__all__ = [
+    "Backend",
+    "Checksum",
+    "Config",
+    "Device",
+    "GpuCopy",
+    "HugePages",
+    "NixlEngine",
+    "Pool",
+    "Tls",
+]
 
 Backend: TypeAlias = Literal["auto", "host", "tcp", "nixl"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 GpuCopy: TypeAlias = Literal["auto", "kernel", "engine"]
 Checksum: TypeAlias = Literal["off", "crc32c"]
+HugePages: TypeAlias = Literal["off", "advise", "collapse"]
 NixlEngine: TypeAlias = Literal["UCX", "LIBFABRIC"]
 
 
@@ -91,6 +102,7 @@ class Config:
         auto_relink: Whether lost links that link_clusters made are re-established.
         slow_transfer_ms: Duration above which a transfer is logged; None for never.
         checksum: How transfers that this instance makes are checked.
+        huge_pages: Whether the kernel is asked for huge pages in registered host memory.
         nixl_backend: Engine that NIXL uses.
         nixl_params: Parameters of that engine.
         strict_backend: Whether a link fails that cannot use the accelerated path of both hosts.
@@ -128,6 +140,7 @@ class Config:
     auto_relink: bool = True
     slow_transfer_ms: int | None = None
     checksum: Checksum = "off"
+    huge_pages: HugePages = "off"
     nixl_backend: NixlEngine = "UCX"
     nixl_params: Mapping[str, str] = field(default_factory=dict)
     strict_backend: bool = False

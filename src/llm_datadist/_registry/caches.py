@@ -415,7 +415,7 @@ class CacheRegistry:
         placement = wanted.desc.placement
         device = None
         if self._listener is not None and not wanted.allocated:
-            device = self._listener.locate(wanted.operation, wanted.addrs, placement)
+            device = self._listener.adopt(wanted.operation, layout, placement)
         listener = self._listener if wanted.accessible else None
         if listener is not None:
             listener.register(wanted.operation, layout, placement, device)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy as np
     from numpy.typing import NDArray
 
@@ -63,13 +61,13 @@ class Node(Log, Protocol):
 class MemoryListener(Protocol):
     """Registers memory with data paths that need it (an RDMA engine, for example).
 
-    Of what peers may reach; `locate` is asked about all memory of the caller.
+    Of what peers may reach; `adopt` is called for all memory of the caller.
     """
 
-    def locate(self, operation: str, addrs: Sequence[int], placement: Placement) -> int | None:
+    def adopt(self, operation: str, layout: Layout, placement: Placement) -> int | None:
         """Return the accelerator that owns the caller's memory, None for host memory.
 
-        An exception fails the registration.
+        May ask the kernel for huge pages in host memory. An exception fails the registration.
         """
 
     def register(

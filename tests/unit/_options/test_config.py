@@ -26,6 +26,7 @@ STRINGS = {
     "device": "llm.Device",
     "gpu_copy": "llm.GpuCopy",
     "checksum": "llm.Checksum",
+    "huge_pages": "llm.HugePages",
     "nixl_backend": "llm.NixlBackend",
     "nixl_params": "llm.NixlParams",
     "tls_cert": "llm.TlsCert",
@@ -322,6 +323,7 @@ def test_what_a_config_generates_parses():
     config.mem_utilization = 1e-5
     config.transfer_backend, config.device, config.link_secret = "tcp", "cpu", "s"
     config.checksum = "crc32c"
+    config.huge_pages = "advise"
     for name, value in zip(INTEGERS, (7, 9, 241, 2000, 8, 3, 5, 6, 70, 200, 40), strict=True):
         setattr(config, name, value)
     parsed = parse_options(config.generate_options(), {})
@@ -337,4 +339,4 @@ def test_what_a_config_generates_parses():
     assert (parsed.heartbeat_ms, parsed.peer_timeout_ms) == (70, 200)
     assert parsed.slow_transfer_ms == 40
     assert parsed.auto_relink is True
-    assert parsed.checksum == "crc32c"
+    assert (parsed.checksum, parsed.huge_pages) == ("crc32c", "advise")

@@ -58,6 +58,7 @@ def test_nothing_set_means_the_documented_defaults():
         auto_relink=True,
         slow_transfer_ms=None,
         checksum="off",
+        huge_pages="off",
         nixl_backend="UCX",
         nixl_params={},
         strict_backend=False,
@@ -350,6 +351,12 @@ def test_a_way_to_copy_is_one_of_the_known(text):
 def test_a_checksum_is_one_of_the_known(text):
     assert parse(Checksum=text).checksum == text
     refused(MANAGED | {"llm.Checksum": text.upper()}, "llm.Checksum", "crc32c")
+
+
+@pytest.mark.parametrize("text", ["off", "advise", "collapse"])
+def test_huge_pages_are_asked_for_in_a_known_way(text):
+    assert parse(HugePages=text).huge_pages == text
+    refused(MANAGED | {"llm.HugePages": text + "d"}, "llm.HugePages", "advise")
 
 
 @pytest.mark.parametrize("text", ["UCX", "LIBFABRIC"])

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from llm_datadist._backends.base import Unavailable
 from llm_datadist._backends.transfer import Region
+from llm_datadist._devices.cpu import ask_huge_pages
 from llm_datadist._engine.memory.accelerators import device_memory, reaches_devices
 from llm_datadist._engine.memory.drop_ranges import drop_ranges
 from llm_datadist._errors import LLMException, LLMStatusCode, fail
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from llm_datadist._backends.base import Backend
     from llm_datadist._backends.transfer import MemoryKind
     from llm_datadist._engine.instance import Lifetime
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from llm_datadist._options.settings import Config
     from llm_datadist._plan import Layout
     from llm_datadist._types import Placement
+
+logger = logging.getLogger("llm_datadist")
 
 _MANY_RANGES = 1000
 
@@ -43,14 +45,16 @@ class MemoryRegistration:
         self._links = links
         self._life = life
 
-    def locate(self, operation: str, addrs: Sequence[int], placement: Placement) -> int | None:
+    def adopt(self, operation: str, layout: Layout, placement: Placement) -> int | None:
         """Return the accelerator that owns the caller's memory, None for host memory.
+
+        Asks the kernel for huge pages in host memory if the option `huge_pages` says so.
 
         Raises:
             LLMException: LLM_PARAM_INVALID: several memories, or not what the placement says;
                 LLM_FEATURE_NOT_ENABLED: an accelerator's, and no backend moves it.
         """
-        device = device_memory(self._config, operation, addrs, placement)
+        device = device_memory(self._config, operation, layout.starts, placement)
         if device is not None and not any(map(reaches_devices, self._backends)):
             raise fail(
                 LLMStatusCode.LLM_FEATURE_NOT_ENABLED,
@@ -58,6 +62,8 @@ class MemoryRegistration:
                 f"the addresses are of GPU {device}, and this instance cannot move its memory",
                 'set llm.Device to "cuda", or transfer_backend to "nixl", before init',
             )
+        if device is None and self._config.huge_pages != "off":
+            self._ask_huge_pages(layout, self._config.huge_pages)
         return device
 
     def register(
@@ -92,6 +98,18 @@ class MemoryRegistration:
                 backend.withdraw(region)
                 self._withdraw(backend, layout)
             backend.deregister(region)
+
+    @staticmethod
+    def _ask_huge_pages(layout: Layout, how: Literal["advise", "collapse"]) -> None:
+        began = time.monotonic()
+        agreed = ask_huge_pages([(start, layout.tensor_bytes) for start in layout.starts], how)
+        logger.info(
+            "huge pages, %s: the kernel agreed for %d of %d bytes of a cache within %.3f s",
+            how,
+            agreed,
+            len(layout.starts) * layout.tensor_bytes,
+            time.monotonic() - began,
+        )
 
     def _region(self, layout: Layout, placement: Placement, device: int | None) -> Region:
         sizes = np.full(len(layout.addrs), layout.tensor_bytes, np.uint64)

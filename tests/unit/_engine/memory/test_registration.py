@@ -7,6 +7,7 @@ import pytest
 from llm_datadist import LLMException, LLMStatusCode, Placement
 from llm_datadist._backends.base import Unavailable
 from llm_datadist._engine.instance import Lifetime
+from llm_datadist._engine.memory import registration
 from llm_datadist._engine.memory.registration import MemoryRegistration
 from llm_datadist._errors import fail
 from llm_datadist._plan import Layout
@@ -44,7 +45,9 @@ class World:
         self.calls = []
         self.silent, self.broken = silent, broken
         self.life = Lifetime()
-        config = SimpleNamespace(sync_timeout_ms=1000, device_ids=(0,), device="cpu")
+        self.config = config = SimpleNamespace(
+            sync_timeout_ms=1000, device_ids=(0,), device="cpu", huge_pages="off"
+        )
         made = [Backend(name, self.calls, **options) for name, options in backends]
         self.all = [
             SimpleNamespace(
@@ -83,6 +86,19 @@ def test_a_refusal_undoes_what_was_registered():
         world.memory.register("register_cache", LAYOUT, Placement.DEVICE, None)
     assert raised.value.status_code is S.LLM_FAILED
     assert world.calls == [("register", "tcp"), ("deregister", "tcp")]
+
+
+@pytest.mark.parametrize("how", ["off", "advise", "collapse"])
+def test_huge_pages_are_asked_for_as_the_option_says(monkeypatch, how):
+    asked = []
+    monkeypatch.setattr(
+        registration, "ask_huge_pages", lambda ranges, how: asked.append((ranges, how)) or 0
+    )
+    world = World(TCP)
+    world.config.huge_pages = how
+    assert world.memory.adopt("register_cache", LAYOUT, Placement.DEVICE) is None
+    ranges = [(0x10000, 1024), (0x20000, 1024)]
+    assert asked == ([] if how == "off" else [(ranges, how)])
 
 
 def test_peers_that_read_by_themselves_are_asked_to_stop():
