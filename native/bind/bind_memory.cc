@@ -175,6 +175,17 @@ void bind_node(nb::module_& module) {
           "index"_a, "value"_a, nb::call_guard<ReleasedGil>(),
           "Kill the entry, wait, and make it live again. Returns the new value, 0 if it was not "
           "live.")
+      .def(
+          "suspend_entry",
+          [](Node& node, std::uint64_t index, std::uint64_t value) {
+            return node.entries().suspend({index, value});
+          },
+          "index"_a, "value"_a, nb::call_guard<ReleasedGil>(),
+          "Kill the entry and wait, as close_entry(), but keep it for resume_entry().")
+      .def(
+          "resume_entry",
+          [](Node& node, std::uint64_t index) { return node.entries().resume(index); }, "index"_a,
+          "Make a suspended entry live again. Returns the new value.")
       .def("touch", touch, "addresses"_a, "length"_a, "entry_ref"_a, "deadline_ns"_a,
            "Bring pages of an entry into memory, on a thread of the library.\n\n"
            "Returns (code, errno, index, 0): OK, LOCAL_GONE, LOCAL_FAULT or DENIED (outside the\n"

@@ -6,12 +6,13 @@
 
 namespace nb = nanobind;
 
-void bind_memory(nb::module_& module);     // Node, Segment
-void bind_copy(nb::module_& module);       // copy, threads
-void bind_cuda(nb::module_& module);       // GPUs
-void bind_gpu_event(nb::module_& module);  // GPUs
-void bind_host(nb::module_& module);       // HostPeer
-void bind_lanes(nb::module_& module);      // Lanes, serving
+void bind_memory(nb::module_& module);      // Node, Segment
+void bind_copy(nb::module_& module);        // copy, threads
+void bind_cuda(nb::module_& module);        // GPUs
+void bind_gpu_event(nb::module_& module);   // GPUs
+void bind_gpu_memory(nb::module_& module);  // their pools, pinned memory
+void bind_host(nb::module_& module);        // HostPeer
+void bind_lanes(nb::module_& module);       // Lanes, serving
 void bind_cancellation(nb::module_& module);
 
 namespace {
@@ -61,6 +62,7 @@ NB_MODULE(_native, module) {
   bind_copy(module);
   bind_cuda(module);
   bind_gpu_event(module);
+  bind_gpu_memory(module);
   bind_host(module);
   bind_lanes(module);
   bind_cancellation(module);

@@ -26,6 +26,17 @@ std::optional<int> fact(const Driver& driver, PointerFact which, Address address
   return result == Result::kSuccess ? std::optional(value) : std::nullopt;
 }
 
+// Finds the allocation, or the mapping of virtual memory, that has an address.
+bool find_extent(const Driver& driver, Address address, Address& begin, std::size_t& size) {
+  if (driver.mem_get_address_range(&begin, &size, address) == Result::kSuccess) {
+    return true;
+  }
+  const auto get = [&](void* value, PointerFact which) {
+    return driver.pointer_get_attribute(value, which, address) == Result::kSuccess;
+  };
+  return get(&begin, PointerFact::kMappingBegin) && get(&size, PointerFact::kMappingSize);
+}
+
 }  // namespace
 
 Device* Device::find(const Driver& driver, int ordinal, std::string& problem) {
@@ -132,8 +143,7 @@ std::optional<int> device_of(const Driver& driver, Address address) {
 
 bool AllocationCheck::contains(Address address, std::uint64_t size) {
   return known(address, size) ||
-         (driver_.mem_get_address_range(&begin_, &size_, address) == Result::kSuccess &&
-          known(address, size));
+         (find_extent(driver_, address, begin_, size_) && known(address, size));
 }
 
 std::vector<Uuid> identities(const Driver& driver) {

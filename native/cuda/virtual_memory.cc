@@ -96,8 +96,8 @@ Reservation::~Reservation() {
   if (current.result() != Result::kSuccess) {
     return;
   }
-  while (!mapped_.empty()) {
-    unmap(mapped_.begin()->first);
+  for (const auto& [offset, size] : mapped_) {
+    driver.mem_unmap(begin_ + offset, size);
   }
   driver.mem_address_free(begin_, size_);
 }
@@ -123,9 +123,11 @@ Result Reservation::unmap(std::size_t offset) {
   if (found == mapped_.end()) {
     return Result::kInvalidValue;
   }
-  const auto [begin, size] = *found;
-  mapped_.erase(found);
-  return device_.driver().mem_unmap(begin_ + begin, size);
+  const Result result = device_.driver().mem_unmap(begin_ + offset, found->second);
+  if (result == Result::kSuccess) {
+    mapped_.erase(found);
+  }
+  return result;
 }
 
 // Mappings of virtual memory have rights of their own: those of peer access do not apply to them.

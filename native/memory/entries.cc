@@ -119,14 +119,18 @@ bool Entries::close(Ref ref) {
   return true;
 }
 
-std::uint64_t Entries::reopen(Ref ref) {
+std::uint64_t Entries::reopen(Ref ref) { return suspend(ref) ? resume(ref.index) : 0; }
+
+bool Entries::suspend(Ref ref) {
   const std::shared_ptr<Entry> entry = find(ref);
-  if (entry == nullptr || !kill_and_drain(ref, entry)) {
-    return 0;
-  }
+  return entry != nullptr && kill_and_drain(ref, entry);
+}
+
+std::uint64_t Entries::resume(std::uint64_t index) {
   const std::unique_lock lock(mutex_);
-  const std::uint64_t value = published_.revive_guard(ref.index);
-  index_ranges(*entry);
+  const Entry& entry = *entries_.at(index);
+  const std::uint64_t value = published_.revive_guard(index);
+  index_ranges(entry);
   return value;
 }
 

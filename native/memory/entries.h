@@ -88,6 +88,10 @@ class Entries {
   // Kills the guard, waits, and makes the entry live again. Returns the new value, 0 if it was not
   // live.
   std::uint64_t reopen(Ref ref);
+  // The two halves of reopen(), for what must happen while no thread accesses the memory. A
+  // suspended entry is not live; it must be resumed. False if it was not live at that value.
+  bool suspend(Ref ref);
+  std::uint64_t resume(std::uint64_t index);
   // Returns the live entry of `ref`, or null.
   [[nodiscard]] std::shared_ptr<Entry> find(Ref ref) const;
   // Returns an accessible live entry that contains the range, and its value; for raw addresses.

@@ -116,6 +116,14 @@ class Node:
         Kill the entry, wait, and make it live again. Returns the new value, 0 if it was not live.
         """
 
+    def suspend_entry(self, index: int, value: int) -> bool:
+        """
+        Kill the entry and wait, as close_entry(), but keep it for resume_entry().
+        """
+
+    def resume_entry(self, index: int) -> int:
+        """Make a suspended entry live again. Returns the new value."""
+
     def touch(
         self,
         addresses: numpy.typing.NDArray[numpy.uint64],
@@ -332,6 +340,48 @@ class GpuEvent:
         Returns (code, errno, index, moved_bytes): OK, TIMEOUT, CANCELLED, LOCAL_FAULT for an error of
         the GPU's memory, SYSTEM for another one.
         """
+
+class GpuPool:
+    """Memory of a GPU that other processes can map."""
+
+    @property
+    def address(self) -> int:
+        """Its first byte."""
+
+    @property
+    def size(self) -> int:
+        """Bytes, a multiple of what the driver allocates."""
+
+    @property
+    def piece_bytes(self) -> int:
+        """
+        Bytes of each allocation of which it consists; the last one may be shorter.
+        """
+
+    def replace(self, begins: Sequence[int], sizes: Sequence[int]) -> tuple[bool, str]:
+        """
+        Put new memory behind the allocations that have bytes of the ranges; keep all other bytes.
+
+        No work with the pool may be in progress. Returns (whether the GPU is full, why it was not possible
+        or ""); then nothing has changed.
+        """
+
+    def close(self) -> None:
+        """Free the memory, which must not be in use any more. Idempotent."""
+
+def make_gpu_pool(ordinal: int, size: int) -> tuple[GpuPool, bool, str]:
+    """Return (pool or None, whether the GPU is full, why there is none)."""
+
+def gpu_memory(ordinal: int) -> tuple[int, int]:
+    """Return the free and all bytes of a GPU's memory."""
+
+def pin_host_memory(ordinal: int, address: int, size: int) -> str:
+    """
+    Pin host memory for all GPUs, by the context of one; return why not, or "".
+    """
+
+def unpin_host_memory(ordinal: int, address: int) -> None:
+    """Undo it, before the memory is unmapped."""
 
 class HostPeer:
     """

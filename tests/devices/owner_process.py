@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llm_datadist import MemInfo, Memtype
 from support.gpu import Gpu, VirtualGpu, load
-from support.gpu_caches import SHAPE, cache_on
+from support.gpu_caches import EVERY, POOL, SHAPE, Pooled, cache_on
 from support.instances import Side, pattern
 
 
@@ -20,7 +20,7 @@ class Owner:
             "virtual": VirtualGpu(driver),
             "unshareable": VirtualGpu(driver, exportable=False),
         }
-        self.side = Side(1, backend, device="cuda")
+        self.side = Side(1, backend, device="cuda", mem_pool_cfg=POOL)
         self.cache = None
 
     def register(self, where, seed):
@@ -32,9 +32,26 @@ class Owner:
         self.side.manager.unregister_cache(self.cache.cache.cache_id)
         self.side.held.clear()
 
+    def allocate(self, seed):
+        self.cache = Pooled(self.side, self.gpus["gpu"], seed, key=0)
+
+    def deallocate(self):
+        self.side.manager.deallocate_blocks_cache(self.cache.cache)
+
+    def remap_another(self, seed):
+        """Remap a cache of the same pool; return whether it is new, and the first one as it was."""
+        other = Pooled(self.side, self.gpus["gpu"], seed=9)
+        self._remap(other.cache.tensor_addrs, SHAPE[1] * SHAPE[2] * 8)
+        found = [bool((other.data != pattern(SHAPE, 9)).any()), self.holds(seed, EVERY)]
+        self.side.manager.deallocate_blocks_cache(other.cache)
+        return found
+
     def clean(self):
-        """Unregister and free, so that the driver gives the same addresses again."""
+        """End the cache and free, so that the driver gives the same addresses again."""
         self.side.clean()
+        if isinstance(self.cache, Pooled):
+            self.deallocate()
+        self.cache = None
         for gpu in self.gpus.values():
             gpu.close()
 
@@ -43,15 +60,21 @@ class Owner:
         for address in self.cache.addresses:
             self.gpus["virtual"].replace(address)
         self.cache.data = pattern(SHAPE, seed)
-        sizes = [(address, self.cache.tensor_bytes) for address in self.cache.addresses]
+        self._remap(self.cache.addresses, self.cache.tensor_bytes)
+
+    def _remap(self, addresses, size):
         device = Memtype.MEM_TYPE_DEVICE
-        self.side.manager.remap_registered_memory([MemInfo(device, *each) for each in sizes])
+        infos = [MemInfo(device, each, size) for each in addresses]
+        self.side.manager.remap_registered_memory(infos)
 
     def descriptors(self):
         return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
     def holds(self, seed, order):
         return bool((self.cache.data == pattern(SHAPE, seed)[:, order]).all())
+
+    def holds_at(self, seed, order):
+        return bool((self.cache.data[:, order] == pattern(SHAPE, seed)).all())
 
 
 def main():

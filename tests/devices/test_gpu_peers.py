@@ -113,14 +113,16 @@ def test_a_call_of_the_driver_that_hangs(owner, user, gpu, stand_in):
     assert (target.data == pattern(SHAPE, 3)).all()
 
 
+@pytest.mark.parametrize("where", ["gpu", "virtual"])
 @pytest.mark.expects_log("link to cluster 1 .* lost")
-def test_a_peer_that_dies_during_a_pull(driver, gpu, stand_in):
+def test_a_peer_that_dies_during_a_pull(driver, gpu, stand_in, where):
     """What it had stays mapped, and does not count."""
+    before = stand_in.num_virtual()
     dying = OwnerProcess()
     user = Side(2, "host", device="cuda", sync_kv_timeout=20_000)
     try:
         link(user.instance, dying.address)
-        dying.ask("register", "gpu", 3)
+        dying.ask("register", where, 3)
         target = OnGpu(user, gpu)
         stand_in.delay(200_000)
         threading.Timer(0.1, dying.process.kill).start()
@@ -130,11 +132,13 @@ def test_a_peer_that_dies_during_a_pull(driver, gpu, stand_in):
         stand_in.reset()
         finalize(user)
         dying.close()
+    assert stand_in.num_virtual() == before
 
 
-def test_the_owner_unregisters_during_a_pull(owner, user, gpu, stand_in):
+@pytest.mark.parametrize("where", ["gpu", "virtual"])
+def test_the_owner_unregisters_during_a_pull(owner, user, gpu, stand_in, where):
     """The mapping goes before the call of the owner returns."""
-    owner.ask("register", "gpu", 3)
+    owner.ask("register", where, 3)
     target = OnGpu(user, gpu)
     stand_in.delay(200_000)
     ended = threading.Timer(0.1, owner.ask, ["unregister"])

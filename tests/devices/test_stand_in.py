@@ -31,9 +31,10 @@ def test_with_an_engine():
 
 
 @pytest.mark.slow
-def test_links_of_one_host():
+@pytest.mark.parametrize("path", sorted(HERE.glob("test_gpu_*.py")), ids=lambda path: path.stem)
+def test_links_of_one_host(path):
     """Strict: nothing but the driver can read the memory."""
-    passed, output = run_tests([str(each) for each in sorted(HERE.glob("test_gpu_*.py"))], 110)
+    passed, output = run_tests([str(path)], 110)
     assert passed, output
     assert "skipped" not in output
 

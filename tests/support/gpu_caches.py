@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 
 from llm_datadist import CacheDesc, DataType, Placement
@@ -11,6 +13,30 @@ TENSORS, UNITS, WORDS = 2, 64, 8192  # 8 MiB: more than a slot holds with what c
 SHAPE = (TENSORS, UNITS, WORDS)
 ORDER = [int(at) for at in np.random.default_rng(1).permutation(UNITS)]
 EVERY = list(range(UNITS))
+POOL = json.dumps({"memory_size": 48 << 20, "page_shift": 16})
+
+
+def desc(placement=Placement.DEVICE, units=UNITS):
+    return CacheDesc(TENSORS, [units, WORDS], DataType.DT_UINT64, placement)
+
+
+class Pooled:
+    """A blocks cache from a pool of a GPU."""
+
+    def __init__(self, side, gpu, seed=0, key=None):
+        self._gpu = gpu
+        name = None if key is None else side.blocks_key(key)
+        self.cache = side.manager.allocate_blocks_cache(desc(), name)
+        self.data = pattern(SHAPE, seed) if seed else zeros(*SHAPE)
+
+    @property
+    def data(self):
+        return np.stack([self._gpu.read(each, SHAPE[1:]) for each in self.cache.tensor_addrs])
+
+    @data.setter
+    def data(self, words):
+        for address, tensor in zip(self.cache.tensor_addrs, words, strict=True):
+            self._gpu.write(address, tensor)
 
 
 class OnGpu:

@@ -55,6 +55,8 @@ class Node:
         self.show_proof: Callable[[tuple[int, int], bytes], None] = self.native.show_proof
         self.close_entry: Callable[[int, int], bool] = self.native.close_entry
         self.reopen_entry: Callable[[int, int], int] = self.native.reopen_entry
+        self.suspend_entry: Callable[[int, int], bool] = self.native.suspend_entry
+        self.resume_entry: Callable[[int], int] = self.native.resume_entry
         self.guard: Callable[[int], int] = self.native.guard
         self.consumed: Callable[[], list[tuple[int, int]]] = self.native.consumed
 

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
     from llm_datadist._types.streams import StreamPoint
 
-__all__ = ["DriverUnavailable", "StreamEvent", "device_of", "load_driver", "warn_without_kernels"]
+__all__ = [
+    "DriverUnavailable",
+    "GpuPoolMemory",
+    "PinnedMemory",
+    "StreamEvent",
+    "device_of",
+    "load_driver",
+    "warn_without_kernels",
+]
 
 logger = logging.getLogger("llm_datadist")
 
@@ -112,3 +120,97 @@ class StreamEvent:
     def wait(self, deadline_ns: int) -> tuple[int, int, int, int]:
         """Wait, GIL released; return (code, errno, index, moved_bytes)."""
         return self._native.wait(deadline_ns)
+
+
+class GpuPoolMemory:
+    """Memory of one pool on a GPU, which peers on this host can map.
+
+    Args:
+        size: Bytes, at least; all of them are taken at once.
+        ordinal: The GPU.
+
+    Raises:
+        DriverUnavailable: There is no such GPU, or it or its driver has no virtual memory.
+        MemoryError: The GPU has less free memory; the text has the numbers.
+    """
+
+    def __init__(self, size: int, ordinal: int) -> None:
+        count = len(_native.gpu_identities())
+        if ordinal >= count:
+            gpus = "1 GPU, number 0" if count == 1 else f"{count} GPUs, 0 to {count - 1}"
+            raise DriverUnavailable(f"there is no GPU {ordinal}: this process sees {gpus}")
+        pool, is_full, problem = _native.make_gpu_pool(ordinal, size)
+        if is_full:
+            raise MemoryError(
+                f"{size} bytes asked of GPU {ordinal}, which has {_memory_of(ordinal)}"
+            )
+        if pool is None:
+            raise DriverUnavailable(problem)
+        self._pool: _native.GpuPool | None = pool
+        self.ordinal = ordinal
+        self.address: int = pool.address
+        self.size: int = pool.size
+
+    def pieces(self, address: int, size: int) -> tuple[int, int] | None:
+        """Return (address, size) of the allocations that have bytes of a range; None: none have."""
+        pool = self._pool
+        begin, end = max(address, self.address), min(address + size, self.address + self.size)
+        if pool is None or begin >= end:
+            return None
+        unit = pool.piece_bytes
+        first = self.address + (begin - self.address) // unit * unit
+        last = min(self.address - (self.address - end) // unit * unit, self.address + self.size)
+        return first, last - first
+
+    def replace(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Put new memory behind the allocations that have bytes of (address, size) ranges.
+
+        Nothing may use these allocations meanwhile. Their other bytes are kept; those of the ranges
+        have any value afterwards.
+
+        Raises:
+            MemoryError: The GPU has less free memory. Nothing has changed.
+            DriverUnavailable: The driver refuses. Nothing has changed.
+        """
+        assert self._pool is not None
+        begins, sizes = ([each[at] for each in ranges] for at in (0, 1))
+        is_full, problem = self._pool.replace(begins, sizes)
+        if is_full:
+            raise MemoryError(f"{problem}; GPU {self.ordinal} has {_memory_of(self.ordinal)}")
+        if problem:
+            raise DriverUnavailable(problem)
+
+    def close(self) -> None:
+        """Free the memory; its addresses become invalid. Idempotent."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+
+class PinnedMemory:
+    """Host memory that GPUs reach without the driver's own buffers, from here to `close`.
+
+    Args:
+        address, size: Of the memory, which must be mapped until `close`.
+        ordinal: A GPU of this process; the others reach the memory as well.
+
+    Raises:
+        MemoryError: The driver refuses.
+    """
+
+    def __init__(self, address: int, size: int, ordinal: int) -> None:
+        problem = _native.pin_host_memory(ordinal, address, size)
+        if problem:
+            raise MemoryError(f"{size} bytes cannot be pinned: {problem}")
+        self._pinned: tuple[int, int] | None = (ordinal, address)
+
+    def close(self) -> None:
+        """Let the driver forget the memory. Idempotent."""
+        if self._pinned is not None:
+            _native.unpin_host_memory(*self._pinned)
+            self._pinned = None
+
+
+def _memory_of(ordinal: int) -> str:
+    free, total = _native.gpu_memory(ordinal)
+    return f"{free} bytes free of {total}"

@@ -75,7 +75,7 @@ class Engine:
 
     def __init__(self, cluster_id: int, config: Config) -> None:
         if config.device == "cuda":
-            check_cuda(config)
+            check_cuda()
         self.cluster_id = cluster_id
         self.config = config
         incarnation = secrets.randbits(63) | 1
@@ -86,8 +86,7 @@ class Engine:
         self._pools = MemoryPools()
         self.node: Node = _published(incarnation, config)
         try:
-            self._pools.add("mem_pool_cfg", config.device_pool, Placement.DEVICE)
-            self._pools.add("host_mem_pool_cfg", config.host_pool, Placement.HOST)
+            self._add_pools(config)
             self._pools.add(keys.FLOW_GRAPH_MEM_MAX_SIZE, config.shared_pool, *Placement)
             offer = _backends(config, self.node, self._pools)
             self.backends: list[Backend] = list(offer.backends)
@@ -105,6 +104,15 @@ class Engine:
             self._release_memory()
             raise
 
+    def _add_pools(self, config: Config) -> None:
+        if config.device != "cuda":
+            self._pools.add("mem_pool_cfg", config.device_pool, Placement.DEVICE)
+        self._pools.add("host_mem_pool_cfg", config.host_pool, Placement.HOST)
+        if config.device == "cuda":
+            ordinal = config.device_ids[0]
+            self._pools.add_device("mem_pool_cfg", config.device_pool, ordinal)
+            self._pools.pin("host_mem_pool_cfg", ordinal)
+
     def _compose(self, data_planes: DataPlanes) -> None:
         """Make the parts, lower ones first, and connect those that call upwards."""
         instance = Instance(
@@ -117,7 +125,7 @@ class Engine:
             self._life,
         )
         self.fault_marks: FaultMarks = FaultMarks(instance)
-        self._remap = Remap(instance, self.fault_marks)
+        self._remap = Remap(instance, self.fault_marks, self._pools.on_gpus)
         self.remap: Callable[[tuple[MemInfo, ...]], None] = self._remap.run
         self.lender: Lender = Lender(instance)
         self.borrower: Borrower = Borrower(instance)

@@ -67,12 +67,12 @@ class LLMConfig:
     @Str(keys.MEM_POOL)
     def mem_pool_cfg(self) -> str | None:
         """Device pool, a JSON object: memory_size in bytes > 0; page_shift in [10, 31), 16 if left
-        out. Unset: no device pool.
+        out. Memory of GPU device_id if device is "cuda", else of the host. Unset: no device pool.
         """
 
     @Str(keys.HOST_MEM_POOL)
     def host_mem_pool_cfg(self) -> str | None:
-        """Host pool, as mem_pool_cfg. Unset: no host pool."""
+        """Host pool, as mem_pool_cfg; pinned for GPUs if device is "cuda". Unset: no host pool."""
 
     @Str(keys.LOCAL_COMM_RES)
     def local_comm_res(self) -> str | None:

@@ -12,6 +12,7 @@ Peers consume keys without this process taking part; `reap` turns that into hold
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, final
 
 from llm_datadist._errors import LLMStatusCode, fail, finalized, invalid
@@ -336,12 +337,33 @@ class CacheRegistry:
         for local in caches:
             with local.transition:
                 value = self._node.reopen_entry(*local.ref)
-                if value == 0:
-                    continue
-                with self._lock:
-                    local.ref = (local.ref[0], value)
-                    if local.cache_id in self._caches:
-                        self._tables.directory.remap(local.cache_id, value)
+                if value != 0:
+                    self._renew(local, value)
+
+    def remap_around(self, caches: Sequence[LocalCache], replace: Callable[[], None]) -> None:
+        """As `remap`, and put other memory under the caches while none of them is accessed.
+
+        Args:
+            caches: All live ones that have memory which `replace` exchanges. One call at a time.
+            replace: May raise; the caches live on with new entries all the same.
+        """
+        self._settle()  # those that had left the tables before, and may be accessed still
+        with ExitStack() as held:
+            for local in caches:
+                held.enter_context(local.transition)
+            paused = [local for local in caches if self._node.suspend_entry(*local.ref)]
+            try:
+                replace()
+            finally:
+                for local in paused:
+                    self._renew(local, self._node.resume_entry(local.ref[0]))
+
+    def _renew(self, local: LocalCache, value: int) -> None:
+        """Note the new value of a cache's entry, and publish it if the cache is in the tables."""
+        with self._lock:
+            local.ref = (local.ref[0], value)
+            if local.cache_id in self._caches:
+                self._tables.directory.remap(local.cache_id, value)
 
     def close(self) -> None:
         """Forget all caches; final when it returns. Nothing can be registered any more."""
@@ -383,6 +405,11 @@ class CacheRegistry:
                 f"there is no pool of {desc.placement} memory",
                 f"set {self._pool_options[desc.placement]} before init",
             )
+        with pool.publication if pool.device is not None else nullcontext():
+            return self._allocate_from(pool, wanted)
+
+    def _allocate_from(self, pool: Pool, wanted: Wanted) -> Cache:
+        desc = wanted.desc
         try:
             try:
                 addrs = pool.allocate(desc.tensor_bytes, desc.num_tensors)
@@ -413,7 +440,7 @@ class CacheRegistry:
     def _publish(self, wanted: Wanted) -> Cache:
         layout = cache_layout(wanted.desc, wanted.addrs, is_blocks=wanted.is_blocks)
         placement = wanted.desc.placement
-        device = None
+        device = self._pools[placement].device if wanted.allocated else None
         if self._listener is not None and not wanted.allocated:
             device = self._listener.adopt(wanted.operation, layout, placement)
         listener = self._listener if wanted.accessible else None

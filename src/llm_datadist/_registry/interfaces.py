@@ -48,6 +48,12 @@ class Node(Log, Protocol):
     def reopen_entry(self, index: int, value: int, /) -> int:
         """Close an entry and open it with a new value; return the value, 0 if it was not open."""
 
+    def suspend_entry(self, index: int, value: int, /) -> bool:
+        """Close an entry so that it can be resumed; return False if it was not open."""
+
+    def resume_entry(self, index: int, /) -> int:
+        """Open a suspended entry again; return its new value."""
+
     def open_key(self) -> Ref:
         """Open a key guard. ValueError or MemoryError when none is left."""
 

@@ -51,12 +51,19 @@ class Pool:
         address: First byte.
         size: Bytes; what is left over from whole pages is not used.
         page_shift: A page has `1 << page_shift` bytes.
+        device: The GPU whose memory it is, None for host memory.
+
+    Attributes:
+        publication: Held while caches are allocated and published, and while memory is put under
+            the pool: no transfer of a new cache begins meanwhile.
 
     Thread-safe.
     """
 
-    def __init__(self, address: int, size: int, page_shift: int) -> None:
+    def __init__(self, address: int, size: int, page_shift: int, device: int | None = None) -> None:
         self.address = address
+        self.device = device
+        self.publication: threading.Lock = threading.Lock()
         self._page_shift = page_shift
         self._num_pages = size >> page_shift
         self._free_pages = self._num_pages

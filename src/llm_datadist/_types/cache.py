@@ -166,22 +166,46 @@ class Cache:
                 cannot address.
         Source: api.md 5.2.
         """
-        index = check_int("index", index)
-        if index >= len(self._addrs):
-            raise invalid(
-                "tensor",
-                f"index {index} of a cache with {len(self._addrs)} tensors",
-                f"give an index in [0, {len(self._addrs) - 1}]",
-            )
+        addr = self._addr("tensor", index)
         if not self._is_host_memory:
             raise invalid(
                 "tensor",
                 "the cache is in device memory, which numpy cannot address",
-                "copy it to a host cache with swap_blocks first",
+                "use device_tensor, or copy it to a host cache with swap_blocks first",
             )
-        desc = self._desc
-        dtype = NUMPY_TYPES[desc.data_type]
-        return np.asarray(_Memory(self, self._addrs[index], desc.shape, dtype))
+        return np.asarray(_Memory(self, addr, self._desc))
+
+    def device_tensor(self, index: int) -> DeviceTensor:
+        """Return a tensor in a GPU's memory for libraries of arrays there *(extension)*.
+
+        `torch.as_tensor(cache.device_tensor(0), device="cuda")` and CuPy's `asarray` do not copy.
+
+        Args:
+            index: Which tensor, 0-based.
+
+        Returns:
+            An object with `__cuda_array_interface__`, of the shape and type of the description;
+            DT_BF16 as the bits, uint16. It owns no memory, as what `tensor` returns.
+        Raises:
+            TypeError: index is not an integer.
+            ValueError: index is negative.
+            LLMException: LLM_PARAM_INVALID: no such tensor, or host memory.
+        Source: an extension; docs/design/gpu.md.
+        """
+        addr = self._addr("device_tensor", index)
+        if self._is_host_memory:
+            raise invalid("device_tensor", "the cache is in host memory", "use tensor")
+        return DeviceTensor(self, addr, self._desc)
+
+    def _addr(self, operation: str, index: int) -> int:
+        index = check_int("index", index)
+        if index >= len(self._addrs):
+            raise invalid(
+                operation,
+                f"index {index} of a cache with {len(self._addrs)} tensors",
+                f"give an index in [0, {len(self._addrs) - 1}]",
+            )
+        return self._addrs[index]
 
     def __repr__(self) -> str:
         addresses = ", ".join(map(hex, self._addrs[:4]))
@@ -199,14 +223,34 @@ KvCache = Cache
 class _Memory:
     """Memory in the form that numpy takes for the base of an array, which keeps its cache."""
 
-    def __init__(self, cache: Cache, addr: int, shape: list[int], dtype: np.dtype[Any]) -> None:
+    def __init__(self, cache: Cache, addr: int, desc: CacheDesc) -> None:
         self._cache = cache
-        self.__array_interface__ = {
-            "version": 3,
-            "data": (addr, False),
-            "shape": tuple(shape),
-            "typestr": dtype.str,
-        }
+        self.__array_interface__ = _interface(addr, desc)
+
+
+@final
+class DeviceTensor:
+    """A tensor of a cache in a GPU's memory; it keeps its cache. See `Cache.device_tensor`."""
+
+    __slots__ = ("_cache", "_interface")
+
+    def __init__(self, cache: Cache, addr: int, desc: CacheDesc) -> None:
+        self._cache = cache
+        self._interface = _interface(addr, desc)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, object]:
+        """Version 3 of the interface: address, shape, and type; contiguous, and of no stream."""
+        return dict(self._interface)
+
+
+def _interface(addr: int, desc: CacheDesc) -> dict[str, object]:
+    return {
+        "version": 3,
+        "data": (addr, False),
+        "shape": tuple(desc.shape),
+        "typestr": NUMPY_TYPES[desc.data_type].str,
+    }
 
 
 def _flatten(operation: str, addrs: object) -> object:

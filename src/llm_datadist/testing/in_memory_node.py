@@ -47,6 +47,7 @@ class InMemoryNode:
         self._keys: set[int] = set()
         self._consumed: list[tuple[int, int]] = []
         self._entries: dict[tuple[int, int], tuple[list[tuple[int, int]], bool]] = {}
+        self._suspended: dict[int, tuple[list[tuple[int, int]], bool]] = {}
         self._log_capacity = log_capacity
         self._log = b""
         self._era = 0
@@ -110,6 +111,23 @@ class InMemoryNode:
             self._guards[index] += 2
             self._entries[index, value + 2] = entry
             return value + 2
+
+    def suspend_entry(self, index: int, value: int, /) -> bool:
+        """Close an entry, to be resumed; False if it was not live."""
+        with self._lock:
+            entry = self._entries.pop((index, value), None)
+            if entry is None:
+                return False
+            self._guards[index] += 1
+            self._suspended[index] = entry
+            return True
+
+    def resume_entry(self, index: int, /) -> int:
+        """Make a suspended entry live again; its new value."""
+        with self._lock:
+            self._guards[index] += 1
+            self._entries[index, self._guards[index]] = self._suspended.pop(index)
+            return self._guards[index]
 
     def open_key(self) -> tuple[int, int]:
         """Open a key guard; ValueError when none is left."""

@@ -56,6 +56,17 @@ def test_entries_close_once_and_only_at_their_value(node, tools):
     assert node.reopen_entry(index, value) == 0
 
 
+def test_a_suspended_entry_is_not_live_until_it_is_resumed(node, tools):
+    index, value = node.open_entry(tools.u64(0x1000), tools.u64(0x1000), True)
+    assert not node.suspend_entry(index, value + 2)
+    assert node.suspend_entry(index, value)
+    assert node.guard(index) == value + 1
+    assert not node.suspend_entry(index, value)
+    assert node.reopen_entry(index, value) == 0
+    assert node.resume_entry(index) == value + 2
+    assert node.close_entry(index, value + 2)
+
+
 def test_reopening_gives_the_same_entry_a_new_value(node, tools):
     index, value = node.open_entry(tools.u64(0x1000), tools.u64(0x1000), True)
     assert node.reopen_entry(index, value) == value + 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import weakref
@@ -428,6 +429,27 @@ def test_a_remap_gives_new_entries(owner):
     assert local.ref == (index, value + 2)
     assert owner.seen_id(cache).cache.ref == local.ref
     registry.unregister_cache(cache.cache_id)
+    assert owner.node.statistics() == (0, 0, 0)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_caches_rest_while_their_memory_is_replaced(owner, fails):
+    """And live on afterwards, whatever comes of it; one that ended before does not."""
+    registry = owner.registry
+    local = registry.find("x", registry.allocate_cache(desc()))
+    gone = registry.find("x", registry.allocate_cache(desc()))
+    registry.deallocate("deallocate_cache", gone.cache)
+    index, value = local.ref
+
+    def replace():
+        assert owner.node.guard(index) == value + 1  # nothing accesses it
+        if fails:
+            raise MemoryError
+
+    with pytest.raises(MemoryError) if fails else contextlib.nullcontext():
+        registry.remap_around([local, gone], replace)
+    assert local.ref == owner.seen_id(local.cache).cache.ref == (index, value + 2)
+    registry.deallocate("deallocate_cache", local.cache)
     assert owner.node.statistics() == (0, 0, 0)
 
 

@@ -19,19 +19,12 @@ __all__ = ["check_cuda", "check_reaches_devices", "device_memory", "reaches_devi
 _NOT_ENABLED = LLMStatusCode.LLM_FEATURE_NOT_ENABLED
 
 
-def check_cuda(config: Config) -> None:
-    """Check that llm.Device "cuda" can be served: there is a GPU, and no pool of its memory.
+def check_cuda() -> None:
+    """Load the driver for llm.Device "cuda".
 
     Raises:
-        LLMException: LLM_FEATURE_NOT_ENABLED.
+        LLMException: LLM_FEATURE_NOT_ENABLED: there is none, or no GPU.
     """
-    if config.device_pool is not None:
-        raise fail(
-            _NOT_ENABLED,
-            "init",
-            "mem_pool_cfg asks for a pool of a GPU's memory, which is not supported yet",
-            "register memory of your own, or use host_mem_pool_cfg",
-        )
     try:
         cuda.load_driver()
     except cuda.DriverUnavailable as error:

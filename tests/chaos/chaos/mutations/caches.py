@@ -105,8 +105,8 @@ MUTATIONS = (
         "remap-is-not-published",
         "peers see the new generation of a remapped cache",
         _CACHES,
-        "                        self._tables.directory.remap(local.cache_id, value)\n",
-        "                        pass\n",
+        "                self._tables.directory.remap(local.cache_id, value)\n",
+        "                pass\n",
         tests=f"{_TESTS}/test_caches.py",
     ),
     Mutation(

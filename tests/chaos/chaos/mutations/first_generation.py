@@ -43,8 +43,8 @@ MUTATIONS = (
         "views-of-freed-memory",
         "an array over a cache keeps it",
         f"{_SRC}/_types/cache.py",
-        "        self._cache = cache\n",
-        "",
+        "        self._cache = cache\n        self.__array_interface__",
+        "        self.__array_interface__",
         tests=f"{_TESTS}/test_allocation.py -k views",
     ),
     Mutation(

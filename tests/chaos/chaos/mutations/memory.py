@@ -143,7 +143,7 @@ MUTATIONS = (
         "remap-tells-no-peer",
         "peers have dropped a remapped range when remap returns",
         f"{_ENGINE}/memory/remap.py",
-        "drop_ranges(instance.links, instance.life, OPERATION, ranges, deadline_ns)",
+        "drop_ranges(instance.links, instance.life, OPERATION, dropped, deadline_ns)",
         "pass",
         tests=f"{_TESTS}/memory/test_remap.py",
     ),

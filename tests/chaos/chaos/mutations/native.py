@@ -109,7 +109,7 @@ MUTATIONS = (
         "reopened-memory-is-lost",
         "raw addresses reach an entry after a remap",
         _ENTRIES,
-        "  index_ranges(*entry);\n  return value;",
+        "  index_ranges(entry);\n  return value;",
         "  return value;",
         tests=_TRANSFERS,
     ),

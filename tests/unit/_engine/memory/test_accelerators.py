@@ -11,7 +11,7 @@ from llm_datadist._engine.memory.accelerators import (
     check_reaches_devices,
     device_memory,
 )
-from llm_datadist._options.settings import Config, Pool
+from llm_datadist._options.settings import Config
 
 S = LLMStatusCode
 
@@ -33,14 +33,12 @@ def refused(status, words, call, *arguments):
     assert caught.value.status_code is status
 
 
-def test_cuda_needs_a_driver_and_has_no_pool(monkeypatch):
+def test_cuda_needs_a_driver(monkeypatch):
     monkeypatch.setattr(cuda, "load_driver", lambda: None)
-    check_cuda(Config(device="cuda"))
-    pool = Config(device="cuda", device_pool=Pool(1 << 20, 16))
-    refused(S.LLM_FEATURE_NOT_ENABLED, "mem_pool_cfg .* host_mem_pool_cfg", check_cuda, pool)
+    check_cuda()
     monkeypatch.setattr(cuda, "load_driver", fails(cuda.DriverUnavailable("no libcuda")))
     words = r'llm\.Device is "cuda", but no libcuda; set it to "auto"'
-    refused(S.LLM_FEATURE_NOT_ENABLED, words, check_cuda, Config(device="cuda"))
+    refused(S.LLM_FEATURE_NOT_ENABLED, words, check_cuda)
 
 
 def test_cuda_needs_a_backend_that_moves_its_memory():
@@ -53,6 +51,7 @@ def test_cuda_needs_a_backend_that_moves_its_memory():
 @pytest.mark.parametrize("device", [None, 3])
 def test_memory_is_where_the_driver_says(monkeypatch, device):
     monkeypatch.setattr(cuda, "device_of", lambda addrs: device)
+    monkeypatch.setattr(cuda, "warn_without_kernels", lambda device: None)
     auto, addrs = Config(device="auto"), [4096]
     assert device_memory(auto, "register_cache", addrs, Placement.DEVICE) == device
     assert device_memory(Config(device="cpu"), "register_cache", addrs, Placement.DEVICE) is None
