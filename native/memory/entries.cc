@@ -7,9 +7,13 @@
 #include <thread>
 #include <utility>
 
+#include "base/clock.h"
+
 namespace ldd {
 
 namespace {
+
+constexpr std::int64_t kHungNs = 1'000'000'000;
 
 std::vector<Range> joined(std::vector<Range> ranges) {
   std::sort(ranges.begin(), ranges.end(),
@@ -100,8 +104,15 @@ bool Entries::kill_and_drain(Ref ref, const std::shared_ptr<Entry>& entry) {
       accessible_.remove(range, entry->index_);
     }
   }
+  std::int64_t until_ns = 0;
   while (entry->users_.load(std::memory_order_seq_cst) != 0) {
     std::this_thread::yield();
+    if (!entry->on_host() && ending_.load(std::memory_order_acquire)) {
+      until_ns = until_ns == 0 ? now_ns() + kHungNs : until_ns;
+      if (now_ns() >= until_ns) {
+        break;
+      }
+    }
   }
   return true;
 }

@@ -81,6 +81,10 @@ class Entries {
  public:
   explicit Entries(Published& published) : published_(published) {}
 
+  // The instance ends: a driver that does not return keeps its use of an accelerator's memory, and
+  // is not waited for longer than a second from now on.
+  void end() { ending_.store(true, std::memory_order_release); }
+
   // Throws std::length_error if no guard is left, std::invalid_argument if a range wraps.
   Ref open(std::vector<Range> ranges, bool accessible, int device = kHostMemory);
   // Kills the guard, waits until no use is left, frees the slot. False if not live at that value.
@@ -103,6 +107,7 @@ class Entries {
   void index_ranges(const Entry& entry);  // called with the lock held
 
   Published& published_;
+  std::atomic<bool> ending_{false};
   mutable std::shared_mutex mutex_;
   std::unordered_map<std::uint64_t, std::shared_ptr<Entry>> entries_;
   RangeIndex accessible_;  // of the live accessible entries; changes together with their guards

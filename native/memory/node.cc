@@ -42,6 +42,7 @@ Node::Node(std::uint64_t incarnation, std::uint64_t guard_capacity, std::uint64_
 void Node::close() {
   if (!closed_.exchange(true)) {
     published_.kill_guard(self_);
+    entries_.end();
   }
 }
 
