@@ -106,6 +106,12 @@ class Threads {
 
 }  // namespace
 
+bool start_job(std::shared_ptr<Job> job) {
+  const auto posted = std::make_shared<Posted>();
+  posted->job = std::move(job);
+  return Threads::instance().post(posted);
+}
+
 Outcome run_job(std::shared_ptr<Job> job, std::int64_t deadline_ns,
                 const std::function<Outcome()>& more) {
   const auto posted = std::make_shared<Posted>();

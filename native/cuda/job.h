@@ -38,4 +38,8 @@ inline constexpr std::size_t kMostJobs = 64;
 Outcome run_job(std::shared_ptr<Job> job, std::int64_t deadline_ns,
                 const std::function<Outcome()>& more);
 
+// Starts a job without waiting for it: run() itself must tell how it ended. False: there is no
+// thread for it.
+bool start_job(std::shared_ptr<Job> job);
+
 }  // namespace ldd::cuda

@@ -56,9 +56,11 @@ bool ChunkMemory::retry_singly() {
   return true;
 }
 
-void ChunkSender::begin(std::uint32_t sequence, const Cursor& cursor, Code fault) {
+void ChunkSender::begin(std::uint32_t sequence, const Cursor& cursor, Code fault,
+                        const Place& place) {
   sequence_ = sequence;
   memory_.begin(cursor, fault);
+  gathering_.begin(place, cursor, fault);
   header_left_ = 0;
   chunk_left_ = 0;
 }
@@ -78,20 +80,74 @@ Flow ChunkSender::failed(wire::Tags& tags) {
   return Flow::kGoOn;
 }
 
-void ChunkSender::open_chunk(wire::Tags& tags) {
-  chunk_left_ = std::min<std::uint64_t>(memory_.cursor.left(), wire::kMaxChunkBytes);
+void ChunkSender::open_chunk(wire::Tags& tags, std::uint64_t bytes) {
+  chunk_left_ = bytes;
   header_ = wire::encode_header(
       {wire::Kind::kChunk, 0, static_cast<std::uint32_t>(chunk_left_), sequence_});
   tags.seal(header_);
   header_left_ = header_.size();
 }
 
+Flow ChunkSender::open_staged_chunk(wire::Tags& tags, BatchGuard& guard) {
+  if (!memory_.ok()) {
+    return Flow::kEnd;
+  }
+  switch (gathering_.next(guard, chunk_)) {
+    case Step::kReady:
+      open_chunk(tags, chunk_.size());
+      return Flow::kGoOn;
+    case Step::kWait:
+      return Flow::kStaging;
+    case Step::kFailed:
+      memory_.fail(gathering_.failure());
+      return Flow::kEnd;
+    case Step::kEnd:
+      break;
+  }
+  return Flow::kEnd;
+}
+
+// Like step(): the bytes of an announced chunk are there, whatever happens to their memory.
+Flow ChunkSender::step_staged(LaneSocket& lane, BatchGuard& guard) {
+  if (chunk_left_ == 0) {
+    const Flow opened = open_staged_chunk(lane.sent, guard);
+    if (opened != Flow::kGoOn) {
+      return opened;
+    }
+  }
+  std::array<iovec, 2> pieces{};
+  std::size_t count = 0;
+  if (header_left_ > 0) {
+    pieces[count++] = {header_.data() + header_.size() - header_left_, header_left_};
+  }
+  // sendmsg does not change what it sends.
+  auto* const rest = const_cast<std::byte*>(chunk_.last(chunk_left_).data());
+  pieces[count++] = {rest, chunk_left_};
+  const bool last_chunk = chunk_left_ == memory_.cursor.left();
+  const ssize_t sent = send_pieces(lane.get(), std::span(pieces).first(count), last_chunk);
+  if (sent < 0) {
+    return flow_of_error(sent);
+  }
+  const std::size_t of_header = std::min(static_cast<std::size_t>(sent), header_left_);
+  const std::uint64_t of_payload = static_cast<std::size_t>(sent) - of_header;
+  header_left_ -= of_header;
+  chunk_left_ -= of_payload;
+  memory_.cursor.advance(of_payload);
+  if (chunk_left_ == 0) {
+    gathering_.sent();
+  }
+  return Flow::kGoOn;
+}
+
 Flow ChunkSender::step(LaneSocket& lane, BatchGuard& guard) {
+  if (gathering_.active()) {
+    return step_staged(lane, guard);
+  }
   if (chunk_left_ == 0) {
     if (memory_.cursor.done() || !memory_.ok()) {
       return Flow::kEnd;
     }
-    open_chunk(lane.sent);
+    open_chunk(lane.sent, std::min<std::uint64_t>(memory_.cursor.left(), wire::kMaxChunkBytes));
   }
   if (memory_.ok() && !memory_.hold(guard)) {
     return failed(lane.sent);
@@ -129,9 +185,12 @@ Flow ChunkSender::step(LaneSocket& lane, BatchGuard& guard) {
   return Flow::kGoOn;
 }
 
-void ChunkReceiver::begin(std::uint32_t sequence, const Cursor& cursor, Code fault, bool answer) {
+void ChunkReceiver::begin(std::uint32_t sequence, const Cursor& cursor, Code fault, bool answer,
+                          const Place& place) {
   sequence_ = sequence;
   memory_.begin(cursor, fault);
+  scattering_.begin(place, cursor, fault);
+  ended_ = false;
   frame_filled_ = 0;
   frame_wanted_ = wire::kHeadBytes;
   chunk_left_ = 0;
@@ -149,7 +208,43 @@ std::span<const std::byte> ChunkReceiver::answer_so_far() const {
 }
 
 Flow ChunkReceiver::step(LaneSocket& lane, BatchGuard& guard) {
-  return chunk_left_ > 0 ? receive_payload(lane, guard) : receive_frame(lane);
+  if (!ended_) {
+    const Flow flow = chunk_left_ > 0 ? receive_payload(lane, guard) : receive_frame(lane);
+    ended_ = flow == Flow::kEnd;
+    if (!ended_ || !scattering_.active()) {
+      return flow;
+    }
+  }
+  return finish_staged(guard);
+}
+
+// The outcome is there; the bytes count when they are in place.
+Flow ChunkReceiver::finish_staged(BatchGuard& guard) {
+  const Step step = scattering_.finish(guard);
+  if (step == Step::kFailed && memory_.ok()) {
+    memory_.fail(scattering_.failure());
+  }
+  return step == Step::kWait ? Flow::kStaging : Flow::kEnd;
+}
+
+Flow ChunkReceiver::find_room(std::span<iovec> pieces, Cursor::Filled& filled) {
+  if (!scattering_.active()) {
+    filled = memory_.cursor.fill(pieces, chunk_left_);
+    return Flow::kGoOn;
+  }
+  std::span<std::byte> room;
+  switch (scattering_.room(room)) {
+    case Step::kReady:
+      break;
+    case Step::kWait:
+      return Flow::kStaging;
+    default:
+      memory_.fail(scattering_.failure());
+      return Flow::kFailed;
+  }
+  filled = {1, std::min<std::uint64_t>(room.size(), chunk_left_)};
+  pieces[0] = {room.data(), filled.bytes};
+  return Flow::kGoOn;
 }
 
 Flow ChunkReceiver::receive_payload(LaneSocket& lane, BatchGuard& guard) {
@@ -157,8 +252,11 @@ Flow ChunkReceiver::receive_payload(LaneSocket& lane, BatchGuard& guard) {
   std::size_t count = 1;
   if (memory_.ok()) {
     const bool singly = memory_.singly();
-    const auto filled =
-        memory_.cursor.fill(pieces.first(singly ? 1 : pieces.size() - 1), chunk_left_);
+    Cursor::Filled filled;
+    const Flow found = find_room(pieces.first(singly ? 1 : pieces.size() - 1), filled);
+    if (found != Flow::kGoOn) {
+      return found;
+    }
     count = filled.pieces;
     if (!singly && filled.bytes == chunk_left_) {
       // Another chunk's header follows, or the outcome after the last chunk.
@@ -171,7 +269,7 @@ Flow ChunkReceiver::receive_payload(LaneSocket& lane, BatchGuard& guard) {
   }
   // Right before the system call: a process that is stopped between the two receives when it
   // continues.
-  if (memory_.ok() && !memory_.hold(guard)) {
+  if (memory_.ok() && !scattering_.active() && !memory_.hold(guard)) {
     return Flow::kFailed;
   }
   const ssize_t got = receive_pieces(lane.get(), pieces.first(count));
@@ -189,6 +287,9 @@ Flow ChunkReceiver::receive_payload(LaneSocket& lane, BatchGuard& guard) {
   unread_ -= of_payload;
   if (memory_.ok()) {
     memory_.cursor.advance(of_payload);
+    if (scattering_.active()) {
+      scattering_.received(of_payload, guard);
+    }
   }
   return frame_filled_ > 0 ? parse_frame(lane.received) : Flow::kGoOn;
 }

@@ -1,7 +1,8 @@
 // Payload in chunks between a socket and scattered memory, the same in both directions and on both
 // sides: a chunk is a header that announces its bytes, then the bytes; an outcome ends the stream.
 // An announced chunk is always completed (the sender sends zeroes after a failure, the receiver
-// discards bytes), so that a lane stays usable whatever happens to the memory.
+// discards bytes), so that a lane stays usable whatever happens to the memory. Bytes of a GPU pass
+// through pinned memory (staged.h): a chunk is announced when its bytes are there.
 #pragma once
 
 #include <cstddef>
@@ -12,22 +13,16 @@
 #include "base/outcome.h"
 #include "lanes/cursor.h"
 #include "lanes/socket.h"
+#include "lanes/staged.h"
 #include "memory/entries.h"
 #include "wire/frames.h"
 
 namespace ldd {
 
-// The conditions for moving bytes, checked before each system call.
-class BatchGuard {
- public:
-  virtual ~BatchGuard() = default;
-  // Adds the uses to hold during the call. Not ok: no byte may move any more.
-  virtual Outcome take(std::vector<Use>& uses) = 0;
-};
-
 enum class Flow {
   kGoOn,
   kWait,       // the socket is not ready
+  kStaging,    // a copy of a GPU's memory has not ended; the staging's wake will be called
   kBroken,     // the other end or the connection is gone
   kMalformed,  // the other end broke the protocol
   kForged,     // a frame was not sent by the other end: its tag does not match
@@ -63,7 +58,9 @@ class ChunkMemory {
 
 class ChunkSender {
  public:
-  void begin(std::uint32_t sequence, const Cursor& cursor, Code fault);
+  void begin(std::uint32_t sequence, const Cursor& cursor, Code fault, const Place& place = {});
+  // Begins what can be done before the first step.
+  void prepare(BatchGuard& guard) { gathering_.ahead(guard); }
   Flow step(LaneSocket& lane, BatchGuard& guard);
   // Announces no further chunks.
   void stop(const Outcome& why);
@@ -73,11 +70,15 @@ class ChunkSender {
   [[nodiscard]] std::uint64_t left() const { return memory_.cursor.left(); }
 
  private:
-  void open_chunk(wire::Tags& tags);
+  void open_chunk(wire::Tags& tags, std::uint64_t bytes);
   Flow failed(wire::Tags& tags);
+  Flow open_staged_chunk(wire::Tags& tags, BatchGuard& guard);
+  Flow step_staged(LaneSocket& lane, BatchGuard& guard);
 
   std::uint32_t sequence_ = 0;
   ChunkMemory memory_;
+  Gathering gathering_;
+  std::span<const std::byte> chunk_;  // of gathered bytes
   wire::Head header_{};
   std::size_t header_left_ = 0;
   std::uint64_t chunk_left_ = 0;
@@ -86,7 +87,8 @@ class ChunkSender {
 class ChunkReceiver {
  public:
   // An `answer` must be in one piece; the outcome's tag covers it.
-  void begin(std::uint32_t sequence, const Cursor& cursor, Code fault, bool answer = false);
+  void begin(std::uint32_t sequence, const Cursor& cursor, Code fault, bool answer = false,
+             const Place& place = {});
   Flow step(LaneSocket& lane, BatchGuard& guard);
   // Discards the remaining payload.
   void stop(const Outcome& why) { memory_.fail(why); }
@@ -99,6 +101,9 @@ class ChunkReceiver {
 
  private:
   Flow receive_payload(LaneSocket& lane, BatchGuard& guard);
+  // Adds where to receive payload, and how many bytes at most.
+  Flow find_room(std::span<iovec> pieces, Cursor::Filled& filled);
+  Flow finish_staged(BatchGuard& guard);
   Flow receive_frame(LaneSocket& lane);
   Flow parse_frame(wire::Tags& tags);
   Flow take_outcome();
@@ -106,6 +111,8 @@ class ChunkReceiver {
 
   std::uint32_t sequence_ = 0;
   ChunkMemory memory_;
+  Scattering scattering_;
+  bool ended_ = false;  // the outcome was received
   wire::Reply reply_;
   wire::OutcomeFrame frame_{};
   std::size_t frame_filled_ = 0;

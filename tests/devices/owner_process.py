@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from llm_datadist import MemInfo, Memtype
-from support.gpu import Gpu, VirtualGpu, load
+from support.fake_cuda import FakeCuda
+from support.gpu import STAND_IN, Gpu, VirtualGpu, load
 from support.gpu_caches import EVERY, POOL, SHAPE, Pooled, cache_on
 from support.instances import Side, pattern
 
@@ -69,6 +70,10 @@ class Owner:
 
     def descriptors(self):
         return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+    def deny_ipc(self, side):
+        """Let the stand-in refuse to make or open handles in this process."""
+        FakeCuda(STAND_IN).deny_ipc(side)
 
     def holds(self, seed, order):
         return bool((self.cache.data == pattern(SHAPE, seed)[:, order]).all())

@@ -8,7 +8,7 @@ import pytest
 from llm_datadist import _native
 from llm_datadist._plan import Plan
 from support.gpu_caches import EVERY, ORDER, SHAPE, OnGpu, cache_on
-from support.instances import Side, failing, finalize, link, pattern, zeros
+from support.instances import failing, pattern, zeros
 
 pytestmark = pytest.mark.gpu
 
@@ -58,16 +58,6 @@ def test_an_unregistered_cache_is_gone(sides, gpu):
     with failing("LLM_KV_CACHE_NOT_EXIST", "pull_blocks", peer=1):
         user.manager.pull_blocks(owner.blocks_key(), target.cache, EVERY, ORDER)
     assert (target.data == pattern(SHAPE, 6)).all()
-
-
-def test_the_reason_for_having_no_path_is_shown(make, gpu):
-    (owner,) = make("host", 1, device="cuda")
-    other = Side(2, "host")
-    link(other.instance, owner.address)
-    facts = owner.instance.describe_link(2)
-    assert facts["why_device"] == 'cuda: the peer has no GPU, or its llm.Device is not "cuda"'
-    assert "device_channel" not in facts
-    finalize(other)
 
 
 def test_a_push_to_bare_addresses(sides, gpu):

@@ -70,16 +70,37 @@ def test_an_uncorrectable_error(owner, user, gpu, stand_in, local):
     assert (target.data == pattern(SHAPE, 3)).all()
 
 
-def test_without_ipc_the_reason_is_named(owner, user, gpu, stand_in):
+@pytest.mark.expects_log("cluster 1 is slower than it could: .* over the lanes, as ")
+@pytest.mark.parametrize("call", ["pull_blocks", "push_blocks"])
+def test_without_ipc_the_lanes_move_it(owner, user, gpu, stand_in, call):
     owner.ask("register", "gpu", 3)
-    target = OnGpu(user, gpu)
+    owner.ask("deny_ipc", "open")  # and it cannot map this process's memory
+    mine = OnGpu(user, gpu, seed=4 if call == "push_blocks" else 0)
+    stand_in.deny_ipc("open")
+    if call == "pull_blocks":
+        user.manager.pull_blocks(KEY, mine.cache, EVERY, ORDER)
+        assert (mine.data[:, ORDER] == pattern(SHAPE, 3)).all()
+        assert "cuIpcOpenMemHandle" in device_facts(user)["trouble"]
+    else:
+        user.manager.push_blocks(KEY, mine.cache, ORDER, EVERY)
+        assert owner.ask("holds", 4, ORDER)
+    assert device_facts(user)["over_lanes"] == 1
+    stand_in.reset()
+    owner.ask("deny_ipc", "")
+    user.manager.pull_blocks(KEY, mine.cache, EVERY, EVERY)  # mapped again
+    assert device_facts(user)["over_lanes"] == 1
+
+
+def test_a_strict_instance_moves_nothing_over_lanes(owner, gpu, stand_in):
+    strict = Side(3, "host", device="cuda", strict_backend=True)
+    link(strict.instance, owner.address)
+    owner.ask("register", "gpu", 3)
+    target = OnGpu(strict, gpu)
     stand_in.deny_ipc("open")
     with failing("LLM_FAILED", "pull_blocks", "cuIpcOpenMemHandle", "NOT_SUPPORTED", peer=1):
-        user.manager.pull_blocks(KEY, target.cache, EVERY, EVERY)
-    assert "cuIpcOpenMemHandle" in device_facts(user)["trouble"]
-    stand_in.reset()
-    user.manager.pull_blocks(KEY, target.cache, EVERY, EVERY)
-    assert (target.data == pattern(SHAPE, 3)).all()
+        strict.manager.pull_blocks(KEY, target.cache, EVERY, EVERY)
+    assert (target.data == 0).all()
+    finalize(strict)
 
 
 def test_a_device_that_hangs(owner, user, gpu, stand_in):

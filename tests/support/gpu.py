@@ -54,11 +54,15 @@ class Gpu:
         self._call("cuMemcpyDtoH_v2", *_copy(_at(data), ctypes.c_uint64(address), data.nbytes))
         return data
 
-    def close(self):
+    def free(self, address):
+        """Free memory; the driver first waits for all that the GPU does."""
         self._call("cuCtxSetCurrent", self._context)
-        for address in self._allocated:
-            self._call("cuMemFree_v2", ctypes.c_uint64(address))
-        self._allocated.clear()
+        self._call("cuMemFree_v2", ctypes.c_uint64(address))
+        self._allocated.remove(address)
+
+    def close(self):
+        for address in list(self._allocated):
+            self.free(address)
 
     def call(self, name, *arguments):
         """Call the driver with the GPU's context."""

@@ -13,12 +13,16 @@ KEY = BlocksCacheKey(1, 0)
 
 
 class OwnerProcess:
-    """Runs tests/devices/owner_process.py; `ask` calls a method of its Owner."""
+    """Runs tests/devices/owner_process.py; `ask` calls a method of its Owner.
 
-    def __init__(self):
+    Args:
+        backend: Its transfer_backend.
+    """
+
+    def __init__(self, backend="host"):
         environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "owner_process.py"), "host"],
+            [sys.executable, str(HERE / "owner_process.py"), backend],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -173,7 +173,7 @@ void OperationDriver::step_all() {
   busy_ = false;
   for (std::size_t i = 0; i < active_.size();) {
     const Flow flow = active_[i].exchange->step();
-    if (flow == Flow::kWait || flow == Flow::kGoOn) {
+    if (flow == Flow::kWait || flow == Flow::kStaging || flow == Flow::kGoOn) {
       busy_ = busy_ || flow == Flow::kGoOn;
       ++i;
       continue;
@@ -201,7 +201,7 @@ void OperationDriver::step_all() {
 bool OperationDriver::wait() {
   polled_.clear();
   for (const Active& each : active_) {
-    polled_.push_back({each.exchange->fd(), each.exchange->events(), 0});
+    polled_.push_back(each.exchange->awaited());
   }
   bool signaled = false;
   if (busy_) {
@@ -274,6 +274,7 @@ void OperationDriver::abandon() {
   polled_.clear();
   for (const Active& each : active_) {
     moved_bytes_ += each.exchange->moved_bytes();
+    each.exchange->stop_copies();
     if (plan_.target_acts) {
       each.exchange->socket().stop_sending();
       polled_.push_back({each.exchange->fd(), POLLIN | POLLRDHUP, 0});
@@ -292,7 +293,9 @@ void OperationDriver::abandon() {
       }
     }
   }
+  const std::int64_t drained_ns = now_ns() + kDrainNs;
   for (Active& each : active_) {
+    each.exchange->drain_copies(drained_ns);
     each.exchange->socket().reset_at_end();
     each.exchange.reset();
     lanes_.discard(std::move(each.lane));

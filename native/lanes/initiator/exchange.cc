@@ -1,6 +1,8 @@
 #include "lanes/initiator/exchange.h"
 
 #include <poll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -24,7 +26,21 @@ std::uint64_t capped(std::int64_t ns) {
 
 }  // namespace
 
-Exchange::Exchange(ClientLane& lane, LaneRequest request, const Cursor& payload, BatchGuard& guard)
+Staging& ClientLane::staging() {
+  if (staged == nullptr || !woken->valid()) {
+    woken = std::make_shared<LaneFd>(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    const Outcome usable = woken->valid() ? Outcome{} : Outcome::failure(Code::kSystem, errno);
+    const auto wake = [fd = woken] {
+      const std::uint64_t one = 1;
+      [[maybe_unused]] const auto written = ::write(fd->get(), &one, sizeof one);
+    };
+    staged = std::make_unique<Staging>(wake, usable);
+  }
+  return *staged;
+}
+
+Exchange::Exchange(ClientLane& lane, LaneRequest request, const Cursor& payload, BatchGuard& guard,
+                   int device)
     : lane_(lane), request_(std::move(request)), guard_(guard), payload_bytes_(payload.left()) {
   const std::uint32_t sequence = ++lane_.sequence;
   set_deadline();
@@ -36,9 +52,16 @@ Exchange::Exchange(ClientLane& lane, LaneRequest request, const Cursor& payload,
                                 request_.fixed);
   wire::convert_words(request_.words);
   const bool writes = request_.kind == wire::Kind::kWrite;
-  sender_.begin(sequence, writes ? payload : Cursor{}, Code::kLocalFault);
+  const Place local = place(device);
+  const Place host;
+  sender_.begin(sequence, writes ? payload : Cursor{}, Code::kLocalFault, writes ? local : host);
   receiver_.begin(sequence, writes ? Cursor{} : payload, Code::kLocalFault,
-                  wire::has_answer(request_.kind));
+                  wire::has_answer(request_.kind), writes ? host : local);
+  sender_.prepare(guard_);
+}
+
+Place Exchange::place(int device) {
+  return device == kHostMemory ? Place{} : Place{&lane_.staging(), device, request_.deadline_ns};
 }
 
 void Exchange::set_deadline() {
@@ -52,9 +75,15 @@ bool Exchange::inline_payload() const {
 }
 
 Flow Exchange::step() {
+  if (staging_) {
+    std::uint64_t count = 0;
+    [[maybe_unused]] const auto got = ::read(lane_.staging_fd(), &count, sizeof count);
+    staging_ = false;
+  }
   for (int turn = 0; turn < kTurns; ++turn) {
     const Flow flow = step_once();
     if (flow != Flow::kGoOn) {
+      staging_ = flow == Flow::kStaging;
       return flow;
     }
   }
@@ -79,10 +108,25 @@ Flow Exchange::step_once() {
   return Flow::kEnd;
 }
 
-short Exchange::events() const {
+pollfd Exchange::awaited() const {
+  if (staging_) {
+    return {lane_.staging_fd(), POLLIN, 0};
+  }
   const bool sends =
       phase_ == Phase::kRequest || phase_ == Phase::kPayload || phase_ == Phase::kClosing;
-  return static_cast<short>((sends ? POLLOUT : POLLIN) | POLLRDHUP);
+  return {fd(), static_cast<short>((sends ? POLLOUT : POLLIN) | POLLRDHUP), 0};
+}
+
+void Exchange::stop_copies() {
+  if (lane_.staged != nullptr) {
+    lane_.staged->stop();
+  }
+}
+
+void Exchange::drain_copies(std::int64_t until_ns) const {
+  if (lane_.staged != nullptr && request_.kind == wire::Kind::kRead) {
+    lane_.staged->drain(until_ns);
+  }
 }
 
 Flow Exchange::send_request() {
@@ -145,13 +189,19 @@ Flow Exchange::send_payload() {
   }
   const Flow flow = sender_.step(lane_.socket, guard_);
   if (flow == Flow::kEnd) {
-    const Outcome ended = Outcome::failure(sender_.failure().code);
+    const Outcome ended = Outcome::failure(closing_code());
     closing_ = wire::encode_outcome(lane_.sequence, {ended, 0});
     lane_.socket.sent.seal(closing_);
     phase_ = Phase::kClosing;
     return Flow::kGoOn;
   }
   return flow;
+}
+
+// How the payload of a write ends: a target knows no other failures of an initiator.
+Code Exchange::closing_code() const {
+  const Code code = sender_.failure().code;
+  return answered_ || may_end_payload(code) ? code : Code::kLocalFault;
 }
 
 Flow Exchange::send_closing() {
@@ -185,7 +235,7 @@ Flow Exchange::await_reply() {
 Flow Exchange::judge(bool early) {
   const wire::Reply& reply = receiver_.reply();
   const Expected expected{request_.fixed.count, requested_bytes(), receiver_.unread(),
-                          sender_.failure().code, early};
+                          closing_code(), early};
   if (!may_answer(request_.kind, reply, expected)) {
     return Flow::kMalformed;
   }

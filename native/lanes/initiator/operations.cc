@@ -32,6 +32,7 @@ class LocalGuard : public BatchGuard {
     return uses.emplace_back(entry_, value_) ? Outcome{} : Outcome::failure(Code::kLocalGone);
   }
   [[nodiscard]] bool live() const { return !named_ || entry_ != nullptr; }
+  [[nodiscard]] int device() const { return entry_ == nullptr ? kHostMemory : entry_->device(); }
   // Of the entry, from which the offsets of a push count; 0 for a push from landing slots.
   [[nodiscard]] std::uint64_t begin() const { return entry_ == nullptr ? 0 : entry_->begin(); }
 
@@ -96,7 +97,7 @@ class Stripes : public RequestSource {
     const Cursor local =
         !has_payload ? Cursor{}
                      : Cursor(work_.local, work_.length, batch.first, batch.offset, batch.bytes);
-    return std::make_unique<Exchange>(lane, request_for(batch), local, guard_);
+    return std::make_unique<Exchange>(lane, request_for(batch), local, guard_, guard_.device());
   }
 
  private:

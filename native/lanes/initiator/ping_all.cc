@@ -79,7 +79,7 @@ class PingRound {
   void wait() {
     polled_.clear();
     for (const Ping& ping : pings_) {
-      polled_.push_back({ping.exchange->fd(), ping.exchange->events(), 0});
+      polled_.push_back(ping.exchange->awaited());
     }
     polled_.push_back({alarm_.fd(), POLLIN, 0});
     const int longest_ms = alarm_.fd() < 0 ? kLookMs : kLongestPollMs;

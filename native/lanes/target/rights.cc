@@ -41,13 +41,6 @@ Outcome Rights::check(Node& node, const wire::Request& request, std::int64_t dea
   return outcome;
 }
 
-bool Rights::reachable(Access access) const {
-  const bool one_device = std::all_of(entries_.begin(), entries_.end(), [&](const auto& held) {
-    return held.first->device() == device();
-  });
-  return access == Access::kDoorbell || !on_device() || (access == Access::kChecksum && one_device);
-}
-
 Outcome Rights::check_named(Ref cache, std::span<const std::uint64_t> addresses,
                             std::span<const std::uint64_t> lengths) {
   std::shared_ptr<Entry> entry = may_be_live(cache) ? node_->entries().find(cache) : nullptr;
@@ -89,9 +82,13 @@ Outcome Rights::check_any(std::span<const std::uint64_t> addresses,
   return {};
 }
 
-bool Rights::on_device() const {
-  return std::any_of(entries_.begin(), entries_.end(),
-                     [](const auto& held) { return !held.first->on_host(); });
+bool Rights::reachable(Access access) const {
+  if (access == Access::kDoorbell) {
+    return true;
+  }
+  const int wanted = access == Access::kTouch ? kHostMemory : device();
+  return std::all_of(entries_.begin(), entries_.end(),
+                     [&](const auto& held) { return held.first->device() == wanted; });
 }
 
 Outcome Rights::take(std::vector<Use>& uses) const {

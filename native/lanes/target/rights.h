@@ -18,6 +18,7 @@ namespace ldd {
 enum class Access : std::uint8_t {
   kLane,      // between memory and the socket
   kChecksum,  // only their checksums are sent
+  kTouch,     // read by threads of this process, a byte of each page
   kDoorbell,  // copied by threads of this process; the key names an entry of the initiator
 };
 
@@ -27,7 +28,7 @@ class Rights {
 
   // Checks the deadline, version, key (not for kDoorbell) and every range. If all are right, the
   // entries can be taken from now on. kSystem with EOPNOTSUPP for memory of an accelerator with
-  // kLane, and of several devices with kChecksum.
+  // kTouch, and for memory of several devices with kLane and kChecksum.
   Outcome check(Node& node, const wire::Request& request, std::int64_t deadline_ns, Access access,
                 std::span<const std::uint64_t> addresses, std::span<const std::uint64_t> lengths);
 
@@ -37,9 +38,9 @@ class Rights {
   [[nodiscard]] bool key_live() const { return node_->view().live(key_); }
   void reset();
 
-  // Whether some entry is on an accelerator.
-  [[nodiscard]] bool on_device() const;
-  // The accelerator of the first entry, or kHostMemory.
+  // Whether the memory is an accelerator's.
+  [[nodiscard]] bool on_device() const { return device() != kHostMemory; }
+  // The accelerator that has the memory, or kHostMemory.
   [[nodiscard]] int device() const {
     return entries_.empty() ? kHostMemory : entries_.front().first->device();
   }

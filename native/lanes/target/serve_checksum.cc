@@ -74,7 +74,7 @@ Outcome ServedLane::run_checksum_on_gpu(std::span<std::uint32_t> sums) {
 }
 
 ServedLane::Progress ServedLane::begin_probe() {
-  const Outcome checked = check_rights(Access::kLane);
+  const Outcome checked = check_rights(Access::kTouch);
   if (!checked.ok()) {
     return reply(checked);
   }

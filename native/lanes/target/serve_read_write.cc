@@ -16,13 +16,33 @@ Outcome ServedLane::take(std::vector<Use>& uses) {
   return taken;
 }
 
+// Where the memory of the request is. Bytes of a GPU pass through pinned memory of the lane.
+Place ServedLane::place() {
+  if (rights_.device() == kHostMemory) {
+    return {};
+  }
+  if (staging_ == nullptr) {
+    staging_ = std::make_unique<Staging>([weak = weak_from_this()] {
+      if (const auto self = weak.lock()) {
+        self->thread_.post([self] { self->wake(); });
+      }
+    });
+  }
+  return {staging_.get(), rights_.device(), deadline_ns_};
+}
+
+ServedLane::Progress ServedLane::await_copy() {
+  awaits_copy_ = true;
+  return Progress::kWait;
+}
+
 ServedLane::Progress ServedLane::begin_read() {
   const Outcome checked = check_rights(Access::kLane);
   if (!checked.ok()) {
     return reply(checked);
   }
   sender_.begin(header_->sequence, Cursor(column(0), column(1), 0, 0, requested_bytes()),
-                Code::kRemoteFault);
+                Code::kRemoteFault, place());
   state_ = State::kStream;
   return Progress::kGoOn;
 }
@@ -33,6 +53,8 @@ ServedLane::Progress ServedLane::stream() {
       return Progress::kGoOn;
     case Flow::kWait:
       return Progress::kWait;
+    case Flow::kStaging:
+      return await_copy();
     case Flow::kEnd:
       break;
     default:
@@ -58,7 +80,8 @@ ServedLane::Progress ServedLane::begin_write() {
     return reply(checked);
   }
   answered_ = false;
-  receiver_.begin(header_->sequence, Cursor(column(0), column(1), 0, 0, bytes), Code::kRemoteFault);
+  receiver_.begin(header_->sequence, Cursor(column(0), column(1), 0, 0, bytes), Code::kRemoteFault,
+                  false, checked.ok() ? place() : Place{});
   if (!checked.ok()) {
     receiver_.stop(checked);
   }
@@ -78,6 +101,8 @@ ServedLane::Progress ServedLane::payload() {
       return Progress::kGoOn;
     case Flow::kWait:
       return Progress::kWait;
+    case Flow::kStaging:
+      return await_copy();
     case Flow::kFailed:
       return fail_write();
     case Flow::kEnd:

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "lanes/target/threads.h"
 
 namespace ldd {
 
@@ -73,9 +74,31 @@ void ServedLane::close() {
   cancelled_.store(true);
   const auto self = shared_from_this();
   thread_.detach(*this);
+  if (staging_ != nullptr) {
+    staging_->stop();
+    const auto drained = [self] {
+      self->staging_->drain(now_ns() + kDrainNs);
+      self->thread_.post([self] { self->leave(); });
+    };
+    if (staging_->busy() && run_on_job_thread(drained)) {
+      return;
+    }
+  }
+  leave();
+}
+
+// When it returns, no work of the lane accesses memory any more.
+void ServedLane::leave() {
   rights_.reset();
   socket_.reset();
   links_->remove(link_id_, this);
+}
+
+// A copy of a GPU's memory has ended.
+void ServedLane::wake() {
+  if (awaits_copy_) {
+    on_events(0);
+  }
 }
 
 void ServedLane::on_events(std::uint32_t events) noexcept {
@@ -92,6 +115,7 @@ void ServedLane::on_events(std::uint32_t events) noexcept {
     want(EPOLLRDHUP);  // the job thread reads the next request
     return;
   }
+  awaits_copy_ = false;
   try {
     for (int turn = 0; turn < kTurns; ++turn) {
       const Progress progress = step();
@@ -114,9 +138,9 @@ void ServedLane::on_events(std::uint32_t events) noexcept {
 
 void ServedLane::await_events() {
   std::uint32_t wanted = EPOLLRDHUP;
-  if (goes_on_without_input()) {
+  if (!awaits_copy_ && goes_on_without_input()) {
     wanted |= EPOLLOUT;
-  } else if (state_ != State::kTouching) {
+  } else if (!awaits_copy_ && state_ != State::kTouching) {
     wanted |= EPOLLIN;
   }
   if (state_ != State::kClosed) {

@@ -79,6 +79,8 @@ class ServedLane final : public Served,
   [[nodiscard]] bool goes_on_without_input() const;
   void want(std::uint32_t events);
   void close();
+  void leave();
+  void wake();
 
   // serve_on_job_thread.cc
   [[nodiscard]] bool on_job_thread() const { return job_ == Job::kHasLane; }
@@ -92,6 +94,8 @@ class ServedLane final : public Served,
 
   // serve_read_write.cc: READ and WRITE
   Progress begin_read();
+  [[nodiscard]] Place place();
+  Progress await_copy();
   Progress stream();
   Progress begin_write();
   Progress payload();
@@ -138,7 +142,9 @@ class ServedLane final : public Served,
   Rights rights_;
   ChunkSender sender_;
   ChunkReceiver receiver_;
-  bool answered_ = false;  // a write's outcome was sent before its payload ended
+  bool answered_ = false;                 // a write's outcome was sent before its payload ended
+  std::atomic<bool> awaits_copy_{false};  // of a GPU's memory; wake() is called when it has ended
+  std::unique_ptr<Staging> staging_;      // made at first use
 
   std::atomic<Job> job_{Job::kNone};  // changed on the io thread
   std::int64_t stay_until_ns_ = 0;    // of a job thread that has the lane

@@ -153,7 +153,7 @@ class Backend(ABC):
     """One data path of one instance."""
 
     name: ClassVar[str]
-    capabilities: ClassVar[Capabilities]
+    capabilities: Capabilities
 
     def register(self, region: Region) -> None:  # noqa: B027 - guards and entries suffice for most
         """Make memory transferable. Called before the cache is published.

@@ -3,7 +3,8 @@
 Each process exports the allocations that have registered memory: the driver makes a handle of each,
 and the published page lists it. The reader's native threads map the peer's allocation once and copy
 in streams of their own, GPU to GPU, or between a GPU and host memory. A push rings a doorbell, as
-for host memory: the target's threads map the initiator's allocation and copy.
+for host memory: the target's threads map the initiator's allocation and copy. Memory that the
+driver does not let the other process map goes over the link's lanes.
 
 docs/design/gpu.md says how the guarantees hold.
 """
@@ -11,6 +12,7 @@ docs/design/gpu.md says how the guarantees hold.
 from __future__ import annotations
 
 import errno
+import logging
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import msgspec
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from llm_datadist._backends.node import Node
     from llm_datadist._backends.transfer import PeerEndpoint, Region, Transfer
     from llm_datadist._types.refs import Ref
+
+logger = logging.getLogger("llm_datadist")
 
 _MAX_GPUS = 64
 
@@ -45,7 +49,9 @@ class GpuChannel(Channel):
         reader: The link's reader of the peer's process, which its host channel owns.
         lanes: The link's.
         link_ref: The peer's guard of the link.
+        peer: Who the peer is, for log lines.
         facts: For `describe`.
+        strict: Whether memory that cannot be mapped is refused, instead of going over the lanes.
     """
 
     name = "cuda"
@@ -56,26 +62,31 @@ class GpuChannel(Channel):
         reader: _native.HostPeer,
         lanes: LinkLanes,
         link_ref: Ref,
+        peer: str,
         facts: dict[str, object],
+        *,
+        strict: bool,
     ) -> None:
         # None once the channel is closed. A call takes it once, so that it lasts for the call.
         self._reader: _native.HostPeer | None = reader
         self._lanes = lanes
         self._link_ref = link_ref
+        self._peer = peer
         self._facts = facts
+        self._strict = strict
         self._problem = ""
-        self._num_reads = self._num_pushes = 0
+        self._num_reads = self._num_pushes = self._num_over_lanes = 0
 
     def run(self, transfer: Transfer) -> Outcome:
         outcome = self._push(transfer) if transfer.write else self._read(transfer)
         if outcome.code != Code.SYSTEM or outcome.sys_errno != errno.EOPNOTSUPP:
             return outcome
-        reader = self._reader
-        if transfer.write:
-            self._problem = "the peer cannot map this process's GPU memory"
-        elif reader is not None:
-            self._problem = reader.gpu_problem or "the peer's GPU memory cannot be mapped"
-        return Outcome(Code.NO_PATH)
+        self._note_problem(write=transfer.write)
+        if self._strict:
+            return Outcome(Code.NO_PATH)
+        outcome = self._lanes.move(transfer)
+        self._num_over_lanes += outcome.code == Code.OK
+        return outcome
 
     def post(self, transfer: Transfer) -> Handle:
         return Finished(self.run(transfer))
@@ -113,6 +124,21 @@ class GpuChannel(Channel):
         self._num_pushes += outcome.code == Code.OK
         return outcome
 
+    def _note_problem(self, *, write: bool) -> None:
+        """Remember why memory was not mapped; log it the first time."""
+        reader, is_first = self._reader, not self._problem
+        if write:
+            self._problem = "the peer cannot map this process's memory; its describe_link says why"
+        elif reader is not None:
+            self._problem = reader.gpu_problem or "the peer's GPU memory cannot be mapped"
+        if is_first and not self._strict:
+            logger.warning(
+                "link to %s is slower than it could: memory of GPUs goes over the lanes, as %s; "
+                "strict_backend has such transfers refused",
+                self._peer,
+                self._problem,
+            )
+
     @property
     def trouble(self) -> str:
         return self._problem
@@ -130,6 +156,7 @@ class GpuChannel(Channel):
             "mapped_allocations": 0 if reader is None else reader.gpu_mappings,
             "pulls": self._num_reads,
             "pushes_done": self._num_pushes,
+            "over_lanes": self._num_over_lanes,
         }
         if self._problem:
             facts["trouble"] = self._problem
@@ -145,12 +172,14 @@ class GpuBackend(Backend):
 
     Args:
         node: The instance.
+        strict: Whether memory that cannot be mapped is refused, instead of going over the lanes.
     """
 
     name = "cuda"
     capabilities = Capabilities(withdraws=True, placements=frozenset({"device"}))
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, *, strict: bool = False) -> None:
+        self._strict = strict
         self._exports = _native.GpuExports(node.native)
         self._gpus = tuple(_native.gpu_identities())
 
@@ -198,7 +227,8 @@ class GpuBackend(Backend):
                 "CUDA_VISIBLE_DEVICES"
             )
         facts: dict[str, object] = {"gpus": len(self._gpus), "peer_gpus": len(gpus)}
-        return GpuChannel(lanes.host, lanes, peer.link_ref, facts)
+        name = f"cluster {peer.cluster_id}"
+        return GpuChannel(lanes.host, lanes, peer.link_ref, name, facts, strict=self._strict)
 
 
 def _ranges(region: Region) -> zip[tuple[int, int]]:

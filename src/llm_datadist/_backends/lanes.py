@@ -199,6 +199,10 @@ class LinkLanes:
         """Let this process's threads move what the peer's engine writes into its landing slots."""
         self.node.lane_server.attach_landing(self.link_id, landing)
 
+    def move(self, transfer: Transfer) -> Outcome:
+        """Carry out a transfer of either direction: the lanes carry the bytes."""
+        return self.write(transfer) if transfer.write else self.read(transfer)
+
     def read(self, transfer: Transfer) -> Outcome:
         """Read the remote ranges into the local ones."""
         return self._run(

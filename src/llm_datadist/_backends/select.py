@@ -9,7 +9,7 @@ from llm_datadist._backends.base import Unavailable
 from llm_datadist._backends.gpu import GpuBackend
 from llm_datadist._backends.host import HostBackend
 from llm_datadist._backends.nixl.bindings import has_rdma
-from llm_datadist._backends.tcp import TcpBackend
+from llm_datadist._backends.tcp import TcpBackend, TcpChannel
 
 if TYPE_CHECKING:
     from llm_datadist._backends.base import Backend, Channel
@@ -62,9 +62,10 @@ def make_backends(config: Config, node: Node, pools: tuple[PoolMemory, ...]) -> 
     Raises:
         Unavailable: The selected backend is not available on this host.
     """
+    lanes = TcpBackend(gpus=config.device == "cuda")
     if config.backend == "tcp":
-        return Offer((TcpBackend(),), {})
-    gpus = (GpuBackend(node),) if config.device == "cuda" else ()
+        return Offer((lanes,), {})
+    gpus = (GpuBackend(node, strict=config.strict_backend),) if config.device == "cuda" else ()
     if config.backend == "host":
         return Offer((_make_host(config, node, pools), *gpus), {})
     if config.backend == "nixl":
@@ -76,7 +77,7 @@ def make_backends(config: Config, node: Node, pools: tuple[PoolMemory, ...]) -> 
             accelerated.append(_make_nixl(config, node, rdma_only=True))
         except Unavailable as error:
             missing["nixl"] = str(error)
-    return Offer((_make_host(config, node, pools), *gpus, *accelerated, TcpBackend()), missing)
+    return Offer((_make_host(config, node, pools), *gpus, *accelerated, lanes), missing)
 
 
 def _make_host(config: Config, node: Node, pools: tuple[PoolMemory, ...]) -> HostBackend:
@@ -118,16 +119,20 @@ def select_device_channel(
 ) -> tuple[Channel | None, str]:
     """Return the channel for accelerator memory, or None; and why better ones are not used.
 
-    It is the link's channel if that reaches such memory, else one beside it.
+    It is the link's channel if that reaches such memory, else one beside it, and the lanes if there
+    is no other.
     """
     if channel.innermost.reaches_devices:
         return channel, ""
     reasons: list[str] = []
     for backend in backends:
-        if "device" in backend.capabilities.placements:
+        is_lanes = backend.name == TcpBackend.name
+        if "device" in backend.capabilities.placements and not is_lanes:
             try:
                 return backend.connect_device(peer, lanes), "; ".join(reasons)
             except Unavailable as error:
                 reasons.append(f"{backend.name}: {error}")
-    none = 'llm.Device is not "cuda", and transfer_backend not "nixl"'
-    return None, "; ".join(reasons) or none
+    if reasons or GpuBackend.name in peer.metadata:
+        none = 'llm.Device is not "cuda"'
+        return TcpChannel(lanes), "; ".join(reasons) or none
+    return None, 'neither side has llm.Device "cuda"'

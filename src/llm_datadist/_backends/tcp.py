@@ -1,4 +1,7 @@
-"""The TCP data path: lanes move the bytes between sockets and tensors."""
+"""The TCP data path: lanes move the bytes between sockets and tensors.
+
+Bytes of a GPU pass through pinned memory of the lane at that side; docs/design/gpu.md says how.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,13 @@ class TcpChannel(Channel):
     """Reads and writes over one link's lanes."""
 
     name = "tcp"
+    reaches_devices = True
 
     def __init__(self, lanes: LinkLanes) -> None:
         self._lanes = lanes
 
     def run(self, transfer: Transfer) -> Outcome:
-        return self._lanes.write(transfer) if transfer.write else self._lanes.read(transfer)
+        return self._lanes.move(transfer)
 
     def post(self, transfer: Transfer) -> Handle:
         return Finished(self.run(transfer))
@@ -35,10 +39,17 @@ class TcpChannel(Channel):
 
 
 class TcpBackend(Backend):
-    """See the module."""
+    """See the module.
+
+    Args:
+        gpus: Whether caches of the instance may be in memory of a GPU.
+    """
 
     name = "tcp"
-    capabilities = Capabilities(placements=frozenset({"host"}))
+
+    def __init__(self, *, gpus: bool = False) -> None:
+        placements = {"host", "device"} if gpus else {"host"}
+        self.capabilities = Capabilities(placements=frozenset(placements))
 
     def describe(self, _link_id: int) -> bytes:
         return b""

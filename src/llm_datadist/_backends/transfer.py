@@ -51,7 +51,7 @@ class Transfer(msgspec.Struct):
         key_ref: The peer's key guard, for keys that a pull consumes.
         version: Directory version that must still be current at the peer; 0 = no condition.
         deadline_ns: Absolute CLOCK_MONOTONIC nanoseconds.
-        on_device: Whether either side is accelerator memory, which lanes cannot move.
+        on_device: Whether either side is known to be accelerator memory.
     """
 
     write: bool

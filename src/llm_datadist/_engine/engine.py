@@ -27,7 +27,7 @@ from llm_datadist._engine.link.messages import (
     Renew,
 )
 from llm_datadist._engine.link.peer_transfers import PeerTransfers
-from llm_datadist._engine.memory.accelerators import check_cuda, check_reaches_devices
+from llm_datadist._engine.memory.accelerators import check_cuda
 from llm_datadist._engine.memory.fault_marks import FaultMarks
 from llm_datadist._engine.memory.pools import MemoryPools
 from llm_datadist._engine.memory.registration import MemoryRegistration
@@ -247,9 +247,6 @@ def _published(incarnation: int, config: Config) -> Node:
 
 def _backends(config: Config, node: Node, pools: MemoryPools) -> Offer:
     try:
-        offer = make_backends(config, node, tuple(pools.memories))
+        return make_backends(config, node, tuple(pools.memories))
     except Unavailable as error:
         raise invalid("init", str(error), "set transfer_backend") from error
-    if config.device == "cuda":
-        check_reaches_devices(offer.backends, offer.missing)
-    return offer

@@ -245,7 +245,7 @@ class FaultBackend(Backend):
         self, inner: Backend, node: Node, policy: FaultPolicy, drop_link: DropLink | None = None
     ) -> None:
         self.name = inner.name  # type: ignore[misc]  # the decorated one's
-        self.capabilities = inner.capabilities  # type: ignore[misc]
+        self.capabilities = inner.capabilities
         self.inner = inner
         self.policy = policy
         self._node = node

@@ -9,12 +9,12 @@ from llm_datadist._errors import LLMStatusCode, fail, invalid
 from llm_datadist._types import Placement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
     from llm_datadist._backends.base import Backend
     from llm_datadist._options.settings import Config
 
-__all__ = ["check_cuda", "check_reaches_devices", "device_memory", "reaches_devices"]
+__all__ = ["check_cuda", "device_memory", "reaches_devices"]
 
 _NOT_ENABLED = LLMStatusCode.LLM_FEATURE_NOT_ENABLED
 
@@ -34,22 +34,6 @@ def check_cuda() -> None:
             f'option llm.Device is "cuda", but {error}',
             'set it to "auto" or "cpu": Placement.DEVICE is host memory then',
         ) from error
-
-
-def check_reaches_devices(backends: Iterable[Backend], missing: Mapping[str, str]) -> None:
-    """Check for llm.Device "cuda" that a backend moves GPU memory.
-
-    Raises:
-        LLMException: LLM_FEATURE_NOT_ENABLED.
-    """
-    if not any(map(reaches_devices, backends)):
-        why = missing.get("nixl", 'transfer_backend is "tcp"')
-        raise fail(
-            _NOT_ENABLED,
-            "init",
-            f'option llm.Device is "cuda", but no data path moves a GPU\'s memory: {why}',
-            'mend that, or set llm.Device to "cpu"',
-        )
 
 
 def reaches_devices(backend: Backend) -> bool:

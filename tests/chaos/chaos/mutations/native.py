@@ -277,7 +277,8 @@ MUTATIONS = (
         "receives-without-entry",
         "bytes are received under a use of the entry",
         _CHUNKS,
-        "  if (memory_.ok() && !memory_.hold(guard)) {\n    return Flow::kFailed;\n  }\n",
+        "  if (memory_.ok() && !scattering_.active() && !memory_.hold(guard)) {\n"
+        "    return Flow::kFailed;\n  }\n",
         "",
         tests=_FAILURES,
     ),

@@ -1,23 +1,13 @@
 """The accelerator options against the hardware that there is."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from llm_datadist import LLMException, LLMStatusCode, Placement
 from llm_datadist._devices import cuda
-from llm_datadist._engine.memory.accelerators import (
-    check_cuda,
-    check_reaches_devices,
-    device_memory,
-)
+from llm_datadist._engine.memory.accelerators import check_cuda, device_memory
 from llm_datadist._options.settings import Config
 
 S = LLMStatusCode
-
-
-def backend(*placements):
-    return SimpleNamespace(capabilities=SimpleNamespace(placements=placements))
 
 
 def fails(error):
@@ -39,13 +29,6 @@ def test_cuda_needs_a_driver(monkeypatch):
     monkeypatch.setattr(cuda, "load_driver", fails(cuda.DriverUnavailable("no libcuda")))
     words = r'llm\.Device is "cuda", but no libcuda; set it to "auto"'
     refused(S.LLM_FEATURE_NOT_ENABLED, words, check_cuda)
-
-
-def test_cuda_needs_a_backend_that_moves_its_memory():
-    check_reaches_devices([backend("host"), backend("host", "device")], {})
-    for missing, why in (({"nixl": "not installed"}, "not installed"), ({}, "transfer_backend")):
-        check = check_reaches_devices
-        refused(S.LLM_FEATURE_NOT_ENABLED, why, check, [backend("host")], missing)
 
 
 @pytest.mark.parametrize("device", [None, 3])

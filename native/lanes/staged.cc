@@ -1,0 +1,170 @@
+#include "lanes/staged.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+#include <vector>
+
+namespace ldd {
+
+namespace {
+
+constexpr std::size_t kAtOnce = 64;  // ranges, described at a time
+
+// The next `bytes` from the cursor on.
+std::vector<iovec> ranges_of(Cursor cursor, std::uint64_t bytes) {
+  std::vector<iovec> ranges;
+  std::array<iovec, kAtOnce> some{};
+  while (bytes > 0) {
+    const Cursor::Filled filled = cursor.fill(some, bytes);
+    ranges.insert(ranges.end(), some.begin(),
+                  some.begin() + static_cast<std::ptrdiff_t>(filled.pieces));
+    cursor.advance(filled.bytes);
+    bytes -= filled.bytes;
+  }
+  return ranges;
+}
+
+}  // namespace
+
+void StagedMemory::begin(const Place& place, const Cursor& cursor, Code fault) {
+  staging_ = cursor.done() ? nullptr : place.staging;
+  cursor_ = cursor;
+  fault_ = fault;
+  failure_ = {};
+  parts_.clear();
+  if (staging_ != nullptr) {
+    staging_->begin(place.device, place.deadline_ns);
+  }
+}
+
+void StagedMemory::fail(const Outcome& why) {
+  if (failure_.ok()) {
+    failure_ = why.code == Code::kLocalFault ? Outcome::failure(fault_, why.sys_errno) : why;
+    failure_.moved_bytes = 0;
+    staging_->stop();
+  }
+}
+
+bool StagedMemory::take(std::size_t& slot) {
+  std::optional<std::size_t> found;
+  const Outcome taken = staging_->take(found);
+  if (!taken.ok()) {
+    fail(taken);
+  }
+  slot = found.value_or(0);
+  return found.has_value();
+}
+
+bool StagedMemory::copy(const Part& part, Staged direction, BatchGuard& guard) {
+  std::vector<Use> uses;
+  const Outcome taken = guard.take(uses);
+  if (!taken.ok()) {
+    fail(taken);
+    return false;
+  }
+  staging_->copy(part.slot, direction, ranges_of(cursor_, part.bytes), std::move(uses));
+  cursor_.advance(part.bytes);
+  parts_.push_back(part);
+  return true;
+}
+
+bool StagedMemory::confirm(BatchGuard& guard) {
+  std::vector<Use> uses;
+  const Outcome taken = guard.take(uses);
+  if (!taken.ok()) {
+    fail(taken);
+  }
+  return taken.ok();
+}
+
+void Gathering::ahead(BatchGuard& guard) {
+  Part part;
+  while (active() && failure().ok() && !cursor_.done() && take(part.slot)) {
+    part.bytes = std::min<std::uint64_t>(cursor_.left(), kStagingSlotBytes);
+    copy(part, Staged::kGather, guard);
+  }
+}
+
+Step Gathering::next(BatchGuard& guard, std::span<const std::byte>& chunk) {
+  ahead(guard);
+  if (failure().ok() && !parts_.empty()) {
+    const std::optional<Outcome> ended = staging_->ended(parts_.front().slot);
+    if (!ended) {
+      return Step::kWait;
+    }
+    if (!ended->ok()) {
+      fail(*ended);
+    }
+  }
+  if (!failure().ok()) {
+    return Step::kFailed;
+  }
+  if (!parts_.empty()) {
+    chunk = staging_->bytes(parts_.front().slot).first(parts_.front().bytes);
+    return Step::kReady;
+  }
+  if (!cursor_.done()) {
+    return Step::kWait;
+  }
+  return confirm(guard) ? Step::kEnd : Step::kFailed;
+}
+
+void Gathering::sent() {
+  staging_->release(parts_.front().slot);
+  parts_.pop_front();
+}
+
+void Scattering::begin(const Place& place, const Cursor& cursor, Code fault) {
+  StagedMemory::begin(place, cursor, fault);
+  filling_.reset();
+}
+
+void Scattering::settle() {
+  std::erase_if(parts_, [this](const Part& part) {
+    const std::optional<Outcome> ended = staging_->ended(part.slot);
+    if (!ended) {
+      return false;
+    }
+    if (!ended->ok()) {
+      fail(*ended);
+    }
+    staging_->release(part.slot);
+    return true;
+  });
+}
+
+Step Scattering::room(std::span<std::byte>& room) {
+  settle();
+  if (failure().ok() && !filling_) {
+    Part part;
+    if (take(part.slot)) {
+      filling_ = part;
+    }
+  }
+  if (!failure().ok()) {
+    return parts_.empty() ? Step::kFailed : Step::kWait;
+  }
+  if (!filling_) {
+    return Step::kWait;
+  }
+  room = staging_->bytes(filling_->slot).subspan(filling_->bytes);
+  return Step::kReady;
+}
+
+void Scattering::received(std::size_t bytes, BatchGuard& guard) {
+  filling_->bytes += bytes;
+  if (filling_->bytes == kStagingSlotBytes || filling_->bytes == cursor_.left()) {
+    copy(*std::exchange(filling_, std::nullopt), Staged::kScatter, guard);
+  }
+}
+
+Step Scattering::finish(BatchGuard& guard) {
+  settle();
+  if (!parts_.empty()) {
+    return Step::kWait;
+  }
+  return failure().ok() && confirm(guard) ? Step::kEnd : Step::kFailed;
+}
+
+}  // namespace ldd
