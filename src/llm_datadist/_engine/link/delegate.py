@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, final
 import msgspec
 
 from llm_datadist._backends.base import Unavailable
+from llm_datadist._backends.gpu import GpuBackend
 from llm_datadist._backends.lane_watch import LaneWatch
 from llm_datadist._backends.lanes import LinkLanes
 from llm_datadist._backends.nixl.bindings import has_rdma
 from llm_datadist._backends.node import is_of_this_process
 from llm_datadist._backends.select import select_channel, select_device_channel
+from llm_datadist._backends.tcp import TcpBackend
 from llm_datadist._backends.transfer import PeerEndpoint
 from llm_datadist._control.limits import limit_of
 from llm_datadist._engine.link.data_plane import CHECKSUM, REQUEST_IDS, DataPlane
@@ -29,7 +31,7 @@ from llm_datadist._types.refs import NO_REF
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from llm_datadist._backends.base import Backend
+    from llm_datadist._backends.base import Backend, Channel
     from llm_datadist._backends.node import Node
     from llm_datadist._backends.select import Selection
     from llm_datadist._links import LinkTable, Peer
@@ -150,6 +152,8 @@ class DataPlanes:
             device_channel, why_not = select_device_channel(
                 tuple(self._backends), peer_endpoint, lanes, selection.channel
             )
+            if device_channel is not selection.channel:
+                self._check_device_path(selection, device_channel, why_not, peer_endpoint)
             lanes.serve()  # OSError: the instance was finalized, which closed the lanes
         except (Unavailable, *DECODE_ERRORS, OSError) as error:
             lanes.close()
@@ -208,6 +212,23 @@ class DataPlanes:
         selection.reasons.update(self._missing)
         why = selection.reasons.get("nixl", "unknown")
         problem = f"both hosts have an RDMA device, but NIXL cannot be used: {why}"
+        if self._config.strict_backend:
+            selection.channel.close()
+            raise Unavailable(f"{problem}; strict_backend is on")
+        logger.warning("link to cluster %d is slower than it could: %s", peer.cluster_id, problem)
+
+    def _check_device_path(
+        self, selection: Selection, device_channel: Channel | None, why: str, peer: PeerEndpoint
+    ) -> None:
+        """Log a pair with GPUs on one host whose memory must go over the lanes.
+
+        Raises:
+            Unavailable: strict_backend is on.
+        """
+        both = GpuBackend.name in peer.metadata and self._config.device == "cuda"
+        if not both or device_channel is None or device_channel.name != TcpBackend.name:
+            return
+        problem = f"memory of GPUs goes over the lanes: {why}"
         if self._config.strict_backend:
             selection.channel.close()
             raise Unavailable(f"{problem}; strict_backend is on")

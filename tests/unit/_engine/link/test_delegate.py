@@ -33,7 +33,7 @@ class Backend:
         self.innermost = self
         self.is_closed = False
 
-    def describe(self, link_id):
+    def describe(self, link_id=0):
         return f"{self.name} of link {link_id}".encode()
 
     def connect(self, peer, lanes):
@@ -69,7 +69,7 @@ class End:
 
     def connect_to(self, **offered):
         """Make the data plane of a link to a peer that offers lanes."""
-        offer = Endpoint((9, 91), {"tcp": b"lanes"}, **offered)
+        offer = Endpoint((9, 91), offered.pop("backends", {"tcp": b"lanes"}), **offered)
         return self.connect(msgspec.msgpack.encode(offer))
 
 
@@ -151,7 +151,32 @@ def test_device_memory_takes_a_channel_that_reaches_it(make_end):
     nixl = Backend("nixl", placements=("host", "device"))
     assert make_end(Backend("tcp"), nixl).connect_to().device_channel is nixl
     nixl.why_not = "no driver"
-    assert "nixl: no driver" in make_end(Backend("tcp"), nixl).connect_to().device_trouble
+    plane = make_end(Backend("tcp"), nixl).connect_to()
+    assert (plane.path, plane.device_path) == ("tcp", "tcp")
+    assert plane.describe()["why_device"] == "nixl: no driver"
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.expects_log("slower than it could: memory of GPUs goes over the lanes: cuda: no IPC")
+def test_gpus_of_one_host_that_cannot_be_mapped(make_end, strict):
+    host = Backend("host")
+    cuda = Backend("cuda", "no IPC", placements=("device",))
+    end = make_end(host, cuda, strict_backend=strict, device="cuda")
+    offers = {"host": b"", "cuda": b""}
+    if strict:
+        with pytest.raises(LLMException, match="cuda: no IPC; strict_backend is on"):
+            end.connect_to(backends=offers)
+        assert host.is_closed
+    else:
+        assert end.connect_to(backends=offers).device_path == "tcp"
+
+
+def test_a_peer_with_a_gpu_is_reached_over_lanes(make_end):
+    end = make_end(Backend("host"))
+    plane = end.connect_to(backends={"host": b"", "cuda": b""})
+    assert plane.device_path == "tcp"
+    assert "cuda" in plane.describe()["why_device"]
+    assert end.connect_to(backends={"host": b""}).device_path == "none"
 
 
 @pytest.mark.expects_log("transfers with cluster 2 are not checked")
