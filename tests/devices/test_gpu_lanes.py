@@ -101,6 +101,15 @@ def test_sizes_that_are_no_multiple_of_a_slot(sides, gpu, sizes):
     assert (target.data[1] == pattern(SHAPE, 3)[1]).all()
 
 
+@pytest.mark.parametrize("call", [pull, push])
+def test_checksums(make, gpu, call):
+    owner, user = make("tcp", device="cuda", checksum="crc32c")
+    source, target = OnGpu(owner, gpu, seed=3, key=0), OnGpu(user, gpu, seed=4)
+    call(user, target)
+    assert (source.data == target.data).all()
+    assert user.instance.describe_link(1)["checksum"] == "crc32c"
+
+
 def test_pinned_memory_is_bounded_and_freed_with_the_link(sides, gpu, stand_in):
     owner, user = sides
     source, target = OnGpu(owner, gpu, seed=3, key=0), OnGpu(user, gpu)
@@ -218,11 +227,11 @@ def test_a_driver_that_hangs_holds_up_neither_a_link_nor_finalize(short, gpu, st
 def test_a_cache_that_is_unregistered_during_a_pull(sides, gpu, stand_in):
     owner, user = sides
     source, target = OnGpu(owner, gpu, seed=6, key=0), OnGpu(user, gpu)
-    stand_in.delay(3000)
+    stand_in.delay(20_000)
     ended = threading.Timer(0.05, owner.manager.unregister_cache, [source.cache.cache_id])
     ended.start()
     with failing("LLM_KV_CACHE_NOT_EXIST", "pull_blocks", peer=1):
-        pull(user, target)
+        pull(user, target, ORDER)
     ended.join()
 
 
@@ -231,7 +240,7 @@ def test_unregistering_is_final_for_a_push(sides, gpu, stand_in):
     owner, user = sides
     target = OnGpu(owner, gpu, seed=3, key=0)
     source = OnGpu(user, gpu, seed=4)
-    stand_in.delay(2000)
+    stand_in.delay(20_000)
     found = []
 
     def end():
@@ -239,10 +248,10 @@ def test_unregistering_is_final_for_a_push(sides, gpu, stand_in):
         stand_in.delay(0)
         found.append(target.data)
 
-    ended = threading.Timer(0.06, end)
+    ended = threading.Timer(0.05, end)
     ended.start()
     with failing("LLM_KV_CACHE_NOT_EXIST", "push_blocks", peer=1):
-        push(user, source)
+        push(user, source, ORDER)
     ended.join()
     gpu.free(gpu.allocate(4096))
     assert (target.data == found[0]).all()
@@ -268,10 +277,10 @@ def user(gpu, dying):
 @pytest.mark.parametrize("call", [pull, push])
 def test_a_peer_that_dies(dying, user, gpu, stand_in, call):
     target = OnGpu(user, gpu, seed=4)
-    stand_in.delay(10_000)
+    stand_in.delay(20_000)
     threading.Timer(0.05, dying.process.kill).start()
     with failing("LLM_LINK_FAILED", f"{call.__name__}_blocks", peer=1):
-        call(user, target)
+        call(user, target, ORDER)
     stand_in.reset()
 
 
