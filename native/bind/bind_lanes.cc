@@ -9,6 +9,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -21,6 +22,7 @@
 #include "bind/casters.h"
 #include "bind/interruptible.h"
 #include "bind/released_gil.h"
+#include "host/peer.h"
 #include "lanes/initiator/look_all.h"
 #include "lanes/initiator/operations.h"
 #include "lanes/socket.h"
@@ -33,6 +35,7 @@ namespace {
 
 using ldd::BorrowedU64;
 using ldd::ChecksumQuestion;
+using ldd::HostPeer;
 using ldd::Lanes;
 using ldd::LaneServer;
 using ldd::LaneSocket;
@@ -46,6 +49,23 @@ Outcome read_ranges(Lanes& lanes, const BorrowedU64& local, const BorrowedU64& r
   return interruptible([&] {
     return lanes.read(ldd::descriptors_of(local, remote, length),
                       {local_ref, cache_ref, key_ref, version, deadline_ns});
+  });
+}
+
+// The peer's threads gather the bytes, this process reads them from there.
+Outcome gather_ranges(Lanes& lanes, HostPeer& host, const BorrowedU64& local,
+                      const BorrowedU64& remote, const BorrowedU64& length, Ref local_ref,
+                      Ref link_ref, Ref cache_ref, Ref key_ref, std::uint64_t version,
+                      std::int64_t deadline_ns) {
+  const ldd::ReadChecks checks{local_ref, link_ref, cache_ref, key_ref, deadline_ns, nullptr};
+  return interruptible([&] {
+    const ldd::Descriptors work = ldd::descriptors_of(local, remote, length);
+    ldd::measure(work);  // throws if the arrays differ in length
+    if (!host.all_present(work)) {
+      return Outcome::failure(ldd::Code::kSystem, EAGAIN);
+    }
+    return lanes.gather(work, {local_ref, cache_ref, key_ref, version, deadline_ns},
+                        [&](const ldd::Descriptors& part) { return host.read(part, checks); });
   });
 }
 
@@ -223,6 +243,14 @@ void bind_client(nb::module_& module) {
            "Whether an operation had to wait for a lane, or could have used more than there were.")
       .def("read", read_ranges, "local"_a, "remote"_a, "length"_a, "local_ref"_a, "cache_ref"_a,
            "key_ref"_a, "version"_a, "deadline_ns"_a, "Read remote ranges into local ones.")
+      .def("gather", gather_ranges, "host_peer"_a, "local"_a, "remote"_a, "length"_a, "local_ref"_a,
+           "link_ref"_a, "cache_ref"_a, "key_ref"_a, "version"_a, "deadline_ns"_a,
+           "Have the peer's threads gather remote ranges, and read them from there (same host).\n\n"
+           "For many short ranges. An outcome need not name a descriptor: after one other than OK, "
+           "GONE,\n"
+           "LOCAL_GONE, CLOSED or CANCELLED, HostPeer.read tells more. SYSTEM: EAGAIN if pages of\n"
+           "the peer are absent, EOPNOTSUPP for ranges of more than 128 KiB, or if the peer does\n"
+           "not gather for this link, ENOMEM if it has no buffer.")
       .def("write", send_ranges<&Lanes::write>, "local"_a, "remote"_a, "length"_a, "local_ref"_a,
            "cache_ref"_a, "version"_a, "deadline_ns"_a,
            "Write local ranges to remote ones. OK means that they were written there.")

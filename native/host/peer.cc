@@ -220,6 +220,17 @@ Outcome HostPeer::check_window(const Descriptors& work) {
   return {};
 }
 
+bool HostPeer::all_present(const Descriptors& work) const {
+  std::vector<iovec> ranges;
+  ranges.reserve(work.size());
+  for (std::size_t i = 0; i < work.size(); ++i) {
+    if (work.length[i] != 0) {
+      ranges.push_back({reinterpret_cast<void*>(work.remote[i]), work.length[i]});
+    }
+  }
+  return presence_.all_present(ranges);
+}
+
 Outcome HostPeer::read(const Descriptors& work, const ReadChecks& checks,
                        std::span<std::uint32_t> sums) {
   if (mark_.inherited()) {

@@ -106,6 +106,8 @@ class HostPeer : public std::enable_shared_from_this<HostPeer> {
   [[nodiscard]] std::string gpu_problem() { return gpu_imports_.problem(); }
   // The peer's allocations of GPUs that are mapped.
   [[nodiscard]] std::size_t gpu_mappings() { return gpu_imports_.count(); }
+  // Whether all pages of the remote ranges are in memory, so that no thread would wait for them.
+  [[nodiscard]] bool all_present(const Descriptors& work) const;
   // Ends running reads with kCancelled and waits for them. Idempotent.
   void close();
 

@@ -6,10 +6,15 @@
 #include <span>
 
 #include "copy/descriptors.h"
+#include "lanes/gather.h"
 
 namespace ldd {
 
 namespace {
+
+// Mean bytes of a piece below which copying it costs less than a range of a system call.
+constexpr std::uint64_t kSmallPiece = 768;
+constexpr std::size_t kFewPieces = 8;
 
 // Per thread and on the heap: a module loaded late has little thread-local storage.
 std::span<iovec> piece_room() {
@@ -26,6 +31,27 @@ std::span<std::byte> scratch_room() {
 std::span<std::byte> zeroes() {
   static std::array<std::byte, 64 * 1024> none{};
   return none;
+}
+
+std::span<std::byte> gathering_room() {
+  thread_local std::vector<std::byte> room(64 * 1024);
+  return room;
+}
+
+// Describes at most `limit` bytes from the position on in `pieces`; returns how many there are. If
+// they are small, a buffer of the thread gets their bytes: a socket takes one range faster.
+std::size_t describe(const Cursor& cursor, std::span<iovec> pieces, std::uint64_t limit) {
+  const Cursor::Filled filled = cursor.fill(pieces, limit);
+  if (filled.pieces < kFewPieces || filled.bytes >= filled.pieces * kSmallPiece) {
+    return filled.pieces;
+  }
+  const std::span<std::byte> room = gathering_room();
+  const Gathered gathered = gather(cursor, room.first(std::min<std::size_t>(room.size(), limit)));
+  if (gathered.fault) {
+    return filled.pieces;  // the system call finds the piece at fault
+  }
+  pieces.front() = {room.data(), gathered.bytes};
+  return 1;
 }
 
 Flow flow_of_error(ssize_t error) { return error == -EAGAIN ? Flow::kWait : Flow::kBroken; }
@@ -161,7 +187,7 @@ Flow ChunkSender::step(LaneSocket& lane, BatchGuard& guard) {
   if (!memory_.ok()) {
     pieces[count++] = {zeroes().data(), std::min<std::size_t>(chunk_left_, zeroes().size())};
   } else if (!memory_.singly()) {
-    count += cursor.fill(pieces.subspan(count), chunk_left_).pieces;
+    count += describe(cursor, pieces.subspan(count), chunk_left_);
   } else if (count == 0) {
     count = cursor.fill(pieces.first(1), chunk_left_).pieces;
   }

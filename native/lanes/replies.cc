@@ -39,6 +39,7 @@ const Codes& codes_of(wire::Kind kind) {
   switch (kind) {
     case wire::Kind::kRead:
     case wire::Kind::kWrite:
+    case wire::Kind::kGather:
       return kOfTransfer;
     case wire::Kind::kPush:
       return kOfPush;
@@ -70,6 +71,7 @@ bool bytes_plausible(wire::Kind kind, const Outcome& outcome, const Expected& ex
     case wire::Kind::kReadLog:
       return outcome.moved_bytes == received;
     case wire::Kind::kChecksum:
+    case wire::Kind::kGather:
       return outcome.moved_bytes == 0 && received == (outcome.ok() ? expected.bytes : 0);
     default:
       return outcome.moved_bytes == 0;

@@ -74,7 +74,7 @@ std::uint16_t flags_of(Kind kind) {
   return is_request(kind) ? kTargetsClock : std::uint16_t{0};
 }
 
-bool known(std::uint8_t kind) { return (kind >= 1 && kind <= 9) || (kind >= 16 && kind <= 18); }
+bool known(std::uint8_t kind) { return (kind >= 1 && kind <= 10) || (kind >= 16 && kind <= 18); }
 
 bool body_fits(Kind kind, std::uint32_t body_bytes) {
   switch (kind) {
@@ -101,9 +101,11 @@ void put_header(Writer& out, const Header& header) {
 
 }  // namespace
 
-bool is_request(Kind kind) { return kind <= Kind::kProbe; }
+bool is_request(Kind kind) { return kind <= Kind::kGather; }
 
-bool has_answer(Kind kind) { return kind == Kind::kReadLog || kind == Kind::kChecksum; }
+bool has_answer(Kind kind) {
+  return kind == Kind::kReadLog || kind == Kind::kChecksum || kind == Kind::kGather;
+}
 
 std::size_t words_per_descriptor(Kind kind) {
   switch (kind) {
@@ -111,6 +113,7 @@ std::size_t words_per_descriptor(Kind kind) {
     case Kind::kWrite:
     case Kind::kChecksum:
     case Kind::kProbe:
+    case Kind::kGather:
       return 2;
     case Kind::kPush:
       return 3;

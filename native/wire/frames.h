@@ -30,6 +30,7 @@ inline constexpr std::uint32_t kMaxDescriptors = 64 * 1024;   // of one request
 inline constexpr std::uint32_t kMaxChunkBytes = 1024 * 1024;  // payload of one chunk
 inline constexpr std::uint64_t kMaxInlineBytes = 64 * 1024;   // a write that needs no GO
 inline constexpr std::uint64_t kMaxLogBytes = 256 * 1024;     // of one READ_LOG
+inline constexpr std::uint64_t kMaxGatherBytes = 256 * 1024;  // of one GATHER
 inline constexpr std::uint64_t kMaxRemainingNs = std::uint64_t{1} << 62;
 
 enum class Kind : std::uint8_t {
@@ -42,6 +43,7 @@ enum class Kind : std::uint8_t {
   kPing = 7,
   kChecksum = 8,
   kProbe = 9,
+  kGather = 10,
   kChunk = 16,
   kOutcome = 17,
   kGo = 18,

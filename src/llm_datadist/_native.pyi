@@ -616,6 +616,28 @@ class Lanes:
     ) -> tuple[int, int, int, int]:
         """Read remote ranges into local ones."""
 
+    def gather(
+        self,
+        host_peer: HostPeer,
+        local: numpy.typing.NDArray[numpy.uint64],
+        remote: numpy.typing.NDArray[numpy.uint64],
+        length: numpy.typing.NDArray[numpy.uint64],
+        local_ref: tuple[int, int],
+        link_ref: tuple[int, int],
+        cache_ref: tuple[int, int],
+        key_ref: tuple[int, int],
+        version: int,
+        deadline_ns: int,
+    ) -> tuple[int, int, int, int]:
+        """
+        Have the peer's threads gather remote ranges, and read them from there (same host).
+
+        For many short ranges. An outcome need not name a descriptor: after one other than OK, GONE,
+        LOCAL_GONE, CLOSED or CANCELLED, HostPeer.read tells more. SYSTEM: EAGAIN if pages of
+        the peer are absent, EOPNOTSUPP for ranges of more than 128 KiB, or if the peer does
+        not gather for this link, ENOMEM if it has no buffer.
+        """
+
     def write(
         self,
         local: numpy.typing.NDArray[numpy.uint64],

@@ -43,8 +43,12 @@ constexpr std::array<Choice, 8> kChoices{{{wire::Kind::kRead, 2},
 
 constexpr Choice kChecksum{wire::Kind::kChecksum, 1};
 constexpr Choice kProbe{wire::Kind::kProbe, 0};
+constexpr Choice kGather{wire::Kind::kGather, 1};
 
 const Choice& choice_of(std::uint8_t byte) {
+  if (byte == 0xEF) {
+    return kGather;
+  }
   if (byte >= 0xF0) {
     return byte >= 0xF8 ? kChecksum : kProbe;
   }
@@ -102,7 +106,7 @@ void check_memory(const Choice& choice) {
   CHECK(arena.untouched(kAddresses[0] + kLengths[0], kAddresses[1]));
   CHECK(arena.untouched(kAddresses[1] + kLengths[1], kAddresses[2]));
   const bool receives = choice.kind == wire::Kind::kRead || choice.kind == wire::Kind::kReadLog ||
-                        choice.kind == wire::Kind::kChecksum;
+                        choice.kind == wire::Kind::kChecksum || choice.kind == wire::Kind::kGather;
   if (!receives) {
     const auto* const own = reinterpret_cast<const std::byte*>(kAddresses[0]);
     CHECK(std::all_of(own, own + kLengths[0],

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 MAGIC = 0x4E4C444C
-READ, WRITE, PUSH, CONSUME, VERSION, READ_LOG, PING, CHECKSUM, PROBE = range(1, 10)
+READ, WRITE, PUSH, CONSUME, VERSION, READ_LOG, PING, CHECKSUM, PROBE, GATHER = range(1, 11)
 CHUNK, OUTCOME, GO = 16, 17, 18
 INLINE = 2
 LATER_NS = 1 << 60
@@ -70,6 +70,7 @@ def conversations() -> dict[str, bytes]:
             )
             found[f"checksum {name} {how}"] = request(CHECKSUM, ranges, entry=ref)
             found[f"probe {name} {how}"] = request(PROBE, ranges, entry=ref)
+            found[f"gather {name} {how}"] = request(GATHER, ranges, entry=ref) * 2 + request(PING)
             found[f"push {name} {how}"] = request(
                 PUSH,
                 [(*each, AT[ACCESSIBLE]) for each in ranges],
@@ -103,6 +104,8 @@ def answers() -> dict[str, bytes]:
         "short log": b"\6\0" + chunk(data[:100]) + outcome(moved=100),
         "consume": b"\7\0" + outcome(1),
         "checksum": b"\xff\0" + chunk(data[:1024]) + outcome(),
+        "gather": b"\xef\0" + chunk(data[:1024]) + outcome(),
+        "gather too much": b"\xef\0" + chunk(data[:1025]) + outcome(),
         "probe": b"\xf0\0" + outcome(),
         "probe of a bad page": b"\xf0\0" + outcome(5),
         "no tags": b"\0\xff" + chunk(data) + done,

@@ -24,7 +24,7 @@ def _constant(name):
 MAGIC, FRAME_VERSION = _constant("kMagic"), _constant("kVersion")
 HEADER_BYTES, TAG_BYTES = 16, 16
 CHUNK, OUTCOME = 16, 17
-WITH_ANSWER = (6, 8)  # READ_LOG, CHECKSUM: the tag of the outcome covers their chunk
+WITH_ANSWER = (6, 8, 10)  # READ_LOG, CHECKSUM, GATHER: the tag of the outcome covers their chunk
 _MAGIC = struct.pack("<I", MAGIC)
 _MASK = (1 << 64) - 1
 NO_KEY = bytes(16)

@@ -49,6 +49,7 @@ class SharedRequestSource : public RequestSource {
     const std::lock_guard lock(mutex_);
     return failed_ ? nullptr : requests_.next(lane);
   }
+  Outcome answered(ClientLane& lane) override { return requests_.answered(lane); }
   void fail() {
     const std::lock_guard lock(mutex_);
     failed_ = true;
@@ -183,8 +184,12 @@ void OperationDriver::step_all() {
     moved_bytes_ += done.exchange->moved_bytes();
     if (flow == Flow::kEnd) {
       lanes_.answered();
-      const Outcome outcome = done.exchange->outcome();
+      Outcome outcome = done.exchange->outcome();
       value_ = done.exchange->value();
+      if (outcome.ok()) {
+        outcome = requests_.answered(*done.lane);
+        moved_bytes_ += outcome.moved_bytes;
+      }
       if (!outcome.ok()) {
         fail(outcome);
       }

@@ -23,6 +23,9 @@ class RequestSource {
   virtual ~RequestSource() = default;
   // The next request as an exchange on `lane`; null when none is left.
   virtual std::unique_ptr<Exchange> next(ClientLane& lane) = 0;
+  // Called when the request on `lane` has ended with ok, before the lane gets the next one; on the
+  // thread that drives the lane. What it returns counts as the outcome of the request.
+  virtual Outcome answered(ClientLane& /*lane*/) { return {}; }
 };
 
 struct OperationPlan {

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -26,8 +27,12 @@ struct LaneChecks {
   std::int64_t deadline_ns = 0;
 };
 
-// Thread-safe. Every operation runs on the calling thread, large writes on a copy worker too, and
-// ends by its deadline; those in which the target acts may wait 40 ms more until it has stopped.
+// Reads memory of the target, which is on this host, into the local ranges.
+using GatheredRead = std::function<Outcome(const Descriptors&)>;
+
+// Thread-safe. Every operation runs on the calling thread, writes and gathering on a copy worker
+// too, and ends by its deadline; those in which the target acts may wait 40 ms more until it has
+// stopped.
 class Lanes {
  public:
   Lanes(std::shared_ptr<Node> node, std::uint64_t link_id)
@@ -61,6 +66,11 @@ class Lanes {
   // Throw std::invalid_argument when the arrays are inconsistent (see measure()).
   Outcome read(const Descriptors& work, const LaneChecks& checks);
   Outcome write(const Descriptors& work, const LaneChecks& checks);
+  // The target's threads gather the remote ranges in memory of theirs, from where `read` takes them
+  // (gather.h). `read` checks what must hold for the local ranges, and is called from several
+  // threads at once. An outcome need not name a descriptor. kSystem with EOPNOTSUPP for long
+  // ranges, and if the target does not gather for this link.
+  Outcome gather(const Descriptors& work, const LaneChecks& checks, const GatheredRead& read);
   // The target's threads fetch the bytes from this process: from the local entry or, if none is
   // named, from the target's landing slots for this link; `work.local` then counts from the first
   // slot.

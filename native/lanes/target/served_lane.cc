@@ -90,6 +90,7 @@ void ServedLane::close() {
 // When it returns, no work of the lane accesses memory any more.
 void ServedLane::leave() {
   rights_.reset();
+  gathered_.reset();
   socket_.reset();
   links_->remove(link_id_, this);
 }
@@ -249,6 +250,9 @@ ServedLane::Progress ServedLane::begin() {
   links_->counts().requests.fetch_add(1, std::memory_order_relaxed);
   activity_->requests.fetch_add(1, std::memory_order_relaxed);
   deadline_ns_ = deadline_of(*header_, request_);
+  if (header_->kind != wire::Kind::kGather) {
+    gathered_.reset();  // the initiator has read the bytes
+  }
   switch (header_->kind) {
     case wire::Kind::kRead:
       return begin_read();
@@ -260,6 +264,8 @@ ServedLane::Progress ServedLane::begin() {
       return begin_checksum();
     case wire::Kind::kProbe:
       return begin_probe();
+    case wire::Kind::kGather:
+      return begin_gather();
     case wire::Kind::kConsume:
       if (now_ns() >= deadline_ns_) {
         return reply(Outcome::failure(Code::kTimeout));

@@ -17,6 +17,7 @@
 #include "base/outcome.h"
 #include "lanes/chunks.h"
 #include "lanes/socket.h"
+#include "lanes/target/gather_buffer.h"
 #include "lanes/target/io_threads.h"
 #include "lanes/target/rights.h"
 #include "lanes/target/served_links.h"
@@ -112,6 +113,10 @@ class ServedLane final : public Served,
   Progress probe();
   void end_probe(const Outcome& outcome);
 
+  // serve_gather.cc
+  Progress begin_gather();
+  [[nodiscard]] Outcome run_gather(Cursor cursor, std::span<std::byte> room);
+
   // serve_push.cc
   Progress begin_push();
   Progress push();
@@ -142,6 +147,7 @@ class ServedLane final : public Served,
   Rights rights_;
   ChunkSender sender_;
   ChunkReceiver receiver_;
+  GatherBuffer gathered_;
   bool answered_ = false;                 // a write's outcome was sent before its payload ended
   std::atomic<bool> awaits_copy_{false};  // of a GPU's memory; wake() is called when it has ended
   std::unique_ptr<Staging> staging_;      // made at first use

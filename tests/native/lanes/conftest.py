@@ -254,7 +254,7 @@ class Wire:
     """Frames made by hand, for ends that do not behave; without tags, see framing.py."""
 
     READ, WRITE, PUSH, CONSUME, VERSION, READ_LOG, PING = range(1, 8)
-    CHECKSUM, PROBE = 8, 9
+    CHECKSUM, PROBE, GATHER = 8, 9, 10
     CHUNK, OUTCOME, GO = 16, 17, 18
     INLINE = 2
 

@@ -19,6 +19,8 @@ NOTHING = (0, 0)
 SIZE, PIECES = 600, 3
 DEADLINE_S = 5
 LATEST = 1 << 62
+GATHERED = np.zeros(SIZE, np.uint8)
+ADDRESS = GATHERED.ctypes.data
 
 
 class Target:
@@ -27,6 +29,7 @@ class Target:
     def __init__(self, answer):
         near, far = socket.socketpair()
         self.node = _native.Node(5, 64, 1 << 12)
+        self.reader = _native.HostPeer.own(self.node)
         self.lanes = _native.Lanes(self.node, 8)
         self.lanes.add(lane_of(near))
         self.sock = FramedSocket(far)
@@ -44,6 +47,7 @@ class Target:
         self.lanes.close()
         self._thread.join(10)
         self.sock.close()
+        self.reader.close()
         self.node.close()
 
 
@@ -55,6 +59,7 @@ def run(target, operation, local):
     own = np.uint64(local.ctypes.data) + np.arange(PIECES, dtype=np.uint64) * np.uint64(each)
     remote = np.uint64(1 << 40) + np.arange(PIECES, dtype=np.uint64) * np.uint64(4096)
     ranges = (remote, length, (3, 1), NOTHING, 0, deadline)
+    gathered = np.full(PIECES, ADDRESS, np.uint64)
     moving = (own, remote, length, NOTHING, (3, 1))
     return {
         "read": lambda: lanes.read(*moving, NOTHING, 0, deadline),
@@ -62,6 +67,9 @@ def run(target, operation, local):
         "push": lambda: lanes.push(*moving, 0, deadline),
         "checksum": lambda: lanes.ask_checksum(*ranges).wait()[0],
         "probe": lambda: lanes.probe(*ranges),
+        "gather": lambda: lanes.gather(
+            target.reader, own, gathered, length, NOTHING, NOTHING, NOTHING, NOTHING, 0, deadline
+        ),
         "consume": lambda: lanes.consume(3, 1, deadline),
         "version": lambda: lanes.version(deadline)[0],
         "log": lambda: lanes.read_log(0, SIZE, deadline)[0],
@@ -70,7 +78,7 @@ def run(target, operation, local):
 
 
 MOVED = {"read": SIZE, "write": SIZE, "push": SIZE, "log": SIZE}
-CHUNKS = {"read": SIZE, "log": SIZE, "checksum": 4 * PIECES}
+CHUNKS = {"read": SIZE, "log": SIZE, "checksum": 4 * PIECES, "gather": 8}
 OK, GONE, LOCAL_GONE, TIMEOUT, PEER_DEAD, REMOTE_FAULT, LOCAL_FAULT = range(7)
 DENIED, STALE, CLOSED, PROTOCOL, SYSTEM, CANCELLED, NO_LANE = range(7, 14)
 OF_TRANSFERS = {GONE, TIMEOUT, REMOTE_FAULT, DENIED, STALE, SYSTEM}
@@ -80,6 +88,7 @@ MAY_FAIL_WITH = {
     "push": OF_TRANSFERS | {LOCAL_GONE, LOCAL_FAULT, PEER_DEAD, CANCELLED},
     "checksum": OF_TRANSFERS | {CANCELLED},
     "probe": OF_TRANSFERS | {CANCELLED},
+    "gather": OF_TRANSFERS,
     "consume": {GONE, TIMEOUT},
     "version": set(),
     "log": set(),
@@ -89,7 +98,8 @@ NAMES_DESCRIPTOR = {REMOTE_FAULT, LOCAL_FAULT, DENIED, SYSTEM}
 
 
 def chunk(wire, size, fill=b"\1"):
-    return wire.header(wire.CHUNK, size) + fill * size if size else b""
+    data = ADDRESS.to_bytes(8, "little") if size == CHUNKS["gather"] else fill * size
+    return wire.header(wire.CHUNK, size) + data if size else b""
 
 
 @pytest.fixture
@@ -183,6 +193,15 @@ def test_a_failed_checksum_has_no_answer_and_a_failed_read_may(answered, wire):
     assert (outcome[0], lanes) == (PROTOCOL, 0)
     outcome, lanes, _ = answered("read", chunk(wire, SIZE) + late)
     assert (outcome[0], lanes) == (GONE, 1)
+
+
+@pytest.mark.parametrize("address", [0, 8, 1 << 40, 2**63, 2**64 - 100, 2**64 - 1])
+def test_an_address_where_no_buffer_is(answered, wire, address):
+    done = wire.outcome(value=time.monotonic_ns())
+    answer = wire.header(wire.CHUNK, 8) + address.to_bytes(8, "little") + done
+    outcome, _, local = answered("gather", answer)
+    assert outcome[0] in {PROTOCOL, SYSTEM, REMOTE_FAULT}
+    assert not local.any()
 
 
 @pytest.mark.parametrize("answer", ["go twice", "ok for go", "local fault for go"])

@@ -12,7 +12,7 @@ using wire::Kind;
 
 constexpr Kind kRequests[] = {
     Kind::kRead,    Kind::kWrite, Kind::kPush,     Kind::kConsume, Kind::kDirectoryVersion,
-    Kind::kReadLog, Kind::kPing,  Kind::kChecksum, Kind::kProbe};
+    Kind::kReadLog, Kind::kPing,  Kind::kChecksum, Kind::kProbe,   Kind::kGather};
 
 std::span<const std::byte, wire::kHeaderBytes> header_of(std::span<const std::byte> frame) {
   return frame.first<wire::kHeaderBytes>();

@@ -9,6 +9,7 @@ from support.hostile.frames import (
     ANY_ENTRY,
     CHECKSUM,
     CONSUME,
+    GATHER,
     GONE,
     OK,
     PING,
@@ -23,7 +24,7 @@ from support.hostile.frames import (
 from support.hostile.victims import BLOCK_BYTES, BLOCKS, WORDS
 
 U64 = 2**64
-TOUCHING = (READ, WRITE, PUSH, CHECKSUM, PROBE)
+TOUCHING = (READ, WRITE, PUSH, CHECKSUM, PROBE, GATHER)
 
 
 def guards_of(facts, *others):
@@ -87,13 +88,15 @@ def sound_requests(facts):
     yield (READ_LOG,), {"log": (0, 8)}, OK
     yield (CONSUME,), {"key": (1 << 20, 1)}, GONE
     yield (WRITE, good), {"payload": bytes(8)}, OK
-    yield (PUSH, [(*good[0], 0)]), {}, SYSTEM  # over lanes alone there is nothing to read from
+    # Over lanes alone there is nothing to read from.
+    yield (PUSH, [(*good[0], 0)]), {}, SYSTEM
+    yield (GATHER, good), {}, SYSTEM
 
 
 def malformed_requests(facts):
     """Requests that no correct peer sends; each ends its lane."""
     good = [(facts["address"], 8)]
-    for kind in (READ, CHECKSUM, PROBE):
+    for kind in (READ, CHECKSUM, PROBE, GATHER):
         yield (kind, good), {"count": 2}
         yield (kind, good), {"count": 0}
         yield (kind, good), {"count": 1 << 31}
