@@ -18,7 +18,7 @@ namespace ldd {
 enum class Access : std::uint8_t {
   kLane,      // between memory and the socket
   kChecksum,  // only their checksums are sent
-  kTouch,     // read by threads of this process, a byte of each page
+  kTouch,     // read by threads of this process
   kDoorbell,  // copied by threads of this process; the key names an entry of the initiator
 };
 

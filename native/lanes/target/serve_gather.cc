@@ -9,7 +9,7 @@
 namespace ldd {
 
 ServedLane::Progress ServedLane::begin_gather() {
-  const Outcome checked = check_rights(Access::kLane);
+  const Outcome checked = check_rights(Access::kTouch);
   if (!checked.ok()) {
     return reply(checked);
   }

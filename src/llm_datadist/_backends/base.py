@@ -32,7 +32,7 @@ from llm_datadist._protocol.texts import shown
 if TYPE_CHECKING:
     from llm_datadist._backends.lanes import LinkLanes
     from llm_datadist._backends.outcomes import Checksums, Outcome
-    from llm_datadist._backends.transfer import PeerEndpoint, Region, Transfer
+    from llm_datadist._backends.transfer import PeerEndpoint, Region, Transfer, U64Array
 
 
 class Unavailable(Exception):
@@ -104,6 +104,11 @@ class Channel(ABC):
     """Whether it moves accelerator memory."""
     reads_and_sums: ClassVar[bool] = False
     """Whether it has `read_and_sum`. A channel whose reads use lanes must not."""
+
+    def gathers(self, remote: U64Array) -> bool:
+        """Whether a read of these addresses may have the peer's threads gather the bytes."""
+        del remote
+        return False
 
     @property
     def trouble(self) -> str:

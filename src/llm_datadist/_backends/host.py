@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -35,13 +36,24 @@ if TYPE_CHECKING:
     from llm_datadist._backends.lanes import LinkLanes
     from llm_datadist._backends.node import Node
     from llm_datadist._backends.outcomes import Checksums
-    from llm_datadist._backends.transfer import PeerEndpoint, Transfer
+    from llm_datadist._backends.transfer import PeerEndpoint, Transfer, U64Array
     from llm_datadist._devices.cpu import PoolMemory
     from llm_datadist._types.refs import Ref
 
 
 _NOT_READ = frozenset({Code.SYSTEM, Code.REMOTE_FAULT})
 """Outcomes of a read that the owner, or the lanes, may still be able to carry out."""
+
+_ENDS_GATHER = frozenset({Code.OK, Code.GONE, Code.LOCAL_GONE, Code.CLOSED, Code.CANCELLED})
+"""Outcomes of gathering that a read of the peer's memory would have as well."""
+
+_GATHER_NS = 100_000_000
+_GATHER_NS_PER_BYTE = 4.0
+_GATHER_SHARE = 4
+"""How long a gathering may take: a time, with more for each byte, but a part of what is left."""
+
+_GATHER_PAUSE_NS = 1_000_000_000
+"""Reads do without for this long after one that failed."""
 
 _MOST_UNREADABLE = 1024
 
@@ -114,7 +126,9 @@ class HostChannel(Channel):
         # Caches that only their owner can read.
         self._unreadable_local: set[Ref] = set()
         self._unreadable_remote: set[Ref] = set()
-        self._mapped_bytes = 0
+        self._mapped: list[tuple[int, int]] = []  # first byte, end
+        self._gathers_after_ns = 0
+        self._gathered_bytes = 0
 
     def map_segment(self, segment: SegmentMetadata) -> None:
         """Map pool memory of the peer; if that is refused, reads use process_vm_readv."""
@@ -125,15 +139,43 @@ class HostChannel(Channel):
             reader.map_segment(segment.fd, segment.address, segment.size, segment.guard)
         except OSError:
             return
-        self._mapped_bytes += segment.size
+        self._mapped.append((segment.address, segment.address + segment.size))
 
     def run(self, transfer: Transfer) -> Outcome:
         if transfer.write:
             return self._push(transfer)
         if self._unreadable_remote and transfer.cache_ref in self._unreadable_remote:
             return self._lanes.read(transfer)
+        if transfer.gather:
+            outcome = self._gather(transfer)
+            if outcome.code in _ENDS_GATHER:
+                return outcome
         outcome = self._read(transfer)
         return outcome if outcome.code not in _NOT_READ else self._retry_read(transfer, outcome)
+
+    def gathers(self, remote: U64Array) -> bool:
+        """Whether the peer's threads may gather: what is mapped is copied, which is faster."""
+        if not len(remote) or time.monotonic_ns() < self._gathers_after_ns:
+            return False
+        first, last = int(remote.min()), int(remote.max())
+        return not any(begin <= last and first < end for begin, end in self._mapped)
+
+    def _gather(self, transfer: Transfer) -> Outcome:
+        """Have the peer's threads gather the bytes of a read, if they do so soon.
+
+        Reads do not need them, so a peer that is frozen or busy does not delay one for long.
+        """
+        begin_ns = time.monotonic_ns()
+        patience_ns = _GATHER_NS + int(transfer.total_bytes * _GATHER_NS_PER_BYTE)
+        deadline_ns = min(
+            begin_ns + patience_ns, begin_ns + (transfer.deadline_ns - begin_ns) // _GATHER_SHARE
+        )
+        outcome = self._lanes.gather(transfer, self._link_ref, deadline_ns)
+        if outcome.code == Code.OK:
+            self._gathered_bytes += transfer.total_bytes
+        elif outcome.code not in _ENDS_GATHER:
+            self._gathers_after_ns = time.monotonic_ns() + _GATHER_PAUSE_NS
+        return outcome
 
     def read_and_sum(self, transfer: Transfer) -> tuple[Outcome, Checksums]:
         reader = self._reader
@@ -251,8 +293,9 @@ class HostChannel(Channel):
             pushes += _exceptions(self._unreadable_local)
         return {
             "reads": reads,
+            "gathered_bytes": self._gathered_bytes,
             "pushes": pushes,
-            "mapped_pool_bytes": self._mapped_bytes,
+            "mapped_pool_bytes": sum(end - begin for begin, end in self._mapped),
         }
 
     def close(self) -> None:

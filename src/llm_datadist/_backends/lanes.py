@@ -72,7 +72,7 @@ class _ClosedLanes:
     def operation(self, *_arguments: object) -> RawOutcome:
         return _NO_LANE
 
-    read = write = push = probe = consume = ping = operation
+    read = gather = write = push = probe = consume = ping = operation
 
     def version(self, _deadline_ns: int) -> tuple[RawOutcome, int]:
         return _NO_LANE, 0
@@ -216,6 +216,39 @@ class LinkLanes:
             transfer.key_ref,
             transfer.version,
         )
+
+    def gather(self, transfer: Transfer, link_ref: Ref, deadline_ns: int) -> Outcome:
+        """Have the peer's threads gather the remote ranges, and read them from there (same host).
+
+        Unlike `read` it waits for no lane, and need not name a descriptor: what it could not do, a
+        read of the peer's memory may.
+        """
+        host = self.host
+        if host is None:
+            return Outcome(Code.NO_LANE)
+        check_canceled()
+        try:
+            outcome = as_outcome(
+                self._client.gather(
+                    host,
+                    transfer.local,
+                    transfer.remote,
+                    transfer.length,
+                    transfer.local_ref,
+                    link_ref,
+                    transfer.cache_ref,
+                    transfer.key_ref,
+                    transfer.version,
+                    deadline_ns,
+                )
+            )
+        except BaseException:  # raised by a signal handler
+            self._report_loss()
+            raise
+        if outcome.code in _LOSSES:
+            self._report_loss()
+        self.answers += outcome.code == Code.OK
+        return outcome
 
     def write(self, transfer: Transfer) -> Outcome:
         """Send the bytes of the local ranges; the peer's threads write the remote ranges."""

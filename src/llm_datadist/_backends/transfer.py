@@ -52,6 +52,8 @@ class Transfer(msgspec.Struct):
         version: Directory version that must still be current at the peer; 0 = no condition.
         deadline_ns: Absolute CLOCK_MONOTONIC nanoseconds.
         on_device: Whether either side is known to be accelerator memory.
+        gather: Whether the peer's threads should gather the bytes of a read, because many short
+            ranges are faster so; only if the channel's `gathers` allows it.
     """
 
     write: bool
@@ -64,6 +66,7 @@ class Transfer(msgspec.Struct):
     key_ref: Ref = NO_REF
     version: int = 0
     on_device: bool = False
+    gather: bool = False
 
     @property
     def total_bytes(self) -> int:

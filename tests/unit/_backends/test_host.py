@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 
 import msgspec
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from llm_datadist._backends import host
 from llm_datadist._backends.base import Unavailable
-from llm_datadist._backends.host import HostBackend, HostChannel, HostMetadata
+from llm_datadist._backends.host import HostBackend, HostChannel, HostMetadata, SegmentMetadata
 from llm_datadist._backends.node import Node
 from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._backends.transfer import PeerEndpoint, Transfer
@@ -134,9 +135,14 @@ class Link:
     def read(self, *arguments):
         return self._next("lanes" if len(arguments) == 1 else "read")
 
-    def run(self, *, write=False, local_ref=(3, 31), cache_ref=(5, 51)):
+    def gather(self, transfer, link_ref, deadline_ns):
+        assert link_ref == (4, 41)
+        self.gather_left_ns = deadline_ns - time.monotonic_ns()
+        return self._next("gather")
+
+    def run(self, *, write=False, local_ref=(3, 31), cache_ref=(5, 51), gather=False):
         words = np.array([8], np.uint64)
-        transfer = Transfer(write, words, words, words, local_ref, cache_ref, 10**18)
+        transfer = Transfer(write, words, words, words, local_ref, cache_ref, 10**18, gather=gather)
         self.calls.clear()
         return self.channel.run(transfer).code
 
@@ -186,6 +192,51 @@ def test_other_outcomes_of_a_read_are_final(code):
     link = Link(read=[Outcome(code)])
     assert link.run() == code
     assert link.calls == ["read"]
+
+
+def test_what_the_owner_gathers_is_not_read_again():
+    link = Link()
+    assert link.channel.gathers(np.array([8], np.uint64))
+    assert link.run(gather=True) == Code.OK
+    assert link.calls == ["gather"]
+    assert link.channel.describe()["gathered_bytes"] == 8
+    assert link.gather_left_ns < 1e9, "though the deadline is far"
+
+
+@pytest.mark.parametrize("code", [Code.GONE, Code.LOCAL_GONE, Code.CLOSED, Code.CANCELLED])
+def test_what_ends_a_gathering_as_it_would_end_a_read_is_final(code):
+    link = Link(gather=[Outcome(code)])
+    assert link.run(gather=True) == code
+    assert link.calls == ["gather"]
+    assert link.channel.gathers(np.array([8], np.uint64))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        Code.TIMEOUT,
+        Code.PEER_DEAD,
+        Code.REMOTE_FAULT,
+        Code.DENIED,
+        Code.PROTOCOL,
+        Code.SYSTEM,
+        Code.NO_LANE,
+    ],
+)
+def test_a_gathering_that_fails_is_read_and_reads_do_without_for_a_while(code):
+    """A read needs no thread of the owner, and tells what is at fault."""
+    link = Link(gather=[Outcome(code)])
+    assert link.run(gather=True) == Code.OK
+    assert link.calls == ["gather", "read"]
+    assert not link.channel.gathers(np.array([8], np.uint64))
+
+
+def test_a_mapped_pool_is_not_gathered():
+    link = Link()
+    link.map_segment = lambda *_: None
+    link.channel.map_segment(SegmentMetadata(5, 4096, 4096, (6, 61)))
+    for addresses, allowed in (([0, 4095], True), ([8192], True), ([0, 4096], False), ([], False)):
+        assert link.channel.gathers(np.array(addresses, np.uint64)) is allowed, addresses
 
 
 def test_whether_local_memory_is_at_fault_is_checked_and_not_believed():

@@ -78,6 +78,9 @@ class FaultChannel(Channel):
         """Start a transfer on the decorated channel, unless the link was dropped."""
         return Outcome(Code.PEER_DEAD) if self._dropped else self.inner.post(transfer)
 
+    def gathers(self, remote: U64Array) -> bool:
+        return self.inner.gathers(remote)
+
     def update(self, metadata: bytes) -> None:
         self.inner.update(metadata)
 

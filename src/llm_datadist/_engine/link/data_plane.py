@@ -12,12 +12,14 @@ from llm_datadist._registry import DirectoryReader
 if TYPE_CHECKING:
     from llm_datadist._backends.base import Channel
     from llm_datadist._backends.lanes import LinkLanes
-    from llm_datadist._backends.transfer import PeerEndpoint, Transfer
+    from llm_datadist._backends.transfer import PeerEndpoint, Transfer, U64Array
     from llm_datadist._types.refs import Ref
 
 
 CHECKSUM = "crc32c"
 """Feature of an endpoint: the instance's native threads can compute CRC-32C."""
+GATHER = "gather"
+"""Feature of an endpoint: they can gather short ranges for a peer on the same host."""
 
 REQUEST_IDS = "request-ids"
 """Feature of an endpoint: the instance takes notices of transfers for requests."""
@@ -86,6 +88,7 @@ class DataPlane:
         own_link_ref: Local guard that is open as long as this end of the link.
         in_process: Whether the peer is in this process, so that addresses are comparable.
         checksum: How this side's transfers are checked: "crc32c", "off", or "off: " and why.
+        gathers: Whether the peer's threads can gather short ranges.
         keep_directory: Read the directory again only when a key is unknown
             (enable_remote_cache_accessible).
         takes_ended: Whether the peer takes notices of ended transfers.
@@ -111,6 +114,7 @@ class DataPlane:
         why_device: str = "",
         in_process: bool = False,
         checksum: str,
+        gathers: bool = False,
         keep_directory: bool,
         takes_ended: bool = False,
     ) -> None:
@@ -131,6 +135,7 @@ class DataPlane:
         self.checked: bool = checksum == CHECKSUM
         self._reads = self._writes = 0
         self._read_bytes = self._written_bytes = 0
+        self._gathers = gathers
         self._keep_directory = keep_directory
         innermost = channel.innermost
         self._host = innermost if isinstance(innermost, HostChannel) else None
@@ -158,6 +163,10 @@ class DataPlane:
         """Carry out a transfer over the channel that reaches its memory."""
         channel = self.channel_for(transfer)
         return Outcome(Code.NO_PATH) if channel is None else channel.run(transfer)
+
+    def gathers(self, remote: U64Array) -> bool:
+        """Whether a read of these addresses may have the peer's threads gather the bytes."""
+        return self._gathers and self.lanes.count > 0 and self.channel.gathers(remote)
 
     def required_version(self) -> int:
         """The directory version that the peer must still have for a transfer to count; 0 = any."""

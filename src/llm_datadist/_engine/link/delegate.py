@@ -20,7 +20,7 @@ from llm_datadist._backends.select import select_channel, select_device_channel
 from llm_datadist._backends.tcp import TcpBackend
 from llm_datadist._backends.transfer import PeerEndpoint
 from llm_datadist._control.limits import limit_of
-from llm_datadist._engine.link.data_plane import CHECKSUM, REQUEST_IDS, DataPlane
+from llm_datadist._engine.link.data_plane import CHECKSUM, GATHER, REQUEST_IDS, DataPlane
 from llm_datadist._engine.link.messages import MAX_RANGES, Guard, Marked
 from llm_datadist._errors import LLMStatusCode, fail
 from llm_datadist._protocol.codec import DECODE_ERRORS
@@ -43,7 +43,7 @@ __all__ = ["DataPlanes", "Endpoint"]
 
 logger = logging.getLogger("llm_datadist")
 
-_FEATURES = (CHECKSUM, REQUEST_IDS)
+_FEATURES = (CHECKSUM, GATHER, REQUEST_IDS)
 _OFFER_S = 600.0
 """A link that was not made this long after its endpoint was requested is given up."""
 
@@ -182,6 +182,7 @@ class DataPlanes:
             why_device=why_not,
             in_process=is_of_this_process(peer.incarnation),
             checksum=self._checksum(peer, remote.features),
+            gathers=GATHER in remote.features,
             keep_directory=self._config.remote_accessible,
             takes_ended=REQUEST_IDS in remote.features,
         )

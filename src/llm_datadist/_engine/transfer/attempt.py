@@ -31,6 +31,7 @@ from llm_datadist._engine.transfer.errors import (
     failure,
 )
 from llm_datadist._engine.transfer.order import Awaited
+from llm_datadist._engine.transfer.ways import reads_gathered
 from llm_datadist._errors import (
     LLMException,
     LLMStatusCode,
@@ -92,6 +93,7 @@ class Request(msgspec.Struct):
         write: Whether the peer's cache is the destination.
         deadline_ns: When it must end; 0 = sync_kv_timeout after it has begun.
         after: Work of the caller that must have ended before a byte moves; None for none.
+        reshards: Whether the layouts may differ, so that its pieces may be short.
     """
 
     operation: str
@@ -103,6 +105,7 @@ class Request(msgspec.Struct):
     write: bool = False
     deadline_ns: int = 0
     after: Awaited | None = None
+    reshards: bool = False
 
     @property
     def named(self) -> str:
@@ -488,5 +491,6 @@ def _attempt(
         NO_REF if found is None else found.key_ref,
         version,
         on_device,
+        request.reshards and not on_device and reads_gathered(data, plan, write=request.write),
     )
     return _Attempt(found, plan, transfer)

@@ -90,7 +90,8 @@ class Checksums:
             after the first that differs were not moved.
         """
         channel = data.channel_for(transfer)
-        at_one_go = not transfer.write and channel is not None and channel.reads_and_sums
+        reads = not transfer.write and not transfer.gather
+        at_one_go = reads and channel is not None and channel.reads_and_sums
         check = self._read if at_one_go else self._move
         moved_bytes, version = 0, transfer.version
         for part in segments(transfer.length, WINDOW_BYTES if at_one_go else SEGMENT_BYTES):

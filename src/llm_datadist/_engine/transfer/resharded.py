@@ -16,8 +16,9 @@ from llm_datadist._control.workers import Workers, settle
 from llm_datadist._engine.transfer.attempt import Request
 from llm_datadist._engine.transfer.errors import NO_PLAN
 from llm_datadist._engine.transfer.resharded_plans import Job, checked_local, checked_ranks
+from llm_datadist._engine.transfer.ways import way_of
 from llm_datadist._errors import LLMException, invalid, name_request
-from llm_datadist._plan.layouts import RankReport, reason_of, share_of_full_rate
+from llm_datadist._plan.layouts import RankReport, reason_of
 
 if TYPE_CHECKING:
     from llm_datadist._engine.instance import Instance
@@ -72,6 +73,7 @@ class Resharding:
                 write=call.write,
                 deadline_ns=deadline_ns,
                 trace=call.trace,
+                reshards=not job.moves_whole_blocks(rank),
             )
 
         errors = self._errors([request(rank) for rank in job.parts])
@@ -94,6 +96,7 @@ class Resharding:
         src, dst = reversed(sides) if call.write else sides
         parts = tuple(job.parts[rank])
         whole = job.moves_whole_blocks(rank)
+        way = way_of(data, plan, write=call.write, whole=whole)
         return RankReport(
             rank,
             call.keys[rank].cluster_id,
@@ -101,8 +104,10 @@ class Resharding:
             parts,
             plan.total_bytes,
             len(plan.length),
-            share_of_full_rate(plan, write=call.write, over_lanes=data.channel.name != "host"),
+            way.expected_rate,
             "whole blocks of equal layouts" if whole else reason_of(src, dst, parts[0]),
+            way.name,
+            way.why,
         )
 
     def _looked_up(

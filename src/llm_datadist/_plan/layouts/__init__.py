@@ -14,7 +14,13 @@ from llm_datadist._plan.layouts.fit import check_fit, check_layout
 from llm_datadist._plan.layouts.kv_layout import Interior, KvLayout, Strides
 from llm_datadist._plan.layouts.parts import Part
 from llm_datadist._plan.layouts.placed import PlacedLayout, Tokens, check_reach
-from llm_datadist._plan.layouts.report import RankReport, reason_of, share_of_full_rate
+from llm_datadist._plan.layouts.report import (
+    RankReport,
+    gathering_is_faster,
+    reason_of,
+    share_if_gathered,
+    share_of_full_rate,
+)
 from llm_datadist._plan.layouts.reshape import (
     LinkPlan,
     Side,
@@ -54,6 +60,7 @@ __all__ = [
     "dense",
     "from_bytes",
     "from_json",
+    "gathering_is_faster",
     "heads_of_rank",
     "of_tensor",
     "of_vllm_spec",
@@ -63,6 +70,7 @@ __all__ = [
     "pull_parts",
     "push_parts",
     "reason_of",
+    "share_if_gathered",
     "share_of_full_rate",
     "to_bytes",
     "to_json",

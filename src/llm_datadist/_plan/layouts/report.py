@@ -14,11 +14,19 @@ import numpy as np
 from llm_datadist._plan.layouts.descriptors import contiguous, inner_axes
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from llm_datadist._plan.layout import Plan
     from llm_datadist._plan.layouts.kv_layout import KvLayout
     from llm_datadist._plan.layouts.parts import Part
 
-__all__ = ["RankReport", "reason_of", "share_of_full_rate"]
+__all__ = [
+    "RankReport",
+    "gathering_is_faster",
+    "reason_of",
+    "share_if_gathered",
+    "share_of_full_rate",
+]
 
 _GAP_BYTES = 1024
 """Gaps up to this are read as well on the same host (native/host/read.cc)."""
@@ -28,6 +36,19 @@ _PIECE_COST = 250
 """Of each piece on the same host."""
 _LANE_PIECE_COST = 770
 """Of each piece over a lane: its descriptor, and a range of the gathering and scattering calls."""
+
+_GATHERED_COST = 0.3
+"""Of each byte that the owner's threads gather: it is copied twice, but once from a cache."""
+_GATHERED_PIECE_COST = 50
+"""Of each piece that they gather: its descriptor."""
+_GATHERED_STRETCH_COST = 250
+"""Of each stretch of the source that they gather: its memory must come from outside the caches."""
+_LEAST_GATHERED = 64 * 1024
+"""Bytes that take longer to read in pieces than an answer on a lane takes."""
+_LONGEST_GATHERED = 4096
+"""Mean bytes of a piece from which on gathering never pays."""
+_DIRECT_THREADS, _GATHERING_THREADS = 8, 4
+"""Threads of both processes that work on one transfer, at most."""
 
 
 @final
@@ -44,6 +65,9 @@ class RankReport:
         num_pieces: Descriptors.
         expected_rate: Estimate of the rate, as a part of that of whole large blocks over this path.
         reason: Why the pieces are as long as they are, with the strides that end them.
+        way: "direct" (each process reads the other's memory in pieces), "gathered" (the owner's
+            threads gather the pieces, which then are read as one) or "lanes".
+        why: Why it is that way, with the rates that were expected.
     """
 
     rank: int
@@ -54,6 +78,8 @@ class RankReport:
     num_pieces: int
     expected_rate: float
     reason: str
+    way: str
+    why: str
 
     @property
     def piece_bytes(self) -> int:
@@ -96,9 +122,47 @@ def share_of_full_rate(plan: Plan, *, write: bool, over_lanes: bool) -> float:
         return 1.0
     if over_lanes:
         return plan.total_bytes / (plan.total_bytes + _LANE_PIECE_COST * pieces)
-    begin = plan.local if write else plan.remote
-    gaps = begin[1:] - (begin[:-1] + plan.length[:-1])  # huge if the next one is before
+    gaps = _gaps(plan.local if write else plan.remote, plan.length)
     joined = gaps[gaps <= np.uint64(_GAP_BYTES)]
     stretches = pieces - len(joined)
     cost = int(joined.sum()) + _STRETCH_COST * stretches + _PIECE_COST * pieces
     return plan.total_bytes / (plan.total_bytes + cost)
+
+
+def share_if_gathered(plan: Plan) -> float:
+    """Estimate the same for a read on the same host whose pieces the owner's threads gather.
+
+    Args:
+        plan: The descriptors, ordered by source.
+    """
+    pieces = len(plan.length)
+    if not pieces:
+        return 1.0
+    stretches = 1 + int(np.count_nonzero(_gaps(plan.remote, plan.length)))
+    scattered = 1 + int(np.count_nonzero(_gaps(plan.local, plan.length)))
+    cost = (
+        _GATHERED_COST * plan.total_bytes
+        + _GATHERED_PIECE_COST * pieces
+        + _GATHERED_STRETCH_COST * stretches
+        + _PIECE_COST * scattered
+    )
+    return plan.total_bytes / (plan.total_bytes + cost)
+
+
+def gathering_is_faster(plan: Plan, cores: int) -> bool:
+    """Whether a read on the same host should have the owner's threads gather its pieces.
+
+    Args:
+        plan: The descriptors, ordered by source.
+        cores: Processors that both processes can use.
+    """
+    pieces, total_bytes = len(plan.length), plan.total_bytes
+    if total_bytes < _LEAST_GATHERED or total_bytes > pieces * _LONGEST_GATHERED:
+        return False
+    direct = share_of_full_rate(plan, write=False, over_lanes=False) * min(cores, _DIRECT_THREADS)
+    return share_if_gathered(plan) * min(cores, _GATHERING_THREADS) > direct
+
+
+def _gaps(begin: NDArray[np.uint64], length: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the bytes between neighbors; huge if the next one is before."""
+    return begin[1:] - (begin[:-1] + length[:-1])

@@ -23,6 +23,9 @@ class Channel:
     def run(self, transfer):
         return Outcome(Code.OK, moved_bytes=len(self.name))
 
+    def gathers(self, remote):
+        return len(remote) > 0
+
     def describe(self):
         return {"path": self.name}
 
@@ -52,7 +55,7 @@ class Lanes:
         self.ended.append("lanes closed")
 
 
-def a_plane(*, device=True, keep=False, checksum="off", reasons=None):
+def a_plane(*, device=True, keep=False, checksum="off", reasons=None, gathers=False):
     ended = []
     channel = Channel("tcp", ended)
     made = DataPlane(
@@ -64,6 +67,7 @@ def a_plane(*, device=True, keep=False, checksum="off", reasons=None):
         device_channel={True: Channel("nixl", ended), None: channel}.get(device),
         why_device="there is no GPU",
         checksum=checksum,
+        gathers=gathers,
         keep_directory=keep,
     )
     return made, ended
@@ -79,6 +83,16 @@ def test_memory_goes_over_the_channel_that_reaches_it():
     assert plane.run(SimpleNamespace(on_device=True)).code == Code.NO_PATH
     assert plane.device_path == "none"
     assert plane.device_trouble == "there is no GPU"
+
+
+def test_the_peer_gathers_if_it_can_and_there_are_lanes():
+    plane, _ = a_plane(gathers=True)
+    assert plane.gathers([8])
+    assert not plane.gathers([])
+    plane.lanes.count = 0
+    assert not plane.gathers([8])
+    plane, _ = a_plane()
+    assert not plane.gathers([8]), "to a peer that does not know it, the request is malformed"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,15 @@ import pytest
 
 from llm_datadist import DataType
 from llm_datadist._plan import Plan
-from llm_datadist._plan.layouts import Part, dense, heads_of_rank, reason_of, share_of_full_rate
+from llm_datadist._plan.layouts import (
+    Part,
+    dense,
+    gathering_is_faster,
+    heads_of_rank,
+    reason_of,
+    share_if_gathered,
+    share_of_full_rate,
+)
 
 MIB = 1 << 20
 
@@ -35,10 +43,10 @@ def test_the_reason_names_the_axis_that_ends_a_piece(src, dst, heads, reason):
     assert re.search(reason, reason_of(src, dst, Part(0, range(2), range(heads))))
 
 
-def plan(piece, gap, count=1000):
+def plan(piece, gap, count=1000, local_gap=0):
     steps = np.arange(count, dtype=np.uint64)
     length = np.full(count, piece, np.uint64)
-    local = steps * np.uint64(piece)
+    local = steps * np.uint64(piece + local_gap)
     return Plan(local, steps * np.uint64(piece + gap), length, piece * count)
 
 
@@ -63,3 +71,33 @@ def test_on_the_same_host_pieces_that_are_close_at_the_source_cost_less():
 
 def test_nothing_to_move_costs_nothing():
     assert share_of_full_rate(plan(1, 1, 0), write=False, over_lanes=True) == 1.0
+    assert share_if_gathered(plan(1, 1, 0)) == 1.0
+
+
+def test_short_pieces_that_lie_apart_at_the_source_are_gathered():
+    for piece, gap, local_gap, gathered in (
+        (256, 1792, 0, True),
+        (1024, 1024, 0, True),
+        (256, 0, 1792, False),
+    ):
+        pieces = plan(piece, gap, local_gap=local_gap)
+        assert gathering_is_faster(pieces, 2) is gathered, (piece, gap)
+        direct = share_of_full_rate(pieces, write=False, over_lanes=False)
+        assert (share_if_gathered(pieces) > direct) is gathered
+
+
+def test_long_pieces_and_few_bytes_are_not_gathered():
+    assert not gathering_is_faster(plan(4097, MIB), 2)
+    assert not gathering_is_faster(plan(256, 1792, 200), 2)
+    assert not gathering_is_faster(plan(1, 1, 0), 2)
+
+
+def test_pieces_that_are_scattered_at_the_destination_cost_more():
+    assert share_if_gathered(plan(256, 1792)) > share_if_gathered(plan(256, 1792, local_gap=8))
+
+
+def test_with_more_cores_than_gather_more_must_be_won():
+    """Reads in pieces use up to eight threads, a gathering four of both processes."""
+    assert gathering_is_faster(plan(1024, 1024), 4)
+    assert not gathering_is_faster(plan(1024, 1024), 8)
+    assert gathering_is_faster(plan(256, 1792), 64)
