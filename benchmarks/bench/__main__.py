@@ -79,10 +79,12 @@ def checksums(
 def layouts(
     rounds: Annotated[int, typer.Option(help="Rounds; each contender runs once in each.")] = 5,
     only: Annotated[str, typer.Option(help="Cases whose names have this in them.")] = "",
+    ways: Annotated[bool, typer.Option(help="Each way to read small pieces, too.")] = False,
+    torch: Annotated[bool, typer.Option(help="Whole blocks and torch, too (needs torch).")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Pulls between unequal layouts beside pulls of whole blocks."""
-    _run(Layouts(rounds, only), json_file)
+    _run(Layouts(rounds, only, ways=ways, torch=torch), json_file)
 
 
 @app.command("networks")

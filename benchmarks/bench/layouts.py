@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench import timing
+from bench import timing, turns
 from bench.timing import Goal
 from llm_datadist.cli.bench import work
 from llm_datadist.cli.bench.contender import Owner, serve
@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.connection import Connection
 
-    from llm_datadist import Cache, LLMDataDist
+    from llm_datadist import BlocksCacheKey, Cache, CacheManager, LLMDataDist
 
 LAYERS, HEADS, HEAD_SIZE, TOKENS = 16, 8, 128, 4096
 ROW_BYTES = HEAD_SIZE * 2
 TOTAL = LAYERS * 2 * TOKENS * HEADS * ROW_BYTES  # 256 MiB
 EQUAL = "pull_blocks, equal layouts"
 RESHARDED = "pull_resharded"
+WAYS = {"pull_resharded, in pieces": False, "pull_resharded, gathered": True}
+TORCH = "pull_blocks, then torch"
+BEST_WAY_PART = 0.8
+TORCH_GOAL = 2.0
 
 
 @dataclass(frozen=True)
@@ -132,14 +136,67 @@ OWNERS: dict[str, tuple[str, Callable[[Connection, np.ndarray], None]]] = {
 }
 
 
-class Layouts:
-    """The comparison: each case beside a pull of whole blocks, over the same memory and links."""
+GOALS = {
+    "TP 1 to 2, HND": 0.85,
+    "TP 2 to 1, HND": 0.85,
+    "TP 1 to 2, NHD": 0.6,
+    "TP 2 to 1, NHD": 0.6,
+    "TP 1 to 8, NHD": 0.35,
+    "blocks 16 to 64, NHD": 0.85,
+    "blocks 64 to 16, NHD": 0.85,
+    "blocks 16 to 64, HND": 0.85,
+    "blocks 64 to 16, HND": 0.85,
+    "HND to NHD": 0.3,
+}
+"""Of the rate of the pull of whole blocks."""
 
-    def __init__(self, rounds: int, only: str) -> None:
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to fill the destination.
+
+    Attributes:
+        name: Of its row.
+        shapes: Caches that the owner has for it.
+        call: Fills the destination.
+        num_bytes: What it fills.
+    """
+
+    name: str
+    shapes: list[Shape]
+    call: Callable[[], object]
+    num_bytes: int
+
+
+def by_way(pull: Callable[[], object], *, gathered: bool) -> None:
+    """Pull by the named way instead of the chosen one."""
+    from llm_datadist._engine.transfer import attempt  # noqa: PLC0415
+
+    chosen = attempt.reads_gathered
+    attempt.reads_gathered = lambda *_, **__: gathered
+    try:
+        pull()
+    finally:
+        attempt.reads_gathered = chosen
+
+
+class Layouts:
+    """The comparison: each case beside a pull of whole blocks, over the same memory and links.
+
+    Args:
+        rounds: Turns of each contender.
+        only: Part of the names of the cases to run.
+        ways: Whether to measure each way to read small pieces beside the chosen one.
+        torch: Whether to measure what engines do with torch instead.
+    """
+
+    def __init__(self, rounds: int, only: str, *, ways: bool = False, torch: bool = False) -> None:
         self.rounds, self.only = rounds, only
+        self._ways, self._torch = ways, torch
         self.rows: list[Row] = []
         self.goals: list[Goal] = []
         self.local = work.buffer(TOTAL)
+        self._staged: np.ndarray | None = None
         self._owner: Owner | None = None
 
     def run(self) -> None:
@@ -183,24 +240,77 @@ class Layouts:
         cache = wanted.register(instance, self.local, None)
         keys = [BlocksCacheKey(1 + rank) for rank in range(len(sources))]
         pull = partial(manager.pull_resharded, keys, cache, src, dst, TOKENS)
-        self.local[:] = 0
-        pull()
-        self._check(name, sources, src, wanted, dst)
-        rows = [Row(name, EQUAL, "GB/s"), Row(name, RESHARDED, "GB/s")]
+        contenders = [Contender(RESHARDED, sources, pull, wanted.num_bytes)]
+        if self._ways and name.startswith("same host"):
+            contenders += [
+                Contender(way, sources, partial(by_way, pull, gathered=gathered), wanted.num_bytes)
+                for way, gathered in WAYS.items()
+            ]
+        staged = None
+        if self._torch and len(sources) == 1 and sources[0].block_tokens == wanted.block_tokens:
+            staged = sources[0].register(instance, self._staging(), None)
+            contenders.append(self._with_torch(manager, keys[0], staged, sources[0], wanted))
+        for contender in contenders:
+            self.local[:] = 0
+            contender.call()
+            used = dst if contender.name != TORCH else wanted.blocks(7)
+            self._check(f"{name}, {contender.name}", sources, src, wanted, used)
         equal = Shape("HND")
         local = equal.register(instance, self.local, None)
         same = partial(manager.pull_blocks, keys[0], local, equal.blocks(7), equal.blocks(8))
+        contenders.insert(0, Contender(EQUAL, [equal], same, TOTAL))
+        self._time(name, contenders)
+        for each in (cache, local, staged):
+            if each is not None:
+                manager.unregister_cache(each.cache_id)
+
+    def _time(self, name: str, contenders: list[Contender]) -> None:
+        """Measure the rates, and the CPU time of both processes, which load does not change."""
+        rows = [Row(name, each.name, "GB/s") for each in contenders]
+        cpu = [Row(f"{name}, CPU of a GiB", each.name, "us") for each in contenders]
         for _ in range(self.rounds):  # the owner has one set of caches at a time
-            for row, shapes, call, num_bytes in (
-                (rows[0], [equal], same, TOTAL),
-                (rows[1], sources, pull, wanted.num_bytes),
-            ):
-                self._owner.ask("register", shapes)
-                row.values += timing.alternate(name, num_bytes, {"": call}, 1)[0].values
-        for each in (cache, local):
-            manager.unregister_cache(each.cache_id)
-        self.rows += rows
-        self.goals.append(Goal(name, RESHARDED, EQUAL, 0))
+            for row, used, each in zip(rows, cpu, contenders, strict=True):
+                self._owner.ask("register", each.shapes)
+                each.call()
+                begin = self._cpu_seconds()
+                row.values.append(timing.once(each.call, each.num_bytes))
+                spent = self._cpu_seconds() - begin
+                used.values.append(spent / each.num_bytes * (1 << 30) * 1e6)
+        self.rows += rows + cpu
+        self.goals.append(Goal(name, RESHARDED, EQUAL, GOALS.get(name.partition(": ")[2], 0)))
+        for row in rows[2:]:
+            wanted = TORCH_GOAL if row.contender == TORCH else BEST_WAY_PART
+            self.goals.append(Goal(name, RESHARDED, row.contender, wanted))
+        for row in cpu[2:] + cpu[:1]:
+            self.goals.append(Goal(row.case, RESHARDED, row.contender, 0))
+
+    def _cpu_seconds(self) -> float:
+        return float(turns.cpu_seconds() + self._owner.ask("run", turns.cpu_seconds))
+
+    def _staging(self) -> np.ndarray:
+        if self._staged is None:
+            self._staged = work.buffer(TOTAL)
+        return self._staged
+
+    def _with_torch(
+        self,
+        manager: CacheManager,
+        key: BlocksCacheKey,
+        staged: Cache,
+        source: Shape,
+        wanted: Shape,
+    ) -> Contender:
+        """Return the pull of whole blocks into memory of their own, and torch's steps."""
+        from bench.layouts_torch import Permuting  # noqa: PLC0415
+
+        blocks = source.blocks(7)
+        permute = Permuting(self._staging(), source, self.local, wanted, blocks)
+
+        def pull_and_permute() -> None:
+            manager.pull_blocks(key, staged, blocks, blocks)
+            permute()
+
+        return Contender(TORCH, [source], pull_and_permute, wanted.num_bytes)
 
     def _check(
         self, name: str, sources: list[Shape], src: list[list[int]], wanted: Shape, dst: list[int]

@@ -30,6 +30,13 @@ class Goal:
     measured: float = 0.0
 
 
+def once(run: Callable[[], object], total_bytes: int) -> float:
+    """Return the rate of one call in GB/s."""
+    begin = time.perf_counter()
+    run()
+    return total_bytes / (time.perf_counter() - begin) / 1e9
+
+
 def alternate(
     case: str,
     total_bytes: int,
