@@ -247,7 +247,6 @@ class LinkLanes:
             raise
         if outcome.code in _LOSSES:
             self._report_loss()
-        self.answers += outcome.code == Code.OK
         return outcome
 
     def write(self, transfer: Transfer) -> Outcome:
