@@ -55,7 +55,11 @@ std::shared_ptr<DevicePool> DevicePool::make(int ordinal, std::size_t size, Resu
   result = Result::kInvalidValue;
   Device* const device =
       loaded.driver == nullptr ? nullptr : Device::find(*loaded.driver, ordinal, problem);
-  if (device == nullptr || !(problem = check_device(*device)).empty()) {
+  if (device == nullptr) {
+    return nullptr;
+  }
+  problem = check_device(*device);
+  if (!problem.empty()) {
     return nullptr;
   }
   const Driver& driver = *loaded.driver;
@@ -65,23 +69,26 @@ std::shared_ptr<DevicePool> DevicePool::make(int ordinal, std::size_t size, Resu
     return nullptr;
   };
   std::size_t unit = 0;
-  if ((result = granularity(*device, unit)) != Result::kSuccess) {
+  result = granularity(*device, unit);
+  if (result != Result::kSuccess) {
     return failed("cuMemGetAllocationGranularity");
   }
   const std::size_t whole = rounded(size, unit);
   std::unique_ptr<Reservation> addresses;
-  if ((result = Reservation::make(*device, whole, addresses)) != Result::kSuccess) {
+  result = Reservation::make(*device, whole, addresses);
+  if (result != Result::kSuccess) {
     return failed("cuMemAddressReserve");
   }
   const std::size_t piece = rounded(std::max(kLeastPiece, whole / kMostPieces + 1), unit);
   auto pool = std::make_shared<DevicePool>(std::move(addresses), piece);
   for (std::size_t offset = 0; offset < whole; offset += piece) {
     Piece made{offset, std::min(piece, whole - offset), {}};
-    if ((result = Physical::make(*device, made.size, made.memory)) != Result::kSuccess) {
+    result = Physical::make(*device, made.size, made.memory);
+    if (result != Result::kSuccess) {
       return failed("cuMemCreate");
     }
-    if ((result = pool->addresses_->map(offset, made.size, made.memory, kReadWrite)) !=
-        Result::kSuccess) {
+    result = pool->addresses_->map(offset, made.size, made.memory, kReadWrite);
+    if (result != Result::kSuccess) {
       return failed("cuMemMap or cuMemSetAccess");
     }
     pool->pieces_.push_back(std::move(made));
@@ -144,7 +151,7 @@ Result DevicePool::replace(const std::vector<Lost>& ranges, std::string& problem
     problem = "the pool is closed";
     return Result::kInvalidValue;
   }
-  Device& device = addresses_->device();
+  const Device& device = addresses_->device();
   const Current current(device.driver(), device.context());
   std::vector<std::pair<std::size_t, Piece>> made;
   for (std::size_t i = 0; i < pieces_.size(); ++i) {

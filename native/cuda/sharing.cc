@@ -37,7 +37,7 @@ bool export_by_ipc(const Driver& driver, Address address, Allocation& made, std:
 
 // Fills in one mapping of virtual memory. False, with a reason, if the driver does not know it or
 // makes no descriptor.
-bool export_mapping(Device& device, Address address, const Physical& memory, Allocation& made,
+bool export_mapping(const Device& device, Address address, const Physical& memory, Allocation& made,
                     std::string& problem) {
   const Driver& driver = device.driver();
   Result result = driver.pointer_get_attribute(&made.begin, PointerFact::kMappingBegin, address);

@@ -72,7 +72,7 @@ Result Physical::export_descriptor(UniqueFd& made) const {
   return result;
 }
 
-Result granularity(Device& device, std::size_t& size) {
+Result granularity(const Device& device, std::size_t& size) {
   const Properties properties = properties_of(device);
   constexpr int kMinimum = 0;
   return device.driver().mem_get_granularity(&size, &properties, kMinimum);

@@ -52,7 +52,7 @@ class Physical {
 };
 
 // The size of which that of each piece of memory, and of each reservation, is a multiple.
-Result granularity(Device& device, std::size_t& size);
+Result granularity(const Device& device, std::size_t& size);
 
 // A range of addresses in which memory can be mapped. The destructor unmaps it, except in a forked
 // child.

@@ -1,6 +1,4 @@
 // A descriptor is taken from the process that proves to be the expected one, and from no other.
-#include "host/remote_descriptor.h"
-
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -9,6 +7,7 @@
 #include <string>
 
 #include "check.h"
+#include "host/remote_descriptor.h"
 
 namespace {
 
@@ -26,8 +25,7 @@ ino_t inode_of(int fd) {
 void test_a_duplicate_of_the_descriptor(int fd) {
   UniqueFd taken;
   std::string problem;
-  const Outcome outcome =
-      take_descriptor(::getpid(), fd, [] { return Outcome{}; }, taken, problem);
+  const Outcome outcome = take_descriptor(::getpid(), fd, [] { return Outcome{}; }, taken, problem);
   CHECK(outcome.ok() && problem.empty());
   CHECK(taken.get() != fd && inode_of(taken.get()) == inode_of(fd));
 }
