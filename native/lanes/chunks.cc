@@ -86,7 +86,7 @@ void ChunkSender::begin(std::uint32_t sequence, const Cursor& cursor, Code fault
                         const Place& place) {
   sequence_ = sequence;
   memory_.begin(cursor, fault);
-  gathering_.begin(place, cursor, fault);
+  gathering_.start(place, cursor, fault);
   header_left_ = 0;
   chunk_left_ = 0;
 }

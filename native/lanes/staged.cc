@@ -27,14 +27,14 @@ std::vector<iovec> ranges_of(Cursor cursor, std::uint64_t bytes) {
 
 }  // namespace
 
-void StagedMemory::begin(const Place& place, const Cursor& cursor, Code fault) {
-  staging_ = cursor.done() ? nullptr : place.staging;
-  cursor_ = cursor;
+void StagedMemory::start(const Place& place, const Cursor& from, Code fault) {
+  staging = from.done() ? nullptr : place.staging;
+  cursor = from;
   fault_ = fault;
   failure_ = {};
-  parts_.clear();
-  if (staging_ != nullptr) {
-    staging_->begin(place.device, place.deadline_ns);
+  parts.clear();
+  if (staging != nullptr) {
+    staging->begin(place.device, place.deadline_ns);
   }
 }
 
@@ -42,13 +42,13 @@ void StagedMemory::fail(const Outcome& why) {
   if (failure_.ok()) {
     failure_ = why.code == Code::kLocalFault ? Outcome::failure(fault_, why.sys_errno) : why;
     failure_.moved_bytes = 0;
-    staging_->stop();
+    staging->stop();
   }
 }
 
 bool StagedMemory::take(std::size_t& slot) {
   std::optional<std::size_t> found;
-  const Outcome taken = staging_->take(found);
+  const Outcome taken = staging->take(found);
   if (!taken.ok()) {
     fail(taken);
   }
@@ -63,9 +63,9 @@ bool StagedMemory::copy(const Part& part, Staged direction, BatchGuard& guard) {
     fail(taken);
     return false;
   }
-  staging_->copy(part.slot, direction, ranges_of(cursor_, part.bytes), std::move(uses));
-  cursor_.advance(part.bytes);
-  parts_.push_back(part);
+  staging->copy(part.slot, direction, ranges_of(cursor, part.bytes), std::move(uses));
+  cursor.advance(part.bytes);
+  parts.push_back(part);
   return true;
 }
 
@@ -80,16 +80,16 @@ bool StagedMemory::confirm(BatchGuard& guard) {
 
 void Gathering::ahead(BatchGuard& guard) {
   Part part;
-  while (active() && failure().ok() && !cursor_.done() && take(part.slot)) {
-    part.bytes = std::min<std::uint64_t>(cursor_.left(), kStagingSlotBytes);
+  while (active() && failure().ok() && !cursor.done() && take(part.slot)) {
+    part.bytes = std::min<std::uint64_t>(cursor.left(), kStagingSlotBytes);
     copy(part, Staged::kGather, guard);
   }
 }
 
 Step Gathering::next(BatchGuard& guard, std::span<const std::byte>& chunk) {
   ahead(guard);
-  if (failure().ok() && !parts_.empty()) {
-    const std::optional<Outcome> ended = staging_->ended(parts_.front().slot);
+  if (failure().ok() && !parts.empty()) {
+    const std::optional<Outcome> ended = staging->ended(parts.front().slot);
     if (!ended) {
       return Step::kWait;
     }
@@ -100,36 +100,36 @@ Step Gathering::next(BatchGuard& guard, std::span<const std::byte>& chunk) {
   if (!failure().ok()) {
     return Step::kFailed;
   }
-  if (!parts_.empty()) {
-    chunk = staging_->bytes(parts_.front().slot).first(parts_.front().bytes);
+  if (!parts.empty()) {
+    chunk = staging->bytes(parts.front().slot).first(parts.front().bytes);
     return Step::kReady;
   }
-  if (!cursor_.done()) {
+  if (!cursor.done()) {
     return Step::kWait;
   }
   return confirm(guard) ? Step::kEnd : Step::kFailed;
 }
 
 void Gathering::sent() {
-  staging_->release(parts_.front().slot);
-  parts_.pop_front();
+  staging->release(parts.front().slot);
+  parts.pop_front();
 }
 
-void Scattering::begin(const Place& place, const Cursor& cursor, Code fault) {
-  StagedMemory::begin(place, cursor, fault);
+void Scattering::begin(const Place& place, const Cursor& from, Code fault) {
+  start(place, from, fault);
   filling_.reset();
 }
 
 void Scattering::settle() {
-  std::erase_if(parts_, [this](const Part& part) {
-    const std::optional<Outcome> ended = staging_->ended(part.slot);
+  std::erase_if(parts, [this](const Part& part) {
+    const std::optional<Outcome> ended = staging->ended(part.slot);
     if (!ended) {
       return false;
     }
     if (!ended->ok()) {
       fail(*ended);
     }
-    staging_->release(part.slot);
+    staging->release(part.slot);
     return true;
   });
 }
@@ -143,25 +143,25 @@ Step Scattering::room(std::span<std::byte>& room) {
     }
   }
   if (!failure().ok()) {
-    return parts_.empty() ? Step::kFailed : Step::kWait;
+    return parts.empty() ? Step::kFailed : Step::kWait;
   }
   if (!filling_) {
     return Step::kWait;
   }
-  room = staging_->bytes(filling_->slot).subspan(filling_->bytes);
+  room = staging->bytes(filling_->slot).subspan(filling_->bytes);
   return Step::kReady;
 }
 
 void Scattering::received(std::size_t bytes, BatchGuard& guard) {
   filling_->bytes += bytes;
-  if (filling_->bytes == kStagingSlotBytes || filling_->bytes == cursor_.left()) {
+  if (filling_->bytes == kStagingSlotBytes || filling_->bytes == cursor.left()) {
     copy(*std::exchange(filling_, std::nullopt), Staged::kScatter, guard);
   }
 }
 
 Step Scattering::finish(BatchGuard& guard) {
   settle();
-  if (!parts_.empty()) {
+  if (!parts.empty()) {
     return Step::kWait;
   }
   return failure().ok() && confirm(guard) ? Step::kEnd : Step::kFailed;

@@ -42,8 +42,8 @@ enum class Step : std::uint8_t {
 class StagedMemory {
  public:
   // `fault` is the code for memory that cannot be accessed.
-  void begin(const Place& place, const Cursor& cursor, Code fault);
-  [[nodiscard]] bool active() const { return staging_ != nullptr; }
+  void start(const Place& place, const Cursor& from, Code fault);
+  [[nodiscard]] bool active() const { return staging != nullptr; }
   [[nodiscard]] const Outcome& failure() const { return failure_; }
 
  protected:
@@ -59,9 +59,9 @@ class StagedMemory {
   // The check after the last copy, which decides whether the bytes count.
   bool confirm(BatchGuard& guard);
 
-  Staging* staging_ = nullptr;
-  Cursor cursor_;
-  std::deque<Part> parts_;  // whose copies were begun, in order
+  Staging* staging = nullptr;
+  Cursor cursor;
+  std::deque<Part> parts;  // whose copies were begun, in order
 
  private:
   Code fault_ = Code::kSystem;
@@ -79,7 +79,7 @@ class Gathering : public StagedMemory {
 
 class Scattering : public StagedMemory {
  public:
-  void begin(const Place& place, const Cursor& cursor, Code fault);
+  void begin(const Place& place, const Cursor& from, Code fault);
   // kReady: `room` is where to receive the next bytes.
   Step room(std::span<std::byte>& room);
   // So many bytes were received there.

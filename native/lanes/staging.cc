@@ -35,7 +35,7 @@ class Context {
   explicit Context(int device) {
     const cuda::Loaded loaded = cuda::present_driver();
     std::string problem;
-    cuda::Device* const found =
+    const cuda::Device* const found =
         loaded.driver == nullptr ? nullptr : cuda::Device::find(*loaded.driver, device, problem);
     if (found != nullptr) {
       current_.emplace(*loaded.driver, found->context());
