@@ -79,12 +79,14 @@ NO_TIMEOUT = [*NO_INT, *NONE, (P, 0), (P, -1), (P, -(2**64))]
 NO_BOOL = [(T, 1), (T, 0), (T, "1")]
 NO_COMM_ID = [*NO_INT, *NONE, (P, 7), (P, 0), (P, -1), (P, 2**64)]
 
+NO_AFTER = [(T, "0"), (T, 1.0), (T, True), (T, [1]), (V, -1), (V, 2**64)]
 NO_REQUEST_ID = [(T, 1), (T, b"a"), (T, ["a"]), (P, ""), (P, "a" * 129), (P, "a\n")]
 LAYERS = {
     "src_layer_range": NO_RANGE,
     "dst_layer_range": NO_RANGE,
     "tensor_num_per_layer": NO_LAYER_SIZE,
     "request_id": NO_REQUEST_ID,
+    "after": NO_AFTER,
 }
 NO_KEY_LIST = [*NONE, (T, 1), (T, BlocksCacheKey(2)), (T, [1]), (T, [CacheKey(2, 1)])]
 NO_BLOCK_LISTS = [*NONE, (T, 1), (T, "01"), (T, [1]), (T, [[0, "1"]]), (V, [[-1]])]
@@ -257,8 +259,10 @@ MISTAKES = {
         ],
         "dst_block_memory_size": [*NO_INT, (V, -1), (P, 128)],
         "request_id": NO_REQUEST_ID,
+        "after": NO_AFTER,
     },
     "copy_cache": {
+        "after": NO_AFTER,
         "dst": NO_CACHE,
         "src": NO_CACHE,
         "dst_batch_index": [*NO_UINT32, *NONE, (P, 4)],
@@ -268,6 +272,7 @@ MISTAKES = {
         "req_id": NO_UINT64,
     },
     "copy_blocks": {
+        "after": NO_AFTER,
         "cache": NO_CACHE,
         "copy_block_info": [
             *NONE,
@@ -286,6 +291,7 @@ MISTAKES = {
         ],
     },
     "swap_blocks": {
+        "after": NO_AFTER,
         "src_cache": [(A, None), (T, 1), (T, "cache")],
         "dst_cache": [(A, None), (T, 1), (T, "cache")],
         "src_to_dst": [
@@ -327,6 +333,7 @@ MISTAKES = {
         "prefer": NO_TOKENS,
         "src_layouts": [(T, 1), (T, "a"), (T, [None]), (P, [])],
         "request_id": NO_REQUEST_ID,
+        "after": NO_AFTER,
     }
     | TOKENS,
     "push_resharded": {
@@ -335,6 +342,7 @@ MISTAKES = {
         "src_blocks": WRONG_BLOCKS,
         "dst_blocks": NO_BLOCK_LISTS,
         "request_id": NO_REQUEST_ID,
+        "after": NO_AFTER,
     }
     | TOKENS,
     "explain_resharded": {
