@@ -128,6 +128,7 @@ def from_ascend(page, tmp_path, monkeypatch):
 
 def layouts(page, tmp_path, monkeypatch):
     """Two prefill ranks and a decode rank of the whole; then a rank of two pulls from the whole."""
+    monkeypatch.setattr("llm_datadist._engine.transfer.ways._cores", lambda: 2)  # as on the page
     description = page.left()[0]
     with contextlib.ExitStack() as stack:
         instances = [stack.enter_context(started(number)) for number in (1, 2, 3)]
