@@ -34,13 +34,14 @@ CopyFault guarded_gather(std::byte* to, std::span<const iovec> pieces) {
   }
   catch_faults(&catcher);
   std::atomic_signal_fence(std::memory_order_seq_cst);
+  std::byte* at = to;  // `to` must not change after sigsetjmp
   for (std::size_t i = 0; i < pieces.size(); ++i) {
     piece = i;
     if (i + kAhead < pieces.size()) {
       fetch(pieces[i + kAhead]);
     }
-    std::memcpy(to, pieces[i].iov_base, pieces[i].iov_len);
-    to += pieces[i].iov_len;
+    std::memcpy(at, pieces[i].iov_base, pieces[i].iov_len);
+    at += pieces[i].iov_len;
   }
   std::atomic_signal_fence(std::memory_order_seq_cst);
   catch_faults(nullptr);
