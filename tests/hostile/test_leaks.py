@@ -22,7 +22,7 @@ pytestmark = [
         "lost", "closed", "link_clusters", "malformed frames", "encrypted lane .* ends"
     ),
 ]
-LANES = 4  # of each direction, by default
+LANES = 2  # of each direction, when a link starts
 LINK_INDICES = (0, 1, 2, 5, (1 << 20) - 1)
 
 

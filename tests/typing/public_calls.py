@@ -206,6 +206,7 @@ def own(manager: CacheManager) -> Cache:
     assert_type(cache.per_device_tensor_addrs, list[list[int]])
     assert_type(cache.is_blocks_cache, bool)
     assert_type(cache.tensor(0), NDArray[Any])
+    assert_type(cache.device_tensor(0).__cuda_array_interface__, dict[str, object])
     assert_type(Cache.create_cpu_cache(desc, [4096, 8192]), Cache)
     same: KvCache = Cache.create_cpu_cache(desc, [[4096, 8192]])
     return same

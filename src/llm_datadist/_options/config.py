@@ -192,7 +192,7 @@ class LLMConfig:
     def device(self) -> str | None:
         """Where device memory is: "auto" (a GPU's where the addresses are, else the host's), "cpu"
         (the host's), "cuda" (needs a GPU, whose memory then moves between processes of this host,
-        and with NIXL to other hosts) *(extension)*. Unset: auto.
+        and with NIXL or over lanes to other hosts) *(extension)*. Unset: auto.
         """
 
     @Str(keys.GPU_COPY)
@@ -208,7 +208,9 @@ class LLMConfig:
 
     @Int(keys.LANES_PER_LINK, low=1, high=64)
     def lanes_per_link(self) -> int | None:
-        """Data connections of a link in each direction, in [1, 64] *(extension)*. Unset: 4."""
+        """Most data connections of a link in each direction, in [1, 64] *(extension)*. Unset: 4. A
+        link starts with 2; the others are opened when a transfer could use them.
+        """
 
     @Int(keys.HEARTBEAT, high=3600000)
     def heartbeat_ms(self) -> int | None:
