@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from llm_datadist._protocol.codec import Kind
+from support.operations import LANES
 from support.proxy import Fault
 from support.rig import LATE_S, NOISE_S, TIMEOUT_MS
 from support.station import OK
@@ -133,7 +134,7 @@ def works_again(rig):
 def test_matrix(rig, effect, operation, phase):
     effect, operation = EFFECTS[effect], OPERATIONS[operation]
     assert rig.transfer_works()
-    assert rig.all_lanes_are_back(4)
+    assert rig.all_lanes_are_back(LANES)
     fds = rig.local.fds()
     direction, after = PHASES[phase]
     rig.proxy.spoil(Fault(effect.action, Kind.CONTROL, direction, after, effect.value, effect.once))
@@ -146,7 +147,7 @@ def test_matrix(rig, effect, operation, phase):
     assert rig.is_quiet()
     rig.proxy.heal()
     works_again(rig)
-    assert rig.all_lanes_are_back(4)
+    assert rig.all_lanes_are_back(LANES)
     deadline = time.monotonic() + 3
     while rig.local.fds() > fds + 1:  # an event of a link that is remembered as lost
         assert time.monotonic() < deadline, "descriptors were left behind"

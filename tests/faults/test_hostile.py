@@ -186,7 +186,7 @@ def test_half_open_connections_are_capped_and_others_link(served):
                 peer.close()
         # The strangers' ends are ours, too; so are the ends that the instance holds.
         held = served.fds() - before - (listener.MAX_UNAUTHENTICATED + 60)
-        assert held <= listener.MAX_UNAUTHENTICATED + 10
+        assert held <= listener.MAX_UNAUTHENTICATED + 20  # of threads
 
 
 def test_slow_handshakes_end(served, monkeypatch):

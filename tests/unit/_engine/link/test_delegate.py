@@ -19,7 +19,7 @@ from llm_datadist._plan import Plan
 
 LINK_ID = 5
 MARKS = [Marked((3, 31), ((0x1000, 64),))]
-PEER = SimpleNamespace(cluster_id=2, incarnation=7, page_proof=bytes(16))
+PEER = SimpleNamespace(cluster_id=2, incarnation=7, page_proof=bytes(16), most_lanes=4)
 
 
 class Backend:
