@@ -132,16 +132,6 @@ def test_an_instance_that_cannot_move_it_says_so(make, gpu, backend):
         OnGpu(side, gpu)
 
 
-def test_an_instance_that_is_to_move_it_and_cannot_does_not_start(make, gpu):
-    with failing("LLM_FEATURE_NOT_ENABLED", "init", "llm.Device", "tcp"):
-        make("tcp", 1, device="cuda")
-
-
-def test_there_are_no_pools_of_it(make, gpu):
-    with failing("LLM_FEATURE_NOT_ENABLED", "init", "mem_pool_cfg"):
-        make("nixl", 1, device="cuda", pool=1 << 20)
-
-
 def test_with_device_cpu_nobody_asks_the_driver(make, gpu):
     (side,) = make("tcp", 1, device="cpu")
     assert side.blocks().cache.tensor(0) is not None
@@ -158,13 +148,6 @@ def test_without_the_engine_nothing_moves(make, gpu):
             call(owner.blocks_key(), target.cache, EVERY, EVERY)
     assert (source.data == pattern(SHAPE, 3)).all()
     assert not target.data.any()
-
-
-def test_checksums_are_not_supported(make, gpu):
-    owner, user = make(checksum="crc32c")
-    OnGpu(owner, gpu, key=0)
-    with failing("LLM_FEATURE_NOT_ENABLED", "pull_blocks", "checksums", peer=1):
-        user.manager.pull_blocks(owner.blocks_key(), OnGpu(user, gpu).cache, EVERY, EVERY)
 
 
 def test_every_byte_is_copied_by_the_driver(make, gpu, stand_in):
