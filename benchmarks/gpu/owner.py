@@ -46,7 +46,7 @@ def register(made, address, size, block_bytes, key=None, *, on_gpu=True):
         DataType.DT_UINT64,
         Placement.DEVICE if on_gpu else Placement.HOST,
     )
-    return made.cache_manager.register_blocks_cache(desc, [address], key)
+    return made.cache_manager.register_blocks_cache(desc, [address], key, remote_accessible=True)
 
 
 def link(made, address):
