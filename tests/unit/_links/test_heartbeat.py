@@ -168,8 +168,11 @@ def test_a_peer_whose_control_plane_answers_lives_without_lanes(world):
 
 
 def test_a_peer_is_not_lost_while_its_pings_wait_for_a_worker(world):
+    waiting = []  # else nothing refers to the task that waits, and it is collected
+
     async def never(call, *arguments):
-        await asyncio.Event().wait()
+        waiting.append(asyncio.Event())
+        await waiting[-1].wait()
 
     world.context.workers = SimpleNamespace(run=never)
     world.run([lambda world: None] * 30)
