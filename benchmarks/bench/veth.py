@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 from llm_datadist.cli.bench.hosts import LOCAL, OWNER, VARIABLE
@@ -16,7 +17,7 @@ from llm_datadist.cli.bench.hosts import LOCAL, OWNER, VARIABLE
 _ADDRESSES = ("192.0.2.1", "192.0.2.2")
 
 
-class Namespaces:
+class Namespaces(ABC):
     """Two network namespaces whose devices `eth0` are joined, until `close`."""
 
     def __init__(self) -> None:
@@ -32,9 +33,9 @@ class Namespaces:
             raise
         os.environ[VARIABLE] = json.dumps(hosts)
 
+    @abstractmethod
     def join(self, names: list[str]) -> None:
         """Make the devices of both namespaces, and what joins them."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Remove the namespaces and their devices."""

@@ -27,7 +27,8 @@ from llm_datadist import (
 )
 from llm_datadist._types.remedies import _REMEDIES
 from llm_datadist.testing import FaultPolicy, FaultRule, PeerGroup, inject_faults
-from support.first_mistakes import FIRST_MISTAKES, CommandFailed
+from support.first_mistake_calls import CommandFailed
+from support.first_mistakes import FIRST_MISTAKES
 from support.world import Ready
 
 

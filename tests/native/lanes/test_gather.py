@@ -119,6 +119,14 @@ def test_a_target_that_cannot_be_read_back_does_not_gather(link, gathering, code
     assert result[:2] == (code.SYSTEM, errno.EOPNOTSUPP)
 
 
+def test_memory_of_an_accelerator_is_not_gathered(gathering, code):
+    """The threads that gather cannot touch it; lanes carry it in other ways."""
+    gather = gathering()
+    entry = gather.one.open_entry(gather.one.remote, device=0)
+    assert gather(strided(), entry=entry)[:2] == (code.SYSTEM, errno.EOPNOTSUPP)
+    assert not gather.one.local.any()
+
+
 def test_the_rights_are_those_of_a_read(gathering, code, any_entry):
     gather = gathering()
     one = gather.one
