@@ -45,7 +45,7 @@ def way(request, monkeypatch):
 
 
 def caches(sides, **other):
-    """All heads at the owner, the last two of them here, and the tokens of the owner's blocks."""
+    """All heads at the owner, the last two of them at the reader; tokens of the owner's blocks."""
     owner, own = sides
     remote = KvCache(owner, block_tokens=BLOCK_TOKENS, **other)
     model = tokens_of_model(TOKENS)

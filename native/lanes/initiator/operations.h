@@ -66,7 +66,7 @@ class Lanes {
   // Throw std::invalid_argument when the arrays are inconsistent (see measure()).
   Outcome read(const Descriptors& work, const LaneChecks& checks);
   Outcome write(const Descriptors& work, const LaneChecks& checks);
-  // The target's threads gather the remote ranges in memory of theirs, from where `read` takes them
+  // The target's threads gather the remote ranges in a buffer of their process, which `read` reads
   // (gather.h). `read` checks what must hold for the local ranges, and is called from several
   // threads at once. An outcome need not name a descriptor. kSystem with EOPNOTSUPP for long
   // ranges, and if the target does not gather for this link.

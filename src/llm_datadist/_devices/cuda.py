@@ -188,7 +188,7 @@ class GpuPoolMemory:
 
 
 class PinnedMemory:
-    """Host memory that GPUs reach without the driver's own buffers, from here to `close`.
+    """Host memory that GPUs reach without the driver's own buffers, until `close`.
 
     Args:
         address, size: Of the memory, which must be mapped until `close`.
@@ -205,7 +205,7 @@ class PinnedMemory:
         self._pinned: tuple[int, int] | None = (ordinal, address)
 
     def close(self) -> None:
-        """Let the driver forget the memory. Idempotent."""
+        """Make it ordinary memory again. Idempotent."""
         if self._pinned is not None:
             _native.unpin_host_memory(*self._pinned)
             self._pinned = None

@@ -14,7 +14,7 @@ TpOption = Annotated[
     ),
 ]
 JsonOption = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
+    Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to this file.")
 ]
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show what the processes print.")
