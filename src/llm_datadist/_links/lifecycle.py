@@ -28,7 +28,7 @@ from llm_datadist._protocol.messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
     from concurrent.futures import Future
 
     from llm_datadist._control.connection import ControlConnection
@@ -216,15 +216,18 @@ class LinkLifecycle:
         if self._context.hooks.on_unlink is not None:
             self._context.hooks.on_unlink()
 
-    @staticmethod
-    async def wait_delivered(links: Iterable[Link]) -> None:
+    async def wait_delivered(self, links: Collection[Link]) -> None:
         """Wait a moment until the peers of ended links have read the Unlink and closed.
 
-        For peers that do not read, wait a little longer until their hosts have received it.
+        Links that an Unlink has begun to take down are waited for as well: their peers await an
+        answer. For peers that do not read, wait a little longer until their hosts have received it.
         """
-        conversations = [link.conversation for link in links]
+        leaving = self._index.leaving.difference(links)
+        conversations = [link.conversation for link in (*links, *leaving)]
         deadline, closing = Deadline(_DELIVERY_SECONDS), Deadline(_CLOSE_SECONDS)
         with contextlib.suppress(asyncio.TimeoutError):
+            for link in leaving:
+                await deadline.limit(link.gone.wait())  # then it answers
             for each in conversations:
                 await closing.limit(each.ended.wait())
         for each in conversations:

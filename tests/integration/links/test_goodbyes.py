@@ -110,3 +110,24 @@ def test_a_frozen_peer_hears_of_it_when_it_wakes_up(end, child):
     began = time.monotonic()
     stays.table.close()
     assert time.monotonic() - began < 1.0
+
+
+def test_an_instance_that_ends_while_it_is_unlinked_answers_first(end, monkeypatch):
+    """A program may end as soon as its link is gone: the peer that unlinked must not fail."""
+    ends, unlinks = end(1), end(2)
+    assert unlinks.link(ends)[0].is_ok
+    link = ends.table.get(2)
+    disconnect = ends.plane.disconnect
+
+    def slow(data):
+        time.sleep(0.2)
+        disconnect(data)
+
+    monkeypatch.setattr(ends.plane, "disconnect", slow)
+    results = []
+    thread = threading.Thread(target=lambda: results.extend(unlinks.unlink(1)), daemon=True)
+    thread.start()
+    assert link.lost.wait(5)
+    ends.table.close()
+    thread.join(5)
+    assert [result.is_ok for result in results] == [True], results
