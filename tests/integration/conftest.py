@@ -5,8 +5,7 @@ import re
 import pytest
 
 from llm_datadist import LayerSynchronizer, MemInfo, Memtype, TransferConfig
-from llm_datadist._links.lane_terms import FIRST_LANES
-from support.instances import BACKENDS, finalize, linked_sides
+from support.instances import BACKENDS, LASTING, finalize, linked_sides
 from support.nixl_backends import NEEDS_NIXL
 
 _POOL = 16 << 20
@@ -40,11 +39,8 @@ def backend(request):
 
 @pytest.fixture(scope="module")
 def linked(backend):
-    """Two sides, clusters 1 and 2, linked for the whole module.
-
-    The link has the lanes from the start that it will ever have: no test seems to leak others.
-    """
-    options = {"lanes_per_link": FIRST_LANES}
+    """Two sides, clusters 1 and 2, linked for the whole module."""
+    options = dict(LASTING)
     with pytest.MonkeyPatch.context() as patch:
         if backend == "nixl":  # small transfers as well, whose slowness costs time
             patch.setattr("llm_datadist._backends.nixl.backend.SMALL_BYTES", 0)

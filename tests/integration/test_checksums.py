@@ -20,7 +20,7 @@ from llm_datadist import (
 )
 from llm_datadist._engine.transfer import checksums
 from llm_datadist.testing import FaultPolicy, FaultRule, inject_faults
-from support.instances import Side, failing, finalize, link, linked_sides, pattern
+from support.instances import LASTING, Side, failing, finalize, link, linked_sides, pattern
 
 UNITS = 24
 WORDS = 8192  # blocks of 64 KiB
@@ -36,8 +36,8 @@ class Ready(LayerSynchronizer):
 @pytest.fixture(scope="module")
 def linked(backend):
     """Two sides; the second checks the transfers that it makes, the first does not."""
-    owner = Side(1, backend, pool=16 << 20)
-    user = Side(2, backend, pool=16 << 20, checksum="crc32c")
+    owner = Side(1, backend, pool=16 << 20, **LASTING)
+    user = Side(2, backend, pool=16 << 20, checksum="crc32c", **LASTING)
     link(user.instance, owner.address)
     warm = [side.blocks(key=0, **SHAPE) for side in (owner, user)]
     user.manager.pull_blocks(BlocksCacheKey(1), warm[1].cache, EVERY, EVERY)

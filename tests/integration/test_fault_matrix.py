@@ -24,6 +24,7 @@ from llm_datadist import (
     TransferWithCacheKeyConfig,
 )
 from support.instances import (
+    LASTING,
     PAGE,
     Held,
     Pages,
@@ -159,7 +160,7 @@ KINDS = [Private, Unmapped, ReadOnly, CutOff, Poisoned, Pooled]
 @pytest.fixture(scope="module")
 def keyed(backend):
     """Sides with kept directories, for layer-wise transfers by key."""
-    sides = linked_sides(backend, pool=1 << 20, enable_remote_cache_accessible=True)
+    sides = linked_sides(backend, pool=1 << 20, enable_remote_cache_accessible=True, **LASTING)
     source, target = sides[1].blocks(), sides[0].blocks(key=0)
     config = TransferWithCacheKeyConfig(KEY, range(1), range(1))
     manager = sides[1].manager

@@ -8,7 +8,7 @@ import pytest
 from llm_datadist import BlocksCacheKey, LLMException
 from llm_datadist._engine.transfer import attempt
 from llm_datadist.testing import FaultPolicy, FaultRule, inject_faults
-from support.instances import PAGE, Pages, Side, failing, finalize, link
+from support.instances import LASTING, PAGE, Pages, Side, failing, finalize, link
 from support.kv_caches import HEAD_SIZE, HEADS, LAYERS, NUM_BLOCKS, KvCache, tokens_of_model
 
 OWNER, OWN = 1, 2
@@ -22,7 +22,7 @@ HELD = 2 * HEAD_SIZE * 4  # bytes of a token that the reader wants
 
 @pytest.fixture(scope="module")
 def linked():
-    owner, own = Side(OWNER, "host"), Side(OWN, "host", sync_kv_timeout=5000)
+    owner, own = Side(OWNER, "host", **LASTING), Side(OWN, "host", sync_kv_timeout=5000, **LASTING)
     link(own.instance, owner.address)
     yield owner, own
     finalize(owner, own)

@@ -17,7 +17,7 @@ from llm_datadist import (
     TransferConfig,
     TransferWithCacheKeyConfig,
 )
-from support.instances import eventually, failing, finalize, linked_sides
+from support.instances import LASTING, eventually, failing, finalize, linked_sides
 
 OPERATION = "transfer_cache_async"
 SUCCESS, FAILED = LLMStatusCode.LLM_SUCCESS, LLMStatusCode.LLM_FAILED
@@ -53,7 +53,7 @@ class Gate(LayerSynchronizer):
 @pytest.fixture(scope="module")
 def keyed(backend):
     """Two linked sides with enable_remote_cache_accessible, for transfers by key."""
-    sides = linked_sides(backend, enable_remote_cache_accessible=True)
+    sides = linked_sides(backend, enable_remote_cache_accessible=True, **LASTING)
     source, target = sides[1].blocks(), sides[0].blocks(key=0)
     config = by_key(target.side.blocks_key(), range(2))
     sides[1].manager.transfer_cache_async(source.cache, Layers(), [config] * 16).synchronize()

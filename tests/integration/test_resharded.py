@@ -7,7 +7,7 @@ import pytest
 
 from llm_datadist import BlocksCacheKey, CacheDesc, DataType, LLMException
 from llm_datadist.testing import FaultPolicy, FaultRule, inject_faults
-from support.instances import PAGE, Pages, Side, failing, finalize, link
+from support.instances import LASTING, PAGE, Pages, Side, failing, finalize, link
 from support.kv_caches import HEAD_SIZE, HEADS, LAYERS, NUM_BLOCKS, KvCache, tokens_of_model
 
 FIRST, SECOND, OWN = 1, 2, 3
@@ -19,8 +19,8 @@ TOKENS = 13
 @pytest.fixture(scope="module")
 def linked(backend):
     """Two ranks, and a side that is linked to both and verifies its transfers."""
-    ranks = [Side(FIRST, backend), Side(SECOND, backend)]
-    own = Side(OWN, backend, checksum="crc32c", sync_kv_timeout=2000)
+    ranks = [Side(FIRST, backend, **LASTING), Side(SECOND, backend, **LASTING)]
+    own = Side(OWN, backend, checksum="crc32c", sync_kv_timeout=2000, **LASTING)
     link(own.instance, ranks[0].address, ranks[1].address)
     made = [KvCache(rank, tp=2, rank=index) for index, rank in enumerate(ranks)]
     local = KvCache(own, "HND", block_tokens=2)

@@ -24,11 +24,15 @@ from llm_datadist import (
     LLMStatusCode,
     Placement,
 )
+from llm_datadist._links.lane_terms import FIRST_LANES
 from support.nixl_backends import wait_for_trial
 from support.setup import ANY_PORT, info_of, started
 
 BACKENDS = ["host", "tcp"]
 PAGE = mmap.PAGESIZE
+#: Options of instances that outlive a test: their links have at once the lanes that they will ever
+#: have, so that no later test seems to leak lanes that were added meanwhile.
+LASTING = {"lanes_per_link": FIRST_LANES}
 
 
 def initialized(cluster_id, backend, *, listen=True, pool=0, page_shift=16, **options):
