@@ -157,6 +157,8 @@ class HostChannel(Channel):
         """Whether the peer's threads may gather: what is mapped is copied, which is faster."""
         if not len(remote) or time.monotonic_ns() < self._gathers_after_ns:
             return False
+        if not self._mapped:
+            return True
         first, last = int(remote.min()), int(remote.max())
         return not any(begin <= last and first < end for begin, end in self._mapped)
 

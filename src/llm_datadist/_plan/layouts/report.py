@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
+from llm_datadist._plan.layout import Plan
 from llm_datadist._plan.layouts.descriptors import contiguous, inner_axes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from llm_datadist._plan.layout import Plan
     from llm_datadist._plan.layouts.kv_layout import KvLayout
     from llm_datadist._plan.layouts.parts import Part
 
@@ -37,7 +37,7 @@ _PIECE_COST = 250
 _LANE_PIECE_COST = 770
 """Of each piece over a lane: its descriptor, and a range of the gathering and scattering calls."""
 
-_GATHERED_COST = 0.3
+_GATHERED_COST = 0.5
 """Of each byte that the owner's threads gather: it is copied twice, but once from a cache."""
 _GATHERED_PIECE_COST = 50
 """Of each piece that they gather: its descriptor."""
@@ -47,6 +47,8 @@ _LEAST_GATHERED = 64 * 1024
 """Bytes that take longer to read in pieces than an answer on a lane takes."""
 _LONGEST_GATHERED = 4096
 """Mean bytes of a piece from which on gathering never pays."""
+_JUDGED_PIECES = 1 << 15
+"""Pieces of a plan that are looked at to choose how they move."""
 _DIRECT_THREADS, _GATHERING_THREADS = 8, 4
 """Threads of both processes that work on one transfer, at most."""
 
@@ -159,8 +161,19 @@ def gathering_is_faster(plan: Plan, cores: int) -> bool:
     pieces, total_bytes = len(plan.length), plan.total_bytes
     if total_bytes < _LEAST_GATHERED or total_bytes > pieces * _LONGEST_GATHERED:
         return False
-    direct = share_of_full_rate(plan, write=False, over_lanes=False) * min(cores, _DIRECT_THREADS)
-    return share_if_gathered(plan) * min(cores, _GATHERING_THREADS) > direct
+    first = _first_pieces(plan)
+    direct = share_of_full_rate(first, write=False, over_lanes=False) * min(cores, _DIRECT_THREADS)
+    return share_if_gathered(first) * min(cores, _GATHERING_THREADS) > direct
+
+
+def _first_pieces(plan: Plan) -> Plan:
+    """Return a part of a long plan, which stands for all of it: a plan repeats for each tensor."""
+    if len(plan.length) <= _JUDGED_PIECES:
+        return plan
+    local, remote, length = (
+        array[:_JUDGED_PIECES] for array in (plan.local, plan.remote, plan.length)
+    )
+    return Plan(local, remote, length, int(length.sum()))
 
 
 def _gaps(begin: NDArray[np.uint64], length: NDArray[np.uint64]) -> NDArray[np.uint64]:

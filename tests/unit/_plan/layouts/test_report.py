@@ -101,3 +101,13 @@ def test_with_more_cores_than_gather_more_must_be_won():
     assert gathering_is_faster(plan(1024, 1024), 4)
     assert not gathering_is_faster(plan(1024, 1024), 8)
     assert gathering_is_faster(plan(256, 1792), 64)
+
+
+def test_the_first_pieces_of_a_long_plan_stand_for_it():
+    """A plan repeats for each tensor; looking at a million pieces would cost more than it saves."""
+    few, many = plan(256, 0, 1 << 15, 1792), plan(256, 1792, 1 << 17)
+    local, remote, length = (
+        np.concatenate((first, rest)) for first, rest in zip(few[:3], many[:3], strict=True)
+    )
+    assert gathering_is_faster(many, 2)
+    assert not gathering_is_faster(Plan(local, remote, length, 256 * len(length)), 2)
