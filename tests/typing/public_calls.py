@@ -166,7 +166,8 @@ def first_generation(instance: LLMDataDist) -> None:
     assert_type(manager.transfer_cache_async(cache, EveryLayer(), [config]), CacheTask)
     assert_type(manager.copy_cache(cache, cache, 0, 1), None)
     assert_type(manager.copy_blocks(blocks, {0: [1]}), None)
-    assert_type(manager.swap_blocks(blocks, blocks, {0: 1}), None)
+    assert_type(manager.swap_blocks(blocks, blocks, {0: 1}, after=7), None)
+    manager.swap_blocks(blocks, blocks, {0: 1}, 7)  # type: ignore[call-arg]
     assert_type(manager.get_cache_tensors(cache, tensor_index=0), list[Tensor])
     assert_type(manager.remove_cache_key(CacheKey(1, 2)), None)
     assert_type(manager.deallocate_cache(cache), None)

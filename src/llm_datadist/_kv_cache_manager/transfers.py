@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llm_datadist._types import BlockList, CacheTask, TransferConfig, TransferWithCacheKeyConfig
+    from llm_datadist._types.streams import After
 
 _NAMES: Final = PullNames("decoder_kv_cache", "prompt_blocks", "decoder_blocks")
 
@@ -40,6 +41,7 @@ class TransferCalls(Calls):
         src_layer_range: range | None = None,
         dst_layer_range: range | None = None,
         tensor_num_per_layer: int = 2,
+        after: After = None,
     ) -> None:
         """Pull one slot of a peer's contiguous cache into a slot of a local one.
 
@@ -56,6 +58,8 @@ class TransferCalls(Calls):
             src_layer_range: The peer's layers, step 1; None = all.
             dst_layer_range: Local layers, equally many; None = all.
             tensor_num_per_layer: Tensors of one layer.
+            after: CUDA stream or event: nothing moves before the work that it has been given so far
+                has ended *(extension)*; docs/howto/gpu-streams.md.
 
         Raises:
             TypeError: A wrong type.
@@ -78,6 +82,7 @@ class TransferCalls(Calls):
         dst_offset = check_int("dst_cache_offset", dst_cache_offset, 0, INT64_MAX)
         layers = check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
         self._roles.check_pulls(operation)
+        awaited = self._engine.order.awaited(operation, after)
         self._engine.transfers.pull_slot(
             operation,
             key,
@@ -85,6 +90,7 @@ class TransferCalls(Calls):
             slot,
             num_bytes,
             layers,
+            after=awaited,
             src_offset=src_offset,
             dst_offset=dst_offset,
         )
@@ -99,6 +105,7 @@ class TransferCalls(Calls):
         src_layer_range: range | None = None,
         dst_layer_range: range | None = None,
         tensor_num_per_layer: int = 2,
+        after: After = None,
     ) -> None:
         """Pull blocks of a peer's cache into blocks of a local one. DECODER and MIX only.
 
@@ -113,6 +120,8 @@ class TransferCalls(Calls):
             src_layer_range: The peer's layers, step 1; None = all.
             dst_layer_range: Local layers, equally many; None = all.
             tensor_num_per_layer: Tensors of one layer.
+            after: CUDA stream or event: nothing moves before the work that it has been given so far
+                has ended *(extension)*; docs/howto/gpu-streams.md.
 
         Raises:
             TypeError: A wrong type (a float, str or bool among the blocks, say).
@@ -129,8 +138,10 @@ class TransferCalls(Calls):
         check_instance("decoder_kv_cache", decoder_kv_cache, KvCache)
         layers = check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
         self._roles.check_pulls(operation)
+        awaited = self._engine.order.awaited(operation, after)
+        blocks = prompt_blocks, decoder_blocks
         self._engine.transfers.pull_blocks(
-            operation, key, decoder_kv_cache, prompt_blocks, decoder_blocks, layers, names=_NAMES
+            operation, key, decoder_kv_cache, *blocks, layers, names=_NAMES, after=awaited
         )
 
     def transfer_cache_async(
@@ -140,6 +151,8 @@ class TransferCalls(Calls):
         transfer_configs: Sequence[TransferConfig] | Sequence[TransferWithCacheKeyConfig],
         src_block_indices: BlockList | None = None,
         dst_block_indices: BlockList | None = None,
+        *,
+        after: After = None,
     ) -> CacheTask:
         """Push a cache layer by layer, each as soon as the synchronizer says that it is complete.
 
@@ -147,7 +160,8 @@ class TransferCalls(Calls):
         role; over a link that either side has made. The arguments and the task are those of
         `CacheManager.transfer_cache_async`, without dst_block_memory_size; the caller keeps
         `src_cache` until the task is complete. A layer that takes longer than sync_kv_timeout ends
-        its config with LLM_WAIT_PROCESS_TIMEOUT.
+        its config with LLM_WAIT_PROCESS_TIMEOUT, and so does the work that `after` *(extension)*
+        names.
 
         Raises:
             TypeError: A wrong type, or kinds of configs mixed.
@@ -175,4 +189,5 @@ class TransferCalls(Calls):
             src_block_indices,
             dst_block_indices,
             None,
+            after=self._engine.order.awaited(operation, after),
         )

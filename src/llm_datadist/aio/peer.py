@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llm_datadist._datadist import LLMDataDist
     from llm_datadist._engine.leases.borrower import Lease
     from llm_datadist._types import BlockList, Cache
+    from llm_datadist._types.streams import After
     from llm_datadist.aio.caches import NamedCaches
     from llm_datadist.aio.calls import Calls
 
@@ -56,6 +57,7 @@ class Peer:
         into: str | Cache | None = None,
         layers: range | None = None,
         request_id: str | None = None,
+        after: After = None,
     ) -> None:
         """Pull blocks of the peer's cache into blocks of a local one.
 
@@ -74,13 +76,17 @@ class Peer:
             layers: Layers of two tensors to pull; None = all.
             request_id: The caller's name of the request, for logs and traces: 1 to 128 printable
                 characters.
+            after: CUDA stream or event: nothing moves before the work that it has been given when
+                this coroutine begins has ended; docs/howto/gpu-streams.md.
 
         Raises:
             KeyError: No local cache has that name.
             LLMException: as CacheManager.pull_blocks.
         """
         manager = live_manager(self._instance, "pull")
-        pull = _with_request(manager.pull_blocks, request_id)
+        # On this thread: a default stream may be that of the thread.
+        awaited = manager._engine.order.awaited("pull", after)
+        pull = partial(_with_request(manager.pull_blocks, request_id), after=awaited)
         await self._move(pull, name, into, src_blocks, dst_blocks, layers)
 
     async def push(
@@ -92,6 +98,7 @@ class Peer:
         source: str | Cache | None = None,
         layers: range | None = None,
         request_id: str | None = None,
+        after: After = None,
     ) -> None:
         """Push blocks of a local cache into blocks of the peer's; visible there when it returns.
 
@@ -104,13 +111,16 @@ class Peer:
             source: Name of the local cache, or the cache itself; None = of the same name.
             layers: Layers of two tensors to push; None = all.
             request_id: As for `pull`.
+            after: As for `pull`.
 
         Raises:
             KeyError: No local cache has that name.
             LLMException: as CacheManager.push_blocks.
         """
         manager = live_manager(self._instance, "push")
-        push = _with_request(manager.push_blocks, request_id)
+        # On this thread: a default stream may be that of the thread.
+        awaited = manager._engine.order.awaited("push", after)
+        push = partial(_with_request(manager.push_blocks, request_id), after=awaited)
         await self._move(push, name, source, src_blocks, dst_blocks, layers)
 
     @asynccontextmanager

@@ -20,6 +20,7 @@ from llm_datadist import (
     TransferConfig,
 )
 from support.first_generation import desc_of, link, started
+from support.mistakes import NO_AFTER
 
 T, V, A, P = TypeError, ValueError, AttributeError, LLMStatusCode.LLM_PARAM_INVALID
 NONE = [(T, None)]
@@ -36,6 +37,7 @@ LAYERS = {
     "dst_layer_range": NO_RANGE,
     "tensor_num_per_layer": [*NO_INT, *NONE, (V, -1), (V, 256), (P, 0), (P, 3)],
 }
+AFTER = {"after": NO_AFTER}
 NO_LIST = [*NONE, (T, 1), (T, "01"), (T, {0: 1})]
 NO_BLOCKS = [*NO_LIST, (T, [0, "1"]), (T, [0, True]), (V, [0, -1]), (P, [0, 4]), (P, [0])]
 MISTAKES = {
@@ -63,21 +65,24 @@ MISTAKES = {
         "src_cache_offset": NO_OFFSET,
         "dst_cache_offset": NO_OFFSET,
     }
-    | LAYERS,
+    | LAYERS
+    | AFTER,
     "pull_blocks": {
         "prompt_cache_key": NO_KEY,
         "decoder_kv_cache": NO_CACHE,
         "prompt_blocks": NO_BLOCKS,
         "decoder_blocks": [*NO_BLOCKS, (P, [1, 1])],
     }
-    | LAYERS,
+    | LAYERS
+    | AFTER,
     "transfer_cache_async": {
         "src_cache": NO_CACHE,
         "layer_synchronizer": [*NONE, (T, 1)],
         "transfer_configs": [*NONE, (T, TransferConfig(2, [1, 2])), (T, [1]), (P, [])],
         "src_block_indices": [(T, 1), (T, "0"), (T, [1.0]), (V, [-1]), (P, [4]), (P, [0, 1])],
         "dst_block_indices": [(T, 1), (T, "0"), (T, ["0"]), (V, [-1]), (P, [0, 1]), (P, [])],
-    },
+    }
+    | AFTER,
     "copy_cache": {
         "dst": NO_CACHE,
         "src": NO_CACHE,
@@ -86,16 +91,19 @@ MISTAKES = {
         "offset": [*NO_INT, *NONE, (V, -1), (P, 512)],
         "size": NO_SIZE,
         "req_id": [*NO_INT, (V, -1), (V, 2**64)],
-    },
+    }
+    | AFTER,
     "copy_blocks": {
         "cache": NO_CACHE,
         "copy_block_info": [*NONE, (T, [(0, 1)]), (T, {0: 1}), (T, {"0": [1]}), (V, {0: [-1]})],
-    },
+    }
+    | AFTER,
     "swap_blocks": {
         "src": [(A, None), (T, 1)],
         "dst": [(A, None), (T, 1)],
         "src_to_dst": [*NONE, (T, [(0, 1)]), (T, {0: "1"}), (V, {0: -1}), (P, {0: 4})],
-    },
+    }
+    | AFTER,
     "get_cache_tensors": {
         "cache": NO_CACHE,
         "tensor_index": [*NO_INT, *NONE, (P, -1), (P, 2), (P, 2**64)],

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, final
 
 from llm_datadist._backends.outcomes import Code, as_outcome
 from llm_datadist._devices import cuda
-from llm_datadist._errors import LLMStatusCode, fail, finalized
+from llm_datadist._errors import LLMException, LLMStatusCode, fail, finalized, restate
 from llm_datadist._types.streams import check_after
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llm_datadist._backends.outcomes import Outcome
     from llm_datadist._engine.instance import Instance
     from llm_datadist._types.streams import After
 
@@ -24,11 +27,18 @@ class Awaited:
     Args:
         event: The point.
         timeout_ns: How long `wait` may take without a deadline of its own.
+        statuses: Statuses that the instance's generation has in place of others.
     """
 
-    def __init__(self, event: cuda.StreamEvent, timeout_ns: int) -> None:
+    def __init__(
+        self,
+        event: cuda.StreamEvent,
+        timeout_ns: int,
+        statuses: Mapping[LLMStatusCode, LLMStatusCode],
+    ) -> None:
         self._event = event
         self._timeout_ns = timeout_ns
+        self._statuses = statuses
 
     def wait(self, operation: str, deadline_ns: int = 0) -> None:
         """Wait for it, until `deadline_ns` or, if that is 0, for sync_kv_timeout.
@@ -40,22 +50,9 @@ class Awaited:
         outcome = as_outcome(self._event.wait(until_ns))
         if outcome.code == Code.OK:
             return
-        if outcome.code == Code.TIMEOUT:
-            raise fail(
-                LLMStatusCode.LLM_TIMEOUT,
-                operation,
-                "the work that after names has not ended in time, so nothing was moved",
-                "raise sync_kv_timeout, or call when the work is further",
-            )
-        if outcome.code == Code.CANCELLED:
-            raise finalized(operation)
-        is_memory = outcome.code == Code.LOCAL_FAULT
-        raise fail(
-            LLMStatusCode.LLM_DEVICE_MEM_ERROR if is_memory else LLMStatusCode.LLM_FAILED,
-            operation,
-            "the GPU's driver fails for what after names",
-            "give a live stream or event; after an error of the GPU, restart the process",
-        )
+        error = _failure(operation, outcome)
+        restate(error, self._statuses)
+        raise error
 
 
 @final
@@ -67,9 +64,10 @@ class Order:
         self._uses_gpus = config.device != "cpu"
         self._device = config.device_ids[0]
         self._timeout_ns = config.sync_timeout_ms * 1_000_000
+        self._statuses = config.statuses
 
     def awaited(self, operation: str, after: After) -> Awaited | None:
-        """Return the point that `after` names now; None for None.
+        """Return the point that `after` names now; None for None, and a point that it is itself.
 
         Raises:
             TypeError: It is neither a stream nor an event.
@@ -77,6 +75,8 @@ class Order:
             LLMException: LLM_FEATURE_NOT_ENABLED: the instance uses no GPU, this process has no
                 driver of GPUs, or the driver refuses the handle.
         """
+        if isinstance(after, Awaited):  # made on another thread than the one that moves the bytes
+            return after
         point = check_after(after)
         if point is None:
             return None
@@ -86,7 +86,7 @@ class Order:
             event = cuda.StreamEvent(point, self._device)
         except cuda.DriverUnavailable as error:
             raise self._not_enabled(operation, str(error)) from error
-        return Awaited(event, self._timeout_ns)
+        return Awaited(event, self._timeout_ns, self._statuses)
 
     @staticmethod
     def _not_enabled(operation: str, why: str) -> Exception:
@@ -96,3 +96,23 @@ class Order:
             f"after names a stream or event of a GPU, but {why}",
             "leave after out for memory of the host",
         )
+
+
+def _failure(operation: str, outcome: Outcome) -> LLMException:
+    """Return the exception for an outcome of a wait that is no success."""
+    if outcome.code == Code.TIMEOUT:
+        return fail(
+            LLMStatusCode.LLM_TIMEOUT,
+            operation,
+            "the work that after names has not ended in time, so nothing was moved",
+            "raise sync_kv_timeout, or call when the work is further",
+        )
+    if outcome.code == Code.CANCELLED:
+        return finalized(operation)
+    is_memory = outcome.code == Code.LOCAL_FAULT
+    return fail(
+        LLMStatusCode.LLM_DEVICE_MEM_ERROR if is_memory else LLMStatusCode.LLM_FAILED,
+        operation,
+        "the GPU's driver fails for what after names",
+        "give a live stream or event; after an error of the GPU, restart the process",
+    )
