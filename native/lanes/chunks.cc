@@ -41,7 +41,7 @@ std::span<std::byte> gathering_room() {
 // Describes at most `limit` bytes from the position on in `pieces`; returns how many there are. If
 // they are small, a buffer of the thread gets their bytes: a socket takes one range faster.
 std::size_t describe(const Cursor& cursor, std::span<iovec> pieces, std::uint64_t limit) {
-  const Cursor::Filled filled = cursor.fill(pieces, limit);
+  const Cursor::Filled filled = cursor.fill(pieces, limit, true);
   if (filled.pieces < kFewPieces || filled.bytes >= filled.pieces * kSmallPiece) {
     return filled.pieces;
   }
@@ -255,7 +255,7 @@ Flow ChunkReceiver::finish_staged(BatchGuard& guard) {
 
 Flow ChunkReceiver::find_room(std::span<iovec> pieces, Cursor::Filled& filled) {
   if (!scattering_.active()) {
-    filled = memory_.cursor.fill(pieces, chunk_left_);
+    filled = memory_.cursor.fill(pieces, chunk_left_, !memory_.singly());
     return Flow::kGoOn;
   }
   std::span<std::byte> room;

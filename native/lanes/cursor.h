@@ -35,19 +35,29 @@ class Cursor {
     std::size_t pieces = 0;
     std::uint64_t bytes = 0;
   };
-  // Describes at most `limit` bytes from the position on, in at most as many iovecs as `out` has.
-  [[nodiscard]] Filled fill(std::span<iovec> out, std::uint64_t limit) const {
+  // Describes at most `limit` bytes from the position on, in at most as many iovecs as `out` has;
+  // with `joins`, pieces that follow one another in one iovec.
+  [[nodiscard]] Filled fill(std::span<iovec> out, std::uint64_t limit, bool joins = false) const {
     Filled filled;
+    std::uint64_t end = 0;
     std::size_t at = index_;
     std::uint64_t offset = offset_;
     const std::uint64_t wanted = std::min(limit, left_);
-    for (; filled.bytes < wanted && filled.pieces < out.size(); ++at) {
+    for (; filled.bytes < wanted; ++at, offset = 0) {
       const std::uint64_t piece = std::min(lengths_[at] - offset, wanted - filled.bytes);
-      if (piece > 0) {
-        out[filled.pieces++] = {reinterpret_cast<void*>(addresses_[at] + offset), piece};
-        filled.bytes += piece;
+      const std::uint64_t begin = addresses_[at] + offset;
+      if (piece == 0) {
+        continue;
       }
-      offset = 0;
+      if (joins && filled.pieces > 0 && begin == end) {
+        out[filled.pieces - 1].iov_len += piece;
+      } else if (filled.pieces < out.size()) {
+        out[filled.pieces++] = {reinterpret_cast<void*>(begin), piece};
+      } else {
+        break;
+      }
+      filled.bytes += piece;
+      end = begin + piece;
     }
     return filled;
   }

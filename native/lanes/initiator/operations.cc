@@ -18,6 +18,7 @@ constexpr std::uint64_t kMaxStripeBytes = 16 * 1024 * 1024;
 constexpr std::size_t kStripesPerLane = 4;
 constexpr std::size_t kSendingThreads = 2;
 constexpr std::size_t kStripeDescriptors = 16 * 1024;
+constexpr std::uint64_t kShortRange = 4096;  // mean bytes of a range below which joining pays
 
 // Holds the local entry that an operation reads or writes.
 class LocalGuard : public BatchGuard {
@@ -62,6 +63,10 @@ class SingleRequest : public RequestSource {
   bool done_ = false;
 };
 
+bool has_payload(wire::Kind kind) {
+  return kind == wire::Kind::kRead || kind == wire::Kind::kWrite;
+}
+
 // A request for `count` descriptors of an operation from `first` on; its words are still to fill.
 LaneRequest request_of(wire::Kind kind, const LaneChecks& checks, std::size_t first,
                        std::size_t count) {
@@ -82,58 +87,63 @@ LaneRequest request_of(wire::Kind kind, const LaneChecks& checks, std::size_t fi
 }
 
 // A transfer divided into batches, each of them one request.
+//
+// Short remote ranges that follow one another are one range of a request, whose payload the local
+// side still gathers or scatters: fewer words travel, and the target makes fewer pieces. A failure
+// then names a range of several descriptors.
 class Stripes : public RequestSource {
  public:
   Stripes(wire::Kind kind, const Descriptors& work, const LaneChecks& checks,
-          std::vector<Batch> batches, LocalGuard& guard)
-      : kind_(kind), work_(work), checks_(checks), batches_(std::move(batches)), guard_(guard) {}
+          std::vector<Batch> batches, LocalGuard& guard, bool joins)
+      : kind_(kind),
+        work_(work),
+        checks_(checks),
+        batches_(std::move(batches)),
+        guard_(guard),
+        joins_(joins) {}
 
   std::unique_ptr<Exchange> next(ClientLane& lane) override {
     if (next_ == batches_.size()) {
       return nullptr;
     }
     const Batch& batch = batches_[next_++];
-    const bool has_payload = kind_ == wire::Kind::kRead || kind_ == wire::Kind::kWrite;
-    const Cursor local =
-        !has_payload ? Cursor{}
-                     : Cursor(work_.local, work_.length, batch.first, batch.offset, batch.bytes);
+    const Cursor local = has_payload(kind_) ? Cursor(work_.local, work_.length, batch.first,
+                                                     batch.offset, batch.bytes)
+                                            : Cursor{};
     return std::make_unique<Exchange>(lane, request_for(batch), local, guard_, guard_.device());
   }
 
- private:
-  LaneRequest request_for(const Batch& batch) const {
-    std::size_t count = 0;
-    for (std::uint64_t left = batch.bytes, offset = batch.offset; left > 0; ++count, offset = 0) {
-      left -= std::min(left, work_.length[batch.first + count] - offset);
-    }
-    LaneRequest request = request_of(kind_, checks_, batch.first, count);
-    const auto words = std::span(request.words);
-    std::ranges::copy(work_.remote.subspan(batch.first, count), words.begin());
-    std::ranges::copy(work_.length.subspan(batch.first, count), words.subspan(count).begin());
-    if (kind_ == wire::Kind::kPush) {
-      std::ranges::transform(work_.local.subspan(batch.first, count),
-                             words.subspan(2 * count).begin(),
-                             [&](std::uint64_t address) { return address - guard_.begin(); });
-    }
-    cut(words, count, batch);
-    return request;
-  }
+  // Whether a descriptor that an outcome names may stand for several.
+  [[nodiscard]] bool joined() const { return joined_; }
 
-  // Shortens the first and the last descriptor to the batch's bounds.
-  void cut(std::span<std::uint64_t> words, std::size_t count, const Batch& batch) const {
-    if (count == 0) {
-      return;
+ private:
+  LaneRequest request_for(const Batch& batch) {
+    std::vector<std::uint64_t> remote;
+    std::vector<std::uint64_t> length;
+    std::vector<std::uint64_t> local;
+    std::uint64_t left = batch.bytes;
+    std::uint64_t offset = batch.offset;
+    for (std::size_t i = batch.first; left > 0; ++i, offset = 0) {
+      const std::uint64_t take = std::min(left, work_.length[i] - offset);
+      const std::uint64_t begin = work_.remote[i] + offset;
+      left -= take;
+      if (joins_ && !remote.empty() && remote.back() + length.back() == begin) {
+        length.back() += take;
+        joined_ = true;
+        continue;
+      }
+      remote.push_back(begin);
+      length.push_back(take);
+      if (kind_ == wire::Kind::kPush) {
+        local.push_back(work_.local[i] + offset - guard_.begin());
+      }
     }
-    words[0] += batch.offset;
-    words[count] -= batch.offset;
-    if (kind_ == wire::Kind::kPush) {
-      words[2 * count] += batch.offset;
-    }
-    std::uint64_t before = 0;
-    for (std::size_t i = 0; i + 1 < count; ++i) {
-      before += words[count + i];
-    }
-    words[2 * count - 1] = batch.bytes - before;
+    LaneRequest request = request_of(kind_, checks_, batch.first, remote.size());
+    const auto words = std::span(request.words);
+    std::ranges::copy(remote, words.begin());
+    std::ranges::copy(length, words.subspan(remote.size()).begin());
+    std::ranges::copy(local, words.subspan(2 * remote.size()).begin());
+    return request;
   }
 
   wire::Kind kind_;
@@ -141,6 +151,8 @@ class Stripes : public RequestSource {
   const LaneChecks& checks_;
   std::vector<Batch> batches_;
   LocalGuard& guard_;
+  bool joins_;
+  bool joined_ = false;
   std::size_t next_ = 0;
 };
 
@@ -241,14 +253,21 @@ Outcome Lanes::transfer(wire::Kind kind, const Descriptors& work, const LaneChec
   const bool target_acts = kind == wire::Kind::kWrite || push;
   LaneChecks checks = given;
   checks.deadline_ns = target_acts ? give_up_ns(given.deadline_ns) : given.deadline_ns;
-  Stripes stripes(kind, work, checks, std::move(batches), guard);
   // Sending takes more work than receiving; a read's senders are the peer's threads.
   const std::size_t threads =
       kind == wire::Kind::kWrite
           ? std::min({kSendingThreads, lanes, CopyPool::instance().threads()})
           : 1;
-  return run_operation(lanes_, stripes,
-                       {lanes, given.deadline_ns, target_acts, checks.deadline_ns, threads});
+  bool joins = has_payload(kind) && extent.bytes < work.size() * kShortRange;
+  while (true) {
+    Stripes stripes(kind, work, checks, batches, guard, joins);
+    const Outcome outcome = run_operation(
+        lanes_, stripes, {lanes, given.deadline_ns, target_acts, checks.deadline_ns, threads});
+    if (outcome.index < 0 || !stripes.joined()) {
+      return outcome;
+    }
+    joins = false;  // again, to learn which descriptor of a joined range is at fault
+  }
 }
 
 Outcome Lanes::read(const Descriptors& work, const LaneChecks& checks) {

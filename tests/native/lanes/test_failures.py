@@ -68,6 +68,13 @@ def page_ranges(pages, other, count):
     return [(i * page, pages.address + i * page - other, page) for i in range(count)]
 
 
+def own_entry(link, pages):
+    """Return an entry of the initiator over the memory under test."""
+    return link.node.open_entry(
+        np.array([pages.address], np.uint64), np.array([pages.size], np.uint64), True
+    )
+
+
 @pytest.mark.parametrize("operation", KINDS)
 def test_unmapped_memory_of_the_target_is_a_remote_fault_at_its_descriptor(
     link, pages, code, operation
@@ -85,6 +92,33 @@ def test_unmapped_memory_of_the_target_is_a_remote_fault_at_its_descriptor(
     assert (outcome.code, outcome.index) == (code.REMOTE_FAULT, 23)
     del ranges[23]
     assert getattr(one, operation)(ranges, entry=entry)[:3] == (code.OK, 0, -1)
+    assert one.lanes.count() == 1
+
+
+@pytest.mark.parametrize("operation", KINDS)
+@pytest.mark.parametrize("side", ["local", "remote"])
+def test_a_fault_is_at_its_short_descriptor(link, pages, code, operation, side):
+    """Also where short ranges that follow one another travel as one."""
+    one = link(lanes=1)
+    one.attach_host()
+    bad = pages(8)
+    bad.bytes[:] = 1  # absent pages are left to their owner
+    length, count = 256, 8 * bad.page // 256
+    offset = bad.address - (one.local.ctypes.data if side == "local" else one.remote_address)
+    ranges = []
+    for i in range(count):
+        at, other = (offset + i * length) % 2**64, ((i * 7919) % count) * length
+        ranges.append((at, other, length) if side == "local" else (other, at, length))
+    named = (
+        {"local_ref": own_entry(one, bad)}
+        if side == "local"
+        else {"entry": one.open_entry(bad.bytes)}
+    )
+    assert getattr(one, operation)(ranges, **named)[:3] == (code.OK, 0, -1)
+    bad.unmap(5)
+    outcome = getattr(one, operation)(ranges, **named)
+    fault = code.LOCAL_FAULT if side == "local" else code.REMOTE_FAULT
+    assert (outcome.code, outcome.index) == (fault, 5 * bad.page // length)
     assert one.lanes.count() == 1
 
 
@@ -113,9 +147,7 @@ def test_unmapped_own_memory_is_a_local_fault_at_its_descriptor(
         ((bad.at(i) - base) % 2**64, i * bad.page, bad.page if i != 1 else 100)
         for i in range(count)
     ]
-    own = one.node.open_entry(
-        np.array([bad.at(0)], np.uint64), np.array([count * bad.page], np.uint64), True
-    )
+    own = own_entry(one, bad)
     bad.unmap(count - 1)
     outcome = getattr(one, operation)(ranges, local_ref=own)
     assert (outcome.code, outcome.index) == (code.LOCAL_FAULT, count - 1)

@@ -51,13 +51,13 @@ class Target:
         self.node.close()
 
 
-def run(target, operation, local):
-    """Carry out an operation of three pieces of 200 bytes; return its outcome."""
+def run(target, operation, local, stride=4096):
+    """Carry out an operation of three pieces of 200 bytes, `stride` apart at the target."""
     deadline = time.monotonic_ns() + DEADLINE_S * 10**9
     lanes, each = target.lanes, SIZE // PIECES
     length = np.full(PIECES, each, np.uint64)
     own = np.uint64(local.ctypes.data) + np.arange(PIECES, dtype=np.uint64) * np.uint64(each)
-    remote = np.uint64(1 << 40) + np.arange(PIECES, dtype=np.uint64) * np.uint64(4096)
+    remote = np.uint64(1 << 40) + np.arange(PIECES, dtype=np.uint64) * np.uint64(stride)
     ranges = (remote, length, (3, 1), NOTHING, 0, deadline)
     gathered = np.full(PIECES, ADDRESS, np.uint64)
     moving = (own, remote, length, NOTHING, (3, 1))
@@ -232,3 +232,14 @@ def test_an_initiator_ends_its_payload_with_a_failure_of_its_own(link, raw_lane,
     lane.sendall(opening + wire.outcome(code))
     assert wire.parse_outcome(lane.recv(48, socket.MSG_WAITALL)).code == PROTOCOL
     assert one.server.statistics()["protocol_errors"] == 1
+
+
+@pytest.mark.parametrize("operation", ["read", "write"])
+def test_short_ranges_that_follow_one_another_travel_as_one(wire, operation):
+    sizes = []
+    for stride in (4096, SIZE // PIECES):
+        target = Target(good(wire, operation))
+        run(target, operation, np.zeros(SIZE, np.uint8), stride)
+        target.close()
+        sizes += map(len, target.requests)
+    assert sizes[0] - sizes[1] == (PIECES - 1) * 16  # an address and a length each

@@ -34,8 +34,10 @@ _STRETCH_COST = 1400
 """Of each stretch of the source on the same host: the kernel pins its pages."""
 _PIECE_COST = 250
 """Of each piece on the same host."""
-_LANE_PIECE_COST = 770
-"""Of each piece over a lane: its descriptor, and a range of the gathering and scattering calls."""
+_LANE_REMOTE_COST = 340
+"""Of each stretch of the peer's memory over a lane: its descriptor, and a range of a system call."""
+_LANE_LOCAL_COST = 140
+"""Of each stretch of local memory over a lane: a range of a system call."""
 
 _GATHERED_COST = 0.5
 """Of each byte that the owner's threads gather: it is copied twice, but once from a cache."""
@@ -123,7 +125,9 @@ def share_of_full_rate(plan: Plan, *, write: bool, over_lanes: bool) -> float:
     if not pieces:
         return 1.0
     if over_lanes:
-        return plan.total_bytes / (plan.total_bytes + _LANE_PIECE_COST * pieces)
+        cost = _LANE_REMOTE_COST * _stretches(plan.remote, plan.length)
+        cost += _LANE_LOCAL_COST * _stretches(plan.local, plan.length)
+        return plan.total_bytes / (plan.total_bytes + cost)
     gaps = _gaps(plan.local if write else plan.remote, plan.length)
     joined = gaps[gaps <= np.uint64(_GAP_BYTES)]
     stretches = pieces - len(joined)
@@ -140,13 +144,11 @@ def share_if_gathered(plan: Plan) -> float:
     pieces = len(plan.length)
     if not pieces:
         return 1.0
-    stretches = 1 + int(np.count_nonzero(_gaps(plan.remote, plan.length)))
-    scattered = 1 + int(np.count_nonzero(_gaps(plan.local, plan.length)))
     cost = (
         _GATHERED_COST * plan.total_bytes
         + _GATHERED_PIECE_COST * pieces
-        + _GATHERED_STRETCH_COST * stretches
-        + _PIECE_COST * scattered
+        + _GATHERED_STRETCH_COST * _stretches(plan.remote, plan.length)
+        + _PIECE_COST * _stretches(plan.local, plan.length)
     )
     return plan.total_bytes / (plan.total_bytes + cost)
 
@@ -174,6 +176,11 @@ def _first_pieces(plan: Plan) -> Plan:
         array[:_JUDGED_PIECES] for array in (plan.local, plan.remote, plan.length)
     )
     return Plan(local, remote, length, int(length.sum()))
+
+
+def _stretches(begin: NDArray[np.uint64], length: NDArray[np.uint64]) -> int:
+    """Return how many pieces do not begin where the one before ends."""
+    return 1 + int(np.count_nonzero(_gaps(begin, length)))
 
 
 def _gaps(begin: NDArray[np.uint64], length: NDArray[np.uint64]) -> NDArray[np.uint64]:
