@@ -26,7 +26,7 @@ import numpy as np
 from llm_datadist import _native
 from llm_datadist._backends.base import Backend, Capabilities, Channel, Finished, Unavailable
 from llm_datadist._backends.node import is_of_this_process
-from llm_datadist._backends.outcomes import Code, Outcome, as_outcome
+from llm_datadist._backends.outcomes import OK, Code, Outcome, as_outcome
 from llm_datadist._protocol.codec import DECODE_ERRORS
 from llm_datadist._protocol.messages import Uint64
 from llm_datadist._types.refs import NO_REF
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 _NOT_READ = frozenset({Code.SYSTEM, Code.REMOTE_FAULT})
 """Outcomes of a read that the owner, or the lanes, may still be able to carry out."""
+
+_NOT_FETCHED = frozenset({Code.SYSTEM, Code.LOCAL_FAULT})
+"""Outcomes of a push that this side, or the lanes, may still be able to carry out."""
 
 _ENDS_GATHER = frozenset({Code.OK, Code.GONE, Code.LOCAL_GONE, Code.CLOSED, Code.CANCELLED})
 """Outcomes of gathering that a read of the peer's memory would have as well."""
@@ -173,7 +176,7 @@ class HostChannel(Channel):
             begin_ns + patience_ns, begin_ns + (transfer.deadline_ns - begin_ns) // _GATHER_SHARE
         )
         outcome = self._lanes.gather(transfer, self._link_ref, deadline_ns)
-        if outcome.code == Code.OK:
+        if outcome.code == OK:
             self._gathered_bytes += transfer.total_bytes
         elif outcome.code not in _ENDS_GATHER:
             self._gathers_after_ns = time.monotonic_ns() + _GATHER_PAUSE_NS
@@ -237,7 +240,7 @@ class HostChannel(Channel):
         if local_ref == NO_REF or (self._unreadable_local and local_ref in self._unreadable_local):
             return self._lanes.write(transfer)
         outcome = self._lanes.push(transfer)
-        if outcome.code in {Code.SYSTEM, Code.LOCAL_FAULT}:
+        if outcome.code in _NOT_FETCHED:
             return self._retry_push(transfer, outcome)
         return outcome
 
@@ -253,7 +256,7 @@ class HostChannel(Channel):
                 return touched._replace(moved_bytes=outcome.moved_bytes)
         if absent:
             outcome = self._lanes.push(transfer)
-            if outcome.code not in {Code.SYSTEM, Code.LOCAL_FAULT}:
+            if outcome.code not in _NOT_FETCHED:
                 return outcome
         if outcome.code == Code.LOCAL_FAULT:
             _add(self._unreadable_local, transfer.local_ref)

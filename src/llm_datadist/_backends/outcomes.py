@@ -47,6 +47,10 @@ class Code(IntEnum):
     """Set in Python: accelerator memory, and no engine can move it."""
 
 
+OK: Final = Code.OK
+"""The code of success for hot paths: Python 3.11 takes long to find a member of an enumeration."""
+
+
 class Outcome(NamedTuple):
     """How an operation ended.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_datadist._backends.host import HostChannel
-from llm_datadist._backends.outcomes import Code, Outcome
+from llm_datadist._backends.outcomes import OK, Code, Outcome
 from llm_datadist._engine.link.peer_fault_marks import PeerFaultMarks
 from llm_datadist._registry import DirectoryReader
 
@@ -41,13 +41,13 @@ class _LaneDirectory:
 
     def version(self, deadline_ns: int) -> int:
         outcome, version = self._lanes.version(deadline_ns)
-        if outcome.code != Code.OK:
+        if outcome.code != OK:
             raise LookupFailedError(outcome)
         return version
 
     def read_log(self, offset: int, size: int, deadline_ns: int) -> bytes:
         outcome, data = self._lanes.read_log(offset, size, deadline_ns)
-        if outcome.code != Code.OK:
+        if outcome.code != OK:
             raise LookupFailedError(outcome)
         return data
 

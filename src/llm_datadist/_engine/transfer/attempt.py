@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias, final
 import msgspec
 from msgspec.structs import replace
 
-from llm_datadist._backends.outcomes import ANY_ENTRY, Code, Outcome
+from llm_datadist._backends.outcomes import ANY_ENTRY, OK, Code, Outcome
 from llm_datadist._backends.transfer import Transfer
 from llm_datadist._control.sockets import printed
 from llm_datadist._engine.link.data_plane import LookupFailedError
@@ -76,6 +76,7 @@ _RETRIED = frozenset(
 """Failures before a byte is moved that may come from an outdated view of the peer's directory."""
 
 _LINK_ENDED = frozenset({Code.PEER_DEAD, Code.CANCELLED})
+_ENDED_WELL = frozenset({Code.OK, Code.STALE})
 _REASON_SECONDS = 0.1
 
 
@@ -236,9 +237,9 @@ class Attempts:
                 fresh = True
                 continue
             outcome = self._move(request, data, attempt)
-            if outcome.code == Code.OK and request.consumes(found):
+            if outcome.code == OK and request.consumes(found):
                 outcome = data.lanes.consume(found.key_ref, request.deadline_ns)
-            if outcome.code == Code.OK:
+            if outcome.code == OK:
                 return attempt
             outcome, faults = self._contain(request, link, attempt, outcome)
             if not self._may_retry(request, link, attempt, outcome):
@@ -252,9 +253,9 @@ class Attempts:
         self._check_marks(request, link, attempt)
         outcome = self._move(request, data, attempt)
         faults: tuple[Fault, ...] = ()
-        if outcome.code != Code.OK:
+        if outcome.code != OK:
             outcome, faults = self._contain(request, link, attempt, outcome)
-        if outcome.code not in {Code.OK, Code.STALE}:  # STALE: containment has moved everything
+        if outcome.code not in _ENDED_WELL:  # STALE: containment has moved everything
             raise self._error(request, link, outcome, attempt, faults)
         return attempt
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llm_datadist._backends.outcomes import Code, Outcome
+from llm_datadist._backends.outcomes import OK, Code, Outcome
 from llm_datadist._engine.memory.fault_marks import NOT_ACCESSIBLE, REPAIR, described
 from llm_datadist._errors import Fault, LLMException, LLMStatusCode, fail, finalized
 from llm_datadist._plan import Plan
@@ -66,7 +66,7 @@ def corrupt_directory(operation: str, cluster_id: int, error: CorruptDirectory) 
 
 def complete(outcome: Outcome, plan: Plan) -> Outcome:
     """Turn a success that moved fewer bytes than planned into a protocol error."""
-    if outcome.code == Code.OK and outcome.moved_bytes != plan.total_bytes:
+    if outcome.code == OK and outcome.moved_bytes != plan.total_bytes:
         return outcome._replace(code=Code.PROTOCOL)
     return outcome
 

@@ -143,7 +143,7 @@ MUTATIONS = (
         "short-success",
         "a data path that moved less than planned has not succeeded",
         "src/llm_datadist/_engine/transfer/errors.py",
-        "if outcome.code == Code.OK and outcome.moved_bytes != plan.total_bytes:",
+        "if outcome.code == OK and outcome.moved_bytes != plan.total_bytes:",
         "if False:",
         tests="tests/faults/test_policy.py -k test_every_fault",
     ),

@@ -43,7 +43,7 @@ MUTATIONS = (
         "failed-pull-consumes",
         "a pull that fails leaves its key",
         _ATTEMPT,
-        "if outcome.code == Code.OK and request.consumes(found):",
+        "if outcome.code == OK and request.consumes(found):",
         "if request.consumes(found):",
         tests=f"{_TESTS}/transfer/test_attempt.py",
     ),
