@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from llm_datadist._plan.layout import Layout
     from llm_datadist._types import BlockList
 
     Blocks: TypeAlias = NDArray[np.int64]
@@ -154,56 +155,49 @@ def _host_array(name: str, blocks: Any) -> NDArray[Any]:  # noqa: ANN401 - of an
         ) from error
 
 
-def tensor_ranges(
-    operation: str,
-    src_layers: range | None,
-    dst_layers: range | None,
-    tensors_per_layer: int,
-    src_num_tensors: int,
-    dst_num_tensors: int,
-) -> tuple[range, range]:
+def tensor_ranges(operation: str, layers: Layers, src: Layout, dst: Layout) -> tuple[range, range]:
     """Turn the two layer ranges of a call into ranges of tensors, one per side.
 
     Args:
         operation: API call on whose behalf the check is made.
-        src_layers: Source layers, None for all.
-        dst_layers: Destination layers, None for all.
-        tensors_per_layer: Tensors per layer, in [0, 255].
-        src_num_tensors: Tensors of the source cache.
-        dst_num_tensors: Tensors of the destination cache.
+        layers: Source and destination layers, and tensors per layer, in [0, 255].
+        src: The source cache.
+        dst: The destination cache.
 
     Raises:
         LLMException: LLM_PARAM_INVALID for ranges that are empty, stepped, beyond the last layer
             or unequal, tensor counts that differ while all layers are meant, or a
             `tensors_per_layer` that does not fit.
     """
+    src_layers, dst_layers, tensors_per_layer = layers
+    num_src, num_dst = len(src.starts), len(dst.starts)
     ranged = src_layers is not None or dst_layers is not None
-    fits = 0 < tensors_per_layer <= src_num_tensors and tensors_per_layer <= dst_num_tensors
+    fits = 0 < tensors_per_layer <= num_src and tensors_per_layer <= num_dst
     if not fits and (ranged or tensors_per_layer != _DEFAULT_TENSORS_PER_LAYER):
-        fewest = min(src_num_tensors, dst_num_tensors)
+        fewest = min(num_src, num_dst)
         raise invalid(
             operation,
             f"tensor_num_per_layer is {tensors_per_layer}",
             f"give 1 to {fewest}, the number of tensors",
         )
     if not ranged:
-        if src_num_tensors != dst_num_tensors:
+        if num_src != num_dst:
             raise invalid(
                 operation,
-                f"the source has {src_num_tensors} tensors, the destination {dst_num_tensors}",
+                f"the source has {num_src} tensors, the destination {num_dst}",
                 "use caches of equal num_tensors, or give layer ranges",
             )
-        return range(src_num_tensors), range(dst_num_tensors)
-    src = _layer_tensors(operation, "src", src_layers, tensors_per_layer, src_num_tensors)
-    dst = _layer_tensors(operation, "dst", dst_layers, tensors_per_layer, dst_num_tensors)
-    if len(src) != len(dst):
+        return src.all_tensors, dst.all_tensors
+    src_tensors = _layer_tensors(operation, "src", src_layers, tensors_per_layer, num_src)
+    dst_tensors = _layer_tensors(operation, "dst", dst_layers, tensors_per_layer, num_dst)
+    if len(src_tensors) != len(dst_tensors):
         raise invalid(
             operation,
-            f"src_layer_range has {len(src) // tensors_per_layer} layers, dst_layer_range "
-            f"{len(dst) // tensors_per_layer} (None counts as all)",
+            f"src_layer_range has {len(src_tensors) // tensors_per_layer} layers, dst_layer_range "
+            f"{len(dst_tensors) // tensors_per_layer} (None counts as all)",
             "give ranges of equal length",
         )
-    return src, dst
+    return src_tensors, dst_tensors
 
 
 def _layer_tensors(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -48,6 +48,7 @@ class Layout:
         tensor_bytes: Bytes of one tensor.
         unit_bytes: Bytes of one slot (contiguous cache) or block (blocks cache).
         num_units: Slots or blocks of one tensor.
+        all_tensors: Indices of all tensors.
     """
 
     addrs: NDArray[np.uint64]
@@ -55,6 +56,7 @@ class Layout:
     tensor_bytes: int
     unit_bytes: int
     num_units: int
+    all_tensors: range
 
     @classmethod
     def of(
@@ -71,7 +73,8 @@ class Layout:
             raise ValueError(
                 f"{tensor_bytes} bytes at address {max(starts):#x} wrap the 64-bit address space"
             )
-        return cls(array, starts, tensor_bytes, tensor_bytes // num_units, num_units)
+        unit_bytes = tensor_bytes // num_units
+        return cls(array, starts, tensor_bytes, unit_bytes, num_units, range(len(starts)))
 
     @classmethod
     def raw(cls, addrs: Sequence[int], unit_bytes: int, num_units: int = 1) -> Layout:
@@ -87,16 +90,10 @@ class Layout:
         """Number of tensors."""
         return len(self.starts)
 
-    @property
-    def all_tensors(self) -> range:
-        """Indices of all tensors."""
-        return range(len(self.starts))
-
     def divided(self, num_units: int) -> Layout:
         """Return the same tensors divided into another number of units."""
-        return Layout(
-            self.addrs, self.starts, self.tensor_bytes, self.tensor_bytes // num_units, num_units
-        )
+        unit_bytes = self.tensor_bytes // num_units
+        return replace(self, unit_bytes=unit_bytes, num_units=num_units)
 
     def locate(self, addr: int, size: int) -> Iterator[Piece]:
         """Yield the slots or blocks that contain a part of `[addr, addr + size)`."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llm_datadist._errors import LLMException, LLMStatusCode
-from llm_datadist._plan import blocks_array, copy_pairs, tensor_ranges
+from llm_datadist._plan import Layout, blocks_array, copy_pairs, tensor_ranges
 
 CALL = "pull_blocks"
 INVALID = LLMStatusCode.LLM_PARAM_INVALID
@@ -219,7 +219,10 @@ def test_copy_pairs():
 
 
 def spans(src=None, dst=None, per_layer=2, src_tensors=8, dst_tensors=8):
-    return tensor_ranges(CALL, src, dst, per_layer, src_tensors, dst_tensors)
+    layouts = (
+        Layout.of(range(4096, 4096 * (n + 1), 4096), 64, 1) for n in (src_tensors, dst_tensors)
+    )
+    return tensor_ranges(CALL, (src, dst, per_layer), *layouts)
 
 
 def test_layer_ranges_become_tensor_ranges():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_datadist._errors import invalid
-from llm_datadist._plan import Layout, first_overlap, slot_pieces, tensor_ranges
+from llm_datadist._plan import Layout, first_overlap, slot_pieces
 
 if TYPE_CHECKING:
     from llm_datadist._plan import Layers, Plan
@@ -139,13 +139,6 @@ def slot_size(
                 "give at most the bytes of the smaller slot",
             )
     return num_bytes
-
-
-def layer_tensors(operation: str, layers: Layers, src: Layout, dst: Layout) -> tuple[range, range]:
-    """Return the tensors of the layers on each side; see `tensor_ranges`."""
-    src_layers, dst_layers, per_layer = layers
-    num_src, num_dst = len(src.starts), len(dst.starts)
-    return tensor_ranges(operation, src_layers, dst_layers, per_layer, num_src, num_dst)
 
 
 def check_pieces(operation: str, source: Layout, local: Layout, count: int, name: str) -> None:

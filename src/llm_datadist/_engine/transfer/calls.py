@@ -10,7 +10,6 @@ from llm_datadist._engine.transfer.cache_checks import (
     check_pieces,
     check_same_layers,
     check_size,
-    layer_tensors,
     local_blocks,
     local_slots,
     remote_blocks,
@@ -18,7 +17,13 @@ from llm_datadist._engine.transfer.cache_checks import (
     slot_size,
 )
 from llm_datadist._errors import invalid
-from llm_datadist._plan import blocks_array, plan_blocks, plan_slot_to_blocks, plan_slots
+from llm_datadist._plan import (
+    blocks_array,
+    plan_blocks,
+    plan_slot_to_blocks,
+    plan_slots,
+    tensor_ranges,
+)
 from llm_datadist._types import BlocksCacheKey
 from llm_datadist._types.block_list import PULL_NAMES
 
@@ -65,7 +70,7 @@ class Transfers:
         def plan(found: Resolved) -> Plan:
             remote_layout = remote_slots(operation, found, key)
             num_bytes = slot_size(operation, size, layout, remote_layout, dst_offset, src_offset)
-            src, dst = layer_tensors(operation, layers, remote_layout, layout)
+            src, dst = tensor_ranges(operation, layers, remote_layout, layout)
             return plan_slots(
                 layout,
                 slot,
@@ -107,7 +112,7 @@ class Transfers:
                 remote_layout = remote_blocks(
                     operation, found, key, layout, remote_ids, names.src_blocks
                 )
-                src, dst = layer_tensors(operation, layers, remote_layout, layout)
+                src, dst = tensor_ranges(operation, layers, remote_layout, layout)
                 return plan_blocks(layout, local_ids, dst, remote_layout, remote_ids, src)
 
         else:
@@ -120,7 +125,7 @@ class Transfers:
 
             def plan(found: Resolved) -> Plan:
                 remote_layout = remote_slots(operation, found, key)
-                src, dst = layer_tensors(operation, layers, remote_layout, layout)
+                src, dst = tensor_ranges(operation, layers, remote_layout, layout)
                 check_pieces(operation, remote_layout, layout, len(local_ids), names.dst_blocks)
                 return plan_slot_to_blocks(remote_layout, found.slot, src, layout, local_ids, dst)
 
@@ -147,7 +152,7 @@ class Transfers:
 
         def plan(found: Resolved) -> Plan:
             remote_layout = remote_blocks(operation, found, key, layout, remote_ids, "dst_blocks")
-            src, dst = layer_tensors(operation, layers, layout, remote_layout)
+            src, dst = tensor_ranges(operation, layers, layout, remote_layout)
             return plan_blocks(layout, local_ids, src, remote_layout, remote_ids, dst, push=True)
 
         self._attempts.run(
@@ -174,7 +179,7 @@ class Transfers:
         def plan(found: Resolved) -> Plan:
             remote_layout = remote_slots(operation, found, key)
             num_bytes = slot_size(operation, size, layout, remote_layout)
-            src, dst = layer_tensors(operation, layers, layout, remote_layout)
+            src, dst = tensor_ranges(operation, layers, layout, remote_layout)
             return plan_slots(layout, slot, src, remote_layout, found.slot, dst, num_bytes)
 
         self._attempts.run(

@@ -67,8 +67,8 @@ MUTATIONS = (
         "unequal-layers",
         "layer ranges of unequal lengths are refused",
         f"{_SRC}/_plan/indices.py",
-        "    if len(src) != len(dst):\n",
-        "    if len(src) < len(dst):\n",
+        "    if len(src_tensors) != len(dst_tensors):\n",
+        "    if len(src_tensors) < len(dst_tensors):\n",
         tests="tests/unit/_plan/test_indices.py",
     ),
     Mutation(

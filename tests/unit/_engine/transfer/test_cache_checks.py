@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from llm_datadist._engine.transfer.cache_checks import layer_tensors, remote_blocks
+from llm_datadist._engine.transfer.cache_checks import remote_blocks
 from llm_datadist._errors import LLMException
 from llm_datadist._plan import Layout
 from llm_datadist._types import BlocksCacheKey
@@ -38,16 +38,3 @@ def test_a_block_beyond_the_peers_last_one_is_refused(count, place):
     blocks[place] = UNITS
     with pytest.raises(LLMException, match="src_blocks has index 100, the peer's cache has 100"):
         check(blocks)
-
-
-def test_layers_become_tensors_of_both_sides():
-    assert layer_tensors("pull_blocks", (None, None, 2), a_layout(4), a_layout(4)) == (
-        range(4),
-        range(4),
-    )
-    src, dst = layer_tensors("pull_blocks", (range(1), range(1, 2), 2), a_layout(4), a_layout(8))
-    assert (src, dst) == (range(2), range(2, 4))
-    with pytest.raises(LLMException, match="the source has 2 tensors, the destination 4"):
-        layer_tensors("pull_blocks", (None, None, 2), a_layout(2), a_layout(4))
-    with pytest.raises(LLMException, match="give 1 to 2"):
-        layer_tensors("pull_blocks", (None, None, 3), a_layout(4), a_layout(2))
