@@ -26,7 +26,13 @@ from llm_datadist._plan.descriptors import (
     plan_slots,
     slot_pieces,
 )
-from llm_datadist._plan.indices import Layers, blocks_array, copy_pairs, tensor_ranges
+from llm_datadist._plan.indices import (
+    Layers,
+    blocks_array,
+    checked_blocks,
+    copy_pairs,
+    tensor_ranges,
+)
 from llm_datadist._plan.layout import Layout, Piece, Plan
 from llm_datadist._plan.overlap import first_overlap
 from llm_datadist._plan.segments import cut, cut_between, segments
@@ -37,6 +43,7 @@ __all__ = [
     "Piece",
     "Plan",
     "blocks_array",
+    "checked_blocks",
     "copy_pairs",
     "cut",
     "cut_between",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from llm_datadist._plan.indices import FEW
 from llm_datadist._plan.layout import Layout, Plan
 
 if TYPE_CHECKING:
@@ -17,15 +18,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     U64: TypeAlias = NDArray[np.uint64]
-    Blocks: TypeAlias = NDArray[np.int64]
+    from llm_datadist._plan.indices import Blocks, BlocksArray
 
 _U64 = np.dtype(np.uint64)
 _I64 = np.dtype(np.int64)
 
 _new_plan = partial(tuple.__new__, Plan)  # without a Python frame
-
-_FEW = 8
-"""Up to this many descriptors plain Python is quicker than numpy's fixed costs."""
 
 
 def plan_blocks(
@@ -42,7 +40,7 @@ def plan_blocks(
 
     Args:
         local: Local blocks cache; its `unit_bytes` must equal the remote one's.
-        local_blocks: Local block indices, int64, in range.
+        local_blocks: Local block indices, in range: a tuple, or an int64 array.
         local_tensors: Local tensors, step 1, as many as `remote_tensors`.
         remote: Remote blocks cache (the source, for a copy within the process).
         remote_blocks: Remote block indices, as many as `local_blocks`.
@@ -83,7 +81,7 @@ def plan_slots(
     """
     local_offset = local_slot * local.unit_bytes + local_offset_bytes
     remote_offset = remote_slot * remote.unit_bytes + remote_offset_bytes
-    if len(local_tensors) <= _FEW:
+    if len(local_tensors) <= FEW:
         pair = [(local_offset, remote_offset)]
         return _plan_few(local, local_tensors, remote, remote_tensors, pair, size_bytes)
     return expand(
@@ -116,11 +114,12 @@ def plan_slot_to_blocks(
         slot: Slot of it.
         slot_tensors: Tensors of it, step 1, as many as `block_tensors`.
         blocks: Blocks cache, the destination.
-        block_indices: Destination blocks, int64, in range.
+        block_indices: Destination blocks, in range, as for `plan_blocks`.
         block_tensors: Tensors of the destination.
         push: The blocks are the remote side.
     """
-    pieces = np.arange(len(block_indices), dtype=_I64)
+    count = len(block_indices)
+    pieces = np.arange(count, dtype=_I64) if count > FEW else tuple(range(count))
     shift = slot * slots.unit_bytes
     if push:
         return _plan_units(
@@ -140,7 +139,7 @@ def slot_pieces(slots: Layout, block_bytes: int) -> int:
     return slots.unit_bytes // block_bytes
 
 
-def plan_block_copies(cache: Layout, sources: Blocks, destinations: Blocks) -> list[Plan]:
+def plan_block_copies(cache: Layout, sources: BlocksArray, destinations: BlocksArray) -> list[Plan]:
     """Plan copies within one blocks cache, as if made one after the other.
 
     The descriptors of one plan may run in any order; the plans must run in the order given. There
@@ -177,19 +176,21 @@ def _plan_units(
 ) -> Plan:
     """Plan units of `unit_bytes` at index times `unit_bytes` plus the side's shift."""
     count = len(local_blocks)
-    if count * len(local_tensors) <= _FEW:
-        if count == 1:
-            local_offset = local_shift + local_blocks.item() * unit_bytes
-            remote_offset = remote_shift + remote_blocks.item() * unit_bytes
-            pairs = [(local_offset, remote_offset)]
-        else:
-            pairs = [
-                (local_shift + local * unit_bytes, remote_shift + remote * unit_bytes)
-                for local, remote in zip(local_blocks.tolist(), remote_blocks.tolist(), strict=True)
-            ]
+    if count * len(local_tensors) <= FEW:
+        if not isinstance(local_blocks, tuple):
+            local_blocks = tuple(local_blocks.tolist())
+        if not isinstance(remote_blocks, tuple):
+            remote_blocks = tuple(remote_blocks.tolist())
+        pairs: list[tuple[int, int]] = []
+        for index in range(count):
+            local_offset = local_shift + local_blocks[index] * unit_bytes
+            remote_offset = remote_shift + remote_blocks[index] * unit_bytes
+            pairs.append((local_offset, remote_offset))
+        if count > 1:
             pairs.sort(key=_few_order(pairs, push=push))
         return _plan_few(local, local_tensors, remote, remote_tensors, pairs, unit_bytes)
-    local_firsts, remote_firsts, lengths = _runs(local_blocks, remote_blocks, push=push)
+    local_array, remote_array = np.asarray(local_blocks, _I64), np.asarray(remote_blocks, _I64)
+    local_firsts, remote_firsts, lengths = _runs(local_array, remote_array, push=push)
     unit = np.uint64(unit_bytes)
     return expand(
         local.addrs[local_tensors.start : local_tensors.stop],
@@ -250,7 +251,7 @@ def _plan_few(
     return Plan(joined[:count], joined[count : 2 * count], joined[2 * count :], total_bytes)
 
 
-def _runs(local: Blocks, remote: Blocks, *, push: bool) -> tuple[U64, U64, U64]:
+def _runs(local: BlocksArray, remote: BlocksArray, *, push: bool) -> tuple[U64, U64, U64]:
     """Return first local block, first remote block and number of blocks of each maximal run.
 
     Sorted by a side without repetition, blocks that touch on both sides are neighbors. The source

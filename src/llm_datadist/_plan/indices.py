@@ -22,10 +22,14 @@ if TYPE_CHECKING:
     from llm_datadist._plan.layout import Layout
     from llm_datadist._types import BlockList
 
-    Blocks: TypeAlias = NDArray[np.int64]
+    BlocksArray: TypeAlias = NDArray[np.int64]
+    Blocks: TypeAlias = "tuple[int, ...] | BlocksArray"
 
 Layers: TypeAlias = "tuple[range | None, range | None, int]"
 """Source layers, destination layers (None for all), tensors per layer."""
+
+FEW = 8
+"""Up to this many blocks plain Python is quicker than numpy's fixed costs."""
 
 _I64 = np.dtype(np.int64)
 _DEFAULT_TENSORS_PER_LAYER = 2
@@ -35,7 +39,7 @@ _MAX_EXPANDED = 1 << 28
 
 def copy_pairs(
     operation: str, copies: Mapping[int, BlockList], num_blocks: int
-) -> tuple[Blocks, Blocks]:
+) -> tuple[BlocksArray, BlocksArray]:
     """Turn {block: [blocks to copy it onto]} into checked (sources, destinations) arrays.
 
     Raises:
@@ -65,8 +69,22 @@ def blocks_array(
     *,
     unique: bool = False,
     highest: int = INT64_MAX,
+) -> BlocksArray:
+    """Check a list of block indices and return it as an int64 array; see `checked_blocks`."""
+    found = checked_blocks(operation, name, blocks, num_blocks, unique=unique, highest=highest)
+    return np.asarray(found, _I64)
+
+
+def checked_blocks(
+    operation: str,
+    name: str,
+    blocks: BlockList,
+    num_blocks: int | None,
+    *,
+    unique: bool = False,
+    highest: int = INT64_MAX,
 ) -> Blocks:
-    """Check a list of block indices and return it as an int64 array.
+    """Check a list of block indices; return a tuple of up to `FEW`, or an int64 array of more.
 
     Args:
         operation: API call on whose behalf the check is made.
@@ -82,24 +100,34 @@ def blocks_array(
         ValueError: An index is negative, or above `highest`.
         LLMException: LLM_PARAM_INVALID if an index is not below `num_blocks`, or repeated.
     """
+    found: Blocks
     if not isinstance(blocks, (list, tuple)):
-        return _from_array(operation, name, blocks, num_blocks, unique=unique, highest=highest)
-    count = len(blocks)
+        found = _from_array(operation, name, blocks, num_blocks, unique=unique, highest=highest)
+        return found if len(found) > FEW else tuple(found.tolist())
     most = highest if num_blocks is None else num_blocks - 1
-    if count == 1 and type(block := blocks[0]) is int:
-        if 0 <= block <= most:
-            return np.array((block,), _I64)
-    elif not set(map(type, blocks)) <= {int}:
-        blocks = [_index(name, place, block) for place, block in enumerate(blocks)]
+    if len(blocks) == 1 and type(block := blocks[0]) is int and 0 <= block <= most:
+        return (block,)
+    listed = tuple(blocks)  # another thread may change a list
+    if not set(map(type, listed)) <= {int}:
+        listed = tuple(_index(name, place, block) for place, block in enumerate(listed))
+    if len(listed) > FEW:
+        found, is_inside = _listed_array(listed, most)
+    else:
+        found, is_inside = listed, not listed or (min(listed) >= 0 and max(listed) <= most)
+    if not is_inside:
+        raise _out_of_range(operation, name, listed, num_blocks, highest)
+    if unique and len(set(listed)) != len(listed):
+        raise _repeated(operation, name, listed)
+    return found
+
+
+def _listed_array(listed: tuple[int, ...], most: int) -> tuple[BlocksArray, bool]:
+    """Return integers as an array, and whether all are in [0, most]."""
     try:
-        array = np.array(blocks, _I64)
+        array = np.array(listed, _I64)
     except OverflowError:
-        array = None
-    if array is None or (array.size and (array.min() < 0 or array.max() > most)):
-        raise _out_of_range(operation, name, blocks, num_blocks, highest)
-    if unique and len(set(blocks)) != count:
-        raise _repeated(operation, name, blocks)
-    return array
+        return np.empty(0, _I64), False
+    return array, bool(array.min() >= 0 and array.max() <= most)
 
 
 def _from_array(
@@ -110,8 +138,8 @@ def _from_array(
     *,
     unique: bool,
     highest: int,
-) -> Blocks:
-    """Do what `blocks_array` does for a range or an array, without a Python loop per element."""
+) -> BlocksArray:
+    """Do what `checked_blocks` does for a range or an array, without a loop per element."""
     most = highest if num_blocks is None else num_blocks - 1
     if isinstance(blocks, range):
         first = _first_outside(blocks, most)

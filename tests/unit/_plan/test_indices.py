@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llm_datadist._errors import LLMException, LLMStatusCode
-from llm_datadist._plan import Layout, blocks_array, copy_pairs, tensor_ranges
+from llm_datadist._plan import Layout, blocks_array, checked_blocks, copy_pairs, tensor_ranges
 
 CALL = "pull_blocks"
 INVALID = LLMStatusCode.LLM_PARAM_INVALID
@@ -138,13 +138,16 @@ def test_other_elements_are_refused(bad):
         array((1, 2, bad))
 
 
-@pytest.mark.parametrize("blocks", [[-1], [3, -1], [-(2**70)], [10, -1]])
+@pytest.mark.parametrize("blocks", [[-1], [3, -1], [-(2**70)], [10, -1], [*range(9), -1]])
 def test_negative_indices(blocks):
     with pytest.raises(ValueError, match="must not be negative"):
         array(blocks)
 
 
-@pytest.mark.parametrize(("blocks", "place"), [([10], 0), ([3, 11, 12], 1), ([1, 2**63 - 1], 1)])
+@pytest.mark.parametrize(
+    ("blocks", "place"),
+    [([10], 0), ([3, 11, 12], 1), ([1, 2**63 - 1], 1), ([*range(9), 10], 9)],
+)
 def test_indices_beyond_the_last_block(blocks, place):
     with pytest.raises(LLMException, match=rf"src_blocks\[{place}\] is .* below 10") as error:
         array(blocks)
@@ -156,7 +159,7 @@ def test_without_a_limit():
 
 
 @pytest.mark.parametrize("block", [2**63, 2**70, np.uint64(2**63), np.uint64(2**64 - 1)])
-@pytest.mark.parametrize("before", [[], [1]])
+@pytest.mark.parametrize("before", [[], [1], list(range(9))])
 @pytest.mark.parametrize("num_blocks", [None, 10])
 def test_indices_that_no_cache_has(before, block, num_blocks):
     """The same whether the number of blocks is known or not."""
@@ -207,6 +210,22 @@ def test_repeated_destinations():
     assert array([1, 1]).tolist() == [1, 1]
     with pytest.raises(LLMException, match=r"src_blocks\[2\] is 7 again, after src_blocks\[0\]"):
         array([7, 1, 7], unique=True)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array])
+def test_a_few_blocks_stay_python_integers(kind):
+    few = checked_blocks(CALL, "src_blocks", kind(range(8)), 10)
+    assert few == tuple(range(8))
+    assert {type(block) for block in few} == {int}
+    more = checked_blocks(CALL, "src_blocks", kind(range(9)), 10)
+    assert (more.dtype, more.tolist()) == (np.int64, list(range(9)))
+
+
+def test_a_few_blocks_do_not_follow_the_callers_list():
+    listed = [3, 1]
+    few = checked_blocks(CALL, "src_blocks", listed, 10)
+    listed[0] = 99
+    assert few == (3, 1)
 
 
 def test_copy_pairs():

@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from llm_datadist._registry import LocalCache, Resolved
     from llm_datadist._types import AnyKey, CacheDesc
 
-_FEW = 16
-"""Blocks for which a loop takes less time than a call of numpy."""
-
 
 def as_slots(operation: str, local: LocalCache) -> Layout:
     """Return a local cache as slots; refuse one whose slots are not contiguous."""
@@ -99,8 +96,7 @@ def remote_blocks(
             "use caches of equal block shape and type",
             cluster_id=key.cluster_id,
         )
-    count = len(blocks)
-    highest = int(blocks.max()) if count > _FEW else max(blocks.tolist()) if count else -1
+    highest = (max(blocks) if blocks else -1) if isinstance(blocks, tuple) else int(blocks.max())
     if highest >= layout.num_units:
         raise invalid(
             operation,

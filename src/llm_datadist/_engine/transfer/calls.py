@@ -18,7 +18,7 @@ from llm_datadist._engine.transfer.cache_checks import (
 )
 from llm_datadist._errors import invalid
 from llm_datadist._plan import (
-    blocks_array,
+    checked_blocks,
     plan_blocks,
     plan_slot_to_blocks,
     plan_slots,
@@ -100,10 +100,10 @@ class Transfers:
         """See CacheManager.pull_blocks."""
         local = self._registry.find(operation, cache)
         layout = local_blocks(operation, local, names.cache)
-        local_ids = blocks_array(
+        local_ids = checked_blocks(
             operation, names.dst_blocks, dst_blocks, layout.num_units, unique=True
         )
-        remote_ids = blocks_array(operation, names.src_blocks, src_blocks, None)
+        remote_ids = checked_blocks(operation, names.src_blocks, src_blocks, None)
 
         if isinstance(key, BlocksCacheKey):
             check_equal(operation, remote_ids, local_ids, names.src_blocks, names.dst_blocks)
@@ -145,8 +145,8 @@ class Transfers:
         """See CacheManager.push_blocks."""
         local = self._registry.find(operation, cache)
         layout = local_blocks(operation, local, "src_cache")
-        local_ids = blocks_array(operation, "src_blocks", src_blocks, layout.num_units)
-        remote_ids = blocks_array(operation, "dst_blocks", dst_blocks, None, unique=True)
+        local_ids = checked_blocks(operation, "src_blocks", src_blocks, layout.num_units)
+        remote_ids = checked_blocks(operation, "dst_blocks", dst_blocks, None, unique=True)
         check_equal(operation, local_ids, remote_ids)
         check_same_layers(operation, layers)
 

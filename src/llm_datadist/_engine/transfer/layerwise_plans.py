@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llm_datadist._engine.transfer.calls import Transfers
-    from llm_datadist._plan.indices import Blocks
+    from llm_datadist._plan.indices import BlocksArray
     from llm_datadist._registry import LocalCache, Resolved
     from llm_datadist._tracing import RequestTrace
     from llm_datadist._types import BlockList
@@ -55,8 +55,8 @@ class Source:
     layout: Layout
     is_blocks: bool
     num_layers: int
-    blocks: Blocks | None
-    dst_blocks: Blocks | None
+    blocks: BlocksArray | None
+    dst_blocks: BlocksArray | None
     dst_block_bytes: int
     trace: RequestTrace | None = None
 
@@ -335,8 +335,12 @@ def _check_pieces(operation: str, layout: Layout, size: int, count: int) -> None
 
 
 def _block_pairs(
-    operation: str, layout: Layout, src: Blocks | None, dst: Blocks | None, all_blocks_allowed: bool
-) -> tuple[Blocks, Blocks]:
+    operation: str,
+    layout: Layout,
+    src: BlocksArray | None,
+    dst: BlocksArray | None,
+    all_blocks_allowed: bool,
+) -> tuple[BlocksArray, BlocksArray]:
     if src is None and dst is None:
         if not all_blocks_allowed:
             raise invalid(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from llm_datadist._engine.transfer.order import Awaited
     from llm_datadist._plan import Plan
-    from llm_datadist._plan.indices import Blocks
+    from llm_datadist._plan.indices import BlocksArray
     from llm_datadist._plan.layouts import KvLayout, Part, Tokens
     from llm_datadist._registry import LocalCache, Resolved
     from llm_datadist._tracing import RequestTrace
@@ -129,7 +129,7 @@ class Ranks:
 
     operation: str
     keys: Sequence[BlocksCacheKey]
-    blocks: Sequence[Blocks]
+    blocks: Sequence[BlocksArray]
     name: str
     role: str
 
@@ -163,7 +163,7 @@ class Local(NamedTuple):
 
     cache: LocalCache
     layout: KvLayout
-    blocks: Blocks
+    blocks: BlocksArray
 
 
 def checked_local(call: ReshardCall, cache: LocalCache) -> Local:
@@ -285,7 +285,7 @@ class Job:
             and not any(number % layout.block_tokens for number in self._call.tokens)
         )
 
-    def _listed(self, blocks: Blocks, offset: int) -> Blocks:
+    def _listed(self, blocks: BlocksArray, offset: int) -> BlocksArray:
         first = offset // self.layout.block_tokens
         return blocks[first : first + self._call.tokens.num_tokens // self.layout.block_tokens]
 

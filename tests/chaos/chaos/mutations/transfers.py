@@ -351,8 +351,8 @@ MUTATIONS = (
         "only-the-first-of-few-blocks",
         "each of a few blocks is inside the peer's cache",
         f"{_ENGINE}/transfer/cache_checks.py",
-        "else max(blocks.tolist()) if count else -1",
-        "else blocks.tolist()[0] if count else -1",
+        "(max(blocks) if blocks else -1)",
+        "(blocks[0] if blocks else -1)",
         tests=f"{_TESTS}/transfer/test_cache_checks.py",
     ),
     Mutation(
