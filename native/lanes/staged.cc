@@ -112,7 +112,7 @@ Step Gathering::next(BatchGuard& guard, std::span<const std::byte>& chunk) {
 
 void Gathering::sent() {
   staging->release(parts.front().slot);
-  parts.pop_front();
+  parts.erase(parts.begin());
 }
 
 void Scattering::begin(const Place& place, const Cursor& from, Code fault) {

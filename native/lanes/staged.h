@@ -4,9 +4,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "base/outcome.h"
 #include "lanes/cursor.h"
@@ -61,7 +61,9 @@ class StagedMemory {
 
   Staging* staging = nullptr;
   Cursor cursor;
-  std::deque<Part> parts;  // whose copies were begun, in order
+  // Whose copies were begun, in order: at most kStagingSlots. Unlike an empty deque, an empty
+  // vector takes no memory, which each lane would keep.
+  std::vector<Part> parts;
 
  private:
   Code fault_ = Code::kSystem;
