@@ -126,7 +126,8 @@ class LinkLanes:
         self._num_server = len(server_lanes)
         self._most_client = self._num_client if on_loss is None else most
         self._on_loss = on_loss
-        self._changed = threading.Condition()  # guards `_closed`, and waits for lanes
+        self._changing = threading.Lock()  # guards `_closed` and `_changed`
+        self._changed: threading.Condition | None = None  # made when something waits for lanes
         self._closed = False
         self._client: _native.Lanes | _ClosedLanes = _native.Lanes(node.native, link_id)
         self._unserved = list(server_lanes)
@@ -177,7 +178,7 @@ class LinkLanes:
 
         Closes them if the link or the instance has been closed.
         """
-        with self._changed:
+        with self._changing:
             if self._closed:
                 for lane in (*client_lanes, *server_lanes):
                     os.close(lane.fd)
@@ -188,7 +189,7 @@ class LinkLanes:
             for lane in server_lanes:
                 with suppress(OSError):
                     self.node.lane_server.serve(_socket(lane), self.link_id)
-            self._changed.notify_all()
+            self._wake()
 
     def attach_host(self, host: _native.HostPeer) -> None:
         """Let this process's threads carry out the peer's pushes, reading the peer's memory."""
@@ -351,9 +352,9 @@ class LinkLanes:
 
     def end(self) -> None:
         """Wake all waiters; no lanes will be added after this. Never blocks."""
-        with self._changed:
+        with self._changing:
             self._closed = True
-            self._changed.notify_all()
+            self._wake()
 
     def close(self) -> None:
         """Close both directions; returns when no operation of this link touches memory."""
@@ -420,8 +421,15 @@ class LinkLanes:
     def _wait_for_lane(self, deadline_ns: int) -> None:
         """Wait briefly until there are lanes again, or the link ends."""
         left_s = (deadline_ns - time.monotonic_ns()) / 1e9
-        with self._changed:
+        with self._changing:
+            if self._changed is None:
+                self._changed = threading.Condition(self._changing)
             self._changed.wait_for(
                 lambda: self._closed or self._client.count() > 0,
                 min(max(left_s, 0.0), _LONGEST_WAIT_S),
             )
+
+    def _wake(self) -> None:
+        """Wake all that wait for lanes. The lock is held."""
+        if self._changed is not None:
+            self._changed.notify_all()

@@ -8,6 +8,7 @@ import itertools
 from typing import TYPE_CHECKING, Final, TypeAlias, final
 
 from llm_datadist._control.connection import PeerClosedError
+from llm_datadist._control.events import LoopEvent
 from llm_datadist._protocol.codec import ProtocolError
 from llm_datadist._protocol.messages import (
     Join,
@@ -72,7 +73,7 @@ class Conversation:
     ) -> None:
         self.connection = connection
         self.num_received: int = 0
-        self.ended: asyncio.Event = asyncio.Event()
+        self.ended: LoopEvent = LoopEvent()
         connection.trust()
         self._on_message = on_message
         self._on_signal = on_signal

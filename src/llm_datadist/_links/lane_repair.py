@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, final
 from llm_datadist._control.backoff import Backoff
 from llm_datadist._control.connection import PeerClosedError
 from llm_datadist._control.deadline import Deadline
+from llm_datadist._control.events import LoopEvent
 from llm_datadist._control.sockets import printed
 from llm_datadist._links.lane_setup import open_lanes
 from llm_datadist._protocol.codec import ProtocolError
@@ -62,7 +63,7 @@ class _LinkRepair:
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
         self.num_requested = 0
-        self.lane_arrived = asyncio.Event()
+        self.lane_arrived = LoopEvent()
         self.repaired_at = 0.0
         self.backoff = Backoff(_FIRST_PAUSE, _LONGEST_DELAY)
 

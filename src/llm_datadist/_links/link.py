@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
-import threading
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
 
+from llm_datadist._control.events import LoopEvent, ThreadEvent
 from llm_datadist._control.sockets import plain_address, printed
 from llm_datadist._errors import LLMStatusCode
 
@@ -111,7 +110,7 @@ class Link:
         self.terms = terms
         self.state: LinkState = LinkState.CONNECTING
         self.holders: frozenset[str] = frozenset()
-        self.lost: threading.Event = threading.Event()
+        self.lost: ThreadEvent = ThreadEvent()
         self.reason: str = ""
         self.died: bool = False
         # Loop thread only below.
@@ -119,8 +118,8 @@ class Link:
         self.addresses: set[Address] = {peer.address, *addresses}
         self.dialed_addresses: dict[Address, str | None] = {}
         self.unlink_received = self.unlinked_received = self.unlinked_sent = False
-        self.answered: asyncio.Event = asyncio.Event()
-        self.gone: asyncio.Event = asyncio.Event()
+        self.answered: LoopEvent = LoopEvent()
+        self.gone: LoopEvent = LoopEvent()
 
     @property
     def cluster_id(self) -> int:

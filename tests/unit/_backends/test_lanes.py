@@ -1,5 +1,7 @@
 """Who owns sockets when an instance closes while it links; who waits for lanes."""
 
+import ctypes
+import gc
 import os
 import signal
 import socket
@@ -210,3 +212,28 @@ def test_a_watch_sees_answers_requests_and_lost_lanes(node):
     near.close()
     assert LaneWatch([near], ping=None).look()[0].tolist() == [0]
     far.close()
+
+
+class _HeapUse(ctypes.Structure):
+    """What mallinfo2(3) returns: ten numbers, of which the eighth is the bytes in use."""
+
+    _fields_ = [("used" if i == 7 else f"number_{i}", ctypes.c_size_t) for i in range(10)]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="not glibc")
+def test_an_idle_lane_takes_little_memory(node):
+    """A process may have ten thousand of them; buffers are for those in use."""
+    heap_use = ctypes.CDLL(None).mallinfo2
+    heap_use.restype = _HeapUse
+    count = 40
+    client, client_ends = sockets(count)
+    served, served_ends = sockets(count)
+    gc.collect()
+    before = heap_use().used
+    lanes = LinkLanes(node, 1, client, served)
+    lanes.serve()
+    eventually(lambda: node.lane_server.link_lanes(1) == count)
+    assert (heap_use().used - before) / count < 2000
+    lanes.close()
+    for end in (*client_ends, *served_ends):
+        end.close()
