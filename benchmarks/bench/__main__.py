@@ -14,15 +14,27 @@ from bench.checksums import Checksums
 from bench.encrypted import Encrypted
 from bench.layouts import Layouts
 from bench.links import Links
+from bench.neighbor import Neighbor
 from bench.networks import Networks
 from bench.nixl import NixlComparison
 from bench.same_host import SameHost
+from bench.scale import Scale
 from bench.tcp import Tcp
 from bench.vllm_pairs import VllmPairs
 from bench.wan import Network
 
 Comparison: TypeAlias = (
-    SameHost | Tcp | Links | Checksums | Encrypted | Layouts | Networks | NixlComparison | VllmPairs
+    SameHost
+    | Tcp
+    | Links
+    | Scale
+    | Neighbor
+    | Checksums
+    | Encrypted
+    | Layouts
+    | Networks
+    | NixlComparison
+    | VllmPairs
 )
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
@@ -63,6 +75,25 @@ def links(
 ) -> None:
     """Time, memory, descriptors and idle CPU of very many links; needs 10,000 descriptors."""
     _run(Links(count, processes, backend), json_file)
+
+
+@app.command("scale")
+def scale(
+    rounds: Annotated[int, typer.Option(help="Rounds; each shape runs once in each.")] = 3,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
+) -> None:
+    """Rates over threads, links and descriptors of a call, same host and TCP."""
+    _run(Scale(rounds), json_file)
+
+
+@app.command("neighbor")
+def neighbor(
+    rounds: Annotated[int, typer.Option(help="Rounds; each contender runs once in each.")] = 5,
+    scale: Annotated[float, typer.Option(help="Shrinks the total (256 MiB).")] = 1.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
+) -> None:
+    """Pulls on cores that multiply matrices meanwhile, and what they take from that."""
+    _run(Neighbor(rounds, scale), json_file)
 
 
 @app.command("checksums")
