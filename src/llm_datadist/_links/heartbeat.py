@@ -7,7 +7,7 @@ that dialed pings first; its pings are signs of life for the other end, which th
 Native threads answer, so that a busy interpreter at either end does not make a peer look dead.
 
 A peer that does not answer on a lane is also sent a Ping on the control connection, since its lanes
-may be broken. Its lanes are pinged again only after half of the timeout, because each unanswered
+may be broken. Its lanes are pinged again only shortly before the timeout, because each unanswered
 ping costs a lane. A peer that answers nowhere until the timeout loses its link.
 
 Only time in which this process ran counts as silence: a process that was frozen itself does not
@@ -38,8 +38,13 @@ _LINKS_PER_STEP: Final = 256
 #: within its timeout.
 _LINKS_PER_SECOND: Final = 400
 _CHECKS_PER_TIMEOUT: Final = 4
-#: Part of the timeout after which the dialing end pings a silent peer.
-_PINGS_PER_TIMEOUT: Final = 4
+#: Parts of the timeout: between the pings of an idle peer by the dialing end; after which the other
+#: end, which has heard nothing, pings, too; and after which a peer that has not answered is pinged
+#: again. Each ping wakes a thread of the peer, which is most of what idle links cost. But a peer
+#: that stops right before a ping has only the rest of the timeout to come back.
+_DIALER_PINGS: Final = 0.6
+_ACCEPTOR_PINGS: Final = 0.7
+_LAST_PINGS: Final = 0.8
 _PING_SECONDS: Final = 1.0
 #: Pending pings, each of which occupies a worker. Further ones wait, which counts as no answer.
 _MAX_PINGS: Final = 8
@@ -129,10 +134,12 @@ class Heartbeat:
     def _patience(self, link: Link, period: float) -> float:
         """Return after how much silence a peer is pinged.
 
-        The accepting end first waits for a ping of the other end.
+        Silence is seen at the checks only: a ping is sent at the first check after so much of it,
+        and its answer is found by the check that follows.
         """
-        seconds = self._timeout / _PINGS_PER_TIMEOUT
-        return seconds if link.peer.dialed else min(seconds + 2 * period, self._timeout / 2)
+        if link.peer.dialed:
+            return max(_DIALER_PINGS * self._timeout - 1.5 * period, 0.5 * period)
+        return max(_ACCEPTOR_PINGS * self._timeout - 0.5 * period, 0.5 * period)
 
     def _divide(self, links: Sequence[Link]) -> None:
         """Divide the links into parts again, after some have come or gone."""
@@ -201,7 +208,7 @@ class Heartbeat:
                         self._unanswered(part, place)
 
     def _unanswered(self, part: _Part, place: int) -> None:
-        part.ping_after[place] = self._timeout / 2
+        part.ping_after[place] = _LAST_PINGS * self._timeout
         link = part.links[place]
         if place not in part.suspects and not link.lost.is_set():
             part.suspects[place] = link.conversation.num_received

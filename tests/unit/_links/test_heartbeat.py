@@ -3,6 +3,7 @@
 import asyncio
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from llm_datadist._links import heartbeat
@@ -67,7 +68,7 @@ def test_an_idle_peer_that_answers_lives(world):
     world.run([lambda world: None] * 40)
     assert not world.lost
     assert world.link.conversation.keepalives == 0
-    assert 40 / 4 <= len(world.context.delegate.pinged) <= 40 / 2
+    assert 40 / 7 <= len(world.context.delegate.pinged) <= 40 / 5
 
 
 def test_a_silent_peer_is_pinged_sparingly_and_lost_after_the_timeout(world):
@@ -91,18 +92,38 @@ def test_time_in_which_this_process_was_frozen_is_no_silence(world):
     assert world.silence <= 4 * PERIOD_S
 
 
-def test_the_end_that_dialed_pings_first(make_context, make_link, monkeypatch):
-    """Its pings are requests, which count as signs of life at the other end."""
-    context = make_context(heartbeat_ms=1000, peer_timeout_ms=10_000)
+@pytest.mark.parametrize("heartbeat_ms", [250, 1000, 2500])
+def test_the_end_that_dialed_pings_first(make_context, make_link, monkeypatch, heartbeat_ms):
+    """Its pings are requests, which count as signs of life at the other end.
+
+    They come in time for it, however often each of the ends looks.
+    """
+    context = make_context(heartbeat_ms=heartbeat_ms, peer_timeout_ms=10_000)
+    world = World(context, make_link(), monkeypatch)
+    pinged_at = []
+
+    def note(world):
+        while len(pinged_at) < len(context.delegate.pinged):
+            pinged_at.append(world.now)
+
+    world.run([note] * (60_000 // heartbeat_ms))
+    pauses = np.diff(pinged_at)
+    assert (pauses >= PERIOD_S * 5).all()
+    assert (pauses <= PERIOD_S * 6).all()
+
+
+@pytest.mark.parametrize("heartbeat_ms", [250, 1000, 2500])
+def test_the_end_that_accepted_waits_for_pings(make_context, make_link, monkeypatch, heartbeat_ms):
+    context = make_context(heartbeat_ms=heartbeat_ms, peer_timeout_ms=10_000)
     world = World(context, make_link(dialed=False), monkeypatch)
 
     def ping(world):
-        world.context.delegate.count += 1
+        world.context.delegate.count = world.now // 6.2
 
-    silent = [lambda world: None] * 3
-    world.run([*silent, ping] * 10)
+    num_periods = 30_000 // heartbeat_ms
+    world.run([ping] * num_periods)
     assert world.context.delegate.pinged == []
-    world.run([lambda world: None] * 8)
+    world.run([lambda world: None] * num_periods)
     assert world.context.delegate.pinged
 
 
