@@ -118,11 +118,12 @@ std::pair<Outcome, nb::bytes> read_log(Lanes& lanes, std::uint64_t offset, std::
   return {result.first, nb::bytes(result.second.data(), result.second.size())};
 }
 
-std::pair<nb::bytes, std::vector<std::size_t>> look_all(const std::vector<Lanes*>& links) {
+std::pair<nb::bytes, std::vector<std::size_t>> look_all(const std::vector<Lanes*>& links,
+                                                          bool prune) {
   ldd::Look found;
   {
     const ReleasedGil release;
-    found = ldd::look_all(links);
+    found = ldd::look_all(links, prune);
   }
   const std::vector<std::uint64_t>& traffic = found.traffic;
   return {nb::bytes(traffic.data(), traffic.size() * sizeof(std::uint64_t)), found.incomplete};
@@ -297,10 +298,10 @@ void bind_lanes(nb::module_& module) {
   bind_server(module);
   bind_client(module);
   module.def(
-      "look_all", look_all, "links"_a.noconvert(),
-      "Look at the lanes of many links, without blocking; free lanes that the peer has closed are\n"
-      "closed. Returns (native uint64 of each link that changes with each answer and each request\n"
-      "of its peer, places of links with fewer lanes than they need).");
+      "look_all", look_all, "links"_a.noconvert(), "prune"_a,
+      "Look at the lanes of many links, without blocking; with `prune` free lanes that the peer has\n"
+      "closed are closed. Returns (native uint64 of each link that changes with each answer and\n"
+      "each request of its peer, places of links with fewer lanes than they need).");
   module.def(
       "ping_all", ping_all, "links"_a, "deadline_ns"_a,
       "Ping the peers of many links at once, on one free lane each. Returns outcomes, in order.\n"

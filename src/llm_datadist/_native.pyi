@@ -713,11 +713,11 @@ class Lanes:
         End running operations (CANCELLED), wait for them, close the lanes. Idempotent.
         """
 
-def look_all(links: Sequence[Lanes]) -> tuple[bytes, list[int]]:
+def look_all(links: Sequence[Lanes], prune: bool) -> tuple[bytes, list[int]]:
     """
-    Look at the lanes of many links, without blocking; free lanes that the peer has closed are
-    closed. Returns (native uint64 of each link that changes with each answer and each request
-    of its peer, places of links with fewer lanes than they need).
+    Look at the lanes of many links, without blocking; with `prune` free lanes that the peer has
+    closed are closed. Returns (native uint64 of each link that changes with each answer and
+    each request of its peer, places of links with fewer lanes than they need).
     """
 
 def ping_all(links: Sequence[Lanes], deadline_ns: int) -> list[tuple[int, int, int, int]]:

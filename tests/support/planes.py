@@ -9,7 +9,7 @@ class QuietWatch:
     def __init__(self, num_links):
         self.num_links = num_links
 
-    def look(self):
+    def look(self, *, prune):
         return np.zeros(self.num_links, np.uint64), []
 
     def ping(self, places, deadline_ns):

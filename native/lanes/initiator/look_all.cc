@@ -26,8 +26,10 @@ void prune_all(std::span<Lanes* const> links) {
 
 }  // namespace
 
-Look look_all(std::span<Lanes* const> links) {
-  prune_all(links);
+Look look_all(std::span<Lanes* const> links, bool prune) {
+  if (prune) {
+    prune_all(links);
+  }
   Look found;
   found.traffic.reserve(links.size());
   for (std::size_t place = 0; place < links.size(); ++place) {

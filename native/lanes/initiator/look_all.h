@@ -17,8 +17,9 @@ struct Look {
   std::vector<std::size_t> incomplete;
 };
 
-// Takes one system call for all free lanes, and closes those that the peer has closed. Never
-// blocks.
-Look look_all(std::span<Lanes* const> links);
+// With `prune` it also closes free lanes that the peer has closed, which would else count as open
+// until they are used. That takes one system call for all, but most of the time of a look: for each
+// lane the kernel reads memory that has left the caches. Never blocks.
+Look look_all(std::span<Lanes* const> links, bool prune);
 
 }  // namespace ldd

@@ -35,9 +35,9 @@ class LaneWatch:
         self._natives = [native for _, native in found if native is not None]
         self._num_links = len(found)
 
-    def look(self) -> tuple[U64Array, list[int]]:
+    def look(self, *, prune: bool) -> tuple[U64Array, list[int]]:
         """Return a number for each link that changes with its traffic, and places of lost lanes."""
-        data, incomplete = _native.look_all(self._natives)
+        data, incomplete = _native.look_all(self._natives, prune)
         traffic = np.frombuffer(data, np.uint64)
         if len(self._places) == self._num_links:
             return traffic, incomplete

@@ -26,11 +26,14 @@ __all__ = ["Hooks", "LinkDelegate", "LinkWatch", "Refusal"]
 class LinkWatch(Protocol):
     """Looks at the data planes of many links at once, some of which may have ended."""
 
-    def look(self) -> tuple[npt.NDArray[np.uint64], list[int]]:
+    def look(self, *, prune: bool) -> tuple[npt.NDArray[np.uint64], list[int]]:
         """Return signs of life of all links, and places of those that have lost lanes.
 
         The number of a link changes with each answer of the peer's data plane, and with each
         request of the peer to that of this end. Called on the control thread: must not block.
+
+        Args:
+            prune: Whether to find idle lanes that the peer has closed, which takes longer.
         """
         ...
 

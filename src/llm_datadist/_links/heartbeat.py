@@ -38,6 +38,8 @@ _LINKS_PER_STEP: Final = 256
 #: within its timeout.
 _LINKS_PER_SECOND: Final = 400
 _CHECKS_PER_TIMEOUT: Final = 4
+#: Of so many idle links lost lanes are found a second. A transfer finds those it needs at once.
+_PRUNED_PER_SECOND: Final = 100
 #: Parts of the timeout: between the pings of an idle peer by the dialing end; after which the other
 #: end, which has heard nothing, pings, too; and after which a peer that has not answered is pinged
 #: again. Each ping wakes a thread of the peer, which is most of what idle links cost. But a peer
@@ -57,6 +59,7 @@ class _Part:
     Attributes:
         traffic: What `LinkWatch.look` has found at the last check.
         checked_at: Time of the last check.
+        prune_at: Time after which lanes that peers have closed are looked for.
         silence: Seconds without anything from the peer, counting only time in which this end ran.
         ping_after: Seconds of silence after which the lanes are pinged.
         is_pinging: Whether a ping on the lanes is pending.
@@ -68,7 +71,7 @@ class _Part:
         self.links = links
         self.watch = context.delegate.watch([link.data for link in links])
         self.traffic = np.zeros(len(links), np.uint64)
-        self.checked_at = time.monotonic()
+        self.checked_at = self.prune_at = time.monotonic()
         self.silence = np.zeros(len(links))
         self.ping_after = np.zeros(len(links))
         self.is_pinging = np.zeros(len(links), bool)
@@ -84,6 +87,7 @@ class _Part:
         """Keep what another part, whose time has been counted, knows of a link."""
         for name in ("traffic", "silence", "ping_after", "is_pinging"):
             getattr(self, name)[place] = getattr(other, name)[old]
+        self.prune_at = max(self.prune_at, other.prune_at)
         if old in other.suspects:
             self.suspects[place] = other.suspects[old]
 
@@ -159,7 +163,10 @@ class Heartbeat:
     def _check(self, part: _Part, period: float) -> None:
         """Check links: repair their lanes, ping those that are silent, lose the dead."""
         part.count_time(2 * period)
-        traffic, incomplete = part.watch.look()
+        prune = part.checked_at >= part.prune_at
+        if prune:
+            part.prune_at = part.checked_at + len(self._places) / _PRUNED_PER_SECOND
+        traffic, incomplete = part.watch.look(prune=prune)
         for place in incomplete:
             if not part.links[place].lost.is_set():
                 self._repair_lanes(part.links[place])

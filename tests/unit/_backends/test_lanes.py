@@ -199,18 +199,20 @@ def test_a_watch_sees_answers_requests_and_lost_lanes(node):
         end.serve()
     silent, ends = sockets(1)
     watch = LaneWatch([near, LinkLanes(node, 2, silent, [])], ping=None)
-    seen = [watch.look()[0].tolist()]
+    seen = [watch.look(prune=True)[0].tolist()]
     for asks in (near, peer):
         assert asks.ping(time.monotonic_ns() + 10**10).code == Code.OK
-        seen.append(watch.look()[0].tolist())
+        seen.append(watch.look(prune=True)[0].tolist())
     assert seen == [[0, 0], [1, 0], [2, 0]]
-    assert watch.look()[1] == []
+    assert watch.look(prune=True)[1] == []
     ends[0].close()
-    assert watch.look()[1] == [1]
+    assert watch.look(prune=False)[1] == []
+    assert watch.look(prune=True)[1] == [1]
+    assert watch.look(prune=False)[1] == [1]
     peer.close()
-    eventually(lambda: watch.look()[1] == [0, 1])
+    eventually(lambda: watch.look(prune=True)[1] == [0, 1])
     near.close()
-    assert LaneWatch([near], ping=None).look()[0].tolist() == [0]
+    assert LaneWatch([near], ping=None).look(prune=True)[0].tolist() == [0]
     far.close()
 
 

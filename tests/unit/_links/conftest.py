@@ -56,7 +56,8 @@ class Watch:
     def __init__(self, delegate, links):
         self.delegate, self.links = delegate, links
 
-    def look(self):
+    def look(self, *, prune):
+        self.delegate.pruned += prune
         lost = max(self.delegate.missing) > 0
         places = list(range(len(self.links))) if lost else []
         counts = [self.delegate.count + self.delegate.answered[link] for link in self.links]
@@ -70,7 +71,7 @@ class Delegate(EmptyPlane):
     """A data plane that records its calls; `missing` is (client lanes, server lanes)."""
 
     def __init__(self):
-        self.missing, self.count, self.answers = (0, 0), 0, True
+        self.missing, self.count, self.pruned, self.answers = (0, 0), 0, 0, True
         self.answered = collections.Counter()
         self.added, self.connected, self.disconnected, self.pinged = [], [], [], []
         self.refusal = None

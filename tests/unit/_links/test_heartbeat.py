@@ -160,6 +160,18 @@ def test_lost_lanes_are_repaired(world):
     assert world.repaired[0] is world.link
 
 
+@pytest.mark.parametrize(("num_links", "num_pruned"), [(1, 20), (250, 8)])
+def test_lost_lanes_of_very_many_links_are_looked_for_less_often(
+    world, make_link, num_links, num_pruned
+):
+    """Those of a hundred links a second, because it takes most of the time of a check."""
+    for cluster_id in range(3, 2 + num_links):
+        world.context.index.add(make_link(cluster_id))
+    world.run([lambda world: None] * 19)
+    assert world.now == 100 + 19 * PERIOD_S
+    assert world.context.delegate.pruned == pytest.approx(num_pruned, abs=1)
+
+
 def test_very_many_links_are_checked_less_often(world):
     beat = Heartbeat(world.context, world.repaired.append, world.lose)
     assert [beat._period(count) for count in (0, 400, 1000, 100_000)] == [1.0, 1.0, 2.5, 2.5]
