@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "bind/casters.h"
+#include "bind/interruptible.h"
 #include "bind/released_gil.h"
 #include "copy/checksum.h"
 #include "copy/crc32c.h"
@@ -28,9 +29,10 @@ using ldd::Ref;
 
 Outcome copy(const BorrowedU64& destination, const BorrowedU64& source, const BorrowedU64& length,
              ldd::Node* node, Ref destination_ref, Ref source_ref, std::int64_t deadline_ns) {
-  const ReleasedGil release;
-  return ldd::copy_batches(ldd::descriptors_of(destination, source, length),
-                           {node, destination_ref, source_ref, deadline_ns});
+  return interruptible([&] {
+    return ldd::copy_batches(ldd::descriptors_of(destination, source, length),
+                             {node, destination_ref, source_ref, deadline_ns});
+  });
 }
 
 std::pair<Outcome, nb::bytes> checksum(const BorrowedU64& addresses, const BorrowedU64& length,
@@ -86,7 +88,8 @@ void bind_copy(nb::module_& module) {
       "entries that must stay live; (0, 0) checks nothing. Returns (code, errno, index,\n"
       "moved_bytes): OK, TIMEOUT, CLOSED, LOCAL_GONE or LOCAL_FAULT for the destination, GONE or\n"
       "REMOTE_FAULT for the source, with the index of the pair. When it returns, nothing is\n"
-      "written any more.");
+      "written any more. A GPU that hangs may still complete the chunks that it was given; until\n"
+      "then they keep both entries.");
   module.def(
       "checksum", checksum, "addresses"_a, "length"_a, "node"_a, "ref"_a, "deadline_ns"_a,
       "Return (outcome, CRC-32C of each range of local memory as native uint32).\n\n"

@@ -14,6 +14,7 @@
 #include "bind/released_gil.h"
 #include "cuda/copy.h"
 #include "cuda/event.h"
+#include "memory/node.h"
 
 namespace nb = nanobind;
 using nb::literals::operator""_a;
@@ -53,9 +54,12 @@ std::shared_ptr<Event> borrow(std::uint64_t handle, int device) {
   });
 }
 
-Outcome wait(const std::shared_ptr<Event>& event, std::int64_t deadline_ns) {
+Outcome wait(const std::shared_ptr<Event>& event, std::int64_t deadline_ns, const ldd::Node* node) {
   return interruptible([&] {
-    const auto more = [] {
+    const auto more = [node] {
+      if (node != nullptr && node->closed()) {
+        return Outcome::failure(ldd::Code::kClosed);
+      }
       const bool ends = ldd::Interruptible::due(false) && ldd::Interruptible::ask();
       return ends ? Outcome::failure(ldd::Code::kCancelled) : Outcome{};
     };
@@ -104,8 +108,8 @@ void bind_gpu_event(nb::module_& module) {
                   "it is; without\none it is the device's.")
       .def_static("borrow", borrow, "handle"_a, "device"_a,
                   "Return an event of the program, which must live until the last wait has ended.")
-      .def("wait", wait, "deadline_ns"_a,
+      .def("wait", wait, "deadline_ns"_a, "node"_a.none() = nb::none(),
            "Wait until the work before it has ended.\n\n"
-           "Returns (code, errno, index, moved_bytes): OK, TIMEOUT, CANCELLED, LOCAL_FAULT for an "
-           "error of\nthe GPU's memory, SYSTEM for another one.");
+           "Returns (code, errno, index, moved_bytes): OK, TIMEOUT, CLOSED when the node is, "
+           "LOCAL_FAULT for\nan error of the GPU's memory, SYSTEM for another one.");
 }

@@ -1,13 +1,10 @@
 #include "copy/local_copy.h"
 
-#include <cerrno>
-#include <memory>
-#include <string>
+#include <utility>
 #include <vector>
 
-#include "base/clock.h"
+#include "copy/gpu_copy.h"
 #include "copy/pool.h"
-#include "cuda/copy.h"
 
 namespace ldd {
 
@@ -15,32 +12,14 @@ namespace {
 
 constexpr std::uint64_t kStreamingFrom = 8 * 1024 * 1024;
 
-// One side's entry: looked up once, used batch by batch.
-struct Side {
-  std::shared_ptr<Entry> entry;
-  Ref ref;
-
-  Side(Node* node, Ref wanted) : ref(wanted) {
-    if (node != nullptr && ref.named()) {
-      entry = node->entries().find(ref);
-    }
-  }
-  [[nodiscard]] Use use() const { return {entry, ref.value}; }
-  [[nodiscard]] int device() const { return entry == nullptr ? kHostMemory : entry->device(); }
-};
-
 class LocalCopy {
  public:
-  LocalCopy(const Descriptors& work, const CopyChecks& checks, CopyKind kind)
-      : work_(work),
-        checks_(checks),
-        kind_(kind),
-        destination_(checks.node, checks.destination),
-        source_(checks.node, checks.source) {}
+  LocalCopy(const Descriptors& work, const CopyEntries& entries, CopyKind kind)
+      : work_(work), entries_(entries), kind_(kind) {}
 
   Outcome batch(const Batch& batch) const {
-    Held held;
-    const Outcome taken = take(held);
+    CopyEntries::Uses uses;
+    const Outcome taken = entries_.take(uses);
     if (!taken.ok()) {
       return taken;
     }
@@ -59,82 +38,10 @@ class LocalCopy {
     return {Code::kOk, 0, -1, batch.bytes};
   }
 
-  // The GPU that must copy, or kHostMemory.
-  [[nodiscard]] int device() const {
-    return destination_.device() != kHostMemory ? destination_.device() : source_.device();
-  }
-
-  // All of it, through a GPU, several chunks at a time.
-  [[nodiscard]] Outcome through_gpu() const {
-    const cuda::Loaded loaded = cuda::present_driver();
-    std::string problem;
-    cuda::Device* const gpu =
-        loaded.driver == nullptr ? nullptr : cuda::Device::find(*loaded.driver, device(), problem);
-    if (gpu == nullptr) {
-      return Outcome::failure(Code::kSystem, ENODEV);
-    }
-    const cuda::Current current(*loaded.driver, gpu->context());
-    if (current.result() != cuda::Result::kSuccess) {
-      return cuda::outcome_of(current.result());
-    }
-    cuda::StreamCopies copies(*gpu,
-                              checks_.node == nullptr ? CopyWay::kAuto : checks_.node->copy_way());
-    std::uint64_t bytes = 0;
-    for (const Batch& chunk : divide(work_, cuda::kChunkBytes, cuda::kChunkPieces)) {
-      const Outcome begun = begin_chunk(copies, chunk);
-      if (!begun.ok()) {
-        return begun;  // the destructor waits for the chunks in flight
-      }
-      bytes += chunk.bytes;
-    }
-    Outcome outcome = cuda::outcome_of(copies.finish());
-    outcome.moved_bytes = outcome.ok() ? bytes : 0;
-    return outcome;
-  }
-
  private:
-  // What a batch needs until its copies have ended.
-  struct Held {
-    Use writing;
-    Use reading;
-  };
-
-  [[nodiscard]] Outcome take(Held& held) const {
-    if (checks_.node != nullptr && checks_.node->closed()) {
-      return Outcome::failure(Code::kClosed);
-    }
-    if (now_ns() >= checks_.deadline_ns) {
-      return Outcome::failure(Code::kTimeout);
-    }
-    held = {destination_.use(), source_.use()};
-    if (checks_.destination.named() && !held.writing) {
-      return Outcome::failure(Code::kLocalGone);
-    }
-    const bool gone = checks_.source.named() && !held.reading;
-    return gone ? Outcome::failure(Code::kGone) : Outcome{};
-  }
-
-  Outcome begin_chunk(cuda::StreamCopies& copies, const Batch& chunk) const {
-    const auto held = std::make_shared<Held>();
-    const Outcome taken = take(*held);
-    if (!taken.ok()) {
-      return taken;
-    }
-    std::vector<iovec> to(kMaxIovecs);
-    std::vector<iovec> from(kMaxIovecs);
-    const std::size_t count = fill_iovecs(work_, chunk, to.data(), from.data());
-    const auto side = [&](const Side& each) {
-      return each.device() == device() ? cuda::Side::kOnGpu : cuda::Side::kElsewhere;
-    };
-    return cuda::outcome_of(
-        copies.begin({to.data(), from.data(), count, side(destination_), side(source_)}, held));
-  }
-
   const Descriptors& work_;
-  const CopyChecks& checks_;
+  const CopyEntries& entries_;
   CopyKind kind_;
-  Side destination_;
-  Side source_;
 };
 
 }  // namespace
@@ -146,10 +53,11 @@ CopyKind copy_kind(std::uint64_t total_bytes) {
 Outcome copy_batches(const Descriptors& work, const CopyChecks& checks) {
   const Extent extent = measure(work);
   prepare_guarded_copies();
-  const LocalCopy copy(work, checks, copy_kind(extent.bytes));
-  if (copy.device() != kHostMemory) {
-    return copy.through_gpu();
+  CopyEntries entries(checks);
+  if (entries.destination_device() != kHostMemory || entries.source_device() != kHostMemory) {
+    return copy_through_gpu(work, std::move(entries), checks.deadline_ns);
   }
+  const LocalCopy copy(work, entries, copy_kind(extent.bytes));
   CopyPool& pool = CopyPool::instance();
   const Division division = division_for(extent, pool.threads(), kMaxIovecs);
   if (division.single) {

@@ -140,7 +140,12 @@ Outcome run_job(std::shared_ptr<Job> job, std::int64_t deadline_ns,
   }
   posted->job->stop();
   posted->done.wait_for(lock, kToStop, finished);
-  return posted->outcome.value_or(why);
+  Outcome outcome = posted->outcome.value_or(why);
+  if (outcome.code == Code::kTimeout) {  // a job does not know why it must stop
+    outcome.code = why.code;
+    outcome.sys_errno = why.sys_errno;
+  }
+  return outcome;
 }
 
 }  // namespace ldd::cuda

@@ -33,8 +33,9 @@ inline constexpr std::size_t kMostJobs = 64;
 
 // Runs a job and returns its outcome. `more` (null: always ok) is asked meanwhile, on this thread.
 // When it fails, or at the deadline, the job is told to stop, and gets a moment to do so. If it
-// does not return then, the caller leaves it with kTimeout or the failure of `more`: the job keeps
-// what it holds until it does return. kSystem with EUSERS when there is no thread for it.
+// does not return then, the caller leaves it with kTimeout or the failure of `more`, which also
+// replaces a kTimeout of the job. A job that was left keeps what it holds until it does return.
+// kSystem with EUSERS when there is no thread for it.
 Outcome run_job(std::shared_ptr<Job> job, std::int64_t deadline_ns,
                 const std::function<Outcome()>& more);
 

@@ -207,7 +207,7 @@ Outcome GpuRead::copy_all(cuda::Device& device) {
 
 Outcome GpuRead::begin_chunk(cuda::StreamCopies& copies, const Batch& chunk) {
   const auto held = std::make_shared<Held>();
-  held->writing = Use(local_entry_, checks_.local.value);
+  held->writing = Use(local_entry_, checks_.local.value, Holder::kDriver);
   if (checks_.local.named() && !held->writing) {
     return Outcome::failure(Code::kLocalGone);
   }

@@ -49,9 +49,13 @@ bool any_contains(std::span<const Range> ranges, std::uint64_t address, std::uin
   return address <= range.end && length <= range.end - address;
 }
 
-Use::Use(std::shared_ptr<Entry> entry, std::uint64_t value) : entry_(std::move(entry)) {
+Use::Use(std::shared_ptr<Entry> entry, std::uint64_t value, Holder holder)
+    : entry_(std::move(entry)), holder_(holder) {
   if (entry_ == nullptr) {
     return;
+  }
+  if (holder_ == Holder::kDriver) {
+    entry_->drivers_.fetch_add(1, std::memory_order_seq_cst);
   }
   // Counts first and checks second; close() kills first and reads the count second. In the single
   // total order of these four operations one side always sees the other.
@@ -64,6 +68,9 @@ Use::Use(std::shared_ptr<Entry> entry, std::uint64_t value) : entry_(std::move(e
 void Use::release() {
   if (entry_ != nullptr) {
     entry_->users_.fetch_sub(1, std::memory_order_seq_cst);
+    if (holder_ == Holder::kDriver) {
+      entry_->drivers_.fetch_sub(1, std::memory_order_seq_cst);
+    }
     entry_.reset();
   }
 }
@@ -94,6 +101,11 @@ void Entries::index_ranges(const Entry& entry) {
   }
 }
 
+void Entries::end() {
+  std::int64_t none = 0;
+  end_ns_.compare_exchange_strong(none, now_ns(), std::memory_order_acq_rel);
+}
+
 bool Entries::kill_and_drain(Ref ref, const std::shared_ptr<Entry>& entry) {
   {
     const std::unique_lock lock(mutex_);
@@ -104,14 +116,13 @@ bool Entries::kill_and_drain(Ref ref, const std::shared_ptr<Entry>& entry) {
       accessible_.remove(range, entry->index_);
     }
   }
-  std::int64_t until_ns = 0;
   while (entry->users_.load(std::memory_order_seq_cst) != 0) {
     std::this_thread::yield();
-    if (!entry->on_host() && ending_.load(std::memory_order_acquire)) {
-      until_ns = until_ns == 0 ? now_ns() + kHungNs : until_ns;
-      if (now_ns() >= until_ns) {
-        break;
-      }
+    const bool of_driver =
+        !entry->on_host() || entry->drivers_.load(std::memory_order_seq_cst) != 0;
+    const std::int64_t end_ns = end_ns_.load(std::memory_order_acquire);
+    if (of_driver && end_ns != 0 && now_ns() - end_ns >= kHungNs) {
+      break;
     }
   }
   return true;

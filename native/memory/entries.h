@@ -50,22 +50,27 @@ class Entry {
   Published& published_;
   std::uint64_t index_;
   std::atomic<std::uint64_t> users_{0};
+  std::atomic<std::uint64_t> drivers_{0};  // of users_
   std::vector<Range> ranges_;
   bool accessible_;
   int device_;
 };
 
+// What accesses the memory: a thread, or the driver of an accelerator, which may not return.
+enum class Holder : std::uint8_t { kThread, kDriver };
+
 // Held while the memory of an entry is accessed. False if the entry is not live at that value.
 class Use {
  public:
   Use() = default;
-  Use(std::shared_ptr<Entry> entry, std::uint64_t value);
+  Use(std::shared_ptr<Entry> entry, std::uint64_t value, Holder holder = Holder::kThread);
   Use(const Use&) = delete;
   Use& operator=(const Use&) = delete;
-  Use(Use&& other) noexcept : entry_(std::move(other.entry_)) {}
+  Use(Use&& other) noexcept : entry_(std::move(other.entry_)), holder_(other.holder_) {}
   Use& operator=(Use&& other) noexcept {
     release();
     entry_ = std::move(other.entry_);
+    holder_ = other.holder_;
     return *this;
   }
   ~Use() { release(); }
@@ -75,15 +80,16 @@ class Use {
 
  private:
   std::shared_ptr<Entry> entry_;
+  Holder holder_ = Holder::kThread;
 };
 
 class Entries {
  public:
   explicit Entries(Published& published) : published_(published) {}
 
-  // The instance ends: a driver that does not return keeps its use of an accelerator's memory, and
-  // is not waited for longer than a second from now on.
-  void end() { ending_.store(true, std::memory_order_release); }
+  // The instance ends: a driver that does not return keeps its uses, also of host memory, and is
+  // not waited for longer than a second from now on.
+  void end();
 
   // Throws std::length_error if no guard is left, std::invalid_argument if a range wraps.
   Ref open(std::vector<Range> ranges, bool accessible, int device = kHostMemory);
@@ -107,7 +113,7 @@ class Entries {
   void index_ranges(const Entry& entry);  // called with the lock held
 
   Published& published_;
-  std::atomic<bool> ending_{false};
+  std::atomic<std::int64_t> end_ns_{0};  // since when the instance ends; 0: it does not
   mutable std::shared_mutex mutex_;
   std::unordered_map<std::uint64_t, std::shared_ptr<Entry>> entries_;
   RangeIndex accessible_;  // of the live accessible entries; changes together with their guards

@@ -216,7 +216,8 @@ def copy(
     entries that must stay live; (0, 0) checks nothing. Returns (code, errno, index,
     moved_bytes): OK, TIMEOUT, CLOSED, LOCAL_GONE or LOCAL_FAULT for the destination, GONE or
     REMOTE_FAULT for the source, with the index of the pair. When it returns, nothing is
-    written any more.
+    written any more. A GPU that hangs may still complete the chunks that it was given; until
+    then they keep both entries.
     """
 
 def checksum(
@@ -333,12 +334,12 @@ class GpuEvent:
         Return an event of the program, which must live until the last wait has ended.
         """
 
-    def wait(self, deadline_ns: int) -> tuple[int, int, int, int]:
+    def wait(self, deadline_ns: int, node: Node | None = None) -> tuple[int, int, int, int]:
         """
         Wait until the work before it has ended.
 
-        Returns (code, errno, index, moved_bytes): OK, TIMEOUT, CANCELLED, LOCAL_FAULT for an error of
-        the GPU's memory, SYSTEM for another one.
+        Returns (code, errno, index, moved_bytes): OK, TIMEOUT, CLOSED when the node is, LOCAL_FAULT for
+        an error of the GPU's memory, SYSTEM for another one.
         """
 
 class GpuPool:

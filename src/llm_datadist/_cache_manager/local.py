@@ -48,7 +48,7 @@ class LocalCalls(Calls):
             TypeError: A wrong type.
             ValueError: A number outside its width.
             LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST (freed), LLM_DEVICE_MEM_ERROR;
-                with `after` LLM_TIMEOUT after sync_kv_timeout.
+                LLM_TIMEOUT after sync_kv_timeout, with `after` or memory of a GPU.
         Source: api.md 7.7.
         """
         self._engine.check_open("copy_cache")
@@ -70,7 +70,8 @@ class LocalCalls(Calls):
             ValueError: A negative index.
             LLMException: LLM_PARAM_INVALID (an index that does not exist), LLM_KV_CACHE_NOT_EXIST
                 (freed), LLM_DEVICE_MEM_ERROR (`faults` names the blocks; the others were copied,
-                but for copies that depend on an earlier one of the same call).
+                but for copies that depend on an earlier one of the same call), LLM_TIMEOUT as
+                `copy_cache`.
         Source: api.md 7.7.
         """
         self._engine.check_open("copy_blocks")

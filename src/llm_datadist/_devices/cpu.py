@@ -95,7 +95,8 @@ def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
-_NEVER_NS = 2**63 - 1
+NEVER_NS: Final = 2**63 - 1
+"""A deadline that is never reached."""
 
 
 def copy(
@@ -105,10 +106,12 @@ def copy(
     length: U64Array,
     dst_ref: Ref,
     src_ref: Ref,
+    deadline_ns: int = NEVER_NS,
 ) -> tuple[int, int, int, int]:
     """Copy `length[i]` bytes from `src[i]` to `dst[i]` on several threads, GIL released.
 
     Both entries are checked around every batch. A source that cannot be read gives REMOTE_FAULT, a
-    destination that cannot be written LOCAL_FAULT.
+    destination that cannot be written LOCAL_FAULT, memory of a GPU that cannot be accessed
+    LOCAL_FAULT without an index.
     """
-    return _native.copy(dst, src, length, node, dst_ref, src_ref, _NEVER_NS)
+    return _native.copy(dst, src, length, node, dst_ref, src_ref, deadline_ns)

@@ -117,9 +117,12 @@ class StreamEvent:
         except RuntimeError as error:
             raise DriverUnavailable(str(error)) from error
 
-    def wait(self, deadline_ns: int) -> tuple[int, int, int, int]:
-        """Wait, GIL released; return (code, errno, index, moved_bytes)."""
-        return self._native.wait(deadline_ns)
+    def wait(self, deadline_ns: int, node: _native.Node | None = None) -> tuple[int, int, int, int]:
+        """Wait, GIL released; return (code, errno, index, moved_bytes).
+
+        The end of the node ends it.
+        """
+        return self._native.wait(deadline_ns, node)
 
 
 class GpuPoolMemory:

@@ -38,7 +38,7 @@ class LocalCalls(Calls):
             TypeError: A wrong type.
             ValueError: A number outside its width.
             LLMException: LLM_PARAM_INVALID, LLM_KV_CACHE_NOT_EXIST (freed), LLM_DEVICE_MEM_ERROR;
-                with `after` LLM_WAIT_PROCESS_TIMEOUT after sync_kv_timeout.
+                LLM_WAIT_PROCESS_TIMEOUT after sync_kv_timeout, with `after` or memory of a GPU.
         Source: api.md 7.7, 8.
         """
         self._engine.check_open("copy_cache")
@@ -59,8 +59,8 @@ class LocalCalls(Calls):
             TypeError: A wrong type.
             ValueError: A negative index.
             LLMException: LLM_PARAM_INVALID (an index that does not exist), LLM_KV_CACHE_NOT_EXIST
-                (freed), LLM_DEVICE_MEM_ERROR (`faults` names the blocks); with `after`
-                LLM_WAIT_PROCESS_TIMEOUT.
+                (freed), LLM_DEVICE_MEM_ERROR (`faults` names the blocks); LLM_WAIT_PROCESS_TIMEOUT
+                as `copy_cache`.
         Source: api.md 7.7, 8.
         """
         self._engine.check_open("copy_blocks")

@@ -75,7 +75,8 @@ void check_results() {
   CHECK(outcome.ok() && outcome.moved_bytes == 7);
   CHECK(run_job(std::make_shared<UntilStopped>(), in(kSecond / 100), nullptr).index == 3);
   const auto cancelled = [] { return Outcome::failure(Code::kCancelled); };
-  CHECK(run_job(std::make_shared<UntilStopped>(), in(10 * kSecond), cancelled).index == 3);
+  const Outcome stopped = run_job(std::make_shared<UntilStopped>(), in(10 * kSecond), cancelled);
+  CHECK(stopped.code == Code::kCancelled && stopped.index == 3);
 }
 
 void check_jobs_that_do_not_return() {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import time
 from typing import TYPE_CHECKING
 
 from llm_datadist._backends.outcomes import Code, as_outcome
-from llm_datadist._devices.cpu import copy
+from llm_datadist._devices.cpu import NEVER_NS, copy
 from llm_datadist._engine.memory.containment import FAULTS, Containment
 from llm_datadist._engine.memory.fault_marks import (
     NOT_ACCESSIBLE,
@@ -14,7 +16,7 @@ from llm_datadist._engine.memory.fault_marks import (
     fault_at,
 )
 from llm_datadist._engine.transfer.cache_checks import as_blocks, as_slots, check_apart
-from llm_datadist._errors import LLMException, LLMStatusCode, fail, finalized, invalid
+from llm_datadist._errors import LLMException, LLMStatusCode, fail, finalized, invalid, restate
 from llm_datadist._plan import (
     blocks_array,
     copy_pairs,
@@ -38,12 +40,18 @@ if TYPE_CHECKING:
 
 
 class LocalCopies:
-    """Copies between the caches of one instance. Thread-safe."""
+    """Copies between the caches of one instance. Thread-safe.
+
+    A copy of a GPU's memory, and the wait for `after`, end within sync_kv_timeout of the call: a
+    GPU may hang. Copies of host memory wait for nothing.
+    """
 
     def __init__(self, instance: Instance, fault_marks: FaultMarks) -> None:
         self._instance = instance
         self._registry = instance.registry
         self._fault_marks = fault_marks
+        self._timeout_ms = instance.config.sync_timeout_ms
+        self._statuses = instance.config.statuses
 
     def copy_slot(
         self,
@@ -57,6 +65,7 @@ class LocalCopies:
     ) -> None:
         """See CacheManager.copy_cache."""
         operation = "copy_cache"
+        deadline_ns = self._deadline_ns()
         target = self._registry.find(operation, dst)
         source = self._registry.find(operation, src)
         for name, cache in (("dst", target), ("src", source)):
@@ -103,21 +112,22 @@ class LocalCopies:
             local_offset_bytes=offset,
             remote_offset_bytes=offset,
         )
-        _wait(operation, after)
-        self._copy(operation, plan, target, source)
+        _wait(operation, after, deadline_ns)
+        self._copy(operation, plan, target, source, deadline_ns)
 
     def copy_blocks(
         self, cache: Cache, copies: Mapping[int, BlockList], after: Awaited | None = None
     ) -> None:
         """See CacheManager.copy_blocks."""
         operation = "copy_blocks"
+        deadline_ns = self._deadline_ns()
         local = self._registry.find(operation, cache)
         if not local.is_blocks:
             raise invalid(operation, "cache is a contiguous cache", "use copy_cache")
         src, dst = copy_pairs(operation, copies, local.layout.num_units)
-        _wait(operation, after)
+        _wait(operation, after, deadline_ns)
         for plan in plan_block_copies(local.layout, src, dst):
-            self._copy(operation, plan, local, local)
+            self._copy(operation, plan, local, local, deadline_ns)
 
     def swap_blocks(
         self,
@@ -128,6 +138,7 @@ class LocalCopies:
     ) -> None:
         """See CacheManager.swap_blocks."""
         operation = "swap_blocks"
+        deadline_ns = self._deadline_ns()
         source = self._registry.find(operation, src_cache)
         target = self._registry.find(operation, dst_cache)
         if source.desc.data_type is not target.desc.data_type:
@@ -153,10 +164,15 @@ class LocalCopies:
         plan = plan_blocks(
             dst_layout, dst, dst_layout.all_tensors, src_layout, src, src_layout.all_tensors
         )
-        _wait(operation, after)
-        self._copy(operation, plan, target, source)
+        _wait(operation, after, deadline_ns)
+        self._copy(operation, plan, target, source, deadline_ns)
 
-    def _copy(self, operation: str, plan: Plan, dst: LocalCache, src: LocalCache) -> None:
+    def _deadline_ns(self) -> int:
+        return time.monotonic_ns() + self._timeout_ms * 1_000_000
+
+    def _copy(
+        self, operation: str, plan: Plan, dst: LocalCache, src: LocalCache, deadline_ns: int
+    ) -> None:
         if not len(plan.length):
             return
         check_apart(operation, plan, write=False)
@@ -166,9 +182,13 @@ class LocalCopies:
         node, dst_ref, src_ref = self._instance.node, dst.ref, src.ref
         if dst.device is not None or src.device is not None:
             plan = cut_between(plan, dst.layout.starts, src.layout.starts)
+        else:
+            deadline_ns = NEVER_NS
 
         def move(local: Words, remote: Words, length: Words) -> Outcome:
-            return as_outcome(copy(node.native, local, remote, length, dst_ref, src_ref))
+            return as_outcome(
+                copy(node.native, local, remote, length, dst_ref, src_ref, deadline_ns)
+            )
 
         outcome = move(plan.local, plan.remote, plan.length)
         if outcome.code == Code.OK:
@@ -209,10 +229,29 @@ class LocalCopies:
                 "a cache was unregistered, freed or remapped during the call",
                 "keep it registered until the call returns",
             )
-        problem = f"the copy failed with {Code(code).name}"
+        if code == Code.TIMEOUT:
+            error = fail(
+                LLMStatusCode.LLM_TIMEOUT,
+                operation,
+                f"the GPU has not finished within sync_kv_timeout = {self._timeout_ms} ms",
+                "raise sync_kv_timeout for copies of many bytes; a GPU that hangs keeps both "
+                "caches until it goes on",
+            )
+            restate(error, self._statuses)
+            return error
+        if code in FAULTS:  # a GPU does not say which of its bytes
+            return fail(
+                LLMStatusCode.LLM_DEVICE_MEM_ERROR,
+                operation,
+                "memory of the GPU cannot be accessed; its driver refuses all further work of "
+                "this process on that GPU",
+                "restart the process",
+            )
+        reason = f" ({os.strerror(outcome.sys_errno)})" if outcome.sys_errno else ""
+        problem = f"the copy failed with {Code(code).name}{reason}"
         return fail(LLMStatusCode.LLM_FAILED, operation, problem, "see the log")
 
 
-def _wait(operation: str, after: Awaited | None) -> None:
+def _wait(operation: str, after: Awaited | None, deadline_ns: int) -> None:
     if after is not None:
-        after.wait(operation)
+        after.wait(operation, deadline_ns)

@@ -11,8 +11,6 @@ from llm_datadist._errors import LLMException, LLMStatusCode, fail, finalized, r
 from llm_datadist._types.streams import check_after
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from llm_datadist._backends.outcomes import Outcome
     from llm_datadist._engine.instance import Instance
     from llm_datadist._types.streams import After
@@ -26,28 +24,24 @@ class Awaited:
 
     Args:
         event: The point.
-        timeout_ns: How long `wait` may take without a deadline of its own.
-        statuses: Statuses that the instance's generation has in place of others.
+        instance: Whose call it is; its end ends a wait.
     """
 
-    def __init__(
-        self,
-        event: cuda.StreamEvent,
-        timeout_ns: int,
-        statuses: Mapping[LLMStatusCode, LLMStatusCode],
-    ) -> None:
+    def __init__(self, event: cuda.StreamEvent, instance: Instance) -> None:
         self._event = event
-        self._timeout_ns = timeout_ns
-        self._statuses = statuses
+        self._node = instance.node
+        self._timeout_ns = instance.config.sync_timeout_ms * 1_000_000
+        self._statuses = instance.config.statuses
 
     def wait(self, operation: str, deadline_ns: int = 0) -> None:
         """Wait for it, until `deadline_ns` or, if that is 0, for sync_kv_timeout.
 
         Raises:
-            LLMException: LLM_TIMEOUT; LLM_DEVICE_MEM_ERROR or LLM_FAILED for an error of the GPU.
+            LLMException: LLM_TIMEOUT; LLM_ENGINE_FINALIZED; LLM_DEVICE_MEM_ERROR or LLM_FAILED for
+                an error of the GPU.
         """
         until_ns = deadline_ns or time.monotonic_ns() + self._timeout_ns
-        outcome = as_outcome(self._event.wait(until_ns))
+        outcome = as_outcome(self._event.wait(until_ns, self._node.native))
         if outcome.code == Code.OK:
             return
         error = _failure(operation, outcome)
@@ -60,11 +54,9 @@ class Order:
     """Makes the points that the calls of one instance wait for. Thread-safe."""
 
     def __init__(self, instance: Instance) -> None:
-        config = instance.config
-        self._uses_gpus = config.device != "cpu"
-        self._device = config.device_ids[0]
-        self._timeout_ns = config.sync_timeout_ms * 1_000_000
-        self._statuses = config.statuses
+        self._instance = instance
+        self._uses_gpus = instance.config.device != "cpu"
+        self._device = instance.config.device_ids[0]
 
     def awaited(self, operation: str, after: After) -> Awaited | None:
         """Return the point that `after` names now; None for None, and a point that it is itself.
@@ -86,7 +78,7 @@ class Order:
             event = cuda.StreamEvent(point, self._device)
         except cuda.DriverUnavailable as error:
             raise self._not_enabled(operation, str(error)) from error
-        return Awaited(event, self._timeout_ns, self._statuses)
+        return Awaited(event, self._instance)
 
     @staticmethod
     def _not_enabled(operation: str, why: str) -> Exception:
@@ -107,7 +99,7 @@ def _failure(operation: str, outcome: Outcome) -> LLMException:
             "the work that after names has not ended in time, so nothing was moved",
             "raise sync_kv_timeout, or call when the work is further",
         )
-    if outcome.code == Code.CANCELLED:
+    if outcome.code == Code.CLOSED:
         return finalized(operation)
     is_memory = outcome.code == Code.LOCAL_FAULT
     return fail(

@@ -1,5 +1,7 @@
 """Copies between caches of one instance, over a real native node."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -20,6 +22,7 @@ class Owner:
 
     def __init__(self):
         self.cluster_id = 1
+        self.config = SimpleNamespace(sync_timeout_ms=1000, statuses={})
         self.life = Lifetime()
         self.node = Node(1)
         self.registry = CacheRegistry(self.node)
