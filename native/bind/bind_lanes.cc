@@ -119,7 +119,7 @@ std::pair<Outcome, nb::bytes> read_log(Lanes& lanes, std::uint64_t offset, std::
 }
 
 std::pair<nb::bytes, std::vector<std::size_t>> look_all(const std::vector<Lanes*>& links,
-                                                          bool prune) {
+                                                        bool prune) {
   ldd::Look found;
   {
     const ReleasedGil release;
@@ -299,7 +299,8 @@ void bind_lanes(nb::module_& module) {
   bind_client(module);
   module.def(
       "look_all", look_all, "links"_a.noconvert(), "prune"_a,
-      "Look at the lanes of many links, without blocking; with `prune` free lanes that the peer has\n"
+      "Look at the lanes of many links, without blocking; with `prune` free lanes that the peer "
+      "has\n"
       "closed are closed. Returns (native uint64 of each link that changes with each answer and\n"
       "each request of its peer, places of links with fewer lanes than they need).");
   module.def(
