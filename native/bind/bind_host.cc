@@ -81,24 +81,23 @@ Outcome read_in_parts(HostPeer& peer, const Descriptors& work, const ldd::ReadCh
   return {ldd::Code::kOk, 0, -1, moved_bytes};
 }
 
-Outcome read_ranges(HostPeer& peer, const BorrowedU64& local, const BorrowedU64& remote,
-                    const BorrowedU64& length, Ref local_ref, Ref link_ref, Ref cache_ref,
-                    Ref key_ref, std::int64_t deadline_ns) {
+Outcome read_ranges(HostPeer& peer, const BorrowedU64& descriptors, Ref local_ref, Ref link_ref,
+                    Ref cache_ref, Ref key_ref, std::int64_t deadline_ns) {
   const ldd::ReadChecks checks{local_ref, link_ref, cache_ref, key_ref, deadline_ns, nullptr};
   return interruptible(
-      [&] { return read_in_parts(peer, ldd::descriptors_of(local, remote, length), checks); });
+      [&] { return read_in_parts(peer, ldd::descriptors_of(descriptors), checks); });
 }
 
-std::pair<Outcome, nb::bytes> read_and_sum(HostPeer& peer, const BorrowedU64& local,
-                                           const BorrowedU64& remote, const BorrowedU64& length,
+std::pair<Outcome, nb::bytes> read_and_sum(HostPeer& peer, const BorrowedU64& descriptors,
                                            Ref local_ref, Ref link_ref, Ref cache_ref, Ref key_ref,
                                            std::int64_t deadline_ns) {
-  std::vector<std::uint32_t> sums(length.span().size());
+  const Descriptors work = ldd::descriptors_of(descriptors);
+  std::vector<std::uint32_t> sums(work.size());
   Outcome outcome;
   {
     const ReleasedGil release;
     ldd::ReadChecks checks{local_ref, link_ref, cache_ref, key_ref, deadline_ns, nullptr};
-    outcome = peer.read(ldd::descriptors_of(local, remote, length), checks, sums);
+    outcome = peer.read(work, checks, sums);
   }
   return {outcome, nb::bytes(sums.data(), sums.size() * sizeof(std::uint32_t))};
 }
@@ -158,9 +157,12 @@ void bind_host(nb::module_& module) {
           "Return directory bytes [offset, offset + size), clamped; valid if version() is "
           "unchanged.")
       .def(
-          "read", read_ranges, "local"_a, "remote"_a, "length"_a, "local_ref"_a, "link_ref"_a,
-          "cache_ref"_a, "key_ref"_a, "deadline_ns"_a,
+          "read", read_ranges, "descriptors"_a, "local_ref"_a, "link_ref"_a, "cache_ref"_a,
+          "key_ref"_a, "deadline_ns"_a,
           "Copy length[i] bytes from the peer's remote[i] to local[i].\n\n"
+          "The descriptors are the local addresses, the remote ones and the lengths, one after "
+          "the\n"
+          "other: an array of uint64, or the same as bytes.\n"
           "local_ref is a local entry, the other refs are guards of the peer; (0, 0) checks\n"
           "nothing. They are checked before every batch and after the last: OK means that all "
           "were\n"
@@ -170,8 +172,8 @@ void bind_host(nb::module_& module) {
           "absent,\n"
           "EOPNOTSUPP if memory of a GPU cannot be mapped (gpu_problem), EIO if its driver fails.\n"
           "When it returns, nothing is written any more.")
-      .def("read_and_sum", read_and_sum, "local"_a, "remote"_a, "length"_a, "local_ref"_a,
-           "link_ref"_a, "cache_ref"_a, "key_ref"_a, "deadline_ns"_a,
+      .def("read_and_sum", read_and_sum, "descriptors"_a, "local_ref"_a, "link_ref"_a,
+           "cache_ref"_a, "key_ref"_a, "deadline_ns"_a,
            "As read; returns (outcome, CRC-32C of each descriptor's bytes as native uint32).")
       .def("use_gpus", &HostPeer::use_gpus,
            "Let reads map memory of GPUs that the peer exports.\n\n"

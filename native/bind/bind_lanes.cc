@@ -43,24 +43,22 @@ using ldd::Outcome;
 using ldd::Ref;
 using Release = nb::call_guard<ReleasedGil>;
 
-Outcome read_ranges(Lanes& lanes, const BorrowedU64& local, const BorrowedU64& remote,
-                    const BorrowedU64& length, Ref local_ref, Ref cache_ref, Ref key_ref,
-                    std::uint64_t version, std::int64_t deadline_ns) {
+Outcome read_ranges(Lanes& lanes, const BorrowedU64& descriptors, Ref local_ref, Ref cache_ref,
+                    Ref key_ref, std::uint64_t version, std::int64_t deadline_ns) {
   return interruptible([&] {
-    return lanes.read(ldd::descriptors_of(local, remote, length),
+    return lanes.read(ldd::descriptors_of(descriptors),
                       {local_ref, cache_ref, key_ref, version, deadline_ns});
   });
 }
 
 // The peer's threads gather the bytes, this process reads them from there.
-Outcome gather_ranges(Lanes& lanes, HostPeer& host, const BorrowedU64& local,
-                      const BorrowedU64& remote, const BorrowedU64& length, Ref local_ref,
+Outcome gather_ranges(Lanes& lanes, HostPeer& host, const BorrowedU64& descriptors, Ref local_ref,
                       Ref link_ref, Ref cache_ref, Ref key_ref, std::uint64_t version,
                       std::int64_t deadline_ns) {
   const ldd::ReadChecks checks{local_ref, link_ref, cache_ref, key_ref, deadline_ns, nullptr};
   return interruptible([&] {
-    const ldd::Descriptors work = ldd::descriptors_of(local, remote, length);
-    ldd::measure(work);  // throws if the arrays differ in length
+    const ldd::Descriptors work = ldd::descriptors_of(descriptors);
+    ldd::measure(work);  // throws if a range wraps
     if (!host.all_present(work)) {
       return Outcome::failure(ldd::Code::kSystem, EAGAIN);
     }
@@ -70,11 +68,10 @@ Outcome gather_ranges(Lanes& lanes, HostPeer& host, const BorrowedU64& local,
 }
 
 template <Outcome (Lanes::*operation)(const ldd::Descriptors&, const ldd::LaneChecks&)>
-Outcome send_ranges(Lanes& lanes, const BorrowedU64& local, const BorrowedU64& remote,
-                    const BorrowedU64& length, Ref local_ref, Ref cache_ref, std::uint64_t version,
-                    std::int64_t deadline_ns) {
+Outcome send_ranges(Lanes& lanes, const BorrowedU64& descriptors, Ref local_ref, Ref cache_ref,
+                    std::uint64_t version, std::int64_t deadline_ns) {
   return interruptible([&] {
-    return (lanes.*operation)(ldd::descriptors_of(local, remote, length),
+    return (lanes.*operation)(ldd::descriptors_of(descriptors),
                               {local_ref, cache_ref, {}, version, deadline_ns});
   });
 }
@@ -242,21 +239,22 @@ void bind_client(nb::module_& module) {
           "for look_all.")
       .def("wants_more", &Lanes::wants_more,
            "Whether an operation had to wait for a lane, or could have used more than there were.")
-      .def("read", read_ranges, "local"_a, "remote"_a, "length"_a, "local_ref"_a, "cache_ref"_a,
-           "key_ref"_a, "version"_a, "deadline_ns"_a, "Read remote ranges into local ones.")
-      .def("gather", gather_ranges, "host_peer"_a, "local"_a, "remote"_a, "length"_a, "local_ref"_a,
-           "link_ref"_a, "cache_ref"_a, "key_ref"_a, "version"_a, "deadline_ns"_a,
+      .def("read", read_ranges, "descriptors"_a, "local_ref"_a, "cache_ref"_a, "key_ref"_a,
+           "version"_a, "deadline_ns"_a,
+           "Read remote ranges into local ones; descriptors as for HostPeer.read.")
+      .def("gather", gather_ranges, "host_peer"_a, "descriptors"_a, "local_ref"_a, "link_ref"_a,
+           "cache_ref"_a, "key_ref"_a, "version"_a, "deadline_ns"_a,
            "Have the peer's threads gather remote ranges, and read them from there (same host).\n\n"
            "For many short ranges. An outcome need not name a descriptor: after one other than OK, "
            "GONE,\n"
            "LOCAL_GONE, CLOSED or CANCELLED, HostPeer.read tells more. SYSTEM: EAGAIN if pages of\n"
            "the peer are absent, EOPNOTSUPP for ranges of more than 128 KiB, or if the peer does\n"
            "not gather for this link, ENOMEM if it has no buffer.")
-      .def("write", send_ranges<&Lanes::write>, "local"_a, "remote"_a, "length"_a, "local_ref"_a,
-           "cache_ref"_a, "version"_a, "deadline_ns"_a,
+      .def("write", send_ranges<&Lanes::write>, "descriptors"_a, "local_ref"_a, "cache_ref"_a,
+           "version"_a, "deadline_ns"_a,
            "Write local ranges to remote ones. OK means that they were written there.")
-      .def("push", send_ranges<&Lanes::push>, "local"_a, "remote"_a, "length"_a, "local_ref"_a,
-           "cache_ref"_a, "version"_a, "deadline_ns"_a,
+      .def("push", send_ranges<&Lanes::push>, "descriptors"_a, "local_ref"_a, "cache_ref"_a,
+           "version"_a, "deadline_ns"_a,
            "As write, but the peer's threads fetch the bytes from this process (same host).\n\n"
            "Without a local_ref the bytes are in the peer's landing slots, and local counts from "
            "there.")

@@ -93,8 +93,8 @@ class Node:
 
     def open_entry(
         self,
-        addresses: numpy.typing.NDArray[numpy.uint64],
-        sizes: numpy.typing.NDArray[numpy.uint64],
+        addresses: numpy.typing.NDArray[numpy.uint64] | bytes,
+        sizes: numpy.typing.NDArray[numpy.uint64] | bytes,
         accessible: bool,
         device: int = -1,
     ) -> tuple[int, int]:
@@ -126,8 +126,8 @@ class Node:
 
     def touch(
         self,
-        addresses: numpy.typing.NDArray[numpy.uint64],
-        length: numpy.typing.NDArray[numpy.uint64],
+        addresses: numpy.typing.NDArray[numpy.uint64] | bytes,
+        length: numpy.typing.NDArray[numpy.uint64] | bytes,
         entry_ref: tuple[int, int],
         deadline_ns: int,
     ) -> tuple[int, int, int, int]:
@@ -201,9 +201,9 @@ CANCELLED: int = 12
 NO_LANE: int = 13
 
 def copy(
-    dst: numpy.typing.NDArray[numpy.uint64],
-    src: numpy.typing.NDArray[numpy.uint64],
-    length: numpy.typing.NDArray[numpy.uint64],
+    dst: numpy.typing.NDArray[numpy.uint64] | bytes,
+    src: numpy.typing.NDArray[numpy.uint64] | bytes,
+    length: numpy.typing.NDArray[numpy.uint64] | bytes,
     node: Node | None,
     dst_ref: tuple[int, int],
     src_ref: tuple[int, int],
@@ -221,8 +221,8 @@ def copy(
     """
 
 def checksum(
-    addresses: numpy.typing.NDArray[numpy.uint64],
-    length: numpy.typing.NDArray[numpy.uint64],
+    addresses: numpy.typing.NDArray[numpy.uint64] | bytes,
+    length: numpy.typing.NDArray[numpy.uint64] | bytes,
     node: Node,
     ref: tuple[int, int],
     deadline_ns: int,
@@ -235,8 +235,8 @@ def checksum(
     """
 
 def probe(
-    addresses: numpy.typing.NDArray[numpy.uint64],
-    length: numpy.typing.NDArray[numpy.uint64],
+    addresses: numpy.typing.NDArray[numpy.uint64] | bytes,
+    length: numpy.typing.NDArray[numpy.uint64] | bytes,
     deadline_ns: int,
 ) -> bytes:
     """
@@ -262,7 +262,7 @@ def load_gpu_driver() -> str:
     Load and initialize the driver of NVIDIA GPUs; return why there is none, or "".
     """
 
-def gpus_of(addresses: numpy.typing.NDArray[numpy.uint64]) -> list[int]:
+def gpus_of(addresses: numpy.typing.NDArray[numpy.uint64] | bytes) -> list[int]:
     """
     Return for each address the ordinal of the GPU whose memory it is, -1 for host memory.
 
@@ -445,9 +445,7 @@ class HostPeer:
 
     def read(
         self,
-        local: numpy.typing.NDArray[numpy.uint64],
-        remote: numpy.typing.NDArray[numpy.uint64],
-        length: numpy.typing.NDArray[numpy.uint64],
+        descriptors: numpy.typing.NDArray[numpy.uint64] | bytes,
         local_ref: tuple[int, int],
         link_ref: tuple[int, int],
         cache_ref: tuple[int, int],
@@ -457,6 +455,8 @@ class HostPeer:
         """
         Copy length[i] bytes from the peer's remote[i] to local[i].
 
+        The descriptors are the local addresses, the remote ones and the lengths, one after the
+        other: an array of uint64, or the same as bytes.
         local_ref is a local entry, the other refs are guards of the peer; (0, 0) checks
         nothing. They are checked before every batch and after the last: OK means that all were
         live until the bytes had arrived. Returns (code, errno, index, moved_bytes): OK, GONE,
@@ -468,9 +468,7 @@ class HostPeer:
 
     def read_and_sum(
         self,
-        local: numpy.typing.NDArray[numpy.uint64],
-        remote: numpy.typing.NDArray[numpy.uint64],
-        length: numpy.typing.NDArray[numpy.uint64],
+        descriptors: numpy.typing.NDArray[numpy.uint64] | bytes,
         local_ref: tuple[int, int],
         link_ref: tuple[int, int],
         cache_ref: tuple[int, int],
@@ -606,23 +604,19 @@ class Lanes:
 
     def read(
         self,
-        local: numpy.typing.NDArray[numpy.uint64],
-        remote: numpy.typing.NDArray[numpy.uint64],
-        length: numpy.typing.NDArray[numpy.uint64],
+        descriptors: numpy.typing.NDArray[numpy.uint64] | bytes,
         local_ref: tuple[int, int],
         cache_ref: tuple[int, int],
         key_ref: tuple[int, int],
         version: int,
         deadline_ns: int,
     ) -> tuple[int, int, int, int]:
-        """Read remote ranges into local ones."""
+        """Read remote ranges into local ones; descriptors as for HostPeer.read."""
 
     def gather(
         self,
         host_peer: HostPeer,
-        local: numpy.typing.NDArray[numpy.uint64],
-        remote: numpy.typing.NDArray[numpy.uint64],
-        length: numpy.typing.NDArray[numpy.uint64],
+        descriptors: numpy.typing.NDArray[numpy.uint64] | bytes,
         local_ref: tuple[int, int],
         link_ref: tuple[int, int],
         cache_ref: tuple[int, int],
@@ -641,9 +635,7 @@ class Lanes:
 
     def write(
         self,
-        local: numpy.typing.NDArray[numpy.uint64],
-        remote: numpy.typing.NDArray[numpy.uint64],
-        length: numpy.typing.NDArray[numpy.uint64],
+        descriptors: numpy.typing.NDArray[numpy.uint64] | bytes,
         local_ref: tuple[int, int],
         cache_ref: tuple[int, int],
         version: int,
@@ -655,9 +647,7 @@ class Lanes:
 
     def push(
         self,
-        local: numpy.typing.NDArray[numpy.uint64],
-        remote: numpy.typing.NDArray[numpy.uint64],
-        length: numpy.typing.NDArray[numpy.uint64],
+        descriptors: numpy.typing.NDArray[numpy.uint64] | bytes,
         local_ref: tuple[int, int],
         cache_ref: tuple[int, int],
         version: int,
@@ -671,8 +661,8 @@ class Lanes:
 
     def probe(
         self,
-        remote: numpy.typing.NDArray[numpy.uint64],
-        length: numpy.typing.NDArray[numpy.uint64],
+        remote: numpy.typing.NDArray[numpy.uint64] | bytes,
+        length: numpy.typing.NDArray[numpy.uint64] | bytes,
         cache_ref: tuple[int, int],
         key_ref: tuple[int, int],
         version: int,
@@ -682,8 +672,8 @@ class Lanes:
 
     def ask_checksum(
         self,
-        remote: numpy.typing.NDArray[numpy.uint64],
-        length: numpy.typing.NDArray[numpy.uint64],
+        remote: numpy.typing.NDArray[numpy.uint64] | bytes,
+        length: numpy.typing.NDArray[numpy.uint64] | bytes,
         cache_ref: tuple[int, int],
         key_ref: tuple[int, int],
         version: int,

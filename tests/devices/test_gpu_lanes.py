@@ -48,7 +48,7 @@ def raw(sides, source, address, sizes, gaps):
     begins = np.cumsum([0, *sizes[:-1]], dtype=np.uint64) + np.arange(len(sizes)) * np.uint64(gaps)
     length = np.array(sizes, np.uint64)
     begins = begins.astype(np.uint64)
-    plan = Plan(begins + local.layout.addrs[0], begins + np.uint64(address), length, sum(sizes))
+    plan = Plan.of(begins + local.layout.addrs[0], begins + np.uint64(address), length, sum(sizes))
     engine.transfers.push_raw("push", 1, local, plan, None)
     return begins, length
 

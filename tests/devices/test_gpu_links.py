@@ -67,7 +67,7 @@ def test_a_push_to_bare_addresses(sides, gpu):
     engine = user.instance._engine
     local = engine.registry.find("test", source.cache)
     addresses = np.array([target.addresses[0]], np.uint64)
-    plan = Plan(local.layout.addrs[:1].copy(), addresses, np.array([1024], np.uint64), 1024)
+    plan = Plan.of(local.layout.addrs[:1].copy(), addresses, np.array([1024], np.uint64), 1024)
     engine.transfers.push_raw("push", 1, local, plan, None)
     assert (target.data[0].ravel()[:128] == source.data[0].ravel()[:128]).all()
     assert (target.data[0].ravel()[128:] == pattern(SHAPE, 3)[0].ravel()[128:]).all()

@@ -141,12 +141,10 @@ def test_doorbells_for_silent_pages_are_refused_at_once(three, silent):
     lanes = one.instance._engine.links.get(1, "test").data.lanes
     entry = one.instance._engine.registry.get(bad.id).ref
     target = owner.instance._engine.registry.get(owner.held[0].id)
-    address = np.array([bad.data.ctypes.data], np.uint64)
-    remote = np.array([target.layout.addrs[0]], np.uint64)
-    size = np.array([64], np.uint64)
+    pushed = np.array((bad.data.ctypes.data, target.layout.starts[0], 64), np.uint64)
     for _ in range(8):
         deadline = time.monotonic_ns() + 2_000_000_000
-        outcome = lanes._client.push(address, remote, size, entry, target.ref, 0, deadline)
+        outcome = lanes._client.push(pushed, entry, target.ref, 0, deadline)
         assert outcome[0] == Code.SYSTEM
     asked = other.instance._engine.links.get(1, "test").data.lanes
     assert timed(asked.ping, time.monotonic_ns() + 1_000_000_000) < LATE_S
@@ -160,11 +158,10 @@ def test_a_doorbell_for_bytes_outside_a_cache_is_refused_and_logged(three, caplo
     lanes = one.instance._engine.links.get(1, "test").data.lanes
     entry = one.instance._engine.registry.get(source.id).ref
     target = owner.instance._engine.registry.get(held.id)
-    outside = np.array([source.data.ctypes.data + source.data.nbytes], np.uint64)
-    remote = np.array([target.layout.addrs[0]], np.uint64)
-    size = np.array([64], np.uint64)
+    outside = source.data.ctypes.data + source.data.nbytes
+    pushed = np.array((outside, target.layout.starts[0], 64), np.uint64)
     deadline = time.monotonic_ns() + 2_000_000_000
-    outcome = lanes._client.push(outside, remote, size, entry, target.ref, 0, deadline)
+    outcome = lanes._client.push(pushed, entry, target.ref, 0, deadline)
     assert outcome[0] == Code.DENIED
     owner.instance.unlink_clusters([info_of(one.address, one.id)], 1000)
     [warning] = [r.getMessage() for r in caplog.records if "outside the cache" in r.getMessage()]

@@ -43,9 +43,10 @@ class Reading:
         )
 
     def read_ranges(self, local, remote, length, *arguments, **refs):
+        rows = np.concatenate((local, remote, length))
         if not self.sums:
-            return self.host.read(local, remote, length, *arguments, **refs)
-        outcome, sums = self.host.read_and_sum(local, remote, length, *arguments, **refs)
+            return self.host.read(rows, *arguments, **refs)
+        outcome, sums = self.host.read_and_sum(rows, *arguments, **refs)
         self.found = (local, length, np.frombuffer(sums, np.uint32))
         assert len(self.found[2]) == len(length)
         return outcome

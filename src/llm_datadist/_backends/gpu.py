@@ -108,9 +108,7 @@ class GpuChannel(Channel):
             return Outcome(Code.CANCELLED)
         return Outcome(
             *reader.read(
-                transfer.local,
-                transfer.remote,
-                transfer.length,
+                transfer.plan.words,
                 transfer.local_ref,
                 self._link_ref,
                 transfer.cache_ref,

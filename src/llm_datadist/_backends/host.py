@@ -187,9 +187,7 @@ class HostChannel(Channel):
         if reader is None:
             return Outcome(Code.CANCELLED), np.empty(0, np.uint32)
         outcome, sums = reader.read_and_sum(
-            transfer.local,
-            transfer.remote,
-            transfer.length,
+            transfer.plan.words,
             transfer.local_ref,
             self._link_ref,
             transfer.cache_ref,
@@ -204,9 +202,7 @@ class HostChannel(Channel):
             return Outcome(Code.CANCELLED)
         return as_outcome(
             reader.read(
-                transfer.local,
-                transfer.remote,
-                transfer.length,
+                transfer.plan.words,
                 transfer.local_ref,
                 self._link_ref,
                 transfer.cache_ref,

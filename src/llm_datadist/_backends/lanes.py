@@ -209,9 +209,7 @@ class LinkLanes:
         return self._run(
             transfer.deadline_ns,
             self._client.read,
-            transfer.local,
-            transfer.remote,
-            transfer.length,
+            transfer.plan.words,
             transfer.local_ref,
             transfer.cache_ref,
             transfer.key_ref,
@@ -232,9 +230,7 @@ class LinkLanes:
             outcome = as_outcome(
                 self._client.gather(
                     host,
-                    transfer.local,
-                    transfer.remote,
-                    transfer.length,
+                    transfer.plan.words,
                     transfer.local_ref,
                     link_ref,
                     transfer.cache_ref,
@@ -262,9 +258,7 @@ class LinkLanes:
         return self._run(
             transfer.deadline_ns,
             operation,
-            transfer.local,
-            transfer.remote,
-            transfer.length,
+            transfer.plan.words,
             transfer.local_ref,
             transfer.cache_ref,
             transfer.version,

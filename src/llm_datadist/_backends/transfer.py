@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
 
+from llm_datadist._plan import Plan
 from llm_datadist._types.refs import NO_REF, Ref
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Transfer(msgspec.Struct):
 
     Attributes:
         write: True moves local to remote.
-        local, remote, length: C-contiguous uint64 arrays of one length; borrowed until release.
+        plan: The descriptors; borrowed until release.
         local_ref: Entry of the local cache, so that unregistering it stops the transfer.
         cache_ref: The peer's cache, from the directory.
         key_ref: The peer's key guard, for keys that a pull consumes.
@@ -57,9 +58,7 @@ class Transfer(msgspec.Struct):
     """
 
     write: bool
-    local: U64Array
-    remote: U64Array
-    length: U64Array
+    plan: Plan
     local_ref: Ref
     cache_ref: Ref
     deadline_ns: int
@@ -69,10 +68,24 @@ class Transfer(msgspec.Struct):
     gather: bool = False
 
     @property
+    def local(self) -> U64Array:
+        """Local addresses."""
+        return self.plan.local
+
+    @property
+    def remote(self) -> U64Array:
+        """Remote addresses."""
+        return self.plan.remote
+
+    @property
+    def length(self) -> U64Array:
+        """Lengths."""
+        return self.plan.length
+
+    @property
     def total_bytes(self) -> int:
         """Sum of the lengths."""
-        length = self.length
-        return int(length.item() if len(length) == 1 else length.sum())
+        return self.plan.total_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Planning: layouts and block lists become three arrays of coalesced descriptors.
+"""Planning: layouts and block lists become coalesced descriptors.
 
 A transfer is described by `(local address, remote address, length)` triples. They are made with
 numpy from the layouts of the two caches, so no Python code runs per descriptor; only a handful of
@@ -13,7 +13,7 @@ the caller listed the blocks.
 Every function is pure. Those of `descriptors` expect indices that are known to be in range.
 
 Strided layouts (heads of another tensor-parallel size, other block sizes) will fit beside `Plan`
-as rows of (address, stride, count, length) that expand into its three arrays; nothing below the
+as rows of (address, stride, count, length) that expand into its three rows; nothing below the
 planner needs to know.
 """
 
@@ -33,11 +33,12 @@ from llm_datadist._plan.indices import (
     copy_pairs,
     tensor_ranges,
 )
-from llm_datadist._plan.layout import Layout, Piece, Plan
+from llm_datadist._plan.layout import NO_PLAN, Layout, Piece, Plan
 from llm_datadist._plan.overlap import first_overlap
 from llm_datadist._plan.segments import cut, cut_between, segments
 
 __all__ = [
+    "NO_PLAN",
     "Layers",
     "Layout",
     "Piece",

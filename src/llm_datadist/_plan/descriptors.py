@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import operator
-from array import array
-from functools import partial
+import struct
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -23,7 +22,8 @@ if TYPE_CHECKING:
 _U64 = np.dtype(np.uint64)
 _I64 = np.dtype(np.int64)
 
-_new_plan = partial(tuple.__new__, Plan)  # without a Python frame
+_PACKED = [struct.Struct(f"={3 * count}Q").pack for count in range(FEW + 1)]
+"""For each number of descriptors: makes the words of a plan."""
 
 
 def plan_blocks(
@@ -219,13 +219,6 @@ def _plan_few(
 ) -> Plan:
     """Plan pieces of equal length at (local, remote) offsets in every tensor, in plain Python."""
     tensor_shift = remote_tensors.start - local_tensors.start
-    if len(offsets) == len(local_tensors) == 1:
-        tensor = local_tensors.start
-        local_offset, remote_offset = offsets[0]
-        local_addr = local.starts[tensor] + local_offset
-        remote_addr = remote.starts[tensor + tensor_shift] + remote_offset
-        local_array, remote_array = np.array((local_addr,), _U64), np.array((remote_addr,), _U64)
-        return _new_plan((local_array, remote_array, np.array((length,), _U64), length))
     locals_: list[int] = []
     remotes: list[int] = []
     lengths: list[int] = []
@@ -244,11 +237,8 @@ def _plan_few(
                 lengths.append(length)
             local_end = local_addr + length
             remote_end = remote_addr + length
-    count = len(lengths)
-    # One buffer costs less than three arrays, and numpy takes long to convert Python integers.
-    joined = np.frombuffer(array("Q", locals_ + remotes + lengths), _U64)
-    total_bytes = len(local_tensors) * len(offsets) * length
-    return Plan(joined[:count], joined[count : 2 * count], joined[2 * count :], total_bytes)
+    words = _PACKED[len(lengths)](*locals_, *remotes, *lengths)
+    return Plan(words, len(local_tensors) * len(offsets) * length)
 
 
 def _runs(local: BlocksArray, remote: BlocksArray, *, push: bool) -> tuple[U64, U64, U64]:
@@ -302,19 +292,22 @@ def expand(
     touch = (planes[:2, 1:, 0] == ends).all(axis=0)
     if touch.any():
         planes = _join_rows(planes, touch)
-    local, remote, length = planes.reshape(3, -1)
-    return Plan(local, remote, length, total_bytes)
+    return Plan(planes.reshape(-1), total_bytes)
 
 
 def _join_rows(planes: U64, touch: NDArray[np.bool_]) -> U64:
-    """Join the last run of tensor t with the first of t + 1 wherever `touch[t]`."""
+    """Join the last run of tensor t with the first of t + 1 wherever `touch[t]`.
+
+    Returns:
+        The words of a plan, in the memory of `planes` where that is possible.
+    """
     num_runs = planes.shape[2]
     flat = planes.reshape(3, -1)
     if num_runs == 1:  # any number of neighbors may become one
         starts = np.flatnonzero(np.concatenate(([True], ~touch)))
         joined = flat[:, starts]
         joined[2] = np.add.reduceat(flat[2], starts)
-        return np.ascontiguousarray(joined)
+        return joined
     planes[2, :-1, -1] += np.where(touch, planes[2, 1:, 0], np.uint64(0))
     end = num_runs
     for tensor, drop in enumerate(touch.tolist(), start=1):  # shifts rows: cheaper than a mask
@@ -322,7 +315,10 @@ def _join_rows(planes: U64, touch: NDArray[np.bool_]) -> U64:
         count = num_runs - drop
         flat[:, end : end + count] = flat[:, start : start + count]
         end += count
-    return flat[:, :end]
+    words = planes.reshape(-1)
+    for row in (1, 2):
+        words[row * end : (row + 1) * end] = flat[row, :end]
+    return words[: 3 * end]
 
 
 def _independent_spans(sources: list[int], destinations: list[int]) -> Iterator[tuple[int, int]]:

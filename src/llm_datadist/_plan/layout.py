@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+import msgspec
 import numpy as np
 
 if TYPE_CHECKING:
@@ -15,18 +16,69 @@ if TYPE_CHECKING:
 _ADDRESS_SPACE = 2**64 - 1  # the end of a range is an address, too
 
 
-class Plan(NamedTuple):
-    """Descriptors of one transfer, as C-contiguous uint64 arrays of equal length.
+Words: TypeAlias = "NDArray[np.uint64] | bytes"
 
-    `local` and `remote` say where the memory is, not which way the bytes go: a pull reads `remote`
-    into `local`, a push the other way round. For a copy within the process `local` is the
-    destination and `remote` the source.
+
+class Plan(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """Descriptors of one transfer: where the memory is on both sides, and lengths.
+
+    A pull reads the remote ranges into the local ones, a push the other way round. For a copy
+    within the process the local ranges are the destination and the remote ones the source.
+
+    Attributes:
+        words: Local addresses, remote addresses and lengths, three rows one after the other, as a
+            contiguous uint64 array, or as bytes, which are quicker to make for a few descriptors.
+            The native core takes them as they are.
+        total_bytes: Sum of the lengths.
     """
 
-    local: NDArray[np.uint64]
-    remote: NDArray[np.uint64]
-    length: NDArray[np.uint64]
+    words: Words
     total_bytes: int
+
+    @classmethod
+    def of(
+        cls,
+        local: NDArray[np.uint64],
+        remote: NDArray[np.uint64],
+        length: NDArray[np.uint64],
+        total_bytes: int | None = None,
+    ) -> Plan:
+        """Join three arrays of one length; without `total_bytes` the lengths are added up."""
+        words = np.stack((local, remote, length)).reshape(-1)
+        return cls(words, int(length.sum()) if total_bytes is None else total_bytes)
+
+    @classmethod
+    def joined(cls, plans: Sequence[Plan]) -> Plan:
+        """Return the descriptors of several plans as one."""
+        rows = np.concatenate([plan.rows for plan in plans], axis=1)
+        return cls(rows.reshape(-1), sum(plan.total_bytes for plan in plans))
+
+    @property
+    def rows(self) -> NDArray[np.uint64]:
+        """Local addresses, remote addresses, lengths: uint64 of shape (3, descriptors)."""
+        return np.frombuffer(self.words, np.uint64).reshape(3, -1)
+
+    @property
+    def local(self) -> NDArray[np.uint64]:
+        """Local addresses."""
+        local: NDArray[np.uint64] = self.rows[0]
+        return local
+
+    @property
+    def remote(self) -> NDArray[np.uint64]:
+        """Remote addresses."""
+        remote: NDArray[np.uint64] = self.rows[1]
+        return remote
+
+    @property
+    def length(self) -> NDArray[np.uint64]:
+        """Lengths in bytes."""
+        length: NDArray[np.uint64] = self.rows[2]
+        return length
+
+
+NO_PLAN = Plan(b"", 0)
+"""No descriptors."""
 
 
 class Piece(NamedTuple):

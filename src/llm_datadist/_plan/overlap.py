@@ -17,7 +17,7 @@ def first_overlap(plan: Plan) -> tuple[tuple[int, int], tuple[int, int]] | None:
 
     Both sides must be in one address space. A range onto itself moves nothing and does not count.
     """
-    local, remote, length = plan.local, plan.remote, plan.length
+    local, remote, length = plan.rows
     if not len(length):
         return None
     if (remote + length).max() <= local.min() or (local + length).max() <= remote.min():

@@ -24,7 +24,7 @@ def cut(plan: Plan, limit_bytes: int) -> Plan:
     origin = np.repeat(np.arange(len(length)), counts)
     first = np.repeat(np.cumsum(counts) - counts, counts)
     offset = (np.arange(len(origin)) - first).astype(np.uint64) * limit
-    return Plan(
+    return Plan.of(
         plan.local[origin] + offset,
         plan.remote[origin] + offset,
         np.minimum(length[origin] - offset, limit),
@@ -52,7 +52,7 @@ def cut_between(plan: Plan, local: Sequence[int], remote: Sequence[int]) -> Plan
         offset = np.where(is_rest, room[origin], np.uint64(0))
         length = np.minimum(plan.length, room)[origin]
         length[is_rest] = (plan.length - room)[beyond]
-        plan = Plan(
+        plan = Plan.of(
             plan.local[origin] + offset, plan.remote[origin] + offset, length, plan.total_bytes
         )
 

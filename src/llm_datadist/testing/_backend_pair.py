@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from llm_datadist._backends.transfer import Transfer
+from llm_datadist._plan import Plan
 from llm_datadist._types.refs import NO_REF
 from llm_datadist.testing._arena import NUM_TENSORS, TENSOR_BYTES
 from llm_datadist.testing._backend_end import BackendEnd, Introduction, dial_lanes
@@ -78,9 +79,7 @@ class BackendPair:
         local, remote, length = (np.array(column, dtype=np.uint64) for column in columns)
         return Transfer(
             write=write,
-            local=local,
-            remote=remote,
-            length=length,
+            plan=Plan.of(local, remote, length),
             local_ref=self.local.cache_ref if local_ref is None else local_ref,
             cache_ref=self.remote.cache_ref if cache_ref is None else cache_ref,
             key_ref=key_ref,

@@ -83,6 +83,10 @@ class Initiator:
         bases = (self.local.ctypes.data, self.remote_address, 0)
         return [np.ascontiguousarray(table[:, i] + np.uint64(base)) for i, base in enumerate(bases)]
 
+    def descriptors(self, ranges):
+        """The same as one array: all local addresses, then the remote ones, then the lengths."""
+        return np.concatenate(self.arrays(ranges))
+
     def whole(self, block=1 << 16):
         """Everything, block by block, the blocks in random order at the target."""
         count = self.local.size // block
@@ -92,21 +96,26 @@ class Initiator:
     def read(self, ranges, *, local_ref=NOTHING, entry=None, key=NOTHING, version=0, seconds=20.0):
         return Outcome(
             *self.lanes.read(
-                *self.arrays(ranges), local_ref, entry or self.entry, key, version, soon(seconds)
+                self.descriptors(ranges),
+                local_ref,
+                entry or self.entry,
+                key,
+                version,
+                soon(seconds),
             )
         )
 
     def write(self, ranges, *, local_ref=NOTHING, entry=None, version=0, seconds=20.0):
         return Outcome(
             *self.lanes.write(
-                *self.arrays(ranges), local_ref, entry or self.entry, version, soon(seconds)
+                self.descriptors(ranges), local_ref, entry or self.entry, version, soon(seconds)
             )
         )
 
     def push(self, ranges, *, local_ref=None, entry=None, version=0, seconds=20.0):
         return Outcome(
             *self.lanes.push(
-                *self.arrays(ranges),
+                self.descriptors(ranges),
                 local_ref or self.local_entry,
                 entry or self.entry,
                 version,

@@ -55,8 +55,7 @@ def test_a_request_that_names_no_entry_or_another_guard_reaches_nothing(one, cod
     one.node.show_proof(link_guard, b"\x01" + bytes(15))  # would be a range, if it were an entry's
     for ref in (key, link_guard):
         assert one.push([(0, 0, 8)], local_ref=ref).code == code.LOCAL_GONE, "no entry of ours"
-    local, remote, length = one.arrays([(0, 0, 8)])
-    outcome = one.lanes.push(local, remote, length, NOTHING, one.entry, 0, 1 << 62)
+    outcome = one.lanes.push(one.descriptors([(0, 0, 8)]), NOTHING, one.entry, 0, 1 << 62)
     assert (outcome[0], outcome[1]) == (code.SYSTEM, errno.EOPNOTSUPP)
 
 

@@ -41,7 +41,7 @@ class Gathering:
         return Outcome(
             *one.lanes.gather(
                 self.host,
-                *one.arrays(ranges),
+                one.descriptors(ranges),
                 local_ref or one.local_entry,
                 self.link_ref,
                 entry or one.entry,
@@ -113,8 +113,8 @@ def test_a_target_that_cannot_be_read_back_does_not_gather(link, gathering, code
     gather = gathering()
     other = link(size=SIZE)  # its target has no reader of the initiator
     result = other.lanes.gather(
-        gather.host, *other.arrays(strided()), NOTHING, gather.link_ref, other.entry, NOTHING, 0,
-        soon(),
+        gather.host, other.descriptors(strided()), NOTHING, gather.link_ref, other.entry, NOTHING,
+        0, soon(),
     )  # fmt: skip
     assert result[:2] == (code.SYSTEM, errno.EOPNOTSUPP)
 

@@ -59,8 +59,8 @@ def run(target, operation, local, stride=4096):
     own = np.uint64(local.ctypes.data) + np.arange(PIECES, dtype=np.uint64) * np.uint64(each)
     remote = np.uint64(1 << 40) + np.arange(PIECES, dtype=np.uint64) * np.uint64(stride)
     ranges = (remote, length, (3, 1), NOTHING, 0, deadline)
-    gathered = np.full(PIECES, ADDRESS, np.uint64)
-    moving = (own, remote, length, NOTHING, (3, 1))
+    gathered = np.concatenate((own, np.full(PIECES, ADDRESS, np.uint64), length))
+    moving = (np.concatenate((own, remote, length)), NOTHING, (3, 1))
     return {
         "read": lambda: lanes.read(*moving, NOTHING, 0, deadline),
         "write": lambda: lanes.write(*moving, 0, deadline),
@@ -68,7 +68,7 @@ def run(target, operation, local, stride=4096):
         "checksum": lambda: lanes.ask_checksum(*ranges).wait()[0],
         "probe": lambda: lanes.probe(*ranges),
         "gather": lambda: lanes.gather(
-            target.reader, own, gathered, length, NOTHING, NOTHING, NOTHING, NOTHING, 0, deadline
+            target.reader, gathered, NOTHING, NOTHING, NOTHING, NOTHING, 0, deadline
         ),
         "consume": lambda: lanes.consume(3, 1, deadline),
         "version": lambda: lanes.version(deadline)[0],
@@ -215,9 +215,9 @@ def test_a_write_that_waits_for_its_go(wire, answer):
     target = Target(said)
     try:
         own = np.zeros(size, np.uint8)
-        arrays = [np.array([each], np.uint64) for each in (own.ctypes.data, 1 << 40, size)]
+        descriptors = np.array((own.ctypes.data, 1 << 40, size), np.uint64)
         deadline = time.monotonic_ns() + DEADLINE_S * 10**9
-        outcome = target.lanes.write(*arrays, NOTHING, (3, 1), 0, deadline)
+        outcome = target.lanes.write(descriptors, NOTHING, (3, 1), 0, deadline)
         assert (outcome[0], target.lanes.count()) == (PROTOCOL, 0)
     finally:
         target.close()

@@ -14,6 +14,7 @@ from llm_datadist._backends.host import HostBackend, HostChannel, HostMetadata, 
 from llm_datadist._backends.node import Node
 from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._backends.transfer import PeerEndpoint, Transfer
+from llm_datadist._plan import Plan
 from llm_datadist._types.refs import NO_REF
 
 INCARNATION = 7
@@ -142,7 +143,9 @@ class Link:
 
     def run(self, *, write=False, local_ref=(3, 31), cache_ref=(5, 51), gather=False):
         words = np.array([8], np.uint64)
-        transfer = Transfer(write, words, words, words, local_ref, cache_ref, 10**18, gather=gather)
+        transfer = Transfer(
+            write, Plan.of(words, words, words), local_ref, cache_ref, 10**18, gather=gather
+        )
         self.calls.clear()
         return self.channel.run(transfer).code
 

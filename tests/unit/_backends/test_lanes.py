@@ -16,6 +16,7 @@ from llm_datadist._backends.lanes import LinkLanes
 from llm_datadist._backends.node import Node
 from llm_datadist._backends.outcomes import Code
 from llm_datadist._backends.transfer import Transfer
+from llm_datadist._plan import Plan
 from llm_datadist._protocol.lane_auth import LaneKeys, OpenLane
 from llm_datadist._types.refs import NO_REF
 from support.instances import eventually
@@ -121,7 +122,7 @@ def test_an_operation_that_has_waited_for_a_lane_has_more_opened(node):
     lanes = LinkLanes(node, 1, [client], [], lambda: losses.append(lanes.missing()[0]), most=4)
     nothing = np.zeros(1, np.uint64)
     soon = time.monotonic_ns() + 10**10
-    transfer = Transfer(False, nothing, nothing, nothing + 8, NO_REF, (9, 9), soon)
+    transfer = Transfer(False, Plan.of(nothing, nothing, nothing + 8), NO_REF, (9, 9), soon)
     answer = lanes.ask_checksum(transfer)
     assert lanes.ping(time.monotonic_ns() + 10**6).code == Code.TIMEOUT
     assert losses == []

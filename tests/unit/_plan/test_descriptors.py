@@ -34,15 +34,18 @@ def test_one_block():
 
 @pytest.mark.parametrize("tensors", [1, 2])
 @pytest.mark.parametrize("count", [0, 1, 2, 8, 9])
-def test_the_native_core_can_read_the_arrays_of_a_plan(count, tensors):
-    """However few there are, they are whole uint64 arrays of one length."""
+def test_the_native_core_can_read_the_words_of_a_plan(count, tensors):
+    """They are bytes, or one whole uint64 array, with three rows."""
     many = Layout.of([1 << 40, 1 << 41], 4_000, 40)
     listed = blocks(*range(0, 2 * count, 2))
     plan = plan_blocks(many, listed, range(tensors), many, listed[::-1], range(tensors))
-    for column in plan[:3]:
-        assert (column.dtype, column.shape) == (np.uint64, (count * tensors,))
+    words = memoryview(plan.words)
+    assert (words.nbytes, words.contiguous) == (8 * 3 * count * tensors, True)
+    assert isinstance(plan.words, bytes) or (words.ndim == 1 and words.format in {"L", "Q"})
+    assert plan.rows.shape == (3, count * tensors)
+    for row, column in zip(plan.rows, (plan.local, plan.remote, plan.length), strict=True):
+        assert (column.dtype, column.tolist()) == (np.uint64, row.tolist())
         assert column.flags.c_contiguous
-        assert memoryview(column).format in {"L", "Q"}
 
 
 def test_blocks_that_touch_on_both_sides_are_one():

@@ -8,7 +8,7 @@ from llm_datadist._plan import Plan, first_overlap
 
 def plan(*rows):
     words = np.array(rows, np.uint64).reshape(-1, 3)
-    return Plan(words[:, 0], words[:, 1], words[:, 2], int(words[:, 2].sum()))
+    return Plan.of(words[:, 0], words[:, 1], words[:, 2], int(words[:, 2].sum()))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ LIMIT = 100
 def plan_of(lengths):
     length = np.array(lengths, np.uint64)
     starts = np.cumsum(length) - length
-    return Plan(starts + np.uint64(1000), starts * np.uint64(2), length, int(length.sum()))
+    return Plan.of(starts + np.uint64(1000), starts * np.uint64(2), length, int(length.sum()))
 
 
 def test_a_plan_of_short_descriptors_is_kept():
@@ -79,7 +79,7 @@ def test_every_byte_is_in_one_place_once(lengths, limit):
         moved = [
             [
                 int(start) + i
-                for start, n in zip(one[column], one.length, strict=True)
+                for start, n in zip(one.rows[column], one.length, strict=True)
                 for i in range(int(n))
             ]
             for one in (plan, after)

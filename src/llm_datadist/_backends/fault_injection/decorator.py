@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from llm_datadist._backends.base import Backend, Channel, Handle
 from llm_datadist._backends.outcomes import Code, Outcome, as_outcome
 from llm_datadist._devices.cpu import copy
+from llm_datadist._plan import Plan
 from llm_datadist._types.refs import NO_REF, Ref
 
 if TYPE_CHECKING:
@@ -180,12 +181,8 @@ def _shortened(transfer: Transfer, place: float) -> Transfer:
     length = transfer.length[: count + bool(rest)].copy()
     if rest:
         length[-1] = rest
-    return replace(
-        transfer,
-        local=transfer.local[: len(length)],
-        remote=transfer.remote[: len(length)],
-        length=length,
-    )
+    kept = Plan.of(transfer.local[: len(length)], transfer.remote[: len(length)], length)
+    return replace(transfer, plan=kept)
 
 
 class _CorruptedByte:
@@ -218,9 +215,7 @@ class _CorruptedByte:
             outcome = self._send(
                 replace(
                     self._transfer,
-                    local=self._scratch,
-                    remote=self._remote,
-                    length=np.ones(1, np.uint64),
+                    plan=Plan.of(self._scratch, self._remote, np.ones(1, np.uint64)),
                     local_ref=NO_REF,
                     version=0,
                 )

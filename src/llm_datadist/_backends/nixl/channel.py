@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from llm_datadist._backends.base import Channel, Finished
 from llm_datadist._backends.nixl.bindings import NUM_POSTING_THREADS
 from llm_datadist._backends.outcomes import Code, Outcome
+from llm_datadist._plan import NO_PLAN
 
 if TYPE_CHECKING:
     from llm_datadist._backends.base import Handle
@@ -100,10 +101,7 @@ class NixlChannel(Channel):
         """Use the lanes; of an accelerator's memory they can only say whether it is gone."""
         if not transfer.on_device:
             return self._over_lanes(transfer)
-        none = transfer.length[:0]
-        checked = self.lanes.read(
-            replace(transfer, write=False, local=none, remote=none, length=none)
-        )
+        checked = self.lanes.read(replace(transfer, write=False, plan=NO_PLAN))
         return Outcome(Code.NO_PATH) if checked.code == Code.OK else checked
 
     def _over_lanes(self, transfer: Transfer) -> Outcome:

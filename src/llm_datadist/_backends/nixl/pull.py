@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from llm_datadist._backends.nixl.pipeline import Direction
 from llm_datadist._backends.outcomes import Code
+from llm_datadist._plan import Plan
 
 if TYPE_CHECKING:
     from llm_datadist._backends.lanes import LinkLanes
@@ -70,15 +71,12 @@ class Pull(Direction):
         """Check the peer's guards by reading one byte, or none where lanes cannot read."""
         count = 0 if self.remote_memory.is_device(transfer) else 1
         landing = self.slots.landing
-        return self.lanes.read(
-            replace(
-                transfer,
-                local=np.full(count, landing.scratch, np.uint64),
-                remote=transfer.remote[:count],
-                length=np.ones(count, np.uint64),
-                local_ref=landing.ref,
-            )
+        checked = Plan.of(
+            np.full(count, landing.scratch, np.uint64),
+            transfer.remote[:count],
+            np.ones(count, np.uint64),
         )
+        return self.lanes.read(replace(transfer, plan=checked, local_ref=landing.ref))
 
     def take_slots(self, wait_s: float) -> tuple[Slot, ...]:
         slot = self.slots.take(wait_s)

@@ -17,6 +17,7 @@ from llm_datadist._backends.nixl.metadata import GRANTED_SLOTS
 from llm_datadist._backends.nixl.pipeline import Direction
 from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._backends.transfer import Transfer
+from llm_datadist._plan import Plan
 from llm_datadist._types.refs import NO_REF
 
 if TYPE_CHECKING:
@@ -104,9 +105,9 @@ class Push(Direction):
             outcome = self.lanes.push(
                 Transfer(
                     True,
-                    chunk.packed_at(granted.index * SLOT_BYTES),
-                    chunk.remote,
-                    chunk.length,
+                    Plan.of(
+                        chunk.packed_at(granted.index * SLOT_BYTES), chunk.remote, chunk.length
+                    ),
                     NO_REF,
                     transfer.cache_ref,
                     transfer.deadline_ns,

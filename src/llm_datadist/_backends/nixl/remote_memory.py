@@ -23,6 +23,7 @@ from llm_datadist._backends.nixl.remote_regions import RemoteRegions
 from llm_datadist._backends.nixl.trial import TrialTimeoutError
 from llm_datadist._backends.outcomes import Code
 from llm_datadist._backends.transfer import Transfer
+from llm_datadist._plan import Plan
 from llm_datadist._types.refs import NO_REF
 
 if TYPE_CHECKING:
@@ -272,9 +273,7 @@ class RemoteMemory:
         outcome = self.lanes.read(
             Transfer(
                 False,
-                np.array([address], np.uint64),
-                np.array([self.peer.log_address + offset], np.uint64),
-                np.array([size], np.uint64),
+                Plan(np.array((address, self.peer.log_address + offset, size), np.uint64), size),
                 self.slots.landing.ref,
                 self.peer.log_ref,
                 deadline_ns,

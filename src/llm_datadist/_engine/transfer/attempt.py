@@ -24,7 +24,6 @@ from llm_datadist._engine.transfer.cache_checks import check_apart
 from llm_datadist._engine.transfer.checksums import checkable, faults_of
 from llm_datadist._engine.transfer.counters import NO_LINK
 from llm_datadist._engine.transfer.errors import (
-    NO_PLAN,
     Failure,
     complete,
     corrupt_directory,
@@ -40,7 +39,7 @@ from llm_datadist._errors import (
     name_request,
     restate,
 )
-from llm_datadist._plan import Layers, Plan, cut_between
+from llm_datadist._plan import NO_PLAN, Layers, Plan, cut_between
 from llm_datadist._registry import CorruptDirectory, LocalCache, Resolved, consumed
 from llm_datadist._tracing import EndedTransfer, RequestTrace
 from llm_datadist._types import AnyKey
@@ -126,13 +125,11 @@ class _Attempt(msgspec.Struct):
 
     Attributes:
         found: What the key names; None for bare addresses.
-        plan: The descriptors.
-        transfer: The same for the data path, with the references that must hold meanwhile.
+        transfer: The descriptors, with the references that must hold meanwhile.
         different: Ranges whose checksums differ between the two sides after the transfer.
     """
 
     found: Resolved | None
-    plan: Plan
     transfer: Transfer
     different: Plan = NO_PLAN
 
@@ -191,7 +188,7 @@ class Attempts:
             raise
         duration_ns = time.monotonic_ns() - began_ns
         data: DataPlane = link.data
-        num_bytes = attempt.plan.total_bytes
+        num_bytes = attempt.transfer.plan.total_bytes
         data.count(num_bytes, request.write)
         path = data.device_path if attempt.transfer.on_device else data.path
         self._counters.add(request.operation, path, num_bytes, duration_ns)
@@ -321,20 +318,22 @@ class Attempts:
         local, found = request.local, attempt.found
         if local.faulted:
             self._fault_marks.check_local(
-                request.operation, local, attempt.plan, request.key.cluster_id, local=True
+                request.operation, local, attempt.transfer.plan, request.key.cluster_id, local=True
             )
         if link.data.marks and found is not None:
-            self._fault_marks.check_peer(request.operation, link, found.cache, attempt.plan)
+            self._fault_marks.check_peer(
+                request.operation, link, found.cache, attempt.transfer.plan
+            )
 
     def _move(self, request: Request, data: DataPlane, attempt: _Attempt) -> Outcome:
         """Move the bytes of an attempt, and compare checksums if the link does."""
         transfer = attempt.transfer
         if not data.checked:
-            return complete(data.run(transfer), attempt.plan)
+            return complete(data.run(transfer), attempt.transfer.plan)
         unit_bytes = request.local.layout.unit_bytes
         outcome, attempt.different = self._checksums.run(data, transfer, unit_bytes)
         data.mismatches += outcome.code == Code.CORRUPT
-        return complete(outcome, attempt.plan)
+        return complete(outcome, attempt.transfer.plan)
 
     def _contain(
         self, request: Request, link: Link, attempt: _Attempt, outcome: Outcome
@@ -351,9 +350,8 @@ class Attempts:
         whole = attempt.transfer
 
         def move(local_addrs: Words, remote_addrs: Words, lengths: Words) -> Outcome:
-            part = replace(whole, local=local_addrs, remote=remote_addrs, length=lengths, version=0)
-            plan = Plan(local_addrs, remote_addrs, lengths, int(lengths.sum()))
-            tried = _Attempt(attempt.found, plan, part)
+            plan = Plan.of(local_addrs, remote_addrs, lengths)
+            tried = _Attempt(attempt.found, replace(whole, plan=plan, version=0))
             moved = self._move(request, link.data, tried)
             attempt.different = tried.different
             return moved
@@ -361,7 +359,7 @@ class Attempts:
         contained = Containment(
             move, request.local.layout, None if remote is None else remote.layout
         )
-        ended = contained.finish(attempt.plan, outcome)
+        ended = contained.finish(attempt.transfer.plan, outcome)
         if ended is None and not contained.found:
             return Outcome(Code.STALE), ()
         if ended is not None and ended.code in {Code.GONE, Code.STALE}:
@@ -420,7 +418,7 @@ class Attempts:
                 cluster_id=cluster_id,
                 peer=f"cluster {cluster_id} at {printed(link.address)}",
                 timeout_ms=self._timeout_ms,
-                plan=NO_PLAN if attempt is None else attempt.plan,
+                plan=NO_PLAN if attempt is None else attempt.transfer.plan,
                 remote_name=(
                     "the peer's memory"
                     if remote is None
@@ -448,10 +446,7 @@ class Attempts:
         """
         if attempt.transfer.key_ref == NO_REF:
             return None
-        nothing = NO_PLAN.local
-        check = replace(
-            attempt.transfer, local=nothing, remote=nothing, length=nothing, key_ref=NO_REF
-        )
+        check = replace(attempt.transfer, plan=NO_PLAN, key_ref=NO_REF)
         if link.data.run(check).code != Code.OK:
             return None
         status = LLMStatusCode.LLM_KV_CACHE_NOT_EXIST
@@ -483,9 +478,7 @@ def _attempt(
         plan = checkable(plan, local.layout.unit_bytes)
     transfer = Transfer(
         request.write,
-        plan.local,
-        plan.remote,
-        plan.length,
+        plan,
         local.ref,
         cache_ref,
         request.deadline_ns,
@@ -494,4 +487,4 @@ def _attempt(
         on_device,
         request.reshards and not on_device and reads_gathered(data, plan, write=request.write),
     )
-    return _Attempt(found, plan, transfer)
+    return _Attempt(found, transfer)

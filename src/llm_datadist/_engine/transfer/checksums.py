@@ -15,9 +15,8 @@ from msgspec.structs import replace
 
 from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._engine.memory.fault_marks import fault_of
-from llm_datadist._engine.transfer.errors import NO_PLAN
 from llm_datadist._errors import Fault
-from llm_datadist._plan import Plan, cut, segments
+from llm_datadist._plan import NO_PLAN, Plan, cut, segments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -162,17 +161,14 @@ def _compare(
     places = np.flatnonzero(local_sums != remote_sums)
     if not len(places):
         return found, NO_PLAN
-    different = Plan(units.local[places], units.remote[places], units.length[places], 0)
+    different = Plan.of(*units.plan.rows[:, places])
     return found._replace(code=Code.CORRUPT), different
 
 
 def _units(transfer: Transfer, unit_bytes: int) -> Transfer:
     """Return the transfer in pieces of one block (slot) each, which are compared one by one."""
-    whole = Plan(transfer.local, transfer.remote, transfer.length, 0)
-    units = cut(whole, unit_bytes)
-    if units is whole:
-        return transfer
-    return replace(transfer, local=units.local, remote=units.remote, length=units.length)
+    units = cut(transfer.plan, unit_bytes)
+    return transfer if units is transfer.plan else replace(transfer, plan=units)
 
 
 def _within(outcome: Outcome, part: slice, moved_bytes: int) -> Outcome:
@@ -184,13 +180,7 @@ def _within(outcome: Outcome, part: slice, moved_bytes: int) -> Outcome:
 def _part(transfer: Transfer, part: slice, version: int) -> Transfer:
     if part == slice(0, len(transfer.length)):
         return transfer
-    return replace(
-        transfer,
-        local=transfer.local[part],
-        remote=transfer.remote[part],
-        length=transfer.length[part],
-        version=version,
-    )
+    return replace(transfer, plan=Plan.of(*transfer.plan.rows[:, part]), version=version)
 
 
 def _holder(transfer: Transfer, units: Transfer, index: int) -> int:

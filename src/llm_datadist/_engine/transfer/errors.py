@@ -7,19 +7,13 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from llm_datadist._backends.outcomes import OK, Code, Outcome
 from llm_datadist._engine.memory.fault_marks import NOT_ACCESSIBLE, REPAIR, described
 from llm_datadist._errors import Fault, LLMException, LLMStatusCode, fail, finalized
-from llm_datadist._plan import Plan
 
 if TYPE_CHECKING:
+    from llm_datadist._plan import Plan
     from llm_datadist._registry import CorruptDirectory
-
-_NOTHING = np.empty(0, np.uint64)
-NO_PLAN = Plan(_NOTHING, _NOTHING, _NOTHING, 0)
-"""No descriptors: for a failure before planning."""
 
 
 @dataclass(slots=True)

@@ -6,8 +6,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from llm_datadist._engine.transfer.cache_checks import as_blocks, as_slots
 from llm_datadist._errors import LLMException, invalid, name_peer
 from llm_datadist._plan import (
@@ -127,12 +125,7 @@ class _RawDestination(Destination):
                 strict=True,
             )
         ]
-        plan = Plan(
-            np.concatenate([plan.local for plan in plans]),
-            np.concatenate([plan.remote for plan in plans]),
-            np.concatenate([plan.length for plan in plans]),
-            sum(plan.total_bytes for plan in plans),
-        )
+        plan = Plan.joined(plans)
         self._transfers.push_raw(
             source.operation, self._cluster_id, source.local, plan, source.trace
         )

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final, final
 from llm_datadist._backends.outcomes import Code
 from llm_datadist._control.sockets import printed
 from llm_datadist._engine.link.data_plane import LookupFailedError
-from llm_datadist._engine.transfer.errors import NO_PLAN, Failure, corrupt_directory, failure
+from llm_datadist._engine.transfer.errors import Failure, corrupt_directory, failure
 from llm_datadist._errors import LLMException, restate
+from llm_datadist._plan import NO_PLAN
 from llm_datadist._registry import CorruptDirectory
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, final
 
 from llm_datadist._control.workers import Workers, settle
 from llm_datadist._engine.transfer.attempt import Request
-from llm_datadist._engine.transfer.errors import NO_PLAN
 from llm_datadist._engine.transfer.resharded_plans import Job, checked_local, checked_ranks
 from llm_datadist._engine.transfer.ways import way_of
 from llm_datadist._errors import LLMException, invalid, name_request
+from llm_datadist._plan import NO_PLAN
 from llm_datadist._plan.layouts import RankReport, reason_of
 
 if TYPE_CHECKING:

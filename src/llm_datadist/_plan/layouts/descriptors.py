@@ -16,7 +16,7 @@ import numpy as np
 
 from llm_datadist._errors import invalid
 from llm_datadist._plan.descriptors import expand
-from llm_datadist._plan.layout import Plan
+from llm_datadist._plan.layout import NO_PLAN, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,9 +43,6 @@ __all__ = [
 
 MAX_DESCRIPTORS = 1 << 25
 """Of one part: 768 MiB of arrays."""
-
-_NOTHING = np.empty(0, np.uint64)
-NO_PLAN = Plan(_NOTHING, _NOTHING, _NOTHING, 0)
 
 
 class _Runs(NamedTuple):

@@ -172,10 +172,7 @@ def _first_pieces(plan: Plan) -> Plan:
     """Return a part of a long plan, which stands for all of it: a plan repeats for each tensor."""
     if len(plan.length) <= _JUDGED_PIECES:
         return plan
-    local, remote, length = (
-        array[:_JUDGED_PIECES] for array in (plan.local, plan.remote, plan.length)
-    )
-    return Plan(local, remote, length, int(length.sum()))
+    return Plan.of(*plan.rows[:, :_JUDGED_PIECES])
 
 
 def _stretches(begin: NDArray[np.uint64], length: NDArray[np.uint64]) -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-import numpy as np
-
 from llm_datadist._errors import invalid
 from llm_datadist._plan.indices import blocks_array
 from llm_datadist._plan.layout import Plan
@@ -18,6 +16,7 @@ from llm_datadist._types.checks import INT32_MAX, check_int, check_range
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from llm_datadist._plan.layouts.descriptors import TensorPlan
@@ -290,17 +289,7 @@ def _by_rank(made: Sequence[tuple[Part, TensorPlan]]) -> list[LinkPlan]:
     for (part, _), plan in zip(made, plans, strict=True):
         last = links[-1] if links else None
         if last is not None and last.rank == part.rank:
-            links[-1] = LinkPlan(part.rank, (*last.parts, part), _joined(last.plan, plan))
+            links[-1] = LinkPlan(part.rank, (*last.parts, part), Plan.joined((last.plan, plan)))
         else:
             links.append(LinkPlan(part.rank, (part,), plan))
     return links
-
-
-def _joined(first: Plan, second: Plan) -> Plan:
-    """Return the descriptors of two plans as one."""
-    return Plan(
-        np.concatenate((first.local, second.local)),
-        np.concatenate((first.remote, second.remote)),
-        np.concatenate((first.length, second.length)),
-        first.total_bytes + second.total_bytes,
-    )

@@ -9,6 +9,7 @@ import pytest
 from llm_datadist._backends.nixl.channel import NixlChannel
 from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._backends.transfer import Transfer
+from llm_datadist._plan import Plan
 
 SMALL, LARGE = 64, 4096
 OK = Outcome(Code.OK)
@@ -16,7 +17,9 @@ OK = Outcome(Code.OK)
 
 def a_transfer(size=LARGE, **more):
     words = np.array([size], np.uint64)
-    return Transfer(more.pop("write", False), words, words, words, (3, 31), (5, 51), 1, **more)
+    return Transfer(
+        more.pop("write", False), Plan.of(words, words, words), (3, 31), (5, 51), 1, **more
+    )
 
 
 class Link:

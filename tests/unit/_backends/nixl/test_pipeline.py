@@ -12,6 +12,7 @@ from llm_datadist._backends.nixl.landing import Slots
 from llm_datadist._backends.nixl.pipeline import Direction, Pipeline
 from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._backends.transfer import Transfer
+from llm_datadist._plan import Plan
 from llm_datadist._types.refs import NO_REF
 
 CHUNKS = 5
@@ -83,7 +84,7 @@ def transfer(seconds=60.0):
     whole = np.arange(CHUNKS, dtype=np.uint64) * np.uint64(8)
     deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
     length = np.full(CHUNKS, 8, np.uint64)
-    return Transfer(False, whole, whole, length, (4, 7), NO_REF, deadline_ns)
+    return Transfer(False, Plan.of(whole, whole, length), (4, 7), NO_REF, deadline_ns)
 
 
 def raises():

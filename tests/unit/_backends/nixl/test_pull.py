@@ -8,9 +8,10 @@ import pytest
 from llm_datadist._backends.nixl.pull import Pull
 from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._backends.transfer import Transfer
+from llm_datadist._plan import Plan
 
 WORDS = np.array([4096], np.uint64)
-TRANSFER = Transfer(False, WORDS, WORDS, WORDS, (3, 31), (5, 51), 10**18)
+TRANSFER = Transfer(False, Plan.of(WORDS, WORDS, WORDS), (3, 31), (5, 51), 10**18)
 
 
 class World:

@@ -10,6 +10,7 @@ from llm_datadist._backends.nixl.landing import SLOT_BYTES, Slots
 from llm_datadist._backends.nixl.push import Push
 from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._backends.transfer import Transfer
+from llm_datadist._plan import Plan
 from llm_datadist._types.refs import NO_REF
 
 
@@ -18,7 +19,7 @@ def words(*values):
 
 
 TRANSFER = Transfer(
-    True, words(100, 900), words(5000, 7000), words(8, 16), (3, 31), (5, 51), 10**18, version=9
+    True, Plan(words(100, 900, 5000, 7000, 8, 16), 24), (3, 31), (5, 51), 10**18, version=9
 )
 (CHUNK,) = chunks(TRANSFER.local, TRANSFER.remote, TRANSFER.length, SLOT_BYTES)
 

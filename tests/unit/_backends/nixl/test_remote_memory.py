@@ -19,6 +19,7 @@ from llm_datadist._backends.nixl.trial import TrialTimeoutError
 from llm_datadist._backends.node import Node
 from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._backends.transfer import Transfer
+from llm_datadist._plan import Plan
 from llm_datadist._types.refs import NO_REF
 
 KEY = bytes(32)
@@ -91,7 +92,7 @@ def add(log, number, kind="DRAM"):
 def read_of(number):
     ranges = np.array([number << 20], np.uint64), np.array([4096], np.uint64)
     deadline_ns = time.monotonic_ns() + 60 * 10**9
-    return Transfer(False, ranges[0], *ranges, NO_REF, NO_REF, deadline_ns)
+    return Transfer(False, Plan.of(ranges[0], *ranges), NO_REF, NO_REF, deadline_ns)
 
 
 def start(memory, number):

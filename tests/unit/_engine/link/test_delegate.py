@@ -98,7 +98,7 @@ def test_an_endpoint_has_the_marks_and_a_guard_of_the_link(make_end):
 def test_a_new_link_knows_the_marks_of_its_peer(make_end):
     end = make_end(TcpBackend())
     data = end.connect(end.planes.endpoint(LINK_ID))
-    plan = Plan(*np.array([[0x1000], [0x1000], [1]], np.uint64), 1)
+    plan = Plan(np.array((0x1000, 0x1000, 1), np.uint64), 1)
     assert data.marks.touched((3, 31), plan) == [(0x1000, 64)]
     assert data.marks.touched((3, 33), plan) == []
     end.planes.disconnect(data)

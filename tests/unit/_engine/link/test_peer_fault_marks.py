@@ -11,7 +11,7 @@ ENTRY = (7, 101)
 
 def plan(*ranges):
     words = [np.array(column, np.uint64) for column in zip(*ranges, strict=True)]
-    return Plan(np.zeros_like(words[0]), *words, 0)
+    return Plan.of(np.zeros_like(words[0]), *words)
 
 
 def test_a_mark_is_met_by_what_touches_it():

@@ -69,7 +69,7 @@ def test_every_block_is_moved_or_named(bad_local, bad_remote, order, randomness)
 def test_one_bad_block_of_many_costs_few_operations():
     units = 4096
     layout = Layout.of([0x1000000], UNIT * units, units)
-    plan = Plan(*(np.array([word], np.uint64) for word in (0x1000000, 0x9000000, UNIT * units)), 1)
+    plan = Plan(np.array((0x1000000, 0x9000000, UNIT * units), np.uint64), UNIT * units)
     bad = 0x9000000 + UNIT * 1234
     calls = []
 
@@ -103,7 +103,7 @@ def test_a_fault_that_is_gone_is_none():
 
 
 def test_memory_of_an_unknown_cache_is_named_by_its_address():
-    plan = Plan(*(np.array([word], np.uint64) for word in (0x10000, 0x777, 2 * UNIT)), 2 * UNIT)
+    plan = Plan(np.array((0x10000, 0x777, 2 * UNIT), np.uint64), 2 * UNIT)
     contained = Containment(lambda *_: Outcome(Code.REMOTE_FAULT, 14, 0), LOCAL, None)
     assert contained.finish(plan, Outcome(Code.REMOTE_FAULT, 14, 0)) is None
     assert [found[1:] for found in contained.found] == [

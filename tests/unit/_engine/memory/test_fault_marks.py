@@ -84,7 +84,7 @@ class Owner:
 
 def a_plan(*blocks):
     local = np.array([START + block * UNIT for block in blocks], np.uint64)
-    return Plan(local, local + np.uint64(1 << 20), np.full(len(blocks), UNIT, np.uint64), 0)
+    return Plan.of(local, local + np.uint64(1 << 20), np.full(len(blocks), UNIT, np.uint64))
 
 
 def test_marked_memory_is_sent_to_all_peers_and_refused():
@@ -110,7 +110,7 @@ def test_a_transfer_of_any_part_of_marked_memory_is_refused():
     beside = [(first - UNIT, UNIT), (last + 1, UNIT), (first, 0)]
     for addr, size in touching + beside:
         start = np.array([addr], np.uint64)
-        plan = Plan(start, start, np.array([size], np.uint64), size)
+        plan = Plan.of(start, start, np.array([size], np.uint64))
         if (addr, size) in beside:
             owner.marks.check_local("push_blocks", owner.cache, plan, PEER, local=True)
             continue

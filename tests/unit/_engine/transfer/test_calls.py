@@ -45,7 +45,7 @@ class Caller:
     def planned(self, call, *arguments):
         """Make a call; return the pieces that it would move, as (local, remote, bytes)."""
         getattr(self.transfers, call)("x", *arguments)
-        return list(zip(*(column.tolist() for column in self.plan[:3]), strict=True))
+        return list(zip(*self.plan.rows.tolist(), strict=True))
 
 
 def refused(caller, text, call, *arguments, error=LLMException):

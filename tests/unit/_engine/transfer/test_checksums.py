@@ -75,7 +75,9 @@ class Peers:
     def transfer(self, *ranges, write=False, version=9):
         words = np.array(ranges, np.uint64).reshape(-1, 2)
         begins, sizes = words[:, 0].copy(), words[:, 1].copy()
-        moved = Transfer(write, begins, begins, sizes, (1, 1), (2, 1), 10**18, version=version)
+        moved = Transfer(
+            write, Plan.of(begins, begins, sizes), (1, 1), (2, 1), 10**18, version=version
+        )
         outcome, different = Checksums(self).run(self, moved, UNIT)
         assert self.pending == 0, "a question for checksums holds a lane until it is waited for"
         return outcome, list(zip(different.local.tolist(), different.length.tolist(), strict=True))
@@ -153,7 +155,7 @@ def test_nothing_is_a_success():
 
 def test_a_checkable_plan_is_cut_between_blocks():
     words = np.array([0], np.uint64)
-    plan = Plan(words, words, np.array([20], np.uint64), 20)
+    plan = Plan.of(words, words, np.array([20], np.uint64))
     assert checkable(plan, 3).length.tolist() == [6, 6, 6, 2]
     assert checkable(plan, 4).length.tolist() == [8, 8, 4]
     assert checkable(plan, 16).length.tolist() == [8, 8, 4]
@@ -162,7 +164,7 @@ def test_a_checkable_plan_is_cut_between_blocks():
 @pytest.mark.parametrize("write", [False, True])
 def test_faults_are_of_the_destination(write):
     local, remote = np.array([0x1000], np.uint64), np.array([0x2000 + UNIT], np.uint64)
-    different = Plan(local, remote, np.array([UNIT], np.uint64), 0)
+    different = Plan.of(local, remote, np.array([UNIT], np.uint64))
     start = 0x2000 if write else 0x1000
     layout = Layout.of([start], 4 * UNIT, 4)
     cache = SimpleNamespace(cache_id=7, is_blocks=True, layout=layout)

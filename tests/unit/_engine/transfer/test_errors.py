@@ -11,7 +11,7 @@ from llm_datadist._errors import Fault, LLMStatusCode
 from llm_datadist._plan import Plan
 
 S = LLMStatusCode
-PLAN = Plan(*(np.array([value], np.uint64) for value in (0x1000, 0x2000, 64)), 64)
+PLAN = Plan(np.array((0x1000, 0x2000, 64), np.uint64), 64)
 FAULT = Fault(cluster_id=2, cache_id=5, tensor_index=1, block=3, addr=0x2000, size=64)
 
 

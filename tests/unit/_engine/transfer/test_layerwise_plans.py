@@ -53,7 +53,7 @@ class Pusher:
         self._note(plan(self.found))
 
     def _note(self, plan):
-        self.pushed = list(zip(*(column.tolist() for column in plan[:3]), strict=True))
+        self.pushed = list(zip(*plan.rows.tolist(), strict=True))
         assert sum(size for _, _, size in self.pushed) == plan.total_bytes
 
     def send(self, layer, config, *indices):

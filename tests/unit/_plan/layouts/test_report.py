@@ -47,7 +47,7 @@ def plan(piece, gap, count=1000, local_gap=0):
     steps = np.arange(count, dtype=np.uint64)
     length = np.full(count, piece, np.uint64)
     local = steps * np.uint64(piece + local_gap)
-    return Plan(local, steps * np.uint64(piece + gap), length, piece * count)
+    return Plan.of(local, steps * np.uint64(piece + gap), length, piece * count)
 
 
 def test_the_shorter_the_pieces_the_slower():
@@ -116,8 +116,5 @@ def test_with_more_cores_than_gather_more_must_be_won():
 def test_the_first_pieces_of_a_long_plan_stand_for_it():
     """A plan repeats for each tensor; looking at a million pieces would cost more than it saves."""
     few, many = plan(256, 0, 1 << 15, 1792), plan(256, 1792, 1 << 17)
-    local, remote, length = (
-        np.concatenate((first, rest)) for first, rest in zip(few[:3], many[:3], strict=True)
-    )
     assert gathering_is_faster(many, 2)
-    assert not gathering_is_faster(Plan(local, remote, length, 256 * len(length)), 2)
+    assert not gathering_is_faster(Plan.joined((few, many)), 2)
