@@ -35,7 +35,7 @@ _STRETCH_COST = 1400
 _PIECE_COST = 250
 """Of each piece on the same host."""
 _LANE_REMOTE_COST = 340
-"""Of each stretch of the peer's memory over a lane: its descriptor, and a range of a system call."""
+"""Of each stretch of the peer's memory over a lane: its descriptor, and a system call's range."""
 _LANE_LOCAL_COST = 140
 """Of each stretch of local memory over a lane: a range of a system call."""
 
