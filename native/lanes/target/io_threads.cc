@@ -119,14 +119,13 @@ void IoThread::run() noexcept {
   }
 }
 
-IoThread& IoThreads::next() {
+IoThread& IoThreads::at(std::size_t turn) {
   struct All {
     std::array<IoThread*, kThreads> threads{};
-    std::size_t turn = 0;
   };
   static PerProcess<All> per_process;
-  return per_process.with([](All& all) -> IoThread& {
-    IoThread*& thread = all.threads[all.turn++ % kThreads];
+  return per_process.with([turn](All& all) -> IoThread& {
+    IoThread*& thread = all.threads[turn % kThreads];
     if (thread == nullptr) {
       // Never ends: an idle thread costs nothing.
       thread = new IoThread;  // NOLINT(cppcoreguidelines-owning-memory)

@@ -58,9 +58,9 @@ class IoThread {
 
 class IoThreads {
  public:
-  // One of the threads of this process, in turn. They start at first use; a forked child starts its
-  // own.
-  static IoThread& next();
+  // The thread of this process that a turn falls to. They start at first use; a forked child starts
+  // its own.
+  static IoThread& at(std::size_t turn);
 
   static constexpr std::size_t kThreads = 2;
 };

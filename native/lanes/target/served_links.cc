@@ -18,6 +18,16 @@ bool ServedLinks::add(std::uint64_t link_id, std::shared_ptr<ServedLane> lane) {
   return true;
 }
 
+std::size_t ServedLinks::first_turn() {
+  static std::atomic<std::size_t> links{0};  // of all instances of the process
+  return links.fetch_add(1);
+}
+
+std::size_t ServedLinks::next_turn(std::uint64_t link_id) {
+  const std::lock_guard lock(mutex_);
+  return closed_ ? 0 : links_[link_id].turn++;
+}
+
 void ServedLinks::remove(std::uint64_t link_id, const ServedLane* lane) {
   std::shared_ptr<ServedLane> last;  // destroyed outside the lock
   const std::lock_guard lock(mutex_);

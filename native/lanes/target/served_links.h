@@ -45,6 +45,10 @@ class ServedLinks {
 
   // Returns false once closed.
   bool add(std::uint64_t link_id, std::shared_ptr<ServedLane> lane);
+  // The turn of the link's next lane. The lanes of a link have successive turns, and so have the
+  // first lanes of links: peers mostly use the same lane of each link, as it was opened last, and
+  // one thread would serve all of those.
+  std::size_t next_turn(std::uint64_t link_id);
   // The lane must no longer access memory.
   void remove(std::uint64_t link_id, const ServedLane* lane);
   // Of a link that is served, or will be.
@@ -70,11 +74,14 @@ class ServedLinks {
   std::vector<std::uint64_t> begin_close();
 
  private:
+  static std::size_t first_turn();
+
   struct Link {
     std::vector<std::shared_ptr<ServedLane>> lanes;
     std::shared_ptr<HostPeer> host;
     std::shared_ptr<HostPeer> landing;
     Offences offences;
+    std::size_t turn = first_turn();
     std::shared_ptr<LinkActivity> activity = std::make_shared<LinkActivity>();
   };
 

@@ -16,8 +16,8 @@ void LaneServer::serve(LaneSocket socket, std::uint64_t link_id) {
   if (mark_.inherited()) {
     throw std::system_error(ECHILD, std::generic_category(), "the server of a parent process");
   }
-  const auto lane =
-      std::make_shared<ServedLane>(links_, link_id, std::move(socket), IoThreads::next());
+  const auto lane = std::make_shared<ServedLane>(links_, link_id, std::move(socket),
+                                                 IoThreads::at(links_->next_turn(link_id)));
   if (links_->node().closed() || !links_->add(link_id, lane)) {
     throw std::system_error(ESHUTDOWN, std::generic_category(), "the instance is closed");
   }
