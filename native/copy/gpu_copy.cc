@@ -61,6 +61,9 @@ class GpuCopy final : public cuda::Job {
   }
 
   Outcome begin_chunk(cuda::StreamCopies& copies, const Batch& chunk) const {
+    if (const cuda::Result room = copies.make_room(); room != cuda::Result::kSuccess) {
+      return cuda::outcome_of(room);
+    }
     if (stopping()) {
       return Outcome::failure(Code::kTimeout);
     }

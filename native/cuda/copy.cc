@@ -107,17 +107,24 @@ StreamCopies::StreamCopies(Device& device, CopyWay way, std::size_t most_in_flig
       lease_(device),
       failure_(lease_.result()) {}
 
+Result StreamCopies::make_room() {
+  if (failure_ == Result::kSuccess) {
+    const Result result = end_oldest(next_);
+    if (result != Result::kSuccess) {
+      fail(result);
+    }
+  }
+  return failure_;
+}
+
 Result StreamCopies::begin(const Chunk& chunk, std::shared_ptr<const void> held) {
-  const std::size_t slot = next_;
-  if (failure_ != Result::kSuccess) {
+  if (make_room() != Result::kSuccess) {
     return failure_;
   }
+  const std::size_t slot = next_;
   next_ = (next_ + 1) % most_in_flight_;
-  Result result = end_oldest(slot);
-  if (result == Result::kSuccess) {
-    slots_.at(slot) = {true, std::move(held)};
-    result = submit(chunk, slot);
-  }
+  slots_.at(slot) = {true, std::move(held)};
+  Result result = submit(chunk, slot);
   if (result == Result::kSuccess) {
     result = driver_.event_record(lease_.event(slot), lease_.stream());
   }

@@ -60,8 +60,11 @@ class StreamCopies {
   ~StreamCopies() { finish(); }
 
   [[nodiscard]] const Driver& driver() const { return driver_; }
-  // Waits until fewer chunks are in flight than may be, then submits one. `held` is kept until its
-  // copies have ended. After a failure, which stays, no copy is in flight.
+  // Waits until fewer chunks are in flight than may be. A GPU may hang meanwhile, so that whether
+  // to go on is checked after this.
+  Result make_room();
+  // Makes room, then submits a chunk. `held` is kept until its copies have ended. After a failure,
+  // which stays, no copy is in flight.
   Result begin(const Chunk& chunk, std::shared_ptr<const void> held = nullptr);
   // Waits until no copy is in flight; returns the first failure.
   Result finish();

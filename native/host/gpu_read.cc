@@ -193,8 +193,7 @@ Outcome GpuRead::copy_all(cuda::Device& device) {
   std::uint64_t bytes = 0;
   const std::uint64_t chunk_bytes = staged_ ? cuda::PinnedPool::kBlockBytes : cuda::kChunkBytes;
   for (const Batch& chunk : divide(work(), chunk_bytes, cuda::kChunkPieces)) {
-    const Outcome before = before_chunk();
-    const Outcome begun = before.ok() ? begin_chunk(copies, chunk) : before;
+    const Outcome begun = begin_chunk(copies, chunk);
     if (!begun.ok()) {
       return begun;  // the destructor waits for the chunks in flight
     }
@@ -206,6 +205,13 @@ Outcome GpuRead::copy_all(cuda::Device& device) {
 }
 
 Outcome GpuRead::begin_chunk(cuda::StreamCopies& copies, const Batch& chunk) {
+  if (const cuda::Result room = copies.make_room(); room != cuda::Result::kSuccess) {
+    return cuda::outcome_of(room);
+  }
+  const Outcome before = before_chunk();
+  if (!before.ok()) {
+    return before;
+  }
   const auto held = std::make_shared<Held>();
   held->writing = Use(local_entry_, checks_.local.value, Holder::kDriver);
   if (checks_.local.named() && !held->writing) {
@@ -223,8 +229,9 @@ Outcome GpuRead::begin_chunk(cuda::StreamCopies& copies, const Batch& chunk) {
     }
     const auto staging = reinterpret_cast<std::uint64_t>(held->staging.get());
     const Outcome fetched = fetch_to(staging, chunk);
-    if (!fetched.ok()) {
-      return fetched;
+    const Outcome still = fetched.ok() ? before_chunk() : fetched;
+    if (!still.ok()) {
+      return still;
     }
     std::uint64_t at = staging;
     for (std::size_t i = 0; i < count; ++i) {

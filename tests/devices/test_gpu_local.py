@@ -29,16 +29,19 @@ def make_side(gpu):
     finalize(*made)
 
 
-class Slots:
-    """A contiguous cache of one tensor in a GPU's memory."""
+class Words:
+    """A cache of one tensor in a GPU's memory; contiguous unless `blocks`."""
 
-    def __init__(self, side, gpu, units, words, seed=0):
+    def __init__(self, side, gpu, units, words, seed=0, *, blocks=False, key=None):
         self._gpu, self._shape = gpu, (units, words)
         data = pattern(self._shape, seed) if seed else np.zeros(self._shape, np.uint64)
         self._address = gpu.allocate(data.nbytes)
         gpu.write(self._address, data)
         desc = CacheDesc(1, self._shape, DataType.DT_UINT64)
-        self.cache = side.manager.register_cache(desc, [self._address])
+        if not blocks:
+            self.cache = side.manager.register_cache(desc, [self._address])
+        else:
+            self.cache = side.manager.register_blocks_cache(desc, [self._address], key)
 
     @property
     def data(self):
@@ -50,7 +53,7 @@ class Copy:
 
     def __init__(self, side, gpu, name, source="gpu", target="gpu"):
         if name == "copy_cache":
-            caches = Slots(side, gpu, 4, 64, seed=3), Slots(side, gpu, 4, 64)
+            caches = Words(side, gpu, 4, 64, seed=3), Words(side, gpu, 4, 64)
         elif name == "copy_blocks":
             caches = [cache_on(source, side, gpu, seed=3)] * 2
         else:
@@ -109,21 +112,47 @@ def test_a_call_of_the_driver_that_hangs(make_side, gpu, stand_in, source, targe
     assert copy.is_done
 
 
-def test_nothing_is_begun_after_a_timeout(make_side, gpu, stand_in):
-    """The copies take twice the time of the call; those in flight are waited for."""
-    side = make_side(40)
-    source, target = (Slots(side, gpu, 1 << 14, 1, seed) for seed in (3, 0))  # 16 chunks
-    order = np.random.default_rng(1).permutation(1 << 14).tolist()
+def many(side, gpu, seed, key=None):
+    """Return a cache of 16 chunks, if its blocks are copied in another order."""
+    return Words(side, gpu, 1 << 14, 1, seed, blocks=True, key=key)
+
+
+OTHER_ORDER = np.random.default_rng(1).permutation(1 << 14).tolist()
+
+
+def begins_no_chunk_after_a_timeout(side, call, written, stand_in, peer=None):
+    """Whether a call with a GPU that hangs leaves the chunks alone that it had not begun."""
     stand_in.fail("")  # counts from here on
-    stand_in.delay(5000)
-    with failing("LLM_TIMEOUT", "swap_blocks"):
-        side.manager.swap_blocks(source.cache, target.cache, dict(enumerate(order)))
+    stand_in.hang(0, hangs=True)
+    with failing("LLM_TIMEOUT", call.__name__, peer=peer):
+        call()
     begun = stand_in.count_copies()
-    stand_in.delay(0)
-    before = target.data
-    gpu.free(gpu.allocate(4096))  # waits for all streams
-    assert (target.data == before).all()
-    assert stand_in.count_copies() == begun < 16
+    stand_in.hang(0, hangs=False)
+    side.manager.unregister_cache(written.cache.cache_id)  # waits for all chunks
+    assert 0 < begun < 16
+    return stand_in.count_copies() == begun
+
+
+def test_a_copy_begins_no_chunk_after_a_timeout(make_side, gpu, stand_in):
+    side = make_side(SHORT_MS)
+    source, target = many(side, gpu, 3), many(side, gpu, 0)
+
+    def swap_blocks():
+        side.manager.swap_blocks(source.cache, target.cache, dict(enumerate(OTHER_ORDER)))
+
+    assert begins_no_chunk_after_a_timeout(side, swap_blocks, target, stand_in)
+
+
+def test_a_pull_begins_no_chunk_after_a_timeout(make, gpu, stand_in):
+    owner, user = make("host", device="cuda", sync_kv_timeout=SHORT_MS)
+    many(owner, gpu, 3, owner.blocks_key())
+    target = many(user, gpu, 0)
+
+    def pull_blocks():
+        every = list(range(1 << 14))
+        user.manager.pull_blocks(owner.blocks_key(), target.cache, every, OTHER_ORDER)
+
+    assert begins_no_chunk_after_a_timeout(user, pull_blocks, target, stand_in, peer=1)
 
 
 def test_a_copy_keeps_its_caches_until_the_gpu_goes_on(make_side, gpu, stand_in):
