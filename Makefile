@@ -197,16 +197,19 @@ many-links: $(VENV)/.installed $(VENV)/.test
 nixl-check: $(VENV)/.installed $(VENV)/.test
 	$(BIN)/python -c "from llm_datadist._backends.nixl.bindings import load_bindings as load; print(load().distribution)"
 
-# GPU memory on this machine: the tests on its driver, then figures, in 6 minutes (tools/gpu_check.py). With
-# the wheels of gpu-check-wheels, which another machine may have made, it needs no network and no compiler.
+# GPU memory on this machine: the tests on its driver, then figures, in 7 minutes (tools/gpu_check.py), to $OUT or
+# build/gpu-check. With the wheels of gpu-check-wheels, which another machine may have made with a Python of the same
+# version (GPU_PYTHON=python3.12), it needs no network and no compiler.
 GPU_WHEELS = build/gpu-check/wheels
+GPU_PYTHON = $(BIN)/python
 .PHONY: gpu-check gpu-check-wheels
 gpu-check:
 	@if test -d $(GPU_WHEELS); then $(PYTHON) tools/gpu_check.py --wheels $(GPU_WHEELS) $(ARGS); else \
 	  $(MAKE) $(VENV)/.installed $(VENV)/.test && $(BIN)/python tools/gpu_check.py $(ARGS); fi
 
 gpu-check-wheels: $(VENV)/.tools
-	$(BIN)/pip wheel -qq -w $(GPU_WHEELS) . pytest pytest-timeout
+	@rm -rf $(GPU_WHEELS)
+	$(GPU_PYTHON) -m pip wheel -qq -w $(GPU_WHEELS) . pytest pytest-timeout
 
 # ---- long forms of tests that `make test` runs in short ------------------------------------------
 

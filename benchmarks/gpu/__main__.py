@@ -42,6 +42,7 @@ def main():
             case(gpu, report, size, rounds)
         except Exception as error:
             report.leave_out(name, f"failed: {error}")
+        report.write(options.json)  # in case that the next one does not end
     report.beside_nixl()
     report.write(options.json)
     return 1 if report.wrong else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import statistics
 import threading
@@ -85,6 +86,10 @@ def blocks_between_gpus(gpu, report, size, rounds):
         landed = gpu.read(address, size).reshape(count, -1)
         report.check("pull", (landed[order] == pattern(size).reshape(count, -1)).all())
         report.add("push 32 KiB blocks", rate(size, push, rounds), "GB/s", goal)
+        pull()
+        landed = gpu.read(address, size).reshape(count, -1)
+        report.check("push", (landed[order] == pattern(size).reshape(count, -1)).all())
+        report.note_path("pull and push 32 KiB blocks", made.describe_link(1))
         times = sorted(
             _seconds(lambda: manager.pull_blocks(KEY, cache, [3], [5])) for _ in range(50 * rounds)
         )
@@ -116,6 +121,11 @@ def swaps(gpu, report, size, rounds):
             report.add(f"one copy, pinned, {name}", one, "GB/s")
             found = rate(size, lambda: swap(source, to, pairs), rounds)  # noqa: B023
             report.add(f"swap_blocks of 64 KiB blocks, pinned, {name}", found, "GB/s", 0.85 * one)
+        gpu.write(on_gpu, pattern(size))
+        swap(there, host, pairs)
+        gpu.write(on_gpu, np.zeros(size // 8, np.uint64))
+        swap(host, there, {to: source for source, to in pairs.items()})
+        report.check("swap_blocks", (gpu.read(on_gpu, size) == pattern(size)).all())
     finally:
         made.finalize()
         gpu.free(on_gpu)
@@ -133,9 +143,14 @@ def lanes(gpu, report, size, rounds):
         report.leave_out("lanes, GPU memory at both ends", str(error))
         return
     for kind in ("host", "gpu"):
-        with peers(gpu, "tcp", size, block, remote=kind, local=kind) as (made, cache, _):
+        with peers(gpu, "tcp", size, block, remote=kind, local=kind) as (made, cache, address):
             pull = made.cache_manager.pull_blocks
             found[kind] = rate(size, lambda: pull(KEY, cache, every, order), rounds)  # noqa: B023
+            if kind == "gpu":
+                landed = gpu.read(address, size).reshape(len(every), -1)
+                right = landed[order] == pattern(size).reshape(len(every), -1)
+                report.check("lanes", right.all())
+                report.note_path("lanes", made.describe_link(1))
     report.add("lanes, host memory at both ends", found["host"], "GB/s")
     report.add("lanes, GPU memory at both ends", found["gpu"], "GB/s", 0.85 * found["host"])
 
@@ -148,9 +163,12 @@ def host_from_gpu(gpu, report, size, rounds):
     one = rate(size, lambda: copied(data.ctypes.data, on_gpu, size), rounds)
     gpu.free(on_gpu)
     report.add("one copy, GPU to pageable host memory", one, "GB/s")
-    with peers(gpu, "host", size, block, local="host") as (made, cache, _):
+    with peers(gpu, "host", size, block, local="host") as (made, cache, address):
         pull = made.cache_manager.pull_blocks
         found = rate(size, lambda: pull(KEY, cache, every, every), rounds)
+        landed = np.frombuffer(ctypes.string_at(address, size), np.uint64)
+        report.check("host cache pulls", (landed == pattern(size)).all())
+        report.note_path("host cache pulls from a GPU cache", made.describe_link(1))
     report.add("host cache pulls from a GPU cache", found, "GB/s", 0.8 * one)
 
 

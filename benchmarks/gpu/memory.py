@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import platform
+import re
+from pathlib import Path
 
 import numpy as np
 
+import llm_datadist
 from llm_datadist import _native
 
 
@@ -33,10 +37,18 @@ class Gpu:
     def facts(self):
         version, name = ctypes.c_int(), ctypes.create_string_buffer(100)
         self.call("cuDriverGetVersion", ctypes.byref(version))
-        if self.is_stand_in:
-            return {"card": "the stand-in for a driver", "cuda": version.value}
-        self.call("cuDeviceGetName", name, 100, 0)
-        return {"card": name.value.decode(), "cuda": version.value}
+        card = "the stand-in for a driver"
+        if not self.is_stand_in:
+            self.call("cuDeviceGetName", name, 100, 0)
+            card = name.value.decode()
+        return {
+            "card": card,
+            "cuda": f"{version.value // 1000}.{version.value % 1000 // 10}",
+            "driver": _driver_version(),
+            "python": platform.python_version(),
+            "kernel": platform.release(),
+            "llm_datadist": llm_datadist.__version__,
+        }
 
     def allocate(self, size):
         address = ctypes.c_uint64()
@@ -61,6 +73,16 @@ class Gpu:
         data = np.empty(size // 8, np.uint64)
         copied(data.ctypes.data, address, size)
         return data
+
+
+def _driver_version():
+    """Return the version of the kernel's driver; it is told in a sentence with many numbers."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        return "unknown"
+    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", text)
+    return found.group() if found else "unknown"
 
 
 def copied(to, source, size):

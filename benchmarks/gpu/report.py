@@ -12,6 +12,7 @@ class Report:
         self.facts = facts
         self.figures = []
         self.wrong = []
+        self.paths = {}
 
     def add(self, case, value, unit, goal=None):
         """Add a figure. A goal in GB/s is a least value, any other a greatest."""
@@ -24,6 +25,11 @@ class Report:
         figure = {"case": case, "left_out": reason}
         self.figures.append(figure)
         print(row(figure), flush=True)
+
+    def note_path(self, case, link):
+        """Note which way a link moves a GPU's memory, from what describe_link says."""
+        why = link.get("why_device")
+        self.paths[case] = link["backend"]["device"] + (f": {why}" if why else "")
 
     def check(self, case, right):
         if not right:
@@ -42,6 +48,7 @@ class Report:
 
     def write(self, path):
         text = {"facts": self.facts, "figures": self.figures, "wrong_bytes": self.wrong}
+        text["paths"] = self.paths
         path.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
 
 

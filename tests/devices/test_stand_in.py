@@ -51,8 +51,7 @@ def test_the_check_of_a_machine_with_a_gpu_runs_to_its_end(tmp_path):
     """`make gpu-check`: with few bytes, and one test for all."""
     one = str(HERE / "test_gpu_links.py::test_one_block")
     check = str(HERE.parents[1] / "tools" / "gpu_check.py")
-    command = [check, "--quick", "--out", str(tmp_path), "--tests", one]
-    passed, output = run(command, 110)
+    passed, output = run([check, "--quick", "--tests", one], 110, OUT=str(tmp_path))
     assert passed, output
     result = json.loads((tmp_path / "gpu-check.json").read_text())
     assert result["tests"] == {"passed": 1, "failed": [], "skipped": {}, "status": 0}
@@ -60,6 +59,8 @@ def test_the_check_of_a_machine_with_a_gpu_runs_to_its_end(tmp_path):
     assert not [why for why in left_out if why.startswith("failed")], output
     assert len([each for each in result["figures"] if each.get("value")]) >= 10
     assert result["wrong_bytes"] == []
+    assert set(result["paths"].values()) == {"cuda", "tcp"}
+    assert "tests: 1 passed, 0 failed, 0 left out\nfigures: " in output
     assert "| pull one 32 KiB block, p50 |" in (tmp_path / "gpu-check.md").read_text()
 
 

@@ -20,7 +20,8 @@ class OwnerProcess:
     """
 
     def __init__(self, backend="host"):
-        environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+        paths = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "owner_process.py"), backend],
             stdin=subprocess.PIPE,
