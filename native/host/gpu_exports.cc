@@ -83,7 +83,7 @@ std::string GpuExports::publish(std::uint64_t address, std::uint64_t size) {
 }
 
 Range GpuExports::withdraw(std::uint64_t address, std::uint64_t size, bool all) {
-  Range ended{address, address};
+  Range ended{address, address + size};
   for (auto each = known_.begin(); each != known_.end() && each->first < address + size;) {
     auto& [begin, known] = *each;
     if (known.end <= address || (!all && registered(begin, known.end))) {

@@ -24,8 +24,8 @@ class GpuExports {
   std::string add(std::uint64_t address, std::uint64_t size);
   // Undoes one add() of that range.
   void remove(std::uint64_t address, std::uint64_t size);
-  // Publishes again what has memory of a range that was replaced. What cannot be published is gone
-  // for peers.
+  // Publishes again what has memory of a range that was replaced, also what could not be published
+  // before. What cannot be published is gone for peers.
   void renew(std::uint64_t address, std::uint64_t size);
 
  private:
@@ -41,7 +41,7 @@ class GpuExports {
   [[nodiscard]] std::string publish(std::uint64_t address, std::uint64_t size);
   [[nodiscard]] bool registered(std::uint64_t begin, std::uint64_t end) const;
   // Ends rows that share a byte with the range: all, or those of memory that is not registered.
-  // Returns from where to where their memory is.
+  // Returns from where to where their memory is, and the range.
   Range withdraw(std::uint64_t address, std::uint64_t size, bool all);
 
   std::shared_ptr<Node> node_;

@@ -75,6 +75,10 @@ class Owner:
         """Let the stand-in refuse to make or open handles in this process."""
         FakeCuda(STAND_IN).deny_ipc(side)
 
+    def fail(self, text):
+        """Let functions of the stand-in fail in this process; "" ends it."""
+        FakeCuda(STAND_IN).fail(text)
+
     def holds(self, seed, order):
         return bool((self.cache.data == pattern(SHAPE, seed)[:, order]).all())
 

@@ -69,6 +69,18 @@ def test_memory_that_was_replaced_under_a_registered_cache(owner, user, gpu):
     assert (target.data == pattern(SHAPE, 7)).all()
 
 
+def test_a_remap_publishes_what_the_one_before_could_not(owner, user, gpu, stand_in):
+    owner.ask("register", "virtual", 3)
+    owner.ask("fail", "cuMemExportToShareableHandle:*:2")
+    owner.ask("replace", 5)
+    owner.ask("fail", "")
+    owner.ask("replace", 6)
+    target = OnGpu(user, gpu)
+    user.manager.pull_blocks(KEY, target.cache, EVERY, EVERY)
+    assert (target.data == pattern(SHAPE, 6)).all()
+    assert device_facts(user)["mapped_allocations"] == MAPPINGS
+
+
 def test_a_reader_maps_it_for_reading_only(owner, user, gpu, stand_in):
     """No mistake of a reader can write a peer's memory: its driver would refuse."""
     owner.ask("register", "virtual", 3)
