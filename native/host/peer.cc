@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "base/interrupt.h"
 #include "cuda/job.h"
 #include "host/gpu_read.h"
 #include "host/read.h"
@@ -255,6 +256,9 @@ Outcome HostPeer::read_gpu(const Descriptors& work, const ReadChecks& checks) {
       return Outcome::failure(Code::kClosed);
     }
     if (closed()) {
+      return Outcome::failure(Code::kCancelled);
+    }
+    if (Interruptible::due(false) && Interruptible::ask()) {
       return Outcome::failure(Code::kCancelled);
     }
     return checks.more ? checks.more() : Outcome{};

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -222,21 +223,34 @@ def test_finalize_ends_a_wait_for_a_stream(make_side, driver, gpu, stand_in):
     stream.close()
 
 
-def test_a_signal_handler_ends_a_copy(make_side, gpu, stand_in):
-    side = make_side(LONG_MS)
-    copy = Copy(side, gpu, "swap_blocks")
-    stand_in.hang(0, hangs=True)
+def ends_with_a_signal_handler(call, stand_in):
+    """Whether a handler that raises ends a call that waits for a GPU that hangs."""
 
     def raise_it(_number, _frame):
         raise InterruptedError("by the handler")
 
+    stand_in.hang(0, hangs=True)
     old = signal.signal(signal.SIGALRM, raise_it)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(InterruptedError, match="by the handler"):
-            copy()
+            call()
     finally:
         signal.signal(signal.SIGALRM, old)
+    return True
+
+
+def test_a_signal_handler_ends_a_copy(make_side, gpu, stand_in):
+    copy = Copy(make_side(LONG_MS), gpu, "swap_blocks")
+    assert ends_with_a_signal_handler(copy, stand_in)
+
+
+def test_a_signal_handler_ends_a_pull(make, gpu, stand_in):
+    owner, user = make("host", device="cuda", sync_kv_timeout=LONG_MS)
+    OnGpu(owner, gpu, seed=3, key=0)
+    target = OnGpu(user, gpu)
+    pull = partial(user.manager.pull_blocks, owner.blocks_key(), target.cache, EVERY, EVERY)
+    assert ends_with_a_signal_handler(pull, stand_in)
 
 
 @pytest.mark.parametrize("name", NAMES)

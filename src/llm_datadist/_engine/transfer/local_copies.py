@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from llm_datadist._engine.memory.fault_marks import (
     fault_at,
 )
 from llm_datadist._engine.transfer.cache_checks import as_blocks, as_slots, check_apart
+from llm_datadist._engine.transfer.order import FEWER_CALLS, NO_GPU_THREAD
 from llm_datadist._errors import LLMException, LLMStatusCode, fail, finalized, invalid, restate
 from llm_datadist._plan import (
     blocks_array,
@@ -247,6 +249,8 @@ class LocalCopies:
                 "this process on that GPU",
                 "restart the process",
             )
+        if outcome.sys_errno == errno.EUSERS:
+            return fail(LLMStatusCode.LLM_FAILED, operation, NO_GPU_THREAD, FEWER_CALLS)
         reason = f" ({os.strerror(outcome.sys_errno)})" if outcome.sys_errno else ""
         problem = f"the copy failed with {Code(code).name}{reason}"
         return fail(LLMStatusCode.LLM_FAILED, operation, problem, "see the log")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import time
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
 from llm_datadist._backends.outcomes import Code, as_outcome
 from llm_datadist._devices import cuda
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     from llm_datadist._engine.instance import Instance
     from llm_datadist._types.streams import After
 
-__all__ = ["Awaited", "Order"]
+__all__ = ["FEWER_CALLS", "NO_GPU_THREAD", "Awaited", "Order"]
+
+NO_GPU_THREAD: Final = "64 threads wait for GPUs already, or no further one can be started"
+FEWER_CALLS: Final = "make fewer calls at a time, or raise the limit of threads (ulimit -u)"
 
 
 @final
@@ -101,6 +105,8 @@ def _failure(operation: str, outcome: Outcome) -> LLMException:
         )
     if outcome.code == Code.CLOSED:
         return finalized(operation)
+    if outcome.sys_errno == errno.EUSERS:
+        return fail(LLMStatusCode.LLM_FAILED, operation, NO_GPU_THREAD, FEWER_CALLS)
     is_memory = outcome.code == Code.LOCAL_FAULT
     return fail(
         LLMStatusCode.LLM_DEVICE_MEM_ERROR if is_memory else LLMStatusCode.LLM_FAILED,

@@ -1,5 +1,6 @@
 """Copies between caches of one instance, over a real native node."""
 
+import errno
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 
 from llm_datadist import CacheDesc, DataType, LLMException
 from llm_datadist._backends.node import Node
+from llm_datadist._backends.outcomes import Code, Outcome
 from llm_datadist._engine.instance import Lifetime
 from llm_datadist._engine.transfer.local_copies import LocalCopies
-from llm_datadist._errors import LLMStatusCode
+from llm_datadist._errors import FIRST_GENERATION_STATUSES, LLMStatusCode
 from llm_datadist._registry import CacheRegistry
 
 S = LLMStatusCode
@@ -170,3 +172,24 @@ def test_fault_marks_are_of_the_memory_that_fails(owner):
         offset = 0 if dst is bad else UNIT
         assert marked == [(bad, hole + offset), (bad, hole + 0x10000 + offset)]
     assert {fault.cache_id for fault in raised.value.faults} == {bad.cache_id}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "text"),
+    [
+        (Outcome(Code.TIMEOUT), S.LLM_TIMEOUT, "within sync_kv_timeout = 1000 ms"),
+        (Outcome(Code.LOCAL_FAULT, errno.EIO), S.LLM_DEVICE_MEM_ERROR, "restart the process"),
+        (Outcome(Code.SYSTEM, errno.EUSERS), S.LLM_FAILED, "make fewer calls"),
+        (Outcome(Code.SYSTEM, errno.EIO), S.LLM_FAILED, "SYSTEM (Input/output error)"),
+    ],
+)
+def test_how_a_copy_through_a_gpu_may_end(owner, outcome, status, text):
+    error = owner.copies._ended("copy_cache", outcome)
+    assert error.status_code is status
+    assert text in str(error)
+
+
+def test_a_copy_of_the_first_generation_that_is_late(owner):
+    owner.config.statuses = FIRST_GENERATION_STATUSES
+    error = LocalCopies(owner, owner)._ended("copy_cache", Outcome(Code.TIMEOUT))
+    assert error.status_code is S.LLM_WAIT_PROCESS_TIMEOUT

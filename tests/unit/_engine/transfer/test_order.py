@@ -1,7 +1,12 @@
 """`after` where there is no GPU: a clear error, and nothing is moved."""
 
+import errno
+
 import pytest
 
+from llm_datadist._backends.outcomes import Code, Outcome
+from llm_datadist._engine.transfer import order
+from llm_datadist._errors import LLMStatusCode
 from support.instances import Side, failing, finalize
 
 
@@ -29,3 +34,10 @@ def test_after_is_a_stream_or_an_event(side):
         side.manager.swap_blocks(source.cache, target.cache, {0: 1}, after="stream")
     side.manager.swap_blocks(source.cache, target.cache, {0: 1}, after=None)
     assert (target.data[:, 1] == source.data[:, 0]).all()
+
+
+def test_a_wait_without_a_thread_says_what_helps():
+    error = order._failure("pull_blocks", Outcome(Code.SYSTEM, errno.EUSERS))
+    assert error.status_code is LLMStatusCode.LLM_FAILED
+    assert "64 threads wait for GPUs" in str(error)
+    assert "make fewer calls" in str(error)
