@@ -182,10 +182,9 @@ def _plan_units(
         if not isinstance(remote_blocks, tuple):
             remote_blocks = tuple(remote_blocks.tolist())
         pairs: list[tuple[int, int]] = []
-        for index in range(count):
-            local_offset = local_shift + local_blocks[index] * unit_bytes
-            remote_offset = remote_shift + remote_blocks[index] * unit_bytes
-            pairs.append((local_offset, remote_offset))
+        for place, local_block in enumerate(local_blocks):
+            local_offset = local_shift + local_block * unit_bytes
+            pairs.append((local_offset, remote_shift + remote_blocks[place] * unit_bytes))
         if count > 1:
             pairs.sort(key=_few_order(pairs, push=push))
         return _plan_few(local, local_tensors, remote, remote_tensors, pairs, unit_bytes)
@@ -219,6 +218,11 @@ def _plan_few(
 ) -> Plan:
     """Plan pieces of equal length at (local, remote) offsets in every tensor, in plain Python."""
     tensor_shift = remote_tensors.start - local_tensors.start
+    if len(offsets) == len(local_tensors) == 1:
+        local_offset, remote_offset = offsets[0]
+        local_addr = local.starts[local_tensors.start] + local_offset
+        remote_addr = remote.starts[remote_tensors.start] + remote_offset
+        return Plan(_PACKED[1](local_addr, remote_addr, length), length)
     locals_: list[int] = []
     remotes: list[int] = []
     lengths: list[int] = []

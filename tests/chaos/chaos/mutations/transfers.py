@@ -359,8 +359,8 @@ MUTATIONS = (
         "few-descriptors-of-another-tensor",
         "one block of one tensor is that tensor's, on both sides",
         "src/llm_datadist/_plan/descriptors.py",
-        "remote_start = remote.starts[tensor + tensor_shift]",
-        "remote_start = remote.starts[tensor]",
+        "remote_addr = remote.starts[remote_tensors.start] + remote_offset",
+        "remote_addr = remote.starts[local_tensors.start] + remote_offset",
         tests="tests/unit/_plan/test_descriptors.py",
     ),
 )
