@@ -73,7 +73,7 @@ class TransferCalls(Calls):
         num_bytes = check_int("size", size, INT64_MIN, INT64_MAX)
         layers = check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
         trace = None if request_id is None else request_trace(operation, request_id)
-        awaited = self._engine.order.awaited(operation, after)
+        awaited = None if after is None else self._engine.order.awaited(operation, after)
         self._transfers.pull_slot(operation, key, cache, slot, num_bytes, layers, trace, awaited)
 
     def pull_blocks(
@@ -123,7 +123,7 @@ class TransferCalls(Calls):
         check_instance("dst_cache", dst_cache, Cache)
         layers = check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
         trace = None if request_id is None else request_trace(operation, request_id, dst_blocks)
-        awaited = self._engine.order.awaited(operation, after)
+        awaited = None if after is None else self._engine.order.awaited(operation, after)
         self._transfers.pull_blocks(
             operation, key, dst_cache, src_blocks, dst_blocks, layers, trace, after=awaited
         )
@@ -171,7 +171,7 @@ class TransferCalls(Calls):
         check_instance("src_cache", src_cache, Cache)
         layers = check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
         trace = None if request_id is None else request_trace(operation, request_id, dst_blocks)
-        awaited = self._engine.order.awaited(operation, after)
+        awaited = None if after is None else self._engine.order.awaited(operation, after)
         self._transfers.push_blocks(
             operation, key, src_cache, src_blocks, dst_blocks, layers, trace, awaited
         )
@@ -219,7 +219,7 @@ class TransferCalls(Calls):
         num_bytes = check_int("size", size, INT64_MIN, INT64_MAX)
         layers = check_layers(src_layer_range, dst_layer_range, tensor_num_per_layer)
         trace = None if request_id is None else request_trace(operation, request_id)
-        awaited = self._engine.order.awaited(operation, after)
+        awaited = None if after is None else self._engine.order.awaited(operation, after)
         self._transfers.push_slot(
             operation, key, src_cache, slot, num_bytes, layers, trace, awaited
         )

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from llm_datadist._types import BlockList
 
     BlocksArray: TypeAlias = NDArray[np.int64]
-    Blocks: TypeAlias = "tuple[int, ...] | BlocksArray"
 
+Blocks: TypeAlias = "tuple[int, ...] | NDArray[np.int64]"
+"""Checked indices: up to `FEW` as a tuple, more as an array."""
 Layers: TypeAlias = "tuple[range | None, range | None, int]"
 """Source layers, destination layers (None for all), tensors per layer."""
 

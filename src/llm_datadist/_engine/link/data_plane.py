@@ -161,7 +161,7 @@ class DataPlane:
 
     def run(self, transfer: Transfer) -> Outcome:
         """Carry out a transfer over the channel that reaches its memory."""
-        channel = self.channel_for(transfer)
+        channel = self.device_channel if transfer.on_device else self.channel
         return Outcome(Code.NO_PATH) if channel is None else channel.run(transfer)
 
     def gathers(self, remote: U64Array) -> bool:

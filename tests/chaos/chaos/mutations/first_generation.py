@@ -67,8 +67,8 @@ MUTATIONS = (
         "offset-of-the-other-side",
         "src_cache_offset counts in the peer's slot, dst_cache_offset in the local one",
         f"{_SRC}/_engine/transfer/calls.py",
-        "                local_offset_bytes=dst_offset,\n                remote_offset_bytes=src_offset,\n",
-        "                local_offset_bytes=src_offset,\n                remote_offset_bytes=dst_offset,\n",
+        "slot, size, dst_offset, src_offset)",
+        "slot, size, src_offset, dst_offset)",
         tests=f"{_TESTS}/test_keys_and_pulls.py -k offsets",
     ),
     Mutation(
