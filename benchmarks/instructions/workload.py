@@ -29,7 +29,7 @@ from llm_datadist import (
     LLMRole,
     LLMStatusCode,
 )
-from llm_datadist._plan import Layout, blocks_array, plan_blocks
+from llm_datadist._plan import Layout, checked_blocks, plan_blocks
 from llm_datadist._registry import DirectoryReader
 from llm_datadist._registry.records import Added, encode_frame
 
@@ -158,7 +158,7 @@ def plan(num_tensors: int, listed: int) -> Callable[[], None]:
     lists = [chance.sample(range(PLANNED_BLOCKS), listed) for _ in range(2)]
 
     def call() -> None:
-        to, by = (blocks_array("pull_blocks", "blocks", each, PLANNED_BLOCKS) for each in lists)
+        to, by = (checked_blocks("pull_blocks", "blocks", each, PLANNED_BLOCKS) for each in lists)
         plan_blocks(local, to, local.all_tensors, remote, by, remote.all_tensors)
 
     return call
