@@ -41,11 +41,9 @@ HEAD = """# Performance
 * All blocks of a buffer move in one call, in random order on both sides. Every byte is checked
   before it is timed.
 * Rates are medians of up to five rounds, in GB/s (10^9 bytes). Compare figures of one run only.
-* What is in the time of each contender: [bench](reference/command-line.md#bench). Until 2026-11-29
-  NIXL made its descriptors in the time of every transfer; for up to 256 pieces it now prepares them
-  before, as llm-datadist registers its caches before. Measured so on a busy machine of two cores, a
-  pull of one block of 4 KiB takes NIXL 8 us and llm-datadist 15 us on the same host, and 29 us and
-  37 us over TCP (p50, medians of seven rounds of up to 1,000 pulls).
+* What is in the time of each contender: [bench](reference/command-line.md#bench). In the run
+  of 2026-11-29 NIXL made its descriptors in the time of every transfer; in later runs it prepares
+  those of up to 256 pieces before, as llm-datadist registers its caches before.
 """
 
 

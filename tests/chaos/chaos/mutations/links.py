@@ -60,7 +60,7 @@ MUTATIONS = (
         "every-period-costs-a-lane",
         "a peer that does not answer is pinged sparingly, as each ping costs a lane",
         f"{_LINKS}/heartbeat.py",
-        "        part.ping_after[place] = self._timeout / 2\n",
+        "        part.ping_after[place] = _LAST_PINGS * self._timeout\n",
         "",
         tests=f"{_TESTS}/test_heartbeat.py",
     ),
