@@ -57,6 +57,7 @@ class Scale:
 
     def _measure(self, path: str, instance: LLMDataDist) -> None:
         cache = _register(instance, self._local, _BLOCK)
+        _touch(instance, cache, 0)
         shapes = [(threads, 1) for threads in _THREADS] + [(4, _LINKS), (16, _LINKS), (64, _LINKS)]
         rows = {shape: Row(path, _name(*shape), "GB/s") for shape in shapes}
         for _ in range(self.rounds):
@@ -141,6 +142,17 @@ def owners(pipe: Connection, backend: str, count: int) -> None:
             _register(instance, memory, block, key)
     pipe.send([instance.listen_address for instance in instances])
     serve(pipe, memory)
+
+
+def _touch(instance: LLMDataDist, cache: Cache, model_id: int) -> None:
+    """Move every byte once, since a virtual machine may get its memory at the first access."""
+    from llm_datadist import BlocksCacheKey  # noqa: PLC0415
+
+    every = range(cache.cache_desc.shape[0])
+    for _ in range(2):
+        instance.cache_manager.pull_blocks(
+            BlocksCacheKey(_FIRST_OWNER, model_id), cache, every, every
+        )
 
 
 def _register(
