@@ -104,7 +104,12 @@ def _draw_blocks(axes: Axes, path: str, rows: Sequence[Result], limits: Sequence
     axes.set_xlabel("size of a block")
     axes.set_ylabel("GB/s")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, frameon=False)
+    _add_legend(axes)
+
+
+def _add_legend(axes: Axes) -> None:
+    """Name the lines below the panel, where they cover none."""
+    axes.legend(fontsize=7, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.24))
 
 
 def _draw_models(axes: Axes, path: str, rows: Sequence[Result]) -> None:
@@ -128,7 +133,7 @@ def _draw_models(axes: Axes, path: str, rows: Sequence[Result]) -> None:
     axes.set_title(f"{path}, KV cache of a prompt", fontsize=10)
     axes.set_xlabel("GB/s")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize=7, frameon=False)
+    _add_legend(axes)
 
 
 def _case_of(row: Result) -> str:
