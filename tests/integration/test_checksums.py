@@ -19,6 +19,7 @@ from llm_datadist import (
     TransferConfig,
 )
 from llm_datadist._engine.transfer import checksums
+from llm_datadist._plan import Plan
 from llm_datadist.testing import FaultPolicy, FaultRule, inject_faults
 from support.instances import LASTING, Side, failing, finalize, link, linked_sides, pattern
 
@@ -85,7 +86,8 @@ def misread(linked):
         remote = transfer.remote.copy()
         for requested, instead in changed.items():
             remote[transfer.remote == requested] = instead
-        return replace(transfer, remote=remote)
+        plan = Plan.of(transfer.local, remote, transfer.length, transfer.total_bytes)
+        return replace(transfer, plan=plan)
 
     run, read_and_sum = channel.run, channel.read_and_sum
     channel.run = lambda transfer: run(wrong(transfer))

@@ -135,7 +135,7 @@ def info(address):
 def test_of_a_linked_peer(end, caplog):
     """The reason of an unlink, and why a request failed."""
     caplog.set_level(logging.DEBUG)
-    a, b = end(1), end(2)
+    a, b = (end(number, heartbeat_ms=200, peer_timeout_ms=2000) for number in (1, 2))
     assert a.link(b)[0].is_ok
     with pytest.raises(LLMException) as failed:
         b.table.hooks.on_request = refuse

@@ -57,7 +57,8 @@ def test_wheels_are_unpacked_side_by_side(tool, tmp_path):
 @pytest.mark.slow
 def test_what_takes_too_long_is_interrupted_and_may_write_its_report(tool, tmp_path):
     program = (
-        "import time\n"
+        "import signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # it may be ignored outside
         "try: time.sleep(600)\n"
         "except KeyboardInterrupt: open('report', 'w').write('written')\n"
     )
