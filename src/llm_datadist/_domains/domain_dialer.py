@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
 from llm_datadist._domains.dial_rounds import DialRounds, NextRound
 from llm_datadist._domains.rendezvous import Meeting, Outcome
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["DomainDialer"]
 
 logger = logging.getLogger("llm_datadist")
+
+#: An attempt with less time than this may find no answer whatever the peer does.
+_LEAST_SECONDS: Final = 0.1
 
 
 @final
@@ -118,6 +121,7 @@ class DomainDialer:
     def _meet(self, domain: Domain, pair: Pair) -> Outcome:
         """Link a pair, or note why that is not possible now."""
         hello = pair.hello or domain.hello
+        is_cut_short = domain.deadline - time.monotonic() < _LEAST_SECONDS
         known = [link for link in self._links.links() if link.cluster_id == pair.peer_id]
         meeting = Meeting(Outcome.UNREACHED)
         for link in known:
@@ -137,8 +141,9 @@ class DomainDialer:
         with self._book.locked():
             is_wanted = self._book.has(domain) and not domain.failure and pair.link is None
             if is_wanted and meeting.outcome is not Outcome.LINKED:
+                if meeting.outcome is not Outcome.UNREACHED or not (pair.attempts and is_cut_short):
+                    pair.note = meeting.reason
                 pair.attempts += 1
-                pair.note = meeting.reason
                 if meeting.outcome is Outcome.REFUSED:
                     domain.fail(meeting.reason)
         return meeting.outcome

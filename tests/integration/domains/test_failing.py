@@ -135,9 +135,7 @@ def test_another_secret_fails_at_the_time_limit_and_says_why(member):
     low_id, high_id = low.link("x", PAIR, TABLE), high.link("x", PAIR, TABLE)
     assert high.settled(high_id) is FAILED
     assert low.settled(low_id) is FAILED
-    # The last dial of one end may be cut off by the limit before it has an answer.
-    reasons = [low.describe(low_id)["reason"], high.describe(high_id)["reason"]]
-    assert any("secret" in reason for reason in reasons), reasons
+    assert "secret" in high.describe(high_id)["reason"]
 
 
 @pytest.mark.expects_log("domain 'x' .* failed: the rank table has no address for rank 0")

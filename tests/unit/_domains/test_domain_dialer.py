@@ -1,7 +1,10 @@
 """Linking the pairs that a member dials: what is asked of the link table, and what follows."""
 
+import time
+
 import pytest
 
+from llm_datadist._domains import domain_dialer
 from llm_datadist._domains.book import DomainBook
 from llm_datadist._domains.dial_rounds import NextRound
 from llm_datadist._domains.domain_dialer import DomainDialer
@@ -124,6 +127,21 @@ def test_a_peer_that_leaves_before_its_answer_is_recorded_is_asked_again(dialing
     assert domain.status(0.0) is PREPARING
     assert dialing.round() is NextRound.NONE
     assert domain.status(0.0) is OK
+
+
+def test_an_attempt_right_before_the_time_limit_hides_no_earlier_reason(dialing, monkeypatch):
+    """Its own answer may be cut off; the earlier one says what to mend."""
+    domain = dialing.add()
+    pair = domain.pairs[PEER]
+    reasons = ["the peer has another secret", "no answer within 7 ms"]
+    dialing.table.dial_peer = lambda *_, **__: LinkResult(S.LLM_LINK_FAILED, reasons.pop(0))
+    dialing.round()
+    assert "secret" in pair.note
+    monkeypatch.setattr(domain_dialer, "_LEAST_SECONDS", 1000.0)
+    domain.deadline = time.monotonic() + 500.0
+    dialing.round()
+    assert "secret" in pair.note
+    assert (pair.attempts, reasons) == (2, [])
 
 
 @pytest.mark.expects_log("domain 'x' .* failed: LLM_PARAM_INVALID")
