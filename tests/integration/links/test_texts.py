@@ -135,7 +135,7 @@ def info(address):
 def test_of_a_linked_peer(end, caplog):
     """The reason of an unlink, and why a request failed."""
     caplog.set_level(logging.DEBUG)
-    a, b = (end(number, heartbeat_ms=200, peer_timeout_ms=2000) for number in (1, 2))
+    a, b = end(1), end(2)
     assert a.link(b)[0].is_ok
     with pytest.raises(LLMException) as failed:
         b.table.hooks.on_request = refuse
@@ -145,10 +145,12 @@ def test_of_a_linked_peer(end, caplog):
     far = b.table.get(1)
 
     async def say():
-        far.conversation.connection._writer.write(frame(type="unlink", reason=LONG))
+        connection = far.conversation.connection
+        connection._writer.write(connection._tags.tagged(frame(type="unlink", reason=LONG)))
 
     b.table._control.run(say(), "test")
     a.plane.wait(0)
+    assert "CRITICAL" in link.reason  # it is the peer's
     assert link.reason.isprintable()
     with pytest.raises(LLMException) as failed:
         a.table.check(2, 1000)
