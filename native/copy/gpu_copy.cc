@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/interrupt.h"
+#include "copy/gpu_chunks.h"
 #include "cuda/copy.h"
 #include "cuda/job.h"
 
@@ -36,17 +37,8 @@ class GpuCopy final : public cuda::Job {
     }
     const auto& node = entries_.node();
     cuda::StreamCopies copies(*gpu, node == nullptr ? CopyWay::kAuto : node->copy_way());
-    std::uint64_t bytes = 0;
-    for (const Batch& chunk : divide(work(), cuda::kChunkBytes, cuda::kChunkPieces)) {
-      const Outcome begun = begin_chunk(copies, chunk);
-      if (!begun.ok()) {
-        return begun;  // the destructor waits for the chunks in flight
-      }
-      bytes += chunk.bytes;
-    }
-    Outcome outcome = cuda::outcome_of(copies.finish());
-    outcome.moved_bytes = outcome.ok() ? bytes : 0;
-    return outcome;
+    return copy_in_chunks(copies, divide(work(), cuda::kChunkBytes, cuda::kChunkPieces),
+                          [&](const Batch& chunk) { return begin_chunk(copies, chunk); });
   }
 
  private:

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "copy/gpu_chunks.h"
 #include "cuda/pinned.h"
 #include "host/read.h"
 
@@ -190,18 +191,9 @@ Outcome GpuRead::copy_all(cuda::Device& device) {
   }
   cuda::StreamCopies copies(device, peer_->node_->copy_way(),
                             staged_ ? kStagedInFlight : cuda::kMostInFlight);
-  std::uint64_t bytes = 0;
   const std::uint64_t chunk_bytes = staged_ ? cuda::PinnedPool::kBlockBytes : cuda::kChunkBytes;
-  for (const Batch& chunk : divide(work(), chunk_bytes, cuda::kChunkPieces)) {
-    const Outcome begun = begin_chunk(copies, chunk);
-    if (!begun.ok()) {
-      return begun;  // the destructor waits for the chunks in flight
-    }
-    bytes += chunk.bytes;
-  }
-  Outcome outcome = cuda::outcome_of(copies.finish());
-  outcome.moved_bytes = outcome.ok() ? bytes : 0;
-  return outcome;
+  return copy_in_chunks(copies, divide(work(), chunk_bytes, cuda::kChunkPieces),
+                        [&](const Batch& chunk) { return begin_chunk(copies, chunk); });
 }
 
 Outcome GpuRead::begin_chunk(cuda::StreamCopies& copies, const Batch& chunk) {
