@@ -268,26 +268,31 @@ def first_generation():
         yield prompt.kv_cache_manager, decoder.kv_cache_manager
 
 
+def check_waits(manager, calls, caches, stream, gpu, stand_in):
+    """The calls move nothing while the stream is busy, and all of it afterwards."""
+    busy = gpu.allocate(64)
+    stand_in.hang(0, hangs=True)
+    stream.write(busy, pattern((8,), 1))
+    for name, arguments in calls.items():
+        with failing("LLM_WAIT_PROCESS_TIMEOUT", name, "after"):
+            getattr(manager, name)(*arguments, after=stream.handle)
+    assert [values(cache) for cache in caches] == [[0] * 4] * len(caches)
+    stand_in.hang(0, hangs=False)
+    for name, arguments in calls.items():
+        getattr(manager, name)(*arguments, after=stream.handle)
+
+
 def test_calls_of_the_first_generation_wait(first_generation, gpu, stream, stand_in):
     prompt, decoder = first_generation
     source = filled(prompt.allocate_blocks_cache(desc_of(), BlocksCacheKey(1)), 7)
     target, other = (cleared(decoder.allocate_blocks_cache(desc_of())) for _ in range(2))
-    busy = gpu.allocate(64)
     every = list(range(4))
     copies = {
         "pull_blocks": (BlocksCacheKey(1), target, every, every),
         "swap_blocks": (target, other, {0: 1}),
         "copy_blocks": (target, {0: [1]}),
     }
-    stand_in.hang(0, hangs=True)
-    stream.write(busy, pattern((8,), 1))
-    for name, arguments in copies.items():
-        with failing("LLM_WAIT_PROCESS_TIMEOUT", name, "after"):
-            getattr(decoder, name)(*arguments, after=stream.handle)
-    assert values(target) == values(other) == [0] * 4
-    stand_in.hang(0, hangs=False)
-    for name, arguments in copies.items():
-        getattr(decoder, name)(*arguments, after=stream.handle)
+    check_waits(decoder, copies, (target, other), stream, gpu, stand_in)
     assert values(source) == [7, 8, 9, 10]
     assert (values(target), values(other)) == ([7, 7, 9, 10], [0, 7, 0, 0])
 
@@ -296,17 +301,8 @@ def test_slots_of_the_first_generation_wait(first_generation, gpu, stream, stand
     prompt, decoder = first_generation
     filled(prompt.allocate_cache(desc_of(), [key := CacheKey(1, 5)]), 7)
     target, other = (cleared(decoder.allocate_cache(desc_of())) for _ in range(2))
-    busy = gpu.allocate(64)
     copies = {"pull_cache": (key, target, 1), "copy_cache": (other, target, 2, 1)}
-    stand_in.hang(0, hangs=True)
-    stream.write(busy, pattern((8,), 1))
-    for name, arguments in copies.items():
-        with failing("LLM_WAIT_PROCESS_TIMEOUT", name, "after"):
-            getattr(decoder, name)(*arguments, after=stream.handle)
-    assert values(target) == values(other) == [0] * 4
-    stand_in.hang(0, hangs=False)
-    for name, arguments in copies.items():
-        getattr(decoder, name)(*arguments, after=stream.handle)
+    check_waits(decoder, copies, (target, other), stream, gpu, stand_in)
     assert (values(target), values(other)) == ([0, 7, 0, 0], [0, 0, 7, 0])
 
 
