@@ -44,9 +44,10 @@ HEAD = """# Performance
 * What is in the time of each contender: [bench](reference/command-line.md#bench). In the run
   of 2026-11-29 NIXL made its descriptors in the time of every transfer; in later runs it prepares
   those of up to 256 pieces before, as llm-datadist registers its caches before.
-* Since the run of 2026-11-30 a pull of one block takes a third fewer instructions: p50 of 9.7 us on
-  the same host (NIXL 10.9) and 33 us over TCP (NIXL 30; two plain sockets 96), medians of seven
-  rounds of 1,000 pulls on the same machine later that day.
+* Since the run of 2026-11-30 a pull of one block takes 28% fewer instructions. p50 is 9.7 us on the
+  same host (NIXL 10.9) and 33 us over TCP (NIXL 30; two plain sockets, which sleep between their
+  messages, 96): medians of seven rounds of 1,000 pulls on the same machine later that day, which
+  was slower by then.
 """
 
 
